@@ -1,0 +1,209 @@
+"""`OrtProvider`: a bundle's window graph as a logits provider, run by ONNX Runtime on the CPU.
+
+Caches live in numpy arrays that are bound as past *and* present, so that the graph writes a window into them in place
+and nothing is copied from step to step. Windows run at their exact width: padding them to a few fixed widths costs the
+padding's compute, and a width never seen before costs about as much as any other (measured: 2.1 ms exact against 2.5 ms
+padded to 32, for widths of 20 to 32). The number of cache columns to attend to is rounded up to multiples of
+`KV_STEP`, which reads a little more than needed but keeps shapes few.
+
+The arguments of every call are checked here, before the graph sees them: runtimes differ in what they do about a write
+beyond the cache, and some do it silently.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.session import EXECUTION_PROVIDER, open_session
+from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.contracts import Integers
+from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.manifest import WindowGraph
+
+__all__ = ["KV_STEP", "OrtProvider"]
+
+KV_STEP = 32
+"""``kv_length`` is rounded up to a multiple of it."""
+
+
+class OrtProvider:
+    """A `coupled_sampling.contracts.LogitsProvider` over a bundle. Make one with `open`.
+
+    Attributes
+    ----------
+    vocab_size, batch_size, max_length, max_window
+        As in the contract.
+    bundle
+        The bundle it runs.
+    execution_provider
+        What ONNX Runtime runs the graph on.
+
+    Notes
+    -----
+    An interrupted or failed call leaves nothing to repair: it may have written state for its own window only, which the
+    next call writes again. Two providers share nothing. One provider must not be called from two threads at once.
+    """
+
+    def __init__(self, bundle: Bundle, session: Any, batch_size: int) -> None:
+        graph = bundle.manifest.window_graph
+        _check_graph(bundle, session)
+        self.bundle = bundle
+        self.vocab_size = bundle.manifest.vocab_size
+        self.batch_size = batch_size
+        self.max_length = graph.max_length
+        self.max_window = graph.max_window
+        self.execution_provider: str = session.get_providers()[0]
+        self._session = session
+        self._columns = graph.cache_length
+        shape = (batch_size, graph.kv_heads, graph.cache_length, graph.head_size)
+        self._caches = {past: (present, np.zeros(shape, np.float32)) for past, present in _cache_names(graph)}
+        self._tokens = np.zeros(batch_size * self.max_window, np.int64)
+        self._start = np.zeros(batch_size, np.int64)
+        self._kv_length = np.zeros(1, np.int64)
+        self._logits = np.zeros(batch_size * self.max_window * self.vocab_size, np.float32)
+        self._bindings: dict[tuple[int, int], Any] = {}
+
+    @classmethod
+    def open(cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None) -> OrtProvider:
+        """A provider for a bundle.
+
+        Parameters
+        ----------
+        bundle
+            A `Bundle`, or what `coupled_sampling.open_bundle` takes.
+        batch_size
+            Rows to hold state for.
+        threads
+            Threads within an operator; None lets ONNX Runtime choose.
+
+        Raises
+        ------
+        BundleError
+            The bundle cannot be opened, or its graph is not what its manifest promises.
+        InvalidArgument
+            ``batch_size`` or ``threads`` is no positive integer.
+        MissingDependency
+            ``onnxruntime`` is missing or too old.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidArgument(f"batch_size is {batch_size!r}, expected an integer >= 1")
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        return cls(opened, open_session(opened.window_graph, threads), batch_size)
+
+    def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
+
+        Parameters
+        ----------
+        tokens
+            int64 (B, W), B <= ``batch_size``, W <= ``max_window``, all in [0, V).
+        start
+            int64 (B,), ``start[b] + W <= max_length``.
+
+        Returns
+        -------
+        NDArray[np.float32]
+            Logits (B, W, V), -inf for tokens that are never generated. The next call writes over them.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument is out of bounds; nothing was run and no state has changed.
+        ProviderError
+            ONNX Runtime failed.
+        """
+        self._check(tokens, start)
+        rows, width = tokens.shape
+        self._tokens[: rows * width] = tokens.reshape(-1)
+        self._start[:rows] = start
+        needed = int(start.max()) + width
+        self._kv_length[0] = min(-(-needed // KV_STEP) * KV_STEP, self._columns)
+        try:
+            self._session.run_with_iobinding(self._binding(rows, width))
+        except Exception as error:
+            # Its exceptions share no base class but Exception.
+            raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
+        return self._logits[: rows * width * self.vocab_size].reshape(rows, width, self.vocab_size)
+
+    def _binding(self, rows: int, width: int) -> Any:
+        """Buffers bound for a window of this shape; the first ``rows`` rows of a buffer are where they always are."""
+        if (rows, width) not in self._bindings:
+            binding = self._session.io_binding()
+            _bind(binding.bind_input, "input_ids", self._tokens, (rows, width))
+            _bind(binding.bind_input, "start", self._start, (rows,))
+            if self.bundle.manifest.window_graph.has_kv_length:
+                _bind(binding.bind_input, "kv_length", self._kv_length, (1,))
+            _bind(binding.bind_output, "logits", self._logits, (rows, width, self.vocab_size))
+            for past, (present, cache) in self._caches.items():
+                _bind(binding.bind_input, past, cache, (rows, *cache.shape[1:]))
+                _bind(binding.bind_output, present, cache, (rows, *cache.shape[1:]))
+            self._bindings[rows, width] = binding
+        return self._bindings[rows, width]
+
+    def _check(self, tokens: Integers, start: Integers) -> None:
+        for name, array, axes in (("tokens", tokens, 2), ("start", start, 1)):
+            if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.ndim != axes:
+                found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise InvalidArgument(f"{name} is {found}, expected a numpy int64 array with {axes} axes")
+        rows, width = tokens.shape
+        if not 1 <= rows <= self.batch_size or start.shape != (rows,):
+            raise InvalidArgument(
+                f"tokens has {rows} rows and start {len(start)}, expected equal numbers from 1 to batch_size, "
+                f"{self.batch_size}; open the model with a larger batch_size for more"
+            )
+        if not 1 <= width <= self.max_window:
+            raise InvalidArgument(f"tokens has {width} slots, expected 1 to max_window, {self.max_window}")
+        last = self.max_length - width
+        if start.min() < 0 or start.max() > last:
+            row = int(((start < 0) | (start > last)).argmax())
+            raise InvalidArgument(
+                f"row {row} starts at {start[row]}, expected 0 to {last}: the model holds "
+                f"{self.max_length} positions and the window has {width} slots"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            row, slot = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))[0]
+            raise InvalidArgument(
+                f"row {row}, slot {slot} is token {tokens[row, slot]}, expected tokens in [0, {self.vocab_size})"
+            )
+
+
+def _bind(bind: Any, name: str, buffer: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Bind the beginning of ``buffer`` as a tensor of ``shape``."""
+    bind(name, "cpu", 0, buffer.dtype.type, shape, buffer.ctypes.data)
+
+
+def _cache_names(graph: WindowGraph) -> list[tuple[str, str]]:
+    """(past, present) names of all caches."""
+    parts = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
+    return [(f"past_key_values.{part}", f"present.{part}") for part in parts]
+
+
+def _check_graph(bundle: Bundle, session: Any) -> None:
+    """Refuse a graph whose inputs and outputs are not what the manifest promises."""
+    graph, vocab_size = bundle.manifest.window_graph, bundle.manifest.vocab_size
+    if graph.dtype != "float32":
+        raise BundleError(f"window_graph.dtype is {graph.dtype!r}, expected 'float32' on {EXECUTION_PROVIDER}")
+    cache = ("tensor(float)", (None, graph.kv_heads, graph.cache_length, graph.head_size))
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        "input_ids": ("tensor(int64)", (None, None)),
+        "start": ("tensor(int64)", (None,)),
+        "logits": ("tensor(float)", (None, None, vocab_size)),
+    }
+    if graph.has_kv_length:
+        expected["kv_length"] = ("tensor(int64)", (1,))
+    for past, present in _cache_names(graph):
+        expected |= {past: cache, present: cache}
+    found = {
+        value.name: (value.type, tuple(size if isinstance(size, int) else None for size in value.shape))
+        for value in (*session.get_inputs(), *session.get_outputs())
+    }
+    for name in sorted(set(expected) | set(found)):
+        if expected.get(name) != found.get(name):
+            raise BundleError(
+                f"{bundle.window_graph}: input or output {name!r} is {found.get(name, 'missing')}, the manifest "
+                f"promises {expected.get(name, 'none of that name')}; export the bundle again"
+            )

@@ -1,0 +1,82 @@
+"""Opening ONNX Runtime sessions: the one place where ``onnxruntime`` is imported."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
+
+__all__ = ["EXECUTION_PROVIDER", "open_session", "require_onnxruntime"]
+
+EXECUTION_PROVIDER = "CPUExecutionProvider"
+OLDEST = (1, 28)
+INSTALL = "pip install 'coupled-sampling[cpu]'"
+
+
+def require_onnxruntime() -> Any:
+    """The module ``onnxruntime``.
+
+    Raises
+    ------
+    MissingDependency
+        It is not installed, or older than 1.28: TensorScatter is missing or wrong before.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency(
+            f"running models needs the package onnxruntime, which is not installed: {INSTALL}"
+        ) from error
+    version = str(onnxruntime.__version__)
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MissingDependency(
+            f"onnxruntime is {version}, expected {oldest} or more, older ones write caches wrongly: {INSTALL} --upgrade"
+        )
+    return onnxruntime
+
+
+def open_session(graph: Path, threads: int | None = None) -> Any:
+    """An ``onnxruntime.InferenceSession`` of ``graph`` on the CPU.
+
+    Parameters
+    ----------
+    graph
+        Path of an ONNX file.
+    threads
+        Threads within an operator; None lets ONNX Runtime choose, which is one per physical core.
+
+    Raises
+    ------
+    BundleError
+        ONNX Runtime cannot load the file.
+    InvalidArgument
+        ``threads`` is not a number of threads.
+    MissingDependency
+        ``onnxruntime`` is missing or too old.
+    ProviderError
+        ONNX Runtime chose another execution provider.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InvalidArgument(f"threads is {threads!r}, expected an integer >= 1, or None to let ONNX Runtime choose")
+    onnxruntime = require_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
+    options.enable_mem_pattern = False
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=[EXECUTION_PROVIDER])
+    except Exception as error:
+        # Its exceptions share no base class but Exception.
+        raise BundleError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}; export the bundle again"
+        ) from error
+    used = session.get_providers()
+    if used[0] != EXECUTION_PROVIDER:
+        raise ProviderError(
+            f"ONNX Runtime runs {graph} on {used[0]}, expected {EXECUTION_PROVIDER}; install the package onnxruntime "
+            "and no other flavour of it"
+        )
+    return session

@@ -1,0 +1,54 @@
+"""Lossless parallel decoding of autoregressive models, in any array library.
+
+A model is a `LogitsProvider`: one method from a window of tokens to logits. `generate` decodes it by one of the
+methods of `coupled_sampling.methods`, several tokens per forward pass, and the tokens keep exactly the law of
+ordinary autoregressive sampling. Contents, each module opening with its idea:
+
+- `contracts`, `methods`, `errors`: the words everything is written in;
+- `couplings`, `acceptance`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
+- `drafting`, `guidance`: where first guesses come from; classifier-free guidance;
+- `step`, `decoding`, `generation`, `trace`: the loop;
+- `testing`: how to prove that a decoder is lossless;
+- `backends`, `export`: models run by ONNX Runtime; graphs written without PyTorch. Neither is imported from here.
+"""
+
+from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, Outcome, Sampling, Window
+from coupled_sampling.decoding import Commit, Decoder, Request
+from coupled_sampling.drafting import DraftModel
+from coupled_sampling.errors import CoupledSamplingError
+from coupled_sampling.generation import Generation, generate, stream
+from coupled_sampling.guidance import GuidedProvider
+from coupled_sampling.methods import METHODS, Method
+from coupled_sampling.noise import CounterNoise, Noise
+from coupled_sampling.step import HostStep
+from coupled_sampling.trace import Trace, summarise
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Bundle",
+    "Commit",
+    "CounterNoise",
+    "CoupledSamplingError",
+    "CoupledStep",
+    "Decoder",
+    "DraftModel",
+    "Generation",
+    "GuidedProvider",
+    "HostStep",
+    "LogitsProvider",
+    "Method",
+    "Noise",
+    "Outcome",
+    "Request",
+    "Sampling",
+    "Trace",
+    "Window",
+    "__version__",
+    "generate",
+    "open_bundle",
+    "stream",
+    "summarise",
+]

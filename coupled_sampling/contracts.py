@@ -1,0 +1,231 @@
+"""The two contracts everything is written against: `LogitsProvider` and `CoupledStep`.
+
+A **logits provider** is any autoregressive model that can score a window of tokens: a table, a numpy function, an ONNX
+session, a GPU engine. One method is the whole contract. There is no method to roll back, because *the last write wins*:
+state for a position is replaced whenever that position is forwarded again, so undoing is starting lower. There is no
+method for prompts, because a prompt is a run of known tokens.
+
+A **coupled step** is one forward pass plus acceptance and redrafting. The decoding loop talks to nothing else.
+`coupled_sampling.step.HostStep` makes one from any provider; a backend may do the whole step where the logits are.
+
+Words are those of the project: a *window* is the consecutive positions forwarded in one step, known (committed) tokens
+first, then drafts; a *slot* is an index into it. Slot j's context is the slots before it and the state below ``start``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import Method
+
+__all__ = [
+    "Array",
+    "CoupledStep",
+    "Integers",
+    "LogitsProvider",
+    "Outcome",
+    "Processor",
+    "PromptObserver",
+    "RowInfo",
+    "Sampling",
+    "Window",
+    "max_window",
+]
+
+Array: TypeAlias = Any
+"""An array of any library that follows the Python array API standard (numpy, torch, CuPy, JAX, ...)."""
+
+Integers: TypeAlias = NDArray[np.int64]
+"""A numpy int64 array."""
+
+Processor: TypeAlias = Callable[[Array, Integers, Integers], Array]
+"""``processor(logits (n, V), tokens (L,), positions (n,)) -> logits (n, V)``, one row at a time.
+
+``tokens`` are the row's tokens from position 0 on, drafts included; ``logits[j]`` are for ``positions[j]``, whose context is
+``tokens[:positions[j]]``. Looking further right breaks losslessness. The result must be a new array.
+"""
+
+
+@runtime_checkable
+class LogitsProvider(Protocol):
+    """An autoregressive model with state, reduced to one method.
+
+    Attributes
+    ----------
+    vocab_size
+        V: tokens are ints in [0, V).
+    batch_size
+        Rows it holds state for.
+    max_length
+        Positions it can hold per row.
+
+    Notes
+    -----
+    An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
+    row works on (see `PromptObserver`) may offer ``begin``.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def forward(self, tokens: Integers, start: Integers) -> Array:
+        """Score a window.
+
+        Parameters
+        ----------
+        tokens
+            int64 (B, W): row b's token j sits at position ``start[b] + j``. B may be smaller than ``batch_size``: it
+            is then the first B rows. W is at most ``max_window`` and ``start[b] + W <= max_length``.
+        start
+            int64 (B,). State is held for all positions below ``start[b]``; state for the window is written, replacing
+            what was there.
+
+        Returns
+        -------
+        Array
+            Floating logits (B, W, V): ``[b, j]`` are for position ``start[b] + j + 1``. Rows do not influence each
+            other. The array may be reused by the next call.
+        """
+        ...
+
+
+@runtime_checkable
+class PromptObserver(Protocol):
+    """What a provider offers when it must be told which prompt a row works on (guidance does)."""
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        """Row ``row`` starts a new sequence with ``prompt`` int64 (L,)."""
+        ...
+
+
+def max_window(provider: LogitsProvider) -> int:
+    """Most slots ``provider`` takes in one call."""
+    return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How logits become the target law. Applied in this order, each on the outcome of the one before:
+
+    processors, temperature, top-k, top-p, min-p, softmax. (Guidance is a provider, so it comes first.)
+
+    Parameters
+    ----------
+    temperature
+        Logits are divided by it; 0 is greedy: all mass on the first largest logit. Finite, >= 0.
+    top_k
+        Keep the k largest logits and whatever ties with the k-th; None keeps all.
+    top_p
+        Keep the smallest set of most probable tokens whose mass reaches it, and ties with the last; in (0, 1], 1
+        keeps all.
+    min_p
+        Keep tokens with at least this fraction of the largest probability; in [0, 1], 0 keeps all.
+    processors
+        Functions from logits to logits, see `Processor`.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    processors: tuple[Processor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < float("inf")):
+            raise InvalidArgument(f"temperature is {self.temperature}, expected a finite number >= 0 (0 is greedy)")
+        if self.top_k is not None and (isinstance(self.top_k, bool) or int(self.top_k) != self.top_k or self.top_k < 1):
+            raise InvalidArgument(f"top_k is {self.top_k}, expected an integer >= 1, or None to keep all tokens")
+        if not (0 < self.top_p <= 1):
+            raise InvalidArgument(f"top_p is {self.top_p}, expected a number in (0, 1]; 1 keeps all tokens")
+        if not (0 <= self.min_p <= 1):
+            raise InvalidArgument(f"min_p is {self.min_p}, expected a number in [0, 1]; 0 keeps all tokens")
+
+
+@dataclass(frozen=True)
+class RowInfo:
+    """What stays the same for a sequence while it occupies a row: whose noise it uses, and its sampling settings."""
+
+    seed: int
+    sequence: int
+    sampling: Sampling
+
+
+class Window(NamedTuple):
+    """One step's input. All arrays are numpy, B rows; W is the widest row's number of slots.
+
+    A row's slots are, from the left: ``known`` committed tokens, ``recycled`` drafts (this step's own redrafts of the
+    round before, so it has their laws), ``fresh`` drafts (first guesses), then padding. An idle row has none of them.
+    """
+
+    tokens: Integers
+    """(B, W)."""
+    start: Integers
+    """(B,) position of slot 0."""
+    known: Integers
+    """(B,)."""
+    recycled: Integers
+    """(B,)."""
+    fresh: Integers
+    """(B,)."""
+    draws: NDArray[np.bool_]
+    """(B,) whether the row commits anything: false while its prompt goes on beyond the window, and for idle rows."""
+    round: Integers
+    """(B,) the sequence's own step counter."""
+    rows: Sequence[RowInfo | None]
+    """B entries, None for an idle row."""
+    contexts: Sequence[Integers]
+    """B arrays: the row's tokens from position 0 to the end of its window, for processors."""
+    fresh_laws: Sequence[Array | None]
+    """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
+
+
+class Outcome(NamedTuple):
+    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``."""
+
+    tokens: Integers
+    """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles)."""
+    committed: Integers
+    """(B,) new committed tokens: accepted drafts and one more; 0 where the row draws nothing."""
+
+
+class CoupledStep(Protocol):
+    """One forward pass over a window, then acceptance and redrafting.
+
+    It owns what must survive between two steps of a row and need not reach the host: the provider's cache and the
+    laws of the drafts it redrew.
+    """
+
+    @property
+    def method(self) -> Method: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def max_window(self) -> int: ...
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        """Row ``row`` starts a new sequence: forget the one before."""
+        ...
+
+    def step(self, window: Window) -> Outcome:
+        """Forward ``window``, accept a leading run of its drafts and redraft the rest."""
+        ...

@@ -1,0 +1,380 @@
+"""The decoding loop: rows, windows, commit, stop. One loop for all methods and all models.
+
+A row holds a sequence: its committed tokens, then drafts; and how many of its positions the model has cached. A step
+
+1. takes the tokens after the cached prefix, known ones first, then recycled drafts, then fresh drafts, up to the
+   window;
+2. has a `CoupledStep` forward and decide them;
+3. commits what was decided, keeps the redrafts, and moves the cached prefix to the last committed token that was
+   forwarded.
+
+Rows are independent in everything. A row that has fewer tokens left than the widest row forwards a few of its cached
+tokens again (a window may start lower at any time), so that nothing is ever padded past the end of the model's
+memory.
+
+Nothing here knows mathematics or draws randomness: laws belong to the step, fresh drafts to the drafting rule.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from coupled_sampling.contracts import (
+    Array,
+    CoupledStep,
+    Integers,
+    LogitsProvider,
+    Outcome,
+    PromptObserver,
+    RowInfo,
+    Sampling,
+    Window,
+)
+from coupled_sampling.drafting import DraftContext, Drafting, find_drafting
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import Method
+from coupled_sampling.noise import CounterNoise, Noise
+from coupled_sampling.step import HostStep
+from coupled_sampling.trace import Trace
+
+__all__ = ["Commit", "Decoder", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate.
+
+    Parameters
+    ----------
+    prompt
+        Tokens to continue, at least one.
+    length
+        Tokens to generate, the prompt not counted; >= 1.
+    seed, sequence
+        Key of the sequence's noise, both in [0, 2**64): the same key, prompt and settings give the same tokens in any
+        batch and any order. Give sequences that share a seed different ``sequence`` numbers.
+    stop
+        Tokens that end the sequence; the stop token itself is committed.
+    sampling
+        How logits become the target law.
+    """
+
+    prompt: Sequence[int]
+    length: int
+    seed: int = 0
+    sequence: int = 0
+    stop: Sequence[int] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "sequence"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
+                raise InvalidArgument(f"{name} is {value!r}, expected an integer in [0, 2**64)")
+        if isinstance(self.length, bool) or not isinstance(self.length, (int, np.integer)) or self.length < 1:
+            raise InvalidArgument(f"length is {self.length!r}, expected a number of tokens to generate, >= 1")
+
+
+class Commit(NamedTuple):
+    """Newly committed tokens of one sequence."""
+
+    handle: int
+    """What `Decoder.add` returned; in `coupled_sampling.stream`, the index of the prompt."""
+    position: int
+    """Position of the first of ``tokens``, the prompt included."""
+    tokens: Integers
+    """(n,) never empty."""
+    finished: bool
+    """Whether the sequence has ended, by length or by a stop token."""
+    trace: Trace
+    """The sequence's trace so far; it grows while the sequence goes on."""
+
+
+@dataclass
+class _Row:
+    """A sequence and the batch row it occupies."""
+
+    handle: int
+    request: Request
+    tokens: Integers
+    """(prompt + length,) committed tokens, then ``drafted`` drafts, then nothing yet."""
+    prompt_length: int
+    committed: int
+    info: RowInfo
+    cached: int = 0
+    drafted: int = 0
+    round: int = 0
+    trace: Trace = field(default_factory=Trace)
+    began: float = 0.0
+
+    def reach(self, window: int, drafts: bool) -> int:
+        """End of the positions worth forwarding now: the last position's own logits are never needed."""
+        known = min(self.committed, self.cached + window)
+        return min(self.cached + window, len(self.tokens) - 1) if drafts else known
+
+    def finished(self) -> bool:
+        """Whether everything asked for is committed."""
+        return self.committed == len(self.tokens)
+
+
+class Decoder:
+    """Continuous batching: requests come and go while it steps.
+
+    Parameters
+    ----------
+    model
+        A `LogitsProvider`, or a `CoupledStep` (then ``method`` and ``noise`` are its own).
+    method
+        Name from `coupled_sampling.methods.METHODS`.
+    window
+        Most slots forwarded per row and step, >= 1; prompts longer than it are forwarded in chunks of it. The method
+        ``ar`` uses it for prompts only.
+    drafting
+        Rule for fresh drafts, see `coupled_sampling.drafting`.
+    noise
+        Where draws come from; default `CounterNoise`.
+    """
+
+    def __init__(
+        self,
+        model: LogitsProvider | CoupledStep,
+        *,
+        method: str | Method = "scd-gumbel",
+        window: int = 32,
+        drafting: str | Drafting = "random",
+        noise: Noise | None = None,
+    ) -> None:
+        self._noise: Noise = CounterNoise() if noise is None else noise
+        self._step = _as_step(model, method, self._noise)
+        if isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1:
+            raise InvalidArgument(f"window is {window!r}, expected an integer >= 1")
+        if window > self._step.max_window:
+            raise InvalidArgument(
+                f"window is {window}, the model takes at most {self._step.max_window} slots at once; ask for fewer"
+            )
+        self.window = int(window)
+        self._drafting = find_drafting(drafting)
+        self._rows: list[_Row | None] = [None] * self._step.batch_size
+        self._waiting: deque[_Row] = deque()
+        self._next_handle = 0
+
+    @property
+    def method(self) -> Method:
+        """The decoding method."""
+        return self._step.method
+
+    @property
+    def active(self) -> int:
+        """Sequences that occupy a row."""
+        return sum(row is not None for row in self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a row."""
+        return len(self._waiting)
+
+    def add(self, request: Request) -> int:
+        """Queue ``request``; it starts at the next step for which a row is free.
+
+        Returns
+        -------
+        int
+            A handle: it names the sequence in commits and in `remove`.
+
+        Raises
+        ------
+        InvalidArgument
+            The prompt is empty, has tokens outside the vocabulary, or does not fit the model with what is to come.
+        """
+        prompt = _checked_prompt(request, self._step.vocab_size)
+        last_input = len(prompt) + request.length - 1
+        limits = {"model": self._step.max_length, "draft model": getattr(self._drafting, "max_length", last_input)}
+        for name, limit in limits.items():
+            if last_input > limit:
+                raise InvalidArgument(
+                    f"a prompt of {len(prompt)} tokens and length {request.length} need {last_input} cached positions, the "
+                    f"{name} holds {limit}; shorten the prompt or ask for at most {limit + 1 - len(prompt)} tokens"
+                )
+        tokens = np.zeros(len(prompt) + request.length, np.int64)
+        tokens[: len(prompt)] = prompt
+        info = RowInfo(int(request.seed), int(request.sequence), request.sampling)
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._waiting.append(_Row(handle, request, tokens, len(prompt), len(prompt), info))
+        return handle
+
+    def remove(self, handle: int) -> Integers:
+        """Drop a sequence that is waiting or under way; returns its generated tokens so far.
+
+        Raises
+        ------
+        InvalidArgument
+            No such sequence is waiting or under way.
+        """
+        for queued in self._waiting:
+            if queued.handle == handle:
+                self._waiting.remove(queued)
+                return queued.tokens[:0].copy()
+        for b, row in enumerate(self._rows):
+            if row is not None and row.handle == handle:
+                self._release(b)
+                return row.tokens[row.prompt_length : row.committed].copy()
+        raise InvalidArgument(f"handle {handle} is neither waiting nor under way; it may have finished")
+
+    def trace(self, handle: int) -> Trace:
+        """The trace so far of a sequence that is under way.
+
+        Raises
+        ------
+        InvalidArgument
+            It is not.
+        """
+        for row in self._rows:
+            if row is not None and row.handle == handle:
+                return row.trace
+        raise InvalidArgument(f"handle {handle} is not under way")
+
+    def step(self) -> list[Commit]:
+        """One forward pass over all active rows; empty when there is nothing to do.
+
+        A finished sequence frees its row before this returns. If the model raises, no row has changed, so the step
+        can be tried again.
+        """
+        self._admit()
+        if not self.active:
+            return []
+        began = time.perf_counter()
+        window = self._window()
+        outcome = self._step.step(window)
+        done = []
+        for b, row in enumerate(self._rows):
+            if row is None:
+                continue
+            commit = _apply(row, b, window, outcome, self.method.recycles)
+            row.began = row.began or began
+            row.trace.seconds = time.perf_counter() - row.began
+            if commit is not None:
+                done.append(commit)
+                if commit.finished:
+                    self._release(b)
+        return done
+
+    def _admit(self) -> None:
+        """Give free rows to waiting sequences, lowest row first."""
+        for b, row in enumerate(self._rows):
+            if row is None and self._waiting:
+                new = self._waiting.popleft()
+                self._step.begin(b, new.tokens[: new.prompt_length])
+                if isinstance(self._drafting, PromptObserver):
+                    self._drafting.begin(b, new.tokens[: new.prompt_length])
+                self._rows[b] = new
+
+    def _release(self, b: int) -> None:
+        row, self._rows[b] = self._rows[b], None
+        if row is not None:
+            self._noise.forget(row.info.seed, row.info.sequence)
+
+    def _window(self) -> Window:
+        """The next window of every row up to the last active one."""
+        rows = self._rows[: 1 + max(b for b, row in enumerate(self._rows) if row is not None)]
+        count, drafts = len(rows), self.method.drafts
+        width = max(row.reach(self.window, drafts) - row.cached for row in rows if row is not None)
+        start, end, round_ = (np.zeros(count, np.int64) for _ in range(3))
+        known, drafted = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for b, row in enumerate(rows):
+            if row is not None:
+                end[b] = row.reach(self.window, drafts)
+                start[b], round_[b] = max(0, end[b] - width), row.round
+                known[b] = min(end[b], row.committed)
+                drafted[b] = min(end[b], row.committed + row.drafted)
+        laws = self._propose(rows, end - drafted)
+        tokens, contexts = np.zeros((count, width), np.int64), []
+        for b, row in enumerate(rows):
+            contexts.append(np.zeros(0, np.int64) if row is None else row.tokens[: end[b]])
+            tokens[b, : end[b] - start[b]] = contexts[b][start[b] :]
+        committed = np.array([-1 if row is None else row.committed for row in rows])
+        return Window(
+            tokens=tokens,
+            start=start,
+            known=known - start,
+            recycled=drafted - known,
+            fresh=end - drafted,
+            draws=known == committed,
+            round=round_,
+            rows=[None if row is None else row.info for row in rows],
+            contexts=contexts,
+            fresh_laws=laws,
+        )
+
+    def _propose(self, rows: Sequence[_Row | None], fresh: Integers) -> list[Array | None]:
+        """Write ``fresh[b]`` fresh drafts behind row b's recycled ones; returns the laws they carry."""
+        laws: list[Array | None] = [None] * len(rows)
+        asking = [(b, row) for b, row in enumerate(rows) if row is not None and fresh[b]]
+        if not asking:
+            return laws
+        contexts = [
+            DraftContext(
+                b, row.tokens[: row.committed + row.drafted], row.prompt_length, int(fresh[b]), row.info, row.round
+            )
+            for b, row in asking
+        ]
+        shared = self.method.acceptance == "match"
+        proposals = self._drafting.propose(contexts, self._noise, vocab_size=self._step.vocab_size, shared=shared)
+        for (b, row), context, proposal in zip(asking, contexts, proposals, strict=True):
+            first = len(context.tokens)
+            row.tokens[first : first + context.wanted] = proposal.tokens
+            laws[b] = proposal.law
+        return laws
+
+
+def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise) -> CoupledStep:
+    """``model`` if it is a coupled step, else a `HostStep` over it."""
+    if hasattr(model, "step") and hasattr(model, "method"):
+        return model  # type: ignore[return-value]
+    if not isinstance(model, LogitsProvider):
+        raise InvalidArgument(
+            f"model is a {type(model).__name__}, expected a LogitsProvider: an object with vocab_size, batch_size, max_length and "
+            "forward(tokens, start)"
+        )
+    return HostStep(model, method, noise)
+
+
+def _checked_prompt(request: Request, vocab_size: int) -> Integers:
+    """The prompt as int64, refused if it is empty or leaves the vocabulary."""
+    prompt = np.asarray(request.prompt)
+    if prompt.ndim != 1 or not prompt.size:
+        raise InvalidArgument(f"prompt has shape {prompt.shape}, expected at least one token in a flat sequence")
+    if not np.issubdtype(prompt.dtype, np.integer):
+        raise InvalidArgument(f"prompt has type {prompt.dtype}, expected integer tokens")
+    outside = (prompt < 0) | (prompt >= vocab_size)
+    if outside.any():
+        where = int(np.flatnonzero(outside)[0])
+        raise InvalidArgument(f"prompt token {where} is {prompt[where]}, expected tokens in [0, {vocab_size})")
+    return prompt.astype(np.int64)
+
+
+def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) -> Commit | None:
+    """Commit what was decided for ``row`` and keep its redrafts."""
+    start, known = int(window.start[b]), int(window.known[b])
+    row.round += 1
+    row.cached = start + known
+    if not window.draws[b]:
+        row.trace.committed_per_step.append(0)
+        return None
+    end = start + known + int(window.recycled[b] + window.fresh[b])
+    first, committed = row.committed, int(outcome.committed[b])
+    row.tokens[first : end + 1] = outcome.tokens[b, known - 1 : end - start]
+    row.committed += committed
+    row.drafted = end + 1 - row.committed if recycles else 0
+    row.cached = row.committed - 1
+    stops = np.flatnonzero(np.isin(row.tokens[first : row.committed], np.asarray(row.request.stop, np.int64)))
+    if stops.size:
+        row.committed = first + int(stops[0]) + 1
+    row.trace.committed_per_step.append(row.committed - first)
+    tokens = row.tokens[first : row.committed].copy()
+    return Commit(row.handle, first, tokens, bool(stops.size) or row.finished(), row.trace)

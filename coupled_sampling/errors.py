@@ -1,0 +1,54 @@
+"""Every error this library raises on purpose.
+
+::
+
+    CoupledSamplingError
+    ├── InvalidArgument (ValueError)      an argument cannot work; nothing was started
+    ├── ProviderError                     a logits provider broke its contract
+    │   └── InvalidLogits                 NaN, +inf or nothing but -inf: names the row and the position
+    ├── BundleError                       a model folder is missing, truncated, damaged or not ours
+    ├── MissingDependency (ImportError)   an optional package is needed: names the extra to install
+    └── OutputError (OSError)             a result could not be written; nothing half-written is left
+
+A message names what was wrong, what was received, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BundleError",
+    "CoupledSamplingError",
+    "InvalidArgument",
+    "InvalidLogits",
+    "MissingDependency",
+    "OutputError",
+    "ProviderError",
+]
+
+
+class CoupledSamplingError(Exception):
+    """Base of all errors of this library."""
+
+
+class InvalidArgument(CoupledSamplingError, ValueError):  # noqa: N818 - reads as what it is
+    """An argument cannot work."""
+
+
+class ProviderError(CoupledSamplingError):
+    """A logits provider returned something its contract does not allow."""
+
+
+class InvalidLogits(ProviderError):  # noqa: N818
+    """Logits from which no law can be made."""
+
+
+class BundleError(CoupledSamplingError):
+    """A model bundle is missing, truncated, damaged, too new or not a bundle."""
+
+
+class MissingDependency(CoupledSamplingError, ImportError):  # noqa: N818
+    """An optional dependency is not installed."""
+
+
+class OutputError(CoupledSamplingError, OSError):
+    """A result could not be written."""

@@ -1,0 +1,167 @@
+"""From logits to the target law: the one place where a law is warped.
+
+Order, each on the outcome of the one before: processors, temperature, top-k, top-p, min-p, softmax. It is the order of
+Hugging Face transformers' samplers, with ties kept: a law must not depend on how a sort breaks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.arrays import at_least_float32, from_host, largest, namespace, point_masses, to_host
+from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
+from coupled_sampling.errors import InvalidArgument, InvalidLogits
+
+__all__ = ["target_law", "target_laws"]
+
+
+def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array:
+    """Smallest weight (..., 1) in the smallest set of largest ``weights`` (..., V) that holds ``top_p`` of the mass."""
+    xp = namespace(weights)
+    candidates = weights if top_k is None else largest(weights, top_k)
+    ordered = xp.flip(xp.sort(candidates, axis=-1), axis=-1)
+    mass = xp.cumulative_sum(xp.astype(ordered, xp.float64), axis=-1)
+    wanted = top_p * xp.sum(xp.astype(weights, xp.float64), axis=-1, keepdims=True)
+    slack = 8 * float(xp.finfo(weights.dtype).eps)
+    short = xp.sum(xp.astype(mass < wanted * (1 - slack), xp.int64), axis=-1, keepdims=True)
+    last = ordered.shape[-1] - 1
+    return xp.take_along_axis(ordered, xp.where(short < last, short, last), axis=-1)
+
+
+def _warp(weights: Array, logits: Array, sampling: Sampling) -> Array:
+    """Zero the weights (..., V) that top-k, top-p and min-p exclude; ``weights`` is exp(logits/T - max)."""
+    vocab_size = weights.shape[-1]
+    top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k < vocab_size else None
+    xp = namespace(weights)
+    if top_k is not None:
+        threshold = xp.min(largest(logits, top_k), axis=-1, keepdims=True)
+        weights = weights * xp.astype(logits >= threshold, weights.dtype)
+    if sampling.top_p < 1:
+        weights = weights * xp.astype(weights >= _nucleus_threshold(weights, top_k, sampling.top_p), weights.dtype)
+    if sampling.min_p > 0:
+        weights = weights * xp.astype(weights >= sampling.min_p, weights.dtype)  # the largest weight is exactly 1
+    return weights
+
+
+def target_law(logits: Array, sampling: Sampling) -> Array:
+    """Laws (..., V) of the next token given its ``logits`` (..., V); processors are not applied here.
+
+    Parameters
+    ----------
+    logits
+        (..., V) floating; -inf forbids a token. Half precision is widened to float32.
+    sampling
+        Temperature, top-k, top-p, min-p.
+
+    Returns
+    -------
+    Array
+        A new array, float32 or float64. Where a row of logits is not usable (NaN, +inf, all -inf) the outcome is not
+        meaningful: `target_laws` refuses such rows by name.
+    """
+    xp = namespace(logits)
+    logits = at_least_float32(logits)
+    if sampling.temperature == 0:
+        return point_masses(xp.argmax(logits, axis=-1), logits.shape[-1], logits)
+    highest = xp.max(logits, axis=-1, keepdims=True)
+    highest = xp.where(xp.isfinite(highest), highest, xp.zeros_like(highest))
+    weights = logits - highest
+    if sampling.temperature != 1:
+        weights /= sampling.temperature
+    weights = _warp(xp.exp(weights), logits, sampling)
+    weights /= xp.sum(weights, axis=-1, keepdims=True)
+    return weights
+
+
+def _refuse_unusable(logits: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
+    """Raise for the first wanted row of ``logits`` (B, n, V) from which no law can be made.
+
+    One reduction sees all three faults: a maximum of NaN, +inf or -inf.
+    """
+    xp = namespace(logits)
+    highest = to_host(xp.astype(xp.max(logits, axis=-1), xp.float32))
+    bad = wanted & ~np.isfinite(highest)
+    if not bad.any():
+        return
+    row, slot = (int(i) for i in np.argwhere(bad)[0])
+    found = "NaN" if np.isnan(highest[row, slot]) else "+inf" if highest[row, slot] > 0 else "nothing but -inf"
+    raise InvalidLogits(
+        f"logits of row {row} for position {positions[row, slot]} hold {found}; expected finite numbers, with -inf only for "
+        "forbidden tokens. Check the model's numerics (half-precision overflow?) or the processors"
+    )
+
+
+def _processed(logits: Array, info: RowInfo, tokens: Integers, positions: Integers, wanted: NDArray[np.bool_]) -> Array:
+    """One row's ``logits`` (n, V) after its processors, which see only the wanted slots."""
+    xp = namespace(logits)
+    slots = np.flatnonzero(wanted)
+    if not slots.size or not info.sampling.processors:
+        return logits
+    first, end = int(slots[0]), int(slots[-1]) + 1
+    middle = logits[first:end, ...]
+    for processor in info.sampling.processors:
+        changed = processor(middle, tokens, positions[first:end])
+        if tuple(changed.shape) != tuple(middle.shape):
+            raise InvalidArgument(
+                f"processor {processor!r} returned shape {tuple(changed.shape)}, expected {tuple(middle.shape)}: "
+                "(slots, vocabulary), as it was given"
+            )
+        middle = changed
+    return xp.concat([logits[:first, ...], middle, logits[end:, ...]], axis=0)
+
+
+def target_laws(
+    logits: Array,
+    rows: Sequence[RowInfo | None],
+    contexts: Sequence[Integers],
+    positions: Integers,
+    wanted: NDArray[np.bool_],
+) -> Array:
+    """Laws of a batch whose rows have settings of their own.
+
+    Parameters
+    ----------
+    logits
+        (B, n, V) floating.
+    rows, contexts
+        B entries each: settings (None for an idle row) and tokens from position 0 on.
+    positions
+        int64 (B, n): the position each slot predicts.
+    wanted
+        bool (B, n): slots whose law will be used; the others hold anything.
+
+    Returns
+    -------
+    Array
+        (B, n, V), float32 or float64.
+
+    Raises
+    ------
+    InvalidLogits
+        A wanted slot has NaN, +inf or nothing but -inf, before or after its processors.
+    """
+    xp = namespace(logits)
+    if any(info is not None and info.sampling.processors for info in rows):
+        logits = at_least_float32(logits)
+        processed = [
+            logits[b, ...] if info is None else _processed(logits[b, ...], info, contexts[b], positions[b], wanted[b])
+            for b, info in enumerate(rows)
+        ]
+        logits = xp.stack(processed, axis=0)
+    _refuse_unusable(logits, positions, wanted)
+    groups: dict[Sampling, list[int]] = {}
+    for b, info in enumerate(rows):
+        if info is not None:
+            groups.setdefault(info.sampling, []).append(b)
+    if len(groups) <= 1:
+        return target_law(logits, next(iter(groups), Sampling()))
+    laws: dict[int, Array] = {}
+    for sampling, members in groups.items():
+        index = from_host(np.array(members), logits)
+        together = target_law(xp.take(logits, index, axis=0), sampling)
+        laws.update({b: together[i, ...] for i, b in enumerate(members)})
+    blank = xp.zeros_like(next(iter(laws.values())))
+    return xp.stack([laws.get(b, blank) for b in range(len(rows))], axis=0)

@@ -1,0 +1,88 @@
+"""Small models whose every law is known: for proofs and tests of decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.contracts import Integers
+from coupled_sampling.errors import InvalidArgument
+
+__all__ = ["TableProvider", "random_table"]
+
+
+class TableProvider:
+    """A `coupled_sampling.LogitsProvider` from a function of the whole context.
+
+    It keeps state as a real model does: the tokens it was shown, by position, the last write winning. So a decoder
+    that rolls back wrongly gets wrong laws from it.
+
+    Parameters
+    ----------
+    next_law
+        Law float64 (V,) of the next token given all tokens before it; zeros allowed.
+    vocab_size, batch_size, max_length
+        As in the contract.
+    """
+
+    def __init__(
+        self,
+        next_law: Callable[[tuple[int, ...]], NDArray[np.float64]],
+        vocab_size: int,
+        batch_size: int = 1,
+        max_length: int = 64,
+    ) -> None:
+        self.next_law = next_law
+        self.vocab_size = vocab_size
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.calls = 0
+        self._held = np.full((batch_size, max_length), -1, np.int64)
+
+    def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float64]:
+        """Log-laws float64 (B, W, V)."""
+        rows, width = tokens.shape
+        if rows > self.batch_size or start.min() < 0 or int(start.max()) + width > self.max_length:
+            raise InvalidArgument(
+                f"window of shape {tokens.shape} from {start.tolist()} leaves {self.batch_size} rows of {self.max_length}"
+            )
+        self.calls += 1
+        laws = np.empty((rows, width, self.vocab_size))
+        for b in range(rows):
+            first = int(start[b])
+            self._held[b, first : first + width] = tokens[b]
+            for j in range(width):
+                laws[b, j] = self.next_law(tuple(self._held[b, : first + j + 1].tolist()))
+        with np.errstate(divide="ignore"):
+            return np.log(laws)
+
+
+def random_table(
+    seed: int, vocab_size: int, *, zeros: float = 0.0, concentration: float = 1.0
+) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
+    """A random law for every context: a pure function of ``seed`` and the context.
+
+    Parameters
+    ----------
+    seed, vocab_size
+        Which table.
+    zeros
+        Chance that a token is forbidden in a context; at least one token never is.
+    concentration
+        Dirichlet parameter: small is peaked, large is flat.
+    """
+    cache: dict[tuple[int, ...], NDArray[np.float64]] = {}
+
+    def next_law(context: tuple[int, ...]) -> NDArray[np.float64]:
+        if context not in cache:
+            generator = np.random.default_rng([seed, *(token + 1 for token in context)])
+            weights = generator.gamma(concentration, size=vocab_size) + 1e-6
+            forbidden = generator.random(vocab_size) < zeros
+            forbidden[generator.integers(vocab_size)] = False
+            weights[forbidden] = 0
+            cache[context] = weights / weights.sum()
+        return cache[context]
+
+    return next_law

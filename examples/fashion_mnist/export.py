@@ -1,0 +1,181 @@
+"""Turn a checkpoint of train.py into a bundle that runs without PyTorch.
+
+    python examples/fashion_mnist/export.py --checkpoint build/fashion/checkpoint.pt
+
+PyTorch reads the checkpoint and is the judge: the graph's logits, run by ONNX Runtime through windows of all kinds,
+must equal the trained model's. Only then does the bundle (--out) take the place of the one before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import CLASSES, GRID, PATCH, TOKENS
+from model import Model, Shape
+
+from coupled_sampling.backends import OrtProvider
+from coupled_sampling.bundle import (
+    Defaults,
+    FileRecord,
+    GeneratedTokens,
+    Grid,
+    Manifest,
+    PixelGraph,
+    Prompt,
+    file_record,
+    open_bundle,
+    write_manifest,
+)
+from coupled_sampling.export import GptDescription, pixel_graph, save_graph, window_graph
+
+WINDOW_GRAPH, PIXEL_GRAPH = "window.onnx", "pixels.onnx"
+TOLERANCE = 1e-4
+TITLES = {"t-shirt": "T-shirt or top", "ankle-boot": "Ankle boot"}
+ALIASES = {
+    "t-shirt": ("tshirt", "tee", "top", "t-shirt/top"),
+    "trouser": ("trousers", "pants"),
+    "pullover": ("sweater", "jumper"),
+    "dress": (),
+    "coat": ("jacket",),
+    "sandal": ("sandals",),
+    "shirt": ("blouse",),
+    "sneaker": ("shoe", "shoes", "sneakers", "trainer"),
+    "bag": ("handbag", "purse"),
+    "ankle-boot": ("ankle boot", "ankleboot", "boot", "boots"),
+}
+
+
+def description(shape: Shape, epsilon: float) -> GptDescription:
+    return GptDescription(
+        vocab_size=shape.vocabulary,
+        generated=shape.codes,
+        positions=shape.positions,
+        width=shape.width,
+        layers=shape.layers,
+        heads=shape.heads,
+        mlp_width=4 * shape.width,
+        norm_epsilon=epsilon,
+    )
+
+
+def manifest(shape: Shape, gpt: GptDescription, files: dict[str, FileRecord], figures: dict) -> Manifest:
+    side = GRID * PATCH
+    return Manifest(
+        name="fashion",
+        description="Pictures of clothes, 28 by 28 grey pixels, one class token then 196 codebook tokens; a small GPT.",
+        files=files,
+        window_graph=gpt.manifest(WINDOW_GRAPH),
+        pixel_graph=PixelGraph(PIXEL_GRAPH, side, side, 1),
+        vocab_size=shape.vocabulary,
+        generated_tokens=GeneratedTokens(0, shape.codes),
+        length=TOKENS,
+        grid=Grid(GRID, GRID),
+        prompts={
+            name: Prompt((shape.codes + k,), ALIASES[name], TITLES.get(name, name.capitalize()))
+            for k, name in enumerate(CLASSES)
+        },
+        unconditional_prompt=(shape.null,),
+        defaults=Defaults("scd-gumbel", 32, f"copy:{GRID}", temperature=1.0, guidance=1.0),
+        licence="Apache-2.0",
+        provenance={
+            "data": {
+                "name": "Fashion-MNIST",
+                "licence": "MIT",
+                "source": "https://github.com/zalandoresearch/fashion-mnist",
+                "paper": "arXiv 1708.07747",
+                "obtained_as": "Debian package dataset-fashion-mnist",
+            },
+            "training": {"script": "examples/fashion_mnist/train.py", **figures},
+        },
+    )
+
+
+def worst_difference(model: Model, folder: Path, seed: int = 0) -> float:
+    """Largest difference of logits between graph and model over windows of all kinds.
+
+    Two ragged rows. Every window is forwarded with wrong tokens in its second half, then again with the true ones, and
+    the next window starts inside it: state must be replaced, never kept.
+    """
+    random = np.random.default_rng(seed)
+    shape = model.shape
+    provider = OrtProvider.open(folder, batch_size=2)
+    tokens = random.integers(0, shape.codes, (2, shape.positions))
+    tokens[:, 0] = [shape.codes, shape.null]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens)).numpy()
+    worst = 0.0
+    for width in (1, 5, 32, 64, shape.positions):
+        start, end = np.zeros(2, np.int64), shape.positions - width
+        while True:
+            slots = start[:, None] + np.arange(width)
+            window = np.take_along_axis(tokens, slots, 1)
+            half_wrong = window.copy()
+            half_wrong[:, width // 2 :] = random.integers(0, shape.codes, (2, width - width // 2))
+            provider.forward(half_wrong, start)
+            logits = provider.forward(window, start)
+            if not np.isneginf(logits[..., shape.codes :]).all():
+                raise SystemExit("the graph can generate class tokens: their logits must be -inf; nothing was written")
+            target = np.take_along_axis(expected, slots[..., None], 1)
+            worst = max(worst, float(np.abs(logits[..., : shape.codes] - target).max()))
+            if (start == end).all():
+                break
+            start = np.minimum(start + np.maximum(1, width - random.integers(0, width // 2 + 1, 2)), end)
+    return worst
+
+
+def export(checkpoint: Path, folder: Path) -> Manifest:
+    """Write the bundle of ``checkpoint`` into the empty ``folder``."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    shape = Shape(**state["shape"])
+    model = Model(shape).eval()
+    model.load_state_dict(state["model"])
+    gpt = description(shape, model.norm.eps)
+    save_graph(window_graph(gpt, {k: v.numpy() for k, v in model.state_dict().items()}), folder / WINDOW_GRAPH)
+    save_graph(pixel_graph(state["codebook"].reshape(-1, PATCH, PATCH, 1), GRID, GRID), folder / PIXEL_GRAPH)
+    files = {name: file_record(folder / name) for name in (WINDOW_GRAPH, PIXEL_GRAPH)}
+    written = manifest(shape, gpt, files, state["figures"])
+    write_manifest(folder, written)
+    worst = worst_difference(model, folder)
+    print(f"largest logit difference between graph and PyTorch: {worst:.1e} (allowed {TOLERANCE:.0e})")
+    if worst > TOLERANCE:
+        raise SystemExit("the graph is not the model; nothing was written")
+    return written
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``old``, which is set aside first: a folder cannot be renamed onto another."""
+    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/fashion/checkpoint.pt"))
+    parser.add_argument("--out", type=Path, default=Path("coupled_sampling/models/fashion"))
+    arguments = parser.parse_args()
+    if not arguments.checkpoint.exists():
+        raise SystemExit(f"{arguments.checkpoint} does not exist: run train.py first, or pass --checkpoint FILE")
+    if arguments.out.exists() and not (arguments.out / "manifest.json").exists():
+        raise SystemExit(f"{arguments.out} exists and is not a bundle; it is left alone: choose another --out")
+    partial = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        written = export(arguments.checkpoint, partial)
+        replace_folder(partial, arguments.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    opened = open_bundle(arguments.out)
+    size = sum(record.bytes for record in written.files.values())
+    print(f"wrote {opened.folder}: {size / 1e6:.1f} MB, {written.provenance['training']}")
+
+
+if __name__ == "__main__":
+    main()
