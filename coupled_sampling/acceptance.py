@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from coupled_sampling.arrays import first_true, namespace, pick
+from coupled_sampling.arrays import first_true, namespace, pick, positive_difference
 from coupled_sampling.contracts import Array
 from coupled_sampling.draws import categorical, race
 from coupled_sampling.errors import InvalidArgument
@@ -54,15 +54,14 @@ def acceptance_probability(draft: Array, draft_law: Array, target_law: Array) ->
     return xp.where(target > 0, ratio, 0.0)
 
 
-def residual(target_law: Array, draft_law: Array) -> Array:
+def residual(target_law: Array, draft_law: Array, *, consume: bool = False) -> Array:
     """max(target - draft_law, 0): weights (..., V) of the corrected token, not normalised.
 
     Where nothing is left (the target exceeds the draft law nowhere, which only rounding can bring about for a draft
     that was refused) the target law itself is returned. A draft law of zeros leaves the target law.
     """
     xp = namespace(target_law)
-    difference = target_law - draft_law
-    left = xp.maximum(difference, xp.zeros((), dtype=difference.dtype, device=difference.device))
+    left = positive_difference(target_law, draft_law, consume=consume)
     empty = ~(xp.sum(left, axis=-1) > 0)
     if not bool(xp.any(empty)):
         return left

@@ -6,6 +6,7 @@ is imported here but numpy: the others are recognised by the arrays a user passe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
@@ -15,8 +16,13 @@ from numpy.typing import NDArray
 from coupled_sampling.contracts import Array
 
 __all__ = [
+    "argmax_of_product",
+    "array_device",
     "as_like",
     "at_least_float32",
+    "concat_rows",
+    "drop_below",
+    "exp_in_place",
     "first_true",
     "from_host",
     "is_floating",
@@ -24,6 +30,7 @@ __all__ = [
     "namespace",
     "pick",
     "point_masses",
+    "positive_difference",
     "to_host",
 ]
 
@@ -31,6 +38,11 @@ __all__ = [
 def namespace(array: Array) -> Any:
     """The array API namespace of ``array``."""
     return array_api_compat.array_namespace(array)
+
+
+def array_device(array: Array) -> Any:
+    """The device ``array`` is on."""
+    return array_api_compat.device(array)
 
 
 def from_host(values: NDArray[Any], like: Array, dtype: Any = None) -> Array:
@@ -97,7 +109,75 @@ def largest(array: Array, count: int) -> Array:
     The standard has no selection yet, so numpy's and torch's own are used where it is one of them.
     """
     if isinstance(array, np.ndarray):
-        return np.partition(array, array.shape[-1] - count, axis=-1)[..., array.shape[-1] - count :]
+        return _largest_of_numpy(array, count)
     if array_api_compat.is_torch_array(array):
         return array.topk(count, dim=-1, sorted=False).values
     return namespace(array).sort(array, axis=-1)[..., array.shape[-1] - count :]
+
+
+def _largest_of_numpy(array: NDArray[Any], count: int) -> NDArray[Any]:
+    """`largest` for numpy: long rows are thinned out first.
+
+    The count-th largest of the maxima of disjoint blocks is a lower bound of the count-th largest entry, since there are
+    ``count`` entries, the maxima themselves, that reach it. Few other entries do.
+    """
+    size = array.shape[-1]
+    block = size // (2 * count)
+    if block < 8:
+        return np.partition(array, size - count, axis=-1)[..., size - count :]
+    blocks = size // block
+    found = np.empty((*array.shape[:-1], count), array.dtype)
+    for row in np.ndindex(array.shape[:-1]):
+        values = array[row]
+        maxima = values[: blocks * block].reshape(blocks, block).max(axis=-1)
+        bound = np.partition(maxima, blocks - count)[blocks - count]
+        candidates = values[values >= bound]
+        found[row] = np.partition(candidates, len(candidates) - count)[len(candidates) - count :]
+    return found
+
+
+def drop_below(weights: Array, values: Array, threshold: Array) -> Array:
+    """``weights`` (..., V), the caller's own, with zeros where ``values`` (..., V) are below ``threshold`` (..., 1)."""
+    if isinstance(weights, np.ndarray):
+        return np.multiply(weights, values >= threshold, out=weights)
+    return weights * namespace(weights).astype(values >= threshold, weights.dtype)
+
+
+def exp_in_place(array: Array) -> Array:
+    """exp of ``array``, which is the caller's own and not used again: numpy reuses its memory.
+
+    A fresh array of a megabyte costs as much in page faults as the exponentials do.
+    """
+    if isinstance(array, np.ndarray):
+        return np.exp(array, out=array)
+    return namespace(array).exp(array)
+
+
+def positive_difference(first: Array, second: Array, *, consume: bool = False) -> Array:
+    """max(first - second, 0). With ``consume``, ``second`` is not used again and numpy reuses its memory."""
+    if isinstance(first, np.ndarray):
+        left = np.subtract(first, second, out=second if consume else None)
+        return np.maximum(left, 0, out=left)
+    xp = namespace(first)
+    difference = first - second
+    return xp.maximum(difference, xp.zeros((), dtype=difference.dtype, device=array_api_compat.device(difference)))
+
+
+def argmax_of_product(first: Array, second: Array) -> Array:
+    """argmax(first * second) along the last axis. Numpy goes row by row for long rows, so that products stay in cache."""
+    if not isinstance(first, np.ndarray) or first.shape[-1] < 2048:
+        return namespace(first).argmax(first * second, axis=-1)
+    second = np.broadcast_to(second, first.shape)
+    best = np.empty(first.shape[:-1], np.int64)
+    product = np.empty(first.shape[-1], np.result_type(first, second))
+    for row in np.ndindex(best.shape):
+        best[row] = np.multiply(first[row], second[row], out=product).argmax()
+    return best
+
+
+def concat_rows(pieces: Sequence[Array], memory: Array | None) -> Array:
+    """Concatenate ``pieces`` (k, V) along the first axis, into the rows of ``memory`` if that is a fitting numpy array."""
+    rows = sum(int(piece.shape[0]) for piece in pieces)
+    if isinstance(memory, np.ndarray) and memory.shape[0] >= rows and memory.dtype == pieces[0].dtype:
+        return np.concatenate(pieces, axis=0, out=memory[:rows])
+    return namespace(pieces[0]).concat(list(pieces), axis=0)

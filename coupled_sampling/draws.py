@@ -10,7 +10,7 @@ Both are exact at the edge: a token of zero weight is never returned, whatever t
 
 from __future__ import annotations
 
-from coupled_sampling.arrays import first_true, namespace, pick
+from coupled_sampling.arrays import argmax_of_product, first_true, namespace, pick
 from coupled_sampling.contracts import Array
 
 __all__ = ["categorical", "gumbel_max", "race"]
@@ -84,7 +84,7 @@ def race(law: Array, weights: Array) -> Array:
     Array
         int64 (...) tokens.
     """
-    return namespace(law).argmax(law * weights, axis=-1)
+    return argmax_of_product(law, weights)
 
 
 def gumbel_max(law: Array, gumbel: Array) -> Array:

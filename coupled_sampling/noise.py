@@ -33,7 +33,7 @@ import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import from_host, namespace
+from coupled_sampling.arrays import array_device, from_host, namespace
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.draws import categorical, race
 
@@ -125,36 +125,60 @@ def gumbel(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[
 
 
 class _Races:
-    """The race weights of one sequence's positions, kept while they are asked for."""
+    """The race weights of one sequence's recent positions, as consecutive rows of one buffer.
+
+    A window moves to the right, so rows are added at the end; when the buffer is full, those still asked for move to its front.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[int, tuple[int, Array]] = {}
+        self._buffer = np.empty((0, 0))
+        self._first = 0
+        self._count = 0
 
-    def take(self, seed: int, sequence: int, round_: int, positions: Integers, law: Array) -> list[Array]:
-        """Weights (V,) for each of ``positions``, in the library and type of ``law``."""
-        vocab_size = law.shape[-1]
-        taken = []
-        for position in positions.tolist():
-            kept = self._rows.get(position)
-            if kept is not None and kept[1].dtype == law.dtype and kept[1].shape[0] == vocab_size:
-                weights = kept[1]
-            else:
-                weights = from_host(race_weights(seed, sequence, position, vocab_size), law, law.dtype)
-            self._rows[position] = (round_, weights)
-            taken.append(weights)
-        for position in [p for p, (used, _) in self._rows.items() if used < round_ - 1]:
-            del self._rows[position]
-        return taken
+    def take(self, seed: int, sequence: int, first: int, end: int, like: NDArray[Any]) -> NDArray[Any]:
+        """Weights (end - first, V) in the type of ``like`` (..., V); valid until the next call."""
+        vocab_size = like.shape[-1]
+        fits = self._buffer.shape[1] == vocab_size and self._buffer.dtype == like.dtype
+        if not fits or not self._first <= first <= self._first + self._count:
+            self._first, self._count = first, 0
+        if not fits or end - self._first > len(self._buffer):
+            kept = self._buffer[first - self._first : self._count] if fits else self._buffer[:0]
+            roomy = fits and 2 * (end - first) <= len(self._buffer)
+            buffer = self._buffer if roomy else np.empty((2 * (end - first), vocab_size), like.dtype)
+            if len(kept):
+                buffer[: len(kept)] = kept
+            self._buffer, self._first, self._count = buffer, first, len(kept)
+        for position in range(self._first + self._count, end):
+            self._buffer[self._count] = race_weights(seed, sequence, position, vocab_size)
+            self._count += 1
+        return self._buffer[first - self._first : end - self._first]
+
+
+class _DeviceRaces:
+    """The same for arrays of other libraries, row by row, so that only new rows travel to the device."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Array] = {}
+
+    def take(self, seed: int, sequence: int, first: int, end: int, like: Array) -> Array:
+        """Weights (end - first, V) in the library and type of ``like`` (..., V)."""
+        vocab_size = like.shape[-1]
+        fitting = {p: row for p, row in self._rows.items() if row.dtype == like.dtype and row.shape[0] == vocab_size}
+        for position in range(first, end):
+            if position not in fitting:
+                fitting[position] = from_host(race_weights(seed, sequence, position, vocab_size), like, like.dtype)
+        self._rows = {p: row for p, row in fitting.items() if first <= p < end + (end - first)}
+        return namespace(like).stack([fitting[p] for p in range(first, end)], axis=0)
 
 
 class CounterNoise:
     """Noise for production: each draw is a pure function of (seed, sequence, position, round, purpose).
 
-    It holds no state but a cache of the Gumbel noise of positions asked for in the last two rounds.
+    It holds no state but a cache: the Gumbel noise of positions asked for lately, until the sequence is forgotten.
     """
 
     def __init__(self) -> None:
-        self._races: dict[tuple[int, int], _Races] = {}
+        self._races: dict[tuple[int, int], _Races | _DeviceRaces] = {}
         self._uniforms: dict[tuple[int, int], tuple[tuple[int, int, int], NDArray[np.float64]]] = {}
 
     def _uniform(self, sites: Sites, purpose: Purpose) -> NDArray[np.float64]:
@@ -184,24 +208,29 @@ class CounterNoise:
     def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
         """See `Noise.shared`: argmax(law * exp(g)) with the position's Gumbel noise g."""
         xp = namespace(law)
-        blank: Any = None
+        rows, count, vocab_size = law.shape
         stacked = []
-        for b, valid in enumerate(sites.valid):
-            slots = np.flatnonzero(valid)
+        for b in range(rows):
+            slots = np.flatnonzero(sites.valid[b])
             first, end = (int(slots[0]), int(slots[-1]) + 1) if slots.size else (0, 0)
-            if slots.size < valid.size and blank is None:
-                blank = xp.ones_like(law[0, 0, ...])
-            owner = (int(sites.seed[b]), int(sites.sequence[b]))
-            own = (
-                self._races.setdefault(owner, _Races()).take(
-                    *owner, int(sites.round[b]), sites.position[b, first:end], law
-                )
-                if slots.size
-                else []
-            )
-            stacked.append(xp.stack([blank] * first + own + [blank] * (valid.size - end), axis=0))
-        weights = stacked[0][None, ...] if len(stacked) == 1 else xp.stack(stacked, axis=0)
-        return race(law, weights)
+            pieces = []
+            if first:
+                pieces.append(xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law)))
+            if slots.size:
+                position = int(sites.position[b, first])
+                pieces.append(self._weights(sites, b, position, position + end - first, law))
+            if end < count:
+                pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
+            stacked.append(pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0))
+        return race(law, stacked[0][None, ...] if rows == 1 else xp.stack(stacked, axis=0))
+
+    def _weights(self, sites: Sites, row: int, first: int, end: int, like: Array) -> Array:
+        owner = (int(sites.seed[row]), int(sites.sequence[row]))
+        kind = _Races if isinstance(like, np.ndarray) else _DeviceRaces
+        held = self._races.get(owner)
+        if not isinstance(held, kind):
+            held = self._races[owner] = kind()
+        return held.take(*owner, first, end, like)
 
     def forget(self, seed: int, sequence: int) -> None:
         """Drop the sequence's cached noise."""

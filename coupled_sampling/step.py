@@ -17,14 +17,14 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling import arrays
 from coupled_sampling.acceptance import acceptance_probability, residual
-from coupled_sampling.arrays import as_like, first_true, from_host, namespace, point_masses, to_host
+from coupled_sampling.arrays import as_like, concat_rows, first_true, from_host, namespace, point_masses, to_host
 from coupled_sampling.contracts import (
     Array,
     Integers,
@@ -89,6 +89,7 @@ class HostStep:
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws: dict[int, tuple[int, Array]] = {}
+        self._memory: NDArray[Any] | None = None  # where numpy draft laws are put together, kept between steps
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
@@ -185,7 +186,7 @@ class HostStep:
         """Maximal coupling at every site: the draft where it is kept, else a draw from the residual."""
         xp = namespace(target)
         wanted = from_host(slots.sites.valid, target) & ~kept
-        drawn = self.noise.categorical(residual(target, law), slots.sites, Purpose.RESIDUAL, where=wanted)
+        drawn = self.noise.categorical(residual(target, law, consume=True), slots.sites, Purpose.RESIDUAL, where=wanted)
         return xp.where(kept, draft, drawn)
 
     def _redraft(self, target: Array, law: Array, draft: Array, last: Array, slots: Slots) -> Array:
@@ -215,6 +216,10 @@ class HostStep:
         """Draft laws (B, n, V): recycled, fresh, and zeros where there is no draft."""
         xp = namespace(target)
         rows, count, vocab_size = target.shape
+        if rows > 1 or not isinstance(target, np.ndarray):
+            self._memory = None
+        elif self._memory is None or len(self._memory) < count or self._memory.dtype != target.dtype:
+            self._memory = np.empty((count, vocab_size), target.dtype)
         stacked = []
         for b in range(rows):
             recycled, fresh = int(window.recycled[b]), int(window.fresh[b])
@@ -233,7 +238,7 @@ class HostStep:
                 )
             trail = count - lead - recycled - fresh
             pieces.append(xp.zeros((trail, vocab_size), dtype=target.dtype, device=target.device))
-            stacked.append(xp.concat(pieces, axis=0))
+            stacked.append(concat_rows(pieces, self._memory))
         return stacked[0][None, ...] if rows == 1 else xp.stack(stacked, axis=0)
 
     def _recall(self, row: int, position: int, count: int) -> Array:

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import at_least_float32, from_host, largest, namespace, point_masses, to_host
+from coupled_sampling.arrays import (
+    at_least_float32,
+    drop_below,
+    exp_in_place,
+    from_host,
+    largest,
+    namespace,
+    point_masses,
+    to_host,
+)
 from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 
@@ -37,12 +46,12 @@ def _warp(weights: Array, logits: Array, sampling: Sampling) -> Array:
     top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k < vocab_size else None
     xp = namespace(weights)
     if top_k is not None:
-        threshold = xp.min(largest(logits, top_k), axis=-1, keepdims=True)
-        weights = weights * xp.astype(logits >= threshold, weights.dtype)
+        weights = drop_below(weights, logits, xp.min(largest(logits, top_k), axis=-1, keepdims=True))
     if sampling.top_p < 1:
-        weights = weights * xp.astype(weights >= _nucleus_threshold(weights, top_k, sampling.top_p), weights.dtype)
+        weights = drop_below(weights, weights, _nucleus_threshold(weights, top_k, sampling.top_p))
     if sampling.min_p > 0:
-        weights = weights * xp.astype(weights >= sampling.min_p, weights.dtype)  # the largest weight is exactly 1
+        least = xp.full_like(weights[..., :1], sampling.min_p)  # the largest weight is exactly 1
+        weights = drop_below(weights, weights, least)
     return weights
 
 
@@ -71,7 +80,7 @@ def target_law(logits: Array, sampling: Sampling) -> Array:
     weights = logits - highest
     if sampling.temperature != 1:
         weights /= sampling.temperature
-    weights = _warp(xp.exp(weights), logits, sampling)
+    weights = _warp(exp_in_place(weights), logits, sampling)
     weights /= xp.sum(weights, axis=-1, keepdims=True)
     return weights
 

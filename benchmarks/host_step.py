@@ -1,0 +1,124 @@
+"""Cost of one HostStep without the forward pass, against a float32 softmax over the same array in the same run.
+
+    python benchmarks/host_step.py [--json]
+
+A decoder runs over a model whose logits are made beforehand, so that what is timed is the step alone: laws, acceptance, redraft
+and noise. Ratios are medians over steps; softmax is timed between the steps. Peak memory is counted by tracemalloc, in units of
+one law array (1, W, V) float32, the provider's own logits not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+import tracemalloc
+
+import numpy as np
+
+from coupled_sampling import Decoder, HostStep, Request, Sampling
+from coupled_sampling.contracts import Integers, Outcome, Window
+
+SIZES = ((8192, 32, None), (8192, 32, 100), (65536, 64, None))
+METHODS = ("sjd", "scd-maximal", "scd-gumbel", "scd-match")
+
+
+class Prepared:
+    """Peaked random logits that change a little from pass to pass, as a model's do when its context changes."""
+
+    def __init__(self, vocab_size: int, window: int, passes: int = 4) -> None:
+        generator = np.random.default_rng(0)
+        self.vocab_size, self.batch_size, self.max_length = vocab_size, 1, 4096
+        self.max_window = window
+        base = 4 * generator.standard_normal((window, vocab_size), np.float32)
+        changed = [base + 0.3 * generator.standard_normal(base.shape, np.float32) for _ in range(passes)]
+        self.passes = [np.concatenate([logits, logits]) for logits in changed]  # any window of positions is a view
+        self.calls = 0
+        self.seconds = 0.0
+
+    def forward(self, tokens: Integers, start: Integers) -> np.ndarray:
+        self.calls += 1
+        first = int(start[0]) % self.max_window
+        return self.passes[self.calls % len(self.passes)][None, first : first + tokens.shape[1]]
+
+
+class Timed(HostStep):
+    """Records the time of every step."""
+
+    def step(self, window: Window) -> Outcome:
+        began = time.perf_counter()
+        outcome = super().step(window)
+        self.seconds = time.perf_counter() - began
+        return outcome
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def decoder(step: HostStep, window: int, top_k: int | None) -> Decoder:
+    made = Decoder(step, window=window, drafting="repeat")
+    made.add(Request([0], length=4000, sampling=Sampling(top_k=top_k)))
+    return made
+
+
+def measure(method: str, vocab_size: int, window: int, top_k: int | None, steps: int) -> dict[str, object]:
+    provider = Prepared(vocab_size, window)
+    step = Timed(provider, method)
+    run = decoder(step, window, top_k)
+    taken, reference, committed = [], [], []
+    for i in range(steps):
+        commits = run.step()
+        began = time.perf_counter()
+        softmax(provider.passes[0][None, :window])
+        if i >= 3:
+            reference.append(time.perf_counter() - began)
+            taken.append(step.seconds)
+            committed.append(sum(len(commit.tokens) for commit in commits))
+    run = decoder(HostStep(provider, method), window, top_k)
+    run.step()
+    tracemalloc.start()
+    for _ in range(3):
+        run.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return {
+        "method": method,
+        "vocabulary": vocab_size,
+        "window": window,
+        "top_k": top_k,
+        "step_ms": 1e3 * float(np.median(taken)),
+        "softmax_ms": 1e3 * float(np.median(reference)),
+        "ratio": float(np.median(taken) / np.median(reference)),
+        "peak_law_arrays": peak / (4 * window * vocab_size),
+        "tokens_per_step": float(np.mean(committed)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = [measure(method, *size, arguments.steps) for size in SIZES for method in METHODS]
+    if arguments.json:
+        print(json.dumps({"machine": platform.processor() or platform.machine(), "rows": rows}, indent=2))
+        return
+    print(
+        f"numpy {np.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {arguments.steps} steps"
+    )
+    print(
+        f"{'method':<13}{'V':>7}{'W':>4}{'top-k':>7}{'step ms':>9}{'softmax ms':>12}{'ratio':>7}{'peak laws':>11}{'tokens':>8}"
+    )
+    for row in rows:
+        print(
+            f"{row['method']:<13}{row['vocabulary']:>7}{row['window']:>4}{row['top_k'] or '-':>7}{row['step_ms']:>9.2f}"
+            f"{row['softmax_ms']:>12.2f}{row['ratio']:>7.2f}{row['peak_law_arrays']:>11.1f}{row['tokens_per_step']:>8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
