@@ -101,6 +101,7 @@ def _draw_speed(axis: Any, results: Sequence[MethodResult], colours: Sequence[An
         axis.bar(i, result.summary.tokens_per_step, color=colours[i % len(colours)], alpha=0.75)
         axis.scatter(i + jitter.uniform(-0.2, 0.2, each.size), each, s=7, color="black", alpha=0.45, zorder=3)
         axis.text(i, each.max() + 0.12, f"{result.summary.tokens_per_step:.2f}", ha="center", fontweight="bold")
+    axis.margins(y=0.12)
     axis.set_xticks(range(len(results)), [result.method for result in results], rotation=20)
     axis.set_ylabel("tokens per forward pass")
     axis.set_title("Tokens per step (a dot is one sequence)")
