@@ -80,7 +80,7 @@ def manifest(shape: Shape, gpt: GptDescription, files: dict[str, FileRecord], fi
             for k, name in enumerate(CLASSES)
         },
         unconditional_prompt=(shape.null,),
-        defaults=Defaults("scd-gumbel", 32, f"copy:{GRID}", temperature=1.0, guidance=1.0),
+        defaults=Defaults("scd-gumbel", 16, f"copy:{GRID}", temperature=1.0, guidance=1.0),
         licence="Apache-2.0",
         provenance={
             "data": {
