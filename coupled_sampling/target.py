@@ -81,7 +81,8 @@ def target_law(logits: Array, sampling: Sampling) -> Array:
     if sampling.temperature != 1:
         weights /= sampling.temperature
     weights = _warp(exp_in_place(weights), logits, sampling)
-    weights /= xp.sum(weights, axis=-1, keepdims=True)
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    weights /= xp.where(total > 0, total, xp.ones_like(total))  # only rows that are refused later sum to zero
     return weights
 
 
