@@ -276,7 +276,7 @@ class DraftModel:
                     held[row] = end
             logits = self.provider.forward(window, start)
             for row in wanted:
-                self._held[row] = wanted[row][: held[row]]
+                self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
             if all(held[row] == len(tokens) for row, tokens in wanted.items()):
                 return _stack_slots(logits, {row: len(tokens) - 1 - int(start[row]) for row, tokens in wanted.items()})
 

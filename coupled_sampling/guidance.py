@@ -83,6 +83,8 @@ class GuidedProvider:
         self.max_window = max_window(provider)
         self.max_length = int(provider.max_length)
         self._pairs: list[_Pair | None] = [None] * self.batch_size
+        if not callable(unconditional):
+            self._checked(unconditional)
 
     def _checked(self, prompt: Sequence[int]) -> Integers:
         tokens = np.asarray(prompt, np.int64)

@@ -1,0 +1,88 @@
+"""Guided logits against two full evaluations, for prompts of any length."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coupled_sampling import GuidedProvider, generate
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing import TableProvider, random_table
+
+V, TABLE = 4, random_table(11, 4)
+
+
+def guided_law(prompt, unconditional, scale):
+    """Law of the next token after all of ``prompt`` and what was generated."""
+
+    def law(context):
+        assert context[: len(prompt)] == tuple(prompt)
+        conditional = np.log(TABLE(context))
+        other = np.log(TABLE((*unconditional, *context[len(prompt) :])))
+        weights = np.exp(other + scale * (conditional - other))
+        return weights / weights.sum()
+
+    return law
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=7), min_size=1, max_size=3),
+    st.lists(st.integers(0, 3), min_size=1, max_size=7),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 1.0, 2.5]),
+    st.sampled_from(["scd-match", "ar", "scd-maximal"]),
+)
+def test_guidance_decodes_the_law_of_both_prompts(prompts, unconditional, window, scale, method):
+    guided = GuidedProvider(TableProvider(TABLE, V, 4, 40), scale, unconditional)
+    tokens = generate(guided, prompts, length=9, method=method, window=window, seed=4, drafting="repeat").tokens
+    for i, prompt in enumerate(prompts):
+        oracle = TableProvider(guided_law(prompt, unconditional, scale), V, max_length=40)
+        # Sequence i of the batch: give the oracle the same place in the list of prompts.
+        expected = generate(
+            _Only(oracle, prompt), [prompt] * (i + 1), length=9, method=method, window=window, seed=4, drafting="repeat"
+        ).tokens[i]
+        np.testing.assert_array_equal(tokens[i], expected)
+
+
+class _Only:
+    """The oracle, asked only past its prompt: laws inside the prompt do not exist for it."""
+
+    def __init__(self, table, prompt):
+        self.table, self.prompt = table, prompt
+        self.vocab_size, self.batch_size, self.max_length = V, 1, table.max_length
+        inner = table.next_law
+        table.next_law = lambda context: inner(context) if len(context) >= len(prompt) else np.full(V, 1 / V)
+
+    def forward(self, tokens, start):
+        return self.table.forward(tokens, start)
+
+
+def test_scale_one_is_the_conditional_law_and_zero_the_unconditional():
+    for scale, which in [(1.0, [0, 2]), (0.0, [3, 3])]:
+        guided = GuidedProvider(TableProvider(TABLE, V, 2, 40), scale, [3, 3])
+        tokens = np.array([[0, 2, 1, 1]])
+        logits = guided.forward(tokens, np.zeros(1, np.int64))
+        expected = TableProvider(TABLE, V).forward(np.array([[*which, 1, 1]]), np.zeros(1, np.int64))
+        np.testing.assert_allclose(logits[0, 1:], expected[0, 1:], atol=1e-12)
+
+
+def test_a_forbidden_token_stays_forbidden():
+    table = lambda context: np.array([0.5, 0.5, 0.0]) if context[0] == 0 else np.array([0.2, 0.6, 0.2])  # noqa: E731
+    guided = GuidedProvider(TableProvider(table, 3, 2), 3.0, [1])
+    logits = guided.forward(np.array([[0]]), np.zeros(1, np.int64))
+    assert logits[0, 0, 2] == -np.inf
+    assert np.isfinite(logits[0, 0, :2]).all()
+
+
+def test_what_cannot_be_guided_is_refused():
+    with pytest.raises(InvalidArgument, match="even"):
+        GuidedProvider(TableProvider(TABLE, V, 3), 1.5, [0])
+    with pytest.raises(InvalidArgument, match="scale"):
+        GuidedProvider(TableProvider(TABLE, V, 2), float("nan"), [0])
+    for prompt in ([], [4], [-1]):
+        with pytest.raises(InvalidArgument, match="unconditional prompt"):
+            GuidedProvider(TableProvider(TABLE, V, 2), 1.5, prompt)
+    guided = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, [0] * 8)
+    with pytest.raises(InvalidArgument, match="unconditional row would reach"):
+        generate(guided, [[1]], length=9, window=4)
