@@ -62,7 +62,7 @@ def residual(target_law: Array, draft_law: Array, *, consume: bool = False) -> A
     """
     xp = namespace(target_law)
     left = positive_difference(target_law, draft_law, consume=consume)
-    empty = ~(xp.sum(left, axis=-1) > 0)
+    empty = ~(xp.max(left, axis=-1) > 0)
     if not bool(xp.any(empty)):
         return left
     return xp.where(empty[..., None], target_law, left)
