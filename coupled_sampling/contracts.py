@@ -124,7 +124,7 @@ class Sampling:
     Parameters
     ----------
     temperature
-        Logits are divided by it; 0 is greedy: all mass on the first largest logit. Finite, >= 0.
+        Logits are divided by it; 0 is greedy: all mass on the first largest logit. 0, or finite and >= 1e-30.
     top_k
         Keep the k largest logits and whatever ties with the k-th; None keeps all.
     top_p
@@ -143,9 +143,13 @@ class Sampling:
     processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (0 <= self.temperature < float("inf")):
-            raise InvalidArgument(f"temperature is {self.temperature}, expected a finite number >= 0 (0 is greedy)")
-        if self.top_k is not None and (isinstance(self.top_k, bool) or int(self.top_k) != self.top_k or self.top_k < 1):
+        object.__setattr__(self, "processors", tuple(self.processors))
+        if self.temperature != 0 and not (1e-30 <= self.temperature < float("inf")):
+            raise InvalidArgument(
+                f"temperature is {self.temperature}, expected 0 (greedy) or a finite number >= 1e-30 that float32 can divide by"
+            )
+        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
+        if self.top_k is not None and (not whole or self.top_k < 1):
             raise InvalidArgument(f"top_k is {self.top_k}, expected an integer >= 1, or None to keep all tokens")
         if not (0 < self.top_p <= 1):
             raise InvalidArgument(f"top_p is {self.top_p}, expected a number in (0, 1]; 1 keeps all tokens")

@@ -34,7 +34,7 @@ def _requests(
     sampling: Sampling | Sequence[Sampling] | None,
 ) -> list[Request]:
     sampling = Sampling() if sampling is None else sampling
-    lengths = [length] * len(prompts) if isinstance(length, int | np.integer) else list(length)
+    lengths = list(length) if isinstance(length, Sequence | np.ndarray) else [length] * len(prompts)
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     for name, given in (("length", lengths), ("sampling", samplings)):
         if len(given) != len(prompts):

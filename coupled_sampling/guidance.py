@@ -1,9 +1,12 @@
 """Classifier-free guidance as a provider made from a provider (Ho and Salimans, arXiv 2207.12598).
 
-A guided model of B rows is a model of 2B rows: row b with the user's prompt, row B + b with an unconditional prompt
+A guided model of B rows is a model of 2B rows: row 2b with the user's prompt, row 2b + 1 with an unconditional prompt
 of its own, both continued by the same tokens. The guided logits are
 
     unconditional + scale * (conditional - unconditional).
+
+A token that the conditional row forbids (-inf) stays forbidden. One that only the unconditional row forbids has no guided logit
+at scales above 1 (it would be +inf): such logits are refused when a law is made of them.
 
 Prompts may differ in length: the unconditional row's positions are shifted so that the generated tokens line up.
 Losslessness is with respect to the law of the guided logits, whatever one thinks of that law.
@@ -59,6 +62,9 @@ class GuidedProvider:
 
     Notes
     -----
+    With a fixed unconditional prompt of L tokens, ``max_length`` is L - 1 less than the provider's, so that what cannot fit is
+    refused beforehand; a prompt that is too long from a function is refused by the pass that would leave the model's memory.
+
     The decoding loop says which prompt a row works on (``begin``). Used without a loop, prompts are taken to be as
     long as the unconditional one.
     """
@@ -82,9 +88,12 @@ class GuidedProvider:
         self.batch_size = int(provider.batch_size) // 2
         self.max_window = max_window(provider)
         self.max_length = int(provider.max_length)
+        self._inner_length = self.max_length
         self._pairs: list[_Pair | None] = [None] * self.batch_size
         if not callable(unconditional):
-            self._checked(unconditional)
+            # A row's own prompt has a token at least, so its unconditional row is at most this much longer.
+            self.max_length -= len(self._checked(unconditional)) - 1
+            self.max_window = min(self.max_window, self.max_length)
 
     def _checked(self, prompt: Sequence[int]) -> Integers:
         tokens = np.asarray(prompt, np.int64)
@@ -92,8 +101,10 @@ class GuidedProvider:
             raise InvalidArgument(
                 f"unconditional prompt is {tokens.tolist()}, expected at least one token in [0, {self.vocab_size})"
             )
-        if tokens.size > self.max_length:
-            raise InvalidArgument(f"unconditional prompt has {tokens.size} tokens, the model holds {self.max_length}")
+        if tokens.size > self._inner_length:
+            raise InvalidArgument(
+                f"unconditional prompt has {tokens.size} tokens, the model holds {self._inner_length}"
+            )
         return tokens
 
     def begin(self, row: int, prompt: Integers) -> None:
@@ -111,10 +122,10 @@ class GuidedProvider:
         for b in range(rows):
             pair = self._pair(b)
             begin = max(0, int(start[b]) + pair.shift)
-            if begin + width > self.max_length:
+            if begin + width > self._inner_length:
                 raise InvalidArgument(
                     f"row {b}: its unconditional row would reach position {begin + width - 1}, the model holds "
-                    f"{self.max_length}. The unconditional prompt is {pair.shift} tokens longer than the row's own: ask for fewer"
+                    f"{self._inner_length}. The unconditional prompt is {pair.shift} tokens longer than the row's own"
                 )
             both[2 * b + 1], starts[2 * b + 1] = pair.window(tokens[b], int(start[b]), begin), begin
         for b in range(rows):
@@ -159,9 +170,8 @@ class GuidedProvider:
             missing = min(missing, conditional.shape[0])
             kept = unconditional[: conditional.shape[0] - missing, ...]
             unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
+        if self.scale == 1:
+            return conditional
         forbidden = xp.isinf(conditional) & (conditional < 0)
-        zero = xp.zeros((), dtype=logits.dtype, device=logits.device)
-        conditional_finite = xp.where(forbidden, zero, conditional)
-        unconditional_finite = xp.where(forbidden, zero, unconditional)
-        guided = unconditional_finite + self.scale * (conditional_finite - unconditional_finite)
-        return xp.where(forbidden, conditional, guided)
+        finite = xp.where(forbidden, xp.zeros_like(conditional), conditional)
+        return xp.where(forbidden, conditional, (1 - self.scale) * unconditional + self.scale * finite)

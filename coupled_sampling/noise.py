@@ -218,7 +218,9 @@ class CounterNoise:
                 pieces.append(xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law)))
             if slots.size:
                 position = int(sites.position[b, first])
-                pieces.append(self._weights(sites, b, position, position + end - first, law))
+                weights = self._weights(sites, b, position, position + end - first, law)
+                # Rows may share a key; then the next row's call reuses the memory this view looks at.
+                pieces.append(weights.copy() if rows > 1 and isinstance(weights, np.ndarray) else weights)
             if end < count:
                 pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
             stacked.append(pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0))

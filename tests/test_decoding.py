@@ -188,6 +188,7 @@ def test_a_provider_that_breaks_its_contract_is_named(change, error, words):
         ({"method": "warp"}, "scd-gumbel"),
         ({"drafting": "copy"}, "copy:LAG"),
         ({"length": 0}, "length"),
+        ({"length": 3.0}, "length"),
         ({"length": [1, 2]}, "entries"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
@@ -212,3 +213,20 @@ def test_arguments_that_cannot_work_are_refused_before_anything_runs(arguments, 
 def test_a_model_that_is_none_is_refused():
     with pytest.raises(InvalidArgument, match="LogitsProvider"):
         generate(object(), [[0]], length=3)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_sequences_that_share_a_noise_key_do_not_disturb_each_other(method):
+    table = random_table(12, V)
+    requests = [Request([i % V] * (1 + 4 * i), length=20 - 3 * i, seed=7) for i in range(4)]
+    alone = [
+        generate(TableProvider(table, V), [request.prompt], length=request.length, method=method, window=6, seed=7)
+        for request in requests
+    ]
+    decoder = Decoder(TableProvider(table, V, 3), method=method, window=6)
+    parts = {decoder.add(request): [] for request in requests}
+    while decoder.active or decoder.waiting:
+        for commit in decoder.step():
+            parts[commit.handle].append(commit.tokens)
+    for own, part in zip(alone, parts.values(), strict=True):
+        np.testing.assert_array_equal(own.tokens[0], np.concatenate(part))

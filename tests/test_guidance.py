@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling import GuidedProvider, generate
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import InvalidArgument, InvalidLogits
 from coupled_sampling.testing import TableProvider, random_table
 
 V, TABLE = 4, random_table(11, 4)
@@ -84,5 +84,27 @@ def test_what_cannot_be_guided_is_refused():
         with pytest.raises(InvalidArgument, match="unconditional prompt"):
             GuidedProvider(TableProvider(TABLE, V, 2), 1.5, prompt)
     guided = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, [0] * 8)
+    with pytest.raises(InvalidArgument, match="cached positions"):
+        generate(guided, [[1]], length=9, window=4)
+    guided = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, lambda prompt: [0] * 8)
     with pytest.raises(InvalidArgument, match="unconditional row would reach"):
         generate(guided, [[1]], length=9, window=4)
+
+
+def test_rows_of_very_different_prompts_fit_together_if_each_fits_alone():
+    guided = GuidedProvider(TableProvider(TABLE, V, 4, 24), 2.0, [1] * 5)
+    tokens = generate(guided, [[0], [1] * 18], length=2, method="ar", window=18).tokens
+    assert [len(t) for t in tokens] == [2, 2]
+
+
+def test_a_token_only_the_unconditional_row_forbids():
+    table = lambda context: np.array([0.5, 0.5]) if context[0] == 0 else np.array([1.0, 0.0])  # noqa: E731
+    found = {}
+    for scale in (0.0, 0.5, 1.0, 2.0):
+        guided = GuidedProvider(TableProvider(table, 2, 2), scale, [1])
+        found[scale] = guided.forward(np.array([[0]]), np.zeros(1, np.int64))[0, 0, 1]
+    assert found[1.0] == np.log(0.5)
+    assert found[0.0] == found[0.5] == -np.inf
+    assert found[2.0] == np.inf
+    with pytest.raises(InvalidLogits, match=r"\+inf"):
+        generate(GuidedProvider(TableProvider(table, 2, 2), 2.0, [1]), [[0]], length=2)
