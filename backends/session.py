@@ -59,8 +59,10 @@ def open_session(graph: Path, threads: int | None = None) -> Any:
     ProviderError
         ONNX Runtime chose another execution provider.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InvalidArgument(f"threads is {threads!r}, expected an integer >= 1, or None to let ONNX Runtime choose")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
+        raise InvalidArgument(
+            f"threads is {threads!r}, expected an integer from 1 to 4096, or None to let ONNX Runtime choose"
+        )
     onnxruntime = require_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0

@@ -132,6 +132,8 @@ def _largest_of_numpy(array: NDArray[Any], count: int) -> NDArray[Any]:
         maxima = values[: blocks * block].reshape(blocks, block).max(axis=-1)
         bound = np.partition(maxima, blocks - count)[blocks - count]
         candidates = values[values >= bound]
+        if len(candidates) < count:  # NaN, in a row that is not wanted or will be refused
+            candidates = values
         found[row] = np.partition(candidates, len(candidates) - count)[len(candidates) - count :]
     return found
 

@@ -191,6 +191,8 @@ def _table(figures: Sequence[dict[str, Any]]) -> str:
 def _generate(arguments: argparse.Namespace) -> None:
     for path in filter(None, (arguments.out, arguments.trace)):
         check_writable(path)
+    if arguments.trace and arguments.trace.resolve() == arguments.out.resolve():
+        raise InvalidArgument(f"out and trace are both {arguments.out}; name two files")
     require_pictures("PIL.Image")
     job = _Job(arguments)
     if job.bundle.manifest.pixel_graph is None:

@@ -124,7 +124,7 @@ class Sampling:
     Parameters
     ----------
     temperature
-        Logits are divided by it; 0 is greedy: all mass on the first largest logit. 0, or finite and >= 1e-30.
+        Logits are divided by it; 0 is greedy: all mass on the first largest logit. 0, or in [1e-30, 1e30].
     top_k
         Keep the k largest logits and whatever ties with the k-th; None keeps all.
     top_p
@@ -144,9 +144,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "processors", tuple(self.processors))
-        if self.temperature != 0 and not (1e-30 <= self.temperature < float("inf")):
+        if self.temperature != 0 and not (1e-30 <= self.temperature <= 1e30):
             raise InvalidArgument(
-                f"temperature is {self.temperature}, expected 0 (greedy) or a finite number >= 1e-30 that float32 can divide by"
+                f"temperature is {self.temperature}, expected 0 (greedy) or a number in [1e-30, 1e30] that float32 can divide by"
             )
         whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
         if self.top_k is not None and (not whole or self.top_k < 1):

@@ -79,6 +79,9 @@ class Request:
                 raise InvalidArgument(f"{name} is {value!r}, expected an integer in [0, 2**64)")
         if isinstance(self.length, bool) or not isinstance(self.length, (int, np.integer)) or self.length < 1:
             raise InvalidArgument(f"length is {self.length!r}, expected a number of tokens to generate, >= 1")
+        stop = np.asarray(self.stop if self.stop is not None else 0.5)
+        if stop.ndim != 1 or (stop.size and not np.issubdtype(stop.dtype, np.integer)):
+            raise InvalidArgument(f"stop is {self.stop!r}, expected a sequence of integer tokens, empty for none")
 
 
 class Commit(NamedTuple):
@@ -150,8 +153,11 @@ class Decoder:
         drafting: str | Drafting = "random",
         noise: Noise | None = None,
     ) -> None:
-        self._noise: Noise = CounterNoise() if noise is None else noise
+        own = getattr(model, "noise", None)
+        self._noise: Noise = noise or own or CounterNoise()
         self._step = _as_step(model, method, self._noise)
+        if own is not None and noise is not None and own is not noise:
+            raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
         if isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1:
             raise InvalidArgument(f"window is {window!r}, expected an integer >= 1")
         if window > self._step.max_window:
@@ -268,11 +274,11 @@ class Decoder:
         """Give free rows to waiting sequences, lowest row first."""
         for b, row in enumerate(self._rows):
             if row is None and self._waiting:
-                new = self._waiting.popleft()
+                new = self._waiting[0]
                 self._step.begin(b, new.tokens[: new.prompt_length])
                 if isinstance(self._drafting, PromptObserver):
                     self._drafting.begin(b, new.tokens[: new.prompt_length])
-                self._rows[b] = new
+                self._rows[b] = self._waiting.popleft()
 
     def _release(self, b: int) -> None:
         row, self._rows[b] = self._rows[b], None

@@ -22,11 +22,22 @@ def check_writable(path: Path) -> None:
         Its folder does not exist or is not writable, or it is a folder itself.
     """
     folder = path.parent
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {path}: the folder {folder} does not exist; create it first")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; name a file")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    try:
+        exists = path.exists()
+        if not folder.is_dir():
+            raise OutputError(f"cannot write {path}: the folder {folder} does not exist; create it first")
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder; name a file")
+        if exists and not path.is_file():
+            raise OutputError(f"cannot write {path}: it is a device or a pipe; name a regular file")
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}; choose another name") from error
+    if not os.access(folder, os.W_OK) or (exists and not os.access(path, os.W_OK)):
         raise OutputError(f"cannot write {path}: no permission; choose another place")
 
 
@@ -39,6 +50,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         The file could not be written.
     """
     check_writable(path)
+    path = path.resolve()  # what a link points to is written, not the link
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".partial{path.suffix}")
         os.close(handle)

@@ -5,8 +5,8 @@ of its own, both continued by the same tokens. The guided logits are
 
     unconditional + scale * (conditional - unconditional).
 
-A token that the conditional row forbids (-inf) stays forbidden. One that only the unconditional row forbids has no guided logit
-at scales above 1 (it would be +inf): such logits are refused when a law is made of them.
+A token that the conditional row forbids (-inf) stays forbidden, except at scale 0. One that only the unconditional row forbids
+has no guided logit at scales above 1 (it would be +inf): such logits are refused when a law is made of them.
 
 Prompts may differ in length: the unconditional row's positions are shifted so that the generated tokens line up.
 Losslessness is with respect to the law of the guided logits, whatever one thinks of that law.
@@ -170,8 +170,8 @@ class GuidedProvider:
             missing = min(missing, conditional.shape[0])
             kept = unconditional[: conditional.shape[0] - missing, ...]
             unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
-        if self.scale == 1:
-            return conditional
+        if self.scale in (0, 1):
+            return conditional if self.scale == 1 else unconditional
         forbidden = xp.isinf(conditional) & (conditional < 0)
         finite = xp.where(forbidden, xp.zeros_like(conditional), conditional)
         return xp.where(forbidden, conditional, (1 - self.scale) * unconditional + self.scale * finite)

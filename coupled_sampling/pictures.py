@@ -30,8 +30,7 @@ def require_pictures(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependency(
-            f"pictures need the package {module.partition('.')[0]}, which is not installed: "
-            "pip install 'coupled-sampling[pictures]'"
+            f"this needs {module.partition('.')[0]}, which is not installed: pip install 'coupled-sampling[pictures]'"
         ) from error
 
 

@@ -114,11 +114,12 @@ class HostStep:
         sites = slots.sites
         target = target_laws(logits[:, slots.first :, :], window.rows, window.contexts, sites.position, sites.valid)
         decided = self._decide(target, slots, window)
-        if self.method.recycles and self.method.acceptance == "rejection":
-            self._remember(target, slots, decided)
         tokens[:, slots.first :] = to_host(decided.tokens)
         first_new = np.maximum(window.known - 1 - slots.first, 0)
         committed = np.where(window.draws, to_host(decided.last) - first_new + 1, 0)
+        if self.method.recycles and self.method.acceptance == "rejection":
+            # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
+            self._remember(target, slots, decided)
         return Outcome(tokens, committed)
 
     def _forward(self, window: Window) -> Array:

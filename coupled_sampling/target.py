@@ -7,6 +7,7 @@ Hugging Face transformers' samplers, with ties kept: a law must not depend on ho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,7 +166,8 @@ def target_laws(
     groups: dict[Sampling, list[int]] = {}
     for b, info in enumerate(rows):
         if info is not None:
-            groups.setdefault(info.sampling, []).append(b)
+            # Processors are applied already, and need not be hashable.
+            groups.setdefault(replace(info.sampling, processors=()), []).append(b)
     if len(groups) <= 1:
         return target_law(logits, next(iter(groups), Sampling()))
     laws: dict[int, Array] = {}

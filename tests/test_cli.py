@@ -96,6 +96,8 @@ def test_inspect_says_what_the_model_is(capsys):
         (["--count", "0"], "count"),
         (["--batch-size", "0"], "batch-size"),
         (["--threads", "0"], "threads"),
+        (["--threads", "99999999999"], "threads"),
+        (["--temperature", "1e39"], "temperature"),
         (["--seed", "-3"], "seed"),
         (["--guidance", "nan"], "scale"),
         (["no/such/model"], "no/such/model"),
@@ -144,3 +146,15 @@ def test_an_interrupt_leaves_no_file_and_no_traceback(tmp_path):
     assert "Traceback" not in error
     assert "interrupted" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_are_not_files_of_their_own_are_refused(tmp_path, capsys):
+    pipe, picture = tmp_path / "pipe", tmp_path / "x.png"
+    os.mkfifo(pipe)
+    for out, trace in [(pipe, None), (picture, picture), (tmp_path / ("x" * 300), None)]:
+        arguments = ["generate", "--count", "1", "--out", str(out), *(["--trace", str(trace)] if trace else [])]
+        code, _, error = run(capsys, *arguments)
+        assert code == 2
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert pipe.is_fifo()

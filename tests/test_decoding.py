@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coupled_sampling import METHODS, Decoder, Request, Sampling, generate, stream, summarise
+from coupled_sampling import (
+    METHODS,
+    CounterNoise,
+    Decoder,
+    GuidedProvider,
+    HostStep,
+    Request,
+    Sampling,
+    generate,
+    stream,
+    summarise,
+)
 from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
 from coupled_sampling.testing import TableProvider, random_table
 
@@ -189,6 +200,8 @@ def test_a_provider_that_breaks_its_contract_is_named(change, error, words):
         ({"drafting": "copy"}, "copy:LAG"),
         ({"length": 0}, "length"),
         ({"length": 3.0}, "length"),
+        ({"stop": [2.5]}, "stop"),
+        ({"stop": None}, "stop"),
         ({"length": [1, 2]}, "entries"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
@@ -230,3 +243,36 @@ def test_sequences_that_share_a_noise_key_do_not_disturb_each_other(method):
             parts[commit.handle].append(commit.tokens)
     for own, part in zip(alone, parts.values(), strict=True):
         np.testing.assert_array_equal(own.tokens[0], np.concatenate(part))
+
+
+def test_a_request_whose_start_fails_stays_queued_until_it_is_removed():
+    guided = GuidedProvider(
+        TableProvider(random_table(0, V), V, 2), 2.0, lambda prompt: [99] if prompt[0] == 1 else [0]
+    )
+    decoder = Decoder(guided, window=4)
+    bad, good = decoder.add(Request([1], length=3)), decoder.add(Request([2], length=3))
+    with pytest.raises(InvalidArgument, match="unconditional"):
+        decoder.step()
+    decoder.remove(bad)
+    assert decoder.step()[0].handle == good
+
+
+def test_a_step_keeps_no_noise_of_sequences_that_ended():
+    step = HostStep(TableProvider(random_table(0, V), V), "scd-gumbel")
+    generate(step, [[0]] * 6, length=5, window=3)
+    assert not step.noise._races
+    with pytest.raises(InvalidArgument, match="noise"):
+        Decoder(step, noise=CounterNoise())
+
+
+def test_what_lies_in_padding_does_not_matter():
+    class Dirty(TableProvider):
+        def forward(self, tokens, start):
+            logits = super().forward(tokens, start)
+            logits[0, 3:] = np.nan  # row 0 has three tokens at the most
+            return logits
+
+    table = random_table(1, 64)
+    sampling = Sampling(top_k=2)
+    tokens = generate(Dirty(table, 64, 2), [[1], [2] * 6], length=[3, 9], window=6, sampling=sampling).tokens
+    assert [len(t) for t in tokens] == [3, 9]

@@ -96,7 +96,7 @@ def test_unusable_logits_are_refused_by_row_and_position_where_they_matter(value
     "bad",
     [
         {"temperature": -0.1}, {"temperature": float("inf")}, {"temperature": float("nan")}, {"top_k": 0}, {"top_k": 1.5},
-        {"top_k": 2.0}, {"top_k": float("nan")}, {"temperature": 1e-50},
+        {"top_k": 2.0}, {"top_k": float("nan")}, {"temperature": 1e-50}, {"temperature": 1e39},
         {"top_p": 0}, {"top_p": 1.01}, {"min_p": -0.1}, {"min_p": 1.1},
     ],
 )  # fmt: skip
