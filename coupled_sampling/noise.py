@@ -59,7 +59,7 @@ class Sites(NamedTuple):
     round: Integers
     """(B,)."""
     position: Integers
-    """(B, n), consecutive along a row."""
+    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
     valid: NDArray[np.bool_]
     """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
 
@@ -179,20 +179,19 @@ class CounterNoise:
 
     def __init__(self) -> None:
         self._races: dict[tuple[int, int], _Races | _DeviceRaces] = {}
-        self._uniforms: dict[tuple[int, int], tuple[tuple[int, int, int], NDArray[np.float64]]] = {}
+        self._uniforms: dict[tuple[int, int], tuple[int, int, NDArray[np.float64]]] = {}
 
     def _uniform(self, sites: Sites, purpose: Purpose) -> NDArray[np.float64]:
         """Uniforms float64 (B, n) of one purpose; a step's three purposes share one generator call per row."""
-        rows, count = sites.position.shape
-        drawn = np.zeros((rows, count))
+        drawn = np.zeros(sites.position.shape)
         for b in np.flatnonzero(sites.valid.any(axis=1)).tolist():
             owner = (int(sites.seed[b]), int(sites.sequence[b]))
-            asked = (int(sites.round[b]), int(sites.position[b, 0]), count)
-            cached = self._uniforms.get(owner)
-            if cached is None or cached[0] != asked:
-                cached = (asked, uniforms(*owner, *asked))
-                self._uniforms[owner] = cached
-            drawn[b] = cached[1][:, purpose]
+            round_, first, end = int(sites.round[b]), int(sites.position[b].min()), int(sites.position[b].max()) + 1
+            held_round, held_first, held = self._uniforms.get(owner, (-1, 0, drawn))
+            if held_round != round_ or first < held_first or end > held_first + len(held):
+                held_first, held = first, uniforms(*owner, round_, first, end - first)
+                self._uniforms[owner] = (round_, first, held)
+            drawn[b] = held[sites.position[b] - held_first, purpose]
         return drawn
 
     def bernoulli(

@@ -187,8 +187,21 @@ class HostStep:
         """Maximal coupling at every site: the draft where it is kept, else a draw from the residual."""
         xp = namespace(target)
         wanted = from_host(slots.sites.valid, target) & ~kept
+        if isinstance(target, np.ndarray) and len(target) == 1:
+            return self._correct_refused(target, law, draft, wanted, slots)
         drawn = self.noise.categorical(residual(target, law, consume=True), slots.sites, Purpose.RESIDUAL, where=wanted)
         return xp.where(kept, draft, drawn)
+
+    def _correct_refused(
+        self, target: NDArray[Any], law: NDArray[Any], draft: Integers, wanted: NDArray[np.bool_], slots: Slots
+    ) -> Integers:
+        """`_correct` for one numpy row, where it costs nothing to look only at what was refused."""
+        refused = np.flatnonzero(wanted[0])
+        sites = slots.sites._replace(position=slots.sites.position[:, refused], valid=np.ones((1, refused.size), bool))
+        weights = residual(target[:, refused], law[:, refused], consume=True)
+        tokens = np.array(draft)
+        tokens[:, refused] = self.noise.categorical(weights, sites, Purpose.RESIDUAL, where=sites.valid)
+        return tokens
 
     def _redraft(self, target: Array, law: Array, draft: Array, last: Array, slots: Slots) -> Array:
         """Drafts before the ``last`` committed site, its correction, and the method's redrafts after it."""
