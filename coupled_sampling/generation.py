@@ -109,7 +109,7 @@ def generate(
     sampling
         One `Sampling` for all, or one each; default: the model's own law at temperature 1.
     noise
-        Where draws come from; default `CounterNoise`.
+        Where draws come from; default `CounterNoise`, or the noise of the `CoupledStep`, beside which none may be given.
     progress
         Called after every commit with the number of new tokens.
 

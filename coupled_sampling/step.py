@@ -75,7 +75,7 @@ class HostStep:
 
     Notes
     -----
-    Per call, a scalar (are the logits usable), the tokens (B, W) and the counts (B,) reach the host, nothing larger.
+    Nothing larger than (B, W) reaches the host: each site's largest logit (is it usable), the tokens and the counts.
     """
 
     def __init__(
