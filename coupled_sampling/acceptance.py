@@ -19,7 +19,7 @@ from coupled_sampling.contracts import Array
 from coupled_sampling.draws import categorical, race
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["Decision", "acceptance_probability", "leading_run", "match", "rejection", "residual"]
+__all__ = ["Decision", "acceptance_probability", "acceptance_ratio", "leading_run", "match", "rejection", "residual"]
 
 
 class Decision(NamedTuple):
@@ -46,22 +46,26 @@ def acceptance_probability(draft: Array, draft_law: Array, target_law: Array) ->
     Array
         float64 (...); exactly 1 where the two laws agree on the draft, exactly 0 where the target gives it no mass.
     """
-    xp = namespace(target_law)
-    target = xp.astype(pick(target_law, draft), xp.float64)
-    proposed = xp.astype(pick(draft_law, draft), xp.float64)
+    return acceptance_ratio(pick(target_law, draft), pick(draft_law, draft))
+
+
+def acceptance_ratio(target: Array, proposed: Array) -> Array:
+    """min(1, target / proposed) in float64 for what the two laws give one token (...); 0 where the target gives nothing."""
+    xp = namespace(target)
+    target, proposed = xp.astype(target, xp.float64), xp.astype(proposed, xp.float64)
     larger = xp.where(proposed > target, proposed, 1.0)
     ratio = xp.where(proposed > target, target / larger, 1.0)
     return xp.where(target > 0, ratio, 0.0)
 
 
-def residual(target_law: Array, draft_law: Array, *, consume: bool = False) -> Array:
+def residual(target_law: Array, draft_law: Array) -> Array:
     """max(target - draft_law, 0): weights (..., V) of the corrected token, not normalised.
 
     Where nothing is left (the target exceeds the draft law nowhere, which only rounding can bring about for a draft
     that was refused) the target law itself is returned. A draft law of zeros leaves the target law.
     """
     xp = namespace(target_law)
-    left = positive_difference(target_law, draft_law, consume=consume)
+    left = positive_difference(target_law, draft_law)
     empty = ~(xp.max(left, axis=-1) > 0)
     if not bool(xp.any(empty)):
         return left

@@ -6,10 +6,10 @@ is imported here but numpy: the others are recognised by the arrays a user passe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +20,7 @@ __all__ = [
     "array_device",
     "as_like",
     "at_least_float32",
-    "concat_rows",
+    "difference",
     "drop_below",
     "exp_in_place",
     "first_true",
@@ -37,6 +37,8 @@ __all__ = [
 
 def namespace(array: Array) -> Any:
     """The array API namespace of ``array``."""
+    if isinstance(array, np.ndarray):
+        return array_api_compat.numpy
     return array_api_compat.array_namespace(array)
 
 
@@ -86,6 +88,9 @@ def at_least_float32(array: Array) -> Array:
 
 def pick(array: Array, index: Array) -> Array:
     """``array[..., index]`` element by element: (..., V) and int64 (...) give (...)."""
+    if isinstance(array, np.ndarray) and array.ndim == 3:  # the general function costs more than the looking up
+        rows, slots = np.arange(array.shape[0])[:, None], np.arange(array.shape[1])
+        return array[rows, slots, index]
     xp = namespace(array)
     return xp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
 
@@ -145,6 +150,13 @@ def drop_below(weights: Array, values: Array, threshold: Array) -> Array:
     return weights * namespace(weights).astype(values >= threshold, weights.dtype)
 
 
+def difference(first: Array, second: Array, memory: NDArray[Any] | None) -> Array:
+    """``first - second``, in ``memory`` of the same shape if both are numpy of one type."""
+    if memory is None or not isinstance(first, np.ndarray) or memory.dtype != first.dtype:
+        return first - second
+    return np.subtract(first, second, out=memory)
+
+
 def exp_in_place(array: Array) -> Array:
     """exp of ``array``, which is the caller's own and not used again: numpy reuses its memory.
 
@@ -155,10 +167,10 @@ def exp_in_place(array: Array) -> Array:
     return namespace(array).exp(array)
 
 
-def positive_difference(first: Array, second: Array, *, consume: bool = False) -> Array:
-    """max(first - second, 0). With ``consume``, ``second`` is not used again and numpy reuses its memory."""
+def positive_difference(first: Array, second: Array) -> Array:
+    """max(first - second, 0)."""
     if isinstance(first, np.ndarray):
-        left = np.subtract(first, second, out=second if consume else None)
+        left = np.subtract(first, second)
         return np.maximum(left, 0, out=left)
     xp = namespace(first)
     difference = first - second
@@ -175,11 +187,3 @@ def argmax_of_product(first: Array, second: Array) -> Array:
     for row in np.ndindex(best.shape):
         best[row] = np.multiply(first[row], second[row], out=product).argmax()
     return best
-
-
-def concat_rows(pieces: Sequence[Array], memory: Array | None) -> Array:
-    """Concatenate ``pieces`` (k, V) along the first axis, into the rows of ``memory`` if that is a fitting numpy array."""
-    rows = sum(int(piece.shape[0]) for piece in pieces)
-    if isinstance(memory, np.ndarray) and memory.shape[0] >= rows and memory.dtype == pieces[0].dtype:
-        return np.concatenate(pieces, axis=0, out=memory[:rows])
-    return namespace(pieces[0]).concat(list(pieces), axis=0)

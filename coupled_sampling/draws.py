@@ -10,6 +10,11 @@ Both are exact at the edge: a token of zero weight is never returned, whatever t
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from coupled_sampling.arrays import argmax_of_product, first_true, namespace, pick
 from coupled_sampling.contracts import Array
 
@@ -18,11 +23,24 @@ __all__ = ["categorical", "gumbel_max", "race"]
 
 def _first_past(weights: Array, threshold: Array) -> Array:
     """First index of positive weight whose cumulative sum exceeds ``threshold``, else the last of positive weight."""
+    if isinstance(weights, np.ndarray):
+        return _first_past_of_numpy(weights, threshold)
     xp = namespace(weights)
     positive = weights > 0
     past = (xp.cumulative_sum(weights, axis=-1) > threshold[..., None]) & positive
     last = weights.shape[-1] - 1 - first_true(xp.flip(positive, axis=-1))
     return xp.where(xp.any(past, axis=-1), first_true(past), last)
+
+
+def _first_past_of_numpy(weights: NDArray[Any], threshold: NDArray[Any]) -> NDArray[np.int64]:
+    """`_first_past` for numpy, whose sums run from the left to the right: only a positive weight can pass a threshold."""
+    cumulative = np.cumsum(weights, axis=-1)
+    index = np.asarray(np.argmax(cumulative > threshold[..., None], axis=-1), np.int64)
+    beyond = cumulative[..., -1] <= threshold
+    if np.any(beyond):
+        last = weights.shape[-1] - 1 - np.argmax(weights[..., ::-1] > 0, axis=-1)
+        index = np.where(beyond, last, index)
+    return index
 
 
 def _block_size(vocab_size: int) -> int:
@@ -55,11 +73,10 @@ def categorical(weights: Array, uniform: Array) -> Array:
     if vocab_size <= 4 * block:
         wide = xp.astype(weights, xp.float64)
         return _first_past(wide, xp.astype(uniform, xp.float64) * xp.sum(wide, axis=-1))
-    whole = vocab_size // block
-    sums = xp.sum(xp.reshape(weights[..., : whole * block], (*weights.shape[:-1], whole, block)), axis=-1)
-    if whole * block < vocab_size:
-        sums = xp.concat([sums, xp.sum(weights[..., whole * block :], axis=-1)[..., None]], axis=-1)
-    sums = xp.astype(sums, xp.float64)
+    if isinstance(weights, np.ndarray):
+        flat = _categorical_of_numpy(weights.reshape(-1, vocab_size), np.reshape(uniform, -1), block)
+        return flat.reshape(weights.shape[:-1])
+    sums = xp.astype(_block_sums(weights, block), xp.float64)
     threshold = xp.astype(uniform, xp.float64) * xp.sum(sums, axis=-1)
     chosen = _first_past(sums, threshold)
     threshold = threshold - (pick(xp.cumulative_sum(sums, axis=-1), chosen) - pick(sums, chosen))
@@ -67,6 +84,31 @@ def categorical(weights: Array, uniform: Array) -> Array:
     inside = xp.take_along_axis(weights, xp.where(index < vocab_size, index, vocab_size - 1), axis=-1)
     inside = xp.where(index < vocab_size, xp.astype(inside, xp.float64), 0.0)
     return chosen * block + _first_past(inside, threshold)
+
+
+def _block_sums(weights: Array, block: int) -> Array:
+    """Sums of ``weights`` (..., V) over blocks of ``block`` tokens, the last one perhaps shorter."""
+    xp = namespace(weights)
+    whole = weights.shape[-1] // block
+    sums = xp.sum(xp.reshape(weights[..., : whole * block], (*weights.shape[:-1], whole, block)), axis=-1)
+    if whole * block < weights.shape[-1]:
+        sums = xp.concat([sums, xp.sum(weights[..., whole * block :], axis=-1)[..., None]], axis=-1)
+    return sums
+
+
+def _categorical_of_numpy(weights: NDArray[Any], uniform: NDArray[Any], block: int) -> NDArray[np.int64]:
+    """The same search for numpy weights (K, V), in few calls: for few rows they are what it costs."""
+    sums = _block_sums(weights, block).astype(np.float64)
+    threshold = uniform * sums.sum(axis=-1)
+    chosen = _first_past_of_numpy(sums, threshold)
+    row = np.arange(len(weights))
+    before = np.cumsum(sums, axis=-1)[row, chosen] - sums[row, chosen]
+    threshold = np.maximum(threshold - before, 0)  # rounding may leave less than nothing
+    index = chosen[:, None] * block + np.arange(block)
+    beyond = index >= weights.shape[-1]
+    inside = weights[row[:, None], np.where(beyond, 0, index)].astype(np.float64)
+    inside[beyond] = 0
+    return chosen * block + _first_past_of_numpy(inside, threshold)
 
 
 def race(law: Array, weights: Array) -> Array:

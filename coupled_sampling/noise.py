@@ -95,6 +95,9 @@ class Noise(Protocol):
         ...
 
 
+_NO_UNIFORMS = np.zeros((0, 4))
+
+
 def _words(seed: int, sequence: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
     key = np.array([seed, sequence], np.uint64)
     words = Philox(key=key, counter=np.array([*counter, 0], np.uint64)).random_raw(count)
@@ -184,15 +187,25 @@ class CounterNoise:
     def _uniform(self, sites: Sites, purpose: Purpose) -> NDArray[np.float64]:
         """Uniforms float64 (B, n) of one purpose; a step's three purposes share one generator call per row."""
         drawn = np.zeros(sites.position.shape)
-        for b in np.flatnonzero(sites.valid.any(axis=1)).tolist():
-            owner = (int(sites.seed[b]), int(sites.sequence[b]))
-            round_, first, end = int(sites.round[b]), int(sites.position[b].min()), int(sites.position[b].max()) + 1
-            held_round, held_first, held = self._uniforms.get(owner, (-1, 0, drawn))
-            if held_round != round_ or first < held_first or end > held_first + len(held):
-                held_first, held = first, uniforms(*owner, round_, first, end - first)
-                self._uniforms[owner] = (round_, first, held)
-            drawn[b] = held[sites.position[b] - held_first, purpose]
+        owners = list(zip(sites.seed.tolist(), sites.sequence.tolist(), sites.round.tolist(), strict=True))
+        row = 0
+        while row < len(owners):  # neighbouring rows of one sequence are looked up together
+            end = next((b for b in range(row + 1, len(owners)) if owners[b] != owners[row]), len(owners))
+            if sites.valid[row:end].any():
+                position = sites.position[row:end]
+                first, held = self._held_uniforms(owners[row], int(position.min()), int(position.max()) + 1)
+                drawn[row:end] = held[position - first, purpose]
+            row = end
         return drawn
+
+    def _held_uniforms(self, owner: tuple[int, int, int], first: int, end: int) -> tuple[int, NDArray[np.float64]]:
+        """Uniforms (count, 4) of a (seed, sequence, round) for positions ``first`` to ``end - 1`` at least, and their first."""
+        seed, sequence, round_ = owner
+        held_round, held_first, held = self._uniforms.get((seed, sequence), (-1, 0, _NO_UNIFORMS))
+        if held_round != round_ or first < held_first or end > held_first + len(held):
+            held_first, held = first, uniforms(seed, sequence, round_, first, end - first)
+            self._uniforms[seed, sequence] = (round_, first, held)
+        return held_first, held
 
     def bernoulli(
         self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
@@ -202,36 +215,52 @@ class CounterNoise:
 
     def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
         """See `Noise.categorical`: inverse CDF of the uniform."""
-        return categorical(weights, from_host(self._uniform(sites, purpose), weights))
+        uniform = self._uniform(sites, purpose)
+        if not isinstance(weights, np.ndarray):
+            return categorical(weights, from_host(uniform, weights))
+        tokens = np.zeros(uniform.shape, np.int64)
+        slots = np.flatnonzero(where.any(axis=0))
+        if slots.size:
+            some = slice(int(slots[0]), int(slots[-1]) + 1)
+            tokens[:, some] = categorical(weights[:, some], uniform[:, some])
+        return tokens
 
     def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
         """See `Noise.shared`: argmax(law * exp(g)) with the position's Gumbel noise g."""
+        if not isinstance(law, np.ndarray):
+            return self._shared_on_device(law, sites)
+        tokens = np.zeros(law.shape[:2], np.int64)
+        for b in range(len(law)):
+            slots = np.flatnonzero(where[b])
+            if slots.size:
+                first, end = int(slots[0]), int(slots[-1]) + 1
+                tokens[b, first:end] = race(law[b, first:end], self._weights(sites, b, first, end, law))
+        return tokens
+
+    def _shared_on_device(self, law: Array, sites: Sites) -> Array:
+        """`shared` without looking at ``where``, which would have to come to the host."""
         xp = namespace(law)
         rows, count, vocab_size = law.shape
         stacked = []
         for b in range(rows):
             slots = np.flatnonzero(sites.valid[b])
             first, end = (int(slots[0]), int(slots[-1]) + 1) if slots.size else (0, 0)
-            pieces = []
-            if first:
-                pieces.append(xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law)))
+            pieces = [xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law))]
             if slots.size:
-                position = int(sites.position[b, first])
-                weights = self._weights(sites, b, position, position + end - first, law)
-                # Rows may share a key; then the next row's call reuses the memory this view looks at.
-                pieces.append(weights.copy() if rows > 1 and isinstance(weights, np.ndarray) else weights)
-            if end < count:
-                pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
-            stacked.append(pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0))
-        return race(law, stacked[0][None, ...] if rows == 1 else xp.stack(stacked, axis=0))
+                pieces.append(self._weights(sites, b, first, end, law))
+            pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
+            stacked.append(xp.concat(pieces, axis=0))
+        return race(law, xp.stack(stacked, axis=0))
 
     def _weights(self, sites: Sites, row: int, first: int, end: int, like: Array) -> Array:
+        """Race weights (end - first, V) of the row's slots ``first`` to ``end - 1``, whose positions are consecutive."""
         owner = (int(sites.seed[row]), int(sites.sequence[row]))
         kind = _Races if isinstance(like, np.ndarray) else _DeviceRaces
         held = self._races.get(owner)
         if not isinstance(held, kind):
             held = self._races[owner] = kind()
-        return held.take(*owner, first, end, like)
+        position = int(sites.position[row, first])
+        return held.take(*owner, position, position + end - first, like)
 
     def forget(self, seed: int, sequence: int) -> None:
         """Drop the sequence's cached noise."""

@@ -17,14 +17,14 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling import arrays
-from coupled_sampling.acceptance import acceptance_probability, residual
-from coupled_sampling.arrays import as_like, concat_rows, first_true, from_host, namespace, point_masses, to_host
+from coupled_sampling.acceptance import acceptance_ratio, residual
+from coupled_sampling.arrays import as_like, first_true, from_host, namespace, pick, to_host
 from coupled_sampling.contracts import (
     Array,
     Integers,
@@ -34,7 +34,8 @@ from coupled_sampling.contracts import (
     Window,
     max_window,
 )
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
+from coupled_sampling.errors import ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise, Noise, Purpose, Sites
 from coupled_sampling.target import target_laws
@@ -88,12 +89,11 @@ class HostStep:
         self.batch_size = int(provider.batch_size)
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
-        self._laws: dict[int, tuple[int, Array]] = {}
-        self._memory: NDArray[Any] | None = None  # where numpy draft laws are put together, kept between steps
+        self._laws = KeptLaws()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
-        self._laws.pop(row, None)
+        self._laws.forget(row)
         if isinstance(self.provider, PromptObserver):
             self.provider.begin(row, prompt)
 
@@ -112,7 +112,9 @@ class HostStep:
             return Outcome(tokens, committed)
         slots = self._slots(window)
         sites = slots.sites
-        target = target_laws(logits[:, slots.first :, :], window.rows, window.contexts, sites.position, sites.valid)
+        logits = logits[:, slots.first :, :]
+        memory = self._laws.room(logits)
+        target = target_laws(logits, window.rows, window.contexts, sites.position, sites.valid, memory)
         decided = self._decide(target, slots, window)
         tokens[:, slots.first :] = to_host(decided.tokens)
         first_new = np.maximum(window.known - 1 - slots.first, 0)
@@ -158,22 +160,22 @@ class HostStep:
         """Accept, correct and redraft by the method's rules."""
         if self.method.acceptance != "rejection":
             return self._decide_by_match(target, slots)
-        law = self._draft_laws(target, slots, window)
+        laws = self._draft_laws(target, slots, window)
         draft = from_host(slots.draft, target)
         has_draft = from_host(slots.has_draft, target)
-        valid = from_host(slots.sites.valid, target)
         everywhere = self.method.redraft == "maximal"
         kept = has_draft & self.noise.bernoulli(
-            acceptance_probability(draft, law, target),
+            acceptance_ratio(pick(target, draft), laws.of_drafts(target)),
             slots.sites,
             Purpose.ACCEPT,
             where=has_draft,
             leading=not everywhere,
         )
-        last = first_true(valid & ~kept)
+        refused = from_host(slots.sites.valid, target) & ~kept
+        last = first_true(refused)
         if everywhere:
-            return Decided(self._correct(target, law, draft, kept, slots), last)
-        return Decided(self._redraft(target, law, draft, last, slots), last)
+            return Decided(self._correct(target, laws, refused, slots), last)
+        return Decided(self._redraft(target, laws, last, slots), last)
 
     def _decide_by_match(self, target: Array, slots: Slots) -> Decided:
         """Every site takes the target's own token under its position's noise; drafts that equal it are accepted."""
@@ -183,91 +185,63 @@ class HostStep:
         kept = from_host(slots.has_draft, target) & (own == from_host(slots.draft, target))
         return Decided(xp.astype(own, xp.int64), first_true(valid & ~kept))
 
-    def _correct(self, target: Array, law: Array, draft: Array, kept: Array, slots: Slots) -> Array:
+    def _correct(self, target: Array, laws: DraftLaws, refused: Array, slots: Slots) -> Array:
         """Maximal coupling at every site: the draft where it is kept, else a draw from the residual."""
-        xp = namespace(target)
-        wanted = from_host(slots.sites.valid, target) & ~kept
-        if isinstance(target, np.ndarray) and len(target) == 1:
-            return self._correct_refused(target, law, draft, wanted, slots)
-        drawn = self.noise.categorical(residual(target, law, consume=True), slots.sites, Purpose.RESIDUAL, where=wanted)
-        return xp.where(kept, draft, drawn)
+        if isinstance(target, np.ndarray):
+            rows, at = np.nonzero(refused)
+            return self._corrected(target, laws, rows, at, slots)
+        weights = residual(target, laws.dense(target))
+        drawn = self.noise.categorical(weights, slots.sites, Purpose.RESIDUAL, where=refused)
+        return namespace(target).where(refused, drawn, from_host(slots.draft, target))
 
-    def _correct_refused(
-        self, target: NDArray[Any], law: NDArray[Any], draft: Integers, wanted: NDArray[np.bool_], slots: Slots
-    ) -> Integers:
-        """`_correct` for one numpy row, where it costs nothing to look only at what was refused."""
-        refused = np.flatnonzero(wanted[0])
-        sites = slots.sites._replace(position=slots.sites.position[:, refused], valid=np.ones((1, refused.size), bool))
-        weights = residual(target[:, refused], law[:, refused], consume=True)
-        tokens = np.array(draft)
-        tokens[:, refused] = self.noise.categorical(weights, sites, Purpose.RESIDUAL, where=sites.valid)
+    def _corrected(self, target: Array, laws: DraftLaws, rows: Integers, at: Integers, slots: Slots) -> Integers:
+        """The drafts (B, n), in numpy, with a draw from the residual at the sites ``(rows[k], at[k])``."""
+        sites = slots.sites
+        each = Sites(
+            seed=sites.seed[rows],
+            sequence=sites.sequence[rows],
+            round=sites.round[rows],
+            position=sites.position[rows, at][:, None],
+            valid=np.ones((len(rows), 1), bool),
+        )
+        weights = laws.residuals(target, rows, at)[:, None, :]
+        drawn = self.noise.categorical(weights, each, Purpose.RESIDUAL, where=from_host(each.valid, target))
+        tokens = np.array(slots.draft)
+        tokens[rows, at] = to_host(drawn)[:, 0]
         return tokens
 
-    def _redraft(self, target: Array, law: Array, draft: Array, last: Array, slots: Slots) -> Array:
+    def _redraft(self, target: Array, laws: DraftLaws, last: Array, slots: Slots) -> Array:
         """Drafts before the ``last`` committed site, its correction, and the method's redrafts after it."""
-        xp = namespace(target)
-        slot = from_host(np.arange(slots.draft.shape[1]), target)
-        here = slot == last[:, None]
-        later = from_host(slots.sites.valid, target) & (slot > last[:, None])
         at_last = to_host(last)
-        chosen = np.arange(len(at_last)), at_last
-        one = slots.sites._replace(
-            position=slots.sites.position[chosen][:, None], valid=slots.sites.valid[chosen][:, None]
-        )
-        index = last[:, None, None]
-        weights = residual(xp.take_along_axis(target, index, axis=1), xp.take_along_axis(law, index, axis=1))
-        corrected = self.noise.categorical(weights, one, Purpose.RESIDUAL, where=one.valid)
-        tokens = xp.where(here, corrected, draft)
+        rows = np.flatnonzero(slots.sites.valid.any(axis=1))
+        tokens = from_host(self._corrected(target, laws, rows, at_last[rows], slots), target)
+        later = from_host(slots.sites.valid & (np.arange(slots.draft.shape[1]) > at_last[:, None]), target)
         if self.method.redraft == "independent":
             redrawn = self.noise.categorical(target, slots.sites, Purpose.REDRAFT, where=later)
         elif self.method.redraft == "gumbel":
             redrawn = self.noise.shared(target, slots.sites, where=later)
         else:
             return tokens
-        return xp.where(later, redrawn, tokens)
+        return namespace(target).where(later, redrawn, tokens)
 
-    def _draft_laws(self, target: Array, slots: Slots, window: Window) -> Array:
-        """Draft laws (B, n, V): recycled, fresh, and zeros where there is no draft."""
-        xp = namespace(target)
-        rows, count, vocab_size = target.shape
-        if rows > 1 or not isinstance(target, np.ndarray):
-            self._memory = None
-        elif self._memory is None or len(self._memory) < count or self._memory.dtype != target.dtype:
-            self._memory = np.empty((count, vocab_size), target.dtype)
-        stacked = []
-        for b in range(rows):
+    def _draft_laws(self, target: Array, slots: Slots, window: Window) -> DraftLaws:
+        """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
+        runs = []
+        for b in range(len(window.start)):
+            own: list[Run] = []
             recycled, fresh = int(window.recycled[b]), int(window.fresh[b])
-            lead = int(window.known[b]) - 1 - slots.first
-            if not window.draws[b]:
-                recycled, fresh, lead = 0, 0, 0
-            pieces = [xp.zeros((lead, vocab_size), dtype=target.dtype, device=target.device)] if lead else []
-            if recycled:
-                pieces.append(self._recall(b, int(window.start[b] + window.known[b]), recycled))
-            if fresh:
+            at = int(window.known[b]) - 1 - slots.first
+            if window.draws[b] and recycled:
+                position = int(window.start[b] + window.known[b])
+                own.append(Run(at, at + recycled, self._laws.recall(b, int(window.round[b]) - 1, position, recycled)))
+            if window.draws[b] and fresh:
                 carried = window.fresh_laws[b]
-                begin = lead + recycled
-                guesses = from_host(slots.draft[b, begin : begin + fresh], target)
-                pieces.append(
-                    point_masses(guesses, vocab_size, target) if carried is None else as_like(carried, target)
-                )
-            trail = count - lead - recycled - fresh
-            pieces.append(xp.zeros((trail, vocab_size), dtype=target.dtype, device=target.device))
-            stacked.append(concat_rows(pieces, self._memory))
-        return stacked[0][None, ...] if rows == 1 else xp.stack(stacked, axis=0)
-
-    def _recall(self, row: int, position: int, count: int) -> Array:
-        """Laws (count, V) of the drafts redrawn in the last round at ``position`` and after."""
-        first, laws = self._laws.get(row, (0, None))
-        begin = position - first
-        if laws is None or begin < 0 or begin + count > laws.shape[0]:
-            raise InvalidArgument(
-                f"window.recycled of row {row} is {count} drafts from position {position} on, but this step holds "
-                f"laws for {'none' if laws is None else f'positions {first} to {first + laws.shape[0] - 1}'}; recycled "
-                "drafts must be those of the step's last outcome"
-            )
-        return laws[begin : begin + count, :]
+                laws = None if carried is None else as_like(carried, target)
+                own.append(Run(at + recycled, at + recycled + fresh, laws))
+            runs.append(own)
+        return DraftLaws(slots.draft, runs)
 
     def _remember(self, target: Array, slots: Slots, decided: Decided) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
-            self._laws[b] = (int(slots.sites.position[b, 0]), target[b, ...])
+            self._laws.keep(b, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import (
     at_least_float32,
+    difference,
     drop_below,
     exp_in_place,
     from_host,
@@ -56,7 +57,9 @@ def _warp(weights: Array, logits: Array, sampling: Sampling) -> Array:
     return weights
 
 
-def target_law(logits: Array, sampling: Sampling) -> Array:
+def target_law(
+    logits: Array, sampling: Sampling, highest: Array | None = None, memory: NDArray[np.floating] | None = None
+) -> Array:
     """Laws (..., V) of the next token given its ``logits`` (..., V); processors are not applied here.
 
     Parameters
@@ -65,20 +68,24 @@ def target_law(logits: Array, sampling: Sampling) -> Array:
         (..., V) floating; -inf forbids a token. Half precision is widened to float32.
     sampling
         Temperature, top-k, top-p, min-p.
+    highest
+        (..., 1) each row's largest logit, if known.
+    memory
+        Where to put the laws, if logits are numpy of this type and shape.
 
     Returns
     -------
     Array
-        A new array, float32 or float64. Where a row of logits is not usable (NaN, +inf, all -inf) the outcome is not
+        ``memory``, or a new array, float32 or float64. Where a row of logits is not usable (NaN, +inf, all -inf) the outcome is not
         meaningful: `target_laws` refuses such rows by name.
     """
     xp = namespace(logits)
     logits = at_least_float32(logits)
     if sampling.temperature == 0:
         return point_masses(xp.argmax(logits, axis=-1), logits.shape[-1], logits)
-    highest = xp.max(logits, axis=-1, keepdims=True)
+    highest = xp.max(logits, axis=-1, keepdims=True) if highest is None else xp.astype(highest, logits.dtype)
     highest = xp.where(xp.isfinite(highest), highest, xp.zeros_like(highest))
-    weights = logits - highest
+    weights = difference(logits, highest, memory)
     if sampling.temperature != 1:
         weights /= sampling.temperature
     weights = _warp(exp_in_place(weights), logits, sampling)
@@ -87,13 +94,12 @@ def target_law(logits: Array, sampling: Sampling) -> Array:
     return weights
 
 
-def _refuse_unusable(logits: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
-    """Raise for the first wanted row of ``logits`` (B, n, V) from which no law can be made.
+def _refuse_unusable(largest_logit: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
+    """Raise for the first wanted row, given by its ``largest_logit`` (B, n), from which no law can be made.
 
     One reduction sees all three faults: a maximum of NaN, +inf or -inf.
     """
-    xp = namespace(logits)
-    highest = to_host(xp.astype(xp.max(logits, axis=-1), xp.float32))
+    highest = to_host(namespace(largest_logit).astype(largest_logit, namespace(largest_logit).float32))
     bad = wanted & ~np.isfinite(highest)
     if not bad.any():
         return
@@ -130,6 +136,7 @@ def target_laws(
     contexts: Sequence[Integers],
     positions: Integers,
     wanted: NDArray[np.bool_],
+    memory: NDArray[np.floating] | None = None,
 ) -> Array:
     """Laws of a batch whose rows have settings of their own.
 
@@ -143,6 +150,8 @@ def target_laws(
         int64 (B, n): the position each slot predicts.
     wanted
         bool (B, n): slots whose law will be used; the others hold anything.
+    memory
+        As for `target_law`.
 
     Returns
     -------
@@ -162,18 +171,19 @@ def target_laws(
             for b, info in enumerate(rows)
         ]
         logits = xp.stack(processed, axis=0)
-    _refuse_unusable(logits, positions, wanted)
+    highest = xp.max(logits, axis=-1, keepdims=True)
+    _refuse_unusable(highest[..., 0], positions, wanted)
     groups: dict[Sampling, list[int]] = {}
     for b, info in enumerate(rows):
         if info is not None:
             # Processors are applied already, and need not be hashable.
             groups.setdefault(replace(info.sampling, processors=()), []).append(b)
     if len(groups) <= 1:
-        return target_law(logits, next(iter(groups), Sampling()))
+        return target_law(logits, next(iter(groups), Sampling()), highest, memory)
     laws: dict[int, Array] = {}
     for sampling, members in groups.items():
         index = from_host(np.array(members), logits)
-        together = target_law(xp.take(logits, index, axis=0), sampling)
+        together = target_law(xp.take(logits, index, axis=0), sampling, xp.take(highest, index, axis=0))
         laws.update({b: together[i, ...] for i, b in enumerate(members)})
     blank = xp.zeros_like(next(iter(laws.values())))
     return xp.stack([laws.get(b, blank) for b in range(len(rows))], axis=0)

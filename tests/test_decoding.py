@@ -276,3 +276,50 @@ def test_what_lies_in_padding_does_not_matter():
     sampling = Sampling(top_k=2)
     tokens = generate(Dirty(table, 64, 2), [[1], [2] * 6], length=[3, 9], window=6, sampling=sampling).tokens
     assert [len(t) for t in tokens] == [3, 9]
+
+
+class LosesOutcomes(HostStep):
+    """Ctrl-C between a step's work and the loop's book-keeping, at every other call."""
+
+    calls = 0
+
+    def step(self, window):
+        outcome = super().step(window)
+        self.calls += 1
+        if self.calls % 2:
+            raise KeyboardInterrupt
+        return outcome
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_step_whose_outcome_was_lost_can_be_done_again(method):
+    table = random_table(7, V)
+
+    def tokens_of(step_type):
+        decoder = Decoder(step_type(TableProvider(table, V, 2), method), window=4, drafting="repeat")
+        for handle, length in enumerate([9, 12, 10]):
+            decoder.add(Request([handle], length=length, seed=3, sequence=handle))
+        rows = {}
+        while decoder.active or decoder.waiting:
+            try:
+                commits = decoder.step()
+            except KeyboardInterrupt:
+                continue
+            for commit in commits:
+                rows.setdefault(commit.handle, []).extend(commit.tokens.tolist())
+        return rows
+
+    assert tokens_of(LosesOutcomes) == tokens_of(HostStep)
+
+
+def test_recycled_drafts_of_another_round_are_refused():
+    step = HostStep(TableProvider(random_table(7, V), V), "sjd")
+    decoder = Decoder(step, window=4, drafting="repeat")
+    decoder.add(Request([0], length=12))
+    decoder.step()
+    decoder.step()
+    window = decoder._window()
+    assert window.recycled[0]
+    step.step(window)
+    with pytest.raises(InvalidArgument, match="round before"):
+        step.step(window._replace(round=window.round + 5))

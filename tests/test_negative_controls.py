@@ -51,7 +51,7 @@ class OldLawForKeptDrafts(HostStep):
 
     def _decide(self, target, slots, window):
         decided = super()._decide(target, slots, window)
-        law = self._draft_laws(target, slots, window)
+        law = self._draft_laws(target, slots, window).dense(target)
         kept = slots.has_draft & (to_host(decided.tokens) == slots.draft)
         self._recorded = np.where(kept[..., None], law, target)
         return decided
@@ -131,7 +131,7 @@ class BlockVerification(HostStep):
     """
 
     def _decide(self, target, slots, window):
-        law = self._draft_laws(target, slots, window)
+        law = self._draft_laws(target, slots, window).dense(target)
         rows, count = slots.draft.shape
         weight = np.ones((rows, count))
         chance = np.zeros((rows, count))
@@ -233,7 +233,7 @@ class CommitsTheBatchMinimum(HostStep):
     """Every row stops where the first row stops, and takes its corrected token there although its draft stood."""
 
     def _decide(self, target, slots, window):
-        law = self._draft_laws(target, slots, window)
+        law = self._draft_laws(target, slots, window).dense(target)
         decided = super()._decide(target, slots, window)
         at = np.full(len(window.start), int(decided.last.min()))
         here = np.arange(slots.draft.shape[1]) == at[:, None]
