@@ -90,7 +90,8 @@ def target_law(
         weights /= sampling.temperature
     weights = _warp(exp_in_place(weights), logits, sampling)
     total = xp.sum(weights, axis=-1, keepdims=True)
-    weights /= xp.where(total > 0, total, xp.ones_like(total))  # only rows that are refused later sum to zero
+    with np.errstate(invalid="ignore"):  # rows that nobody wants may hold anything; the others are refused before
+        weights /= xp.where(total > 0, total, xp.ones_like(total))
     return weights
 
 
