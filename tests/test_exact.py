@@ -190,7 +190,7 @@ def test_too_many_paths_are_refused():
         return int(noise.categorical(np.ones((1, 1, 5)), site, Purpose.RESIDUAL, where=site.valid)[0, 0])
 
     assert len(exact_law(run, max_paths=5)) == 5
-    with pytest.raises(InvalidArgument, match="more than max_paths = 4"):
+    with pytest.raises(InvalidArgument, match="more paths than max_paths = 4: about 5"):
         exact_law(run, max_paths=4)
 
 

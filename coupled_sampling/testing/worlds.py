@@ -43,20 +43,27 @@ class TableProvider:
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float64]:
         """Log-laws float64 (B, W, V)."""
+        laws = np.empty((*tokens.shape, self.vocab_size))
+        for where, context in self.write(tokens, start).items():
+            laws[where] = self.next_law(context)
+        with np.errstate(divide="ignore"):
+            return np.log(laws)
+
+    def write(self, tokens: Integers, start: Integers) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Take a window in; returns what each (row, slot) of it now has before it and in it."""
         rows, width = tokens.shape
         if rows > self.batch_size or start.min() < 0 or int(start.max()) + width > self.max_length:
             raise InvalidArgument(
                 f"window of shape {tokens.shape} from {start.tolist()} leaves {self.batch_size} rows of {self.max_length}"
             )
         self.calls += 1
-        laws = np.empty((rows, width, self.vocab_size))
+        contexts = {}
         for b in range(rows):
             first = int(start[b])
             self._held[b, first : first + width] = tokens[b]
             for j in range(width):
-                laws[b, j] = self.next_law(tuple(self._held[b, : first + j + 1].tolist()))
-        with np.errstate(divide="ignore"):
-            return np.log(laws)
+                contexts[b, j] = tuple(self._held[b, : first + j + 1].tolist())
+        return contexts
 
 
 def random_table(
