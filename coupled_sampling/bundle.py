@@ -19,7 +19,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.errors import BundleError, OutputError
+from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from coupled_sampling.manifest import (
     MANIFEST,
     Defaults,
@@ -169,7 +169,7 @@ def _read_manifest(folder: Path) -> Manifest:
     body = {key: value for key, value in document.items() if key not in ("format", "format_version")}
     try:
         return typing.cast(Manifest, _parse(Manifest, body, ""))
-    except BundleError as error:
+    except (BundleError, InvalidArgument) as error:
         raise BundleError(f"{path}: {error}") from error
 
 

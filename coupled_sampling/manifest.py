@@ -14,6 +14,7 @@ from typing import Any
 
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.layout import Layout, Span
 from coupled_sampling.methods import find_method
 
 __all__ = [
@@ -179,6 +180,13 @@ class Manifest:
         Prompts by name.
     unconditional_prompt
         The prompt that says nothing, for classifier-free guidance; None if the model was not trained for it.
+    layout
+        Which tokens may stand at which generated positions, as `coupled_sampling.layout.Span` records; empty if all may
+        everywhere. A span of one token is forced, and is no part of the picture.
+    stop_tokens
+        Tokens that end a sequence before its ``length``.
+    tokenizer
+        A file of the ``tokenizers`` library that turns text into tokens and back; None if prompts are not text.
     defaults
         Recommended settings.
     licence
@@ -206,6 +214,9 @@ class Manifest:
     pixel_graph: PixelGraph | None = None
     grid: Grid | None = None
     unconditional_prompt: tuple[int, ...] | None = None
+    layout: tuple[Span, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         expect(self.name.strip() != "", "name", self.name, "a name")
@@ -241,6 +252,8 @@ def _check_files(manifest: Manifest) -> None:
     for field, graph in (("window_graph", manifest.window_graph), ("pixel_graph", manifest.pixel_graph)):
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
+    tokenizer = manifest.tokenizer
+    expect(tokenizer is None or tokenizer in manifest.files, "tokenizer", tokenizer, "a file that is listed in files")
 
 
 def _check_tokens(manifest: Manifest) -> None:
@@ -249,9 +262,18 @@ def _check_tokens(manifest: Manifest) -> None:
     inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
     expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
-    grid = manifest.grid
-    covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == manifest.length)
-    expect(covers, "grid", grid, f"rows * columns equal to length, {manifest.length}")
+    grid, picture = manifest.grid, manifest.length
+    if manifest.layout:
+        layout = Layout(manifest.layout)
+        expect(layout.length == manifest.length, "layout", layout.length, f"spans that cover length, {manifest.length}")
+        picture = len(layout.free())
+        for i, span in enumerate(manifest.layout):
+            inside = generated.first <= span.first and span.first + span.count <= generated.first + generated.count
+            expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
+    covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
+    expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
+    for token in manifest.stop_tokens:
+        expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}
     if manifest.unconditional_prompt is not None:
         prompts["unconditional_prompt"] = manifest.unconditional_prompt

@@ -20,6 +20,7 @@ from coupled_sampling.bundle import (
     write_manifest,
 )
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
+from coupled_sampling.layout import Span
 
 WINDOW = WindowGraph("window.onnx", 24, "float32", 2, 2, 4, 16, 12, 8, True)
 
@@ -236,7 +237,11 @@ def test_whole_numbers_are_accepted_where_numbers_are_wanted(folder):
         ({"generated_tokens": GeneratedTokens(3, 5)}, "generated_tokens is"),
         ({"generated_tokens": GeneratedTokens(0, 0)}, "generated_tokens is"),
         ({"length": 0}, "length is 0"),
-        ({"grid": Grid(2, 2)}, "equal to length, 6"),
+        ({"grid": Grid(2, 2)}, "equal to the 6 generated positions"),
+        ({"layout": (Span(0, 4, 5),)}, "layout is 5, expected spans that cover length, 6"),
+        ({"layout": (Span(0, 99, 6),)}, r"layout\[0\] is .* inside generated_tokens"),
+        ({"stop_tokens": (99,)}, "stop_tokens is 99"),
+        ({"tokenizer": "t.json"}, "tokenizer is 't.json', expected a file that is listed"),
         ({"prompts": {"bag": Prompt((7,), (), "Bag")}}, r"prompts\['bag'\]\.tokens is \(7,\)"),
         ({"prompts": {"bag": Prompt((), (), "Bag")}}, r"prompts\['bag'\]\.tokens is \(\)"),
         ({"prompts": {"bag": Prompt((1,) * 8, (), "Bag")}}, "at most 7 tokens"),

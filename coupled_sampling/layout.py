@@ -1,0 +1,89 @@
+"""Which tokens may stand where: the order in which a model was trained to lay its tokens out.
+
+Picture models emit more than picture tokens: a newline after every row, an end token after the last, and text tokens never.
+A `Layout` is a run-length list of allowed ranges over the generated positions; `Layout.processor` turns it into a
+`coupled_sampling.contracts.Processor`, which forbids everything else at every position. The target law is then the model's own
+under that condition, position by position, and methods are lossless with respect to it; a range of a single token is
+*forced*, costs no randomness, and any draft that guesses it is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coupled_sampling.arrays import array_device, from_host, namespace
+from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.errors import InvalidArgument
+
+__all__ = ["Layout", "LayoutProcessor", "Span"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """``times`` consecutive generated positions whose tokens lie in ``first``, ..., ``first + count - 1``."""
+
+    first: int
+    count: int
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("first", 0), ("count", 1), ("times", 1)):
+            if getattr(self, name) < least:
+                raise InvalidArgument(f"{name} of a span is {getattr(self, name)}, expected an integer >= {least}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Spans from the first generated position on. Positions after the last span are free."""
+
+    spans: tuple[Span, ...]
+
+    @classmethod
+    def grid(
+        cls, rows: int, columns: int, tokens: tuple[int, int], *, row_end: int | None = None, end: Sequence[int] = ()
+    ) -> Layout:
+        """A picture of ``rows`` by ``columns`` tokens from the range ``tokens`` (first, count).
+
+        ``row_end`` is forced after every row, then the tokens of ``end``.
+        """
+        row = (Span(*tokens, columns),) if row_end is None else (Span(*tokens, columns), Span(row_end, 1))
+        return cls(row * rows + tuple(Span(token, 1) for token in end))
+
+    @property
+    def length(self) -> int:
+        """Positions that the spans cover."""
+        return sum(span.times for span in self.spans)
+
+    def free(self) -> Integers:
+        """int64 indices of the generated positions that are not forced: where the picture's tokens are."""
+        counts = np.repeat([span.count for span in self.spans], [span.times for span in self.spans])
+        return np.flatnonzero(counts > 1).astype(np.int64)
+
+    def processor(self, prompt_length: int) -> LayoutProcessor:
+        """The processor for a sequence whose prompt has ``prompt_length`` tokens."""
+        return LayoutProcessor(self.spans, prompt_length)
+
+
+@dataclass(frozen=True)
+class LayoutProcessor:
+    """Forbids, at every generated position, the tokens outside its span. A `coupled_sampling.contracts.Processor`."""
+
+    spans: tuple[Span, ...]
+    prompt_length: int
+
+    def __call__(self, logits: Array, tokens: Integers, positions: Integers) -> Array:
+        """Logits (n, V) with -inf for what may not stand at ``positions`` (n,)."""
+        xp, vocab_size = namespace(logits), logits.shape[-1]
+        ends = np.cumsum([span.times for span in self.spans])
+        index = np.asarray(positions) - self.prompt_length
+        which = np.minimum(np.searchsorted(ends, index, side="right"), len(self.spans) - 1)
+        ruled = (index >= 0) & (index < ends[-1])
+        first = np.where(ruled, np.array([span.first for span in self.spans])[which], 0)
+        count = np.where(ruled, np.array([span.count for span in self.spans])[which], vocab_size)
+        every = xp.arange(vocab_size, dtype=xp.int64, device=array_device(logits))
+        low, end = (from_host(bound[:, None], logits) for bound in (first, first + count))
+        nothing = xp.full_like(logits[:1, :1], -xp.inf)
+        return xp.where((every >= low) & (every < end), logits, nothing)
