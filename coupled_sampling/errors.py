@@ -7,6 +7,7 @@
     ├── ProviderError                     a logits provider broke its contract
     │   └── InvalidLogits                 NaN, +inf or nothing but -inf: names the row and the position
     ├── BundleError                       a model folder is missing, truncated, damaged or not ours
+    ├── CheckpointError                   weights to export are missing, truncated, damaged, unsafe or not understood
     ├── MissingDependency (ImportError)   an optional package is needed: names the extra to install
     └── OutputError (OSError)             a result could not be written; nothing half-written is left
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 __all__ = [
     "BundleError",
+    "CheckpointError",
     "CoupledSamplingError",
     "InvalidArgument",
     "InvalidLogits",
@@ -44,6 +46,10 @@ class InvalidLogits(ProviderError):  # noqa: N818
 
 class BundleError(CoupledSamplingError):
     """A model bundle is missing, truncated, damaged, too new or not a bundle."""
+
+
+class CheckpointError(CoupledSamplingError):
+    """A checkpoint is missing, truncated, damaged, unsafe, or of a kind that is not read."""
 
 
 class MissingDependency(CoupledSamplingError, ImportError):  # noqa: N818

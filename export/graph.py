@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling import __version__
 from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
+from coupled_sampling.export.storage import TensorFile
 
 __all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph"]
 
@@ -48,12 +49,20 @@ def require_onnx() -> Any:
 
 
 class GraphBuilder:
-    """An ONNX graph under construction. Values are referred to by name; constants and nodes are named for readers."""
+    """An ONNX graph under construction. Values are referred to by name; constants and nodes are named for readers.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    tensors
+        Where to write large weights to as soon as they are known; None keeps all in the graph.
+    """
+
+    def __init__(self, tensors: TensorFile | None = None) -> None:
         self._onnx = require_onnx()
+        self._tensors = tensors
         self._nodes: list[Any] = []
         self._constants: dict[str, NDArray[Any]] = {}
+        self._written: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._scope = ""
@@ -70,10 +79,25 @@ class GraphBuilder:
         InvalidArgument
             The name is taken by another value.
         """
-        value = np.ascontiguousarray(value)
+        value = np.ascontiguousarray(value) if value.ndim else value
         held = self._constants.setdefault(name, value)
         if held is not value and (held.dtype != value.dtype or not np.array_equal(held, value)):
             raise InvalidArgument(f"constant {name!r} is already defined with another value; give it its own name")
+        return name
+
+    def weight(self, name: str, value: NDArray[Any]) -> str:
+        """A constant defined once, which goes to the file of large ones if there is one and ``value`` is large.
+
+        Raises
+        ------
+        InvalidArgument
+            The name is taken.
+        """
+        if name in self._written or name in self._constants:
+            raise InvalidArgument(f"weight {name!r} is already defined; refer to it by its name")
+        if self._tensors is None or not self._tensors.takes(value):
+            return self.constant(name, value)
+        self._written[name] = self._external(name, np.ascontiguousarray(value), self._tensors)
         return name
 
     def integers(self, *values: int) -> str:
@@ -105,6 +129,7 @@ class GraphBuilder:
         """The finished ``onnx.ModelProto``, with producer, description and ``metadata`` in it."""
         helper = self._onnx.helper
         constants = [self._onnx.numpy_helper.from_array(value, key) for key, value in self._constants.items()]
+        constants += self._written.values()
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, constants, doc_string=description)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(
@@ -118,6 +143,15 @@ class GraphBuilder:
         helper.set_model_props(model, dict(metadata))
         return model
 
+    def _external(self, name: str, value: NDArray[Any], tensors: TensorFile) -> Any:
+        """The ``onnx.TensorProto`` of a constant that lies in another file."""
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = self._onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
+        tensor.data_location = self._onnx.TensorProto.EXTERNAL
+        for key, text in tensors.write(value).items():
+            tensor.external_data.add(key=key, value=text)
+        return tensor
+
     def _value(self, name: str, dtype: str, shape: Sequence[str | int]) -> Any:
         kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))
@@ -125,6 +159,8 @@ class GraphBuilder:
 
 def save_graph(model: Any, path: str | Path) -> Path:
     """Check ``model``, an ``onnx.ModelProto``, with shape inference, and write it atomically.
+
+    Constants in a second file must lie in the folder of ``path`` already.
 
     Raises
     ------
@@ -134,14 +170,14 @@ def save_graph(model: Any, path: str | Path) -> Path:
         It cannot be written; nothing half-written is left.
     """
     onnx, path = require_onnx(), Path(path)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InvalidArgument(f"model is not a valid ONNX graph: {error}") from error
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(model.SerializeToString())
+        # By path, since a second file is looked for beside it.
+        onnx.checker.check_model(str(partial), full_check=True)
         partial.replace(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InvalidArgument(f"model is not a valid ONNX graph: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
     finally:

@@ -24,7 +24,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graph import OPSET, GraphBuilder
 from coupled_sampling.manifest import WindowGraph
 
-__all__ = ["GptDescription", "cache_names", "window_graph"]
+__all__ = ["GptDescription", "cache_names", "context_mask", "slot_positions", "window_graph"]
 
 _CACHE_AXIS = 2
 
@@ -184,7 +184,7 @@ class _Writer:
         kv_length = graph.input("kv_length", "int64", [1])
         graph.output("logits", "float32", ["B", "W", description.vocab_size])
         shape = graph.op("Shape", tokens)
-        position = self.positions(start, graph.op("Slice", shape, graph.integers(1), graph.integers(2)))
+        position = slot_positions(graph, start, shape, description.columns)
         mask = context_mask(graph, position, kv_length, description.columns)
         heads = graph.op("Concat", shape, graph.integers(3 * description.heads, description.head_size), axis=0)
         x = self.embedded(tokens, position)
@@ -200,12 +200,6 @@ class _Writer:
             "Tokens of a window to logits; caches in and out. See docs/bundle-format.md of coupled-sampling.",
             {"format": "coupled-sampling window graph", "max_length": str(description.positions)},
         )
-
-    def positions(self, start: str, width: str) -> str:
-        """Position (B, W) of every slot."""
-        graph = self.graph
-        slots = graph.op("Slice", _counting(graph, self.description.columns), graph.integers(0), width)
-        return graph.op("Add", graph.op("Unsqueeze", start, graph.integers(1)), slots)
 
     def embedded(self, tokens: str, position: str) -> str:
         """Sum of both embeddings, (B * W, width)."""
@@ -264,14 +258,26 @@ class _Writer:
         )
 
 
-def context_mask(graph: GraphBuilder, position: str, kv_length: str, columns: int) -> str:
+def slot_positions(graph: GraphBuilder, start: str, shape: str, columns: int) -> str:
+    """Position (B, W) of every slot. ``start`` is (B,), ``shape`` int64 (2,): (B, W), ``columns`` is S."""
+    width = graph.op("Slice", shape, graph.integers(1), graph.integers(2))
+    slots = graph.op("Slice", _counting(graph, columns), graph.integers(0), width)
+    return graph.op("Add", graph.op("Unsqueeze", start, graph.integers(1)), slots)
+
+
+def context_mask(graph: GraphBuilder, position: str, kv_length: str, columns: int, reach: int = 0) -> str:
     """Which cache columns each slot attends to: boolean (B, 1, W, kv_length).
 
     The one place that says what a slot's context is: all columns up to its own, so every slot before it in the window
-    and all state below ``start``. ``position`` is (B, W), ``kv_length`` int64 (1,), ``columns`` is S.
+    and all state below ``start``; with ``reach``, the last that many of them. ``position`` is (B, W), ``kv_length``
+    int64 (1,), ``columns`` is S.
     """
     every = graph.op("Slice", _counting(graph, columns), graph.integers(0), kv_length)
-    allowed = graph.op("LessOrEqual", every, graph.op("Unsqueeze", position, graph.integers(2)))
+    own = graph.op("Unsqueeze", position, graph.integers(2))
+    allowed = graph.op("LessOrEqual", every, own)
+    if reach:
+        near = graph.op("Greater", every, graph.op("Sub", own, graph.integers(reach)))
+        allowed = graph.op("And", allowed, near)
     return graph.op("Unsqueeze", allowed, graph.integers(1))
 
 

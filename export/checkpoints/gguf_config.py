@@ -1,0 +1,218 @@
+"""GGUF's metadata as the configuration that Hugging Face's ``config.json`` would hold.
+
+Four architectures: ``llama`` (also Mistral, SmolLM2 and TinyLlama files), ``qwen2`` (also Qwen2.5), ``qwen3`` and
+``gpt2``. Metadata that would change what the model computes, and that these architectures have no key for, is refused;
+a key that only describes is ignored.
+
+Llama 3's scaling of rotary frequencies is not in the metadata: the converter stores its result, a factor for each
+frequency, as the tensor ``rope_freqs.weight``. It comes out as ``rope_scaling = {"rope_type": "frequency_factors",
+"frequency_factors": [...]}`` with head_dim / 2 entries: frequency i is rope_theta ** (-2i / head_dim) / factor i. That is
+exact, whereas the four numbers it was made from cannot be told from it. No ``config.json`` has this type, so that code
+which does not know it refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from coupled_sampling.export.checkpoints.contract import CheckpointError
+
+__all__ = ["ARCHITECTURES", "Architecture", "huggingface_config"]
+
+
+class Architecture(NamedTuple):
+    """What a GGUF architecture is called elsewhere, and its conventions."""
+
+    class_name: str
+    """Entry of ``architectures`` in ``config.json``."""
+    interleaved: bool
+    """Whether the rows of q and k are stored interleaved, see `rotary_layout`."""
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM", interleaved=True),
+    "qwen2": Architecture("Qwen2ForCausalLM", interleaved=False),
+    "qwen3": Architecture("Qwen3ForCausalLM", interleaved=False),
+    "gpt2": Architecture("GPT2LMHeadModel", interleaved=False),
+}
+
+NEUTRAL = {
+    "expert_count": (0,),
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "attention.scale": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.causal": (True,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "use_parallel_residual": (False,),
+}
+"""Keys that change the function, and the values with which they do not."""
+
+REQUIRED: Any = object()
+
+
+def huggingface_config(
+    metadata: Mapping[str, Any], tensors: Container[str], frequency_factors: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """The configuration of a GGUF file under the keys of ``config.json``.
+
+    Parameters
+    ----------
+    metadata
+        The file's keys and values.
+    tensors
+        GGUF's names of its tensors: they tell tied embeddings and biases.
+    frequency_factors
+        The tensor ``rope_freqs.weight``, (head_dim / 2,), if there is one.
+
+    Raises
+    ------
+    CheckpointError
+        The architecture is unknown, a key is missing, or one asks for what the architecture here does not have.
+    """
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"general.architecture is {name!r}, expected one of {', '.join(ARCHITECTURES)}; "
+            "use a model of these families, or its safetensors folder if its family has an exporter"
+        )
+    for key, values in NEUTRAL.items():
+        value = metadata.get(f"{name}.{key}", values[0])
+        if value not in values:
+            raise CheckpointError(
+                f"{name}.{key} is {value!r}, expected {values[0]!r}: a variant of {name} that cannot be exported"
+            )
+    config = {
+        "architectures": [ARCHITECTURES[name].class_name],
+        "model_type": name,
+        "vocab_size": _vocabulary_size(metadata, name),
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "tie_word_embeddings": "output.weight" not in tensors,
+    }
+    if name == "gpt2":
+        return config | _gpt2(metadata)
+    return config | _rotary(metadata, name, frequency_factors) | _llama(metadata, name, tensors)
+
+
+def _llama(metadata: Mapping[str, Any], name: str, tensors: Container[str]) -> dict[str, Any]:
+    heads = _count(metadata, f"{name}.attention.head_count")
+    config = {
+        "hidden_act": "silu",
+        "hidden_size": _count(metadata, f"{name}.embedding_length"),
+        "num_hidden_layers": _count(metadata, f"{name}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _count(metadata, f"{name}.attention.head_count_kv", heads),
+        "head_dim": _head_size(metadata, name),
+        "intermediate_size": _count(metadata, f"{name}.feed_forward_length"),
+        "max_position_embeddings": _count(metadata, f"{name}.context_length"),
+        "rms_norm_eps": _short(_value(metadata, f"{name}.attention.layer_norm_rms_epsilon")),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
+    }
+    window = metadata.get(f"{name}.attention.sliding_window")
+    return config | ({"sliding_window": window} if window else {})
+
+
+def _gpt2(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    positions = _count(metadata, "gpt2.context_length")
+    return {
+        "activation_function": "gelu_new",
+        "n_embd": _count(metadata, "gpt2.embedding_length"),
+        "n_layer": _count(metadata, "gpt2.block_count"),
+        "n_head": _count(metadata, "gpt2.attention.head_count"),
+        "n_inner": _count(metadata, "gpt2.feed_forward_length"),
+        "n_positions": positions,
+        "n_ctx": positions,
+        "layer_norm_epsilon": _short(_value(metadata, "gpt2.attention.layer_norm_epsilon")),
+    }
+
+
+def _rotary(metadata: Mapping[str, Any], name: str, factors: Sequence[float] | None) -> dict[str, Any]:
+    head_size = _head_size(metadata, name)
+    turned = metadata.get(f"{name}.rope.dimension_count", head_size)
+    if turned != head_size:
+        raise CheckpointError(
+            f"{name}.rope.dimension_count is {turned}, expected the size of a head, {head_size}: "
+            "partial rotary embeddings are not read from GGUF"
+        )
+    return {
+        "rope_theta": _short(metadata.get(f"{name}.rope.freq_base", 10000.0)),
+        "rope_scaling": _rotary_scaling(metadata, name, factors, head_size),
+    }
+
+
+def _rotary_scaling(
+    metadata: Mapping[str, Any], name: str, factors: Sequence[float] | None, head_size: int
+) -> dict[str, Any] | None:
+    prefix = f"{name}.rope.scaling"
+    linear = metadata.get(f"{name}.rope.scale_linear", 1.0)
+    kind = metadata.get(f"{prefix}.type", "linear" if linear != 1 else "none")
+    if factors is not None:
+        if kind != "none" or len(factors) != head_size // 2:
+            raise CheckpointError(
+                f"rope_freqs.weight has {len(factors)} entries beside {prefix}.type {kind!r}, "
+                f"expected {head_size // 2} beside 'none'"
+            )
+        return {"rope_type": "frequency_factors", "frequency_factors": list(factors)}
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise CheckpointError(f"{prefix}.type is {kind!r}, expected none, linear or yarn; use the safetensors folder")
+    scaling = {"rope_type": kind, "factor": _short(metadata.get(f"{prefix}.factor", linear))}
+    if kind == "linear":
+        return scaling
+    scaling["original_max_position_embeddings"] = _count(metadata, f"{prefix}.original_context_length")
+    for own, key in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
+        if f"{prefix}.{own}" in metadata:
+            scaling[key] = _short(metadata[f"{prefix}.{own}"])
+    for own in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"):
+        if f"{prefix}.{own}" in metadata:
+            raise CheckpointError(
+                f"{prefix}.{own} is set, a variant of YaRN not read from GGUF; use the safetensors folder"
+            )
+    return scaling
+
+
+def _head_size(metadata: Mapping[str, Any], name: str) -> int:
+    width, heads = _count(metadata, f"{name}.embedding_length"), _count(metadata, f"{name}.attention.head_count")
+    size = _count(metadata, f"{name}.attention.key_length", width // heads)
+    values = _count(metadata, f"{name}.attention.value_length", size)
+    if values != size:
+        raise CheckpointError(
+            f"{name}.attention.value_length is {values}, key_length is {size}, expected the same; "
+            "heads of two sizes cannot be exported"
+        )
+    return size
+
+
+def _vocabulary_size(metadata: Mapping[str, Any], name: str) -> int:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return _count(metadata, f"{name}.vocab_size", REQUIRED if tokens is None else len(tokens))
+
+
+def _value(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> Any:
+    value = metadata.get(key, default)
+    if value is REQUIRED:
+        raise CheckpointError(
+            f"metadata {key} is missing; the file was not made by llama.cpp's converter, convert again"
+        )
+    return value
+
+
+def _count(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> int:
+    value = _value(metadata, key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"metadata {key} is {value!r:.60}, expected a positive integer, the same for all layers")
+    return value
+
+
+def _short(value: float) -> float:
+    """The float of fewest digits that rounds to the stored float32: 1e-05 and not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

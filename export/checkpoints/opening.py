@@ -1,0 +1,75 @@
+"""Opening whatever a user points at: the one place that tells formats apart, and refuses what is no checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.gguf_checkpoint import open_gguf
+from coupled_sampling.export.checkpoints.safetensors_reader import CONFIG, INDEX, SINGLE, open_safetensors
+
+__all__ = ["open_checkpoint"]
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+EXPECTED = (
+    f"expected a Hugging Face folder ({CONFIG} with {SINGLE} or {INDEX} and its shards), one .safetensors file with "
+    f"{CONFIG} beside it, or one .gguf file"
+)
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a checkpoint by reading its headers; close it, or use it in a ``with`` block.
+
+    Parameters
+    ----------
+    source
+        A Hugging Face folder, a ``.safetensors`` file with ``config.json`` beside it, or a ``.gguf`` file.
+
+    Returns
+    -------
+    Checkpoint
+        Under Hugging Face's tensor names and configuration keys, whatever the format.
+
+    Raises
+    ------
+    CheckpointError
+        There is nothing, or nothing whole, safe and known, at ``source``.
+    MissingDependency
+        The package that reads this format is not installed.
+    """
+    source = Path(source)
+    if source.is_dir():
+        return _open_folder(source)
+    if not source.is_file():
+        raise CheckpointError(f"no checkpoint {str(source)!r}: nothing is there; {EXPECTED}")
+    if source.suffix == ".safetensors":
+        return open_safetensors(source)
+    if source.suffix == ".gguf":
+        return open_gguf(source)
+    if source.suffix in PICKLED:
+        raise _pickled(source, source.name)
+    raise CheckpointError(f"{source} is no checkpoint that this library reads: {EXPECTED}")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    names = sorted(path.name for path in folder.iterdir())
+    if INDEX in names or any(name.endswith(".safetensors") for name in names):
+        return open_safetensors(folder)
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if gguf:
+        raise CheckpointError(
+            f"{folder} holds GGUF files, each a checkpoint of its own; name one: {', '.join(gguf[:4])}"
+        )
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if pickled:
+        raise _pickled(folder, ", ".join(pickled[:4]))
+    found = ", ".join(names[:4]) if names else "an empty folder"
+    raise CheckpointError(f"{folder} is no checkpoint, found {found}; {EXPECTED}")
+
+
+def _pickled(source: Path, names: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source} holds pickled weights ({names}), which are not read: loading a pickle runs whatever code is in it. "
+        "Take the model's safetensors files, or convert where PyTorch is at hand and you trust the file: "
+        "model = AutoModelForCausalLM.from_pretrained(folder); model.save_pretrained(new_folder, safe_serialization=True)"
+    )

@@ -1,0 +1,107 @@
+"""What a family of models is to the exporter: a function from a checkpoint to a description, weights and ways of decoding.
+
+A family is one small file with one class. It reads the configuration through a
+`coupled_sampling.export.families.config.ConfigReader`, so that a key it does not know is refused and never ignored, and gives
+every canonical weight of `coupled_sampling.export.description.DecoderDescription` a place in the checkpoint. What decoding
+needs beside the model, such as the tokens a picture is made of and how they are laid out, goes into `Decoding` and from
+there into the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from coupled_sampling.export.checkpoints.contract import Checkpoint
+from coupled_sampling.export.description import DecoderDescription
+from coupled_sampling.layout import Layout
+from coupled_sampling.manifest import Grid, Prompt
+
+__all__ = ["Decoding", "Exportable", "Family"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decoding needs beside the model; the manifest's entries of the same names.
+
+    Parameters
+    ----------
+    length
+        Tokens per generation; 0 if the family has no usual length, as text has none.
+    grid
+        Rows and columns of the picture, if there is one.
+    layout
+        Which tokens may stand where; None where all may everywhere.
+    prompts
+        Prompts by name, for models whose prompts are not text: classes, or an empty picture.
+    unconditional_prompt
+        For classifier-free guidance; None if the model was not trained for it.
+    stop_tokens
+        Tokens that end a sequence.
+    drafting, temperature, top_k, top_p, guidance
+        Recommended settings, those of the model's authors where they are known.
+    notes
+        What a user must know and the manifest has no entry for, one sentence each.
+    """
+
+    length: int = 0
+    grid: Grid | None = None
+    layout: Layout | None = None
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    unconditional_prompt: tuple[int, ...] | None = None
+    stop_tokens: tuple[int, ...] = ()
+    drafting: str = "random"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    guidance: float = 1.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A checkpoint understood.
+
+    Parameters
+    ----------
+    family
+        Name of the family.
+    description
+        The decoder.
+    weights
+        From a canonical name of ``description.weight_shapes()`` to the array, read from the checkpoint when it is called.
+    decoding
+        What decoding needs.
+    """
+
+    family: str
+    description: DecoderDescription
+    weights: Callable[[str], NDArray[Any]]
+    decoding: Decoding
+
+
+class Family(Protocol):
+    """A family of checkpoints."""
+
+    @property
+    def name(self) -> str:
+        """What ``--family`` calls it."""
+        ...
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this configuration is of the family."""
+        ...
+
+    def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
+        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's.
+
+        Raises
+        ------
+        CheckpointError
+            A key of the configuration is unknown or has a value that is not supported, or a tensor is missing, has another
+            shape, or is left over.
+        """
+        ...
