@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check lint test-gpu test-torch bench train clean
+.PHONY: demo test test-long mutants check lint test-gpu test-torch bench train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
 
 test: check
 	$(BIN)/python -m pytest
+
+test-long: check
+	$(BIN)/python -m pytest --coupled-sampling-profile nightly
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutants/run.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

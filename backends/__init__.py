@@ -1,6 +1,7 @@
 """Backends: exported models as logits providers. Importing this package loads no runtime; opening a model does."""
 
+from coupled_sampling.backends.concatenated import ConcatenatedProvider
 from coupled_sampling.backends.ort import OrtProvider
 from coupled_sampling.backends.pixels import PixelDecoder
 
-__all__ = ["OrtProvider", "PixelDecoder"]
+__all__ = ["ConcatenatedProvider", "OrtProvider", "PixelDecoder"]

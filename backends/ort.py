@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.checks import check_positive, check_window
 from coupled_sampling.backends.session import EXECUTION_PROVIDER, open_session
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Integers
-from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.errors import BundleError, ProviderError
 from coupled_sampling.manifest import WindowGraph
 
 __all__ = ["KV_STEP", "OrtProvider"]
@@ -89,8 +90,7 @@ class OrtProvider:
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidArgument(f"batch_size is {batch_size!r}, expected an integer >= 1")
+        check_positive("batch_size", batch_size)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         return cls(opened, open_session(opened.window_graph, threads), batch_size)
 
@@ -116,7 +116,7 @@ class OrtProvider:
         ProviderError
             ONNX Runtime failed.
         """
-        self._check(tokens, start)
+        check_window(self, tokens, start)
         rows, width = tokens.shape
         self._tokens[: rows * width] = tokens.reshape(-1)
         self._start[:rows] = start
@@ -143,32 +143,6 @@ class OrtProvider:
                 _bind(binding.bind_output, present, cache, (rows, *cache.shape[1:]))
             self._bindings[rows, width] = binding
         return self._bindings[rows, width]
-
-    def _check(self, tokens: Integers, start: Integers) -> None:
-        for name, array, axes in (("tokens", tokens, 2), ("start", start, 1)):
-            if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.ndim != axes:
-                found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InvalidArgument(f"{name} is {found}, expected a numpy int64 array with {axes} axes")
-        rows, width = tokens.shape
-        if not 1 <= rows <= self.batch_size or start.shape != (rows,):
-            raise InvalidArgument(
-                f"tokens has {rows} rows and start {len(start)}, expected equal numbers from 1 to batch_size, "
-                f"{self.batch_size}; open the model with a larger batch_size for more"
-            )
-        if not 1 <= width <= self.max_window:
-            raise InvalidArgument(f"tokens has {width} slots, expected 1 to max_window, {self.max_window}")
-        last = self.max_length - width
-        if start.min() < 0 or start.max() > last:
-            row = int(((start < 0) | (start > last)).argmax())
-            raise InvalidArgument(
-                f"row {row} starts at {start[row]}, expected 0 to {last}: the model holds "
-                f"{self.max_length} positions and the window has {width} slots"
-            )
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            row, slot = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))[0]
-            raise InvalidArgument(
-                f"row {row}, slot {slot} is token {tokens[row, slot]}, expected tokens in [0, {self.vocab_size})"
-            )
 
 
 def _bind(bind: Any, name: str, buffer: NDArray[Any], shape: tuple[int, ...]) -> None:

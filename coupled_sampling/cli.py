@@ -1,7 +1,7 @@
-"""The command line: ``coupled-sampling generate | compare | inspect``.
+"""The command line: ``coupled-sampling generate | compare | verify | inspect | export``.
 
-Errors are one line on standard error and exit code 2; an interrupt is exit code 130. Results go to standard output, the
-progress bar to standard error.
+Errors are one line on standard error and exit code 2; an interrupt is exit code 130; ``verify`` exits with 1 when a method
+fails. Results go to standard output, the progress bar to standard error.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from coupled_sampling.bundle import Bundle, embedded_names, open_bundle
-from coupled_sampling.comparison import MethodResult, compare
-from coupled_sampling.contracts import LogitsProvider, Sampling
-from coupled_sampling.drafting import Drafting, Random, find_drafting
+from coupled_sampling.bundle import embedded_names, open_bundle
+from coupled_sampling.comparison import MethodResult
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.export_command import add_export_arguments, run_export
 from coupled_sampling.files import check_writable, write_whole
-from coupled_sampling.guidance import GuidedProvider
+from coupled_sampling.job import Job
 from coupled_sampling.methods import METHODS
 from coupled_sampling.pictures import draw_comparison, require_pictures, write_grid
+from coupled_sampling.verification_command import (
+    add_verify_arguments,
+    check_verify_arguments,
+    print_verifications,
+    run_verification,
+)
 
 __all__ = ["main"]
 
@@ -45,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sampling = argparse.ArgumentParser(add_help=False)
     add = sampling.add_argument
-    add("--prompt", help="names from `inspect`, separated by commas; default: all in turn")
+    add(
+        "--prompt",
+        help="names from `inspect`, separated by commas (default: all in turn); a text, for models that read text",
+    )
+    add("--length", type=int, help="most tokens per sequence, for models that read text")
     add("--window", type=int, help="most tokens forwarded per step")
     add("--drafting", help="first guesses: random, repeat, copy:LAG, ngram:N")
     add("--temperature", type=float, help="0 is greedy")
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-p", type=float)
     add("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
     add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=1, help="sequences decoded together (default 1)")
+    add("--batch-size", type=int, help="sequences decoded together (default 1; verify: 16)")
     add("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
     add("--json", action="store_true", help="print figures as JSON")
 
@@ -72,86 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("--plot", type=Path, help="PNG to write")
     comparing.set_defaults(run=_compare)
 
+    verifying = commands.add_parser("verify", parents=[model, sampling], help="test that methods are lossless")
+    add_verify_arguments(verifying)
+    verifying.set_defaults(run=_verify)
+
+    exporting = commands.add_parser("export", help="make a bundle from a checkpoint")
+    add_export_arguments(exporting)
+    exporting.set_defaults(run=run_export)
+
     inspect = commands.add_parser("inspect", parents=[model], help="say what a bundle is")
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     inspect.set_defaults(run=_inspect)
     return parser
-
-
-class _Job:
-    """A bundle with the command line's settings over the bundle's defaults."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.bundle: Bundle = open_bundle(arguments.model)
-        manifest = self.bundle.manifest
-        if arguments.count < 1:
-            raise InvalidArgument(f"count is {arguments.count}, expected at least 1")
-        if arguments.batch_size < 1:
-            raise InvalidArgument(f"batch-size is {arguments.batch_size}, expected at least 1")
-        if not 0 <= arguments.seed < 2**64:
-            raise InvalidArgument(f"seed is {arguments.seed}, expected an integer in [0, 2**64)")
-        defaults = manifest.defaults
-        self.sampling = Sampling(
-            temperature=self._given("temperature", defaults.temperature),
-            top_k=self._given("top_k", defaults.top_k),
-            top_p=self._given("top_p", defaults.top_p),
-            min_p=self._given("min_p", defaults.min_p),
-        )
-        self.window = self._given("window", min(defaults.window, manifest.window_graph.max_window))
-        self.guidance = self._given("guidance", defaults.guidance)
-        self.drafting = self._drafting(self._given("drafting", defaults.drafting))
-        names = list(manifest.prompts) if arguments.prompt is None else arguments.prompt.split(",")
-        tokens = [manifest.find_prompt(name.strip()) for name in names]
-        self.prompts = [tokens[i % len(tokens)] for i in range(arguments.count)]
-        if self.guidance != 1 and manifest.unconditional_prompt is None:
-            raise InvalidArgument(
-                f"guidance is {self.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"
-            )
-
-    def _given(self, name: str, default: Any) -> Any:
-        value = getattr(self.arguments, name)
-        return default if value is None else value
-
-    def _drafting(self, specification: str) -> Drafting:
-        """``random`` is over the tokens that the model can generate."""
-        found = find_drafting(specification)
-        generated = self.bundle.manifest.generated_tokens
-        return Random(generated.first, generated.count) if found == Random() else found
-
-    def open_model(self) -> LogitsProvider:
-        """A provider of its own, guided if asked for."""
-        from coupled_sampling.backends.ort import OrtProvider
-
-        rows = min(self.arguments.batch_size, self.arguments.count)
-        unconditional = self.bundle.manifest.unconditional_prompt
-        if self.guidance == 1 or unconditional is None:
-            return OrtProvider.open(self.bundle, batch_size=rows, threads=self.arguments.threads)
-        inner = OrtProvider.open(self.bundle, batch_size=2 * rows, threads=self.arguments.threads)
-        return GuidedProvider(inner, self.guidance, unconditional)
-
-    def compare(self, methods: Sequence[str], *, against_ar: bool) -> list[MethodResult]:
-        """Run ``methods`` with a progress bar."""
-        length = self.bundle.manifest.length
-        with _progress(self.arguments.count * length) as report:
-            return compare(
-                self.open_model,
-                self.prompts,
-                methods,
-                length=length,
-                window=self.window,
-                drafting=self.drafting,
-                seed=self.arguments.seed,
-                sampling=self.sampling,
-                against_ar=against_ar,
-                progress=report,
-            )
-
-    def images(self, tokens: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
-        """Pictures uint8 (N, H, W, C)."""
-        from coupled_sampling.backends.pixels import PixelDecoder
-
-        return PixelDecoder.open(self.bundle)(np.stack(tokens))
 
 
 @contextlib.contextmanager
@@ -194,33 +132,38 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.trace and arguments.trace.resolve() == arguments.out.resolve():
         raise InvalidArgument(f"out and trace are both {arguments.out}; name two files")
     require_pictures("PIL.Image")
-    job = _Job(arguments)
-    if job.bundle.manifest.pixel_graph is None:
-        raise InvalidArgument(
-            f"the bundle {job.bundle.manifest.name} has no token-to-pixel graph, so it makes no pictures"
-        )
-    method = arguments.method or job.bundle.manifest.defaults.method
-    results = job.compare([method], against_ar=arguments.beside_ar)
+    job = Job(arguments)
+    manifest = job.bundle.manifest
+    if manifest.pixel_graph is None and job.tokenizer is None:
+        raise InvalidArgument(f"the bundle {manifest.name} has no token-to-pixel graph, so it makes no pictures")
+    method = arguments.method or manifest.defaults.method
+    with _progress(len(job.prompts) * job.length) as report:
+        results = job.compare([method], against_ar=arguments.beside_ar, progress=report)
     result = results[-1]
-    write_grid(job.images(result.generation.tokens), arguments.out)
+    if job.tokenizer is None:
+        write_grid(job.images(result.generation.tokens), arguments.out)
     if arguments.trace:
         _write_json(arguments.trace, _trace(job, result))
     figures = [r.figures() for r in results]
     if not arguments.beside_ar:
         for name in ("speedup_nfe", "speedup_seconds", "identical_to_ar"):
             figures[0].pop(name)
+    made = job.texts(result.generation.tokens)
     if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "methods": figures}, indent=2))
+        print(json.dumps({**({"texts": made} if made else {"out": str(arguments.out)}), "methods": figures}, indent=2))
         return
+    for text in made:
+        print(f"{text}\n")
     for row in figures:
         print(
             f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
             f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s"
         )
-    print(f"wrote {arguments.out}")
+    if not made:
+        print(f"wrote {arguments.out}")
 
 
-def _trace(job: _Job, result: MethodResult) -> dict[str, Any]:
+def _trace(job: Job, result: MethodResult) -> dict[str, Any]:
     sequences = [
         {
             "prompt": list(prompt),
@@ -242,8 +185,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         check_writable(arguments.plot)
         require_pictures("matplotlib")
-    job = _Job(arguments)
-    results = job.compare([name.strip() for name in arguments.methods.split(",")], against_ar=True)
+    job = Job(arguments)
+    methods = [name.strip() for name in arguments.methods.split(",")]
+    with _progress(len(job.prompts) * job.length) as report:
+        results = job.compare(methods, against_ar=True, progress=report)
     figures = [result.figures() for result in results]
     if arguments.plot:
         manifest = job.bundle.manifest
@@ -254,6 +199,28 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=2) if arguments.json else _table(figures))
     if arguments.plot and not arguments.json:
         print(f"wrote {arguments.plot}")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    check_verify_arguments(arguments)
+    arguments.count = arguments.samples
+    job = Job(arguments)
+    if arguments.prompt is not None and "," in arguments.prompt:
+        raise InvalidArgument(
+            f"prompt is {arguments.prompt!r}, expected one name: verify continues one prompt many times"
+        )
+    with _progress(arguments.samples * arguments.positions) as report:
+        results = run_verification(
+            arguments,
+            job.open_model,
+            job.prompts[0],
+            length=job.bundle.manifest.length,
+            window=job.window,
+            drafting=job.drafting,
+            sampling=job.samplings[0],
+            progress=report,
+        )
+    return print_verifications(results, as_json=arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -289,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
+        return int(parsed.run(parsed) or 0)
     except CoupledSamplingError as error:
         print(f"coupled-sampling: error: {error}", file=sys.stderr)
         return 2
@@ -299,7 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def compare(
     window: int,
     drafting: str | Drafting,
     seed: int,
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
+    stop: Sequence[int] = (),
     against_ar: bool = True,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[MethodResult]:
@@ -107,7 +108,8 @@ def compare(
                 window=window,
                 drafting=drafting,
                 seed=seed,
-                sampling=sampling,
+                sampling=sampling if isinstance(sampling, Sampling) else sampling[: len(chosen)],
+                stop=stop,
                 progress=report if tokens == length else None,
             )
 

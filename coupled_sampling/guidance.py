@@ -118,6 +118,11 @@ class GuidedProvider:
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Guided logits (B, W, V). See `coupled_sampling.contracts.LogitsProvider.forward`."""
         rows, width = tokens.shape
+        if start.min() < 0 or int(start.max()) + width > self.max_length:
+            raise InvalidArgument(
+                f"a window of {width} slots starts at {start.tolist()}, expected 0 to {self.max_length - width}: guided rows hold "
+                f"{self.max_length} positions"
+            )
         both, starts = np.repeat(tokens, 2, axis=0), np.repeat(start, 2)
         for b in range(rows):
             pair = self._pair(b)

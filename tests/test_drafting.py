@@ -107,3 +107,18 @@ def test_a_draft_model_that_does_not_fit_is_refused():
         generate(TableProvider(table, 4), [[0]], length=5, drafting=DraftModel(TableProvider(random_table(0, 3), 3)))
     with pytest.raises(InvalidArgument, match="draft model holds 6"):
         generate(TableProvider(table, 4), [[0]], length=9, drafting=DraftModel(TableProvider(table, 4, max_length=6)))
+
+
+class Told(TableProvider):
+    """Wants to know which prompt each row works on, and remembers it."""
+
+    def begin(self, row, prompt):
+        self.__dict__.setdefault("prompts", []).append((row, prompt.tolist()))
+
+
+def test_a_draft_model_and_its_target_are_told_the_prompts():
+    table = random_table(2, 4)
+    target, draft = Told(table, 4), Told(table, 4)
+    prompts = [[1], [2, 3], [0]]
+    generate(target, prompts, length=5, method="speculative", window=3, drafting=DraftModel(draft))
+    assert target.prompts == draft.prompts == [(0, prompt) for prompt in prompts]

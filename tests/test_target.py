@@ -129,6 +129,23 @@ def test_processors_see_the_tokens_before_each_slot_drafts_included():
         assert (np.diff(np.concatenate([[0], tokens])) != 0).all()
 
 
+def prefer_first(logits, tokens, positions):
+    return logits + np.array([1.5, 0.0, 0.0, 0.0])
+
+
+def square(logits, tokens, positions):
+    return logits * 2
+
+
+def test_processors_come_one_after_the_other_and_before_temperature():
+    logits = np.log([0.1, 0.2, 0.3, 0.4])[None, None]
+    info = RowInfo(0, 0, Sampling(temperature=0.5, top_k=3, processors=(square, prefer_first)))
+    law = target_laws(logits, [info], [np.zeros(1, np.int64)], np.ones((1, 1), int), np.ones((1, 1), bool))[0, 0]
+    changed = 2 * logits[0, 0] + [1.5, 0, 0, 0]
+    weights = np.exp(changed / 0.5) * (changed > changed.min())
+    np.testing.assert_allclose(law, weights / weights.sum(), atol=1e-12)
+
+
 def test_a_processor_of_wrong_shape_is_refused():
     sampling = Sampling(processors=(lambda logits, tokens, positions: logits[:, :2],))
     with pytest.raises(InvalidArgument, match="returned shape"):

@@ -56,6 +56,8 @@ class TableProvider:
             raise InvalidArgument(
                 f"window of shape {tokens.shape} from {start.tolist()} leaves {self.batch_size} rows of {self.max_length}"
             )
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            raise InvalidArgument(f"tokens are {tokens.tolist()}, expected integers in [0, {self.vocab_size})")
         self.calls += 1
         contexts = {}
         for b in range(rows):

@@ -1,0 +1,66 @@
+"""What every provider asks of the arguments of ``forward``, before a graph sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from coupled_sampling.contracts import LogitsProvider, max_window
+from coupled_sampling.errors import InvalidArgument
+
+__all__ = ["check_positive", "check_window"]
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is no integer >= 1.
+
+    Raises
+    ------
+    InvalidArgument
+        It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidArgument(f"{name} is {value!r}, expected an integer >= 1")
+
+
+def check_window(provider: LogitsProvider, tokens: Any, start: Any) -> None:
+    """Refuse a window that ``provider`` cannot hold.
+
+    Parameters
+    ----------
+    provider
+        Its ``batch_size``, ``max_length``, ``max_window`` and ``vocab_size`` are the bounds.
+    tokens, start
+        What ``forward`` was given: int64 (B, W) and int64 (B,) if all is well.
+
+    Raises
+    ------
+    InvalidArgument
+        A type, a shape, a start or a token is out of bounds.
+    """
+    for name, array, axes in (("tokens", tokens, 2), ("start", start, 1)):
+        if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.ndim != axes:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidArgument(f"{name} is {found}, expected a numpy int64 array with {axes} axes")
+    rows, width = tokens.shape
+    if not 1 <= rows <= provider.batch_size or start.shape != (rows,):
+        raise InvalidArgument(
+            f"tokens has {rows} rows and start {len(start)}, expected equal numbers from 1 to batch_size, "
+            f"{provider.batch_size}; open the model with a larger batch_size for more"
+        )
+    most = max_window(provider)
+    if not 1 <= width <= most:
+        raise InvalidArgument(f"tokens has {width} slots, expected 1 to max_window, {most}")
+    last = provider.max_length - width
+    if start.min() < 0 or start.max() > last:
+        row = int(((start < 0) | (start > last)).argmax())
+        raise InvalidArgument(
+            f"row {row} starts at {start[row]}, expected 0 to {last}: the model holds "
+            f"{provider.max_length} positions and the window has {width} slots"
+        )
+    if tokens.min() < 0 or tokens.max() >= provider.vocab_size:
+        row, slot = np.argwhere((tokens < 0) | (tokens >= provider.vocab_size))[0]
+        raise InvalidArgument(
+            f"row {row}, slot {slot} is token {tokens[row, slot]}, expected tokens in [0, {provider.vocab_size})"
+        )

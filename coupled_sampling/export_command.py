@@ -1,0 +1,91 @@
+"""``coupled-sampling export``: a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.pictures import require_pictures
+
+__all__ = ["add_export_arguments", "run_export"]
+
+_TYPES = ("float32", "float16", "bfloat16")
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``export``."""
+    add = parser.add_argument
+    add(
+        "source",
+        type=Path,
+        help="a Hugging Face folder, a .safetensors file with config.json beside it, or a .gguf file",
+    )
+    add("out", type=Path, help="the bundle's folder, to be made")
+    add("--family", default="auto", help="what the checkpoint is; default: told by its configuration")
+    add("--dtype", default="float32", choices=_TYPES, help="type the weights are stored in (default float32)")
+    add("--quantize", choices=("int8", "int4"), help="store matrices as integers with one scale per block of inputs")
+    add("--block", type=int, default=32, help="inputs that share a scale (default 32)")
+    add("--batch", default="1", help="batch sizes to prepare, for backends with fixed shapes (default 1)")
+    add(
+        "--window",
+        default="1,16,32",
+        help="windows to prepare; the largest is the most slots in one call (default 1,16,32)",
+    )
+    add("--max-length", type=int, help="positions per sequence (default: the checkpoint's)")
+    add("--length", type=int, help="tokens per generation (default: the family's)")
+    add("--name", help="name of the bundle (default: that of the source)")
+    add("--licence", help="SPDX identifier of the weights' licence")
+    add("--check", action="store_true", help="compare a few logits with a float64 reference")
+    add("--force", action="store_true", help="replace a bundle that is there")
+    add("--json", action="store_true", help="print what was done as JSON")
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export with a progress bar over the checkpoint's bytes, and say what was done."""
+    from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
+    from coupled_sampling.export.storage import Storage
+
+    if arguments.quantize and arguments.dtype != "float32":
+        raise InvalidArgument(f"quantize is {arguments.quantize} and dtype {arguments.dtype}; give one of them")
+    settings = ExportSettings(
+        family=arguments.family,
+        storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block),
+        max_length=arguments.max_length,
+        batches=_integers("batch", arguments.batch),
+        windows=_integers("window", arguments.window),
+        length=arguments.length,
+        name=arguments.name,
+        licence=arguments.licence,
+        check=arguments.check,
+        force=arguments.force,
+    )
+    tqdm = require_pictures("tqdm").tqdm
+    with tqdm(unit="B", unit_scale=True, desc="reading", file=sys.stderr, disable=None) as bar:
+
+        def report(count: int, total: int) -> None:
+            bar.total = max(total, bar.n + count)
+            bar.update(count)
+
+        done = export_checkpoint(arguments.source, arguments.out, settings, report)
+    if arguments.json:
+        print(json.dumps({**done._asdict(), "folder": str(done.folder)}, indent=2))
+        return 0
+    print(
+        f"wrote {done.folder}: {done.family}, {done.parameters / 1e6:.1f} million parameters, {done.bytes / 1e6:.1f} MB"
+    )
+    if done.largest_difference is not None:
+        print(
+            f"checked: logits differ from the float64 reference of the unrounded weights by at most "
+            f"{done.largest_difference:.2g} standard deviations of a position's logits"
+        )
+    return 0
+
+
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidArgument(f"{name} is {text!r}, expected integers separated by commas, such as 1,16,32") from error

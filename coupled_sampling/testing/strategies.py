@@ -1,0 +1,293 @@
+"""Hypothesis strategies: laws, tables, prompts and whole decoding problems, which shrink to what a reader can take in.
+
+Laws are small integers divided by their sum, so a failure shrinks to (1/2, 1/2) and not to (0.4999, 0.5001). A `World` is all
+that a decoding needs; its ``repr`` is Python that makes it again. Nothing here loads Hypothesis before a strategy is made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.contracts import Sampling
+from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.testing.worlds import TableProvider
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+__all__ = [
+    "LawKind",
+    "Table",
+    "World",
+    "batches",
+    "laws",
+    "pairs_of_laws",
+    "prompts",
+    "samplings",
+    "tables",
+    "windows",
+    "worlds",
+]
+
+Law: TypeAlias = NDArray[np.float64]
+LawKind: TypeAlias = Literal["any", "flat", "peaked", "zeros", "near-ties", "subnormal"]
+KINDS = ("flat", "peaked", "zeros", "near-ties", "subnormal")
+
+
+def _hypothesis() -> Any:
+    """The module ``hypothesis.strategies``."""
+    try:
+        from hypothesis import strategies
+    except ImportError as error:
+        raise MissingDependency(
+            "these strategies need the package hypothesis, which is not installed: pip install 'coupled-sampling[testing]'"
+        ) from error
+    return strategies
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Markov model: the next law is a row of weights, chosen by the last ``order`` tokens.
+
+    Parameters
+    ----------
+    vocab_size, order
+        The table has ``vocab_size ** order`` rows; tokens before the first count as 0.
+    weights
+        Rows of ``vocab_size`` integers >= 0, not all 0; a law is a row divided by its sum.
+    """
+
+    vocab_size: int
+    order: int
+    weights: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        rows = self.vocab_size**self.order
+        if len(self.weights) != rows or any(
+            len(row) != self.vocab_size or min(row) < 0 or not sum(row) for row in self.weights
+        ):
+            raise InvalidArgument(
+                f"weights are {self.weights}, expected {rows} rows of {self.vocab_size} integers >= 0, not all of them 0"
+            )
+
+    def __call__(self, context: tuple[int, ...]) -> Law:
+        """Law (V,) of the next token given all tokens before it."""
+        index = 0
+        for token in ((0,) * self.order + tuple(context))[len(context) :]:
+            index = index * self.vocab_size + max(int(token), 0)
+        row = np.array(self.weights[index], np.float64)
+        return np.asarray(row / row.sum())
+
+
+@dataclass(frozen=True)
+class World:
+    """A decoding problem: a model, its prompts, and the settings that must not matter.
+
+    Parameters
+    ----------
+    table
+        The model.
+    prompts
+        One per sequence, at least one token each.
+    length, window, rows
+        Tokens to generate, slots per step, rows of the provider.
+    stop
+        Tokens that end a sequence.
+    """
+
+    table: Table
+    prompts: tuple[tuple[int, ...], ...]
+    length: int = 1
+    window: int = 1
+    rows: int = 1
+    stop: tuple[int, ...] = ()
+
+    def provider(self) -> TableProvider:
+        """A new provider of the model, with room for every sequence and a window more."""
+        positions = max(map(len, self.prompts)) + self.length + self.window
+        return TableProvider(self.table, self.table.vocab_size, self.rows, positions)
+
+
+def _sizes(vocab_size: int | None, least: int = 2) -> SearchStrategy[int]:
+    st = _hypothesis()
+    if vocab_size is None:
+        return st.integers(least, 6)
+    if vocab_size < least:
+        raise InvalidArgument(f"vocab_size is {vocab_size}, expected at least {least}")
+    return st.just(vocab_size)
+
+
+def _normalised(weights: Any) -> Law:
+    values = np.asarray(weights, np.float64)
+    return np.asarray(values / values.sum())
+
+
+@functools.cache  # strategies are validated when first used, which costs more than a draw
+def _integers(size: int, least: int = 1) -> SearchStrategy[list[int]]:
+    st = _hypothesis()
+    return st.lists(st.integers(least, 9), min_size=size, max_size=size)
+
+
+@functools.cache
+def _law_of_kind(size: int, kind: str) -> SearchStrategy[Law]:
+    st = _hypothesis()
+    flat, place = _integers(size), st.integers(0, size - 1)
+
+    def peaked(weights: list[int], token: int, power: int) -> Law:
+        return _normalised([10**power if i == token else weight for i, weight in enumerate(weights)])
+
+    def with_zero(weights: list[int], forbidden: int, allowed: int) -> Law:
+        allowed = (forbidden + 1 + allowed) % size if size > 1 else 0
+        kept = [0 if i == forbidden and i != allowed else weight for i, weight in enumerate(weights)]
+        kept[allowed] = max(kept[allowed], 1)
+        return _normalised(kept)
+
+    def near_ties(steps: list[int]) -> Law:
+        return np.array([1 / size + step * np.spacing(1 / size) for step in steps])
+
+    def subnormal(weights: list[int], token: int, units: int) -> Law:
+        law = _normalised([0 if i == token else weight for i, weight in enumerate(weights)])
+        law[token] = units * 5e-324
+        return law
+
+    made: dict[str, Callable[[], SearchStrategy[Law]]] = {
+        "flat": lambda: st.builds(_normalised, flat),
+        "peaked": lambda: st.builds(peaked, flat, place, st.integers(3, 15)),
+        "zeros": lambda: st.builds(with_zero, _integers(size, 0), place, st.integers(0, max(0, size - 2))),
+        "near-ties": lambda: st.builds(near_ties, st.lists(st.integers(0, 3), min_size=size, max_size=size)),
+        "subnormal": lambda: st.builds(subnormal, flat, place, st.integers(1, 1 << 40)),
+    }
+    return made[kind]()
+
+
+@functools.cache
+def _law_of_kinds(size: int, kinds: tuple[str, ...]) -> SearchStrategy[Law]:
+    return _hypothesis().one_of(*(_law_of_kind(size, kind) for kind in kinds))
+
+
+def laws(vocab_size: int | None = None, kind: LawKind = "any") -> SearchStrategy[Law]:
+    """Laws float64 (V,), which sum to one up to rounding.
+
+    Parameters
+    ----------
+    vocab_size
+        V, at least 2; by default from 2 to 6.
+    kind
+        ``flat``: ratios of at most 9. ``peaked``: one token has 10 times the mass of any other, or much more.
+        ``zeros``: at least one token is forbidden. ``near-ties``: all masses equal up to a few units in the last
+        place. ``subnormal``: one token has a mass below the smallest normal number. ``any``: one of these, the
+        simplest first.
+    """
+    if kind not in ("any", *KINDS):
+        raise InvalidArgument(f"kind is {kind!r}, expected any, {', '.join(KINDS)}")
+    kinds = KINDS if kind == "any" else (kind,)
+    return _sizes(vocab_size).flatmap(lambda size: _law_of_kinds(size, kinds))
+
+
+def pairs_of_laws(
+    vocab_size: int | None = None, tv: float | SearchStrategy[float] | None = None
+) -> SearchStrategy[tuple[Law, Law]]:
+    """Pairs (draft law, target law) at a total variation distance of ``tv``, up to rounding.
+
+    Both have a common part of mass 1 - tv, and the rest on tokens that only one of them has.
+
+    Parameters
+    ----------
+    vocab_size
+        As for `laws`.
+    tv
+        In [0, 1], or a strategy for it; by default a multiple of 1/8.
+    """
+    st = _hypothesis()
+    if isinstance(tv, int | float) and not 0 <= tv <= 1:
+        raise InvalidArgument(f"tv is {tv}, expected a number in [0, 1]")
+    far = (
+        st.integers(0, 8).map(lambda eighths: eighths / 8)
+        if tv is None
+        else st.just(tv)
+        if isinstance(tv, int | float)
+        else tv
+    )
+
+    def pair(common: Law, weights: list[int], owners: list[bool], variation: float) -> tuple[Law, Law]:
+        mine = np.array([True, *owners, False])
+        own, other = (_normalised(np.where(side, weights, 0)) for side in (mine, ~mine))
+        return (1 - variation) * common + variation * own, (1 - variation) * common + variation * other
+
+    def of_size(size: int) -> SearchStrategy[tuple[Law, Law]]:
+        owners = st.lists(st.booleans(), min_size=size - 2, max_size=size - 2)
+        return st.builds(pair, _law_of_kinds(size, KINDS), _integers(size), owners, far)
+
+    return _sizes(vocab_size).flatmap(of_size)
+
+
+@functools.cache
+def _tables_of_size(size: int, order: int) -> SearchStrategy[Table]:
+    st = _hypothesis()
+    row = st.one_of(_integers(size), _integers(size, 0).filter(any)).map(tuple)
+    rows = st.lists(row, min_size=size**order, max_size=size**order).map(tuple)
+    return st.builds(Table, st.just(size), st.just(order), rows)
+
+
+def tables(vocab_size: int | None = None, order: int | None = None) -> SearchStrategy[Table]:
+    """Markov models of ``order`` 0 to 2 (by default 1 or 2) with weights from 0 to 9; by default 2 or 3 tokens."""
+    st = _hypothesis()
+
+    sizes = st.integers(2, 3) if vocab_size is None else _sizes(vocab_size, 1)
+    orders = st.integers(1, 2) if order is None else st.just(order)
+    return st.tuples(sizes, orders).flatmap(lambda both: _tables_of_size(*both))
+
+
+def prompts(vocab_size: int, max_length: int = 3) -> SearchStrategy[tuple[int, ...]]:
+    """Prompts of 1 to ``max_length`` tokens."""
+    st = _hypothesis()
+    return st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=max_length).map(tuple)
+
+
+def batches(vocab_size: int, max_rows: int = 3, max_length: int = 3) -> SearchStrategy[tuple[tuple[int, ...], ...]]:
+    """One to ``max_rows`` prompts, of lengths that differ."""
+    return _hypothesis().lists(prompts(vocab_size, max_length), min_size=1, max_size=max_rows).map(tuple)
+
+
+def windows(max_window: int = 5) -> SearchStrategy[int]:
+    """Window sizes from 1 to ``max_window``."""
+    return _hypothesis().integers(1, max_window)
+
+
+def samplings(vocab_size: int) -> SearchStrategy[Sampling]:
+    """Sampling settings, the plain ones first: temperature 0 included, and ``top_k`` up to one more than there are tokens."""
+    st = _hypothesis()
+    return st.builds(
+        Sampling,
+        temperature=st.sampled_from([1.0, 0.5, 2.0, 0.0]),
+        top_k=st.one_of(st.none(), st.integers(1, vocab_size + 1)),
+        top_p=st.sampled_from([1.0, 0.9, 0.5, 0.1]),
+        min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    )
+
+
+def worlds(
+    vocab_size: int | None = None, *, max_length: int = 4, max_window: int = 4, max_rows: int = 2, stops: bool = True
+) -> SearchStrategy[World]:
+    """Decoding problems small enough to enumerate: see `World`."""
+    st = _hypothesis()
+
+    def of_table(table: Table) -> SearchStrategy[World]:
+        tokens = st.integers(0, table.vocab_size - 1)
+        return st.builds(
+            World,
+            table=st.just(table),
+            prompts=batches(table.vocab_size, max_rows),
+            length=st.integers(1, max_length),
+            window=windows(max_window),
+            rows=st.integers(1, max_rows),
+            stop=st.lists(tokens, max_size=1).map(tuple) if stops else st.just(()),
+        )
+
+    return tables(vocab_size).flatmap(of_table)

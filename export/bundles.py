@@ -1,0 +1,297 @@
+"""From a checkpoint to a bundle: the whole export, atomic.
+
+Everything is written into a hidden folder beside the one that is asked for, checked there, and renamed; whatever goes wrong
+on the way, no half-written bundle is ever seen under its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling import __version__
+from coupled_sampling.bundle import file_record, write_manifest
+from coupled_sampling.errors import CheckpointError, InvalidArgument, OutputError
+from coupled_sampling.export.checkpoints.contract import Checkpoint
+from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
+from coupled_sampling.export.checkpoints.opening import open_checkpoint
+from coupled_sampling.export.decoder_graph import write_decoder_graph
+from coupled_sampling.export.description import DecoderDescription
+from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families.contract import Exportable
+from coupled_sampling.export.reference import reference_logits
+from coupled_sampling.export.storage import Storage
+from coupled_sampling.manifest import MANIFEST, Defaults, GeneratedTokens, Manifest
+
+__all__ = ["CHECKED_TOKENS", "ExportSettings", "Exported", "export_checkpoint"]
+
+CHECKED_TOKENS = 8
+"""Tokens whose logits ``check`` compares with the reference."""
+
+_GRAPH, _TOKENIZER = "window.onnx", "tokenizer.json"
+_TOLERANCE = 1e-3
+_ROOM_FOR_PROMPTS = 16
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How to export.
+
+    Parameters
+    ----------
+    family
+        Name of a family, or "auto".
+    storage
+        Types of weights and arithmetic.
+    max_length
+        Positions per sequence; None keeps the checkpoint's.
+    batches, windows
+        Batch sizes and windows that backends with fixed shapes should prepare; the largest window is the most slots in one
+        call. The graph itself takes any.
+    length
+        Tokens per generation; None takes the family's, or 128.
+    name, licence
+        Of the bundle; None takes the source's name, and "NOASSERTION" for the licence.
+    check
+        Compare logits with the float64 reference before the bundle gets its name.
+    force
+        Replace a bundle that is there.
+    """
+
+    family: str = "auto"
+    storage: Storage = field(default_factory=Storage)
+    max_length: int | None = None
+    batches: tuple[int, ...] = (1,)
+    windows: tuple[int, ...] = (1, 16, 32)
+    length: int | None = None
+    name: str | None = None
+    licence: str | None = None
+    check: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "windows"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise InvalidArgument(f"{name} is {values}, expected one or more integers >= 1")
+        for name in ("max_length", "length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidArgument(f"{name} is {value}, expected an integer >= 1")
+
+
+class Exported(NamedTuple):
+    """What an export did."""
+
+    folder: Path
+    family: str
+    parameters: int
+    bytes: int
+    """Of all files together."""
+    largest_difference: float | None
+    """Largest difference of a logit from the float64 reference, in units of their standard deviation; None if not checked."""
+
+
+def export_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    settings: ExportSettings | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Exported:
+    """Export a checkpoint as a bundle.
+
+    Parameters
+    ----------
+    source
+        As for `coupled_sampling.export.open_checkpoint`.
+    out
+        Folder to make.
+    settings
+        See `ExportSettings`.
+    progress
+        Called with the bytes of each tensor that was read, and with those of all.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint cannot be read, or is of no family that is known, or has something that is not understood.
+    InvalidArgument
+        A setting does not fit the model.
+    OutputError
+        ``out`` exists and ``force`` is not set, or cannot be written.
+    MissingDependency
+        A package of the extra [export] is missing.
+    """
+    chosen, out = settings or ExportSettings(), Path(out)
+    with open_checkpoint(source) as checkpoint:
+        family = find_family(checkpoint, chosen.family)
+        model = family.load(checkpoint, chosen.max_length)
+        _check_windows(model.description, chosen)
+        with _new_folder(out, force=chosen.force) as folder:
+            weights = _Counted(model.weights, checkpoint, progress)
+            write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
+            has_tokenizer = _write_tokenizer(checkpoint, folder)
+            manifest = _manifest(model, checkpoint, folder, chosen, has_tokenizer=has_tokenizer)
+            write_manifest(folder, manifest)
+            difference = _difference(model, folder, chosen) if chosen.check else None
+        total = sum(record.bytes for record in manifest.files.values())
+    parameters = sum(int(np.prod(shape)) for shape in model.description.weight_shapes().values())
+    return Exported(out, model.family, parameters, total, difference)
+
+
+class _Counted:
+    """Weights that report the bytes read for them."""
+
+    def __init__(
+        self,
+        weights: Callable[[str], NDArray[Any]],
+        checkpoint: Checkpoint,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        self._weights, self._progress = weights, progress
+        self._total = sum(checkpoint.info(name).bytes for name in checkpoint.names())
+
+    def __call__(self, name: str) -> NDArray[Any]:
+        value = self._weights(name)
+        if self._progress is not None:
+            self._progress(value.nbytes, self._total)
+        return value
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A hidden folder beside ``out`` that takes its name if the block ends well and vanishes if not."""
+    if out.exists():
+        if not force:
+            raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
+        if not (out / MANIFEST).is_file():
+            raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
+    try:
+        folder = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-", suffix=".partial"))
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}; choose a folder that exists and is yours") from error
+    old = folder.with_suffix(".replaced")
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise OutputError(f"cannot write {out}: {error}; nothing was changed") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_windows(description: DecoderDescription, settings: ExportSettings) -> None:
+    if max(settings.windows) > description.positions:
+        raise InvalidArgument(
+            f"windows has {max(settings.windows)}, more than the {description.positions} positions of a sequence; "
+            "ask for narrower windows or a larger max_length"
+        )
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Copy or build the tokenizer, if the checkpoint has one."""
+    if checkpoint.kind == "gguf" and "tokenizer.ggml.model" in checkpoint.metadata:
+        gguf_tokenizer(checkpoint.metadata).save(str(folder / _TOKENIZER))
+        return True
+    home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if (home / _TOKENIZER).is_file():
+        shutil.copyfile(home / _TOKENIZER, folder / _TOKENIZER)
+        return True
+    return False
+
+
+def _manifest(
+    model: Exportable, checkpoint: Checkpoint, folder: Path, settings: ExportSettings, *, has_tokenizer: bool
+) -> Manifest:
+    description, decoding = model.description, model.decoding
+    prompts = [prompt.tokens for prompt in decoding.prompts.values()]
+    longest = max(map(len, [*prompts, decoding.unconditional_prompt or ()]), default=_ROOM_FOR_PROMPTS)
+    room = max(1, description.positions + 1 - longest)
+    length = settings.length or min(decoding.length or 128, room)
+    if decoding.layout is not None and length != decoding.layout.length:
+        raise InvalidArgument(
+            f"length is {length}, but this model lays out {decoding.layout.length} tokens, and has {description.positions} "
+            "positions; leave length and max_length at what the model was trained for"
+        )
+    name = settings.name or checkpoint.path.stem
+    return Manifest(
+        name=name,
+        description=f"{model.family} decoder, {settings.storage.weights} weights, exported from a checkpoint.",
+        files={path.name: file_record(path) for path in sorted(folder.iterdir())},
+        window_graph=description.manifest(_GRAPH, settings.storage.compute, max(settings.windows)),
+        vocab_size=description.vocab_size,
+        generated_tokens=GeneratedTokens(description.generated_first, description.generated),
+        length=length,
+        prompts=dict(decoding.prompts),
+        defaults=Defaults(
+            method="scd-gumbel",
+            window=min(16, max(settings.windows)),
+            drafting=decoding.drafting,
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+            guidance=decoding.guidance,
+        ),
+        licence=settings.licence or "NOASSERTION",
+        provenance={
+            "source": checkpoint.path.name,
+            "family": model.family,
+            "exporter": f"coupled-sampling {__version__}",
+            "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
+            "buckets": {"batch": list(settings.batches), "window": list(settings.windows)},
+            "notes": list(decoding.notes),
+        },
+        grid=decoding.grid,
+        unconditional_prompt=decoding.unconditional_prompt,
+        layout=decoding.layout.spans if decoding.layout else (),
+        stop_tokens=decoding.stop_tokens,
+        tokenizer=_TOKENIZER if has_tokenizer else None,
+    )
+
+
+def _difference(model: Exportable, folder: Path, settings: ExportSettings) -> float:
+    """Largest difference of the graph's logits from the reference's, in standard deviations of a row's logits.
+
+    Raises
+    ------
+    CheckpointError
+        Weights were stored as they are, and the difference is more than rounding.
+    """
+    from coupled_sampling.backends.ort import OrtProvider
+
+    count = min(CHECKED_TOKENS, model.description.positions)
+    tokens = np.random.default_rng(0).integers(0, model.description.vocab_size, count)
+    expected = reference_logits(model.description, model.weights, tokens)
+    provider = OrtProvider.open(folder)
+    half = count // 2
+    parts = [tokens[:half], tokens[half:]] if half else [tokens]
+    starts = [0, half] if half else [0]
+    rows = [
+        provider.forward(part[None], np.array([start]))[0].copy() for part, start in zip(parts, starts, strict=True)
+    ]
+    found = np.concatenate(rows).astype(np.float64)
+    known = np.isfinite(expected)
+    spread = np.where(known, expected, 0).std(axis=-1, keepdims=True, where=known)
+    errors = np.where(known, np.abs(found - np.where(known, expected, 0)), 0)
+    largest = float((errors / spread).max())
+    if settings.storage.weights == "float32" and not largest < _TOLERANCE:
+        raise CheckpointError(
+            f"logits of the graph differ from the reference by {largest:.2g} standard deviations, expected less than {_TOLERANCE}; "
+            "nothing was written. Please report this with the checkpoint's configuration"
+        )
+    return largest
