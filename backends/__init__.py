@@ -2,6 +2,7 @@
 
 from coupled_sampling.backends.concatenated import ConcatenatedProvider
 from coupled_sampling.backends.ort import OrtProvider
+from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.pixels import PixelDecoder
 
-__all__ = ["ConcatenatedProvider", "OrtProvider", "PixelDecoder"]
+__all__ = ["ConcatenatedProvider", "OrtProvider", "OrtStep", "PixelDecoder"]

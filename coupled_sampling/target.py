@@ -26,7 +26,7 @@ from coupled_sampling.arrays import (
 from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 
-__all__ = ["target_law", "target_laws"]
+__all__ = ["refuse_unusable", "target_law", "target_laws"]
 
 
 def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array:
@@ -95,7 +95,7 @@ def target_law(
     return weights
 
 
-def _refuse_unusable(largest_logit: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
+def refuse_unusable(largest_logit: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
     """Raise for the first wanted row, given by its ``largest_logit`` (B, n), from which no law can be made.
 
     One reduction sees all three faults: a maximum of NaN, +inf or -inf.
@@ -173,7 +173,7 @@ def target_laws(
         ]
         logits = xp.stack(processed, axis=0)
     highest = xp.max(logits, axis=-1, keepdims=True)
-    _refuse_unusable(highest[..., 0], positions, wanted)
+    refuse_unusable(highest[..., 0], positions, wanted)
     groups: dict[Sampling, list[int]] = {}
     for b, info in enumerate(rows):
         if info is not None:

@@ -4,6 +4,7 @@
 - a decoder of your own becomes a graph by `write_decoder_graph`, from a `DecoderDescription` and weights, and
   `reference_logits` computes the same in numpy;
 - `window_graph` and `pixel_graph` are the writers of the embedded model; `save_graph` checks a graph and writes it;
+- `step_graph` appends acceptance and redrafting to a window graph, so that a step is one call;
 - a PyTorch module of your own: `coupled_sampling.export.torch_module`, with the extra ``[torch]``.
 
 Importing this package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a
@@ -18,6 +19,7 @@ from coupled_sampling.export.graph import GraphBuilder, save_graph
 from coupled_sampling.export.pixel_graph import pixel_graph
 from coupled_sampling.export.reference import reference_logits
 from coupled_sampling.export.rotary import GridRotary, Rotary, RotaryScaling
+from coupled_sampling.export.step_graph import step_graph
 from coupled_sampling.export.storage import Storage
 from coupled_sampling.export.window_graph import GptDescription, window_graph
 
@@ -40,6 +42,7 @@ __all__ = [
     "pixel_graph",
     "reference_logits",
     "save_graph",
+    "step_graph",
     "window_graph",
     "write_decoder_graph",
 ]

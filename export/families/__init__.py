@@ -6,6 +6,7 @@ A family is a module of this package with a class; `FAMILIES` says which. Module
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -28,8 +29,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
 
 
 def family_names() -> tuple[str, ...]:
-    """Names of all families."""
-    return tuple(FAMILIES)
+    """Names of all families whose file is there."""
+    return tuple(name for name, (module, _) in FAMILIES.items() if importlib.util.find_spec(f"{__name__}.{module}"))
 
 
 def _family(name: str) -> Family:
@@ -47,16 +48,17 @@ def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
     CheckpointError
         No family recognises the checkpoint.
     """
+    names = family_names()
     if name != "auto":
-        if name not in FAMILIES:
-            raise InvalidArgument(f"family is {name!r}, expected auto or one of {', '.join(FAMILIES)}")
+        if name not in names:
+            raise InvalidArgument(f"family is {name!r}, expected auto or one of {', '.join(names)}")
         return _family(name)
-    for candidate in FAMILIES:
+    for candidate in names:
         family = _family(candidate)
         if family.recognises(checkpoint.config):
             return family
     raise CheckpointError(f"{checkpoint.path} is of no family that can be exported: {_identity(checkpoint.config)}; known are "
-                          f"{', '.join(FAMILIES)}. Name one with --family if the checkpoint is of its kind")  # fmt: skip
+                          f"{', '.join(names)}. Name one with --family if the checkpoint is of its kind")  # fmt: skip
 
 
 def _identity(config: Mapping[str, Any]) -> str:

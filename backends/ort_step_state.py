@@ -1,0 +1,98 @@
+"""What a step graph keeps between two calls on the host's side: memory that is bound, and which laws lie in it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.contracts import Window
+from coupled_sampling.errors import InvalidArgument
+
+__all__ = ["AlternatingLaws", "Buffer", "HeldLaws"]
+
+
+class Buffer:
+    """Memory that grows; tensors of any shape are its beginning."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.memory: NDArray[Any] = np.zeros(0, dtype)
+
+    def shaped(self, *shape: int) -> NDArray[Any]:
+        """The beginning of the memory as a tensor of ``shape``; what was in it is lost if it has to grow."""
+        size = int(np.prod(shape))
+        if size > self.memory.size:
+            self.memory = np.zeros(size, self.memory.dtype)
+        return self.memory[:size].reshape(shape)
+
+
+class HeldLaws(NamedTuple):
+    """The laws of one row in a buffer: their round, the start of that window, and the positions first to end - 1."""
+
+    round: int
+    start: int
+    first: int
+    end: int
+
+
+class AlternatingLaws:
+    """Draft laws in two buffers: one is read, the other written, and they change places with each outcome that was used.
+
+    Which one is read follows from the rounds that a window asks for. So a step that is done again reads the laws it read
+    before, and writes over those it wrote before.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.buffers = (Buffer(np.float32), Buffer(np.float32))
+        self.shapes = [(1, 1), (1, 1)]
+        """Rows and slots of what each buffer holds."""
+        self.held: tuple[dict[int, HeldLaws], dict[int, HeldLaws]] = ({}, {})
+        self._vocab_size = vocab_size
+
+    def forget(self, row: int) -> None:
+        """Drop the laws of ``row``."""
+        for held in self.held:
+            held.pop(row, None)
+
+    def source(self, window: Window) -> int:
+        """Index of the buffer with the laws of all recycled drafts of ``window``.
+
+        Raises
+        ------
+        InvalidArgument
+            A row's recycled drafts are not those of the outcome of the round before.
+        """
+        found: dict[int, list[int]] = {}
+        for b in np.flatnonzero(window.draws & (window.recycled > 0)).tolist():
+            first = int(window.start[b] + window.known[b])
+            end, round_ = first + int(window.recycled[b]), int(window.round[b]) - 1
+            found[b] = [i for i in (0, 1) if self._fits(i, b, round_, first, end)]
+            if not found[b]:
+                raise InvalidArgument(
+                    f"window.recycled of row {b} is {end - first} drafts from position {first} on, but this step does not "
+                    f"hold their laws of round {round_}; recycled drafts must be those of the outcome of the round before"
+                )
+        for i in (0, 1):
+            if all(i in choices for choices in found.values()):
+                return i
+        # The loop was interrupted after it took the outcome of some rows and before that of others.
+        self._gather({b: choices[0] for b, choices in found.items()})
+        return 0
+
+    def _fits(self, i: int, row: int, round_: int, first: int, end: int) -> bool:
+        held = self.held[i].get(row)
+        return held is not None and held.round == round_ and held.first <= first and end <= held.end
+
+    def _gather(self, owners: dict[int, int]) -> None:
+        """Put the laws of every row, which lie in the buffer it names, together in the first one."""
+        rows, width = (max(sizes) for sizes in zip(*self.shapes, strict=True))
+        together = np.zeros((rows, width, self._vocab_size), np.float32)
+        held = {}
+        for b, i in owners.items():
+            laws = self.buffers[i].shaped(*self.shapes[i], self._vocab_size)[b]
+            together[b, : len(laws)] = laws
+            held[b] = self.held[i][b]
+        self.buffers[0].memory, self.shapes[0] = together.reshape(-1), (rows, width)
+        self.held[0].clear()
+        self.held[0].update(held)
