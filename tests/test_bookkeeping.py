@@ -42,9 +42,9 @@ def test_windows_are_as_long_as_they_can_be_and_keep_every_redraft(method, promp
 
 def test_counts_of_a_stopped_sequence_are_those_of_its_tokens():
     provider = TableProvider(lambda context: CYCLE[context[-1]], 3)
-    tokens, traces = generate(provider, [[0]], length=30, method="sjd", window=9, drafting="copy:3", stop=[2])
+    tokens, traces = generate(provider, [[0, 1, 2, 0]], length=30, method="sjd", window=9, drafting="ngram", stop=[2])
     assert tokens[0].tolist() == [1, 2]
-    assert traces[0].tokens == 2
+    assert traces[0].committed_per_step == [2]  # one pass over a window whose drafts were all right
 
 
 def test_the_first_of_two_stop_tokens_in_a_run_ends_the_sequence():

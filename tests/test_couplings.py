@@ -221,6 +221,11 @@ def test_an_empty_residual_is_the_target_law():
         assert decision.tokens == token
 
 
+def test_a_residual_is_not_empty_however_small_it_is():
+    p, q = np.array([0.25, 0.5, 0.25]), np.array([0.25, 0.5 + 1e-12, 0.25 - 1e-12])
+    assert np.flatnonzero(acceptance.residual(p, q)).tolist() == [2]
+
+
 def test_a_point_mass_is_accepted_with_the_targets_probability_and_replaced_by_another_token():
     p, q = np.array([0.25, 0.5, 0.25]), np.array([0.0, 1.0, 0.0])
     assert acceptance.acceptance_probability(np.asarray(1), q, p) == 0.5

@@ -193,6 +193,15 @@ def test_the_cache_never_changes_an_answer():
             np.testing.assert_array_equal(ask(noise), ask(CounterNoise()))
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7])
+def test_gumbel_noise_stays_with_its_position_while_a_window_moves_on(step):
+    noise, law = CounterNoise(), np.full(50, 0.02)
+    for start in range(0, 60, step):
+        where = sites(np.arange(start, start + 5))
+        shared = [n.shared(one_law(law, where.position), where, where=where.valid) for n in (noise, CounterNoise())]
+        np.testing.assert_array_equal(*shared)
+
+
 def test_rows_of_a_batch_get_their_own_sequences_noise():
     positions = np.array([[3, 4], [9, 10]])
     both = sites(positions)._replace(sequence=np.array([2, LAST], np.uint64), round=np.array([0, 5]))

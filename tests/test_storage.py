@@ -5,6 +5,7 @@ right, whatever the drift from the original; that drift is measured apart.
 """
 
 import dataclasses
+import importlib
 import math
 import os
 import subprocess
@@ -223,7 +224,7 @@ def test_weights_in_a_second_file_are_the_same_weights(storage, description, tmp
 
 def test_small_models_are_one_file_and_large_ones_two(tmp_path, monkeypatch):
     assert len(write_decoder_graph(DECODER, WEIGHTS[DECODER], tmp_path / "w.onnx")) == 1
-    monkeypatch.setattr("coupled_sampling.export.decoder_graph.INLINE_LIMIT", 100_000)
+    monkeypatch.setattr(importlib.import_module("coupled_sampling.export.decoder_graph"), "INLINE_LIMIT", 100_000)
     assert len(write_decoder_graph(DECODER, WEIGHTS[DECODER], tmp_path / "w.onnx")) == 2
     assert len(write_decoder_graph(DECODER, WEIGHTS[DECODER], tmp_path / "w.onnx", Storage("int4"))) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["w.onnx"]

@@ -1,0 +1,18 @@
+"""All planted bugs, by what they break.
+
+A bug belongs here if somebody could write it, and if it changes what the library promises: the law, the tokens at a seed,
+the speed, the bookkeeping. A change that no promise forbids is not a bug.
+"""
+
+from __future__ import annotations
+
+from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
+from bugs_of_laws import BUGS as LAWS
+from bugs_of_noise import BUGS as NOISE
+from bugs_of_the_loop import BUGS as LOOP
+from bugs_of_the_step import BUGS as STEP
+from planting import Bug
+
+__all__ = ["BUGS"]
+
+BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS)
