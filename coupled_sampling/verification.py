@@ -114,7 +114,7 @@ def verify(
     prompt: Sequence[int],
     methods: Sequence[str | Method],
     *,
-    samples: int = 2000,
+    samples: int = 1500,
     positions: int = 6,
     window: int = 16,
     drafting: str | Drafting = "random",

@@ -21,7 +21,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that only ``verify`` has."""
     add = parser.add_argument
     add("--methods", default="sjd,scd-maximal,scd-gumbel,scd-match")
-    add("--samples", type=int, default=2000, help="continuations per method (default 2000)")
+    add("--samples", type=int, default=1500, help="continuations per method (default 1500)")
     add("--positions", type=int, default=6, help="tokens per continuation, tested jointly (default 6)")
     add("--after", type=int, help="tokens made by ar before the continuations begin (default: 0.4 of a sequence)")
     add("--alpha", type=float, default=1e-3, help="false-alarm rate of the whole run (default 0.001)")

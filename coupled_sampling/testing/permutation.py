@@ -82,22 +82,43 @@ def margins_of(vectors: Integers) -> Margins:
     return Margins(columns, np.concatenate(owner), margins)
 
 
-def margin_statistics(first: Floats, second: Floats, owner: Integers) -> Floats:
-    """X_S of every margin, then U_S: (K, 2 margins), given K pairs of cell counts (K, C)."""
+def gathered(margins: Margins) -> tuple[Margins, NDArray[np.bool_]]:
+    """The same margins with all cells that hold one vector in one column per margin, and which columns those are."""
+    from scipy.sparse import csr_matrix
+
+    single = np.asarray(margins.columns.sum(axis=0)).ravel() == 1
+    name = np.where(single, -1, np.arange(len(single)))
+    _, column = np.unique(np.stack([margins.owner, name]), axis=1, return_inverse=True)
+    column = column.reshape(-1)
+    size = int(column.max()) + 1
+    together = csr_matrix((np.ones(len(single), np.float32), (np.arange(len(single)), column)), (len(single), size))
+    owner, once = np.zeros(size, np.int64), np.zeros(size, bool)
+    owner[column], once[column] = margins.owner, single
+    return Margins((margins.columns @ together).tocsr(), owner, margins.positions), once
+
+
+def margin_statistics(
+    first: Floats, second: Floats, owner: Integers, gathered_once: NDArray[np.bool_] | None = None
+) -> Floats:
+    """X_S of every margin, then U_S: (K, 2 margins), given K pairs of cell counts (K, C).
+
+    ``gathered_once`` (C,) marks columns that are many cells of one draw each, see `gathered`.
+    """
     together = first + second
     share = first.sum(axis=1, keepdims=True) / together.sum(axis=1, keepdims=True)
-    once = together == 1
+    once = together == 1 if gathered_once is None else np.broadcast_to(gathered_once, together.shape)
     edges = np.flatnonzero(np.diff(owner, prepend=-1))
 
     def gap(part: Floats, whole: Floats) -> Floats:
         return np.asarray((part - share * whole) ** 2 / (share * (1 - share) * np.maximum(whole, 1)), np.float64)
 
-    counted = np.add.reduceat(np.where(once, 0.0, gap(first, together)), edges, axis=1)
-    first_once = np.add.reduceat(first * once, edges, axis=1)
-    all_once = np.add.reduceat(once.astype(float), edges, axis=1)
-    cells = np.add.reduceat((together > 1).astype(float), edges, axis=1)
-    plain = np.add.reduceat((first - share * together) ** 2, edges, axis=1)
-    return np.asarray(np.concatenate([counted - cells + gap(first_once, all_once), plain], axis=1), np.float64)
+    def per_margin(cells: NDArray[Any]) -> Floats:
+        return np.asarray(np.add.reduceat(cells, edges, axis=1), np.float64)
+
+    counted = np.where(once | (together == 0), 0.0, gap(first, together) - 1)
+    first_once, all_once = per_margin(first * once), per_margin(together * once)
+    plain = np.where(once, first * (1 - share) ** 2 + second * share**2, (first - share * together) ** 2)
+    return np.concatenate([per_margin(counted) + gap(first_once, all_once), per_margin(plain)], axis=1)
 
 
 class Shuffles:
@@ -117,12 +138,13 @@ class Shuffles:
         generator = np.random.default_rng(seed)
         self.margins, self.first = margins, first
         rows = margins.columns.shape[0]
+        smaller, once = gathered(margins)
         parts = []
         for done in range(0, count, BATCH):
             members = np.zeros((min(BATCH, count - done), rows), np.float32)
             for row in members:
                 row[generator.permutation(rows)[:first]] = 1
-            parts.append(statistics_of(margins, members, 1 - members))
+            parts.append(statistics_of(smaller, members, 1 - members, once))
         drawn = np.concatenate(parts)
         self._mean, self._spread = drawn.mean(axis=0), np.maximum(drawn.std(axis=0), 1e-9)
         summaries = self._summarise(drawn)
@@ -153,8 +175,24 @@ class Shuffles:
         )
         return np.asarray((1 + above) / (1 + len(self._combined)), np.float64)
 
+    def smooth_p_values(self, statistics: Floats) -> Floats:
+        """As `p_values`, with an exponential tail fitted to the largest twentieth: approximate, but not bounded below.
 
-def statistics_of(margins: Margins, first: NDArray[np.float32], second: NDArray[np.float32]) -> Floats:
+        For estimates of power, where as many shuffles as a small alpha asks for would cost too much.
+        """
+        observed = self._combine(self._summarise(statistics))
+        largest = self._combined[-max(len(self._combined) // 20, 10) :]
+        share = len(largest) / len(self._combined)
+        tail = share * np.exp(-(observed - largest[0]) / max(float(largest.mean() - largest[0]), 1e-9))
+        return np.where(observed > largest[0], tail, self.p_values(statistics))
+
+
+def statistics_of(
+    margins: Margins,
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    gathered_once: NDArray[np.bool_] | None = None,
+) -> Floats:
     """X_S and U_S (K, 2 margins) of K pairs of samples, given how often each has each of R vectors: (K, R) both."""
     counts = [np.asarray((margins.columns.T @ part.T).T, np.float64) for part in (first, second)]
-    return margin_statistics(counts[0], counts[1], margins.owner)
+    return margin_statistics(counts[0], counts[1], margins.owner, gathered_once)

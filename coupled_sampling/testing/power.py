@@ -35,6 +35,7 @@ POWER = 0.9
 CONTROLS = 5
 SIMULATIONS = 60
 STEPS = 4
+SHUFFLES = 999
 
 
 class Detectable(NamedTuple):
@@ -211,7 +212,6 @@ def shuffling_power(
         _, own, counts = np.unique(vectors[:, i], return_inverse=True, return_counts=True)
         logs += np.log(counts[own.reshape(-1)] / rows)
 
-    count = max(199, int(np.ceil(1.5 / alpha)))
     everything = np.concatenate([vectors, changed])
 
     def caught(bias: Callable[[Integers, np.random.Generator], Integers]) -> float:
@@ -220,12 +220,12 @@ def shuffling_power(
         for _ in range(SIMULATIONS):
             order = own.permutation(rows)
             samples.append((bias(order[:first], own), order[first:]))
-        null = Shuffles(margins_of(everything[np.concatenate(samples[0])]), first, count, seed)
+        null = Shuffles(margins_of(everything[np.concatenate(samples[0])]), first, SHUFFLES, seed)
         counts = [
             np.stack([np.bincount(pair[side], minlength=2 * rows) for pair in samples]).astype(np.float32)
             for side in (0, 1)
         ]
-        return float((null.p_values(statistics_of(extended, counts[0], counts[1])) <= alpha).mean())
+        return float((null.smooth_p_values(statistics_of(extended, counts[0], counts[1])) <= alpha).mean())
 
     def along(factors: Callable[[float], Floats], family: str) -> Detectable:
         def distance(strength: float) -> float:
@@ -264,8 +264,8 @@ def _control_caught(
     trial = np.concatenate([vectors[biased], vectors[first:]])
     margins = margins_of(trial)
     members = (np.arange(len(trial)) < first).astype(np.float32)[None]
-    shuffles = Shuffles(margins, first, max(199, int(np.ceil(1.5 / alpha))), seed)
-    return bool(shuffles.p_values(statistics_of(margins, members, 1 - members))[0] <= alpha)
+    shuffles = Shuffles(margins, first, SHUFFLES, seed)
+    return bool(shuffles.smooth_p_values(statistics_of(margins, members, 1 - members))[0] <= alpha)
 
 
 def _pair_halves(vectors: Integers, generator: np.random.Generator) -> NDArray[np.bool_]:
