@@ -1,0 +1,164 @@
+"""Chameleon (arXiv 2405.09818) and Lumina-mGPT (arXiv 2408.02657): one decoder for text and picture tokens alike.
+
+A Llama that normalises the queries and keys of every head, each head with a weight and bias of its own, and in the 34B
+model normalises what leaves attention and MLP instead of what enters. Picture tokens have names in ``vocabulary_map``. The
+graph writes pictures: transformers' model forbids exactly the tokens that this one allows, since it answers in text.
+
+Chameleon's picture is 32 by 32 tokens without anything between. Lumina-mGPT, known by the keys that its own class adds to
+the configuration, says rows and columns before the picture and ends every row with a token, which is forced here as in its
+own decoding. Sources: facebookresearch/chameleon, ``chameleon/inference``; Alpha-VLLM/Lumina-mGPT, ``inference_solver.py``
+and its README; transformers' ``ChameleonForConditionalGeneration``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.families.backbone import (
+    backbone_places,
+    completed,
+    empty_prompt,
+    others,
+    take_backbone,
+    token_range,
+)
+from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.families.contract import Decoding, Exportable
+from coupled_sampling.export.families.places import read_places
+from coupled_sampling.export.families.settings import describe
+from coupled_sampling.layout import Layout
+from coupled_sampling.manifest import Grid
+
+__all__ = ["Chameleon"]
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 65536,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "bos_token_id": 1,
+}
+"""Of transformers' ChameleonConfig."""
+
+HEAD_NORM = Norm("layer", 1e-5)
+"""Of queries and keys; its epsilon is written into the models' code."""
+
+PICTURE, BEGIN, END = "IMGIMG", "<racm3:break>", "<eoss>"
+ROW_END, GRIDS = "<reserved08799>", "<reserved{:05d}>"
+"""Lumina-mGPT's names; the second is of a number of grids, n, with 8800 + n."""
+
+SIDE, LUMINA_SIDE, GRID_SIDE = 32, 48, 2
+"""Tokens in a row of a picture: of Chameleon, and of Lumina-mGPT at 768 by 768 pixels; a grid is 2 by 2 tokens."""
+
+_LUMINA_KEYS = ("mask_image_logits", "z_loss_weight")
+
+
+class Chameleon:
+    """The family, a `coupled_sampling.export.families.contract.Family`."""
+
+    name = "chameleon"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``model_type`` is ``chameleon``."""
+        return bool(config.get("model_type") == "chameleon")
+
+    def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
+        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
+        where = f"the configuration of {checkpoint.path}"
+        config = completed(checkpoint.config, DEFAULTS)
+        reader = ConfigReader(config, where)
+        lumina = any(key in config for key in _LUMINA_KEYS)
+        vocabulary = reader.take("vocabulary_map")
+        if not isinstance(vocabulary, Mapping):
+            raise CheckpointError(
+                f"{where}: vocabulary_map is {vocabulary!r}, expected names of tokens and their numbers"
+            )
+        pictures = token_range(
+            [n for name, n in vocabulary.items() if name.startswith(PICTURE)], where, f"{PICTURE}..."
+        )
+        reader.take("head_dim", _head_size(config), accepted=(_head_size(config),))
+        choices = take_backbone(reader, where, positions)
+        first, count = _generated(pictures, vocabulary, where) if lumina else pictures
+        description = describe(
+            checkpoint,
+            **choices,
+            query_key_norm=QueryKeyNorm(HEAD_NORM, per_head=True),
+            norm_placement="output" if reader.take("swin_norm", False, accepted=(False, True)) else "input",
+            generated_first=first,
+            generated=count,
+        )
+        reader.take("tie_word_embeddings", False, accepted=(False,))
+        # How many machines it was trained on shows in the norms' weights, which are stored head by head.
+        reader.ignore("model_parallel_size", "vq_config", "image_token_id", *_LUMINA_KEYS)
+        reader.finish()
+        places = backbone_places(description, "model.", "lm_head.weight")
+        weights = read_places(checkpoint, places, others(checkpoint, "model.vqmodel."))
+        decoding = (_lumina if lumina else _chameleon)(description, pictures, vocabulary, config["bos_token_id"])
+        return Exportable(self.name, description, weights, decoding)
+
+
+def _head_size(config: Mapping[str, Any]) -> int:
+    return int(config["hidden_size"] // config["num_attention_heads"])
+
+
+def _generated(pictures: tuple[int, int], vocabulary: Mapping[str, int], where: str) -> tuple[int, int]:
+    """First and count of a range with all tokens of a picture and those that end its rows and itself."""
+    try:
+        forced = vocabulary[ROW_END], vocabulary[END]
+    except KeyError as error:
+        raise CheckpointError(f"{where}: vocabulary_map has no {error}, which Lumina-mGPT needs") from error
+    first = min(pictures[0], *forced)
+    return first, max(sum(pictures), *(token + 1 for token in forced)) - first
+
+
+def _chameleon(
+    description: DecoderDescription, pictures: tuple[int, int], vocabulary: Mapping[str, int], start: int
+) -> Decoding:
+    unconditional = (start, vocabulary[BEGIN]) if BEGIN in vocabulary else None
+    fits = description.positions > SIDE**2
+    return Decoding(
+        length=SIDE**2 if fits else 0,
+        grid=Grid(SIDE, SIDE) if fits else None,
+        prompts=empty_prompt(unconditional),
+        unconditional_prompt=unconditional,
+        drafting=f"copy:{SIDE}" if fits else f"random:{pictures[0]}:{pictures[1]}",
+        temperature=0.7,
+        top_p=0.9,
+        guidance=1.0 if unconditional is None else 3.0,
+        notes=(
+            f"A prompt is text with {BEGIN} as its last token. The authors' second guidance scale, 1.2, is for prompts with "
+            "pictures in them and has no effect on others; it is not exported.",
+        ),
+    )
+
+
+def _lumina(
+    description: DecoderDescription, pictures: tuple[int, int], vocabulary: Mapping[str, int], start: int
+) -> Decoding:
+    grids = vocabulary.get(GRIDS.format(8800 + LUMINA_SIDE // GRID_SIDE))
+    unconditional = (vocabulary[BEGIN], grids, grids) if grids is not None and BEGIN in vocabulary else None
+    layout = Layout.grid(LUMINA_SIDE, LUMINA_SIDE, pictures, row_end=vocabulary[ROW_END], end=(vocabulary[END],))
+    fits = layout.length + 2 <= description.positions
+    return Decoding(
+        length=layout.length if fits else 0,
+        grid=Grid(LUMINA_SIDE, LUMINA_SIDE) if fits else None,
+        layout=layout if fits else None,
+        prompts=empty_prompt(unconditional),
+        unconditional_prompt=unconditional,
+        drafting=f"copy:{LUMINA_SIDE + 1}" if fits else f"random:{pictures[0]}:{pictures[1]}",
+        top_k=2000,
+        guidance=1.0 if unconditional is None else 4.0,
+        notes=(
+            f"A prompt is text, {BEGIN} and the tokens of rows and columns, counted in grids of 2 by 2 tokens: for this layout "
+            f"twice {GRIDS.format(8800 + LUMINA_SIDE // GRID_SIDE)}. The layout is that of 768 by 768 pixels; checkpoints made for "
+            "other sizes need another, and the unconditional prompt must say the same size.",
+        ),
+    )

@@ -1,0 +1,219 @@
+"""LlamaGen (arXiv 2406.06525), class to picture: Llama with positions in two dimensions and a class as the only prompt.
+
+The vocabulary here is the codebook followed by the classes and the one that means none: the prompt of class k is the token
+``codes + k``, and only codes are generated. Half of the rotary pairs turn with the row and half with the column; the class
+has cos = sin = 0, so that its query and key vanish. Source: FoundationVision/LlamaGen, ``autoregressive/models/gpt.py``,
+``generate.py`` and ``autoregressive/sample/sample_c2i.py``.
+
+Its checkpoints are ``.pt`` files without a configuration. Convert the state dict (the entry "model", "module" or
+"state_dict") with safetensors and write a ``config.json`` beside it: ``{"model_type": "llamagen", "block_size": 576}``, where
+``block_size`` is the number of tokens in a picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may
+be said besides. Text to picture is not exported: its prompt is not tokens but 120 vectors of T5, projected, of which some are
+masked, and a window graph takes tokens only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.description import DecoderDescription, Norm
+from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.families.contract import Decoding, Exportable
+from coupled_sampling.export.families.places import Place, layer_name, read_places
+from coupled_sampling.export.families.settings import choose_positions, describe
+from coupled_sampling.export.rotary import GridRotary, Rotary
+from coupled_sampling.manifest import Grid, Prompt
+
+__all__ = ["KEYS", "LlamaGen"]
+
+KEYS = {
+    "block_size": "tokens in a picture; required",
+    "gpt_type": "'c2i'",
+    "n_head": "heads; known for the published widths",
+    "n_kv_head": "heads of keys and values; default as many",
+    "num_classes": "default 1000",
+    "cls_token_num": "1",
+    "rope_base": "default 10000",
+    "norm_eps": "default 1e-5",
+    "dim, n_layer, vocab_size": "checked against the tensors",
+}
+"""Keys of the configuration, under the names of the published code's ``ModelArgs``."""
+
+HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200: 32, 4096: 32}
+"""Heads of GPT-B, L, XL, XXL, XXXL, 1B, 3B and 7B, by their widths."""
+
+EMBEDDING, CLASSES = "tok_embeddings.weight", "cls_embedding.embedding_table.weight"
+LAYER_NAMES = {
+    "attention_norm": "attention_norm",
+    "attention.output": "attention.wo",
+    "mlp_norm": "ffn_norm",
+    "mlp.gate": "feed_forward.w1",
+    "mlp.up": "feed_forward.w3",
+    "mlp.down": "feed_forward.w2",
+}
+_HARMLESS_TENSORS = ("freqs_cis",)
+_LAYER = re.compile(r"layers\.(\d+)\.")
+_DROPOUTS = (
+    "token_dropout_p",
+    "attn_dropout_p",
+    "resid_dropout_p",
+    "ffn_dropout_p",
+    "drop_path_rate",
+    "class_dropout_prob",
+)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the tensors say."""
+
+    width: int
+    codes: int
+    rows_of_classes: int
+    layers: int
+    mlp_width: int
+
+
+class LlamaGen:
+    """The family, a `coupled_sampling.export.families.contract.Family`."""
+
+    name = "llamagen"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``model_type`` is ``llamagen``."""
+        return bool(config.get("model_type") == "llamagen")
+
+    def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
+        """Understand ``checkpoint``; ``positions`` keeps the class and the first tokens only, None keeps all."""
+        where = f"the configuration of {checkpoint.path}"
+        reader = ConfigReader(checkpoint.config, where)
+        reader.take("gpt_type", "c2i", accepted=("c2i",))
+        sizes = _sizes(checkpoint)
+        for key, found in (("dim", sizes.width), ("n_layer", sizes.layers), ("vocab_size", sizes.codes)):
+            reader.take(key, found, accepted=(found,))
+        block = reader.take("block_size")
+        side = math.isqrt(block)
+        if side**2 != block or not block:
+            raise CheckpointError(
+                f"{where}: block_size is {block}, expected the tokens of a square picture, such as 576"
+            )
+        classes = reader.take("num_classes", 1000)
+        if sizes.rows_of_classes not in (classes, classes + 1):
+            raise CheckpointError(
+                f"{checkpoint.path}: {CLASSES!r} has {sizes.rows_of_classes} rows, expected {classes} or {classes + 1}; say "
+                "num_classes in config.json if they are not 1000"
+            )
+        description = _description(checkpoint, reader, sizes, side, positions)
+        reader.ignore(*_DROPOUTS, "multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len")
+        reader.finish()
+        weights = read_places(checkpoint, _places(description), _HARMLESS_TENSORS)
+        return Exportable(self.name, description, weights, _decoding(description, side, classes))
+
+
+def _sizes(checkpoint: Checkpoint) -> _Sizes:
+    names = checkpoint.names()
+    if any(name.startswith("cls_embedding.cap_proj.") for name in names):
+        raise CheckpointError(
+            f"{checkpoint.path} is LlamaGen from text: its prompt is vectors of T5 and not tokens, and only prompts of tokens can "
+            "be exported. Class-conditional checkpoints (c2i) can"
+        )
+    layers = {int(found[1]) for found in map(_LAYER.match, names) if found}
+    return _Sizes(
+        width=_rows_of(checkpoint, "norm.weight", 1),
+        codes=_rows_of(checkpoint, EMBEDDING, 2),
+        rows_of_classes=_rows_of(checkpoint, CLASSES, 2),
+        layers=len(layers),
+        mlp_width=_rows_of(checkpoint, "layers.0.feed_forward.w1.weight", 2),
+    )
+
+
+def _rows_of(checkpoint: Checkpoint, name: str, axes: int) -> int:
+    shape = checkpoint.info(name).shape
+    if len(shape) != axes:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name!r} has shape {shape}, expected {axes} axes; is it LlamaGen's?"
+        )
+    return shape[0]
+
+
+def _description(
+    checkpoint: Checkpoint, reader: ConfigReader, sizes: _Sizes, side: int, positions: int | None
+) -> DecoderDescription:
+    prefix = reader.take("cls_token_num", 1, accepted=(1,))
+    heads = reader.take("n_head", HEADS.get(sizes.width, 0))
+    if not heads or sizes.width % heads:
+        raise CheckpointError(
+            f"the configuration of {checkpoint.path}: n_head is {heads}, expected a divisor of the width, {sizes.width}; its width "
+            "is not a published one, so say n_head in config.json"
+        )
+    return describe(
+        checkpoint,
+        vocab_size=sizes.codes + sizes.rows_of_classes,
+        positions=choose_positions(positions, prefix + side**2),
+        width=sizes.width,
+        layers=sizes.layers,
+        heads=heads,
+        kv_heads=reader.take("n_kv_head", heads),
+        mlp_width=sizes.mlp_width,
+        norm=Norm("rms", reader.take("norm_eps", 1e-5)),
+        rotary=Rotary(
+            "interleaved", float(reader.take("rope_base", 10000.0)), grid=GridRotary(side, side, prefix=prefix)
+        ),
+        embedding_segments=(sizes.codes, sizes.rows_of_classes),
+        generated=sizes.codes,
+    )
+
+
+def _places(description: DecoderDescription) -> dict[str, Place]:
+    shapes = description.weight_shapes()
+    places = {
+        "embedding.0.weight": Place(EMBEDDING, shapes["embedding.0.weight"]),
+        "embedding.1.weight": Place(CLASSES, shapes["embedding.1.weight"]),
+        "norm.weight": Place("norm.weight", shapes["norm.weight"]),
+        "head.weight": Place("output.weight", shapes["head.weight"]),
+    }
+    query, key = description.heads * description.head_size, description.kv_heads * description.head_size
+    joined = (query + 2 * key, description.width)
+    parts = {"query": slice(query), "key": slice(query, query + key), "value": slice(query + key, joined[0])}
+    for name, shape in shapes.items():
+        if name in places:
+            continue
+        layer, rest = layer_name(name)
+        stem = rest.removesuffix(".weight")
+        part = parts.get(stem.removeprefix("attention."))
+        if part is None:
+            places[name] = Place(f"layers.{layer}.{LAYER_NAMES[stem]}.weight", shape)
+        else:
+            places[name] = Place(f"layers.{layer}.attention.wqkv.weight", joined, partial(_rows, part))
+    return places
+
+
+def _rows(part: slice, array: NDArray[Any]) -> NDArray[Any]:
+    return array[part]
+
+
+def _decoding(description: DecoderDescription, side: int, classes: int) -> Decoding:
+    codes = description.generated
+    none = codes + classes if codes + classes < description.vocab_size else None
+    length = min(side**2, description.positions)
+    return Decoding(
+        length=length,
+        grid=Grid(side, side) if length == side**2 else None,
+        prompts={str(k): Prompt((codes + k,), (), f"Class {k}") for k in range(classes)},
+        unconditional_prompt=None if none is None else (none,),
+        drafting=f"copy:{side}",
+        top_k=min(2000, codes),
+        guidance=1.0 if none is None else 4.0,
+        notes=(
+            "Guidance and top_k are those of the authors' sampling script; published scores were measured with less guidance and "
+            "without top_k.",
+        ),
+    )
