@@ -34,6 +34,12 @@ def test_ngram_continues_the_most_recent_longest_match():
     assert guesses(NGram(3), [1], 2) == [1, 1]
 
 
+def test_ngram_prefers_a_longer_match_to_a_more_recent_one():
+    tokens = [1, 2, 3, 0, 2, 4, 1, 2]
+    assert guesses(NGram(2), tokens, 2) == [3, 0]
+    assert guesses(NGram(1), tokens, 2) == [4, 1]
+
+
 def test_random_stays_in_its_range_and_reaches_all_of_it():
     assert set(guesses(Random(3, 4), [0], 200)) == {3, 4, 5, 6}
     assert set(guesses(Random(), [0], 300)) == set(range(10))

@@ -70,6 +70,12 @@ def test_nucleus_boundary_is_the_smallest_set_that_reaches_the_mass():
         assert (target_law(logits, Sampling(top_p=top_p)) > 0).sum() == kept
 
 
+def test_top_p_is_measured_on_what_top_k_has_left():
+    """Of 0.4 and 0.3, the first alone reaches half; of the whole law it does not."""
+    law = target_law(np.log([0.4, 0.3, 0.2, 0.1]), Sampling(top_k=2, top_p=0.5))
+    np.testing.assert_array_equal(law > 0, [True, False, False, False])
+
+
 def test_half_precision_is_widened_and_extreme_temperatures_stay_laws():
     logits = np.array([1.0, 2.0, 3.0], np.float16)
     assert target_law(logits, Sampling()).dtype == np.float32

@@ -62,7 +62,7 @@ class Verdict:
     killed_by: str | None
     """The test that failed, or a sentence about the time limit; None for a survivor."""
     whole_suite: bool
-    """Whether the bug's own test files had let it pass."""
+    """Whether all tests were run, because the bug's own test files had let it pass."""
     seconds: float
 
 
@@ -75,7 +75,7 @@ class Suite:
         self._lock = threading.Lock()
         self._closed = False
 
-    def first_failure(self, copy: Path, tests: Sequence[str], limit: float | None = None) -> str | None:
+    def first_failure(self, copy: Path, tests: Sequence[str], limit: float) -> str | None:
         """The first failing test among ``tests`` in ``copy``, or what else ended the run; None if all pass.
 
         Raises
@@ -83,7 +83,6 @@ class Suite:
         CannotRunError
             Pytest could not collect or run the tests.
         """
-        limit = self.limit if limit is None else limit
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
         command += ["-p", "hypothesis_for_mutants", f"--ignore={NO_JUDGE}", *tests]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -128,17 +127,15 @@ def _kill(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def examine(bug: Bug, copy: Path, suite: Suite) -> Verdict:
-    """Plant ``bug`` in ``copy``, test it, and put the source back."""
+def examine(bug: Bug, copy: Path, suite: Suite, whole_suite: bool) -> Verdict:
+    """Plant ``bug`` in ``copy``, run its own test files or the whole suite, and put the source back."""
     began = time.perf_counter()
     source = copy / bug.file
     original = source.read_bytes()
     bug.plant(copy)
     try:
-        killed_by = suite.first_failure(copy, bug.tests)
-        whole_suite = killed_by is None
-        if whole_suite:
-            killed_by = suite.first_failure(copy, (), 10 * suite.limit)
+        tests, limit = ((), 10 * suite.limit) if whole_suite else (bug.tests, suite.limit)
+        killed_by = suite.first_failure(copy, tests, limit)
         return Verdict(bug, killed_by, whole_suite, time.perf_counter() - began)
     finally:
         source.write_bytes(original)
@@ -146,13 +143,15 @@ def examine(bug: Bug, copy: Path, suite: Suite) -> Verdict:
 
 def line(verdict: Verdict) -> str:
     """One row of the table."""
-    fate = "SURVIVED" if verdict.killed_by is None else "killed"
+    fate = "killed" if verdict.killed_by else "SURVIVED" if verdict.whole_suite else "elusive"
     late = "  (its own test files let it pass)" if verdict.whole_suite and verdict.killed_by else ""
     return f"{verdict.bug.name:<48} {fate:<8} {verdict.seconds:6.1f} s  {verdict.killed_by or verdict.bug.breaks}{late}"
 
 
 def hunt(bugs: Sequence[Bug], folder: Path, jobs: int, suite: Suite) -> list[Verdict]:
     """Examine ``bugs`` in ``jobs`` copies inside ``folder``, printing each verdict as it comes.
+
+    All own test files come first; the whole suite, which must pass without a bug, is only for bugs that they let pass.
 
     Raises
     ------
@@ -166,27 +165,37 @@ def hunt(bugs: Sequence[Bug], folder: Path, jobs: int, suite: Suite) -> list[Ver
         copy = folder / f"copy-{number}"
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
         copies.put(copy)
+    healthy(sorted({test for bug in bugs for test in bug.tests}), folder / "copy-0", suite)
+    verdicts = _examine_all(bugs, copies, jobs, suite, whole_suite=False)
+    elusive = [verdict.bug for verdict in verdicts if verdict.killed_by is None]
+    if not elusive:
+        return verdicts
+    healthy([], folder / "copy-0", suite)
+    last = {verdict.bug: verdict for verdict in _examine_all(elusive, copies, jobs, suite, whole_suite=True)}
+    return [last.get(verdict.bug, verdict) for verdict in verdicts]
+
+
+def _examine_all(
+    bugs: Sequence[Bug], copies: SimpleQueue[Path], jobs: int, suite: Suite, whole_suite: bool
+) -> list[Verdict]:
+    """`examine` each of ``bugs`` in whichever of the ``copies`` is free."""
 
     def examine_somewhere(bug: Bug) -> Verdict:
         copy = copies.get()
         try:
-            verdict = examine(bug, copy, suite)
+            verdict = examine(bug, copy, suite, whole_suite)
         finally:
             copies.put(copy)
         print(line(verdict), flush=True)
         return verdict
 
-    healthy(sorted({test for bug in bugs for test in bug.tests}), folder / "copy-0", suite)
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            verdicts = list(pool.map(examine_somewhere, bugs))
+            return list(pool.map(examine_somewhere, bugs))
         except BaseException:
             suite.close()
             pool.shutdown(cancel_futures=True)
             raise
-    if any(verdict.whole_suite for verdict in verdicts):
-        healthy([], folder / "copy-0", suite)
-    return verdicts
 
 
 def healthy(tests: Sequence[str], copy: Path, suite: Suite) -> None:
@@ -196,7 +205,7 @@ def healthy(tests: Sequence[str], copy: Path, suite: Suite) -> None:
     if failure is not None:
         raise UnhealthyError(f"without any bug, the tests fail: {failure}")
     name = f"{len(tests)} test files" if tests else "the whole suite"
-    print(f"without any bug, {name} pass: {time.perf_counter() - began:.1f} s", flush=True)
+    print(f"without any bug, {name}: passed, {time.perf_counter() - began:.1f} s", flush=True)
 
 
 def chosen(names: Sequence[str]) -> list[Bug]:
