@@ -28,7 +28,7 @@ test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
 test-torch: $(VENV)/.dev
-	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q "$(TORCH)" onnxscript transformers
 	$(BIN)/python -m pytest -m torch
 
 bench: $(VENV)/.dev

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.ort import KV_STEP
 from coupled_sampling.backends.ort_step_state import AlternatingLaws, Buffer, HeldLaws
 from coupled_sampling.backends.session import open_session
+from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.contracts import Integers, Outcome, Window
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.methods import find_method
@@ -28,7 +30,6 @@ from coupled_sampling.target import refuse_unusable
 
 __all__ = ["OrtStep"]
 
-_KV_STEP = 32
 _FORMAT = "coupled-sampling step graph"
 _TYPES = {
     "tensor(float)": np.float32,
@@ -115,8 +116,7 @@ class OrtStep:
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidArgument(f"batch_size is {batch_size!r}, expected an integer >= 1")
+        check_positive("batch_size", batch_size)
         return cls(open_session(Path(graph), threads), batch_size, max_window)
 
     def begin(self, row: int, prompt: Integers) -> None:
@@ -199,7 +199,7 @@ class OrtStep:
         if "kv_length" in self._inputs:
             columns = next(iter(self._caches.values())).shape[2]
             needed = int(window.start.max()) + width
-            self._put("kv_length", min(-(-needed // _KV_STEP) * _KV_STEP, columns), 1)
+            self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, columns), 1)
         for name, cache in self._caches.items():
             self._bind(name, cache[:rows])
             self._bind(name.replace("past_key_values", "present"), cache[:rows])
@@ -288,16 +288,7 @@ class OrtStep:
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
 
     def _check(self, window: Window) -> None:
-        rows, width = window.tokens.shape
-        if not 1 <= rows <= self.batch_size or not 1 <= width <= self.max_window:
-            raise InvalidArgument(
-                f"window has {rows} rows and {width} slots, expected at most {self.batch_size} and {self.max_window}"
-            )
-        last = self.max_length - width
-        if window.start.min() < 0 or window.start.max() > last:
-            raise InvalidArgument(f"window.start is {window.start.tolist()}, expected positions from 0 to {last}")
-        if window.tokens.min() < 0 or window.tokens.max() >= self.vocab_size:
-            raise InvalidArgument(f"window.tokens leave [0, {self.vocab_size}); expected tokens of the vocabulary")
+        check_window(self, window.tokens, window.start)
         if self._is_rejection and any(laws is not None for laws in window.fresh_laws):
             raise InvalidArgument(
                 "window.fresh_laws carry laws, a step graph takes point masses; use HostStep for them"

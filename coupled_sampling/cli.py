@@ -127,13 +127,15 @@ def _table(figures: Sequence[dict[str, Any]]) -> str:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    for path in filter(None, (arguments.out, arguments.trace)):
-        check_writable(path)
-    if arguments.trace and arguments.trace.resolve() == arguments.out.resolve():
-        raise InvalidArgument(f"out and trace are both {arguments.out}; name two files")
-    require_pictures("PIL.Image")
+    if arguments.trace:
+        check_writable(arguments.trace)
     job = Job(arguments)
     manifest = job.bundle.manifest
+    if job.tokenizer is None:
+        check_writable(arguments.out)
+        if arguments.trace and arguments.trace.resolve() == arguments.out.resolve():
+            raise InvalidArgument(f"out and trace are both {arguments.out}; name two files")
+        require_pictures("PIL.Image")
     if manifest.pixel_graph is None and job.tokenizer is None:
         raise InvalidArgument(f"the bundle {manifest.name} has no token-to-pixel graph, so it makes no pictures")
     method = arguments.method or manifest.defaults.method
@@ -214,7 +216,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             arguments,
             job.open_model,
             job.prompts[0],
-            length=job.bundle.manifest.length,
+            length=job.length,
             window=job.window,
             drafting=job.drafting,
             sampling=job.samplings[0],

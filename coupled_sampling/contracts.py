@@ -110,8 +110,8 @@ class PromptObserver(Protocol):
         ...
 
 
-def max_window(provider: LogitsProvider) -> int:
-    """Most slots ``provider`` takes in one call."""
+def max_window(provider: LogitsProvider | CoupledStep) -> int:
+    """Most slots that ``provider``, or a step, takes in one call."""
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
 
 

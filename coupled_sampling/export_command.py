@@ -28,11 +28,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", choices=_TYPES, help="type the weights are stored in (default float32)")
     add("--quantize", choices=("int8", "int4"), help="store matrices as integers with one scale per block of inputs")
     add("--block", type=int, default=32, help="inputs that share a scale (default 32)")
-    add("--batch", default="1", help="batch sizes to prepare, for backends with fixed shapes (default 1)")
+    add("--batch", default="1", help="batch sizes to record, for backends with fixed shapes (default 1)")
     add(
         "--window",
         default="1,16,32",
-        help="windows to prepare; the largest is the most slots in one call (default 1,16,32)",
+        help="windows to record; the largest is the most slots in one call (default 1,16,32)",
     )
     add("--max-length", type=int, help="positions per sequence (default: the checkpoint's)")
     add("--length", type=int, help="tokens per generation (default: the family's)")

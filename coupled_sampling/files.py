@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from coupled_sampling.errors import OutputError
 
-__all__ = ["check_writable", "write_whole"]
+__all__ = ["check_writable", "whole_folder", "write_whole"]
 
 
 def check_writable(path: Path) -> None:
@@ -66,6 +67,41 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside ``out`` that takes its place if the block ends well, and vanishes if not.
+
+    What is at ``out`` is replaced; whether it may be is for the caller to know. Whatever happens, Ctrl-C included, there is either
+    the old folder or the whole new one.
+
+    Raises
+    ------
+    OutputError
+        A folder cannot be made or renamed, or the block failed to write.
+    """
+    out = out.absolute()
+    try:
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-", suffix=".partial"))
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}; choose a folder that exists and is yours") from error
+    aside = folder.with_suffix(".replaced")
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        if out.exists():
+            out.rename(aside)
+        folder.rename(out)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error}; nothing was changed") from error
+    finally:
+        if aside.exists() and not out.exists():
+            aside.rename(out)
+        for leftover in (folder, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coupled_sampling.arrays import at_least_float32, namespace
+from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, max_window
 from coupled_sampling.errors import InvalidArgument
 
@@ -117,12 +118,8 @@ class GuidedProvider:
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Guided logits (B, W, V). See `coupled_sampling.contracts.LogitsProvider.forward`."""
+        check_window(self, tokens, start)
         rows, width = tokens.shape
-        if start.min() < 0 or int(start.max()) + width > self.max_length:
-            raise InvalidArgument(
-                f"a window of {width} slots starts at {start.tolist()}, expected 0 to {self.max_length - width}: guided rows hold "
-                f"{self.max_length} positions"
-            )
         both, starts = np.repeat(tokens, 2, axis=0), np.repeat(start, 2)
         for b in range(rows):
             pair = self._pair(b)

@@ -58,7 +58,7 @@ class WindowGraph:
     opset
         Version of the default ONNX operator set.
     dtype
-        Type of logits and cache, e.g. "float32".
+        Type of the caches, e.g. "float32"; logits are always float32.
     layers, kv_heads, head_size
         There are ``2 * layers`` caches (B, kv_heads, cache_length, head_size).
     cache_length

@@ -6,10 +6,8 @@ on the way, no half-written bundle is ever seen under its name.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +27,7 @@ from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.reference import reference_logits
 from coupled_sampling.export.storage import Storage
+from coupled_sampling.files import whole_folder
 from coupled_sampling.manifest import MANIFEST, Defaults, GeneratedTokens, Manifest
 
 __all__ = ["CHECKED_TOKENS", "ExportSettings", "Exported", "export_checkpoint"]
@@ -54,8 +53,8 @@ class ExportSettings:
     max_length
         Positions per sequence; None keeps the checkpoint's.
     batches, windows
-        Batch sizes and windows that backends with fixed shapes should prepare; the largest window is the most slots in one
-        call. The graph itself takes any.
+        Batch sizes and windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs
+        them yet. The largest window is the most slots in one call. The graph itself takes any.
     length
         Tokens per generation; None takes the family's, or 128.
     name, licence
@@ -131,11 +130,12 @@ def export_checkpoint(
         A package of the extra [export] is missing.
     """
     chosen, out = settings or ExportSettings(), Path(out)
+    _check_out(out, force=chosen.force)
     with open_checkpoint(source) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
         _check_windows(model.description, chosen)
-        with _new_folder(out, force=chosen.force) as folder:
+        with whole_folder(out) as folder:
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             has_tokenizer = _write_tokenizer(checkpoint, folder)
@@ -166,33 +166,12 @@ class _Counted:
         return value
 
 
-@contextlib.contextmanager
-def _new_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """A hidden folder beside ``out`` that takes its name if the block ends well and vanishes if not."""
-    if out.exists():
-        if not force:
-            raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
-        if not (out / MANIFEST).is_file():
-            raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
-    try:
-        folder = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-", suffix=".partial"))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}; choose a folder that exists and is yours") from error
-    old = folder.with_suffix(".replaced")
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise OutputError(f"cannot write {out}: {error}; nothing was changed") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+def _check_out(out: Path, *, force: bool) -> None:
+    """Refuse a folder that is there, unless it is a bundle that may be replaced."""
+    if out.exists() and not force:
+        raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
 
 
 def _check_windows(description: DecoderDescription, settings: ExportSettings) -> None:

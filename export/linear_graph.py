@@ -2,7 +2,7 @@
 
 Every map is one Gemm over a matrix (B * W, inputs). Maps of the same input are joined into one, which saves operators
 and changes no product. Float matrices stay (outputs, inputs), so that a head can share the embedding's; codes of
-quantised ones are (inputs, outputs), because that is what runtimes fuse into a product that reads codes.
+quantised ones are (inputs, outputs), because that is what runtimes can fuse into a product that reads codes.
 """
 
 from __future__ import annotations

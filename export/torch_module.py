@@ -12,8 +12,6 @@ What is compared are the logits of up to `CHECKED_POSITIONS` positions of random
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from coupled_sampling.export.graph import OPSET, require_onnx, save_graph
 from coupled_sampling.export.torch_cache import CacheShape, WindowCache, require_torch
 from coupled_sampling.export.torch_check import check_logits, check_window_graph
 from coupled_sampling.export.torch_graph import torch_graph, window_module
+from coupled_sampling.files import whole_folder
 from coupled_sampling.manifest import MANIFEST, Defaults, GeneratedTokens, Manifest, Prompt, WindowGraph
 
 __all__ = ["CacheShape", "WindowCache", "export_module"]
@@ -126,26 +125,13 @@ def export_module(
     check_window_graph(model, cache, vocab_size, kv_length)
     window = positions if max_window is None else max_window
     longest = max(len(prompt.tokens) for prompt in named.values())
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        _make(partial)
-        files = _save(model, partial, external_data)
+    with whole_folder(out) as folder:
+        files = _save(model, folder, external_data)
         manifest = Manifest(
             name=name,
             description=description or f"{type(module).__name__}, exported from PyTorch.",
-            files={file: file_record(partial / file) for file in files},
-            window_graph=WindowGraph(
-                GRAPH,
-                OPSET,
-                "float32",
-                cache.layers,
-                cache.kv_heads,
-                cache.head_size,
-                cache.columns,
-                positions,
-                window,
-                kv_length,
-            ),
+            files={file: file_record(folder / file) for file in files},
+            window_graph=_promise(cache, positions, window, kv_length),
             vocab_size=vocab_size,
             generated_tokens=GeneratedTokens(first, count),
             length=positions + 1 - longest if length is None else length,
@@ -154,13 +140,25 @@ def export_module(
             licence=licence,
             provenance={**(provenance or {}), "export": {"torch": str(torch.__version__), "checked": check}},
         )
-        write_manifest(partial, manifest)
+        write_manifest(folder, manifest)
         if check:
-            check_logits(wrapped, cache, partial, tolerance)
-        _replace_folder(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return open_bundle(out if out.is_absolute() else Path.cwd() / out)
+            check_logits(wrapped, cache, folder, tolerance)
+    return open_bundle(out.absolute())
+
+
+def _promise(cache: CacheShape, positions: int, window: int, kv_length: bool) -> WindowGraph:
+    return WindowGraph(
+        file=GRAPH,
+        opset=OPSET,
+        dtype="float32",
+        layers=cache.layers,
+        kv_heads=cache.kv_heads,
+        head_size=cache.head_size,
+        cache_length=cache.columns,
+        max_length=positions,
+        max_window=window,
+        has_kv_length=kv_length,
+    )
 
 
 def _check_module(torch: Any, module: Any) -> None:
@@ -223,28 +221,3 @@ def _save(model: Any, folder: Path, external_data: bool | None) -> list[str]:
     except onnx.checker.ValidationError as error:
         raise InvalidArgument(f"model is not a valid ONNX graph: {error}") from error
     return [file for file in (GRAPH, WEIGHTS) if (folder / file).exists()]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror}; choose a folder that is yours") from error
-
-
-def _replace_folder(new: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``old``, which is set aside first and comes back if that fails."""
-    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
-    existed = old.exists()
-    try:
-        if existed:
-            old.rename(aside)
-        try:
-            new.rename(old)
-        except OSError:
-            if existed:
-                aside.rename(old)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write {old}: {error.strerror}; choose a folder that is yours") from error
-    shutil.rmtree(aside, ignore_errors=True)

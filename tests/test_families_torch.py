@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+from exported_windows import LENGTH, difference_of_windows, one_thread, print_table
 
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.decoder_graph import write_decoder_graph
@@ -22,7 +23,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-TOLERANCE, VOCABULARY, LENGTH = 1e-4, 61, 40
+TOLERANCE, VOCABULARY = 1e-4, 61
 """Largest difference of logits, which have a standard deviation of 1 to 10."""
 
 SIZES = {
@@ -166,22 +167,13 @@ CLASSES = {name: (f"{name}Config", f"{name}ForCausalLM") for name in ("Llama", "
 }
 FURTHEST = {}
 
+one_thread = pytest.fixture(scope="module", autouse=True)(one_thread)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def table():
     yield
-    print("\n\nlargest difference of logits from transformers, float32, random weights")
-    for case, (difference, spread) in FURTHEST.items():
-        print(f"{case:50} {difference:.1e}   (standard deviation of the logits {spread:.1f})")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    print_table(FURTHEST, "transformers")
 
 
 def build(kind, sizes, seed=0):
@@ -209,46 +201,10 @@ def logits_of(model, tokens):
         return model(input_ids=torch.as_tensor(tokens)[None], use_cache=False).logits[0].numpy()
 
 
-class Windows:
-    """The graph in ONNX Runtime, with the caches of several rows."""
-
-    def __init__(self, path, rows):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.caches = {
-            value.name: np.zeros((rows, *value.shape[1:]), np.float32)
-            for value in self.session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-
-    def __call__(self, tokens, start):
-        kv_length = np.array([max(start) + tokens.shape[1]], np.int64)
-        inputs = {"input_ids": tokens, "start": np.array(start, np.int64), "kv_length": kv_length}
-        logits, *present = self.session.run(None, inputs | self.caches)
-        self.caches = dict(zip(self.caches, present, strict=True))
-        return logits
-
-
-SCHEDULE = (([0, 0], 9), ([9, 5], 6), ([15, 3], 1), ([4, 1], 8), ([12, 9], 28), ([39, 2], 1), ([7, 3], 7))
-"""Starts of two rows and the width: prefill, ragged windows, and going back over tokens that are drawn anew."""
-
-
-def difference_of_windows(path, model):
-    """Largest difference over `SCHEDULE`, and the spread of the logits."""
-    random, run = np.random.default_rng(0), Windows(path, 2)
-    tokens, worst, spread = random.integers(0, VOCABULARY, (2, LENGTH)), 0.0, 0.0
-    for start, width in SCHEDULE:
-        for row in (0, 1):
-            tokens[row, start[row] :] = random.integers(0, VOCABULARY, LENGTH - start[row])
-        found = run(np.stack([tokens[row, start[row] : start[row] + width] for row in (0, 1)]), start)
-        for row in (0, 1):
-            expected = logits_of(model, tokens[row, : start[row] + width])[start[row] :]
-            scored = found[row][:, : expected.shape[1]]
-            assert np.isneginf(found[row][:, expected.shape[1] :]).all()
-            worst, spread = max(worst, float(np.abs(scored - expected).max())), max(spread, float(expected.std()))
-    return worst, spread
+def furthest(path, model):
+    """Largest difference over ragged windows, and the spread of the logits."""
+    generated = slice(0, logits_of(model, np.zeros(1, np.int64)).shape[1])
+    return difference_of_windows(path, lambda tokens: logits_of(model, tokens), VOCABULARY, generated)
 
 
 def export(folder, tmp_path, positions=LENGTH):
@@ -265,7 +221,7 @@ def test_windows_are_scored_as_by_transformers(case, tmp_path):
     model = build(kind, sizes)
     model.save_pretrained(tmp_path / "checkpoint")
     _, path = export(tmp_path / "checkpoint", tmp_path)
-    difference, spread = FURTHEST[case] = difference_of_windows(path, model)
+    difference, spread = FURTHEST[case] = furthest(path, model)
     assert difference <= TOLERANCE
     assert 1 <= spread <= 20
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, LENGTH)
@@ -293,9 +249,7 @@ def test_older_configurations_and_shards_are_the_same_model(tmp_path, kind_key):
     file.write_text(json.dumps(config))
     exportable, path = export(tmp_path / "checkpoint", tmp_path)
     assert exportable.description.rotary != Rotary()
-    difference, spread = FURTHEST[f"Llama 3, transformers 4 keys ({kind_key}), shards"] = difference_of_windows(
-        path, model
-    )
+    difference, spread = FURTHEST[f"Llama 3, transformers 4 keys ({kind_key}), shards"] = furthest(path, model)
     assert difference <= TOLERANCE
     assert spread >= 1
 
@@ -308,7 +262,7 @@ def test_tensors_without_the_prefix(tmp_path, kind):
     config = json.loads(file.read_text()) | {"tie_word_embeddings": True}
     file.write_text(json.dumps(config))
     _, path = export(tmp_path / "checkpoint", tmp_path)
-    difference, _ = FURTHEST[f"{kind} without prefix"] = difference_of_windows(path, model)
+    difference, _ = FURTHEST[f"{kind} without prefix"] = furthest(path, model)
     assert difference <= TOLERANCE
 
 

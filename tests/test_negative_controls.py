@@ -7,10 +7,10 @@ import itertools
 
 import numpy as np
 import pytest
+from old_law import OldLawForKeptDrafts
 
 from coupled_sampling import HostStep, generate
 from coupled_sampling.acceptance import residual
-from coupled_sampling.arrays import to_host
 from coupled_sampling.noise import Purpose
 from coupled_sampling.step import Decided
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
@@ -44,20 +44,6 @@ def worst(step_type, method, *, seeds=SEEDS, **world):
 
 
 # A. The law that is recorded for a draft that was kept.
-
-
-class OldLawForKeptDrafts(HostStep):
-    """Keeps the law a draft was first drawn from, as if keeping it had not changed its law."""
-
-    def _decide(self, target, slots, window):
-        decided = super()._decide(target, slots, window)
-        law = self._draft_laws(target, slots, window).dense(target)
-        kept = slots.has_draft & (to_host(decided.tokens) == slots.draft)
-        self._recorded = np.where(kept[..., None], law, target)
-        return decided
-
-    def _remember(self, target, slots, decided):
-        super()._remember(self._recorded, slots, decided)
 
 
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])

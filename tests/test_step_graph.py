@@ -345,9 +345,9 @@ def test_what_a_graph_cannot_do_is_refused():
         step.step(one_row([1, 2], 1, Sampling(top_k=2)))
     with pytest.raises(InvalidArgument, match="fresh_laws"):
         step.step(one_row([1, 2], 1)._replace(fresh_laws=[np.ones((1, VOCAB)) / VOCAB]))
-    with pytest.raises(InvalidArgument, match="start"):
+    with pytest.raises(InvalidArgument, match="starts at"):
         step.step(one_row([1, 2], 1)._replace(start=np.array([LENGTH])))
-    with pytest.raises(InvalidArgument, match="leave"):
+    with pytest.raises(InvalidArgument, match="slot 1 is token"):
         step.step(one_row([1, VOCAB], 1))
     with pytest.raises(InvalidArgument, match="speculative"):
         decision_graph("speculative", VOCAB)

@@ -2,31 +2,16 @@
 
 import json
 
-import numpy as np
 import pytest
+from old_law import OldLawForKeptDrafts
 
 from coupled_sampling import HostStep, cli, verification_command
-from coupled_sampling.arrays import to_host
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import TableProvider, random_table
 
 pytest.importorskip("scipy.stats")
 
 from coupled_sampling.verification import verify
-
-
-class OldLawForKeptDrafts(HostStep):
-    """Records the law a kept draft was first drawn from: the well-known mistake."""
-
-    def _decide(self, target, slots, window):
-        decided = super()._decide(target, slots, window)
-        law = self._draft_laws(target, slots, window).dense(target)
-        kept = slots.has_draft & (to_host(decided.tokens) == slots.draft)
-        self._recorded = np.where(kept[..., None], law, target)
-        return decided
-
-    def _remember(self, target, slots, decided):
-        super()._remember(self._recorded, slots, decided)
 
 
 class ForgetsTheSeed(HostStep):

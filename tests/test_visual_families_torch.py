@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import pytest
+from exported_windows import LENGTH, difference_of_windows, one_thread, print_table
 
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.decoder_graph import write_decoder_graph
@@ -26,8 +27,8 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-TOLERANCE, LENGTH, CODES = 1e-4, 40, 20
-"""Largest difference of logits, which have a standard deviation of 1 to 20; tokens of a sequence; picture tokens."""
+TOLERANCE, CODES = 1e-4, 20
+"""Largest difference of logits, which have a standard deviation of 1 to 20; picture tokens."""
 
 SIZES = {
     "hidden_size": 48,
@@ -41,22 +42,13 @@ SIZES = {
 PICTURES = {"latent_channels": 8, "base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1}
 FURTHEST = {}
 
+one_thread = pytest.fixture(scope="module", autouse=True)(one_thread)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def table():
     yield
-    print("\n\nlargest difference of logits from PyTorch, float32, random weights")
-    for case, (difference, spread) in FURTHEST.items():
-        print(f"{case:50} {difference:.1e}   (standard deviation of the logits {spread:.1f})")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    print_table(FURTHEST, "PyTorch")
 
 
 def drawn(name, shape, generator):
@@ -325,45 +317,6 @@ CASES = {
     ),
     "LlamaGen (re-implemented), grouped keys": (llamagen, {"kv_heads": 2}, [renamed("key", "value"), epsilon]),
 }
-
-
-class Windows:
-    """The graph in ONNX Runtime, with the caches of several rows."""
-
-    def __init__(self, path, rows):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        inputs = [value for value in self.session.get_inputs() if value.name.startswith("past_key_values.")]
-        self.caches = {value.name: np.zeros((rows, *value.shape[1:]), np.float32) for value in inputs}
-
-    def __call__(self, tokens, start):
-        kv_length = np.array([max(start) + tokens.shape[1]], np.int64)
-        inputs = {"input_ids": tokens, "start": np.array(start, np.int64), "kv_length": kv_length}
-        logits, *present = self.session.run(None, inputs | self.caches)
-        self.caches = dict(zip(self.caches, present, strict=True))
-        return logits
-
-
-SCHEDULE = (([0, 0], 9), ([9, 5], 6), ([15, 3], 1), ([4, 1], 8), ([12, 9], 28), ([39, 2], 1), ([7, 3], 7))
-"""Starts of two rows and the width: prefill, ragged windows, and going back over tokens that are drawn anew."""
-
-
-def difference_of_windows(path, scores, vocabulary, generated):
-    """Largest difference over `SCHEDULE`, and the spread of the logits."""
-    random, run = np.random.default_rng(0), Windows(path, 2)
-    tokens, worst, spread = random.integers(0, vocabulary, (2, LENGTH)), 0.0, 0.0
-    for start, width in SCHEDULE:
-        for row in (0, 1):
-            tokens[row, start[row] :] = random.integers(0, vocabulary, LENGTH - start[row])
-        found = run(np.stack([tokens[row, start[row] : start[row] + width] for row in (0, 1)]), start)
-        assert np.isneginf(np.delete(found, generated, axis=-1)).all()
-        for row in (0, 1):
-            expected = scores(tokens[row, : start[row] + width])[start[row] :]
-            worst = max(worst, float(np.abs(found[row][:, generated] - expected).max()))
-            spread = max(spread, float(expected.std()))
-    return worst, spread
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -115,7 +115,7 @@ def test_one_window_over_the_whole_sequence_gives_the_models_logits(path):
         close(logits[row], oracle_logits(tokens[row]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(cuts=st.sets(st.integers(1, 11)), seed=st.integers(0, 1000))
 def test_any_split_into_windows_gives_the_same_logits(path, cuts, seed):
     tokens = some_tokens(1, 12, seed=seed)
@@ -134,7 +134,7 @@ def test_rows_may_start_at_different_positions(path):
     close(logits[1], oracle_logits(tokens[1, :10])[6:10])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_the_last_write_wins_so_going_back_is_starting_lower(path, data):
     """Random windows over a random sequence that changes wherever it is written again."""

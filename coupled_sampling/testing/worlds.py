@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import Integers
-from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["TableProvider", "random_table"]
 
@@ -51,13 +51,8 @@ class TableProvider:
 
     def write(self, tokens: Integers, start: Integers) -> dict[tuple[int, int], tuple[int, ...]]:
         """Take a window in; returns what each (row, slot) of it now has before it and in it."""
+        check_window(self, tokens, start)
         rows, width = tokens.shape
-        if rows > self.batch_size or start.min() < 0 or int(start.max()) + width > self.max_length:
-            raise InvalidArgument(
-                f"window of shape {tokens.shape} from {start.tolist()} leaves {self.batch_size} rows of {self.max_length}"
-            )
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise InvalidArgument(f"tokens are {tokens.tolist()}, expected integers in [0, {self.vocab_size})")
         self.calls += 1
         contexts = {}
         for b in range(rows):

@@ -216,7 +216,7 @@ def _decoding(checkpoint: Checkpoint, description: DecoderDescription, picture: 
     notes = [
         f"A prompt is the conversation as text and {BEGIN_OF_IMAGE} as its last token; token {words} + c is code c.",
         "The authors' unconditional prompt is the prompt itself with padding in place of all but its first and last token: "
-        "from Python, give `Guided` a function that does so.",
+        "from Python, give `GuidedProvider` a function that does so.",
     ]
     if unconditional is None:
         notes.append(

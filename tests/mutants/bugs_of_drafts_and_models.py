@@ -9,7 +9,7 @@ __all__ = ["BUGS"]
 DRAFTING = "coupled_sampling/drafting.py"
 GUIDANCE = "coupled_sampling/guidance.py"
 ORT = "backends/ort.py"
-CHECKS = "backends/checks.py"
+CHECKS = "coupled_sampling/bounds.py"
 RULES = ("tests/test_drafting.py",)
 GUIDED = ("tests/test_guidance.py",)
 RUNTIME = ("tests/test_ort.py",)
@@ -198,7 +198,7 @@ BUGS = (
     ),
     Bug(
         "window-past-the-memory",
-        "backends/checks.py",
+        "coupled_sampling/bounds.py",
         "last = provider.max_length - width\n",
         "last = provider.max_length - width + 1\n",
         "A window that reaches one position past the cache is not refused.",

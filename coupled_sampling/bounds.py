@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.contracts import LogitsProvider, max_window
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, max_window
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["check_positive", "check_window"]
@@ -24,13 +24,13 @@ def check_positive(name: str, value: Any) -> None:
         raise InvalidArgument(f"{name} is {value!r}, expected an integer >= 1")
 
 
-def check_window(provider: LogitsProvider, tokens: Any, start: Any) -> None:
+def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any) -> None:
     """Refuse a window that ``provider`` cannot hold.
 
     Parameters
     ----------
     provider
-        Its ``batch_size``, ``max_length``, ``max_window`` and ``vocab_size`` are the bounds.
+        A provider, or a step over one. Its ``batch_size``, ``max_length``, ``max_window`` and ``vocab_size`` are the bounds.
     tokens, start
         What ``forward`` was given: int64 (B, W) and int64 (B,) if all is well.
 
