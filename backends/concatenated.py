@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.backends.decoder_checks import check_decoder, check_padding, probe_graph
 from coupled_sampling.backends.decoder_graph import DecoderGraph, read_graph, read_max_length
 from coupled_sampling.backends.session import open_session
+from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 

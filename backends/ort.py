@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.backends.session import EXECUTION_PROVIDER, open_session
+from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import BundleError, ProviderError

@@ -3,8 +3,9 @@
 float16 and bfloat16 halve the file and are widened where they are used. int8 and int4 keep one scale for every `block`
 inputs of a row, w = code * scale with codes in [-127, 127] or [-7, 7]; only matrices are kept so, embeddings are float16
 then and vectors are never narrowed. The codes are read by the standard operator DequantizeLinear, which runtimes may
-fuse with the product that follows; this library's CPU backend widens them at load instead (`coupled_sampling.backends.session`). Rounding weights changes the model: decoding stays lossless with respect to the law of the
-graph, and how far that is from the original is for `reference_logits` to say.
+fuse with the product that follows; this library's CPU backend widens them at load instead, see
+`coupled_sampling.backends.session`. Rounding weights changes the model: decoding stays lossless with respect to the law of
+the graph, and how far that is from the original is for `reference_logits` to say.
 
 Graphs of more than 2 GB must keep their weights in a second file (a limit of protobuf). `TensorFile` writes each weight
 there as soon as it is known, so that no two of them need be in memory at a time.
