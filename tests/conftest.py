@@ -13,8 +13,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     from hypothesis import settings
 
-    for item in items:
-        function = getattr(item, "function", None)
+    # A parametrised test is many items with one function: each function once.
+    functions = {id(function): function for item in items if (function := getattr(item, "function", None)) is not None}
+    for function in functions.values():
         own = getattr(function, "_hypothesis_internal_use_settings", None)
         if own is not None:
             # Hypothesis has no public way to change the settings of a decorated test.

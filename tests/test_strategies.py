@@ -225,3 +225,25 @@ strategies.laws()
 print('hypothesis' in sys.modules)"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "True"]
+
+
+def test_our_long_profile_takes_its_multiple_once_however_many_cases_share_a_test(tmp_path):
+    """A parametrised test is one function in many items; a multiple for each would be 12 to the power of their number."""
+    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    (tmp_path / "test_many.py").write_text(
+        "import pytest\n"
+        "from hypothesis import given, settings, strategies as st\n"
+        "\n"
+        "calls = {0: 0, 1: 0, 2: 0}\n"
+        "\n"
+        "@pytest.mark.parametrize('case', [0, 1, 2])\n"
+        "@settings(max_examples=2)\n"
+        "@given(st.integers())\n"
+        "def test_many(case, number):\n"
+        "    calls[case] += 1\n"
+        "\n"
+        "def test_count():\n"
+        "    assert calls == {0: 24, 1: 24, 2: 24}\n"
+    )
+    code, output = run(tmp_path, "test_many.py", "--coupled-sampling-profile", "nightly")
+    assert code == 0, output
