@@ -12,6 +12,7 @@ where two floats tie.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort import KV_STEP
+from coupled_sampling.backends.ort_step_checks import check_against_bundle, step_graph_facts
 from coupled_sampling.backends.ort_step_state import AlternatingLaws, Buffer, HeldLaws
 from coupled_sampling.backends.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
+from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Integers, Outcome, Window
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
-from coupled_sampling.methods import find_method
+from coupled_sampling.guidance import GuidedRows, PairedWindow
+from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise, race_weights, uniforms
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["OrtStep"]
 
-_FORMAT = "coupled-sampling step graph"
 _TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -41,7 +44,7 @@ _TYPES = {
 
 
 class OrtStep:
-    """A `coupled_sampling.contracts.CoupledStep` over a step graph. Make one with `open`.
+    """A `coupled_sampling.contracts.CoupledStep` over a step graph. Make one with `open` or `open_graph`.
 
     Attributes
     ----------
@@ -55,25 +58,41 @@ class OrtStep:
     Laws carried by fresh drafts (draft models) and logits processors are refused: they would have to enter the graph.
     """
 
-    def __init__(self, session: Any, batch_size: int, max_window: int | None = None) -> None:
-        metadata = session.get_modelmeta().custom_metadata_map
-        if metadata.get("format") != _FORMAT or metadata.get("guided") != "False":
-            raise BundleError(
-                f"the graph's metadata are {metadata}, expected those of a step graph without guidance; write it with "
-                "coupled_sampling.export.step_graph"
-            )
-        self.method = find_method(metadata["method"])
-        self.vocab_size = int(metadata["vocab_size"])
+    def __init__(
+        self,
+        session: Any,
+        batch_size: int = 1,
+        max_window: int | None = None,
+        *,
+        guidance: float | None = None,
+        unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        facts = step_graph_facts(session)
+        self.method = facts.method
+        self.vocab_size = facts.vocab_size
         self.batch_size = batch_size
-        self.max_length = int(metadata["max_length"])
-        self.max_window = min(max_window or self.max_length, self.max_length)
+        self.max_length = facts.max_length
         self.noise = CounterNoise()
-        self._warped = metadata["warped"] == "True"
+        self._guided = None
+        if facts.guided != (guidance is not None and unconditional is not None):
+            raise InvalidArgument(
+                f"guidance is {guidance} and unconditional {unconditional}, the step graph is "
+                f"{'guided and needs both' if facts.guided else 'not guided and takes neither'}"
+            )
+        if guidance is not None and unconditional is not None:
+            if not np.isfinite(guidance):
+                raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
+            self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
+            self._guidance, self.max_length = guidance, self._guided.max_length
+        self.max_window = min(max_window or self.max_length, self.max_length)
+        self._warped = facts.warped
         self._session = session
         self._inputs = {value.name: value for value in session.get_inputs()}
         self._outputs = {value.name: value for value in session.get_outputs()}
+        self._model_rows = 1 if self._guided is None else 2
         self._caches = {
-            name: np.zeros((batch_size, *value.shape[1:]), _TYPES[value.type])
+            name: np.zeros((self._model_rows * batch_size, *value.shape[1:]), _TYPES[value.type])
             for name, value in self._inputs.items()
             if name.startswith("past_key_values.")
         }
@@ -92,7 +111,72 @@ class OrtStep:
 
     @classmethod
     def open(
-        cls, graph: str | Path, batch_size: int = 1, threads: int | None = None, max_window: int | None = None
+        cls,
+        bundle: Bundle | str | Path,
+        method: str | Method,
+        batch_size: int = 1,
+        threads: int | None = None,
+        *,
+        warped: bool = False,
+        guidance: float = 1.0,
+    ) -> OrtStep:
+        """A step for a bundle that has step graphs.
+
+        Parameters
+        ----------
+        bundle
+            A `Bundle`, or what `coupled_sampling.open_bundle` takes.
+        method
+            Decoding method.
+        batch_size
+            Rows to hold state for; guidance holds two of the model's for each.
+        threads
+            Threads within an operator; None lets ONNX Runtime choose.
+        warped
+            Whether rows may have top-k, top-p and min-p. It costs a sort of the largest logits in every step.
+        guidance
+            Guidance scale, with the bundle's unconditional prompt; 1 is none.
+
+        Raises
+        ------
+        BundleError
+            The bundle cannot be opened or has no such graph, or the graph is not what the manifest promises.
+        InvalidArgument
+            ``batch_size`` or ``threads`` is no positive integer, or there is no such method.
+        MissingDependency
+            ``onnxruntime`` is missing or too old.
+        """
+        check_positive("batch_size", batch_size)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        chosen, manifest = find_method(method), opened.manifest
+        guided = guidance != 1
+        graph = opened.step_graph(chosen.name, warped=warped, guided=guided)
+        if graph is None:
+            kinds = [f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs]
+            raise BundleError(
+                f"the bundle {manifest.name} has no step graph for {chosen.name}{' warped' * warped}{' guided' * guided}, it "
+                f"has {', '.join(kinds) or 'none'}; add it with `coupled-sampling step-graphs` or use HostStep"
+            )
+        session = open_session(graph, threads)
+        check_against_bundle(session, step_graph_facts(session, str(graph)), opened, chosen.name, str(graph))
+        return cls(
+            session,
+            batch_size,
+            manifest.window_graph.max_window,
+            guidance=guidance if guided else None,
+            unconditional=manifest.unconditional_prompt if guided else None,
+        )
+
+    @classmethod
+    def open_graph(
+        cls,
+        graph: str | Path,
+        batch_size: int = 1,
+        threads: int | None = None,
+        max_window: int | None = None,
+        *,
+        guidance: float | None = None,
+        unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
     ) -> OrtStep:
         """A step for a step graph's file.
 
@@ -100,28 +184,31 @@ class OrtStep:
         ----------
         graph
             Path of a file that `coupled_sampling.export.step_graph` made.
-        batch_size
-            Rows to hold state for.
-        threads
-            Threads within an operator; None lets ONNX Runtime choose.
+        batch_size, threads
+            As in `open`.
         max_window
             Most slots of a window; None allows all of the model's positions.
+        guidance, unconditional
+            For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
 
         Raises
         ------
         BundleError
             The file cannot be loaded or is no step graph.
         InvalidArgument
-            ``batch_size`` or ``threads`` is no positive integer.
+            ``batch_size`` or ``threads`` is no positive integer, or guidance does not go with the graph.
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
         check_positive("batch_size", batch_size)
-        return cls(open_session(Path(graph), threads), batch_size, max_window)
+        session = open_session(Path(graph), threads)
+        return cls(session, batch_size, max_window, guidance=guidance, unconditional=unconditional)
 
     def begin(self, row: int, prompt: Integers) -> None:
-        """Forget what ``row`` held."""
+        """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
         self._laws.forget(row)
+        if self._guided is not None:
+            self._guided.begin(row, prompt)
         self._noise_held.pop(row, None)
 
     def step(self, window: Window) -> Outcome:
@@ -138,10 +225,14 @@ class OrtStep:
         """
         self._check(window)
         rows, width = window.tokens.shape
+        # Refuses what does not fit, before anything is written.
+        paired = None if self._guided is None else self._guided.paired(window.tokens, window.start)
         if self._is_rejection:
             self._feed_laws(window)
         self._feed(window)
         entered = self._feed_noise(window) if "noise" in self._inputs else {}
+        if self._guided is not None and paired is not None:
+            self._feed_pairs(self._guided, paired, window.draws)
         valid = self._valid(window)
         while True:
             self._run(rows, width)
@@ -191,18 +282,39 @@ class OrtStep:
             bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
             self._bound[name] = key
 
-    def _feed(self, window: Window) -> None:
-        rows, width = window.tokens.shape
-        self._put("input_ids", window.tokens, rows, width)
-        for name in ("start", "known", "recycled", "fresh", "draws"):
-            self._put(name, getattr(window, name), rows)
+    def _feed_tokens(self, tokens: Integers, start: Integers) -> None:
+        """What the window graph inside reads: of a guided graph, two rows for each."""
+        self._put("input_ids", tokens, *tokens.shape)
+        self._put("start", start, len(start))
         if "kv_length" in self._inputs:
             columns = next(iter(self._caches.values())).shape[2]
-            needed = int(window.start.max()) + width
+            needed = int(start.max()) + tokens.shape[1]
             self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, columns), 1)
+
+    def _feed_pairs(self, guided: GuidedRows, paired: PairedWindow, draws: NDArray[np.bool_]) -> None:
+        """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
+
+        Everything else is fed already: it does no harm, since a call that draws nothing writes only what the next one does.
+        """
+        rows, width = len(draws), paired.tokens.shape[1]
+        self._put("guidance", self._guidance, rows)
+        self._put("guidance_lag", paired.lag, rows)
+        for tokens, start in guided.openings(paired):
+            self._put("draws", False, rows)
+            self._feed_tokens(tokens, start)
+            self._run(rows, width)
+        self._put("draws", draws, rows)
+        self._feed_tokens(paired.tokens, paired.start)
+
+    def _feed(self, window: Window) -> None:
+        rows, _ = window.tokens.shape
+        if self._guided is None:
+            self._feed_tokens(window.tokens, window.start)
+        for name in ("known", "recycled", "fresh", "draws"):
+            self._put(name, getattr(window, name), rows)
         for name, cache in self._caches.items():
-            self._bind(name, cache[:rows])
-            self._bind(name.replace("past_key_values", "present"), cache[:rows])
+            self._bind(name, cache[: self._model_rows * rows])
+            self._bind(name.replace("past_key_values", "present"), cache[: self._model_rows * rows])
         self._put("temperature", [1.0 if info is None else info.sampling.temperature for info in window.rows], rows)
         if self._warped:
             settings = [None if info is None else info.sampling for info in window.rows]

@@ -90,7 +90,7 @@ class Compared:
 
 def measure(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> list[float]:
     provider = OrtProvider(bundle, open_session(bundle.window_graph, threads), rows)
-    both = Compared(provider, HostStep(provider, method), OrtStep.open(path, rows, threads))
+    both = Compared(provider, HostStep(provider, method), OrtStep.open_graph(path, rows, threads))
     decoder = Decoder(both, window=window, drafting="repeat")
     sequence = 0
     while len(both.seconds) < steps + 4:

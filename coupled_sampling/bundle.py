@@ -1,7 +1,7 @@
 """Bundles: a model as a folder that any backend, in any language, can run.
 
 A folder holds ``manifest.json``, a *window graph* (tokens to logits, see ``docs/bundle-format.md``) and perhaps a
-*pixel graph* (tokens to a picture). The manifest says what the graphs promise, what the tokens mean, and the byte count
+*pixel graph* (tokens to a picture) and *step graphs* (a whole step, see ``docs/step-graph.md``). The manifest says what the graphs promise, what the tokens mean, and the byte count
 and SHA-256 of every file. `open_bundle` believes none of it: a folder that is missing, truncated, damaged, too new or
 not a bundle is refused with a `BundleError` that names the file or field, so that no graph is ever run that was not the
 one exported. Nothing here loads a graph; that is what backends are for.
@@ -29,6 +29,7 @@ from coupled_sampling.manifest import (
     Manifest,
     PixelGraph,
     Prompt,
+    StepGraph,
     WindowGraph,
     expect,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Manifest",
     "PixelGraph",
     "Prompt",
+    "StepGraph",
     "WindowGraph",
     "embedded_names",
     "file_record",
@@ -53,7 +55,8 @@ __all__ = [
 ]
 
 FORMAT = "coupled-sampling-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 knew no step graphs; it is still read."""
 MODELS = Path(__file__).parent / "models"
 
 
@@ -74,6 +77,22 @@ class Bundle:
         """Path of the pixel graph, None if there is none."""
         graph = self.manifest.pixel_graph
         return None if graph is None else self.folder / graph.file
+
+    def step_graph(self, method: str, *, warped: bool = False, guided: bool = False) -> Path | None:
+        """Path of the leanest step graph that can do this, None if there is none.
+
+        Parameters
+        ----------
+        method
+            Name of a decoding method.
+        warped
+            Whether any row has top-k, top-p or min-p; a warped graph can do without, too.
+        guided
+            Whether rows are guided.
+        """
+        fitting = [g for g in self.manifest.step_graphs if g.method == method and g.guided == guided]
+        fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
+        return self.folder / fitting[0].file if fitting else None
 
 
 def embedded_names() -> tuple[str, ...]:

@@ -14,8 +14,9 @@ Losslessness is with respect to the law of the guided logits, whatever one think
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, max_window
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["GuidedProvider"]
+__all__ = ["GuidedProvider", "GuidedRows", "PairedWindow"]
 
 
 @dataclass
@@ -47,6 +48,116 @@ class _Pair:
         own = np.where((source >= 0) & (source < len(tokens)), tokens[np.clip(source, 0, len(tokens) - 1)], 0)
         prompt = self.unconditional[np.minimum(position, len(self.unconditional) - 1)]
         return np.where(position < len(self.unconditional), prompt, own)
+
+
+class PairedWindow(NamedTuple):
+    """A window for a model of 2B rows, row 2b conditional and 2b + 1 unconditional."""
+
+    tokens: Integers
+    """(2B, W)."""
+    start: Integers
+    """(2B,)."""
+    lag: Integers
+    """(B,) slots later than the conditional row at which the unconditional one shows the same token; it is 0 save where an
+    unconditional prompt shorter than the row's own has not begun."""
+
+
+class GuidedRows:
+    """Which unconditional prompt goes with each row, and the windows of both.
+
+    Parameters
+    ----------
+    unconditional
+        The unconditional prompt, or a function from a row's prompt to it. At least one token.
+    batch_size
+        B, of guided rows.
+    vocab_size, max_length
+        Of the model that runs 2B rows.
+    """
+
+    def __init__(
+        self,
+        unconditional: Sequence[int] | Callable[[Integers], Sequence[int]],
+        batch_size: int,
+        vocab_size: int,
+        max_length: int,
+    ) -> None:
+        self._unconditional = unconditional
+        self._vocab_size = vocab_size
+        self._inner_length = max_length
+        self._pairs: list[_Pair | None] = [None] * batch_size
+        self.max_length = max_length
+        """Positions of a guided row that are sure to fit; a row's own prompt has a token at least, so its unconditional row is
+        at most the rest of a fixed unconditional prompt longer."""
+        if not callable(unconditional):
+            self.max_length -= len(self._checked(unconditional)) - 1
+
+    def begin(self, row: int, prompt: Integers) -> Integers:
+        """Row ``row`` starts ``prompt`` int64 (L,); returns its unconditional prompt."""
+        chosen = self._checked(self._unconditional(prompt) if callable(self._unconditional) else self._unconditional)
+        self._pairs[row] = _Pair(chosen, len(prompt))
+        return chosen
+
+    def paired(self, tokens: Integers, start: Integers) -> PairedWindow:
+        """The window of both rows for the window ``tokens`` (B, W) at ``start`` (B,).
+
+        Raises
+        ------
+        InvalidArgument
+            An unconditional row would leave the model's memory.
+        """
+        rows, width = tokens.shape
+        both, starts, lag = np.repeat(tokens, 2, axis=0), np.repeat(start, 2), np.zeros(rows, np.int64)
+        for b in range(rows):
+            pair = self._pair(b)
+            begin = max(0, int(start[b]) + pair.shift)
+            if begin + width > self._inner_length:
+                raise InvalidArgument(
+                    f"row {b}: its unconditional row would reach position {begin + width - 1}, the model holds "
+                    f"{self._inner_length}. The unconditional prompt is {pair.shift} tokens longer than the row's own"
+                )
+            both[2 * b + 1], starts[2 * b + 1] = pair.window(tokens[b], int(start[b]), begin), begin
+            lag[b] = begin - (int(start[b]) + pair.shift)
+        return PairedWindow(both, starts, lag)
+
+    def openings(self, paired: PairedWindow) -> Iterator[tuple[Integers, Integers]]:
+        """Windows (tokens, start) to forward before ``paired``: what unconditional prompts have before the row's own begins.
+
+        All other rows forward what they are about to forward anyway, so nothing of theirs is disturbed.
+        """
+        width = paired.tokens.shape[1]
+        for row in range(len(paired.lag)):
+            pair = self._pair(row)
+            for first in range(0, max(0, pair.shift), width) if not pair.primed else ():
+                tokens, begins = paired.tokens.copy(), paired.start.copy()
+                chunk = pair.unconditional[first : first + width]
+                tokens[2 * row + 1] = 0
+                tokens[2 * row + 1, : len(chunk)], begins[2 * row + 1] = chunk, first
+                yield tokens, begins
+            pair.primed = True
+
+    def _checked(self, prompt: Sequence[int]) -> Integers:
+        tokens = np.asarray(prompt, np.int64)
+        if tokens.ndim != 1 or not tokens.size or tokens.min() < 0 or tokens.max() >= self._vocab_size:
+            raise InvalidArgument(
+                f"unconditional prompt is {tokens.tolist()}, expected at least one token in [0, {self._vocab_size})"
+            )
+        if tokens.size > self._inner_length:
+            raise InvalidArgument(
+                f"unconditional prompt has {tokens.size} tokens, the model holds {self._inner_length}"
+            )
+        return tokens
+
+    def _pair(self, row: int) -> _Pair:
+        pair = self._pairs[row]
+        if pair is None:
+            if callable(self._unconditional):
+                raise InvalidArgument(
+                    f"row {row} was never told its prompt, and the unconditional prompt is made from it: call begin(row, prompt)"
+                )
+            prompt = self._checked(self._unconditional)
+            pair = self._pairs[row] = _Pair(prompt, len(prompt))
+        return pair
 
 
 class GuidedProvider:
@@ -84,92 +195,35 @@ class GuidedProvider:
             raise InvalidArgument(f"scale is {scale}, expected a finite number")
         self.provider = provider
         self.scale = float(scale)
-        self._unconditional = unconditional
         self.vocab_size = int(provider.vocab_size)
         self.batch_size = int(provider.batch_size) // 2
-        self.max_window = max_window(provider)
-        self.max_length = int(provider.max_length)
-        self._inner_length = self.max_length
-        self._pairs: list[_Pair | None] = [None] * self.batch_size
-        if not callable(unconditional):
-            # A row's own prompt has a token at least, so its unconditional row is at most this much longer.
-            self.max_length -= len(self._checked(unconditional)) - 1
-            self.max_window = min(self.max_window, self.max_length)
-
-    def _checked(self, prompt: Sequence[int]) -> Integers:
-        tokens = np.asarray(prompt, np.int64)
-        if tokens.ndim != 1 or not tokens.size or tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise InvalidArgument(
-                f"unconditional prompt is {tokens.tolist()}, expected at least one token in [0, {self.vocab_size})"
-            )
-        if tokens.size > self._inner_length:
-            raise InvalidArgument(
-                f"unconditional prompt has {tokens.size} tokens, the model holds {self._inner_length}"
-            )
-        return tokens
+        self._rows = GuidedRows(unconditional, self.batch_size, self.vocab_size, int(provider.max_length))
+        self.max_length = self._rows.max_length
+        self.max_window = min(max_window(provider), self.max_length)
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts ``prompt`` int64 (L,)."""
-        chosen = self._unconditional(prompt) if callable(self._unconditional) else self._unconditional
-        self._pairs[row] = _Pair(self._checked(chosen), len(prompt))
+        unconditional = self._rows.begin(row, prompt)
         if isinstance(self.provider, PromptObserver):
             self.provider.begin(2 * row, prompt)
-            self.provider.begin(2 * row + 1, self._checked(chosen))
+            self.provider.begin(2 * row + 1, unconditional)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Guided logits (B, W, V). See `coupled_sampling.contracts.LogitsProvider.forward`."""
         check_window(self, tokens, start)
-        rows, width = tokens.shape
-        both, starts = np.repeat(tokens, 2, axis=0), np.repeat(start, 2)
-        for b in range(rows):
-            pair = self._pair(b)
-            begin = max(0, int(start[b]) + pair.shift)
-            if begin + width > self._inner_length:
-                raise InvalidArgument(
-                    f"row {b}: its unconditional row would reach position {begin + width - 1}, the model holds "
-                    f"{self._inner_length}. The unconditional prompt is {pair.shift} tokens longer than the row's own"
-                )
-            both[2 * b + 1], starts[2 * b + 1] = pair.window(tokens[b], int(start[b]), begin), begin
-        for b in range(rows):
-            self._prime(b, both, starts)
-        logits = at_least_float32(self.provider.forward(both, starts))
+        paired = self._rows.paired(tokens, start)
+        for opening, begins in self._rows.openings(paired):
+            self.provider.forward(opening, begins)
+        logits = at_least_float32(self.provider.forward(paired.tokens, paired.start))
         xp = namespace(logits)
-        return xp.stack([self._combine(logits, b, int(start[b]), int(starts[2 * b + 1])) for b in range(rows)], axis=0)
+        return xp.stack([self._combine(logits, b, lag) for b, lag in enumerate(paired.lag.tolist())], axis=0)
 
-    def _pair(self, row: int) -> _Pair:
-        pair = self._pairs[row]
-        if pair is None:
-            if callable(self._unconditional):
-                raise InvalidArgument(
-                    f"row {row} was never told its prompt, and the unconditional prompt is made from it: call begin(row, prompt)"
-                )
-            prompt = self._checked(self._unconditional)
-            pair = self._pairs[row] = _Pair(prompt, len(prompt))
-        return pair
-
-    def _prime(self, row: int, both: Integers, starts: Integers) -> None:
-        """Forward what the unconditional prompt of ``row`` has before the row's own prompt begins.
-
-        All other rows forward what they are about to forward anyway, so nothing of theirs is disturbed.
-        """
-        pair = self._pair(row)
-        width = both.shape[1]
-        for first in range(0, max(0, pair.shift), width) if not pair.primed else ():
-            tokens, begins = both.copy(), starts.copy()
-            chunk = pair.unconditional[first : first + width]
-            tokens[2 * row + 1] = 0
-            tokens[2 * row + 1, : len(chunk)], begins[2 * row + 1] = chunk, first
-            self.provider.forward(tokens, begins)
-        pair.primed = True
-
-    def _combine(self, logits: Array, row: int, start: int, begin: int) -> Array:
+    def _combine(self, logits: Array, row: int, lag: int) -> Array:
         """Guided logits (W, V) of one row; slots before the unconditional prompt begins stay conditional."""
         xp = namespace(logits)
         conditional, unconditional = logits[2 * row, ...], logits[2 * row + 1, ...]
-        pair = self._pair(row)
-        missing = begin - (start + pair.shift)
-        if missing:
-            missing = min(missing, conditional.shape[0])
+        if lag:
+            missing = min(lag, conditional.shape[0])
             kept = unconditional[: conditional.shape[0] - missing, ...]
             unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
         if self.scale in (0, 1):

@@ -26,6 +26,7 @@ __all__ = [
     "Manifest",
     "PixelGraph",
     "Prompt",
+    "StepGraph",
     "WindowGraph",
     "expect",
 ]
@@ -88,6 +89,34 @@ class WindowGraph:
         for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
             value, most = getattr(self, name), getattr(self, limit)
             expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """A graph for a whole step of one method; see ``docs/step-graph.md``.
+
+    Parameters
+    ----------
+    file
+        Name of the ONNX file in the bundle.
+    method
+        Name of the decoding method.
+    warped
+        Whether rows may have top-k, top-p and min-p.
+    guided
+        Whether it is for classifier-free guidance.
+    """
+
+    file: str
+    method: str
+    warped: bool = False
+    guided: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            find_method(self.method)
+        except InvalidArgument as error:
+            raise BundleError(f"step_graphs: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,8 @@ class Manifest:
         Every file but the manifest itself.
     window_graph, pixel_graph
         What the graphs promise; a model need not make pictures.
+    step_graphs
+        Graphs for whole steps, at most one for each method and variant.
     vocab_size
         V: tokens are ints in [0, V).
     generated_tokens
@@ -217,6 +248,7 @@ class Manifest:
     layout: tuple[Span, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     tokenizer: str | None = None
+    step_graphs: tuple[StepGraph, ...] = ()
 
     def __post_init__(self) -> None:
         expect(self.name.strip() != "", "name", self.name, "a name")
@@ -249,9 +281,17 @@ def _check_files(manifest: Manifest) -> None:
         digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
         expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
         expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
-    for field, graph in (("window_graph", manifest.window_graph), ("pixel_graph", manifest.pixel_graph)):
+    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | None] = {
+        "window_graph": manifest.window_graph,
+        "pixel_graph": manifest.pixel_graph,
+    }
+    graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
+    for field, graph in graphs.items():
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
+    kinds = [(graph.method, graph.warped, graph.guided) for graph in manifest.step_graphs]
+    for i, kind in enumerate(kinds):
+        expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
     tokenizer = manifest.tokenizer
     expect(tokenizer is None or tokenizer in manifest.files, "tokenizer", tokenizer, "a file that is listed in files")
 

@@ -4,7 +4,8 @@
 - a decoder of your own becomes a graph by `write_decoder_graph`, from a `DecoderDescription` and weights, and
   `reference_logits` computes the same in numpy;
 - `window_graph` and `pixel_graph` are the writers of the embedded model; `save_graph` checks a graph and writes it;
-- `step_graph` appends acceptance and redrafting to a window graph, so that a step is one call;
+- `step_graph` appends acceptance and redrafting to a window graph, so that a step is one call, and `add_step_graphs` does so
+  for a bundle;
 - a PyTorch module of your own: `coupled_sampling.export.torch_module`, with the extra ``[torch]``.
 
 Importing this package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a
@@ -19,6 +20,7 @@ from coupled_sampling.export.graph import GraphBuilder, save_graph
 from coupled_sampling.export.pixel_graph import pixel_graph
 from coupled_sampling.export.reference import reference_logits
 from coupled_sampling.export.rotary import GridRotary, Rotary, RotaryScaling
+from coupled_sampling.export.step_bundle import add_step_graphs
 from coupled_sampling.export.step_graph import step_graph
 from coupled_sampling.export.storage import Storage
 from coupled_sampling.export.window_graph import GptDescription, window_graph
@@ -36,6 +38,7 @@ __all__ = [
     "Rotary",
     "RotaryScaling",
     "Storage",
+    "add_step_graphs",
     "decoder_graph",
     "export_checkpoint",
     "open_checkpoint",

@@ -18,7 +18,11 @@ from coupled_sampling.export.decision_graph import decision_graph
 from coupled_sampling.export.graph import OPSET, require_onnx
 from coupled_sampling.methods import Method
 
-__all__ = ["step_graph"]
+__all__ = ["STEP_FORMAT", "STEP_FORMAT_VERSION", "step_graph"]
+
+STEP_FORMAT = "coupled-sampling step graph"
+STEP_FORMAT_VERSION = 1
+"""Raised when a loop written for the version before would go wrong."""
 
 
 def step_graph(window_model: Any, method: str | Method, *, warped: bool = False, guided: bool = False) -> Any:
@@ -67,7 +71,7 @@ def step_graph(window_model: Any, method: str | Method, *, warped: bool = False,
     graph.name = "step_graph"
     graph.doc_string = model.doc_string = "One step. See docs/step-graph.md of coupled-sampling."
     metadata = {entry.key: entry.value for entry in (*window_model.metadata_props, *decision.metadata_props)}
-    metadata["format"] = "coupled-sampling step graph"
+    metadata |= {"format": STEP_FORMAT, "format_version": str(STEP_FORMAT_VERSION)}
     onnx.helper.set_model_props(model, metadata)
     return model
 

@@ -332,7 +332,7 @@ def test_weights_in_a_second_file_are_shared(tmp_path):
     model = onnx.load(tmp_path / "window.onnx", load_external_data=False)
     for method in STEP_METHODS:
         path = save_graph(step_graph(model, method), tmp_path / f"{method}.onnx")
-        both = Both(OrtStep.open(path, threads=1), HostStep(Table(logits), method))
+        both = Both(OrtStep.open_graph(path, threads=1), HostStep(Table(logits), method))
         finish(Decoder(both, window=4), [Request([1], 9)])
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["weights", "window.onnx", *(f"{m}.onnx" for m in STEP_METHODS)]

@@ -32,6 +32,7 @@ from coupled_sampling.bundle import (
     write_manifest,
 )
 from coupled_sampling.export import GptDescription, pixel_graph, save_graph, window_graph
+from coupled_sampling.export.step_bundle import write_step_graphs
 
 WINDOW_GRAPH, PIXEL_GRAPH = "window.onnx", "pixels.onnx"
 TOLERANCE = 1e-4
@@ -141,6 +142,7 @@ def export(checkpoint: Path, folder: Path) -> Manifest:
     written = manifest(shape, gpt, files, state["figures"])
     write_manifest(folder, written)
     worst = worst_difference(model, folder)
+    written = write_step_graphs(folder)
     print(f"largest logit difference between graph and PyTorch: {worst:.1e} (allowed {TOLERANCE:.0e})")
     if worst > TOLERANCE:
         raise SystemExit("the graph is not the model; nothing was written")

@@ -1,0 +1,146 @@
+"""Step graphs into a bundle, beside the window graph they were made from.
+
+Weights are stored once: if the window graph has them inside, they move to a file of their own, to which the window graph and
+every step graph refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
+a plain and a warped graph for every method, and a warped and guided one where there is an unconditional prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coupled_sampling.bundle import Bundle, file_record, open_bundle, write_manifest
+from coupled_sampling.errors import InvalidArgument, OutputError
+from coupled_sampling.export.decision_graph import STEP_METHODS
+from coupled_sampling.export.graph import require_onnx, save_graph
+from coupled_sampling.export.step_graph import step_graph
+from coupled_sampling.files import whole_folder
+from coupled_sampling.manifest import MANIFEST, Manifest, StepGraph
+from coupled_sampling.methods import find_method
+
+__all__ = ["WEIGHTS", "add_step_graphs", "write_step_graphs"]
+
+WEIGHTS = "weights.bin"
+"""The file that weights move to."""
+
+_SMALLEST = 1024
+"""Bytes of the smallest constant that moves; runtimes want to see small ones, such as axes and shapes, in the graph."""
+
+
+def add_step_graphs(
+    source: Bundle | str | Path, out: str | Path, methods: Sequence[str] = STEP_METHODS, *, force: bool = False
+) -> Bundle:
+    """Write a bundle that is ``source`` with step graphs.
+
+    Parameters
+    ----------
+    source
+        A `Bundle`, or what `coupled_sampling.open_bundle` takes. It is not changed, unless it is ``out``.
+    out
+        Folder to make.
+    methods
+        Names of methods that have a step graph; graphs that ``source`` already has for other methods stay.
+    force
+        Replace a bundle that is at ``out``.
+
+    Raises
+    ------
+    BundleError
+        ``source`` is no bundle.
+    InvalidArgument
+        A method has no step graph, or the window graph cannot have one.
+    OutputError
+        ``out`` exists and ``force`` is not set, or is no bundle, or cannot be written.
+    MissingDependency
+        ``onnx`` is not installed.
+    """
+    opened = source if isinstance(source, Bundle) else open_bundle(source)
+    out = Path(out)
+    if out.exists() and not force:
+        raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
+    _checked(methods)
+    with whole_folder(out) as folder:
+        for name in (MANIFEST, *opened.manifest.files):
+            _link(opened.folder / name, folder / name)
+        write_step_graphs(folder, methods)
+    return open_bundle(out.absolute())
+
+
+def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Manifest:
+    """Write step graphs into the bundle at ``folder``, which nobody uses yet, and its new manifest.
+
+    Raises
+    ------
+    InvalidArgument
+        A method has no step graph, or the window graph cannot have one.
+    """
+    names = _checked(methods)
+    manifest = open_bundle(folder.absolute()).manifest
+    window = _with_weights_outside(folder, manifest.window_graph.file)
+    variants = [(False, False), (True, False)]
+    if manifest.unconditional_prompt is not None:
+        variants.append((True, True))
+    kept = tuple(graph for graph in manifest.step_graphs if graph.method not in names)
+    for graph in set(manifest.step_graphs) - set(kept):
+        (folder / graph.file).unlink()
+    added = []
+    for name in names:
+        for warped, guided in variants:
+            file = f"step-{name}{'-warped' if warped else ''}{'-guided' if guided else ''}.onnx"
+            save_graph(step_graph(window, name, warped=warped, guided=guided), folder / file)
+            added.append(StepGraph(file, name, warped, guided))
+    present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    files = {name: file_record(folder / name) for name in present}
+    written = replace(manifest, files=files, step_graphs=(*kept, *added))
+    write_manifest(folder, written)
+    return written
+
+
+def _checked(methods: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(find_method(name).name for name in methods))
+    for name in names:
+        if name not in STEP_METHODS:
+            raise InvalidArgument(
+                f"methods has {name!r}, which has no step graph; expected some of {', '.join(STEP_METHODS)}"
+            )
+    if not names:
+        raise InvalidArgument(f"methods is empty, expected some of {', '.join(STEP_METHODS)}")
+    return names
+
+
+def _with_weights_outside(folder: Path, name: str) -> Any:
+    """The window graph with its large constants in a second file; written again if they were not."""
+    onnx = require_onnx()
+    window = onnx.load(folder / name, load_external_data=False)
+    inside = [tensor for tensor in window.graph.initializer if len(tensor.raw_data) >= _SMALLEST]
+    if not inside:
+        return window
+    location = WEIGHTS
+    while (folder / location).exists():
+        location = f"more-{location}"
+    with (folder / location).open("wb") as file:
+        for tensor in inside:
+            file.write(b"\0" * (-file.tell() % 64))
+            offset, size = file.tell(), len(tensor.raw_data)
+            file.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", offset), ("length", size)):
+                tensor.external_data.add(key=key, value=str(value))
+    save_graph(window, folder / name)
+    return window
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the file system cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
