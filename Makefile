@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-long mutants check lint test-gpu test-torch bench train clean
+.PHONY: demo test test-long mutants check lint test-gpu test-torch test-javascript bench train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -31,9 +31,14 @@ test-torch: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)" onnxscript transformers
 	$(BIN)/python -m pytest -m torch
 
+test-javascript: $(VENV)/.dev
+	cd examples/javascript && npm ci --no-audit --no-fund
+	$(BIN)/python -m pytest -rs tests/test_javascript.py
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/step_graph.py
 
 train: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"

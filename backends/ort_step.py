@@ -108,6 +108,7 @@ class OrtStep:
         self._candidates = 1024
         self._binding = session.io_binding()
         self._bound: dict[str, tuple[tuple[int, ...], int]] = {}
+        self._rows_bound = 0
 
     @classmethod
     def open(
@@ -312,9 +313,11 @@ class OrtStep:
             self._feed_tokens(window.tokens, window.start)
         for name in ("known", "recycled", "fresh", "draws"):
             self._put(name, getattr(window, name), rows)
-        for name, cache in self._caches.items():
-            self._bind(name, cache[: self._model_rows * rows])
-            self._bind(name.replace("past_key_values", "present"), cache[: self._model_rows * rows])
+        if rows != self._rows_bound:
+            for name, cache in self._caches.items():
+                self._bind(name, cache[: self._model_rows * rows])
+                self._bind(name.replace("past_key_values", "present"), cache[: self._model_rows * rows])
+            self._rows_bound = rows
         self._put("temperature", [1.0 if info is None else info.sampling.temperature for info in window.rows], rows)
         if self._warped:
             settings = [None if info is None else info.sampling for info in window.rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ class Buffer:
 
     def shaped(self, *shape: int) -> NDArray[Any]:
         """The beginning of the memory as a tensor of ``shape``; what was in it is lost if it has to grow."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if size > self.memory.size:
             self.memory = np.zeros(size, self.memory.dtype)
         return self.memory[:size].reshape(shape)

@@ -34,8 +34,10 @@ class PixelDecoder:
         self._session = session
 
     @classmethod
-    def open(cls, bundle: Bundle | str | Path) -> PixelDecoder:
+    def open(cls, bundle: Bundle | str | Path, threads: int | None = None) -> PixelDecoder:
         """A decoder for a bundle, or for what `coupled_sampling.open_bundle` takes.
+
+        ``threads`` within an operator; None lets ONNX Runtime choose.
 
         Raises
         ------
@@ -46,7 +48,7 @@ class PixelDecoder:
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         graph = opened.pixel_graph
-        return cls(opened, None if graph is None else open_session(graph, threads=1))
+        return cls(opened, None if graph is None else open_session(graph, threads))
 
     def __call__(self, tokens: Integers) -> NDArray[np.uint8]:
         """Pictures uint8 (B, height, width, channels) of tokens int64 (B, N).
@@ -69,5 +71,6 @@ class PixelDecoder:
                 f"picture {row}, token {index} is {tokens[row, index]}, expected tokens in [{first}, {first + count}): "
                 "only generated tokens have pixels"
             )
-        pixels: NDArray[np.uint8] = self._session.run(["pixels"], {"tokens": tokens})[0]
-        return pixels
+        # One at a time: a convolutional decoder needs hundreds of megabytes for each picture in a call.
+        pixels = [self._session.run(["pixels"], {"tokens": row[None]})[0] for row in tokens]
+        return np.concatenate(pixels) if pixels else np.zeros((0, *self.shape), np.uint8)

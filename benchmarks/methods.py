@@ -27,7 +27,7 @@ def measure(window: int, count: int, repeats: int, threads: int | None) -> list[
     runs = []
     for _ in range(repeats):
         results = compare(
-            lambda: OrtProvider.open(bundle, threads=threads),
+            lambda _: OrtProvider.open(bundle, threads=threads),
             [prompts[i % len(prompts)] for i in range(count)],
             METHODS,
             length=bundle.manifest.length,

@@ -1,10 +1,11 @@
 """Bundles: a model as a folder that any backend, in any language, can run.
 
 A folder holds ``manifest.json``, a *window graph* (tokens to logits, see ``docs/bundle-format.md``) and perhaps a
-*pixel graph* (tokens to a picture) and *step graphs* (a whole step, see ``docs/step-graph.md``). The manifest says what the graphs promise, what the tokens mean, and the byte count
-and SHA-256 of every file. `open_bundle` believes none of it: a folder that is missing, truncated, damaged, too new or
-not a bundle is refused with a `BundleError` that names the file or field, so that no graph is ever run that was not the
-one exported. Nothing here loads a graph; that is what backends are for.
+*pixel graph* (tokens to a picture) and *step graphs* (whole steps, see ``docs/step-graph.md``). The manifest says what
+the graphs promise, what the tokens mean, and the byte count and SHA-256 of every file. `open_bundle` believes none of
+it: a folder that is missing, truncated, damaged, too new or not a bundle is refused with a `BundleError` that names the
+file or field, so that no graph is ever run that was not the one exported. Nothing here loads a graph; that is what
+backends are for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: ``coupled-sampling generate | compare | verify | inspect | export``.
+"""The command line: ``coupled-sampling generate | compare | verify | inspect | export | step-graphs``.
 
 Errors are one line on standard error and exit code 2; an interrupt is exit code 130; ``verify`` exits with 1 when a method
 fails. Results go to standard output, the progress bar to standard error.
@@ -18,7 +18,12 @@ from typing import Any
 from coupled_sampling.bundle import embedded_names, open_bundle
 from coupled_sampling.comparison import MethodResult
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
-from coupled_sampling.export_command import add_export_arguments, run_export
+from coupled_sampling.export_command import (
+    add_export_arguments,
+    add_step_graphs_arguments,
+    run_export,
+    run_step_graphs,
+)
 from coupled_sampling.files import check_writable, write_whole
 from coupled_sampling.job import Job
 from coupled_sampling.methods import METHODS
@@ -61,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, help="sequences decoded together (default 1; verify: 16)")
+    add(
+        "--step",
+        choices=("auto", "host", "graph"),
+        default="auto",
+        help="where steps are decided: in the bundle's step graph, or by the library (auto: graph if the bundle has one)",
+    )
     add("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
     add("--json", action="store_true", help="print figures as JSON")
 
@@ -85,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", help="make a bundle from a checkpoint")
     add_export_arguments(exporting)
     exporting.set_defaults(run=run_export)
+
+    stepping = commands.add_parser("step-graphs", parents=[model], help="make a bundle with step graphs of one without")
+    add_step_graphs_arguments(stepping)
+    stepping.set_defaults(run=run_step_graphs)
 
     inspect = commands.add_parser("inspect", parents=[model], help="say what a bundle is")
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
@@ -214,7 +229,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     with _progress(arguments.samples * arguments.positions) as report:
         results = run_verification(
             arguments,
-            job.open_model,
+            job.open_provider,
+            job.make_step,
             job.prompts[0],
             length=job.length,
             window=job.window,
@@ -239,6 +255,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
         "positions": f"{graph.max_length} per row; a sequence is {manifest.length} generated tokens",
         "window": f"up to {graph.max_window} tokens per forward pass",
         "graph": f"{graph.file}, opset {graph.opset}, {graph.dtype}, {graph.layers} layers",
+        "step graphs": ", ".join(
+            f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs
+        )
+        or "none",
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {graph.cache_length}, {graph.head_size})",
         "grid": f"{manifest.grid.rows} x {manifest.grid.columns} tokens" if manifest.grid else "none",
         "pixels": f"{manifest.pixel_graph.height} x {manifest.pixel_graph.width} x {manifest.pixel_graph.channels}"

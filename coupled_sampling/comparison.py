@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.contracts import LogitsProvider, Sampling
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.generation import Generation, generate
 from coupled_sampling.methods import find_method
@@ -63,7 +63,7 @@ class MethodResult:
 
 
 def compare(
-    open_model: Callable[[], LogitsProvider],
+    open_model: Callable[[str], LogitsProvider | CoupledStep],
     prompts: Sequence[Sequence[int]],
     methods: Sequence[str],
     *,
@@ -81,7 +81,8 @@ def compare(
     Parameters
     ----------
     open_model
-        Opens the model; each method gets one of its own, warmed up by one forward pass of each kind before the clock starts.
+        Opens the model, or a step, for the method of that name; each method gets one of its own, warmed up by one forward pass of
+        each kind before the clock starts.
     against_ar
         Run ``ar`` first, whether it is named or not; without it, figures are relative to the first method.
     progress
@@ -94,10 +95,13 @@ def compare(
     ordered = list(dict.fromkeys(["ar", *methods] if against_ar else methods))
     results: list[MethodResult] = []
     for method in ordered:
-        model = open_model()
+        model = open_model(method)
 
         def run(
-            chosen: Sequence[Sequence[int]], tokens: int, method: str = method, model: LogitsProvider = model
+            chosen: Sequence[Sequence[int]],
+            tokens: int,
+            method: str = method,
+            model: LogitsProvider | CoupledStep = model,
         ) -> Generation:
             report = None if progress is None else lambda count: progress(method, count)
             return generate(

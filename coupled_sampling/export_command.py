@@ -1,4 +1,4 @@
-"""``coupled-sampling export``: a checkpoint into a bundle."""
+"""``coupled-sampling export`` and ``step-graphs``: a checkpoint into a bundle, and step graphs into a bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.pictures import require_pictures
 
-__all__ = ["add_export_arguments", "run_export"]
+__all__ = ["add_export_arguments", "add_step_graphs_arguments", "run_export", "run_step_graphs"]
 
 _TYPES = ("float32", "float16", "bfloat16")
 
@@ -36,6 +36,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-length", type=int, help="positions per sequence (default: the checkpoint's)")
     add("--length", type=int, help="tokens per generation (default: the family's)")
+    add(
+        "--vq",
+        type=Path,
+        help="a folder or .safetensors file with the picture decoder, where the model's own has none (LlamaGen, Chameleon, Emu3)",
+    )
+    add("--step-graphs", metavar="METHODS", help="also write step graphs: methods separated by commas, or all")
     add("--name", help="name of the bundle (default: that of the source)")
     add("--licence", help="SPDX identifier of the weights' licence")
     add("--check", action="store_true", help="compare a few logits with a float64 reference")
@@ -57,6 +63,8 @@ def run_export(arguments: argparse.Namespace) -> int:
         batches=_integers("batch", arguments.batch),
         windows=_integers("window", arguments.window),
         length=arguments.length,
+        vq=arguments.vq,
+        step_graphs=() if arguments.step_graphs is None else _methods(arguments.step_graphs),
         name=arguments.name,
         licence=arguments.licence,
         check=arguments.check,
@@ -82,6 +90,28 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"{done.largest_difference:.2g} standard deviations of a position's logits"
         )
     return 0
+
+
+def add_step_graphs_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``step-graphs``, beside the model."""
+    parser.add_argument("out", type=Path, help="the new bundle's folder")
+    parser.add_argument("--methods", default="all", help="methods separated by commas (default: all that can be)")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there, the model itself, too")
+
+
+def run_step_graphs(arguments: argparse.Namespace) -> int:
+    """Add step graphs to a bundle, and say which."""
+    from coupled_sampling.export.step_bundle import add_step_graphs
+
+    made = add_step_graphs(arguments.model, arguments.out, _methods(arguments.methods), force=arguments.force)
+    print(f"wrote {made.folder}: step graphs {', '.join(graph.file for graph in made.manifest.step_graphs)}")
+    return 0
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    from coupled_sampling.export.decision_graph import STEP_METHODS
+
+    return STEP_METHODS if text == "all" else tuple(part.strip() for part in text.split(","))
 
 
 def _integers(name: str, text: str) -> tuple[int, ...]:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.comparison import MethodResult, compare
-from coupled_sampling.contracts import LogitsProvider, Sampling
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
 from coupled_sampling.drafting import Drafting, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.layout import Layout
+from coupled_sampling.methods import Method
+from coupled_sampling.step import HostStep
 from coupled_sampling.text import Tokenizer
 
 __all__ = ["Job"]
@@ -90,7 +92,7 @@ class Job:
         generated = self.bundle.manifest.generated_tokens
         return Random(generated.first, generated.count) if found == Random() else found
 
-    def open_model(self) -> LogitsProvider:
+    def open_provider(self) -> LogitsProvider:
         """A provider of its own, guided if asked for."""
         from coupled_sampling.backends.ort import OrtProvider
 
@@ -100,6 +102,42 @@ class Job:
             return OrtProvider.open(self.bundle, batch_size=rows, threads=self.arguments.threads)
         inner = OrtProvider.open(self.bundle, batch_size=2 * rows, threads=self.arguments.threads)
         return GuidedProvider(inner, self.guidance, unconditional)
+
+    def has_step_graph(self, method: str) -> bool:
+        """Whether a step graph of the bundle can do what was asked for."""
+        if self.arguments.step == "host":
+            return False
+        sampling = self.sampling
+        warped = sampling.top_k is not None or sampling.top_p < 1 or sampling.min_p > 0
+        graph = self.bundle.step_graph(method, warped=warped, guided=self.guidance != 1)
+        found = graph is not None and not self.bundle.manifest.layout
+        if self.arguments.step == "graph" and not found:
+            raise InvalidArgument(
+                f"step is 'graph', but the bundle {self.bundle.manifest.name} has no step graph for {method} with these settings"
+                f"{' (a layout needs the host)' if self.bundle.manifest.layout else ''}; leave --step at auto"
+            )
+        return found
+
+    def open_step(self, method: str) -> CoupledStep:
+        """A step graph's step of its own."""
+        from coupled_sampling.backends.ort_step import OrtStep
+
+        return OrtStep.open(
+            self.bundle,
+            method,
+            min(self.arguments.batch_size, self.arguments.count),
+            self.arguments.threads,
+            warped=self.sampling.top_k is not None or self.sampling.top_p < 1 or self.sampling.min_p > 0,
+            guidance=self.guidance,
+        )
+
+    def open_model(self, method: str) -> LogitsProvider | CoupledStep:
+        """A step graph's step if there is one for ``method`` and it may be used, else a provider."""
+        return self.open_step(method) if self.has_step_graph(method) else self.open_provider()
+
+    def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
+        """The step to verify: what `generate` would use. ``provider`` is left alone if that is a step graph."""
+        return self.open_step(method.name) if self.has_step_graph(method.name) else HostStep(provider, method)
 
     def compare(
         self, methods: Sequence[str], *, against_ar: bool, progress: Callable[[str, int], object]

@@ -34,8 +34,10 @@ def require_pictures(module: str) -> Any:
         ) from error
 
 
-def write_grid(images: NDArray[np.uint8], path: Path, *, zoom: int = 3, gap: int = 2) -> None:
+def write_grid(images: NDArray[np.uint8], path: Path, *, zoom: int | None = None, gap: int = 2) -> None:
     """Write ``images`` uint8 (N, H, W, C), C 1 or 3, as one PNG: a grid as square as can be, row by row.
+
+    ``zoom`` repeats pixels; by default pictures of less than 128 pixels become three times as large.
 
     Raises
     ------
@@ -43,6 +45,7 @@ def write_grid(images: NDArray[np.uint8], path: Path, *, zoom: int = 3, gap: int
         Pillow is not installed; the file cannot be written.
     """
     count, height, width, channels = images.shape
+    zoom = zoom or (3 if max(height, width) < 128 else 1)
     columns = next(
         (c for c in (10, 8, 6, 5, 4) if count % c == 0 and count > c), min(count, math.ceil(math.sqrt(count)))
     )

@@ -12,7 +12,7 @@ from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.methods import find_method
-from coupled_sampling.verification import Verification, verify
+from coupled_sampling.verification import MakeStep, Verification, verify
 
 __all__ = ["add_verify_arguments", "check_verify_arguments", "print_verifications", "run_verification"]
 
@@ -68,6 +68,7 @@ def print_verifications(results: Sequence[Verification], *, as_json: bool) -> in
 def run_verification(
     arguments: argparse.Namespace,
     open_model: Callable[[], LogitsProvider],
+    make_step: MakeStep,
     prompt: Sequence[int],
     *,
     length: int,
@@ -93,5 +94,6 @@ def run_verification(
         sampling=sampling,
         seed=arguments.seed,
         alpha=arguments.alpha,
+        make_step=make_step,
         progress=progress,
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling import __version__
 from coupled_sampling.bundle import file_record, write_manifest
-from coupled_sampling.errors import CheckpointError, InvalidArgument, OutputError
+from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
@@ -26,16 +26,18 @@ from coupled_sampling.export.description import DecoderDescription
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.reference import reference_logits
+from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
 from coupled_sampling.export.storage import Storage
+from coupled_sampling.export.vq import PictureDecoder, open_picture_decoder, write_vq_pixel_graph
 from coupled_sampling.files import whole_folder
-from coupled_sampling.manifest import MANIFEST, Defaults, GeneratedTokens, Manifest
+from coupled_sampling.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
 
 __all__ = ["CHECKED_TOKENS", "ExportSettings", "Exported", "export_checkpoint"]
 
 CHECKED_TOKENS = 8
 """Tokens whose logits ``check`` compares with the reference."""
 
-_GRAPH, _TOKENIZER = "window.onnx", "tokenizer.json"
+_GRAPH, _PIXELS, _TOKENIZER = "window.onnx", "pixels.onnx", "tokenizer.json"
 _TOLERANCE = 1e-3
 _ROOM_FOR_PROMPTS = 16
 
@@ -57,6 +59,11 @@ class ExportSettings:
         them yet. The largest window is the most slots in one call. The graph itself takes any.
     length
         Tokens per generation; None takes the family's, or 128.
+    vq
+        A checkpoint of the decoder of pictures, as for `coupled_sampling.export.open_checkpoint`, for families that keep it apart;
+        None takes the one in the checkpoint itself, if there is one.
+    step_graphs
+        Methods to write step graphs for; see `coupled_sampling.export.add_step_graphs`.
     name, licence
         Of the bundle; None takes the source's name, and "NOASSERTION" for the licence.
     check
@@ -71,6 +78,8 @@ class ExportSettings:
     batches: tuple[int, ...] = (1,)
     windows: tuple[int, ...] = (1, 16, 32)
     length: int | None = None
+    vq: str | Path | None = None
+    step_graphs: tuple[str, ...] = ()
     name: str | None = None
     licence: str | None = None
     check: bool = False
@@ -81,6 +90,8 @@ class ExportSettings:
             values = getattr(self, name)
             if not values or min(values) < 1:
                 raise InvalidArgument(f"{name} is {values}, expected one or more integers >= 1")
+        if self.step_graphs:
+            checked_methods(self.step_graphs)
         for name in ("max_length", "length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -116,12 +127,12 @@ def export_checkpoint(
     settings
         See `ExportSettings`.
     progress
-        Called with the bytes of each tensor that was read, and with those of all.
+        Called with the bytes of each tensor that was read, and with those of all in ``source``.
 
     Raises
     ------
     CheckpointError
-        The checkpoint cannot be read, or is of no family that is known, or has something that is not understood.
+        A checkpoint cannot be read, or is of no family that is known, or has something that is not understood.
     InvalidArgument
         A setting does not fit the model.
     OutputError
@@ -130,17 +141,22 @@ def export_checkpoint(
         A package of the extra [export] is missing.
     """
     chosen, out = settings or ExportSettings(), Path(out)
-    _check_out(out, force=chosen.force)
+    check_replaceable(out, force=chosen.force)
     with open_checkpoint(source) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
         _check_windows(model.description, chosen)
-        with whole_folder(out) as folder:
+        with open_picture_decoder(model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
+            if pictures is not None:
+                weights = _Counted(pictures.weights, checkpoint, progress)
+                write_vq_pixel_graph(pictures.description, weights, pictures.tokens, folder / _PIXELS, chosen.storage)
             has_tokenizer = _write_tokenizer(checkpoint, folder)
-            manifest = _manifest(model, checkpoint, folder, chosen, has_tokenizer=has_tokenizer)
+            manifest = _manifest(model, checkpoint, folder, chosen, pictures, has_tokenizer=has_tokenizer)
             write_manifest(folder, manifest)
+            if chosen.step_graphs:
+                manifest = write_step_graphs(folder, chosen.step_graphs)
             difference = _difference(model, folder, chosen) if chosen.check else None
         total = sum(record.bytes for record in manifest.files.values())
     parameters = sum(int(np.prod(shape)) for shape in model.description.weight_shapes().values())
@@ -166,14 +182,6 @@ class _Counted:
         return value
 
 
-def _check_out(out: Path, *, force: bool) -> None:
-    """Refuse a folder that is there, unless it is a bundle that may be replaced."""
-    if out.exists() and not force:
-        raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
-
-
 def _check_windows(description: DecoderDescription, settings: ExportSettings) -> None:
     if max(settings.windows) > description.positions:
         raise InvalidArgument(
@@ -195,7 +203,13 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> bool:
 
 
 def _manifest(
-    model: Exportable, checkpoint: Checkpoint, folder: Path, settings: ExportSettings, *, has_tokenizer: bool
+    model: Exportable,
+    checkpoint: Checkpoint,
+    folder: Path,
+    settings: ExportSettings,
+    pictures: PictureDecoder | None,
+    *,
+    has_tokenizer: bool,
 ) -> Manifest:
     description, decoding = model.description, model.decoding
     prompts = [prompt.tokens for prompt in decoding.prompts.values()]
@@ -234,13 +248,22 @@ def _manifest(
             "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
             "buckets": {"batch": list(settings.batches), "window": list(settings.windows)},
             "notes": list(decoding.notes),
+            **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
         },
+        pixel_graph=_pixel_graph(pictures),
         grid=decoding.grid,
         unconditional_prompt=decoding.unconditional_prompt,
         layout=decoding.layout.spans if decoding.layout else (),
         stop_tokens=decoding.stop_tokens,
         tokenizer=_TOKENIZER if has_tokenizer else None,
     )
+
+
+def _pixel_graph(pictures: PictureDecoder | None) -> PixelGraph | None:
+    if pictures is None:
+        return None
+    decoder = pictures.description
+    return PixelGraph(_PIXELS, decoder.height, decoder.width, decoder.channels)
 
 
 def _difference(model: Exportable, folder: Path, settings: ExportSettings) -> float:

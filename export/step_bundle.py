@@ -7,7 +7,6 @@ a plain and a warped graph for every method, and a warped and guided one where t
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from coupled_sampling.files import whole_folder
 from coupled_sampling.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.methods import find_method
 
-__all__ = ["WEIGHTS", "add_step_graphs", "write_step_graphs"]
+__all__ = ["WEIGHTS", "add_step_graphs", "check_replaceable", "checked_methods", "write_step_graphs"]
 
 WEIGHTS = "weights.bin"
 """The file that weights move to."""
@@ -61,16 +60,22 @@ def add_step_graphs(
     """
     opened = source if isinstance(source, Bundle) else open_bundle(source)
     out = Path(out)
+    check_replaceable(out, force=force)
+    checked_methods(methods)
+    with whole_folder(out) as folder:
+        for name in (MANIFEST, *opened.manifest.files):
+            # Not a link: ONNX refuses weights in a file that has two names.
+            shutil.copyfile(opened.folder / name, folder / name)
+        write_step_graphs(folder, methods)
+    return open_bundle(out.absolute())
+
+
+def check_replaceable(out: Path, *, force: bool) -> None:
+    """Refuse a folder that is there, unless it is a bundle that may be replaced: `OutputError`."""
     if out.exists() and not force:
         raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
     if out.exists() and not (out / MANIFEST).is_file():
         raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
-    _checked(methods)
-    with whole_folder(out) as folder:
-        for name in (MANIFEST, *opened.manifest.files):
-            _link(opened.folder / name, folder / name)
-        write_step_graphs(folder, methods)
-    return open_bundle(out.absolute())
 
 
 def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Manifest:
@@ -81,7 +86,7 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     InvalidArgument
         A method has no step graph, or the window graph cannot have one.
     """
-    names = _checked(methods)
+    names = checked_methods(methods)
     manifest = open_bundle(folder.absolute()).manifest
     window = _with_weights_outside(folder, manifest.window_graph.file)
     variants = [(False, False), (True, False)]
@@ -103,7 +108,14 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     return written
 
 
-def _checked(methods: Sequence[str]) -> list[str]:
+def checked_methods(methods: Sequence[str]) -> list[str]:
+    """Names of ``methods``, each once.
+
+    Raises
+    ------
+    InvalidArgument
+        One has no step graph, or there is none.
+    """
     names = list(dict.fromkeys(find_method(name).name for name in methods))
     for name in names:
         if name not in STEP_METHODS:
@@ -136,11 +148,3 @@ def _with_weights_outside(folder: Path, name: str) -> Any:
                 tensor.external_data.add(key=key, value=str(value))
     save_graph(window, folder / name)
     return window
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the file system cannot do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -85,7 +85,7 @@ def test_optional_parts_may_be_absent_or_null(folder):
 def test_the_manifest_is_plain_json_with_format_and_version(folder):
     document = json.loads((folder / "manifest.json").read_text())
     assert document["format"] == "coupled-sampling-bundle"
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert document["window_graph"]["cache_length"] == 16
     assert document["prompts"]["sneaker"] == {"tokens": [5], "aliases": ["shoe", "Trainer"], "title": "Sneaker"}
 
@@ -147,8 +147,8 @@ def test_a_foreign_manifest_is_refused(folder, content):
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder):
-    edit(folder, lambda document: document.update(format_version=2, something_new=1))
-    with pytest.raises(BundleError, match=r"format_version is 2.*up to 1.*upgrade"):
+    edit(folder, lambda document: document.update(format_version=3, something_new=1))
+    with pytest.raises(BundleError, match=r"format_version is 3.*up to 2.*upgrade"):
         open_bundle(folder)
 
 

@@ -100,7 +100,7 @@ def test_inspect_says_what_the_model_is(capsys):
         (["--threads", "99999999999"], "threads"),
         (["--temperature", "1e39"], "temperature"),
         (["--seed", "-3"], "seed"),
-        (["--guidance", "nan"], "scale"),
+        (["--guidance", "nan"], "guidance is nan, expected a finite number"),
         (["no/such/model"], "no/such/model"),
     ],
 )

@@ -98,7 +98,7 @@ def test_the_embedded_model_passes_with_power(capsys):
 @pytest.mark.usefixtures("_pictures")
 def test_a_broken_step_on_the_embedded_model_is_reported_and_exits_with_1(capsys, monkeypatch):
     def broken(*arguments, **settings):
-        return verify(*arguments, make_step=OldLawForKeptDrafts, **settings)
+        return verify(*arguments, **{**settings, "make_step": OldLawForKeptDrafts})
 
     monkeypatch.setattr(verification_command, "verify", broken)
     code, text, _ = run(capsys, *COMMAND)

@@ -124,7 +124,7 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
         head_hidden=width,
         count=vision.get("num_image_tokens", IMAGE_TOKENS),
     )
-    # The rest describes how pictures become codes and codes pictures, which is not part of the graph.
+    # The rest describes the decoder of pictures, which `coupled_sampling.export.vq.janus` reads.
     part.ignore(
         *("image_token_embed_dim", "double_latent", "latent_channels", "in_channels", "out_channels", "base_channels"),
         *("channel_multiplier", "num_res_blocks", "num_patches", "depth"),

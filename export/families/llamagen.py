@@ -8,8 +8,10 @@ has cos = sin = 0, so that its query and key vanish. Source: FoundationVision/Ll
 Its checkpoints are ``.pt`` files without a configuration. Convert the state dict (the entry "model", "module" or
 "state_dict") with safetensors and write a ``config.json`` beside it: ``{"model_type": "llamagen", "block_size": 576}``, where
 ``block_size`` is the number of tokens in a picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may
-be said besides. Text to picture is not exported: its prompt is not tokens but 120 vectors of T5, projected, of which some are
-masked, and a window graph takes tokens only.
+be said besides. What makes pixels of codes is a checkpoint of its own, see `coupled_sampling.export.vq.llamagen`.
+
+Text to picture is not exported: its prompt is not tokens but 120 vectors of T5, projected, of which some are masked, and a
+window graph takes tokens only.
 """
 
 from __future__ import annotations

@@ -1,0 +1,128 @@
+/**
+ * A bundle, a model as a folder (docs/bundle-format.md), read through a function from a file's name to its bytes, so that
+ * Node and the browser share all of this. No file reaches ONNX Runtime before its size and SHA-256 were compared with the manifest.
+ */
+
+import * as ort from "onnxruntime-web";
+
+import { BundleError } from "./errors.js";
+
+const FORMAT = "coupled-sampling-bundle";
+const NEWEST = 2;
+const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
+
+// More threads would need a cross-origin isolated page.
+ort.env.wasm.numThreads = 1;
+
+function expect(condition, field, found, expected) {
+  if (!condition) throw new BundleError(`manifest.json: ${field} is ${JSON.stringify(found)}, expected ${expected}`);
+}
+
+/**
+ * Open a bundle.
+ * @param {(name: string) => Promise<Uint8Array>} read gives the bytes of a file of the folder
+ */
+export async function openBundle(read) {
+  const bytes = await read("manifest.json");
+  let manifest;
+  try {
+    manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch (error) {
+    throw new BundleError(`manifest.json is not UTF-8 JSON: ${error.message}`);
+  }
+  check(manifest);
+  return new Bundle(manifest, read);
+}
+
+/** Refuse what these scripts cannot decode faithfully; files are checked when they are read. */
+function check(manifest) {
+  expect(manifest?.format === FORMAT, "format", manifest?.format, `"${FORMAT}"`);
+  const version = manifest.format_version;
+  expect(Number.isInteger(version) && version >= 1, "format_version", version, "an integer from 1 on");
+  expect(version <= NEWEST, "format_version", version, `at most ${NEWEST}; use newer scripts`);
+  const window = manifest.window_graph;
+  expect(window?.dtype === "float32", "window_graph.dtype", window?.dtype, `"float32", which the CPU computes in`);
+  expect(!manifest.layout?.length, "layout", manifest.layout, "none: a step graph has no logits processors");
+  expect(Array.isArray(manifest.step_graphs), "step_graphs", manifest.step_graphs, "a list; export the bundle again");
+  const { top_k = null, top_p = 1, min_p = 0, guidance = 1 } = manifest.defaults;
+  const plain = top_k === null && top_p === 1 && min_p === 0 && guidance === 1;
+  expect(plain, "defaults", { top_k, top_p, min_p, guidance }, "the plain law: these scripts neither warp nor guide");
+}
+
+export class Bundle {
+  #read;
+  #weights;
+  #opened = Promise.resolve();
+
+  constructor(manifest, read) {
+    this.manifest = manifest;
+    this.#read = read;
+  }
+
+  /** Methods that have a plain step graph: neither warped nor guided. */
+  get methods() {
+    const plain = this.manifest.step_graphs.filter((graph) => !graph.warped && !graph.guided);
+    return METHODS.filter((method) => plain.some((graph) => graph.method === method));
+  }
+
+  /** Tokens of a prompt, by its name or an alias, whatever the case. */
+  findPrompt(name) {
+    const wanted = name.toLowerCase(), prompts = Object.entries(this.manifest.prompts);
+    const found = prompts.find(([own, prompt]) => [own, ...prompt.aliases].some((x) => x.toLowerCase() === wanted));
+    if (found) return found[1].tokens;
+    throw new RangeError(`prompt is ${JSON.stringify(name)}, expected one of ${prompts.map(([own]) => own).join(", ")}`);
+  }
+
+  /** A session for a method's step graph. */
+  async openStep(method) {
+    if (!this.methods.includes(method)) {
+      throw new RangeError(`method is ${JSON.stringify(method)}, this bundle has ${this.methods.join(", ")}`);
+    }
+    const graph = this.manifest.step_graphs.find((x) => x.method === method && !x.warped && !x.guided);
+    return this.#open(graph.file);
+  }
+
+  /** A session for the pixel graph, or null. */
+  async openPixels() {
+    return this.manifest.pixel_graph ? this.#open(this.manifest.pixel_graph.file) : null;
+  }
+
+  async #open(file) {
+    // Read once: graphs refer to the same files of weights.
+    this.#weights ??= Promise.all(
+      this.#weightFiles().map(async (path) => ({ path, data: await this.#checked(path) })),
+    ).catch((error) => {
+      this.#weights = undefined;
+      throw error;
+    });
+    const [bytes, externalData] = await Promise.all([this.#checked(file), this.#weights]);
+    // One after another: weights are handed over through one table of the runtime's.
+    const session = this.#opened.then(() =>
+      ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], externalData }),
+    );
+    this.#opened = session.catch(() => {});
+    return session;
+  }
+
+  /** Files that are no graph and no tokenizer hold weights. */
+  #weightFiles() {
+    const { files, window_graph, pixel_graph, step_graphs, tokenizer } = this.manifest;
+    const others = [window_graph.file, pixel_graph?.file, tokenizer, ...step_graphs.map((graph) => graph.file)];
+    return Object.keys(files).filter((name) => !others.includes(name));
+  }
+
+  async #checked(name) {
+    const record = this.manifest.files[name];
+    expect(record, "files", Object.keys(this.manifest.files), `a record of ${name}`);
+    const bytes = await this.#read(name);
+    if (bytes.length !== record.bytes) {
+      throw new BundleError(`${name} has ${bytes.length} bytes, the manifest says ${record.bytes}; fetch the bundle again`);
+    }
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+    const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    if (found !== record.sha256) {
+      throw new BundleError(`${name} has SHA-256 ${found}, the manifest says ${record.sha256}; fetch the bundle again`);
+    }
+    return bytes;
+  }
+}

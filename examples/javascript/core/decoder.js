@@ -1,0 +1,69 @@
+/**
+ * The decoding loop of coupled_sampling/decoding.py for one sequence: the tokens after the cached prefix, known ones first,
+ * then recycled drafts, then fresh ones, up to the window; forward and decide; commit; keep the redrafts.
+ */
+
+import { findDrafting } from "./drafting.js";
+import { Step } from "./step.js";
+
+function expectInteger(name, value, least, most) {
+  if (!Number.isInteger(value) || value < least || value > most) {
+    throw new RangeError(`${name} is ${value}, expected an integer from ${least} to ${most}`);
+  }
+}
+
+/**
+ * Generate one sequence, yielding after every forward pass.
+ *
+ * @param bundle from `openBundle`
+ * @param session from `bundle.openStep(method)`
+ * @param {object} settings
+ *   method, prompt (tokens), window, drafting, seed, sequence and temperature; what is absent is the bundle's default, or 0
+ * @yields {{tokens: number[], drafts: number[], committed: number, nfe: number, finished: boolean, milliseconds: number}}
+ *   all generated tokens so far, the drafts that follow them, how many tokens this pass committed, and its time
+ */
+export async function* decode(bundle, session, settings) {
+  const { manifest } = bundle, { defaults, window_graph } = manifest;
+  const { method, prompt, window = Math.min(defaults.window, window_graph.max_window) } = settings;
+  const { drafting = defaults.drafting, seed = 0, sequence = 0, temperature = defaults.temperature ?? 1 } = settings;
+  expectInteger("window", window, 1, window_graph.max_window);
+  if (!(temperature >= 0 && temperature < Infinity)) {
+    throw new RangeError(`temperature is ${temperature}, expected a number >= 0`);
+  }
+  const propose = findDrafting(drafting), drafts = method !== "ar", total = prompt.length + manifest.length;
+  const step = new Step(session, manifest, window, { seed, sequence }, prompt.length);
+  const stop = new Set(manifest.stop_tokens ?? []);
+
+  // Committed tokens, then recycled drafts.
+  let tokens = [...prompt], committed = prompt.length, cached = 0, nfe = 0, finished = false;
+  while (!finished) {
+    const began = performance.now();
+    const end = drafts ? Math.min(cached + window, total - 1) : Math.min(committed, cached + window);
+    const known = Math.min(end, committed), drafted = Math.min(end, tokens.length);
+    const draws = known === committed;
+    const slots = [...tokens.slice(cached, drafted), ...propose(tokens, prompt.length, end - drafted)];
+    const sizes = { known: known - cached, recycled: drafted - known, fresh: end - drafted };
+    const outcome = await step.run({ tokens: slots, start: cached, ...sizes, draws, round: nfe, temperature });
+    nfe += 1;
+    let fixed = [];
+    if (draws) {
+      const stopped = outcome.tokens.slice(0, outcome.committed).findIndex((token) => stop.has(token));
+      fixed = outcome.tokens.slice(0, stopped < 0 ? outcome.committed : stopped + 1);
+      const recycled = drafts && stopped < 0 ? outcome.tokens.slice(outcome.committed) : [];
+      tokens = [...tokens.slice(0, committed), ...fixed, ...recycled];
+      committed += fixed.length;
+      cached = committed - 1;
+      finished = stopped >= 0 || committed === total;
+    } else {
+      cached = known;
+    }
+    yield {
+      tokens: tokens.slice(prompt.length, committed),
+      drafts: tokens.slice(committed),
+      committed: fixed.length,
+      nfe,
+      finished,
+      milliseconds: performance.now() - began,
+    };
+  }
+}

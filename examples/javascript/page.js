@@ -1,0 +1,116 @@
+/** The page: reads the controls, runs `ar` and another method step by step side by side, and shows both. */
+
+import { openBundle } from "./core/bundle.js";
+import { decode } from "./core/decoder.js";
+import { Panel } from "./panel.js";
+
+const find = (id) => document.getElementById(id);
+const controls = ["prompt", "method", "window", "seed", "draw", "another"].map(find);
+const parameters = new URLSearchParams(location.search);
+
+let bundle, panels, run = 0;
+const sessions = new Map();
+
+/** A file of the bundle's folder, `bundle/` beside the page. */
+async function read(name) {
+  const response = await fetch(new URL(name, new URL("bundle/", document.baseURI)));
+  if (!response.ok) throw new Error(`cannot fetch bundle/${name}: ${response.status} ${response.statusText}`);
+  return new Uint8Array(await response.arrayBuffer());
+}
+
+function fail(error) {
+  console.error(error);
+  find("failure").textContent = `This did not work: ${error.message}`;
+  find("failure").hidden = false;
+  find("status").textContent = "";
+}
+
+/** A session is made once per method. */
+function session(method) {
+  if (!sessions.has(method)) {
+    const made = bundle.openStep(method);
+    sessions.set(method, made);
+    made.catch(() => sessions.delete(method));
+  }
+  return sessions.get(method);
+}
+
+const nextFrame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+
+/** Draw by `ar` and by the chosen method, a step of each per frame, until both are done or another run begins. */
+async function draw() {
+  const own = ++run, method = find("method").value, prompt = find("prompt").value, seed = find("seed").value;
+  const window = Number(find("window").value), current = () => own === run;
+  find("failure").hidden = true;
+  if (!/^[0-9]+$/.test(seed) || BigInt(seed) >= 1n << 64n) throw new Error(`the seed is "${seed}", expected an integer >= 0`);
+  find("status").textContent = "Loading the step graph …";
+  const methods = ["ar", method], opened = await Promise.all(methods.map(session));
+  if (!current()) return;
+
+  const title = bundle.manifest.prompts[prompt].title, settings = { prompt: bundle.findPrompt(prompt), window };
+  find("coupled-tokens-title").textContent = method;
+  panels.forEach((panel, i) => panel.clear(methods[i], title, window));
+  for (const id of ["ar-tokens", "coupled-tokens"]) find(id).textContent = "";
+  find("status").textContent = `Drawing: ${title}, seed ${seed} …`;
+  const streams = methods.map((name, i) => decode(bundle, opened[i], { ...settings, method: name, seed: BigInt(seed) }));
+  const last = [];
+  while (!last.every((state) => state.finished) || !last.length) {
+    for (const [i, stream] of streams.entries()) {
+      if (last[i]?.finished) continue;
+      last[i] = (await stream.next()).value;
+      if (!current()) return;
+      await panels[i].show(last[i]);
+      find(i ? "coupled-tokens" : "ar-tokens").textContent = last[i].tokens.join(" ");
+    }
+    await nextFrame();
+    if (!current()) return;
+  }
+  const [ar, coupled] = last.map((state) => state.nfe);
+  find("status").textContent =
+    `Done: ${title}, seed ${seed}. ar took ${ar} steps, ${method} ${coupled}: ${(ar / coupled).toFixed(2)} times fewer.`;
+}
+
+function start() {
+  draw().catch(fail);
+}
+
+function showWindow() {
+  find("window-value").textContent = find("window").value;
+}
+
+/** Fill the controls from the manifest, then from the page's address. */
+function fillControls() {
+  const { prompts, defaults, window_graph } = bundle.manifest;
+  find("prompt").replaceChildren(...Object.entries(prompts).map(([name, { title }]) => new Option(title, name)));
+  find("method").replaceChildren(...bundle.methods.filter((name) => name !== "ar").map((name) => new Option(name)));
+  find("window").max = Math.min(64, window_graph.max_window);
+  const wanted = { prompt: Object.keys(prompts)[0], method: defaults.method, window: defaults.window, seed: "0" };
+  for (const [name, value] of Object.entries(wanted)) find(name).value = parameters.get(name) ?? value;
+  showWindow();
+  for (const control of controls) control.disabled = false;
+}
+
+async function main() {
+  bundle = await openBundle(read);
+  const { manifest } = bundle;
+  if (!manifest.pixel_graph || !manifest.grid) throw new Error("this bundle makes no pictures; use generate.mjs for its tokens");
+  if (!bundle.methods.includes("ar") || bundle.methods.length < 2) throw new Error("this bundle lacks step graphs to compare");
+  const pixels = await bundle.openPixels();
+  find("drawing").hidden = false;
+  panels = ["ar", "coupled"].map((id) => new Panel(find(id), manifest, pixels));
+  fillControls();
+  find("controls").addEventListener("submit", (event) => {
+    event.preventDefault();
+    start();
+  });
+  find("another").addEventListener("click", () => {
+    const seed = find("seed").value;
+    find("seed").value = /^[0-9]+$/.test(seed) ? String(BigInt(seed) + 1n) : "0";
+    start();
+  });
+  find("window").addEventListener("input", showWindow);
+  for (const id of ["prompt", "method", "window", "seed"]) find(id).addEventListener("change", start);
+  start();
+}
+
+main().catch(fail);

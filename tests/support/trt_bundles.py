@@ -1,0 +1,69 @@
+"""A small random bundle for the TensorRT tests, and providers of it on the stand-ins."""
+
+import dataclasses
+
+import numpy as np
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT
+
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider
+from coupled_sampling.bundle import Defaults, GeneratedTokens, Manifest, Prompt, file_record, write_manifest
+from coupled_sampling.export import GptDescription, save_graph, window_graph
+
+LENGTH = 40
+GPT = GptDescription(
+    vocab_size=11, generated=8, positions=LENGTH, width=8, layers=2, heads=2, mlp_width=20, cache_length=44
+)
+
+
+def write_bundle(path, *, max_window=LENGTH, change=lambda model: None, seed=0):
+    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph."""
+    path.mkdir(exist_ok=True)
+    random = np.random.default_rng(seed)
+    weights = {name: random.normal(0, 0.5, shape) for name, shape in GPT.weight_shapes().items()}
+    save_graph(window_graph(GPT, weights), path / "window.onnx")
+    import onnx
+
+    model = onnx.load(path / "window.onnx")
+    change(model)
+    onnx.save(model, path / "window.onnx")
+    manifest = Manifest(
+        name="toy",
+        description="A toy.",
+        files={"window.onnx": file_record(path / "window.onnx")},
+        window_graph=dataclasses.replace(GPT.manifest("window.onnx"), max_window=max_window),
+        vocab_size=11,
+        generated_tokens=GeneratedTokens(0, 8),
+        length=6,
+        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
+        defaults=Defaults("ar", 1, "random"),
+        licence="Apache-2.0",
+        provenance={},
+    )
+    write_manifest(path, manifest)
+    return path
+
+
+class Machine:
+    """A computer with a GPU and TensorRT, both stand-ins."""
+
+    def __init__(self, *, flavour="tensorrt", cuda=None, **options):
+        self.cuda = cuda or FakeCuda()
+        self.trt = FakeTensorRT(self.cuda, **options)
+        self.flavour = Flavour(flavour, self.trt.__version__, self.trt)
+
+    def open(
+        self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), on_device=False, engines=None, progress=None, **options
+    ):
+        chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
+        device = Device(bindings=self.cuda)
+        return TrtProvider.open(
+            bundle,
+            flavour=self.flavour,
+            device=device,
+            options=chosen,
+            on_device=on_device,
+            engines=engines,
+            progress=progress,
+        )
