@@ -4,5 +4,6 @@ from coupled_sampling.backends.concatenated import ConcatenatedProvider
 from coupled_sampling.backends.ort import OrtProvider
 from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.pixels import PixelDecoder
+from coupled_sampling.backends.trt import TrtProvider
 
-__all__ = ["ConcatenatedProvider", "OrtProvider", "OrtStep", "PixelDecoder"]
+__all__ = ["ConcatenatedProvider", "OrtProvider", "OrtStep", "PixelDecoder", "TrtProvider"]

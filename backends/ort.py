@@ -1,4 +1,5 @@
-"""`OrtProvider`: a bundle's window graph as a logits provider, run by ONNX Runtime on the CPU.
+"""`OrtProvider`: a bundle's window graph as a logits provider, run by ONNX Runtime on the CPU, or with
+``device="cuda"`` on a GPU, see `coupled_sampling.backends.ort_cuda`.
 
 Caches live in numpy arrays that are bound as past *and* present, so that the graph writes a window into them in place
 and nothing is copied from step to step. Windows run at their exact width: padding them to a few fixed widths costs the
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from coupled_sampling.backends.session import EXECUTION_PROVIDER, open_session
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
-from coupled_sampling.contracts import Integers
-from coupled_sampling.errors import BundleError, ProviderError
+from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.manifest import WindowGraph
 
 __all__ = ["KV_STEP", "OrtProvider"]
@@ -61,15 +62,17 @@ class OrtProvider:
         self._session = session
         self._columns = graph.cache_length
         shape = (batch_size, graph.kv_heads, graph.cache_length, graph.head_size)
-        self._caches = {past: (present, np.zeros(shape, np.float32)) for past, present in _cache_names(graph)}
+        self._caches = {past: (present, self._zeros(shape)) for past, present in _cache_names(graph)}
         self._tokens = np.zeros(batch_size * self.max_window, np.int64)
         self._start = np.zeros(batch_size, np.int64)
         self._kv_length = np.zeros(1, np.int64)
-        self._logits = np.zeros(batch_size * self.max_window * self.vocab_size, np.float32)
+        self._logits = self._logits_memory(batch_size * self.max_window * self.vocab_size)
         self._bindings: dict[tuple[int, int], Any] = {}
 
     @classmethod
-    def open(cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None) -> OrtProvider:
+    def open(
+        cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None, device: str = "cpu"
+    ) -> OrtProvider:
         """A provider for a bundle.
 
         Parameters
@@ -80,21 +83,30 @@ class OrtProvider:
             Rows to hold state for.
         threads
             Threads within an operator; None lets ONNX Runtime choose.
+        device
+            "cpu", or "cuda" for the first GPU: what `coupled_sampling.backends.ort_cuda.OrtCudaProvider.open` does, which has
+            more settings. "cuda" was never run on a GPU.
 
         Raises
         ------
         BundleError
             The bundle cannot be opened, or its graph is not what its manifest promises.
         InvalidArgument
-            ``batch_size`` or ``threads`` is no positive integer.
+            ``batch_size`` or ``threads`` is no positive integer, or there is no such ``device``.
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
+        if device == "cuda":
+            from coupled_sampling.backends.ort_cuda import OrtCudaProvider
+
+            return OrtCudaProvider.open_on_gpu(bundle, batch_size, threads=threads)
+        if device != "cpu":
+            raise InvalidArgument(f"device is {device!r}, expected 'cpu' or 'cuda'")
         check_positive("batch_size", batch_size)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         return cls(opened, open_session(opened.window_graph, threads), batch_size)
 
-    def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
+    def forward(self, tokens: Integers, start: Integers) -> Array:
         """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
 
         Parameters
@@ -106,8 +118,8 @@ class OrtProvider:
 
         Returns
         -------
-        NDArray[np.float32]
-            Logits (B, W, V), -inf for tokens that are never generated. The next call writes over them.
+        Array
+            float32 logits (B, W, V), -inf for tokens that are never generated. The next call writes over them.
 
         Raises
         ------
@@ -127,6 +139,18 @@ class OrtProvider:
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
+        return self._result(rows, width)
+
+    def _zeros(self, shape: tuple[int, ...]) -> Any:
+        """Memory that the graph reads and writes in place."""
+        return np.zeros(shape, np.float32)
+
+    def _logits_memory(self, size: int) -> Any:
+        """Memory for ``size`` logits."""
+        return np.zeros(size, np.float32)
+
+    def _result(self, rows: int, width: int) -> Any:
+        """The logits of the last call."""
         return self._logits[: rows * width * self.vocab_size].reshape(rows, width, self.vocab_size)
 
     def _binding(self, rows: int, width: int) -> Any:

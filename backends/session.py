@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
 
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
-__all__ = ["EXECUTION_PROVIDER", "open_session", "require_onnxruntime"]
+__all__ = ["EXECUTION_PROVIDER", "check_threads", "open_session", "require_onnxruntime"]
 
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 OLDEST = (1, 28)
+FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
 INSTALL = "pip install 'coupled-sampling[cpu]'"
 
 
-def require_onnxruntime() -> Any:
-    """The module ``onnxruntime``.
+def require_onnxruntime(install: str = INSTALL) -> Any:
+    """The module ``onnxruntime``; ``install`` is the command to name where it is missing or too old.
 
     Raises
     ------
     MissingDependency
-        It is not installed, or older than 1.28: TensorScatter is missing or wrong before.
+        It is not installed, or older than 1.28: TensorScatter is missing or wrong before. Or two flavours of it are installed: they
+        are one module, and which of them it is depends on the order of installation.
     """
+    flavours = [name for name in FLAVOURS if _is_installed(name)]
+    if len(flavours) > 1:
+        raise MissingDependency(
+            f"{' and '.join(flavours)} are both installed, and both are the module onnxruntime: uninstall them, then install one, "
+            "with [cpu] or with [gpu]"
+        )
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingDependency(
-            f"running models needs the package onnxruntime, which is not installed: {INSTALL}"
+            f"running models needs the package onnxruntime, which is not installed: {install}"
         ) from error
     version = str(onnxruntime.__version__)
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise MissingDependency(
-            f"onnxruntime is {version}, expected {oldest} or more, older ones write caches wrongly: {INSTALL} --upgrade"
+            f"onnxruntime is {version}, expected {oldest} or more, older ones write caches wrongly: {install} --upgrade"
         )
     return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise `InvalidArgument` if ``threads`` is not a number of threads."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
+        raise InvalidArgument(
+            f"threads is {threads!r}, expected an integer from 1 to 4096, or None to let ONNX Runtime choose"
+        )
 
 
 def open_session(graph: Path, threads: int | None = None) -> Any:
@@ -59,10 +84,7 @@ def open_session(graph: Path, threads: int | None = None) -> Any:
     ProviderError
         ONNX Runtime chose another execution provider.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
-        raise InvalidArgument(
-            f"threads is {threads!r}, expected an integer from 1 to 4096, or None to let ONNX Runtime choose"
-        )
+    check_threads(threads)
     onnxruntime = require_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         help="names from `inspect`, separated by commas (default: all in turn); a text, for models that read text",
     )
     add("--length", type=int, help="most tokens per sequence, for models that read text")
-    add("--window", type=int, help="most tokens forwarded per step")
+    add("--window", type=_window, help="most tokens forwarded per step; auto finds the fastest")
     add("--drafting", help="first guesses: random, repeat, copy:LAG, ngram:N")
     add("--temperature", type=float, help="0 is greedy")
     add("--top-k", type=int)
@@ -105,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     inspect.set_defaults(run=_inspect)
     return parser
+
+
+def _window(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 @contextlib.contextmanager

@@ -56,8 +56,9 @@ class MethodResult:
             "tokens_per_step": summary.tokens_per_step,
             "seconds": self.seconds,
             "tokens_per_second": summary.tokens / self.seconds,
-            "speedup_nfe": base.summary.nfe_mean / summary.nfe_mean,
-            "speedup_seconds": base.seconds / self.seconds,
+            # Per token: a stop token may end one method's sequence earlier than another's.
+            "speedup_nfe": summary.tokens_per_step / base.summary.tokens_per_step,
+            "speedup_seconds": (summary.tokens / self.seconds) / (base.summary.tokens / base.seconds),
             "identical_to_ar": identical,
         }
 
@@ -68,7 +69,7 @@ def compare(
     methods: Sequence[str],
     *,
     length: int,
-    window: int,
+    window: int | str,
     drafting: str | Drafting,
     seed: int,
     sampling: Sampling | Sequence[Sampling],
@@ -117,7 +118,7 @@ def compare(
                 progress=report if tokens == length else None,
             )
 
-        run(prompts[: model.batch_size], min(length - 1, 2 * window) or 1)
+        run(prompts[: model.batch_size], min(length - 1, 2 * (32 if isinstance(window, str) else window)) or 1)
         began = time.perf_counter()
         generation = run(prompts, length)
         seconds = time.perf_counter() - began

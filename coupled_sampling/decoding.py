@@ -42,6 +42,7 @@ from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise, Noise
 from coupled_sampling.step import HostStep
 from coupled_sampling.trace import Trace
+from coupled_sampling.windows import WindowRule, find_window_rule
 
 __all__ = ["Commit", "Decoder", "Request"]
 
@@ -137,7 +138,9 @@ class Decoder:
         Name from `coupled_sampling.methods.METHODS`.
     window
         Most slots forwarded per row and step, >= 1; prompts longer than it are forwarded in chunks of it. The method
-        ``ar`` uses it for prompts only.
+        ``ar`` uses it for prompts only. "auto" finds the width that commits most tokens per second, see
+        `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed, but for ``ar`` and methods whose tokens
+        are ``ar``'s, and their law does not.
     drafting
         Rule for fresh drafts, see `coupled_sampling.drafting`.
     noise
@@ -149,7 +152,7 @@ class Decoder:
         model: LogitsProvider | CoupledStep,
         *,
         method: str | Method = "scd-gumbel",
-        window: int = 32,
+        window: int | str | WindowRule = 32,
         drafting: str | Drafting = "random",
         noise: Noise | None = None,
     ) -> None:
@@ -158,13 +161,7 @@ class Decoder:
         self._step = _as_step(model, method, self._noise)
         if own is not None and noise is not None and own is not noise:
             raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
-        if isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1:
-            raise InvalidArgument(f"window is {window!r}, expected an integer >= 1")
-        if window > self._step.max_window:
-            raise InvalidArgument(
-                f"window is {window}, the model takes at most {self._step.max_window} slots at once; ask for fewer"
-            )
-        self.window = int(window)
+        self._windows = find_window_rule(window, self._step.max_window)
         self._drafting = find_drafting(drafting)
         self._rows: list[_Row | None] = [None] * self._step.batch_size
         self._waiting: deque[_Row] = deque()
@@ -174,6 +171,11 @@ class Decoder:
     def method(self) -> Method:
         """The decoding method."""
         return self._step.method
+
+    @property
+    def window(self) -> int:
+        """Most slots of the next step."""
+        return self._windows.width(self.active)
 
     @property
     def active(self) -> int:
@@ -255,6 +257,7 @@ class Decoder:
         if not self.active:
             return []
         began = time.perf_counter()
+        active, width = self.active, self.window
         window = self._window()
         outcome = self._step.step(window)
         done = []
@@ -268,6 +271,8 @@ class Decoder:
                 done.append(commit)
                 if commit.finished:
                     self._release(b)
+        if window.tokens.shape[1] == width and window.draws.sum() == active:
+            self._windows.record(active, width, int(outcome.committed.sum()), time.perf_counter() - began)
         return done
 
     def _admit(self) -> None:
@@ -288,13 +293,13 @@ class Decoder:
     def _window(self) -> Window:
         """The next window of every row up to the last active one."""
         rows = self._rows[: 1 + max(b for b, row in enumerate(self._rows) if row is not None)]
-        count, drafts = len(rows), self.method.drafts
-        width = max(row.reach(self.window, drafts) - row.cached for row in rows if row is not None)
+        count, drafts, most = len(rows), self.method.drafts, self.window
+        width = max(row.reach(most, drafts) - row.cached for row in rows if row is not None)
         start, end, round_ = (np.zeros(count, np.int64) for _ in range(3))
         known, drafted = np.zeros(count, np.int64), np.zeros(count, np.int64)
         for b, row in enumerate(rows):
             if row is not None:
-                end[b] = row.reach(self.window, drafts)
+                end[b] = row.reach(most, drafts)
                 start[b], round_[b] = max(0, end[b] - width), row.round
                 known[b] = min(end[b], row.committed)
                 drafted[b] = min(end[b], row.committed + row.drafted)

@@ -5,7 +5,9 @@
     CoupledSamplingError
     ├── InvalidArgument (ValueError)      an argument cannot work; nothing was started
     ├── ProviderError                     a logits provider broke its contract
-    │   └── InvalidLogits                 NaN, +inf or nothing but -inf: names the row and the position
+    │   ├── InvalidLogits                 NaN, +inf or nothing but -inf: names the row and the position
+    │   ├── CudaError                     a CUDA call failed: names the call; in `coupled_sampling.backends.cuda`
+    │   └── EngineError                   a TensorRT engine cannot be built or run; in `coupled_sampling.backends.trt`
     ├── BundleError                       a model folder is missing, truncated, damaged or not ours
     ├── CheckpointError                   weights to export are missing, truncated, damaged, unsafe or not understood
     ├── MissingDependency (ImportError)   an optional package is needed: names the extra to install

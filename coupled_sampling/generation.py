@@ -14,6 +14,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import Noise
 from coupled_sampling.trace import Trace
+from coupled_sampling.windows import WindowRule
 
 __all__ = ["Generation", "generate", "stream"]
 
@@ -58,7 +59,7 @@ def stream(
     *,
     length: int | Sequence[int],
     method: str | Method = "scd-gumbel",
-    window: int = 32,
+    window: int | str | WindowRule = 32,
     drafting: str | Drafting = "random",
     seed: int = 0,
     stop: Sequence[int] = (),
@@ -82,7 +83,7 @@ def generate(
     *,
     length: int | Sequence[int],
     method: str | Method = "scd-gumbel",
-    window: int = 32,
+    window: int | str | WindowRule = 32,
     drafting: str | Drafting = "random",
     seed: int = 0,
     stop: Sequence[int] = (),

@@ -46,7 +46,7 @@ class Job:
             top_p=self._given("top_p", defaults.top_p),
             min_p=self._given("min_p", defaults.min_p),
         )
-        self.window = self._given("window", min(defaults.window, manifest.window_graph.max_window))
+        self.window: int | str = self._given("window", min(defaults.window, manifest.window_graph.max_window))
         self.guidance = self._given("guidance", defaults.guidance)
         self.drafting = self._drafting(self._given("drafting", defaults.drafting))
         self.length: int = self._given("length", manifest.length)

@@ -116,7 +116,7 @@ def verify(
     *,
     samples: int = 1500,
     positions: int = 6,
-    window: int = 16,
+    window: int | str = 16,
     drafting: str | Drafting = "random",
     sampling: Sampling | None = None,
     seed: int = 0,

@@ -72,7 +72,7 @@ def run_verification(
     prompt: Sequence[int],
     *,
     length: int,
-    window: int,
+    window: int | str,
     drafting: str | Drafting,
     sampling: Sampling,
     progress: Callable[[str, int], object],

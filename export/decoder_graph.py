@@ -26,7 +26,7 @@ from coupled_sampling.export.window_graph import slot_positions
 
 __all__ = ["INLINE_LIMIT", "decoder_graph", "write_decoder_graph"]
 
-INLINE_LIMIT = 2**30
+INLINE_LIMIT = 2**26
 """Bytes of weights up to which they are kept in the graph itself; protobuf ends at 2^31."""
 
 _FLOAT32 = 1

@@ -10,7 +10,20 @@ import pytest
 import coupled_sampling
 from coupled_sampling import errors
 
-HEAVY = ("torch", "onnx", "onnxruntime", "PIL", "matplotlib", "scipy", "hypothesis", "tqdm", "jax", "cupy")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "PIL",
+    "matplotlib",
+    "scipy",
+    "hypothesis",
+    "tqdm",
+    "jax",
+    "cupy",
+    "cuda",
+    "tensorrt",
+)
 
 
 @pytest.mark.parametrize(

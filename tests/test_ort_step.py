@@ -153,7 +153,9 @@ def test_a_newer_graph_and_one_with_a_missing_output_are_refused(bundle, tmp_pat
 
 
 def test_a_window_graph_is_no_step_graph(bundle):
-    with pytest.raises(BundleError, match="has format None, expected 'coupled-sampling step graph'"):
+    with pytest.raises(
+        BundleError, match="has format 'coupled-sampling window graph', expected 'coupled-sampling step graph'"
+    ):
         OrtStep.open_graph(bundle.window_graph)
 
 

@@ -103,7 +103,7 @@ def write_vq_pixel_graph(
     path
         The ONNX file.
     inline
-        Whether weights are kept in it, or in ``<path>.data`` beside it; None means up to 1 GiB they are.
+        Whether weights are kept in it, or in ``<path>.data`` beside it; None means up to `INLINE_LIMIT` they are.
 
     Returns
     -------

@@ -1,0 +1,200 @@
+"""Calling the kernels: their argument tables, and the few things they ask of a device.
+
+Two kernels make a step's decisions from its logits: ``target_laws``, then ``decide``, one block per slot, both with one
+argument, a `DECISION`. It points to B entries of `ROW`. Both tables are laid out as the structs of the same names in
+``kernels/target_law.cuh``; every field has 8 bytes. ``docs/cuda-kernels.md`` says what each one means.
+
+`Launcher` is all that is asked of a device, in raw addresses and a stream handle. `DriverLauncher` is one over
+cuda-python; a CUDA graph, a memory pool or an emulator can be another.
+
+Compiled and emulated; never run on a GPU. `DriverLauncher` itself has never been executed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.cuda.compile import compile_kernels
+from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
+from coupled_sampling.methods import Method
+
+__all__ = ["DECISION", "DRAWS", "ROW", "DriverLauncher", "Launcher", "decide", "method_codes"]
+
+_WHOLE, _WORD, _REAL = np.int64, np.uint64, np.float64
+
+ROW = np.dtype(
+    [
+        *((name, _WHOLE) for name in ("start", "known", "recycled", "fresh", "draws", "round")),
+        *((name, _WORD) for name in ("seed", "sequence", "draft_laws")),
+        ("draft_laws_ahead", _WHOLE),
+        ("laws", _WORD),
+        *((name, _REAL) for name in ("temperature", "top_p", "min_p")),
+        ("top_k", _WHOLE),
+        ("guidance", _REAL),
+        ("guidance_lag", _WHOLE),
+    ]
+)
+"""One row of a batch."""
+
+DECISION = np.dtype(
+    [
+        ("logits", _WORD),
+        *((name, _WHOLE) for name in ("logits_type", "guided", "width", "vocab_size")),
+        *((name, _WORD) for name in ("rows", "tokens_in")),
+        *((name, _WHOLE) for name in ("redraft", "acceptance")),
+        *((name, _WORD) for name in ("tokens", "committed", "highest_logits", "accepted")),
+    ]
+)
+"""The argument of ``target_laws`` and ``decide``."""
+
+DRAWS = np.dtype(
+    [
+        *((name, _WORD) for name in ("seed", "sequence")),
+        *((name, _WHOLE) for name in ("position", "round", "vocab_size")),
+        *((name, _WORD) for name in ("uniforms", "words", "weights")),
+    ]
+)
+"""The argument of ``noise``: a position's uniforms float64 (4,), words uint64 (V,) and race weights float32 (V,); 0 for none."""
+
+_REDRAFTS = {"none": 0, "dropped": 0, "independent": 1, "maximal": 2, "gumbel": 3}
+_ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
+
+
+def method_codes(method: Method) -> tuple[int, int]:
+    """The fields ``redraft`` and ``acceptance`` of `DECISION`."""
+    return _REDRAFTS[method.redraft], _ACCEPTANCES[method.acceptance]
+
+
+class Launcher(Protocol):
+    """Device memory and launches, all in one stream, which orders them."""
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """Address of ``size`` new bytes."""
+        ...
+
+    def release(self, pointer: int) -> None:
+        """Give back what `allocate` gave, once all work in the stream is done."""
+        ...
+
+    def upload(self, pointer: int, values: NDArray[Any]) -> None:
+        """Copy contiguous ``values`` to the device; they may be changed as soon as this returns."""
+        ...
+
+    def download(self, pointer: int, into: NDArray[Any]) -> None:
+        """Fill contiguous ``into`` from the device, after all work in the stream."""
+        ...
+
+    def wait(self, stream: int) -> None:
+        """Work launched from now on begins after what is in ``stream`` now."""
+        ...
+
+    def launch(self, kernel: str, grid: tuple[int, int], parameters: NDArray[Any]) -> None:
+        """Run ``kernel`` on a grid of blocks with its one argument, an array () of a structured type."""
+        ...
+
+
+def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
+    """Make a step's decisions: launch both kernels for ``rows`` rows with a `DECISION` () that is filled in."""
+    grid = (int(parameters["width"]), rows)
+    launcher.launch("target_laws", grid, parameters)
+    launcher.launch("decide", grid, parameters)
+
+
+class DriverLauncher:
+    """A `Launcher` in the current CUDA context, made with cuda-python. Never executed.
+
+    Parameters
+    ----------
+    stream
+        Handle of a stream; 0 is the legacy default stream.
+    threads
+        Threads of a block.
+
+    Raises
+    ------
+    MissingDependency
+        cuda-python or NVRTC is not installed, or there is no driver.
+    ProviderError
+        There is no current context (make one first: whoever has arrays on the device has one), or loading failed.
+    """
+
+    def __init__(self, stream: int = 0, threads: int = 1024) -> None:
+        try:
+            self._driver = importlib.import_module("cuda.bindings.driver")
+            self._call("cuInit", 0)
+        except (ImportError, RuntimeError) as error:
+            raise MissingDependency(
+                f"CUDA kernels need cuda-python and an NVIDIA driver ({error}): pip install 'coupled-sampling[gpu]'"
+            ) from error
+        self.stream = stream
+        self._threads = threads
+        device = self._call("cuCtxGetDevice")
+        attribute = self._driver.CUdevice_attribute
+        major, minor = (
+            self._call(
+                "cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"), device
+            )
+            for part in ("MAJOR", "MINOR")
+        )
+        self._module = self._call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
+        names = ("target_laws", "decide", "noise")
+        self._kernels = {name: self._call("cuModuleGetFunction", self._module, name.encode()) for name in names}
+
+    def allocate(self, size: int) -> int:
+        """See `Launcher.allocate`."""
+        return int(self._call("cuMemAlloc", max(size, 1)))
+
+    def release(self, pointer: int) -> None:
+        """See `Launcher.release`."""
+        self._call("cuStreamSynchronize", self.stream)
+        self._call("cuMemFree", pointer)
+
+    def upload(self, pointer: int, values: NDArray[Any]) -> None:
+        """See `Launcher.upload`."""
+        self._call("cuMemcpyHtoDAsync", pointer, values.ctypes.data, values.nbytes, self.stream)
+
+    def download(self, pointer: int, into: NDArray[Any]) -> None:
+        """See `Launcher.download`."""
+        self._call("cuMemcpyDtoHAsync", into.ctypes.data, pointer, into.nbytes, self.stream)
+        self._call("cuStreamSynchronize", self.stream)
+
+    def wait(self, stream: int) -> None:
+        """See `Launcher.wait`."""
+        if stream == self.stream:
+            return
+        event = self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self._call("cuEventRecord", event, stream)
+        self._call("cuStreamWaitEvent", self.stream, event, 0)
+        self._call("cuEventDestroy", event)
+
+    def launch(self, kernel: str, grid: tuple[int, int], parameters: NDArray[Any]) -> None:
+        """See `Launcher.launch`."""
+        if kernel not in self._kernels:
+            raise InvalidArgument(f"kernel is {kernel!r}, expected one of {', '.join(self._kernels)}")
+        addresses = np.array([parameters.ctypes.data], np.uint64)
+        block, shared = (self._threads, 1, 1), 0
+        self._call(
+            "cuLaunchKernel", self._kernels[kernel], *grid, 1, *block, shared, self.stream, addresses.ctypes.data, 0
+        )
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """The value of a driver call.
+
+        Raises
+        ------
+        ProviderError
+            It did not succeed.
+        """
+        status, *values = getattr(self._driver, name)(*arguments)
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise ProviderError(f"{name} gave {status.name}; see the CUDA driver API for what it means")
+        return values[0] if values else None

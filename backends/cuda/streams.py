@@ -1,0 +1,251 @@
+"""Work on a GPU in order: streams, events, and graphs of work that are captured once and launched again.
+
+A captured graph holds addresses, not buffers: whatever it used must stay where it is. `CapturedGraph` remembers its
+memories, so that launching it after one of them was freed is an error here and not one of the GPU's. See
+`coupled_sampling.backends.cuda.device`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from coupled_sampling.backends.cuda.device import Device, DeviceBuffer, Memory, PinnedArray
+from coupled_sampling.errors import InvalidArgument, ProviderError
+
+__all__ = ["CapturedGraph", "DeviceArray", "Event", "Stream"]
+
+_NON_BLOCKING = 1
+
+
+class Stream:
+    """A queue of work on a device. The default stream, which waits for others unasked, is never used.
+
+    Attributes
+    ----------
+    device
+        Where it is.
+    handle
+        Its number for other libraries.
+    """
+
+    def __init__(self, device: Device) -> None:
+        device.refuse_while_capturing("a stream was asked")
+        self.device = device
+        self._handle = device.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self.handle = int(self._handle)
+        self._pending: list[PinnedArray] = []
+        self._captured: CapturedGraph | None = None
+        self._finalizer = weakref.finalize(self, device.bindings.cudaStreamDestroy, self._handle)
+        self._finalizer.atexit = False
+
+    @property
+    def _stream(self) -> Any:
+        if not self._finalizer.alive:
+            raise ProviderError("the stream was freed and cannot be used any more")
+        return self._handle
+
+    def upload(self, buffer: DeviceBuffer, source: PinnedArray, size: int | None = None) -> None:
+        """Queue a copy of the first ``size`` bytes of ``source`` (None: all) to ``buffer``."""
+        self._copy(buffer, source, source, size, "cudaMemcpyHostToDevice")
+
+    def download(self, target: PinnedArray, buffer: DeviceBuffer, size: int | None = None) -> None:
+        """Queue a copy of the first ``size`` bytes of ``buffer`` to ``target`` (None: as much as that holds)."""
+        self._copy(target, buffer, target, size, "cudaMemcpyDeviceToHost")
+
+    def _copy(self, target: Memory, source: Memory, pinned: PinnedArray, size: int | None, kind: str) -> None:
+        count = pinned.size if size is None else size
+        if count > min(target.size, source.size):
+            raise InvalidArgument(
+                f"size is {count}, expected at most {min(target.size, source.size)}, what both memories hold"
+            )
+        direction = getattr(self.device.bindings.cudaMemcpyKind, kind)
+        self.device.call("cudaMemcpyAsync", target.address, source.address, count, direction, self._stream)
+        self._note(target, source)
+
+    def clear(self, buffer: DeviceBuffer) -> None:
+        """Queue filling ``buffer`` with zero bytes."""
+        self.device.call("cudaMemsetAsync", buffer.address, 0, buffer.size, self._stream)
+        self._note(buffer)
+
+    def _note(self, *memories: Memory) -> None:
+        if self._captured is not None:
+            self._captured.memories.extend(memories)
+        else:
+            self._mark(memories)
+
+    def _mark(self, memories: Iterable[Memory]) -> None:
+        for memory in memories:
+            if isinstance(memory, PinnedArray):
+                memory.pending = self
+                self._pending.append(memory)
+
+    def synchronize(self) -> None:
+        """Wait for all queued work. Errors of that work surface here."""
+        self.device.refuse_while_capturing("cudaStreamSynchronize was asked")
+        self.device.call("cudaStreamSynchronize", self._stream)
+        for pinned in self._pending:
+            if pinned.pending is self:
+                pinned.pending = None
+        self._pending.clear()
+
+    def record(self) -> Event:
+        """An event that is done when all work queued so far is."""
+        return Event(self)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[CapturedGraph]:
+        """Record what the block queues instead of doing it; the graph can be launched once the block has ended.
+
+        Raises
+        ------
+        CudaError
+            Something in the block cannot be captured. What the block queued is lost; the stream can be used again.
+        """
+        device = self.device
+        device.refuse_while_capturing("a second capture was asked")
+        mode = device.bindings.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with _no_collection():
+            device.call("cudaStreamBeginCapture", self._stream, mode)
+            graph = self._captured = CapturedGraph(self)
+            device.capturing = self
+            try:
+                yield graph
+            except BaseException:
+                self._end_capture()
+                code, *abandoned = device.bindings.cudaStreamEndCapture(self._stream)
+                if int(code) == 0 and int(abandoned[0]):
+                    device.bindings.cudaGraphDestroy(abandoned[0])
+                raise
+            self._end_capture()
+            captured = device.call("cudaStreamEndCapture", self._stream)
+        graph._instantiate(captured)
+
+    def _end_capture(self) -> None:
+        self._captured = self.device.capturing = None
+
+    def launch(self, graph: CapturedGraph) -> None:
+        """Queue everything ``graph`` recorded.
+
+        Raises
+        ------
+        ProviderError
+            It was not captured to its end, was freed, or memory it uses was.
+        """
+        if graph.executable is None:
+            raise ProviderError("the graph was never captured to its end, or was freed; capture it again")
+        if any(memory.is_freed for memory in graph.memories):
+            raise ProviderError(
+                "memory that the graph was captured with was freed; capture it again with what took its place"
+            )
+        self.device.call("cudaGraphLaunch", graph.executable, self._stream)
+        self._mark(graph.memories)
+
+    def free(self) -> None:
+        """Give it back when its work is done; twice does no harm."""
+        if self._finalizer.detach():
+            self.device.call("cudaStreamDestroy", self._handle)
+
+
+class CapturedGraph:
+    """Work that was recorded once and can be queued again at little cost; addresses are part of it.
+
+    Attributes
+    ----------
+    memories
+        What it copies from, to and between. Add whatever else its work uses.
+    executable
+        CUDA's own handle, None before the capture has ended and after `free`.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.device = stream.device
+        self.memories: list[Memory] = []
+        self.executable: Any = None
+
+    def _instantiate(self, graph: Any) -> None:
+        try:
+            self.executable = self.device.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self.device.call("cudaGraphDestroy", graph)
+        self._finalizer = weakref.finalize(self, self.device.bindings.cudaGraphExecDestroy, self.executable)
+        self._finalizer.atexit = False
+
+    def free(self) -> None:
+        """Give it back; twice does no harm."""
+        if self.executable is not None:
+            self._finalizer.detach()
+            executable, self.executable = self.executable, None
+            self.device.call("cudaGraphExecDestroy", executable)
+
+
+class Event:
+    """A point in a stream's queue. Make one with `Stream.record`."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.device = stream.device
+        self._event = self.device.call("cudaEventCreateWithFlags", 0)
+        self._finalizer = weakref.finalize(self, self.device.bindings.cudaEventDestroy, self._event)
+        self._finalizer.atexit = False
+        self.device.call("cudaEventRecord", self._event, stream._stream)
+
+    def synchronize(self) -> None:
+        """Wait until it is reached. Does not release pinned arrays: `Stream.synchronize` does."""
+        self.device.refuse_while_capturing("cudaEventSynchronize was asked")
+        self.device.call("cudaEventSynchronize", self._event)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Time on the device between ``earlier`` and this event; both must have been reached."""
+        return float(self.device.call("cudaEventElapsedTime", earlier._event, self._event))
+
+
+class DeviceArray:
+    """A contiguous array in device memory, for whoever reads ``__cuda_array_interface__`` (CuPy, torch, Numba, own kernels).
+
+    Attributes
+    ----------
+    address, shape, dtype
+        Where it is, and what.
+    stream
+        On which its content is being made; readers on another stream must wait for this one.
+    """
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: DTypeLike, stream: Stream) -> None:
+        self.address = address
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.stream = stream
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+            "strides": None,
+            "stream": self.stream.handle,
+        }
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector still: memory that it found would be freed now, which breaks a capture."""
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_collecting:
+            gc.enable()

@@ -1,0 +1,160 @@
+"""Windows whose width is chosen while decoding: the law stays, the search finds the fastest, and looking at drafts is caught."""
+
+import numpy as np
+import pytest
+
+from coupled_sampling import Decoder, Request, generate
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import METHODS
+from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
+from coupled_sampling.windows import LADDER, WindowRule, WindowSearch, find_window_rule
+
+
+class ByCounts:
+    """A rule as erratic as one may be: the width is a function of all counts so far."""
+
+    largest = 4
+
+    def __init__(self):
+        self.state = 2
+
+    def width(self, rows):
+        return 1 + self.state % 4
+
+    def record(self, rows, width, tokens, seconds):
+        self.state = 3 * self.state + 7 * tokens + width
+
+
+class ByDrafts(ByCounts):
+    """The forbidden one: it looks at the drafts it is about to have tested."""
+
+    def __init__(self):
+        self.decoder = None
+
+    def width(self, rows):
+        row = self.decoder._rows[0]
+        drafts = row.tokens[row.committed : row.committed + row.drafted] if row is not None else []
+        return 1 if 0 in list(drafts) else 4
+
+    def record(self, rows, width, tokens, seconds):
+        pass
+
+
+def law_of(method, rule, table, length, drafting="repeat"):
+    def run(noise):
+        chosen = rule()
+        decoder = Decoder(TableProvider(table, 2, 1, 12), method=method, window=chosen, drafting=drafting, noise=noise)
+        chosen.decoder = decoder
+        decoder.add(Request([1], length))
+        tokens = []
+        while decoder.active or decoder.waiting:
+            for commit in decoder.step():
+                tokens += commit.tokens.tolist()
+        return tuple(tokens)
+
+    return exact_law(run, max_paths=50_000)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(3))
+def test_law_is_autoregressive_when_widths_depend_on_counts(method, seed):
+    table = random_table(seed, 2)
+    law = law_of(method, ByCounts, table, 5)
+    assert total_variation(law, autoregressive_law(table, [1], 5)) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
+def test_a_rule_that_looks_at_drafts_is_caught(method):
+    """Otherwise the test above would prove nothing."""
+    found = [
+        total_variation(law_of(method, ByDrafts, table, 5), autoregressive_law(table, [1], 5))
+        for table in (random_table(seed, 2) for seed in range(3))
+    ]
+    assert max(found) > 1e-3
+
+
+def test_the_rules_are_what_decides_the_widths():
+    rule = ByCounts()
+    seen = []
+
+    class Model(TableProvider):
+        def forward(self, tokens, start):
+            seen.append(tokens.shape[1])
+            return super().forward(tokens, start)
+
+    generate(Model(random_table(0, 2), 2, 1, 40), [[1]], length=30, window=rule, method="scd-match", drafting="repeat")
+    assert len(set(seen)) >= 3
+
+
+def simulated(slot, search, steps=3000, seed=0, rows=1):
+    """Feed a search with a machine whose steps cost 1 + ``slot`` per slot, in noisy times with hiccups.
+
+    Returns the share of the best fixed width's tokens per second that was reached over all steps, and that width.
+    """
+    random = np.random.default_rng(seed)
+    gain = {width: 1 + 5 * (1 - np.exp(-(width - 1) / 10)) for width in LADDER}
+    cost = {width: 1 + slot * width for width in LADDER}
+    made = spent = 0.0
+    for _ in range(steps):
+        width = search.width(rows)
+        seconds = cost[width] * np.exp(0.15 * random.standard_normal()) * (20 if random.random() < 0.02 else 1)
+        committed = 1 + random.binomial(15, (gain[width] - 1) / 15)
+        search.record(rows, width, int(committed), float(seconds))
+        made, spent = made + gain[width], spent + cost[width]
+    rates = {width: gain[width] / cost[width] for width in LADDER}
+    best = max(rates, key=rates.get)
+    return made / spent / rates[best], best
+
+
+@pytest.mark.parametrize("slot", [1.0, 0.3, 0.1, 0.03, 0.003])
+def test_search_comes_within_a_twentieth_of_the_best_fixed_width_despite_hiccups(slot):
+    shares = [simulated(slot, WindowSearch(128), seed=seed)[0] for seed in range(5)]
+    assert np.median(shares) > (0.95 if slot < 1 else 0.9), shares  # from 16 down to 1 is a long way
+
+
+def test_search_rests_and_wakes_up():
+    search = WindowSearch(128)
+    _, fastest = simulated(0.1, search, steps=2000)
+    rested = {search.settled(1)}
+    for _ in range(40):
+        simulated(0.1, search, steps=60)
+        rested.add(search.settled(1))
+    assert None in rested
+    assert any(width is not None and 0.5 <= width / fastest <= 2 for width in rested)
+
+
+def test_numbers_of_rows_are_searched_apart():
+    search = WindowSearch(128)
+    simulated(1.0, search, rows=1)
+    simulated(0.003, search, rows=8)
+    assert search.width(1) < search.width(8)
+
+
+def test_widths_stay_on_the_ladder_and_within_the_model():
+    assert WindowSearch(20).widths == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert WindowSearch(1).width(1) == 1
+    tokens, _ = generate(
+        TableProvider(random_table(0, 3), 3, 2, 200), [[0], [1]], length=190, window="auto", method="ar"
+    )
+    assert [len(row) for row in tokens] == [190, 190]
+
+
+def test_automatic_windows_leave_the_tokens_of_scd_match_alone():
+    table = random_table(4, 5)
+    runs = [
+        generate(TableProvider(table, 5, 1, 400), [[2]], length=390, window=window, method=method, seed=3).tokens[0]
+        for window, method in (("auto", "scd-match"), (1, "ar"))
+    ]
+    np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize("window", ["wide", 0, -3, 2.5, True, None])
+def test_a_window_that_is_none_is_refused(window):
+    with pytest.raises(InvalidArgument, match="expected an integer >= 1, or 'auto'"):
+        find_window_rule(window, 10)
+
+
+def test_a_rule_wider_than_the_model_is_refused():
+    assert isinstance(ByCounts(), WindowRule)
+    with pytest.raises(InvalidArgument, match="window is 4, the model takes at most 3"):
+        find_window_rule(ByCounts(), 3)
