@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-long mutants check lint test-gpu test-torch test-javascript bench train clean
+.PHONY: demo test test-long mutants check lint test-gpu test-torch test-javascript bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/step_graph.py
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 train: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"

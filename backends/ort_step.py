@@ -159,7 +159,8 @@ class OrtStep:
                 f"has {', '.join(kinds) or 'none'}; add it with `coupled-sampling step-graphs` or use HostStep"
             )
         session = open_session(graph, threads)
-        check_against_bundle(session, step_graph_facts(session, str(graph)), opened, chosen.name, str(graph))
+        record = next(g for g in manifest.step_graphs if g.file == graph.name)
+        check_against_bundle(session, step_graph_facts(session, str(graph)), opened, record, str(graph))
         return cls(
             session,
             batch_size,
@@ -412,8 +413,7 @@ class OrtStep:
             if info is None:
                 continue
             sampling = info.sampling
-            warps = sampling.top_k is not None or sampling.top_p < 1 or sampling.min_p > 0
-            if sampling.processors or (warps and not self._warped):
+            if sampling.processors or (sampling.warps and not self._warped):
                 raise InvalidArgument(
                     f"row {b} asks for {sampling}, which this step graph does not have; processors need HostStep, top-k, top-p "
                     "and min-p a step graph written with warped=True"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from coupled_sampling.bundle import Bundle
 from coupled_sampling.errors import BundleError
+from coupled_sampling.manifest import StepGraph
 from coupled_sampling.methods import Method, find_method
 
 __all__ = ["StepGraphFacts", "check_against_bundle", "step_graph_facts"]
@@ -61,7 +62,7 @@ def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:
     return facts
 
 
-def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, method: str, name: str) -> None:
+def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, record: StepGraph, name: str) -> None:
     """Refuse a step graph that is not what its bundle's manifest promises.
 
     Raises
@@ -72,7 +73,9 @@ def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, me
     manifest = bundle.manifest
     graph = manifest.window_graph
     for what, found, expected in (
-        ("method", facts.method.name, method),
+        ("method", facts.method.name, record.method),
+        ("warped", facts.warped, record.warped),
+        ("guided", facts.guided, record.guided),
         ("vocab_size", facts.vocab_size, manifest.vocab_size),
         ("max_length", facts.max_length, graph.max_length),
     ):

@@ -21,10 +21,13 @@ class Buffer:
         self.memory: NDArray[Any] = np.zeros(0, dtype)
 
     def shaped(self, *shape: int) -> NDArray[Any]:
-        """The beginning of the memory as a tensor of ``shape``; what was in it is lost if it has to grow."""
+        """The beginning of the memory as a tensor of ``shape``; what is in it stays there when it has to grow."""
         size = math.prod(shape)
         if size > self.memory.size:
-            self.memory = np.zeros(size, self.memory.dtype)
+            # Laws are read after more rows have come: without them drafts would have probability 0 and all be accepted.
+            grown = np.zeros(size, self.memory.dtype)
+            grown[: self.memory.size] = self.memory
+            self.memory = grown
         return self.memory[:size].reshape(shape)
 
 

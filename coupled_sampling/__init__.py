@@ -7,7 +7,7 @@ ordinary autoregressive sampling. Contents, each module opening with its idea:
 - `contracts`, `methods`, `errors`: the words everything is written in;
 - `couplings`, `acceptance`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
 - `drafting`, `guidance`: where first guesses come from; classifier-free guidance;
-- `step`, `decoding`, `generation`, `trace`: the loop;
+- `step`, `windows`, `decoding`, `generation`, `trace`: the loop;
 - `testing`: how to prove that a decoder is lossless;
 - `backends`, `export`: models run by ONNX Runtime; graphs written without PyTorch. Neither is imported from here.
 """
@@ -23,6 +23,7 @@ from coupled_sampling.methods import METHODS, Method
 from coupled_sampling.noise import CounterNoise, Noise
 from coupled_sampling.step import HostStep
 from coupled_sampling.trace import Trace, summarise
+from coupled_sampling.windows import WindowRule, WindowSearch
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,8 @@ __all__ = [
     "Sampling",
     "Trace",
     "Window",
+    "WindowRule",
+    "WindowSearch",
     "__version__",
     "generate",
     "open_bundle",

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
     add("--json", action="store_true", help="print figures as JSON")
 
-    generate = commands.add_parser("generate", parents=[model, sampling], help="make pictures")
+    generate = commands.add_parser("generate", parents=[model, sampling], help="make pictures or texts")
     generate.add_argument("--count", type=int, default=16)
     generate.add_argument("--method", help=f"one of {', '.join(METHODS)}")
     generate.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG to write (default grid.png)")
@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _window(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    if text == "auto" or text.lstrip("-").isdigit():
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no window, expected a number of tokens or auto")
 
 
 @contextlib.contextmanager

@@ -156,6 +156,11 @@ class Sampling:
         if not (0 <= self.min_p <= 1):
             raise InvalidArgument(f"min_p is {self.min_p}, expected a number in [0, 1]; 0 keeps all tokens")
 
+    @property
+    def warps(self) -> bool:
+        """Whether it cuts tokens off, by top-k, top-p or min-p."""
+        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
+
 
 @dataclass(frozen=True)
 class RowInfo:

@@ -33,13 +33,13 @@ from coupled_sampling.contracts import (
     Outcome,
     PromptObserver,
     RowInfo,
-    Sampling,
     Window,
 )
 from coupled_sampling.drafting import DraftContext, Drafting, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise, Noise
+from coupled_sampling.requests import Commit, Request
 from coupled_sampling.step import HostStep
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule, find_window_rule
@@ -47,60 +47,7 @@ from coupled_sampling.windows import WindowRule, find_window_rule
 __all__ = ["Commit", "Decoder", "Request"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """One sequence to generate.
-
-    Parameters
-    ----------
-    prompt
-        Tokens to continue, at least one.
-    length
-        Tokens to generate, the prompt not counted; >= 1.
-    seed, sequence
-        Key of the sequence's noise, both in [0, 2**64): the same key, prompt and settings give the same tokens in any
-        batch and any order. Give sequences that share a seed different ``sequence`` numbers.
-    stop
-        Tokens that end the sequence; the stop token itself is committed.
-    sampling
-        How logits become the target law.
-    """
-
-    prompt: Sequence[int]
-    length: int
-    seed: int = 0
-    sequence: int = 0
-    stop: Sequence[int] = ()
-    sampling: Sampling = field(default_factory=Sampling)
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "sequence"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
-                raise InvalidArgument(f"{name} is {value!r}, expected an integer in [0, 2**64)")
-        if isinstance(self.length, bool) or not isinstance(self.length, (int, np.integer)) or self.length < 1:
-            raise InvalidArgument(f"length is {self.length!r}, expected a number of tokens to generate, >= 1")
-        stop = np.asarray(self.stop if self.stop is not None else 0.5)
-        if stop.ndim != 1 or (stop.size and not np.issubdtype(stop.dtype, np.integer)):
-            raise InvalidArgument(f"stop is {self.stop!r}, expected a sequence of integer tokens, empty for none")
-
-
-class Commit(NamedTuple):
-    """Newly committed tokens of one sequence."""
-
-    handle: int
-    """What `Decoder.add` returned; in `coupled_sampling.stream`, the index of the prompt."""
-    position: int
-    """Position of the first of ``tokens``, the prompt included."""
-    tokens: Integers
-    """(n,) never empty."""
-    finished: bool
-    """Whether the sequence has ended, by length or by a stop token."""
-    trace: Trace
-    """The sequence's trace so far; it grows while the sequence goes on."""
-
-
-@dataclass
+@dataclass(eq=False)
 class _Row:
     """A sequence and the batch row it occupies."""
 
@@ -127,6 +74,17 @@ class _Row:
         return self.committed == len(self.tokens)
 
 
+class _Step(NamedTuple):
+    """A step that its window's rule has not been told of."""
+
+    rows: int
+    width: int
+    tokens: int
+    seconds: float
+    ends: Sequence[tuple[_Row, int]]
+    """Each row, and the end of the positions that the step decided or drafted in it."""
+
+
 class Decoder:
     """Continuous batching: requests come and go while it steps.
 
@@ -139,8 +97,8 @@ class Decoder:
     window
         Most slots forwarded per row and step, >= 1; prompts longer than it are forwarded in chunks of it. The method
         ``ar`` uses it for prompts only. "auto" finds the width that commits most tokens per second, see
-        `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed, but for ``ar`` and methods whose tokens
-        are ``ar``'s, and their law does not.
+        `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed and the batch, but for ``ar`` and methods
+        whose tokens are ``ar``'s, and their law does not.
     drafting
         Rule for fresh drafts, see `coupled_sampling.drafting`.
     noise
@@ -165,6 +123,7 @@ class Decoder:
         self._drafting = find_drafting(drafting)
         self._rows: list[_Row | None] = [None] * self._step.batch_size
         self._waiting: deque[_Row] = deque()
+        self._open_steps: deque[_Step] = deque()
         self._next_handle = 0
 
     @property
@@ -175,7 +134,21 @@ class Decoder:
     @property
     def window(self) -> int:
         """Most slots of the next step."""
-        return self._windows.width(self.active)
+        width = self._windows.width(self._span())
+        if (
+            isinstance(width, bool)
+            or not isinstance(width, (int, np.integer))
+            or not 1 <= width <= self._windows.largest
+        ):
+            raise InvalidArgument(
+                f"{type(self._windows).__name__}.width returned {width!r}, expected an integer from 1 to its largest, "
+                f"{self._windows.largest}"
+            )
+        return int(width)
+
+    def _span(self) -> int:
+        """Rows up to the last one in use: as many as a step forwards."""
+        return 1 + max((b for b, row in enumerate(self._rows) if row is not None), default=-1)
 
     @property
     def active(self) -> int:
@@ -257,8 +230,9 @@ class Decoder:
         if not self.active:
             return []
         began = time.perf_counter()
-        active, width = self.active, self.window
-        window = self._window()
+        width = self.window
+        window = self._window(width)
+        stepped = self._rows[: self._span()]
         outcome = self._step.step(window)
         done = []
         for b, row in enumerate(self._rows):
@@ -271,9 +245,27 @@ class Decoder:
                 done.append(commit)
                 if commit.finished:
                     self._release(b)
-        if window.tokens.shape[1] == width and window.draws.sum() == active:
-            self._windows.record(active, width, int(outcome.committed.sum()), time.perf_counter() - began)
+        self._remember(width, window, outcome, time.perf_counter() - began, stepped)
         return done
+
+    def _remember(
+        self, width: int, window: Window, outcome: Outcome, seconds: float, stepped: Sequence[_Row | None]
+    ) -> None:
+        """Tell the window's rule of steps of which nothing is open any more.
+
+        How long a step took may depend on its drafts: a rule that knew it at once could choose a width by drafts that are still to
+        be tested. It is told when every row has committed all that the step decided, or is gone.
+        """
+        slots = window.known + window.recycled + window.fresh
+        active = sum(row is not None for row in stepped)
+        if window.tokens.shape[1] == width and window.draws.sum() == active:
+            ends = [(row, int(window.start[b] + slots[b]) + 1) for b, row in enumerate(stepped) if row is not None]
+            self._open_steps.append(_Step(len(stepped), width, int(outcome.committed.sum()), seconds, ends))
+        while self._open_steps and all(
+            row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
+        ):
+            closed = self._open_steps.popleft()
+            self._windows.record(closed.rows, closed.width, closed.tokens, closed.seconds)
 
     def _admit(self) -> None:
         """Give free rows to waiting sequences, lowest row first."""
@@ -290,10 +282,10 @@ class Decoder:
         if row is not None:
             self._noise.forget(row.info.seed, row.info.sequence)
 
-    def _window(self) -> Window:
+    def _window(self, most: int) -> Window:
         """The next window of every row up to the last active one."""
-        rows = self._rows[: 1 + max(b for b, row in enumerate(self._rows) if row is not None)]
-        count, drafts, most = len(rows), self.method.drafts, self.window
+        rows = self._rows[: self._span()]
+        count, drafts = len(rows), self.method.drafts
         width = max(row.reach(most, drafts) - row.cached for row in rows if row is not None)
         start, end, round_ = (np.zeros(count, np.int64) for _ in range(3))
         known, drafted = np.zeros(count, np.int64), np.zeros(count, np.int64)

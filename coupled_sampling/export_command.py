@@ -111,7 +111,13 @@ def run_step_graphs(arguments: argparse.Namespace) -> int:
 def _methods(text: str) -> tuple[str, ...]:
     from coupled_sampling.export.decision_graph import STEP_METHODS
 
-    return STEP_METHODS if text == "all" else tuple(part.strip() for part in text.split(","))
+    chosen = STEP_METHODS if text == "all" else tuple(part.strip() for part in text.split(","))
+    for name in chosen:
+        if name not in STEP_METHODS:
+            raise InvalidArgument(
+                f"step graphs are asked for {name!r}, expected all, or some of {', '.join(STEP_METHODS)}"
+            )
+    return chosen
 
 
 def _integers(name: str, text: str) -> tuple[int, ...]:

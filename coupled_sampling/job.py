@@ -107,9 +107,7 @@ class Job:
         """Whether a step graph of the bundle can do what was asked for."""
         if self.arguments.step == "host":
             return False
-        sampling = self.sampling
-        warped = sampling.top_k is not None or sampling.top_p < 1 or sampling.min_p > 0
-        graph = self.bundle.step_graph(method, warped=warped, guided=self.guidance != 1)
+        graph = self.bundle.step_graph(method, warped=self.sampling.warps, guided=self.guidance != 1)
         found = graph is not None and not self.bundle.manifest.layout
         if self.arguments.step == "graph" and not found:
             raise InvalidArgument(
@@ -127,7 +125,7 @@ class Job:
             method,
             min(self.arguments.batch_size, self.arguments.count),
             self.arguments.threads,
-            warped=self.sampling.top_k is not None or self.sampling.top_p < 1 or self.sampling.min_p > 0,
+            warped=self.sampling.warps,
             guidance=self.guidance,
         )
 
@@ -161,7 +159,7 @@ class Job:
         """Pictures uint8 (N, H, W, C)."""
         from coupled_sampling.backends.pixels import PixelDecoder
 
-        return PixelDecoder.open(self.bundle)(np.stack(tokens))
+        return PixelDecoder.open(self.bundle, self.arguments.threads)(np.stack(tokens))
 
     def texts(self, tokens: Sequence[NDArray[np.int64]]) -> list[str]:
         """Texts, if that is what the model makes."""

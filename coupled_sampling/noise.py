@@ -1,7 +1,7 @@
 """Where randomness comes from: counter-based, a pure function of five numbers, frozen.
 
 Noise belongs to (seed, sequence, position, round, purpose) and never to a window slot, a batch row or a global
-stream. So a sequence's tokens do not depend on the batch it shares, on the window, or on the order of requests.
+stream. So a sequence's tokens do not depend on the batch it shares or on the order of requests.
 
 The layout
 ----------

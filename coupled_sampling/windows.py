@@ -5,12 +5,13 @@ and prompt. `WindowSearch` climbs to it: it measures the width it is at and two 
 steps, moves to one that commits more tokens per second beyond doubt, looks nearer by when neither does, and rests when
 not even its next neighbours do. A step's cost is the median of its times, so that a hiccup does not decide.
 
-Why it cannot bias what is generated: a width may be chosen from anything that is decided before the step, as long as it does
-not look at drafts that are still to be tested. The law of a draft that is left outside a narrower window is then no other
-than it was, so neither is what becomes of its position. A rule here is told counts of committed tokens, which are functions
-of decisions to the left of everything still open, and times; it is never shown a token. (That a width which depends on the
-drafts does bias is a test.) With methods whose tokens depend on how drafts came about the tokens at one seed then depend on
-the machine's speed; their law does not.
+Why it cannot bias what is generated: a width may be chosen from anything that is decided before the step, as long as nothing in
+it depends on drafts that are still to be tested. Then the law of a draft that is left outside a narrower window is no other than
+it was, and so is what becomes of its position. Counts of committed tokens are functions of decisions to the left of all that is
+open. Times are not: a pass may take longer for one draft than for another. So the loop tells a rule of a step only when everything
+that the step decided or drafted has been committed, a few steps later. (That widths chosen by drafts, or by times told at once,
+do bias is a test.) With methods whose tokens depend on how drafts came about, the tokens at one seed then depend on the machine's
+speed and on the rest of the batch; their law does not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from coupled_sampling.bounds import check_positive
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["LADDER", "FixedWindow", "WindowRule", "WindowSearch", "find_window_rule"]
@@ -52,11 +54,14 @@ class WindowRule(Protocol):
         ...
 
     def width(self, rows: int) -> int:
-        """Slots for the next step of ``rows`` sequences."""
+        """Slots for the next step, which forwards ``rows`` rows: an integer from 1 to ``largest``."""
         ...
 
     def record(self, rows: int, width: int, tokens: int, seconds: float) -> None:
-        """A step of ``rows`` sequences that filled ``width`` slots committed ``tokens`` in all and took ``seconds``."""
+        """A step of ``rows`` rows that filled ``width`` slots committed ``tokens`` in all and took ``seconds``.
+
+        Told when nothing that the step decided or drafted is open any more.
+        """
         ...
 
 
@@ -86,6 +91,8 @@ class WindowSearch:
     """
 
     def __init__(self, largest: int, start: int = 16) -> None:
+        check_positive("largest", largest)
+        check_positive("start", start)
         self.widths = [width for width in LADDER if width <= largest]
         self.largest = self.widths[-1]
         self._start = sum(width <= start for width in self.widths) - 1

@@ -2,7 +2,7 @@
 
 Inputs, outputs and rules are in ``docs/bundle-format.md``, the model is what `DecoderDescription` says. Standard
 operators only, opset 24. Everything between the embedding and the logits is a matrix (B * W, width), so that every
-linear map is a single Gemm. Weights are read one after another and, beyond 1 GB, written to a second file as they come.
+linear map is a single Gemm. Weights are read one after another and, beyond `INLINE_LIMIT`, written to a second file as they come.
 
 That the graph computes the model is not promised but checked: compare with `reference_logits`.
 """

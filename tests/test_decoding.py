@@ -318,7 +318,7 @@ def test_recycled_drafts_of_another_round_are_refused():
     decoder.add(Request([0], length=12))
     decoder.step()
     decoder.step()
-    window = decoder._window()
+    window = decoder._window(decoder.window)
     assert window.recycled[0]
     step.step(window)
     with pytest.raises(InvalidArgument, match="round before"):

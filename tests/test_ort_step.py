@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from coupled_sampling import GuidedProvider, HostStep, Sampling, generate
+from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling, generate
 from coupled_sampling.backends import OrtProvider
 from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.bundle import open_bundle, write_manifest
@@ -57,6 +57,57 @@ def test_guided_tokens_and_traces_are_those_of_a_guided_provider(bundle, method,
         host = HostStep(GuidedProvider(inner, scale, unconditional), method)
         assert step.max_length == host.max_length
         assert_same(generate(step, prompts, **settings), generate(host, prompts, **settings))
+
+
+def decoded(step, arrivals, window):
+    """Tokens of requests that arrive after so many steps each."""
+    decoder, tokens, handles = Decoder(step, window=window, drafting="copy:14"), {}, []
+    for count in range(400):
+        for when, prompt, length, sampling in arrivals:
+            if when == count:
+                handles.append(decoder.add(Request(prompt, length, sequence=when, sampling=sampling)))
+        for commit in decoder.step():
+            tokens.setdefault(commit.handle, []).extend(commit.tokens.tolist())
+        if count > 12 and not decoder.active:
+            return [tokens[handle] for handle in handles]
+    raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_sequences_that_join_others_under_way(bundle, method, warped):
+    """More rows need more memory, and what the rows before had in it must survive."""
+    cut = Sampling(0.9, top_k=60) if warped else Sampling()
+    arrivals = [
+        (0, [256], 60, cut),
+        (3, [258], 40, Sampling()),
+        (6, [260, 4, 5], 50, cut),
+        (11, [257], 30, Sampling(0.7)),
+    ]
+    for window in (5, 16):
+        ours = decoded(OrtStep.open(bundle, method, 3, threads=1, warped=warped), arrivals, window)
+        host = decoded(HostStep(OrtProvider.open(bundle, 3, threads=1), method), arrivals, window)
+        assert ours == host
+
+
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_windows_of_changing_width(bundle, method):
+    class Erratic:
+        largest = 24
+
+        def __init__(self):
+            self.steps = 0
+
+        def width(self, rows):
+            return 1 + 7 * self.steps % 24
+
+        def record(self, rows, width, tokens, seconds):
+            self.steps += 1
+
+    arrivals = [(0, [256], 80, Sampling()), (2, [259], 60, Sampling())]
+    ours = decoded(OrtStep.open(bundle, method, 2, threads=1), arrivals, Erratic())
+    host = decoded(HostStep(OrtProvider.open(bundle, 2, threads=1), method), arrivals, Erratic())
+    assert ours == host
 
 
 def test_guidance_of_the_bundle(bundle):
@@ -131,6 +182,13 @@ def test_a_graph_whose_shapes_are_not_the_manifests_is_refused(bundle, copied):
     shorter = dataclasses.replace(graph, max_length=195, max_window=9)
     with pytest.raises(BundleError, match="max_length 196, the manifest promises 195"):
         OrtStep.open(copied(window_graph=shorter, length=190, grid=None), "sjd")
+
+
+def test_a_graph_of_another_variant_than_the_manifest_says_is_refused(copied):
+    with pytest.raises(BundleError, match="warped True, the manifest promises False"):
+        OrtStep.open(copied(step_graphs=(StepGraph("step-sjd-warped.onnx", "sjd"),)), "sjd")
+    with pytest.raises(BundleError, match="guided True, the manifest promises False"):
+        OrtStep.open(copied(step_graphs=(StepGraph("step-sjd-warped-guided.onnx", "sjd", True),)), "sjd")
 
 
 def test_a_newer_graph_and_one_with_a_missing_output_are_refused(bundle, tmp_path):

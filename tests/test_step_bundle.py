@@ -50,7 +50,7 @@ def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
     made = add_step_graphs(plain, tmp_path / "made").manifest
     embedded = open_bundle("fashion").manifest
     assert made.step_graphs == embedded.step_graphs
-    assert {name for name in made.files} == set(embedded.files)
+    assert set(made.files) == set(embedded.files)
     for graph in made.step_graphs:
         ours, theirs = (
             onnx.load(f / graph.file, load_external_data=False)

@@ -1,9 +1,11 @@
 """Windows whose width is chosen while decoding: the law stays, the search finds the fastest, and looking at drafts is caught."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, Request, generate
+from coupled_sampling import Decoder, Request, decoding, generate
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
@@ -40,10 +42,47 @@ class ByDrafts(ByCounts):
         pass
 
 
-def law_of(method, rule, table, length, drafting="repeat"):
+class SlowPasses(TableProvider):
+    """A pass takes longer where a draft is token 0, on a clock that only passes move."""
+
+    def forward(self, tokens, start):
+        self.clock += 6 if (tokens[0, 1:] == 0).any() else 1
+        return super().forward(tokens, start)
+
+    clock = 0.0
+
+
+class ByTimes:
+    """Narrow after a slow step: as bad as looking at drafts, if it knows the time at once."""
+
+    largest = 4
+
+    def __init__(self):
+        self.chosen = 4
+
+    def width(self, rows):
+        return self.chosen
+
+    def record(self, rows, width, tokens, seconds):
+        self.chosen = 2 if seconds > 3 else 4
+
+
+class ByTimesAtOnce(ByTimes):
+    """It reads the clock behind the loop's back."""
+
+    seen = 0.0
+
+    def width(self, rows):
+        clock = self.decoder._step.provider.clock
+        if clock != self.seen:
+            self.chosen, self.seen = 2 if clock - self.seen > 3 else 4, clock
+        return self.chosen
+
+
+def law_of(method, rule, table, length, drafting="repeat", model=TableProvider):
     def run(noise):
         chosen = rule()
-        decoder = Decoder(TableProvider(table, 2, 1, 12), method=method, window=chosen, drafting=drafting, noise=noise)
+        decoder = Decoder(model(table, 2, 1, 12), method=method, window=chosen, drafting=drafting, noise=noise)
         chosen.decoder = decoder
         decoder.add(Request([1], length))
         tokens = []
@@ -71,6 +110,65 @@ def test_a_rule_that_looks_at_drafts_is_caught(method):
         for table in (random_table(seed, 2) for seed in range(3))
     ]
     assert max(found) > 1e-3
+
+
+@pytest.fixture
+def slow_passes(monkeypatch):
+    """Decoders over `SlowPasses` tell the time by its clock."""
+    made = []
+
+    class Model(SlowPasses):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made[:] = [self]
+
+    monkeypatch.setattr(decoding, "time", SimpleNamespace(perf_counter=lambda: made[0].clock))
+    return Model
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+def test_law_is_autoregressive_when_times_depend_on_drafts(method, slow_passes):
+    for seed in range(2):
+        table = random_table(seed, 2)
+        law = law_of(method, ByTimes, table, 6, model=slow_passes)
+        assert total_variation(law, autoregressive_law(table, [1], 6)) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
+def test_times_known_at_once_are_caught(method, slow_passes):
+    found = [
+        total_variation(law_of(method, ByTimesAtOnce, table, 5, model=slow_passes), autoregressive_law(table, [1], 5))
+        for table in (random_table(seed, 2) for seed in range(3))
+    ]
+    assert max(found) > 1e-3
+
+
+def test_times_do_reach_the_rule(slow_passes):
+    """Else its law would be safe for no good reason."""
+    told = []
+
+    class Listening(ByTimes):
+        def record(self, rows, width, tokens, seconds):
+            told.append(seconds)
+            super().record(rows, width, tokens, seconds)
+
+    decoder = Decoder(slow_passes(random_table(0, 2), 2, 1, 80), window=Listening(), drafting="repeat")
+    decoder.add(Request([1], 70))
+    while decoder.active or decoder.waiting:
+        decoder.step()
+    assert set(told) == {1, 6}
+
+
+@pytest.mark.parametrize("width", [0, 5, 2.5, True, None])
+def test_a_rule_that_chooses_no_width_is_refused(width):
+    rule = ByCounts()
+    rule.width = lambda rows: width
+    decoder = Decoder(TableProvider(random_table(0, 2), 2, 1, 12), window=rule)
+    decoder.add(Request([1], 4))
+    with pytest.raises(
+        InvalidArgument, match=r"ByCounts\.width returned .* expected an integer from 1 to its largest, 4"
+    ):
+        decoder.step()
 
 
 def test_the_rules_are_what_decides_the_widths():

@@ -11,8 +11,9 @@ from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_step import BUGS as STEP
+from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
 from planting import Bug
 
 __all__ = ["BUGS"]
 
-BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS)
+BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *WINDOWS_AND_STEP_GRAPHS)

@@ -34,7 +34,8 @@ from planting import Bug
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = (
-    ".venv", ".git", "build", "dist", "node_modules", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "*.egg-info"
+    ".venv", ".git", "build", "dist", "node_modules", "__pycache__",
+    ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "*.egg-info"
 )  # fmt: skip
 NO_JUDGE = "tests/test_mutants.py"
 """It fails wherever a bug is planted, because the bug's old text is gone: it would kill all of them, and mean nothing."""

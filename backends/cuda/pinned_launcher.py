@@ -1,0 +1,127 @@
+"""`PinnedLauncher`: a launcher for `KernelStep` on a stream of ours, whose copies go through page-locked memory.
+
+`DriverLauncher` copies from and to whatever arrays it is given. CUDA copies pageable memory through a buffer of its own, and may
+wait for the stream first. Here an upload goes into page-locked memory and is queued, and the host goes on; only a download waits.
+On the stream of a `TrtProvider` nothing has to be waited for between model and decision: one stream orders both.
+
+Memory and copies are those of `coupled_sampling.backends.cuda.device`, with its refusals of freed memory and of copies
+under way. Loading and launching kernels are `DriverLauncher`'s. Executed on stand-ins for CUDA only, never on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.cuda.device import DeviceBuffer, PinnedArray
+from coupled_sampling.backends.cuda.kernels import DriverLauncher
+from coupled_sampling.backends.cuda.streams import Stream
+from coupled_sampling.errors import InvalidArgument
+
+__all__ = ["PinnedLauncher"]
+
+
+class PinnedLauncher(DriverLauncher):
+    """A `coupled_sampling.backends.cuda.kernels.Launcher` on a `coupled_sampling.backends.cuda.streams.Stream`.
+
+    Parameters
+    ----------
+    stream
+        Where copies and kernels are queued, best the provider's own (`TrtProvider.stream`). It must live as long as this.
+    threads
+        Threads of a block.
+
+    Raises
+    ------
+    MissingDependency
+        cuda-python or NVRTC is not installed, or there is no driver.
+    ProviderError
+        Loading the kernels failed.
+    """
+
+    def __init__(self, stream: Stream, threads: int = 1024) -> None:
+        stream.device.use()  # makes the device's primary context the current one, in which kernels are loaded
+        super().__init__(stream.handle, threads)
+        self._queue = stream
+        self._buffers: dict[int, DeviceBuffer] = {}
+        self._pinned: list[PinnedArray] = []
+
+    def allocate(self, size: int) -> int:
+        """See `Launcher.allocate`."""
+        buffer = self._queue.device.allocate(max(size, 1))
+        self._buffers[buffer.address] = buffer
+        return buffer.address
+
+    def release(self, pointer: int) -> None:
+        """See `Launcher.release`."""
+        if pointer not in self._buffers:
+            raise InvalidArgument(
+                f"pointer is {pointer:#x}, expected an address that allocate gave and release did not"
+            )
+        self._queue.synchronize()
+        self._buffers.pop(pointer).free()
+
+    def upload(self, pointer: int, values: NDArray[Any]) -> None:
+        """See `Launcher.upload`. Returns while the copy is under way, from memory of its own."""
+        if values.nbytes:
+            source = self._page_locked(values.nbytes)
+            source.values[: values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            self._queue.upload(self._part(pointer), source, values.nbytes)
+
+    def download(self, pointer: int, into: NDArray[Any]) -> None:
+        """See `Launcher.download`."""
+        if into.nbytes:
+            target = self._page_locked(into.nbytes)
+            self._queue.download(target, self._part(pointer), into.nbytes)
+            self._queue.synchronize()
+            into.reshape(-1).view(np.uint8)[:] = target.values[: into.nbytes]
+
+    def close(self) -> None:
+        """Give all memory back; the launcher cannot be used afterwards. Twice does no harm."""
+        if self._buffers or self._pinned:
+            self._queue.synchronize()
+        for memory in (*self._buffers.values(), *self._pinned):
+            memory.free()
+        self._buffers.clear()
+        self._pinned.clear()
+
+    def _page_locked(self, size: int) -> PinnedArray:
+        """At least ``size`` bytes that no copy is using; as many arrays as are uploaded between two downloads."""
+        idle = [pinned for pinned in self._pinned if pinned.pending is None]
+        for pinned in idle:
+            if pinned.size >= size:
+                return pinned
+        for pinned in idle[:1]:  # too small: a larger one takes its place
+            self._pinned.remove(pinned)
+            pinned.free()
+        # Windows differ in width from step to step; doubling keeps new arrays few.
+        made = self._queue.device.pinned((max(1024, 2 * size),), np.uint8)
+        self._pinned.append(made)
+        return made
+
+    def _part(self, pointer: int) -> DeviceBuffer:
+        for buffer in self._buffers.values():
+            if buffer.address <= pointer < buffer.address + buffer.size:
+                return buffer if pointer == buffer.address else _Part(buffer, pointer - buffer.address)
+        raise InvalidArgument(f"pointer is {pointer:#x}, expected an address in memory that this launcher allocated")
+
+
+class _Part(DeviceBuffer):
+    """The end of a buffer, from ``offset`` on; the buffer owns the memory."""
+
+    def __init__(self, whole: DeviceBuffer, offset: int) -> None:
+        self._whole, self._offset = whole, offset
+        self.device, self.size = whole.device, whole.size - offset
+
+    @property
+    def address(self) -> int:
+        return self._whole.address + self._offset
+
+    @property
+    def is_freed(self) -> bool:
+        return self._whole.is_freed
+
+    def free(self) -> None:
+        self._whole.free()

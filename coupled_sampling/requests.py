@@ -1,0 +1,69 @@
+"""What is asked of a decoder, and what it gives back: `Request` and `Commit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from coupled_sampling.contracts import Integers, Sampling
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.trace import Trace
+
+__all__ = ["Commit", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate.
+
+    Parameters
+    ----------
+    prompt
+        Tokens to continue, at least one.
+    length
+        Tokens to generate, the prompt not counted; >= 1.
+    seed, sequence
+        Key of the sequence's noise, both in [0, 2**64): the same key, prompt and settings give the same tokens in any
+        batch and any order, save with windows that are chosen while decoding. Give sequences that share a seed different
+        ``sequence`` numbers.
+    stop
+        Tokens that end the sequence; the stop token itself is committed.
+    sampling
+        How logits become the target law.
+    """
+
+    prompt: Sequence[int]
+    length: int
+    seed: int = 0
+    sequence: int = 0
+    stop: Sequence[int] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "sequence"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
+                raise InvalidArgument(f"{name} is {value!r}, expected an integer in [0, 2**64)")
+        if isinstance(self.length, bool) or not isinstance(self.length, (int, np.integer)) or self.length < 1:
+            raise InvalidArgument(f"length is {self.length!r}, expected a number of tokens to generate, >= 1")
+        stop = np.asarray(self.stop if self.stop is not None else 0.5)
+        if stop.ndim != 1 or (stop.size and not np.issubdtype(stop.dtype, np.integer)):
+            raise InvalidArgument(f"stop is {self.stop!r}, expected a sequence of integer tokens, empty for none")
+
+
+class Commit(NamedTuple):
+    """Newly committed tokens of one sequence."""
+
+    handle: int
+    """What `Decoder.add` returned; in `coupled_sampling.stream`, the index of the prompt."""
+    position: int
+    """Position of the first of ``tokens``, the prompt included."""
+    tokens: Integers
+    """(n,) never empty."""
+    finished: bool
+    """Whether the sequence has ended, by length or by a stop token."""
+    trace: Trace
+    """The sequence's trace so far; it grows while the sequence goes on."""

@@ -1,0 +1,135 @@
+"""Which nodes of the shipped graphs ONNX Runtime would place on CUDA: the graphs against the recorded placement, and the guide
+against both. `cuda_placement` says where the record comes from. Nothing ran on a GPU.
+
+Two tests take an unpacked wheel of ``onnxruntime-gpu`` (``pip download --no-deps``, then unzip), whose folder ONNXRUNTIME_GPU
+names, and put libraries that do nothing in place of CUDA's: the record again, and whether ONNX Runtime takes the bindings.
+"""
+
+import collections
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_placement import GRAPHS, RECORD, environment_of, placement, signatures
+
+from coupled_sampling.backends.ort_cuda import SHAPE_OPERATORS
+
+onnx = pytest.importorskip("onnx")
+
+VERSIONS = json.loads(RECORD.read_text())
+NAMES = sorted(path.name for path in GRAPHS.glob("*.onnx"))
+GUIDE = Path(__file__).parents[1] / "docs" / "step-graph.md"
+AGAIN = "place the graphs again: python tests/support/cuda_placement.py FOLDER..."
+
+
+def unknown(record, name, found):
+    """Nodes of a graph that the record knows neither as placed on CUDA nor on the CPU."""
+    allowed = collections.Counter(record["on_cpu"][name])
+    return [one for one, count in found.items() if one not in record["kernels"] and count > allowed[one]]
+
+
+def operators(placed):
+    """By operator, how many nodes, as the guide writes them."""
+    counts = collections.Counter()
+    for one, count in placed.items():
+        counts[one.partition("(")[0]] += count
+    return dict(counts)
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    return {name: collections.Counter(signatures(GRAPHS / name).values()) for name in NAMES}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_was_placed(graphs, version, name):
+    record = VERSIONS[version]
+    assert unknown(record, name, graphs[name]) == [], AGAIN
+    for one, count in record["on_cpu"][name].items():
+        assert graphs[name][one] >= count, AGAIN
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_window_graph_leaves_only_arithmetic_on_shapes_to_the_cpu(version):
+    """Else `OrtCudaProvider` would refuse the shipped model."""
+    placed = operators(VERSIONS[version]["on_cpu"]["window.onnx"])
+    assert placed
+    assert set(placed) <= SHAPE_OPERATORS
+
+
+@pytest.mark.parametrize("change", ["another operator", "another type"])
+def test_a_node_that_was_never_placed_is_noticed(graphs, change):
+    found = copy.copy(graphs["window.onnx"])
+    added = "Tanh(float)" if change == "another operator" else "Gemm(double, double, double)"
+    found[added] += 1
+    assert unknown(next(iter(VERSIONS.values())), "window.onnx", found) == [added]
+
+
+def test_the_guide_says_what_was_found():
+    section = GUIDE.read_text().partition("## On CUDA")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    said = {}
+    for names, placed in rows[1:]:
+        counts = {
+            operator: int(count) for count, operator in re.findall(r"(\d+) ([A-Z]\w+(?: of the last index)?)", placed)
+        }
+        for name in re.findall(r"`([\w-]+)`", names):
+            said[name] = counts
+    assert all(version in section for version in VERSIONS)
+    for record in VERSIONS.values():
+        found = {}
+        for name, placed in record["on_cpu"].items():
+            kind = re.sub(r"^step-|(-warped)?(-guided)?\.onnx$", "", name)
+            assert found.setdefault(kind, operators(placed)) == operators(placed)
+        assert said == found
+
+
+@pytest.fixture
+def package():
+    if "ONNXRUNTIME_GPU" not in os.environ:
+        pytest.skip("ONNXRUNTIME_GPU names no unpacked wheel of onnxruntime-gpu")
+    return Path(os.environ["ONNXRUNTIME_GPU"])
+
+
+def test_the_record_is_what_the_package_does(package):
+    version, found = placement(package)
+    assert found == next((record for name, record in VERSIONS.items() if name == version), None), AGAIN
+
+
+BINDINGS = """
+import os, sys
+import numpy as np
+from coupled_sampling.backends import session
+from coupled_sampling.backends.ort_cuda import OrtCudaProvider
+from coupled_sampling.errors import ProviderError
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"  # the package of the CPU is in this environment, too
+for on_device in (False, True):
+    provider = OrtCudaProvider.open_on_gpu("fashion", batch_size=3, on_device=on_device)
+    print(provider.execution_provider, sorted(provider.on_cpu))
+    for rows, width, start in ((3, 5, 0), (2, 1, 5), (3, 5, 5), (1, 8, 20)):
+        logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
+        print(type(logits).__name__, logits.shape == (rows, width, 267))
+try:
+    OrtCudaProvider.open_on_gpu("fashion", cpu_nodes="none")
+except ProviderError as error:
+    print("cpu_nodes='none' forbids" in str(error))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_the_package_takes_the_bindings(package, tmp_path):
+    """Kernels do nothing and logits are what was in memory, but shapes, types and places of all that is bound are checked."""
+    command = [sys.executable, "-c", BINDINGS]
+    result = subprocess.run(command, env=environment_of(package, tmp_path), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    opened = "CUDAExecutionProvider ['Concat', 'Slice']"
+    expected = [opened, *["ndarray True"] * 4, opened, *["DevicePointer True"] * 4, "True"]
+    assert result.stdout.splitlines() == expected

@@ -1,0 +1,110 @@
+"""The benchmark of GPUs: that it ends in one line where there is none, and its arithmetic on stand-ins. Nothing ran on a GPU."""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_emulation.emulation import PLAIN, EmulationLauncher
+from fake_cuda import Code, FakeCuda, Work
+from fake_driver import FakeDriver
+
+from coupled_sampling.backends.cuda import kernels
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.errors import CoupledSamplingError
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark_():
+    found = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+class CopyingCuda(FakeCuda):
+    """`FakeCuda` with copies within the device and the versions."""
+
+    def cudaMemcpyAsync(self, target, source, size, kind, handle):  # noqa: N802 - CUDA's name
+        if kind != 3:
+            return super().cudaMemcpyAsync(target, source, size, kind, handle)
+        (to, at), (of, off) = self.find(target, size, "copy"), self.find(source, size, "copy")
+        assert not to.pinned
+        assert not of.pinned
+
+        def run():
+            to.content[at : at + size] = of.content[off : off + size]
+
+        self.queue(self.stream(handle, "cudaMemcpyAsync"), Work(run, [of], [to]))
+        return (Code.cudaSuccess,)
+
+    def cudaDriverGetVersion(self):  # noqa: N802
+        return Code.cudaSuccess, 13000
+
+    cudaRuntimeGetVersion = cudaDriverGetVersion  # noqa: N815
+
+
+CopyingCuda.cudaMemcpyKind = argparse.Namespace(**vars(FakeCuda.cudaMemcpyKind), cudaMemcpyDeviceToDevice=3)
+
+
+def test_without_a_gpu_it_ends_in_one_line():
+    try:
+        Device()
+    except CoupledSamplingError:
+        pass
+    else:
+        pytest.skip("there is a GPU")
+    result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("this benchmark needs an NVIDIA GPU: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_it_measures_and_prints_on_stand_ins(benchmark_, monkeypatch, capsys):
+    """The fake clock counts events, so that the kernels of a step take one tick of a millisecond."""
+    pytest.importorskip("cuda.bindings")
+    cuda = CopyingCuda(memory=2**33)
+    real = benchmark_.bandwidth
+    monkeypatch.setattr(benchmark_, "bandwidth", lambda stream: real(stream, 1000, 3))
+    monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
+    with EmulationLauncher(PLAIN) as emulator:
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", FakeDriver(cuda, emulator))
+        settings = argparse.Namespace(steps=3, width=4, vocab_size=50, model=False)
+        result = benchmark_.measure(settings, Device(bindings=cuda))
+    assert result["bandwidth"] == 2 * 1000 / 1e-3
+    assert len(result["decisions"]) == 10
+    for row in result["decisions"]:
+        assert row["kernels_ms"] == 1
+        laws = row["method"] in ("sjd", "scd-maximal", "scd-gumbel")
+        slots = 1 if row["method"] == "ar" else 4
+        assert row["floor_ms"] == pytest.approx(1e3 * 4 * slots * 50 * (1 + laws) / result["bandwidth"])
+        assert row["kernels_over_floor"] == pytest.approx(1 / row["floor_ms"])
+        assert row["step_ms"] > 0
+    result |= {"parameters": 10**9, "backend": "tensorrt"}
+    rates = (("ar", 50.0, 1.0), ("scd-gumbel", 100.0, 2.0))
+    for method, rate, per_step in rates:
+        row = {"method": method, "window": 4, "tokens_per_second": rate, "tokens_per_step": per_step}
+        result["decoding"].append(row)
+    benchmark_.print_result(result)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Fake GPU (8.0), driver for CUDA 13000; ")
+    assert lines[-1].split() == ["scd-gumbel", "4", "100.0", "2.00", "2.00"]
+
+
+def test_decoding_counts_tokens_and_steps(benchmark_, monkeypatch):
+    from cuda_emulation.comparison import NormalWorld
+    from cuda_emulation.emulation import DeviceProvider
+
+    with EmulationLauncher(PLAIN) as emulator:
+        provider = DeviceProvider(NormalWorld(50), emulator)
+        found = benchmark_.decoding(provider, emulator, "ar", 1, 12)
+        coupled = benchmark_.decoding(provider, emulator, "scd-gumbel", 4, 12)
+        provider.close()
+    assert found["tokens_per_step"] == 1
+    assert 1 <= coupled["tokens_per_step"] <= 4
+    assert found["tokens_per_second"] > 0

@@ -1,0 +1,180 @@
+"""KernelStep over a TensorRT provider whose logits stay on the device: both on stand-ins, the kernels emulated on the CPU.
+
+CUDA's rules are enforced by `fake_cuda`, TensorRT's by `fake_tensorrt`. A launched kernel runs in the emulator when the stream gets
+there, on copies of the fake device's memory. Nothing ran on a GPU.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+from cuda_emulation.emulation import PLAIN, EmulationLauncher
+from fake_cuda import FakeCuda, RuleBroken
+from fake_driver import FakeDriver
+from trt_bundles import Machine, write_bundle
+
+from coupled_sampling import Sampling, generate
+from coupled_sampling.backends import OrtProvider
+from coupled_sampling.backends.cuda import kernels
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.cuda.kernel_step import KernelStep
+from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
+from coupled_sampling.backends.cuda.streams import Stream
+from coupled_sampling.backends.trt import TrtProvider
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+PROMPTS = [[8], [8, 1, 2], [3, 0]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("kernels") / "toy")
+
+
+@pytest.fixture
+def emulator():
+    with EmulationLauncher(PLAIN) as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def driver_of(emulator, monkeypatch):
+    """What makes a driver for a `FakeCuda` and puts it where `DriverLauncher` imports its own."""
+    pytest.importorskip("cuda.bindings")
+
+    def install(cuda):
+        driver = FakeDriver(cuda, emulator)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+        monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: f"{capability} {threads}".encode())
+        return driver
+
+    return install
+
+
+@pytest.fixture
+def launcher_of(driver_of):
+    """What makes a launcher on the stream of a fake device."""
+
+    def make(cuda=None):
+        device = Device(bindings=cuda or FakeCuda())
+        driver_of(device.bindings)
+        return PinnedLauncher(Stream(device))
+
+    return make
+
+
+def expect_the_tokens_of_host_step(bundle, launcher, provider, method="scd-gumbel", sampling=None):
+    settings = {"length": 20, "window": 6, "seed": 3, "drafting": "repeat", "sampling": sampling or Sampling()}
+    step = KernelStep(provider, method, launcher)
+    found = generate(step, PROMPTS, **settings)
+    step.close()
+    expected = generate(OrtProvider.open(bundle, batch_size=3, threads=1), PROMPTS, method=method, **settings)
+    for one, other in zip(found.tokens, expected.tokens, strict=True):
+        assert one.tolist() == other.tolist()
+    for one, other in zip(found.traces, expected.traces, strict=True):
+        assert one.committed_per_step == other.committed_per_step
+
+
+@pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=5, top_p=0.9)], ids=["plain", "warped"])
+def test_generation_gives_the_tokens_of_host_step(bundle, driver_of, method, sampling):
+    machine = Machine()
+    driver = driver_of(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    launcher = PinnedLauncher(provider.stream)
+    expect_the_tokens_of_host_step(bundle, launcher, provider, method, sampling)
+    assert driver.waits == []
+    assert len(provider.captured) > 1
+    launcher.close()
+    launcher.close()
+    provider.close()
+    assert machine.cuda.live() == []
+
+
+def test_another_stream_waits_for_the_logits(bundle, driver_of):
+    machine = Machine()
+    driver = driver_of(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    launcher = PinnedLauncher(Stream(provider.device))
+    expect_the_tokens_of_host_step(bundle, launcher, provider)
+    assert set(driver.waits) == {(launcher.stream, provider.stream.handle)}
+
+
+def test_a_launcher_that_does_not_wait_is_caught(bundle, driver_of):
+    machine = Machine()
+    driver_of(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    launcher = PinnedLauncher(Stream(provider.device))
+    launcher.wait = lambda stream: None
+    with pytest.raises(RuleBroken, match="wrong stream"):
+        generate(KernelStep(provider, "ar", launcher), PROMPTS, length=3, window=4)
+
+
+def test_logits_on_the_host_are_refused(bundle, driver_of):
+    machine = Machine()
+    driver_of(machine.cuda)
+    provider = machine.open(bundle)
+    launcher = PinnedLauncher(provider.stream)
+    with pytest.raises(ProviderError, match="use HostStep"):
+        generate(KernelStep(provider, "ar", launcher), PROMPTS, length=3, window=4)
+
+
+def test_an_upload_may_be_changed_at_once_and_is_not_waited_for(launcher_of):
+    cuda = FakeCuda()
+    launcher = launcher_of(cuda)
+    memory = launcher.allocate(64)
+    cuda.calls.clear()
+    values = np.arange(4)
+    for offset in (0, 32):
+        launcher.upload(memory + offset, values)
+        values += 10
+    assert "cudaStreamSynchronize" not in cuda.calls
+    found = np.zeros(8, np.int64)
+    launcher.download(memory, found)
+    assert found.tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+def test_page_locked_memory_is_used_again(launcher_of):
+    cuda = FakeCuda()
+    launcher = launcher_of(cuda)
+    memory = launcher.allocate(8000)
+    for size in (10, 100, 1000, 900, 20) * 5:
+        launcher.upload(memory, np.ones(size))
+        found = np.zeros(size)
+        launcher.download(memory, found)
+        assert (found == 1).all()
+    assert sum(block.pinned for block in cuda.live()) <= 3
+
+
+def test_addresses_that_are_not_the_launchers_are_refused(launcher_of):
+    launcher = launcher_of()
+    memory = launcher.allocate(16)
+    with pytest.raises(InvalidArgument, match="at most 8"):
+        launcher.upload(memory + 8, np.zeros(2))
+    launcher.release(memory)
+    for call in (lambda: launcher.release(memory), lambda: launcher.upload(memory, np.zeros(1))):
+        with pytest.raises(InvalidArgument, match=f"pointer is {memory:#x}"):
+            call()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["sjd", "scd-gumbel"])
+def test_on_a_gpu_the_kernels_give_the_tokens_of_host_step(bundle, tmp_path, method):
+    try:
+        provider = TrtProvider.open(bundle, batch_size=3, on_device=True, engines=tmp_path)
+        launcher = PinnedLauncher(provider.stream)
+    except CoupledSamplingError as error:
+        pytest.skip(f"{type(error).__name__}: {error}")
+    settings = {"length": 20, "window": 6, "seed": 3, "drafting": "repeat"}
+    step = KernelStep(provider, method, launcher)
+    found = generate(step, PROMPTS, **settings)
+    expected = generate(TrtProvider.open(bundle, batch_size=3, engines=tmp_path), PROMPTS, method=method, **settings)
+    # Near ties may fall otherwise on the device, and all that follows with them.
+    same = [
+        int((np.asarray(a) == np.asarray(b)).cumprod().sum())
+        for a, b in zip(found.tokens, expected.tokens, strict=True)
+    ]
+    assert max(same) == 20
