@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort import KV_STEP
 from coupled_sampling.backends.ort_step_checks import check_against_bundle, step_graph_facts
-from coupled_sampling.backends.ort_step_state import AlternatingLaws, Buffer, HeldLaws
+from coupled_sampling.backends.ort_step_state import AlternatingLaws, Buffer, HeldLaws, HeldNoise, NoiseRing
 from coupled_sampling.backends.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
@@ -103,8 +103,7 @@ class OrtStep:
         }
         self._laws = AlternatingLaws(self.vocab_size)
         self._source = 0
-        self._ring = np.zeros((batch_size, 1, self.vocab_size), np.float32)
-        self._noise_held: dict[int, tuple[tuple[int, int], int, int]] = {}
+        self._ring = NoiseRing(batch_size, self.vocab_size)
         self._candidates = 1024
         self._binding = session.io_binding()
         self._bound: dict[str, tuple[tuple[int, ...], int]] = {}
@@ -211,7 +210,7 @@ class OrtStep:
         self._laws.forget(row)
         if self._guided is not None:
             self._guided.begin(row, prompt)
-        self._noise_held.pop(row, None)
+        self._ring.held.pop(row, None)
 
     def step(self, window: Window) -> Outcome:
         """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
@@ -244,7 +243,7 @@ class OrtStep:
             self._feed_candidates(window)
         positions = window.start[:, None] + np.arange(width) + 1
         refuse_unusable(self._out("highest_logits", rows, width), positions, valid)
-        self._noise_held.update(entered)
+        self._ring.held.update(entered)
         if self._is_rejection:
             for b in range(rows):
                 begun = int(window.start[b])
@@ -355,9 +354,9 @@ class OrtStep:
         self._bind("draft_laws", before.shaped(rows, self._laws.shapes[source][1], self.vocab_size))
         self._bind("laws", after.shaped(rows, width, self.vocab_size))
 
-    def _feed_noise(self, window: Window) -> dict[int, tuple[tuple[int, int], int, int]]:
+    def _feed_noise(self, window: Window) -> dict[int, HeldNoise]:
         """The race noise of newly entered positions; returns what the rows hold once the graph has run."""
-        rows, width = window.tokens.shape
+        rows = len(window.tokens)
         if self.method.acceptance == "none":
             noise = self._buffers["noise"].shaped(rows, 1, self.vocab_size)
             for b, info in enumerate(window.rows):
@@ -366,20 +365,7 @@ class OrtStep:
                     noise[b, 0] = race_weights(info.seed, info.sequence, position, self.vocab_size)
             self._bind("noise", noise)
             return {}
-        if self._ring.shape[1] < 2 * width + 2:
-            self._ring = np.zeros((self.batch_size, 2 * width + 2, self.vocab_size), np.float32)
-            self._noise_held.clear()
-        entered, missing = {}, [(0, 0)] * rows
-        for b, info in enumerate(window.rows):
-            owner, first, end = self._noise_held.get(b, ((-1, -1), 0, 0))
-            missing[b] = (end, end)
-            if info is not None and window.draws[b]:
-                wanted = int(window.start[b] + window.known[b])
-                beyond = int(window.start[b] + self._end(window)[b]) + 1
-                if owner != (info.seed, info.sequence) or not first <= wanted <= end:
-                    first = end = wanted
-                missing[b] = (end, max(end, beyond))
-                entered[b] = ((info.seed, info.sequence), max(first, wanted), max(end, beyond))
+        missing, entered = self._ring.missing(window)
         most = max(1, *(end - first for first, end in missing))
         noise = self._buffers["noise"].shaped(rows, most, self.vocab_size)
         for b, info in enumerate(window.rows):
@@ -388,8 +374,8 @@ class OrtStep:
                     noise[b, i] = race_weights(info.seed, info.sequence, position, self.vocab_size)
         self._bind("noise", noise)
         self._put("noise_start", [first for first, _ in missing], rows)
-        self._bind("past_noise", self._ring[:rows])
-        self._bind("present_noise", self._ring[:rows])
+        self._bind("past_noise", self._ring.memory[:rows])
+        self._bind("present_noise", self._ring.memory[:rows])
         return entered
 
     def _run(self, rows: int, width: int) -> None:

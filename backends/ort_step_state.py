@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coupled_sampling.contracts import Window
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["AlternatingLaws", "Buffer", "HeldLaws"]
+__all__ = ["AlternatingLaws", "Buffer", "HeldLaws", "HeldNoise", "NoiseRing"]
 
 
 class Buffer:
@@ -100,3 +100,43 @@ class AlternatingLaws:
         self.buffers[0].memory, self.shapes[0] = together.reshape(-1), (rows, width)
         self.held[0].clear()
         self.held[0].update(held)
+
+
+class HeldNoise(NamedTuple):
+    """Whose race noise a row of the ring holds, (seed, sequence), and of which positions, first to end - 1."""
+
+    owner: tuple[int, int]
+    first: int
+    end: int
+
+
+class NoiseRing:
+    """Race noise of the positions under way: position i of a row lies in column i modulo the ring's size."""
+
+    def __init__(self, batch_size: int, vocab_size: int) -> None:
+        self.memory: NDArray[np.float32] = np.zeros((batch_size, 1, vocab_size), np.float32)
+        self.held: dict[int, HeldNoise] = {}
+
+    def missing(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
+        """The positions (first, end) of each row whose noise has to enter, and what rows hold once it has.
+
+        The ring has two windows and two columns: rows with fewer new positions than others write padding behind theirs.
+        """
+        columns = 2 * window.tokens.shape[1] + 2
+        if self.memory.shape[1] < columns:
+            self.memory = np.zeros((len(self.memory), columns, self.memory.shape[2]), np.float32)
+            self.held.clear()
+        missing: list[tuple[int, int]] = []
+        entered: dict[int, HeldNoise] = {}
+        for b, info in enumerate(window.rows):
+            owner, first, end = self.held.get(b, HeldNoise((-1, -1), 0, 0))
+            if info is None or not window.draws[b]:
+                missing.append((end, end))
+                continue
+            wanted = int(window.start[b] + window.known[b])
+            beyond = wanted + int(window.recycled[b] + window.fresh[b]) + 1
+            if owner != (info.seed, info.sequence) or not first <= wanted <= end:
+                first = end = wanted
+            missing.append((end, max(end, beyond)))
+            entered[b] = HeldNoise((info.seed, info.sequence), max(first, wanted), max(end, beyond))
+        return missing, entered

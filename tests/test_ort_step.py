@@ -131,7 +131,7 @@ def test_nothing_large_is_allocated_after_warm_up(bundle):
 
     def addresses():
         memory = [buffer.memory for buffer in (*step._buffers.values(), *step._laws.buffers)]
-        return [array.ctypes.data for array in (*memory, step._ring, *step._caches.values())]
+        return [array.ctypes.data for array in (*memory, step._ring.memory, *step._caches.values())]
 
     before = addresses()
     generate(step, [[258]], length=100, window=16, drafting="copy:14", seed=2)

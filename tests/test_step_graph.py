@@ -233,7 +233,7 @@ def test_recycled_drafts_of_another_round_are_refused():
     decoder = Decoder(step, window=4, drafting="repeat")
     decoder.add(Request([0], length=12))
     decoder.step()
-    while not (window := decoder._window()).recycled[0]:
+    while not (window := decoder._window(decoder.window)).recycled[0]:
         decoder.step()
     with pytest.raises(InvalidArgument, match="round before"):
         step.step(window._replace(round=window.round + 5))
