@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort import KV_STEP
 from coupled_sampling.backends.ort_step_checks import check_against_bundle, step_graph_facts
-from coupled_sampling.backends.ort_step_state import AlternatingLaws, Buffer, HeldLaws, HeldNoise, NoiseRing
+from coupled_sampling.backends.ort_step_state import (
+    TYPES,
+    AlternatingLaws,
+    Buffer,
+    HeldLaws,
+    HeldNoise,
+    NoiseRing,
+)
 from coupled_sampling.backends.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
@@ -33,14 +40,6 @@ from coupled_sampling.noise import CounterNoise, race_weights, uniforms
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["OrtStep"]
-
-_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
 
 
 class OrtStep:
@@ -92,12 +91,12 @@ class OrtStep:
         self._outputs = {value.name: value for value in session.get_outputs()}
         self._model_rows = 1 if self._guided is None else 2
         self._caches = {
-            name: np.zeros((self._model_rows * batch_size, *value.shape[1:]), _TYPES[value.type])
+            name: np.zeros((self._model_rows * batch_size, *value.shape[1:]), TYPES[value.type])
             for name, value in self._inputs.items()
             if name.startswith("past_key_values.")
         }
         self._buffers = {
-            value.name: Buffer(_TYPES[value.type])
+            value.name: Buffer(TYPES[value.type])
             for value in (*self._inputs.values(), *self._outputs.values())
             if value.name not in self._caches
         }

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from coupled_sampling.contracts import Window
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["AlternatingLaws", "Buffer", "HeldLaws", "HeldNoise", "NoiseRing"]
+__all__ = ["TYPES", "AlternatingLaws", "Buffer", "HeldLaws", "HeldNoise", "NoiseRing"]
+
+
+TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+"""numpy's types by ONNX Runtime's names."""
 
 
 class Buffer:

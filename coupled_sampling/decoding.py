@@ -79,7 +79,7 @@ class _Step(NamedTuple):
 
     rows: int
     width: int
-    tokens: int
+    tokens: Sequence[int]
     seconds: float
     ends: Sequence[tuple[_Row, int]]
     """Each row, and the end of the positions that the step decided or drafted in it."""
@@ -260,7 +260,7 @@ class Decoder:
         active = sum(row is not None for row in stepped)
         if window.tokens.shape[1] == width and window.draws.sum() == active:
             ends = [(row, int(window.start[b] + slots[b]) + 1) for b, row in enumerate(stepped) if row is not None]
-            self._open_steps.append(_Step(len(stepped), width, int(outcome.committed.sum()), seconds, ends))
+            self._open_steps.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
         while self._open_steps and all(
             row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
         ):

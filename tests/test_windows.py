@@ -24,7 +24,7 @@ class ByCounts:
         return 1 + self.state % 4
 
     def record(self, rows, width, tokens, seconds):
-        self.state = 3 * self.state + 7 * tokens + width
+        self.state = 3 * self.state + 7 * sum(tokens) + width
 
 
 class ByDrafts(ByCounts):
@@ -187,17 +187,22 @@ def test_the_rules_are_what_decides_the_widths():
 def simulated(slot, search, steps=3000, seed=0, rows=1):
     """Feed a search with a machine whose steps cost 1 + ``slot`` per slot, in noisy times with hiccups.
 
-    Returns the share of the best fixed width's tokens per second that was reached over all steps, and that width.
+    Runs of accepted drafts come in bursts that a narrow window needs several steps for. Returns the share of the best fixed
+    width's tokens per second that was reached over all steps, and that width.
     """
     random = np.random.default_rng(seed)
-    gain = {width: 1 + 5 * (1 - np.exp(-(width - 1) / 10)) for width in LADDER}
+    bursts = np.where(random.random(4000) < 0.1, random.geometric(1 / 25, 4000), 1 + random.poisson(2, 4000))
+    gain = {width: bursts.sum() / np.ceil(bursts / width).sum() for width in LADDER}
     cost = {width: 1 + slot * width for width in LADDER}
-    made = spent = 0.0
+    made = spent = left = 0
     for _ in range(steps):
         width = search.width(rows)
+        left = left or int(random.choice(bursts))
+        committed = min(left, width)
+        left -= committed
         seconds = cost[width] * np.exp(0.15 * random.standard_normal()) * (20 if random.random() < 0.02 else 1)
-        committed = 1 + random.binomial(15, (gain[width] - 1) / 15)
-        search.record(rows, width, int(committed), float(seconds))
+        search.record(rows, width, [committed] * rows, float(seconds))
+        # What the width commits on average: the luck of the draw is no merit of the search.
         made, spent = made + gain[width], spent + cost[width]
     rates = {width: gain[width] / cost[width] for width in LADDER}
     best = max(rates, key=rates.get)
@@ -205,9 +210,10 @@ def simulated(slot, search, steps=3000, seed=0, rows=1):
 
 
 @pytest.mark.parametrize("slot", [1.0, 0.3, 0.1, 0.03, 0.003])
-def test_search_comes_within_a_twentieth_of_the_best_fixed_width_despite_hiccups(slot):
+def test_search_comes_near_the_best_fixed_width_despite_hiccups(slot):
     shares = [simulated(slot, WindowSearch(128), seed=seed)[0] for seed in range(5)]
-    assert np.median(shares) > (0.95 if slot < 1 else 0.9), shares  # from 16 down to 1 is a long way
+    # Far from where it starts the way costs more; at 16, where searches start, a rung is worth 5 %.
+    assert np.median(shares) > (0.93 if slot <= 0.1 else 0.85), shares
 
 
 def test_search_rests_and_wakes_up():

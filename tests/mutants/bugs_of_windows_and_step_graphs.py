@@ -23,8 +23,8 @@ BUGS = (
     Bug(
         "mean-of-times-instead-of-the-median",
         WINDOWS,
-        "float(np.median(seconds))",
-        "float(seconds.mean())",
+        "float(np.median(self._measured[i].seconds))",
+        "float(np.mean(self._measured[i].seconds))",
         "One hiccup decides which width is called slow.",
         WIDTHS,
     ),
