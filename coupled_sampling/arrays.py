@@ -20,6 +20,7 @@ __all__ = [
     "array_device",
     "as_like",
     "at_least_float32",
+    "block_sums",
     "difference",
     "drop_below",
     "exp_in_place",
@@ -32,6 +33,7 @@ __all__ = [
     "point_masses",
     "positive_difference",
     "to_host",
+    "total",
 ]
 
 
@@ -167,6 +169,33 @@ def exp_in_place(array: Array) -> Array:
     return namespace(array).exp(array)
 
 
+def block_sums(array: Array, block: int) -> Array:
+    """Sums (..., ceil(V / block)) of ``array`` (..., V) over blocks of ``block`` entries, the last one perhaps shorter.
+
+    Of numpy's ways to add up short rows einsum's is the fastest, three times as fast as ``sum``; a row's sums do not depend
+    on the rows beside it.
+    """
+    whole = array.shape[-1] // block
+    leading = array.shape[:-1]
+    if isinstance(array, np.ndarray):
+        sums = np.einsum("...i->...", array[..., : whole * block].reshape(*leading, whole, block))
+    else:
+        sums = namespace(array).sum(
+            namespace(array).reshape(array[..., : whole * block], (*leading, whole, block)), axis=-1
+        )
+    if whole * block < array.shape[-1]:
+        rest = namespace(array).sum(array[..., whole * block :], axis=-1)
+        sums = namespace(array).concat([sums, rest[..., None]], axis=-1)
+    return sums
+
+
+def total(array: Array) -> Array:
+    """Sums (..., 1) of ``array`` (..., V) over the last axis."""
+    if isinstance(array, np.ndarray) and array.shape[-1] >= 1024:
+        return block_sums(array, 128).sum(axis=-1, keepdims=True)
+    return namespace(array).sum(array, axis=-1, keepdims=True)
+
+
 def positive_difference(first: Array, second: Array) -> Array:
     """max(first - second, 0)."""
     if isinstance(first, np.ndarray):
@@ -177,13 +206,22 @@ def positive_difference(first: Array, second: Array) -> Array:
     return xp.maximum(difference, xp.zeros((), dtype=difference.dtype, device=array_api_compat.device(difference)))
 
 
+_TOGETHER = 1 << 15
+"""Entries of a product that stay in the cache."""
+
+
 def argmax_of_product(first: Array, second: Array) -> Array:
-    """argmax(first * second) along the last axis. Numpy goes row by row for long rows, so that products stay in cache."""
-    if not isinstance(first, np.ndarray) or first.shape[-1] < 2048:
+    """argmax(first * second) along the last axis. Numpy goes a few rows at a time, so that products stay in the cache."""
+    if not isinstance(first, np.ndarray) or first.size <= _TOGETHER:
         return namespace(first).argmax(first * second, axis=-1)
-    second = np.broadcast_to(second, first.shape)
-    best = np.empty(first.shape[:-1], np.int64)
-    product = np.empty(first.shape[-1], np.result_type(first, second))
-    for row in np.ndindex(best.shape):
-        best[row] = np.multiply(first[row], second[row], out=product).argmax()
-    return best
+    size = first.shape[-1]
+    rows = first.reshape(-1, size)
+    others = np.broadcast_to(second, first.shape).reshape(-1, size)
+    best = np.empty(len(rows), np.int64)
+    step = max(1, _TOGETHER // size)
+    product = np.empty((step, size), np.result_type(first, second))
+    for begin in range(0, len(rows), step):
+        some = slice(begin, begin + step)
+        np.multiply(rows[some], others[some], out=product[: len(rows[some])])
+        product[: len(rows[some])].argmax(axis=-1, out=best[some])
+    return best.reshape(first.shape[:-1])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import argmax_of_product, first_true, namespace, pick
+from coupled_sampling.arrays import argmax_of_product, block_sums, first_true, namespace, pick
 from coupled_sampling.contracts import Array
 
 __all__ = ["categorical", "gumbel_max", "race"]
@@ -23,24 +23,11 @@ __all__ = ["categorical", "gumbel_max", "race"]
 
 def _first_past(weights: Array, threshold: Array) -> Array:
     """First index of positive weight whose cumulative sum exceeds ``threshold``, else the last of positive weight."""
-    if isinstance(weights, np.ndarray):
-        return _first_past_of_numpy(weights, threshold)
     xp = namespace(weights)
     positive = weights > 0
     past = (xp.cumulative_sum(weights, axis=-1) > threshold[..., None]) & positive
     last = weights.shape[-1] - 1 - first_true(xp.flip(positive, axis=-1))
     return xp.where(xp.any(past, axis=-1), first_true(past), last)
-
-
-def _first_past_of_numpy(weights: NDArray[Any], threshold: NDArray[Any]) -> NDArray[np.int64]:
-    """`_first_past` for numpy, whose sums run from the left to the right: only a positive weight can pass a threshold."""
-    cumulative = np.cumsum(weights, axis=-1)
-    index = np.asarray(np.argmax(cumulative > threshold[..., None], axis=-1), np.int64)
-    beyond = cumulative[..., -1] <= threshold
-    if np.any(beyond):
-        last = weights.shape[-1] - 1 - np.argmax(weights[..., ::-1] > 0, axis=-1)
-        index = np.where(beyond, last, index)
-    return index
 
 
 def _block_size(vocab_size: int) -> int:
@@ -67,16 +54,16 @@ def categorical(weights: Array, uniform: Array) -> Array:
     -----
     Large vocabularies are searched in two levels, block sums first, so that the cost is one vectorised pass.
     """
-    xp = namespace(weights)
     vocab_size = weights.shape[-1]
     block = _block_size(vocab_size)
-    if vocab_size <= 4 * block:
-        wide = xp.astype(weights, xp.float64)
-        return _first_past(wide, xp.astype(uniform, xp.float64) * xp.sum(wide, axis=-1))
     if isinstance(weights, np.ndarray):
         flat = _categorical_of_numpy(weights.reshape(-1, vocab_size), np.reshape(uniform, -1), block)
         return flat.reshape(weights.shape[:-1])
-    sums = xp.astype(_block_sums(weights, block), xp.float64)
+    xp = namespace(weights)
+    if vocab_size <= 4 * block:
+        wide = xp.astype(weights, xp.float64)
+        return _first_past(wide, xp.astype(uniform, xp.float64) * xp.sum(wide, axis=-1))
+    sums = xp.astype(block_sums(weights, block), xp.float64)
     threshold = xp.astype(uniform, xp.float64) * xp.sum(sums, axis=-1)
     chosen = _first_past(sums, threshold)
     threshold = threshold - (pick(xp.cumulative_sum(sums, axis=-1), chosen) - pick(sums, chosen))
@@ -86,29 +73,44 @@ def categorical(weights: Array, uniform: Array) -> Array:
     return chosen * block + _first_past(inside, threshold)
 
 
-def _block_sums(weights: Array, block: int) -> Array:
-    """Sums of ``weights`` (..., V) over blocks of ``block`` tokens, the last one perhaps shorter."""
-    xp = namespace(weights)
-    whole = weights.shape[-1] // block
-    sums = xp.sum(xp.reshape(weights[..., : whole * block], (*weights.shape[:-1], whole, block)), axis=-1)
-    if whole * block < weights.shape[-1]:
-        sums = xp.concat([sums, xp.sum(weights[..., whole * block :], axis=-1)[..., None]], axis=-1)
-    return sums
-
-
 def _categorical_of_numpy(weights: NDArray[Any], uniform: NDArray[Any], block: int) -> NDArray[np.int64]:
     """The same search for numpy weights (K, V), in few calls: for few rows they are what it costs."""
-    sums = _block_sums(weights, block).astype(np.float64)
-    threshold = uniform * sums.sum(axis=-1)
-    chosen = _first_past_of_numpy(sums, threshold)
+    vocab_size = weights.shape[-1]
+    if vocab_size <= 4 * block:
+        sums = np.cumsum(weights, axis=-1, dtype=np.float64)
+        return _first_past_of_numpy(sums, uniform * sums[:, -1], weights)
+    outer = block_sums(weights, block)
+    sums = np.cumsum(outer, axis=-1, dtype=np.float64)
+    threshold = uniform * sums[:, -1]
+    chosen = _first_past_of_numpy(sums, threshold, outer)
     row = np.arange(len(weights))
-    before = np.cumsum(sums, axis=-1)[row, chosen] - sums[row, chosen]
+    before = sums[row, chosen] - outer[row, chosen]
     threshold = np.maximum(threshold - before, 0)  # rounding may leave less than nothing
+    inside = _blocks(weights, chosen, block)
+    return chosen * block + _first_past_of_numpy(np.cumsum(inside, axis=-1, dtype=np.float64), threshold, inside)
+
+
+def _first_past_of_numpy(sums: NDArray[Any], threshold: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.int64]:
+    """`_first_past` given the ``sums`` (K, m), from the left to the right: only a positive weight can pass a threshold."""
+    index = np.asarray(np.argmax(sums > threshold[:, None], axis=-1), np.int64)
+    beyond = sums[:, -1] <= threshold
+    if beyond.any():
+        last = weights.shape[-1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=-1)
+        index = np.where(beyond, last, index)
+    return index
+
+
+def _blocks(weights: NDArray[Any], chosen: NDArray[np.int64], block: int) -> NDArray[Any]:
+    """Block ``chosen`` (K,) of each row of ``weights`` (K, V): (K, block), with zeros past the end of a row."""
+    vocab_size, row = weights.shape[-1], np.arange(len(weights))
+    inside: NDArray[Any]
+    if vocab_size % block == 0:
+        inside = weights.reshape(len(weights), -1, block)[row, chosen]
+        return inside
     index = chosen[:, None] * block + np.arange(block)
-    beyond = index >= weights.shape[-1]
-    inside = weights[row[:, None], np.where(beyond, 0, index)].astype(np.float64)
-    inside[beyond] = 0
-    return chosen * block + _first_past_of_numpy(inside, threshold)
+    inside = weights[row[:, None], np.minimum(index, vocab_size - 1)]
+    inside[index >= vocab_size] = 0
+    return inside
 
 
 def race(law: Array, weights: Array) -> Array:

@@ -26,6 +26,7 @@ decoder into its exact output law (`coupled_sampling.testing`).
 
 from __future__ import annotations
 
+import threading
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -98,10 +99,27 @@ class Noise(Protocol):
 _NO_UNIFORMS = np.zeros((0, 4))
 
 
+class _Generator(threading.local):
+    """One generator per thread: to set its counter takes a sixth of the time of making another."""
+
+    def __init__(self) -> None:
+        self._philox = Philox(key=0)
+        self._state = self._philox.state
+
+    def words(self, seed: int, sequence: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
+        """``count`` words from the block after ``counter`` on."""
+        inner = self._state["state"]
+        inner["key"][0], inner["key"][1] = seed, sequence
+        inner["counter"][:3] = counter
+        self._philox.state = self._state
+        return np.asarray(self._philox.random_raw(count), np.uint64)
+
+
+_GENERATOR = _Generator()
+
+
 def _words(seed: int, sequence: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
-    key = np.array([seed, sequence], np.uint64)
-    words = Philox(key=key, counter=np.array([*counter, 0], np.uint64)).random_raw(count)
-    return np.asarray(words, np.uint64)
+    return _GENERATOR.words(seed, sequence, counter, count)
 
 
 def uniforms(seed: int, sequence: int, round_: int, first: int, count: int) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from coupled_sampling.arrays import (
     namespace,
     point_masses,
     to_host,
+    total,
 )
 from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
@@ -89,9 +90,9 @@ def target_law(
     if sampling.temperature != 1:
         weights /= sampling.temperature
     weights = _warp(exp_in_place(weights), logits, sampling)
-    total = xp.sum(weights, axis=-1, keepdims=True)
+    mass = total(weights)
     with np.errstate(invalid="ignore"):  # rows that nobody wants may hold anything; the others are refused before
-        weights /= xp.where(total > 0, total, xp.ones_like(total))
+        weights /= xp.where(mass > 0, mass, xp.ones_like(mass))
     return weights
 
 

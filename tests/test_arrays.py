@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from coupled_sampling import METHODS, DraftModel, HostStep, Sampling, generate
+from coupled_sampling import METHODS, DraftModel, HostStep, Sampling, arrays, generate
 from coupled_sampling.testing import TableProvider, random_table
 
 LIBRARIES = [
@@ -70,3 +70,25 @@ def test_large_vocabularies_take_the_same_decisions_in_float32(monkeypatch):
         np.testing.assert_array_equal(
             np.sort(arrays.largest(first, count), axis=-1), np.sort(first, axis=-1)[..., 5000 - count :]
         )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [3, 128, 1000, 1024, 5001, 65536, 100_003])
+def test_sums_over_long_rows_are_precise_and_alike_whatever_rows_are_beside_them(size, dtype):
+    rows = np.random.default_rng(size).random((2, 5, size)).astype(dtype) ** 8
+    exact = rows.astype(np.longdouble).sum(axis=-1)
+    sums = arrays.total(rows)[..., 0]
+    assert sums.dtype == dtype
+    # 16 roundings are what numpy's own pairwise sum may lose on rows of 65,536
+    assert (np.abs(sums - exact) <= 16 * np.finfo(dtype).eps * exact).all()
+    np.testing.assert_array_equal(arrays.total(rows[1, 3])[0], sums[1, 3])
+    np.testing.assert_array_equal(arrays.total(rows[:, 1:4])[..., 0], sums[:, 1:4])
+
+
+@pytest.mark.parametrize("size", [267, 2048, 5000, 40_000])
+def test_the_largest_product_is_found_alike_whatever_rows_are_beside_it(size):
+    generator = np.random.default_rng(size)
+    first, second = generator.random((2, 21, size), np.float32), generator.random((21, size), np.float32)
+    found = arrays.argmax_of_product(first, second)
+    np.testing.assert_array_equal(found, (first * second).argmax(axis=-1))
+    np.testing.assert_array_equal(found[1, 20], arrays.argmax_of_product(first[1, 20], second[20]))

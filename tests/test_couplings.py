@@ -107,6 +107,14 @@ def test_categorical_reaches_the_first_and_the_last_token_of_positive_weight(voc
     assert (beyond <= 1e-5 * weights.sum(axis=-1)).all()
 
 
+@pytest.mark.parametrize("vocab_size", [267, 5000, 8191, 8192])
+def test_rounding_at_the_end_of_a_row_does_not_lead_out_of_it(vocab_size):
+    weights = np.random.default_rng(vocab_size).random((2000, vocab_size), np.float32)
+    for uniform in (JUST_BELOW_ONE, 1 - 1e-8, 1 - 2e-7):
+        tokens = draws.categorical(weights, np.full(2000, uniform))
+        assert tokens.max() == vocab_size - 1
+
+
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(weights=finite_laws, uniform=uniform_numbers, scale=st.sampled_from([1e-300, 1e-30, 1.0, 1e30]))
 def test_categorical_needs_no_normalisation(weights, uniform, scale):
@@ -140,7 +148,20 @@ def test_categorical_agrees_between_one_and_two_levels(monkeypatch):
     np.testing.assert_array_equal(two_levels, draws.categorical(weights, uniform))
 
 
-@pytest.mark.parametrize("vocab_size", [5, 267, 5000])
+@pytest.mark.parametrize("vocab_size", [5, 267, 5000, 8192])
+def test_a_row_is_drawn_alike_whatever_rows_are_beside_it(vocab_size):
+    weights = laws(vocab_size, (40, vocab_size), zeros=0.3).astype(np.float32)
+    cumulative = np.cumsum(weights.astype(float), axis=-1)
+    # uniforms close to a boundary, where the last bit of a sum decides
+    near = np.random.default_rng(5).integers(1, vocab_size, 40)
+    uniform = cumulative[np.arange(40), near - 1] / cumulative[:, -1]
+    together = draws.categorical(weights, uniform)
+    for count in (1, 2, 3, 7):
+        apart = [draws.categorical(weights[k : k + count], uniform[k : k + count]) for k in range(0, 40, count)]
+        np.testing.assert_array_equal(together, np.concatenate(apart))
+
+
+@pytest.mark.parametrize("vocab_size", [5, 267, 5000, 8192])
 def test_categorical_has_the_law(vocab_size):
     law, n = laws(vocab_size, vocab_size, zeros=0.3), 4000
     uniform = np.random.default_rng(5).random(n)

@@ -198,9 +198,9 @@ BUGS = (
     Bug(
         "long-rows-compete-without-their-noise",
         ARRAYS,
-        "best[row] = np.multiply(first[row], second[row], out=product).argmax()",
-        "best[row] = np.multiply(first[row], second[(0,) * len(row)], out=product).argmax()",
-        "Long rows take the noise of the first row.",
+        "np.multiply(rows[some], others[some], out=product[: len(rows[some])])",
+        "np.multiply(rows[some], others[: len(rows[some])], out=product[: len(rows[some])])",
+        "Long rows take the noise of the first rows.",
         ("tests/test_arrays.py",),
     ),
 )
