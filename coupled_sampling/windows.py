@@ -8,8 +8,8 @@ What steps cost shows after a few of them (the median: a hiccup does not decide)
 drafts come in bursts, and whether a picture's sky or its detail fell to a width says nothing about the width. So two widths are
 compared by the *same* counts, those of the wider one: a run of c tokens takes windows of width w about ceil(c / w) steps. That
 flatters the narrower one, whose drafts have had fewer rounds to settle, by 1 to 10 % from rung to rung on the embedded model, so
-that the search may rest one or two rungs too low. It reached 0.92 to 0.99 of the best fixed width's speed
-there with steady times, 0.82 on a busy machine.
+that the search may rest one or two rungs too low. The search included, it reached 0.95 to 0.99 of the best fixed width's speed
+(``benchmarks/results/step-graph.txt``).
 
 Why it cannot bias what is generated: a width may be chosen from anything that is decided before the step, as long as nothing in
 it depends on drafts that are still to be tested. Then the law of a draft that is left outside a narrower window is no other than
