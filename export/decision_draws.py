@@ -16,7 +16,16 @@ import numpy as np
 
 from coupled_sampling.export.graph import GraphBuilder
 
-__all__ = ["DecisionBuilder", "block_size", "blocks_of", "inverse_cdf", "largest", "rows_at"]
+__all__ = [
+    "DecisionBuilder",
+    "block_size",
+    "blocks_of",
+    "first_of",
+    "inverse_cdf",
+    "largest",
+    "length_on_device",
+    "rows_at",
+]
 
 
 class DecisionBuilder(GraphBuilder):
@@ -55,6 +64,20 @@ def blocks_of(graph: DecisionBuilder, values: str, vocab_size: int, filler: floa
     return graph.op("Reshape", values, graph.integers(0, 0, count, block))
 
 
+def length_on_device(graph: DecisionBuilder, row: str) -> str:
+    """The number of entries of a vector, (1,), as a value that no runtime keeps on the host.
+
+    ONNX Runtime computes with sizes on the CPU, and so it does whatever needs nothing but a size and inputs of the graph.
+    """
+    every = graph.op("Range", graph.number(0, "int64"), graph.op("Size", row), graph.number(1, "int64"))
+    return graph.op("Add", graph.op("ReduceMax", every, keepdims=1), graph.number(1, "int64"))
+
+
+def first_of(graph: DecisionBuilder, values: str, axis: int = 0) -> str:
+    """``values`` at index 0 of ``axis``, which goes."""
+    return graph.op("Gather", values, graph.number(0, "int64"), axis=axis)
+
+
 def rows_at(graph: DecisionBuilder, values: str, index: str) -> str:
     """``values[b, index[b, i]]``: (B, n, ...) and int64 (B, m) give (B, m, ...); whole rows are copied."""
     return graph.op("GatherND", values, graph.op("Unsqueeze", index, graph.integers(2)), batch_dims=1)
@@ -81,18 +104,20 @@ def largest(graph: DecisionBuilder, values: str, vocab_size: int) -> tuple[str, 
     return highest, _joined(graph, chosen, inside, vocab_size)
 
 
-def _first_past(graph: DecisionBuilder, weights: str, threshold: str) -> tuple[str, str]:
-    """First index (B, n) whose cumulative sum of ``weights`` float64 (B, n, m) exceeds ``threshold`` (B, n), else the
+def _first_past(graph: DecisionBuilder, weights: str, size: int, threshold: str) -> tuple[str, str]:
+    """First index (B, n) whose cumulative sum of ``weights`` float64 (B, n, size) exceeds ``threshold`` (B, n), else the
     last of positive weight; and the sum (B, n) before it."""
     sums = graph.op("CumSum", weights, graph.number(-1, "int64"))
     wide = graph.op("Unsqueeze", threshold, graph.integers(2))
     before = graph.op("Cast", graph.op("LessOrEqual", sums, wide), to=7)
     count = graph.op("ReduceSum", before, graph.integers(-1), keepdims=0)
+    # The largest index of positive weight: ArgMax of the last index has no CUDA kernel in ONNX Runtime.
     positive = graph.op("Cast", graph.op("Greater", weights, graph.number(0.0, "float64")), to=1)
-    last = graph.op("ArgMax", positive, axis=-1, keepdims=0, select_last_index=1)
+    indices = graph.constant(f"counting.{size}", np.arange(size, dtype=np.float32))
+    last = graph.op("ReduceMax", graph.op("Mul", positive, indices), graph.integers(-1), keepdims=0)
     # Sums do not fall, so those at or below the threshold are the first ``count``.
-    size = graph.op("Slice", graph.op("Shape", weights), graph.integers(2), graph.integers(3))
-    index = graph.op("Where", graph.op("Less", count, size), count, last)
+    within = graph.op("Less", count, graph.number(size, "int64"))
+    index = graph.op("Where", within, count, graph.op("Cast", last, to=7))
     at = graph.op("Unsqueeze", index, graph.integers(2))
     own = graph.op("GatherElements", weights, at, axis=2)
     left = graph.op("Sub", graph.op("GatherElements", sums, at, axis=2), own)
@@ -117,17 +142,19 @@ def inverse_cdf(
         sums = graph.op("Where", graph.op("Unsqueeze", empty, graph.integers(2)), _block_sums(graph, others), sums)
         total = graph.op("ReduceSum", sums, graph.integers(-1), keepdims=0)
     threshold = graph.op("Mul", uniform, total)
-    if vocab_size <= 4 * block_size(vocab_size):
+    size = block_size(vocab_size)
+    if vocab_size <= 4 * size:
+        size = vocab_size
         chosen = graph.op("Mul", graph.op("Cast", threshold, to=7), graph.number(0, "int64"))
     else:
-        chosen, before = _first_past(graph, sums, threshold)
+        chosen, before = _first_past(graph, sums, -(-vocab_size // size), threshold)
         # Rounding may leave less than nothing.
         threshold = graph.op("Max", graph.op("Sub", threshold, before), graph.number(0.0, "float64"))
     block = _chosen_block(graph, blocks, chosen)
     if empty is not None and others is not None:
         wide = graph.op("Unsqueeze", empty, graph.integers(2))
         block = graph.op("Where", wide, _chosen_block(graph, others, chosen), block)
-    inside, _ = _first_past(graph, graph.op("Cast", block, to=11), threshold)
+    inside, _ = _first_past(graph, graph.op("Cast", block, to=11), size, threshold)
     return _joined(graph, chosen, inside, vocab_size)
 
 

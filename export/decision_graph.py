@@ -18,7 +18,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.decision_draws import DecisionBuilder, inverse_cdf, largest, rows_at
+from coupled_sampling.export.decision_draws import (
+    DecisionBuilder,
+    first_of,
+    inverse_cdf,
+    largest,
+    length_on_device,
+    rows_at,
+)
 from coupled_sampling.export.decision_law import TargetLaw, guided_logits, target_law
 from coupled_sampling.methods import Method, find_method
 
@@ -117,7 +124,7 @@ class _Decision:
     def slots(self, ids: str) -> _Slots:
         """Which slots decide something, and which drafts they test."""
         graph, one = self.graph, self.one()
-        width = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2))
+        width = graph.op("Size", first_of(graph, ids))
         self.shape = graph.op("Shape", ids)
         self.counting = slot = graph.op("Range", graph.number(0, "int64"), width, one)
         known, recycled, fresh = (self.column(graph.input(x, "int64", ["B"])) for x in ("known", "recycled", "fresh"))
@@ -131,9 +138,14 @@ class _Decision:
         has_draft = graph.op("And", begun, graph.op("Less", slot, last))
         own = graph.op("And", begun, graph.op("Less", slot, middle))
         new = graph.op("And", has_draft, graph.op("GreaterOrEqual", slot, middle))
-        following = graph.op("Min", graph.op("Add", slot, one), graph.op("Sub", width, one))
-        draft = graph.op("Gather", ids, following, axis=1)
+        draft = self.following(ids)
         return _Slots(slot, valid, has_draft, own, new, draft)
+
+    def following(self, ids: str) -> str:
+        """``ids`` (B, W) one slot to the left; the last slot, which tests no draft, keeps its own."""
+        graph, end = self.graph, self.graph.integers(1 << 62)
+        pieces = (graph.op("Slice", ids, graph.integers(begin), end, graph.integers(1)) for begin in (1, -1))
+        return graph.op("Concat", *pieces, axis=1)
 
     def first_true(self, mask: str) -> str:
         """Slot (B, 1) of each row's first true entry of ``mask`` (B, W)."""
@@ -203,12 +215,12 @@ class _Decision:
 
     def acceptance_ratio(self, law: str, slots: _Slots, start: str) -> str:
         """min(1, p(x) / q(x)) in float64 (B, W); 0 where the target gives the draft nothing."""
-        graph, zero = self.graph, self.graph.number(0, "int64")
+        graph = self.graph
         graph.input("draft_laws", "float32", ["B", "draft_slots", self.vocab_size])
         written = graph.input("draft_laws_start", "int64", ["B"])
         ahead = self.column(graph.op("Sub", start, written))
-        most = graph.op("Sub", graph.op("Shape", "draft_laws", start=1, end=2), self.one())
-        self.index = graph.op("Max", graph.op("Min", graph.op("Add", slots.slot, ahead), most), zero)
+        at = graph.op("Add", slots.slot, ahead)
+        self.index = graph.op("Where", slots.recycled, at, graph.number(0, "int64"))  # other drafts have no law there
         pair = (graph.op("Unsqueeze", x, graph.integers(2)) for x in (self.index, slots.draft))
         held = graph.op("GatherND", "draft_laws", graph.op("Concat", *pair, axis=2), batch_dims=1)
         proposed = graph.op("Where", slots.recycled, held, graph.number(1.0))
@@ -235,12 +247,13 @@ class _Decision:
         """argmax(law * noise) (B, W) with each position's own noise, kept in a ring: position i lies in column i mod R."""
         graph = self.graph
         noise = graph.input("noise", "float32", ["B", "N", self.vocab_size])
-        first = graph.input("noise_start", "int64", ["B"])
+        begin = graph.input("noise_start", "int64", ["B"])
         ring: list[str | int] = ["B", "R", self.vocab_size]
         past = graph.input("past_noise", "float32", ring)
-        size = graph.op("Shape", past, start=1, end=2)
+        # Were the ring written at an index that is on the host, all of it would be written there.
+        size = length_on_device(graph, first_of(graph, first_of(graph, past, 2)))
         graph.op(
-            "TensorScatter", past, noise, graph.op("Mod", first, size), name="present_noise", axis=-2, mode="circular"
+            "TensorScatter", past, noise, graph.op("Mod", begin, size), name="present_noise", axis=-2, mode="circular"
         )
         graph.output("present_noise", "float32", ring)
         position = graph.op("Add", graph.op("Add", self.column(start), self.counting), self.one())

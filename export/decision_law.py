@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coupled_sampling.export.decision_draws import DecisionBuilder, largest
+from coupled_sampling.export.decision_draws import DecisionBuilder, first_of, largest, length_on_device
 
 __all__ = ["TargetLaw", "guided_logits", "target_law"]
 
@@ -108,6 +108,7 @@ def _threshold(
     )
     candidates = graph.input("candidates", "int64", [1])
     ordered, _ = graph.ops("TopK", logits, candidates, names=(None, None), axis=-1, largest=1, sorted=1)
+    candidates = length_on_device(graph, first_of(graph, first_of(graph, ordered)))  # TopK reads its number on the host
     nothing, none = graph.number(-np.inf), graph.number(0, "int64")
     limited = graph.op("Greater", top_k, none)
     end = graph.op("Min", graph.op("Where", limited, top_k, candidates), candidates)

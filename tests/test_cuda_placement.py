@@ -71,14 +71,21 @@ def test_a_node_that_was_never_placed_is_noticed(graphs, change):
     assert unknown(next(iter(VERSIONS.values())), "window.onnx", found) == [added]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_step_graphs_leave_no_more_to_the_cpu_than_the_window_graph_and_copy_nothing(version, name):
+    record = VERSIONS[version]
+    assert collections.Counter(record["on_cpu"][name]) <= collections.Counter(record["on_cpu"]["window.onnx"])
+    assert record["copies, axes free and fixed"][name] == [0, 0]
+
+
 def test_the_guide_says_what_was_found():
     section = GUIDE.read_text().partition("## On CUDA")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
     said = {}
-    for names, placed in rows[1:]:
-        counts = {
-            operator: int(count) for count, operator in re.findall(r"(\d+) ([A-Z]\w+(?: of the last index)?)", placed)
-        }
+    for names, placed, fixed, copies in rows[1:]:
+        assert (fixed, copies) == ("nothing", "0")  # else `placement` fails, and see the test above
+        counts = {operator: int(count) for count, operator in re.findall(r"(\d+) ([A-Z]\w+)", placed)}
         for name in re.findall(r"`([\w-]+)`", names):
             said[name] = counts
     assert all(version in section for version in VERSIONS)

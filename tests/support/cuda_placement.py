@@ -2,8 +2,8 @@
 
 ``python tests/support/cuda_placement.py FOLDER...`` reads unpacked wheels of ``onnxruntime-gpu`` (each holds ``onnxruntime/``)
 and writes ``cuda_placement.json`` beside this file. CUDA's libraries are replaced by ones whose functions do nothing, so that
-a session gets as far as placing nodes: which kernels there are, and which nodes ONNX Runtime prefers on the CPU, is its own
-answer. Nothing is computed. Needs gcc, readelf and ``onnx``, on Linux.
+a session gets as far as placing nodes: which kernels there are, which nodes ONNX Runtime prefers on the CPU, and which
+copies between host and GPU it adds, is its own answer. Nothing is computed. Needs gcc, readelf and ``onnx``, on Linux.
 """
 
 import collections
@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 GRAPHS = ROOT / "coupled_sampling" / "models" / "fashion"
 RECORD = Path(__file__).with_suffix(".json")
 PROVIDER = "CUDAExecutionProvider"
+FIXED = {"B": 2, "2B": 4, "W": 8, "R": 40, "N": 5, "draft_slots": 8}
+"""A length for every axis that the graphs leave free."""
 
 # What must answer for a session to be made: one GPU of compute capability 9.0 with memory, taken from the host's; copies are done.
 # Offsets are those of cudaDeviceProp in CUDA 13.
@@ -83,18 +85,31 @@ def environment_of(package, folder):
     return {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(package)}
 
 
-def print_placement(graph):
-    """In a process of its own: the version, and the execution provider of every node by name."""
+def print_placement(graph, sizes):
+    """In a process of its own: the version, the execution provider of every node by name, and how many copies were added.
+
+    ``sizes`` are lengths of the graph's free axes by name; none leaves them free.
+    """
+    import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(graph, options, providers=[PROVIDER], enable_fallback=0)
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    if sizes:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # raises if a node goes to the CPU
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        session = onnxruntime.InferenceSession(graph, options, providers=[PROVIDER], enable_fallback=0)
+        nodes = onnx.load(optimized, load_external_data=False).graph.node
     assert session.get_providers()[0] == PROVIDER
     parts = session.get_provider_graph_assignment_info()
     placed = {node.name: part.ep_name for part in parts for node in part.get_nodes()}
-    print(json.dumps([onnxruntime.__version__, placed]), flush=True)
+    copies = sum(node.op_type.startswith("Memcpy") for node in nodes)
+    print(json.dumps([onnxruntime.__version__, placed, copies]), flush=True)
     os._exit(0)  # what was never initialised cannot be torn down
 
 
@@ -118,28 +133,33 @@ def signatures(graph):
 
 
 def placement(package):
-    """What one version does: its name, kernels it has for the graphs, and by graph what it puts on the CPU."""
-    kernels, graphs, version = set(), {}, ""
+    """What one version does: its name, and by graph what it puts on the CPU and how many tensors it would copy.
+
+    With free axes: the kernels it has for the graphs, and ``on_cpu``. With all axes fixed no node may be on the CPU, or this fails.
+    """
+    kernels, graphs, copied, version = set(), {}, {}, ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = environment_of(package, folder)
         for graph in sorted(GRAPHS.glob("*.onnx")):
-            command = [sys.executable, __file__, "--place", str(graph)]
-            result = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if result.returncode:
-                raise SystemExit(f"{graph.name}: {result.stderr[-2000:]}")
-            version, placed = json.loads(result.stdout)
-            known, on_cpu = signatures(graph), collections.Counter()
-            for node, provider in placed.items():
-                if provider == PROVIDER:
-                    kernels.add(known[node])
-                else:
-                    on_cpu[known[node]] += 1
-            graphs[graph.name] = dict(sorted(on_cpu.items()))
-    return version, {"kernels": sorted(kernels), "on_cpu": graphs}
+            known, copied[graph.name] = signatures(graph), []
+            for sizes in ({}, FIXED):
+                command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
+                result = subprocess.run(command, env=environment, capture_output=True, text=True)
+                if result.returncode:
+                    raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
+                version, placed, copies = json.loads(result.stdout)
+                copied[graph.name].append(copies)
+                if not sizes:
+                    kernels |= {known[node] for node, provider in placed.items() if provider == PROVIDER}
+                    on_cpu = collections.Counter(known[node] for node, where in placed.items() if where != PROVIDER)
+                    graphs[graph.name] = dict(sorted(on_cpu.items()))
+                elif set(placed.values()) != {PROVIDER}:
+                    raise SystemExit(f"{graph.name} has nodes on the CPU although all its axes are fixed: {placed}")
+    return version, {"kernels": sorted(kernels), "on_cpu": graphs, "copies, axes free and fixed": copied}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--place":
-        print_placement(sys.argv[2])
+        print_placement(sys.argv[2], json.loads(sys.argv[3]))
     RECORD.write_text(json.dumps(dict(placement(Path(folder)) for folder in sys.argv[1:]), indent=1) + "\n")
