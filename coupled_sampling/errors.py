@@ -12,7 +12,8 @@
     ├── CheckpointError                   weights to export are missing, truncated, damaged, unsafe or not understood
     ├── MissingDependency (ImportError)   an optional package is needed: names the extra to install
     ├── OutputError (OSError)             a result could not be written; nothing half-written is left
-    └── CheckFailed (AssertionError)      a provider or a coupling fails its checks; in `coupled_sampling.testing`
+    ├── CheckFailed (AssertionError)      a provider or a coupling fails its checks; in `coupled_sampling.testing`
+    └── StepsDisagree (AssertionError)    two implementations of a step differ by more than ties; there, too
 
 A message names what was wrong, what was received, what was expected and what to do.
 """

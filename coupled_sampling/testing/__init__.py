@@ -5,6 +5,7 @@
 - statistical, for everything too large to enumerate: `equivalence_test` and `assert_equivalent`, with power and a negative
   control in every report;
 - parts: `check_provider` for a backend, `check_coupling` for a coupling;
+- two implementations of a step, given the same noise: `StepComparison` tells float ties from disagreements;
 - `coupled_sampling.testing.strategies` for Hypothesis, and a pytest plugin with two profiles of it (needs the extra ``[testing]``);
 - models small enough for it: `TableProvider`, `RationalProvider`, `random_table`, `rational_table`.
 """
@@ -24,6 +25,7 @@ from coupled_sampling.testing.exact import (
 from coupled_sampling.testing.proof import assert_lossless_exactly, shipped_decoder
 from coupled_sampling.testing.rational import RationalArray, RationalProvider, rational_table
 from coupled_sampling.testing.report import CheckFailed, CheckResult, Report
+from coupled_sampling.testing.ties import Difference, StepComparison, StepsDisagree, TieReport
 from coupled_sampling.testing.uniforms import EnumeratingGenerator, UnknownUniform, exact_law_from_uniforms
 from coupled_sampling.testing.worlds import TableProvider, random_table
 
@@ -33,6 +35,7 @@ __all__ = [
     "CheckFailed",
     "CheckResult",
     "Choice",
+    "Difference",
     "EnumeratingGenerator",
     "EnumeratingNoise",
     "Equivalence",
@@ -41,7 +44,10 @@ __all__ = [
     "RationalArray",
     "RationalProvider",
     "Report",
+    "StepComparison",
+    "StepsDisagree",
     "TableProvider",
+    "TieReport",
     "UnknownUniform",
     "assert_equivalent",
     "assert_lossless_exactly",
