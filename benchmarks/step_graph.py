@@ -6,7 +6,8 @@ A small random decoder (width 512, 4 layers) decodes one window after another; e
 graph alone, HostStep over the window graph, and the step graph. Each way has a session of its own, weights included, and the
 order rotates from step to step: whoever comes second over the same weights would find them in the processor's cache. What
 is printed are medians over steps of times and of ratios within a step. The race noise of newly entered positions, made on the
-host with numpy, is part of both steps.
+host with numpy, is part of both steps. Afterwards both decide the same windows, and sites at which they differ are told into float
+ties and disagreements (`coupled_sampling.testing.StepComparison`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,10 @@ from coupled_sampling.backends import OrtProvider
 from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.session import open_session
 from coupled_sampling.bundle import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
-from coupled_sampling.contracts import Integers, Outcome, Window
+from coupled_sampling.contracts import CoupledStep, Integers, Outcome, Window
 from coupled_sampling.export import GptDescription, save_graph, window_graph
 from coupled_sampling.export.step_graph import step_graph
+from coupled_sampling.testing import StepComparison, TieReport
 
 SIZES = ((1, 32, 8192), (4, 16, 8192), (1, 32, 65536))
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
@@ -68,7 +71,7 @@ class Compared:
         self.provider, self.host, self.fused, self.method = provider, host, fused, host.method
         self.vocab_size, self.batch_size, self.max_length = host.vocab_size, host.batch_size, host.max_length
         self.max_window, self.noise = host.max_window, host.noise
-        self.width, self.steps, self.differences = width, 0, 0
+        self.width, self.steps = width, 0
         self.seconds: list[np.ndarray] = []
 
     def begin(self, row: int, prompt: Integers) -> None:
@@ -86,37 +89,51 @@ class Compared:
                 outcomes[way] = (self.host, self.fused)[way - 1].step(window)
             times[way] = time.perf_counter() - began
         self.steps += 1
-        self.differences += int((outcomes[1].committed != outcomes[2].committed).sum())
         if window.tokens.shape[1] == self.width:
             self.seconds.append(times)
         return outcomes[1]
+
+
+def decode(step: CoupledStep, rows: int, window: int, goes_on: Callable[[], bool]) -> None:
+    """Keep ``rows`` sequences under way while ``goes_on``."""
+    decoder = Decoder(step, window=window, drafting="repeat")
+    sequence = 0
+    while goes_on():
+        while decoder.active + decoder.waiting < rows:
+            decoder.add(Request([sequence], POSITIONS - window, sequence=sequence))
+            sequence += 1
+        decoder.step()
+
+
+def compare(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> TieReport:
+    """Do step graph and HostStep decide alike? Ties of floats are told from disagreements."""
+    provider = OrtProvider(bundle, open_session(bundle.window_graph, threads), rows)
+    both = StepComparison(provider, OrtStep.open_graph(path, rows, threads))
+    left = iter(range(steps))
+    decode(both, rows, window, lambda: next(left, None) is not None)
+    return both.report()
 
 
 def measure(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> list[float]:
     alone, under = (OrtProvider(bundle, open_session(bundle.window_graph, threads), rows) for _ in range(2))
     width = 1 if method == "ar" else window
     both = Compared(alone, HostStep(under, method), OrtStep.open_graph(path, rows, threads), width)
-    decoder = Decoder(both, window=window, drafting="repeat")
-    sequence = 0
-    while len(both.seconds) < steps + 6:
-        while decoder.active + decoder.waiting < rows:
-            decoder.add(Request([sequence], POSITIONS - window, sequence=sequence))
-            sequence += 1
-        decoder.step()
+    decode(both, rows, window, lambda: len(both.seconds) < steps + 6)
     times = 1e3 * np.array(both.seconds[6:])
     forward, host, fused = times.T
     ratios = [np.median(host / forward), np.median(fused / forward), np.median(fused / host)]
-    return [*np.median(times, axis=0), *ratios, both.differences]
+    return [*np.median(times, axis=0), *ratios]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--compared", type=int, default=20, help="steps in which step graph and HostStep are compared")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}; ms, then ratios")
     print(f"{'B':>2}{'W':>4}{'V':>7}  {'method':<12}{'forward':>9}{'+HostStep':>10}{'step graph':>11}", end="")
-    print(f"{'host/fwd':>10}{'graph/fwd':>10}{'graph/host':>11}{'differ':>7}")
+    print(f"{'host/fwd':>10}{'graph/fwd':>10}{'graph/host':>11}{'sites':>7}{'ties':>6}{'disagree':>10}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for rows, window, vocab_size in SIZES:
@@ -128,7 +145,9 @@ def main() -> None:
                     f"{rows:>2}{window:>4}{vocab_size:>7}  {method:<12}{row[0]:>9.2f}{row[1]:>10.2f}{row[2]:>11.2f}",
                     end="",
                 )
-                print(f"{row[3]:>10.2f}{row[4]:>10.2f}{row[5]:>11.2f}{row[6]:>7.0f}", flush=True)
+                print(f"{row[3]:>10.2f}{row[4]:>10.2f}{row[5]:>11.2f}", end="")
+                seen = compare(bundle, path, method, rows, window, arguments.compared, arguments.threads)
+                print(f"{seen.sites:>7}{seen.ties:>6}{seen.disagreements:>10}", flush=True)
 
 
 if __name__ == "__main__":
