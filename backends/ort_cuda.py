@@ -30,7 +30,7 @@ from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
-__all__ = ["CPU_NODES", "SHAPE_OPERATORS", "OrtCudaProvider"]
+__all__ = ["CPU_NODES", "SHAPE_OPERATORS", "OrtCudaProvider", "open_cuda_session"]
 
 CUDA = "CUDAExecutionProvider"
 INSTALL = "pip install 'coupled-sampling[gpu]'"
@@ -112,23 +112,8 @@ class OrtCudaProvider(OrtProvider):
             ONNX Runtime cannot use the GPU, or would run nodes on the CPU that ``cpu_nodes`` forbids.
         """
         check_positive("batch_size", batch_size)
-        check_threads(threads)
-        if cpu_nodes not in CPU_NODES:
-            raise InvalidArgument(f"cpu_nodes is {cpu_nodes!r}, expected one of {', '.join(CPU_NODES)}")
-        if isinstance(device, bool) or not isinstance(device, int) or device < 0:
-            raise InvalidArgument(f"device is {device!r}, expected the number of a GPU, from 0")
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        onnxruntime = _require_cuda()
-        session = _open_session(onnxruntime, opened.window_graph, device, threads, cpu_nodes)
-        on_cpu = _nodes_on_cpu(session)
-        refused = {} if cpu_nodes == "any" else {op: n for op, n in on_cpu.items() if op not in SHAPE_OPERATORS}
-        if refused:
-            listed = ", ".join(f"{operator} ({count})" for operator, count in sorted(refused.items()))
-            raise ProviderError(
-                f"onnxruntime {onnxruntime.__version__} has no CUDA kernel for {sum(refused.values())} nodes of "
-                f"{opened.window_graph} and would run them on the CPU: {listed}; install a newer onnxruntime-gpu, use TensorRT, "
-                "or allow it with cpu_nodes='any'"
-            )
+        onnxruntime, session, on_cpu = open_cuda_session(opened.window_graph, device, threads, cpu_nodes)
         provider = cls(opened, session, batch_size, onnxruntime=onnxruntime, device=device, on_device=on_device)
         provider.on_cpu = on_cpu
         return provider
@@ -169,6 +154,30 @@ class OrtCudaProvider(OrtProvider):
         else:
             binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
         return binding
+
+
+def open_cuda_session(graph: Path, device: int, threads: int | None, cpu_nodes: str) -> tuple[Any, Any, Counter[str]]:
+    """The module ``onnxruntime``, a session of ``graph`` on GPU ``device``, and the operators it has on the CPU.
+
+    Arguments and errors are those of `OrtCudaProvider.open_on_gpu`.
+    """
+    check_threads(threads)
+    if cpu_nodes not in CPU_NODES:
+        raise InvalidArgument(f"cpu_nodes is {cpu_nodes!r}, expected one of {', '.join(CPU_NODES)}")
+    if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+        raise InvalidArgument(f"device is {device!r}, expected the number of a GPU, from 0")
+    onnxruntime = _require_cuda()
+    session = _open_session(onnxruntime, graph, device, threads, cpu_nodes)
+    on_cpu = _nodes_on_cpu(session)
+    refused = {} if cpu_nodes == "any" else {op: n for op, n in on_cpu.items() if op not in SHAPE_OPERATORS}
+    if refused:
+        listed = ", ".join(f"{operator} ({count})" for operator, count in sorted(refused.items()))
+        raise ProviderError(
+            f"onnxruntime {onnxruntime.__version__} has no CUDA kernel for {sum(refused.values())} nodes of "
+            f"{graph} and would run them on the CPU: {listed}; install a newer onnxruntime-gpu, use TensorRT, "
+            "or allow it with cpu_nodes='any'"
+        )
+    return onnxruntime, session, on_cpu
 
 
 def _require_cuda() -> Any:

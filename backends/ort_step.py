@@ -1,4 +1,5 @@
-"""`OrtStep`: a step graph as a coupled step, run by ONNX Runtime on the CPU.
+"""`OrtStep`: a step graph as a coupled step, run by ONNX Runtime on the CPU, or with ``device="cuda"`` on a GPU, see
+`coupled_sampling.backends.ort_cuda_step`.
 
 One call per step: tokens and counts out, O(B * W) numbers, and in besides them only the race noise of newly entered
 positions (V float32 each; about as many per step as tokens are committed). Caches and the noise ring are bound in place.
@@ -14,29 +15,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort import KV_STEP
-from coupled_sampling.backends.ort_step_checks import check_against_bundle, step_graph_facts
-from coupled_sampling.backends.ort_step_state import (
-    TYPES,
-    AlternatingLaws,
-    Buffer,
-    HeldLaws,
-    HeldNoise,
-    NoiseRing,
+from coupled_sampling.backends.ort_step_binding import TYPES, HostBinding
+from coupled_sampling.backends.ort_step_checks import check_against_bundle, find_step_graph, step_graph_facts
+from coupled_sampling.backends.ort_step_inputs import (
+    candidates,
+    fill_race_noise,
+    fill_uniforms,
+    temperatures,
+    warp_settings,
 )
+from coupled_sampling.backends.ort_step_state import AlternatingLaws, Buffer, HeldLaws, HeldNoise, NoiseRing
 from coupled_sampling.backends.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Integers, Outcome, Window
-from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
-from coupled_sampling.methods import Method, find_method
-from coupled_sampling.noise import CounterNoise, race_weights, uniforms
+from coupled_sampling.manifest import StepGraph
+from coupled_sampling.methods import Method
+from coupled_sampling.noise import CounterNoise
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["OrtStep"]
@@ -65,6 +68,7 @@ class OrtStep:
         *,
         guidance: float | None = None,
         unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
+        binding: HostBinding | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
         facts = step_graph_facts(session)
@@ -86,26 +90,22 @@ class OrtStep:
             self._guidance, self.max_length = guidance, self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
         self._warped = facts.warped
-        self._session = session
-        self._inputs = {value.name: value for value in session.get_inputs()}
-        self._outputs = {value.name: value for value in session.get_outputs()}
         self._model_rows = 1 if self._guided is None else 2
+        self._binding = HostBinding(session) if binding is None else binding
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        self._inputs = frozenset(value.name for value in inputs)
+        self._cache_shapes = {x.name: tuple(x.shape[1:]) for x in inputs if x.name.startswith("past_key_values.")}
+        rows = self._model_rows * batch_size
         self._caches = {
-            name: np.zeros((self._model_rows * batch_size, *value.shape[1:]), TYPES[value.type])
-            for name, value in self._inputs.items()
-            if name.startswith("past_key_values.")
+            value.name: self._binding.keep(np.zeros((rows, *self._cache_shapes[value.name]), TYPES[value.type]))
+            for value in inputs
+            if value.name in self._cache_shapes
         }
-        self._buffers = {
-            value.name: Buffer(TYPES[value.type])
-            for value in (*self._inputs.values(), *self._outputs.values())
-            if value.name not in self._caches
-        }
-        self._laws = AlternatingLaws(self.vocab_size)
+        self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
+        self._laws = AlternatingLaws(self._binding, batch_size, self.vocab_size)
         self._source = 0
-        self._ring = NoiseRing(batch_size, self.vocab_size)
+        self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
         self._candidates = 1024
-        self._binding = session.io_binding()
-        self._bound: dict[str, tuple[tuple[int, ...], int]] = {}
         self._rows_bound = 0
 
     @classmethod
@@ -118,6 +118,7 @@ class OrtStep:
         *,
         warped: bool = False,
         guidance: float = 1.0,
+        device: str = "cpu",
     ) -> OrtStep:
         """A step for a bundle that has step graphs.
 
@@ -135,36 +136,52 @@ class OrtStep:
             Whether rows may have top-k, top-p and min-p. It costs a sort of the largest logits in every step.
         guidance
             Guidance scale, with the bundle's unconditional prompt; 1 is none.
+        device
+            "cpu", or "cuda" for the first GPU: what `coupled_sampling.backends.ort_cuda_step.OrtCudaStep.open_on_gpu` does, which
+            has more settings. "cuda" was never run on a GPU.
 
         Raises
         ------
         BundleError
             The bundle cannot be opened or has no such graph, or the graph is not what the manifest promises.
         InvalidArgument
-            ``batch_size`` or ``threads`` is no positive integer, or there is no such method.
+            ``batch_size`` or ``threads`` is no positive integer, or there is no such method or ``device``.
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
+        if device == "cuda":
+            from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
+
+            return OrtCudaStep.open_on_gpu(
+                bundle, method, batch_size, warped=warped, guidance=guidance, threads=threads
+            )
+        if device != "cpu":
+            raise InvalidArgument(f"device is {device!r}, expected 'cpu' or 'cuda'")
         check_positive("batch_size", batch_size)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        chosen, manifest = find_method(method), opened.manifest
-        guided = guidance != 1
-        graph = opened.step_graph(chosen.name, warped=warped, guided=guided)
-        if graph is None:
-            kinds = [f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs]
-            raise BundleError(
-                f"the bundle {manifest.name} has no step graph for {chosen.name}{' warped' * warped}{' guided' * guided}, it "
-                f"has {', '.join(kinds) or 'none'}; add it with `coupled-sampling step-graphs` or use HostStep"
-            )
-        session = open_session(graph, threads)
-        record = next(g for g in manifest.step_graphs if g.file == graph.name)
-        check_against_bundle(session, step_graph_facts(session, str(graph)), opened, record, str(graph))
+        graph, record = find_step_graph(opened, method, warped=warped, guided=guidance != 1)
+        return cls._of_bundle(opened, record, open_session(graph, threads), batch_size, guidance)
+
+    @classmethod
+    def _of_bundle(
+        cls,
+        bundle: Bundle,
+        record: StepGraph,
+        session: Any,
+        batch_size: int,
+        guidance: float,
+        binding: HostBinding | None = None,
+    ) -> Self:
+        """A step over a session of the step graph ``record`` of ``bundle``, which must be what the manifest says."""
+        name, manifest = str(bundle.folder / record.file), bundle.manifest
+        check_against_bundle(session, step_graph_facts(session, name), bundle, record, name)
         return cls(
             session,
             batch_size,
             manifest.window_graph.max_window,
-            guidance=guidance if guided else None,
-            unconditional=manifest.unconditional_prompt if guided else None,
+            guidance=guidance if record.guided else None,
+            unconditional=manifest.unconditional_prompt if record.guided else None,
+            binding=binding,
         )
 
     @classmethod
@@ -269,25 +286,17 @@ class OrtStep:
         return self._buffers[name].shaped(*shape)
 
     def _put(self, name: str, values: Any, *shape: int) -> None:
-        """Copy ``values`` into the memory bound as the input ``name``."""
+        """Feed ``values`` as the input ``name``."""
         buffer = self._buffers[name].shaped(*shape)
         buffer[...] = values
-        self._bind(name, buffer)
-
-    def _bind(self, name: str, buffer: NDArray[Any]) -> None:
-        """Bind ``buffer`` unless it is bound already."""
-        key = (buffer.shape, buffer.ctypes.data)
-        if self._bound.get(name) != key:
-            bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
-            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
-            self._bound[name] = key
+        self._binding.bind_input(name, buffer)
 
     def _feed_tokens(self, tokens: Integers, start: Integers) -> None:
         """What the window graph inside reads: of a guided graph, two rows for each."""
         self._put("input_ids", tokens, *tokens.shape)
         self._put("start", start, len(start))
         if "kv_length" in self._inputs:
-            columns = next(iter(self._caches.values())).shape[2]
+            columns = next(iter(self._cache_shapes.values()))[1]
             needed = int(start.max()) + tokens.shape[1]
             self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, columns), 1)
 
@@ -313,77 +322,59 @@ class OrtStep:
         for name in ("known", "recycled", "fresh", "draws"):
             self._put(name, getattr(window, name), rows)
         if rows != self._rows_bound:
-            for name, cache in self._caches.items():
-                self._bind(name, cache[: self._model_rows * rows])
-                self._bind(name.replace("past_key_values", "present"), cache[: self._model_rows * rows])
+            for past, cache in self._caches.items():
+                for name in (past, past.replace("past_key_values", "present")):
+                    self._binding.bind_kept(name, cache, (self._model_rows * rows, *self._cache_shapes[past]))
             self._rows_bound = rows
-        self._put("temperature", [1.0 if info is None else info.sampling.temperature for info in window.rows], rows)
+        self._put("temperature", temperatures(window), rows)
         if self._warped:
-            settings = [None if info is None else info.sampling for info in window.rows]
-            top_k = [0 if s is None or s.top_k is None or s.top_k >= self.vocab_size else s.top_k for s in settings]
-            self._put("top_k", top_k, rows)
-            self._put("top_p", [1.0 if s is None else s.top_p for s in settings], rows)
-            self._put("min_p", [0.0 if s is None else s.min_p for s in settings], rows)
+            for name, values in warp_settings(window, self.vocab_size).items():
+                self._put(name, values, rows)
             self._feed_candidates(window)
 
     def _feed_candidates(self, window: Window) -> None:
-        """As many candidates as the widest top-k; more where top-p alone decides."""
-        count = 1
-        for info in window.rows:
-            if info is not None:
-                top_k = info.sampling.top_k
-                limited = top_k is not None and top_k < self.vocab_size
-                count = max(count, top_k if limited and top_k else self._candidates if info.sampling.top_p < 1 else 1)
-        self._put("candidates", min(count, self.vocab_size), 1)
+        self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
 
     def _feed_laws(self, window: Window) -> None:
         """Uniforms, the laws of the round before, and room for this round's."""
         rows, width = window.tokens.shape
         drawn = self._buffers["uniforms"].shaped(rows, width, 3)
-        for b, info in enumerate(window.rows):
-            if info is not None and window.draws[b]:
-                first = int(window.start[b]) + 1
-                drawn[b] = uniforms(info.seed, info.sequence, int(window.round[b]), first, width)[:, :3]
-        self._bind("uniforms", drawn)
+        fill_uniforms(window, drawn)
+        self._binding.bind_input("uniforms", drawn)
         self._source = source = self._laws.source(window)
         held = self._laws.held[source]
         begun = [held[b].start if b in held else 0 for b in range(rows)]
         self._put("draft_laws_start", begun, rows)
-        before, after = self._laws.buffers[source], self._laws.buffers[1 - source]
-        self._bind("draft_laws", before.shaped(rows, self._laws.shapes[source][1], self.vocab_size))
-        self._bind("laws", after.shaped(rows, width, self.vocab_size))
+        self._laws.bind(source, rows, width)
 
     def _feed_noise(self, window: Window) -> dict[int, HeldNoise]:
         """The race noise of newly entered positions; returns what the rows hold once the graph has run."""
         rows = len(window.tokens)
         if self.method.acceptance == "none":
-            noise = self._buffers["noise"].shaped(rows, 1, self.vocab_size)
-            for b, info in enumerate(window.rows):
-                if info is not None and window.draws[b]:
-                    position = int(window.start[b] + window.known[b])
-                    noise[b, 0] = race_weights(info.seed, info.sequence, position, self.vocab_size)
-            self._bind("noise", noise)
+            position = window.start + window.known
+            own = [(p, p + 1) if draws else (p, p) for p, draws in zip(position.tolist(), window.draws, strict=True)]
+            self._enter(window, own)
             return {}
         missing, entered = self._ring.missing(window)
-        most = max(1, *(end - first for first, end in missing))
-        noise = self._buffers["noise"].shaped(rows, most, self.vocab_size)
-        for b, info in enumerate(window.rows):
-            for i, position in enumerate(range(*missing[b])):
-                if info is not None:
-                    noise[b, i] = race_weights(info.seed, info.sequence, position, self.vocab_size)
-        self._bind("noise", noise)
+        self._enter(window, missing)
         self._put("noise_start", [first for first, _ in missing], rows)
-        self._bind("past_noise", self._ring.memory[:rows])
-        self._bind("present_noise", self._ring.memory[:rows])
+        self._ring.bind(rows)
         return entered
+
+    def _enter(self, window: Window, positions: list[tuple[int, int]]) -> None:
+        """Feed the race noise of each row's ``positions`` (first, end); rows with fewer than others send padding behind theirs."""
+        most = max(1, *(end - first for first, end in positions))
+        noise = self._buffers["noise"].shaped(len(positions), most, self.vocab_size)
+        fill_race_noise(window, positions, noise)
+        self._binding.bind_input("noise", noise)
 
     def _run(self, rows: int, width: int) -> None:
         for name, shape in (("tokens", (rows, width)), ("committed", (rows,)), ("highest_logits", (rows, width))):
-            self._bind(name, self._out(name, *shape))
+            self._binding.bind_output(name, self._out(name, *shape))
         if self._warped:
-            self._bind("nucleus_short", self._out("nucleus_short", rows, width))
+            self._binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from coupled_sampling.bundle import Bundle
@@ -9,7 +10,7 @@ from coupled_sampling.errors import BundleError
 from coupled_sampling.manifest import StepGraph
 from coupled_sampling.methods import Method, find_method
 
-__all__ = ["StepGraphFacts", "check_against_bundle", "step_graph_facts"]
+__all__ = ["StepGraphFacts", "check_against_bundle", "find_step_graph", "step_graph_facts"]
 
 _FORMAT = "coupled-sampling step graph"
 _NEWEST = 1
@@ -26,6 +27,27 @@ class StepGraphFacts(NamedTuple):
     max_length: int
     warped: bool
     guided: bool
+
+
+def find_step_graph(bundle: Bundle, method: str | Method, *, warped: bool, guided: bool) -> tuple[Path, StepGraph]:
+    """The file of a bundle's step graph for ``method``, and what the manifest says of it.
+
+    Raises
+    ------
+    BundleError
+        The bundle has none; the message names those it has.
+    InvalidArgument
+        There is no such method.
+    """
+    chosen, manifest = find_method(method), bundle.manifest
+    graph = bundle.step_graph(chosen.name, warped=warped, guided=guided)
+    if graph is None:
+        kinds = [f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs]
+        raise BundleError(
+            f"the bundle {manifest.name} has no step graph for {chosen.name}{' warped' * warped}{' guided' * guided}, it "
+            f"has {', '.join(kinds) or 'none'}; add it with `coupled-sampling step-graphs` or use HostStep"
+        )
+    return graph, next(g for g in manifest.step_graphs if g.file == graph.name)
 
 
 def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:

@@ -1,4 +1,4 @@
-"""What a step graph keeps between two calls on the host's side: memory that is bound, and which laws lie in it."""
+"""What a step graph keeps between two calls: the memory it reads and writes, and which laws and noise lie in it."""
 
 from __future__ import annotations
 
@@ -8,36 +8,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.ort_step_binding import HostBinding, Kept
 from coupled_sampling.contracts import Window
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["TYPES", "AlternatingLaws", "Buffer", "HeldLaws", "HeldNoise", "NoiseRing"]
-
-
-TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
-"""numpy's types by ONNX Runtime's names."""
+__all__ = ["AlternatingLaws", "Buffer", "HeldLaws", "HeldNoise", "NoiseRing"]
 
 
 class Buffer:
-    """Memory that grows; tensors of any shape are its beginning."""
+    """Memory on the host that grows; tensors of any shape are its beginning."""
 
     def __init__(self, dtype: Any) -> None:
         self.memory: NDArray[Any] = np.zeros(0, dtype)
 
     def shaped(self, *shape: int) -> NDArray[Any]:
-        """The beginning of the memory as a tensor of ``shape``; what is in it stays there when it has to grow."""
+        """The beginning of the memory as a tensor of ``shape``."""
         size = math.prod(shape)
         if size > self.memory.size:
-            # Laws are read after more rows have come: without them drafts would have probability 0 and all be accepted.
-            grown = np.zeros(size, self.memory.dtype)
-            grown[: self.memory.size] = self.memory
-            self.memory = grown
+            self.memory = np.zeros(size, self.memory.dtype)
         return self.memory[:size].reshape(shape)
 
 
@@ -57,12 +45,26 @@ class AlternatingLaws:
     before, and writes over those it wrote before.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self.buffers = (Buffer(np.float32), Buffer(np.float32))
+    def __init__(self, binding: HostBinding, batch_size: int, vocab_size: int) -> None:
+        self._binding, self._batch_size, self._vocab_size = binding, batch_size, vocab_size
+        self.buffers = [self._room(1), self._room(1)]
         self.shapes = [(1, 1), (1, 1)]
         """Rows and slots of what each buffer holds."""
         self.held: tuple[dict[int, HeldLaws], dict[int, HeldLaws]] = ({}, {})
-        self._vocab_size = vocab_size
+
+    def _room(self, width: int) -> Kept:
+        """For all rows, however many there are at first: laws are read after more rows have come."""
+        return self._binding.keep(np.zeros(self._batch_size * width * self._vocab_size, np.float32))
+
+    def bind(self, source: int, rows: int, width: int) -> None:
+        """Bind the buffer ``source`` for ``rows`` rows to be read, and the other one for ``width`` slots to be written."""
+        target = 1 - source
+        if self.buffers[target].size < self._batch_size * width * self._vocab_size:
+            # It is to be written over: nobody wants what is in it.
+            self.held[target].clear()
+            self.buffers[target] = self._room(width)
+        self._binding.bind_kept("draft_laws", self.buffers[source], (rows, self.shapes[source][1], self._vocab_size))
+        self._binding.bind_kept("laws", self.buffers[target], (rows, width, self._vocab_size))
 
     def forget(self, row: int) -> None:
         """Drop the laws of ``row``."""
@@ -100,14 +102,15 @@ class AlternatingLaws:
 
     def _gather(self, owners: dict[int, int]) -> None:
         """Put the laws of every row, which lie in the buffer it names, together in the first one."""
-        rows, width = (max(sizes) for sizes in zip(*self.shapes, strict=True))
-        together = np.zeros((rows, width, self._vocab_size), np.float32)
-        held = {}
+        width = max(slots for _, slots in self.shapes)
+        together = np.zeros((self._batch_size, width, self._vocab_size), np.float32)
+        flat, held = [self._binding.fetch(buffer) for buffer in self.buffers], {}
         for b, i in owners.items():
-            laws = self.buffers[i].shaped(*self.shapes[i], self._vocab_size)[b]
-            together[b, : len(laws)] = laws
+            slots = self.shapes[i][1]
+            size = slots * self._vocab_size
+            together[b, :slots] = flat[i][b * size : (b + 1) * size].reshape(slots, self._vocab_size)
             held[b] = self.held[i][b]
-        self.buffers[0].memory, self.shapes[0] = together.reshape(-1), (rows, width)
+        self.buffers[0], self.shapes[0] = self._binding.keep(together), (self._batch_size, width)
         self.held[0].clear()
         self.held[0].update(held)
 
@@ -123,9 +126,20 @@ class HeldNoise(NamedTuple):
 class NoiseRing:
     """Race noise of the positions under way: position i of a row lies in column i modulo the ring's size."""
 
-    def __init__(self, batch_size: int, vocab_size: int) -> None:
-        self.memory: NDArray[np.float32] = np.zeros((batch_size, 1, vocab_size), np.float32)
+    def __init__(self, binding: HostBinding, batch_size: int, vocab_size: int) -> None:
+        self._binding, self._batch_size, self._vocab_size = binding, batch_size, vocab_size
         self.held: dict[int, HeldNoise] = {}
+        self._make(1)
+
+    def _make(self, columns: int) -> None:
+        self.held.clear()
+        self.columns = columns
+        self.memory = self._binding.keep(np.zeros((self._batch_size, columns, self._vocab_size), np.float32))
+
+    def bind(self, rows: int) -> None:
+        """Bind the ring of the first ``rows`` rows, to be written in place."""
+        for name in ("past_noise", "present_noise"):
+            self._binding.bind_kept(name, self.memory, (rows, self.columns, self._vocab_size))
 
     def missing(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
         """The positions (first, end) of each row whose noise has to enter, and what rows hold once it has.
@@ -133,9 +147,8 @@ class NoiseRing:
         The ring has two windows and two columns: rows with fewer new positions than others write padding behind theirs.
         """
         columns = 2 * window.tokens.shape[1] + 2
-        if self.memory.shape[1] < columns:
-            self.memory = np.zeros((len(self.memory), columns, self.memory.shape[2]), np.float32)
-            self.held.clear()
+        if self.columns < columns:
+            self._make(columns)
         missing: list[tuple[int, int]] = []
         entered: dict[int, HeldNoise] = {}
         for b, info in enumerate(window.rows):

@@ -130,8 +130,9 @@ def test_nothing_large_is_allocated_after_warm_up(bundle):
     generate(step, [[256]], length=60, window=16, drafting="copy:14", seed=1)
 
     def addresses():
-        memory = [buffer.memory for buffer in (*step._buffers.values(), *step._laws.buffers)]
-        return [array.ctypes.data for array in (*memory, step._ring.memory, *step._caches.values())]
+        kept = (*step._laws.buffers, step._ring.memory, *step._caches.values())
+        staged = [buffer.memory.ctypes.data for buffer in step._buffers.values()]
+        return [*staged, *(memory.address for memory in kept)]
 
     before = addresses()
     generate(step, [[258]], length=100, window=16, drafting="copy:14", seed=2)
