@@ -1,19 +1,16 @@
 """The CUDA provider on a stand-in for ``onnxruntime`` that keeps the rules of bindings, and its refusals with the real package.
 
-The stand-in has device memory at addresses of its own, copies an input from the host when it is bound and not again, and
-computes the graph on the CPU. Nothing ran on a GPU; the tests marked ``gpu`` do, where there is one.
+Nothing ran on a GPU; the tests marked ``gpu`` do, where there is one.
 """
-
-import ctypes
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_cuda import RuleBroken
+from fake_onnxruntime import CUDA, FakeRuntime
 from trt_bundles import write_bundle
 
 from coupled_sampling import generate
-from coupled_sampling.backends import OrtProvider, ort_cuda
+from coupled_sampling.backends import OrtProvider, ort_cuda, ort_gpu_session
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.contracts import LogitsProvider
@@ -22,123 +19,6 @@ from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-
-CUDA = "CUDAExecutionProvider"
-
-
-class FakeRuntime:
-    """The module ``onnxruntime`` of a machine with one GPU; ``on_cpu`` are operators that have no CUDA kernel."""
-
-    __version__ = "1.31.1"
-    available = (CUDA, "CPUExecutionProvider")
-
-    def __init__(self, *, on_cpu=("Slice", "Concat"), used=CUDA, fails=None):
-        self.on_cpu, self.used, self.fails = on_cpu, used, fails
-        self.memory, self.next, self.sessions = {}, 0x7F0000000000, []
-        self.OrtValue = SimpleNamespace(ortvalue_from_numpy=self.on_the_device)
-        self.SessionOptions = Options
-        self.InferenceSession = self.open
-
-    def get_available_providers(self):
-        return list(self.available)
-
-    def on_the_device(self, values, kind, device):
-        assert (kind, device) == ("cuda", 0)
-        address, content = self.next, values.copy()
-        self.next += -(-content.nbytes // 256) * 256 + 4096
-        self.memory[address] = content
-        return SimpleNamespace(data_ptr=lambda: address, shape=lambda: list(values.shape))
-
-    def at(self, address, shape):
-        """The memory at ``address``, which must be a whole allocation's beginning and hold ``shape``."""
-        if address not in self.memory:
-            raise RuleBroken(f"{address:#x} is not device memory")
-        content, size = self.memory[address].reshape(-1), int(np.prod(shape))
-        if size > content.size:
-            raise RuleBroken(f"{shape} at {address:#x} runs beyond the allocation")
-        return content[:size].reshape(shape)
-
-    def open(self, path, options, providers, enable_fallback):
-        if self.fails is not None:
-            raise RuntimeError(self.fails)
-        if options.entries.get("session.disable_cpu_ep_fallback") == "1" and self.on_cpu:
-            raise RuntimeError(
-                "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been "
-                "explicitly disabled by the user."
-            )
-        session = Session(self, path, options, providers, enable_fallback)
-        self.sessions.append(session)
-        return session
-
-
-class Options:
-    def __init__(self):
-        self.entries, self.intra_op_num_threads, self.enable_mem_pattern = {}, None, True
-
-    def add_session_config_entry(self, key, value):
-        self.entries[key] = value
-
-
-class Session:
-    def __init__(self, runtime, path, options, providers, enable_fallback):
-        self.runtime, self.options, self.providers = runtime, options, providers
-        self.enable_fallback, self.runs = enable_fallback, 0
-        plain = onnxruntime.SessionOptions()
-        plain.intra_op_num_threads, plain.log_severity_level = 1, 3
-        plain.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        self.real = onnxruntime.InferenceSession(path, plain, providers=["CPUExecutionProvider"])
-        self.get_inputs, self.get_outputs = self.real.get_inputs, self.real.get_outputs
-
-    def get_providers(self):
-        return [self.runtime.used, "CPUExecutionProvider"]
-
-    def get_provider_graph_assignment_info(self):
-        assert self.options.entries["session.record_ep_graph_assignment_info"] == "1"
-        nodes = [node for part in self.real.get_provider_graph_assignment_info() for node in part.get_nodes()]
-        places = {CUDA: [], "CPUExecutionProvider": []}
-        for node in nodes:
-            places["CPUExecutionProvider" if node.op_type in self.runtime.on_cpu else CUDA].append(node)
-        return [SimpleNamespace(ep_name=name, get_nodes=lambda found=found: found) for name, found in places.items()]
-
-    def io_binding(self):
-        return Binding(self.runtime)
-
-    def run_with_iobinding(self, binding):
-        self.runs += 1
-        names = [value.name for value in self.get_outputs()]
-        missing = {value.name for value in self.get_inputs()} - set(binding.inputs) | set(names) - set(binding.outputs)
-        if missing:
-            raise RuleBroken(f"{', '.join(sorted(missing))} is not bound")
-        for name in names:
-            past = name.replace("present.", "past_key_values.")
-            if past != name and binding.inputs[past].ctypes.data != binding.outputs[name].ctypes.data:
-                raise RuleBroken(f"{name} is not at the address of {past}")
-        for name, value in zip(names, self.real.run(names, binding.inputs), strict=True):
-            binding.outputs[name][...] = value
-
-
-class Binding:
-    def __init__(self, runtime):
-        self.runtime, self.inputs, self.outputs = runtime, {}, {}
-
-    def bind_cpu_input(self, name, values):
-        self.inputs[name] = values.copy()  # as ONNX Runtime does: later changes of the array are not seen
-
-    def bind_input(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, np.float32)
-        if kind != "cuda":
-            raise RuleBroken(f"{name} is bound from the host and would be copied once, at binding")
-        self.inputs[name] = self.runtime.at(address, shape)
-
-    def bind_output(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, np.float32)
-        if kind == "cuda":
-            self.outputs[name] = self.runtime.at(address, shape)
-        else:
-            if address in self.runtime.memory:
-                raise RuleBroken(f"{name} is bound as host memory, but lies on the device")
-            raw = (ctypes.c_uint8 * (4 * int(np.prod(shape)))).from_address(address)
-            self.outputs[name] = np.frombuffer(raw, np.float32).reshape(shape)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +32,7 @@ def runtime(monkeypatch):
 
     def install(**settings):
         fake = FakeRuntime(**settings)
-        monkeypatch.setattr(ort_cuda, "require_onnxruntime", lambda install: fake)
+        monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
         return fake
 
     return install
@@ -221,6 +101,8 @@ def test_the_session_is_what_it_must_be(bundle, runtime):
     assert session.options.intra_op_num_threads == 2
     assert "session.disable_cpu_ep_fallback" not in session.options.entries
     assert set(provider.on_cpu) == {"Slice", "Concat"}
+    assert set(provider.placement) == {CUDA, "CPUExecutionProvider"}
+    assert fake.preloaded == 1
 
 
 def test_memory_beyond_a_buffer_is_caught(bundle, runtime):
