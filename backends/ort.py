@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.session import EXECUTION_PROVIDER, open_session
+from coupled_sampling.backends.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.manifest import WindowGraph
 
-__all__ = ["KV_STEP", "OrtProvider"]
+__all__ = ["KV_STEP", "OrtProvider", "check_dtype"]
 
 KV_STEP = 32
 """``kv_length`` is rounded up to a multiple of it."""
@@ -132,14 +132,21 @@ class OrtProvider:
         rows, width = tokens.shape
         self._tokens[: rows * width] = tokens.reshape(-1)
         self._start[:rows] = start
-        needed = int(start.max()) + width
-        self._kv_length[0] = min(-(-needed // KV_STEP) * KV_STEP, self._columns)
+        self._kv_length[0] = self._columns_for(int(start.max()) + width)
         try:
-            self._session.run_with_iobinding(self._binding(rows, width))
+            self._run(rows, width)
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
         return self._result(rows, width)
+
+    def _columns_for(self, needed: int) -> int:
+        """How many cache columns to attend to, where ``needed`` are written."""
+        return min(-(-needed // KV_STEP) * KV_STEP, self._columns)
+
+    def _run(self, rows: int, width: int) -> None:
+        """Run the graph on what the buffers hold."""
+        self._session.run_with_iobinding(self._binding(rows, width))
 
     def _zeros(self, shape: tuple[int, ...]) -> Any:
         """Memory that the graph reads and writes in place."""
@@ -180,11 +187,19 @@ def _cache_names(graph: WindowGraph) -> list[tuple[str, str]]:
     return [(f"past_key_values.{part}", f"present.{part}") for part in parts]
 
 
+def check_dtype(bundle: Bundle, execution_provider: str) -> None:
+    """Refuse a bundle whose caches are not of the one type that ONNX Runtime's buffers are made of here: `BundleError`."""
+    dtype = bundle.manifest.window_graph.dtype
+    if dtype != "float32":
+        raise BundleError(
+            f"window_graph.dtype is {dtype!r}, expected 'float32' on {execution_provider}; export the bundle again, or use TensorRT"
+        )
+
+
 def _check_graph(bundle: Bundle, session: Any) -> None:
     """Refuse a graph whose inputs and outputs are not what the manifest promises."""
     graph, vocab_size = bundle.manifest.window_graph, bundle.manifest.vocab_size
-    if graph.dtype != "float32":
-        raise BundleError(f"window_graph.dtype is {graph.dtype!r}, expected 'float32' on {EXECUTION_PROVIDER}")
+    check_dtype(bundle, session.get_providers()[0])
     cache = ("tensor(float)", (None, graph.kv_heads, graph.cache_length, graph.head_size))
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
         "input_ids": ("tensor(int64)", (None, None)),

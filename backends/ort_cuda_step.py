@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.ort_cuda import open_cuda_session
+from coupled_sampling.backends.ort_gpu_session import open_cuda_session
 from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.ort_step_binding import HostBinding, Kept
 from coupled_sampling.backends.ort_step_checks import find_step_graph

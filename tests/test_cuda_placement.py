@@ -140,6 +140,57 @@ os._exit(0)
 """
 
 
+GRAPHS_OF_CUDA = """
+import os, sys
+import numpy as np
+from coupled_sampling.backends import session
+from coupled_sampling.backends.ort_cuda import OrtCudaProvider
+from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
+from coupled_sampling.errors import ProviderError
+import onnxruntime
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"
+onnxruntime.set_default_logger_severity(1)
+for on_device in (False, True):
+    provider = OrtCudaProvider.open_on_gpu("fashion", batch_size=3, on_device=on_device, cuda_graphs=True, column_buckets=(64,))
+    for rows, width, start in 4 * ((3, 5, 0),) + 3 * ((2, 1, 5),) + 3 * ((3, 5, 60),):
+        print("call", rows, width, start, file=sys.stderr, flush=True)
+        logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
+        assert logits.shape == (rows, width, 267)
+    print(type(logits).__name__, provider.captured)
+try:
+    OrtCudaProvider.open_on_gpu("fashion", tensorrt=TensorrtOptions(engines=sys.argv[1], tf32=True))
+except ProviderError as error:
+    print("libnvinfer.so.10" in str(error), os.path.exists(sys.argv[1]))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_the_package_captures_and_replays(environment, tmp_path):
+    """What it says in its log. Nothing is computed, but whether a session may capture, and when it does, is its own answer."""
+    command = [sys.executable, "-c", GRAPHS_OF_CUDA, str(tmp_path / "engines")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    captured = "[(3, 5, 64), (2, 1, 64), (3, 5, 196)]"
+    assert result.stdout.splitlines() == [f"ndarray {captured}", f"DevicePointer {captured}", "True False"]
+    said = re.findall(
+        r"^call .*|Start another run|Capturing the cuda graph|Replaying the captured", result.stderr, re.MULTILINE
+    )
+    found, plain, capturing, replay = (
+        [],
+        [],
+        ["Start another run"] * 2 + ["Capturing the cuda graph"],
+        ["Replaying the captured"],
+    )
+    for line in said:
+        if line.startswith("call"):
+            found.append([])
+        else:
+            found[-1].append(line)
+    assert found == 2 * [plain, capturing, replay, replay, plain, capturing, replay, plain, capturing, replay]
+
+
 def test_the_package_takes_the_bindings(environment):
     """Kernels do nothing and logits are what was in memory, but shapes, types and places of all that is bound are checked."""
     command = [sys.executable, "-c", BINDINGS]

@@ -6,10 +6,11 @@ Nothing ran on a GPU; the tests marked ``gpu`` do, where there is one.
 import numpy as np
 import pytest
 from fake_cuda import RuleBroken
+from fake_onnxruntime import CUDA, FakeRuntime
 from trt_bundles import write_bundle
 
 from coupled_sampling import generate
-from coupled_sampling.backends import OrtProvider, ort_cuda
+from coupled_sampling.backends import OrtProvider, ort_cuda, ort_gpu_session
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.contracts import LogitsProvider
@@ -18,9 +19,6 @@ from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-fake_onnxruntime = pytest.importorskip("fake_onnxruntime")
-
-CUDA = "CUDAExecutionProvider"
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,8 @@ def runtime(monkeypatch):
     """What puts a `FakeRuntime` where the provider imports its own."""
 
     def install(**settings):
-        fake = fake_onnxruntime.FakeRuntime(**settings)
-        monkeypatch.setattr(ort_cuda, "require_onnxruntime", lambda install: fake)
+        fake = FakeRuntime(**settings)
+        monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
         return fake
 
     return install
@@ -103,6 +101,8 @@ def test_the_session_is_what_it_must_be(bundle, runtime):
     assert session.options.intra_op_num_threads == 2
     assert "session.disable_cpu_ep_fallback" not in session.options.entries
     assert set(provider.on_cpu) == {"Slice", "Concat"}
+    assert set(provider.placement) == {CUDA, "CPUExecutionProvider"}
+    assert fake.preloaded == 1
 
 
 def test_memory_beyond_a_buffer_is_caught(bundle, runtime):

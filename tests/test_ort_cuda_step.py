@@ -1,4 +1,4 @@
-"""The step graph on CUDA: `OrtCudaStep` on the stand-in of `fake_onnxruntime`, beside `OrtStep`. Nothing ran on a GPU; the tests
+"""The step graph on CUDA: `OrtCudaStep` on the stand-in of `fake_step_runtime`, beside `OrtStep`. Nothing ran on a GPU; the tests
 marked ``gpu`` do, where there is one.
 """
 
@@ -9,7 +9,7 @@ import pytest
 from fake_cuda import RuleBroken
 
 from coupled_sampling import Decoder, Request, Sampling, generate
-from coupled_sampling.backends import ort_cuda
+from coupled_sampling.backends import ort_gpu_session
 from coupled_sampling.backends.ort_cuda_step import DeviceBinding, OrtCudaStep
 from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.ort_step_state import AlternatingLaws
@@ -18,7 +18,7 @@ from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidAr
 from coupled_sampling.export.decision_graph import STEP_METHODS
 
 onnxruntime = pytest.importorskip("onnxruntime")
-fake_onnxruntime = pytest.importorskip("fake_onnxruntime")
+fake_step_runtime = pytest.importorskip("fake_step_runtime")
 
 CUDA = "CUDAExecutionProvider"
 VOCAB = 267
@@ -38,8 +38,8 @@ def runtime(monkeypatch):
     """What puts a `FakeRuntime` where the step imports its own."""
 
     def install(**settings):
-        fake = fake_onnxruntime.FakeRuntime(**settings)
-        monkeypatch.setattr(ort_cuda, "require_onnxruntime", lambda install: fake)
+        fake = fake_step_runtime.FakeRuntime(**settings)
+        monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
         return fake
 
     return install
@@ -251,5 +251,5 @@ def test_on_a_gpu_tokens_are_those_of_the_cpu(bundle, method, variant):
         dict(step.on_cpu),
         [sum(a == b for a, b in zip(x, y, strict=True)) for x, y in zip(found, expected, strict=True)],
     )
-    assert set(step.on_cpu) <= ort_cuda.SHAPE_OPERATORS
+    assert set(step.on_cpu) <= ort_gpu_session.SHAPE_OPERATORS
     assert sum(x == y for x, y in zip(found, expected, strict=True)) >= 2

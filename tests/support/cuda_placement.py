@@ -41,6 +41,8 @@ int cudaMallocHost(void **at, size_t size) { return take(at, size); }
 int cudaHostAlloc(void **at, size_t size, unsigned flags) { return take(at, size); }
 int cudaStreamCreate(void **at) { return take(at, 8); }
 int cudaStreamCreateWithFlags(void **at, unsigned flags) { return take(at, 8); }
+int cudaStreamEndCapture(void *stream, void **at) { return take(at, 8); }
+int cudaGraphInstantiate(void **at, void *graph, unsigned long long flags) { return take(at, 8); }
 int cudaEventCreate(void **at) { return take(at, 8); }
 int cudaEventCreateWithFlags(void **at, unsigned flags) { return take(at, 8); }
 int cublasCreate_v2(void **at) { return take(at, 64); }

@@ -1,71 +1,67 @@
-"""A stand-in for ``onnxruntime`` with a GPU, that keeps the rules of bindings.
+"""A stand-in for the package ``onnxruntime-gpu`` that keeps the rules of bindings and of captured graphs, and computes on the CPU.
 
-It has device memory at addresses of its own, copies an input from the host when it is bound and not again, counts what crosses, and
-computes the graph on the CPU. Once told that it is warm, it refuses new device memory and large arrays that cross.
+It has device memory at addresses of its own, copies an input from the host when it is bound and not again, and computes the graph
+with the real ``onnxruntime``. What ONNX Runtime would do wrong in silence raises `RuleBroken`:
+
+- an input or output that is not bound, a binding beyond its memory, a cache whose past and present are not at one address;
+- in a session that captures: an input of the device's bound from the host, an output bound to the host, or a run whose
+  ``gpu_graph_id`` was captured with other shapes, addresses or host values. A replay reads what it captured, whatever is bound.
 """
 
 import ctypes
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 from fake_cuda import RuleBroken
 
-from coupled_sampling.backends.ort_step_binding import TYPES
-
-CUDA = "CUDAExecutionProvider"
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+ON_THE_HOST = ("kv_length",)
+"""Inputs that CUDA's kernels read on the host."""
+SHAPES = ("Shape", "Slice", "Concat")
 
 
 class FakeRuntime:
-    """The module ``onnxruntime`` of a machine with one GPU; ``on_cpu`` are operators that have no CUDA kernel."""
+    """The module ``onnxruntime`` of a machine with one GPU.
+
+    Parameters
+    ----------
+    on_cpu
+        Operators that have no CUDA kernel.
+    used
+        The execution provider that sessions come to; None is the first that was asked for.
+    fails
+        What opening a session says, if it fails.
+    on_tensorrt
+        Operators that TensorRT takes, where it is asked and they are not excluded.
+    """
 
     __version__ = "1.31.1"
-    available = (CUDA, "CPUExecutionProvider")
 
-    def __init__(self, *, on_cpu=("Slice", "Concat"), used=CUDA, fails=None):
-        self.on_cpu, self.used, self.fails = on_cpu, used, fails
-        self.memory, self.next, self.sessions = {}, 0x7F0000000000, []
-        self.crossed = Counter()
-        self.limit = None
+    def __init__(self, *, on_cpu=("Slice", "Concat"), used=None, fails=None, on_tensorrt=("Gemm", "Attention", "Gelu")):
+        self.on_cpu, self.used, self.fails, self.on_tensorrt = on_cpu, used, fails, on_tensorrt
+        self.available = [TENSORRT, CUDA, CPU]
+        self.memory, self.next, self.sessions, self.preloaded = {}, 0x7F0000000000, [], 0
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=self.on_the_device)
-        self.SessionOptions = Options
+        self.SessionOptions, self.RunOptions = Options, RunOptions
         self.InferenceSession = self.open
 
     def get_available_providers(self):
         return list(self.available)
 
+    def preload_dlls(self):
+        self.preloaded += 1
+
     def on_the_device(self, values, kind, device):
         assert (kind, device) == ("cuda", 0)
-        if self.limit is not None:
-            raise RuleBroken(f"{values.shape} is allocated on the device although all is warm")
-        address, content = self.next, values.copy()
-        self.next += -(-content.nbytes // 256) * 256 + 4096
-        self.memory[address] = content
-        return SimpleNamespace(
-            data_ptr=lambda: address, shape=lambda: list(values.shape), numpy=lambda: self.fetched(content)
-        )
+        address = self.next
+        self.next += -(-values.nbytes // 256) * 256 + 4096
+        self.memory[address] = values.copy()
+        return Value(self, address, values.shape)
 
-    def fetched(self, content):
-        self.cross("fetched", content.nbytes)
-        return content.copy()
-
-    def warm(self, limit):
-        """From now on nothing is allocated, and no array but race noise crosses that has more than ``limit`` bytes."""
-        self.crossed.clear()
-        self.limit = limit
-
-    def cross(self, name, size):
-        if self.limit is not None and size > self.limit and name != "noise":
-            raise RuleBroken(f"{size} bytes of {name} cross, more than {self.limit}")
-        self.crossed[name] += size
-
-    def at(self, address, shape, dtype=np.float32):
-        """The memory at ``address``, which must be a whole allocation's beginning and hold ``shape`` of ``dtype``."""
+    def at(self, address, shape):
+        """The memory at ``address``, which must be a whole allocation's beginning and hold ``shape``."""
         if address not in self.memory:
             raise RuleBroken(f"{address:#x} is not device memory")
-        if self.memory[address].dtype != dtype:
-            raise RuleBroken(f"{address:#x} holds {self.memory[address].dtype}, not {dtype}")
         content, size = self.memory[address].reshape(-1), int(np.prod(shape))
         if size > content.size:
             raise RuleBroken(f"{shape} at {address:#x} runs beyond the allocation")
@@ -80,8 +76,37 @@ class FakeRuntime:
                 "explicitly disabled by the user."
             )
         session = Session(self, path, options, providers, enable_fallback)
+        if session.captures and set(self.on_cpu) - set(SHAPES):
+            raise RuntimeError(
+                "This session cannot use the graph capture feature as requested by the user  as all compute graph nodes have not "
+                "been partitioned to the CUDAExecutionProvider"
+            )
         self.sessions.append(session)
         return session
+
+
+class Value:
+    """An ``OrtValue`` in device memory."""
+
+    def __init__(self, runtime, address, shape):
+        self.runtime, self.address, self.shape_ = runtime, address, tuple(shape)
+        self.is_broken = lambda: False
+
+    def data_ptr(self):
+        return self.address
+
+    def shape(self):
+        return list(self.shape_)
+
+    def numpy(self):
+        if self.is_broken():
+            raise RuleBroken("an output's value was asked for before all outputs were bound")
+        return self.runtime.at(self.address, self.shape_).copy()
+
+    def update_inplace(self, values):
+        """As ONNX Runtime does, only with as many values as there are."""
+        assert values.shape == self.shape_
+        self.runtime.at(self.address, self.shape_)[...] = values
 
 
 class Options:
@@ -92,75 +117,128 @@ class Options:
         self.entries[key] = value
 
 
+class RunOptions:
+    def __init__(self):
+        self.entries = {}
+
+    def add_run_config_entry(self, key, value):
+        self.entries[key] = value
+
+
 class Session:
+    """A session; ``runs`` counts computations, ``replays`` those of captured graphs."""
+
     def __init__(self, runtime, path, options, providers, enable_fallback):
         self.runtime, self.options, self.providers = runtime, options, providers
-        self.enable_fallback, self.runs = enable_fallback, 0
+        self.enable_fallback, self.runs, self.replays, self.captured = enable_fallback, 0, 0, {}
+        self.settings = dict(providers)
+        self.captures = self.settings[CUDA].get("enable_cuda_graph") == "1"
+        import onnxruntime
+
         plain = onnxruntime.SessionOptions()
         plain.intra_op_num_threads, plain.log_severity_level = 1, 3
         plain.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        self.real = onnxruntime.InferenceSession(path, plain, providers=["CPUExecutionProvider"])
+        self.real = onnxruntime.InferenceSession(path, plain, providers=[CPU])
         self.get_inputs, self.get_outputs = self.real.get_inputs, self.real.get_outputs
-        self.get_modelmeta = self.real.get_modelmeta
 
     def get_providers(self):
-        return [self.runtime.used, "CPUExecutionProvider"]
+        names, used = [name for name, _ in self.providers], self.runtime.used
+        first = 0 if used is None else names.index(used) if used in names else len(names)
+        return [*names[first:], CPU]
+
+    def place_of(self, operator):
+        if operator in self.runtime.on_cpu:
+            return CPU
+        excluded = self.settings.get(TENSORRT, {}).get("trt_op_types_to_exclude", "").split(",")
+        takes = TENSORRT in self.settings and operator in self.runtime.on_tensorrt and operator not in excluded
+        return TENSORRT if takes else CUDA
 
     def get_provider_graph_assignment_info(self):
         assert self.options.entries["session.record_ep_graph_assignment_info"] == "1"
         nodes = [node for part in self.real.get_provider_graph_assignment_info() for node in part.get_nodes()]
-        places = {CUDA: [], "CPUExecutionProvider": []}
+        places = {TENSORRT: [], CUDA: [], CPU: []}
         for node in nodes:
-            places["CPUExecutionProvider" if node.op_type in self.runtime.on_cpu else CUDA].append(node)
+            places[self.place_of(node.op_type)].append(node)
         return [SimpleNamespace(ep_name=name, get_nodes=lambda found=found: found) for name, found in places.items()]
 
     def io_binding(self):
-        return Binding(self)
+        return Binding(self.runtime)
 
-    def run_with_iobinding(self, binding):
+    def run_with_iobinding(self, binding, options=None):
+        if not self.captures:
+            return self.compute(binding)
+        self.check_places(binding)
+        number = int((options or RunOptions()).entries.get("gpu_graph_id", "0"))
+        if number == -1:
+            return self.compute(binding)
+        if number not in self.captured:
+            for _ in range(3):  # twice plainly, then the replay of what was captured
+                self.compute(binding)
+            self.captured[number] = (binding, binding.signature())
+            return None
+        captured, signature = self.captured[number]
+        if binding.signature() != signature:
+            raise RuleBroken(
+                f"graph {number} was captured with other shapes, addresses or host values than this run has"
+            )
+        self.replays += 1
+        return self.compute(captured)
+
+    def check_places(self, binding):
+        for name in set(binding.from_host) - set(ON_THE_HOST):
+            raise RuleBroken(f"{name} is bound from the host, and a replay would not copy it")
+        for name in binding.to_host:
+            raise RuleBroken(f"{name} is bound to the host, and a replay would not copy it")
+
+    def compute(self, binding):
         self.runs += 1
         names = [value.name for value in self.get_outputs()]
         missing = {value.name for value in self.get_inputs()} - set(binding.inputs) | set(names) - set(binding.outputs)
         if missing:
             raise RuleBroken(f"{', '.join(sorted(missing))} is not bound")
-        for name, output in binding.outputs.items():
-            past = name.replace("present.", "past_key_values.").replace("present_noise", "past_noise")
-            if past != name and binding.inputs[past].ctypes.data != output.ctypes.data:
+        for name in names:
+            past = name.replace("present.", "past_key_values.")
+            if past != name and binding.inputs[past].ctypes.data != binding.outputs[name].ctypes.data:
                 raise RuleBroken(f"{name} is not at the address of {past}")
-            over = [other for other, read in binding.inputs.items() if np.may_share_memory(read, output)]
-            if over not in ([], [past]):
-                raise RuleBroken(f"{name} is written over {', '.join(over)} while these are read")
         for name, value in zip(names, self.real.run(names, binding.inputs), strict=True):
             binding.outputs[name][...] = value
-            if name in binding.on_host:
-                self.runtime.cross(name, value.nbytes)
 
 
 class Binding:
-    def __init__(self, session):
-        self.runtime, self.inputs, self.outputs, self.on_host = session.runtime, {}, {}, set()
-        self.types = {value.name: TYPES[value.type] for value in (*session.get_inputs(), *session.get_outputs())}
+    def __init__(self, runtime):
+        self.runtime, self.inputs, self.outputs = runtime, {}, {}
+        self.from_host, self.to_host, self.values = [], [], []
 
     def bind_cpu_input(self, name, values):
-        if values.dtype != self.types[name] or not values.flags.c_contiguous:
-            raise RuleBroken(f"{name} is {values.dtype}, expected contiguous {self.types[name]}")
-        self.runtime.cross(name, values.nbytes)
         self.inputs[name] = values.copy()  # as ONNX Runtime does: later changes of the array are not seen
+        self.from_host.append(name)
 
     def bind_input(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, self.types[name])
+        assert device == 0
         if kind != "cuda":
             raise RuleBroken(f"{name} is bound from the host and would be copied once, at binding")
-        self.inputs[name] = self.runtime.at(address, shape, dtype)
+        self.inputs[name] = self.runtime.at(address, shape)
+        assert self.inputs[name].dtype == dtype
 
     def bind_output(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, self.types[name])
-        self.on_host.discard(name)
+        assert (device, dtype) == (0, np.float32)
         if kind == "cuda":
-            self.outputs[name] = self.runtime.at(address, shape, dtype)
+            self.outputs[name] = self.runtime.at(address, shape)
         else:
             if address in self.runtime.memory:
                 raise RuleBroken(f"{name} is bound as host memory, but lies on the device")
-            self.on_host.add(name)
-            raw = (ctypes.c_uint8 * (np.dtype(dtype).itemsize * int(np.prod(shape)))).from_address(address)
-            self.outputs[name] = np.frombuffer(raw, dtype).reshape(shape)
+            raw = (ctypes.c_uint8 * (4 * int(np.prod(shape)))).from_address(address)
+            self.outputs[name] = np.frombuffer(raw, np.float32).reshape(shape)
+            self.to_host.append(name)
+        self.values.append((address, shape))
+
+    def get_outputs(self):
+        values, count = [Value(self.runtime, *place) for place in self.values], len(self.values)
+        for value in values:  # references into a list that the next one bound may move, as in ONNX Runtime 1.28
+            value.is_broken = lambda: len(self.values) > count
+        return values
+
+    def signature(self):
+        """What a captured graph has taken from this binding."""
+        places = {name: (array.ctypes.data, array.shape) for name, array in {**self.inputs, **self.outputs}.items()}
+        return places | {name: self.inputs[name].tolist() for name in self.from_host}
