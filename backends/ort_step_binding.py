@@ -7,10 +7,13 @@ them when it runs, and that they hold what it wrote when it has run.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from coupled_sampling.errors import ProviderError
 
 __all__ = ["TYPES", "HostBinding", "Kept"]
 
@@ -58,6 +61,10 @@ class HostBinding:
 
     def bind_kept(self, name: str, kept: Kept, shape: tuple[int, ...]) -> None:
         """Bind the beginning of ``kept`` as the input or output ``name``."""
+        if math.prod(shape) > kept.size:  # ONNX Runtime would read and write beyond it
+            raise ProviderError(
+                f"{name} of shape {shape} does not fit in {kept.size} elements; this is a bug, report it"
+            )
         self._bind(name, self._place, kept.dtype, shape, kept.address)
 
     def bind_input(self, name: str, values: NDArray[Any]) -> None:
