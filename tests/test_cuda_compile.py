@@ -31,7 +31,7 @@ def test_kernels_become_cubins(nvrtc, architecture, threads):
     cubin = compile_kernels(architecture, threads)
     assert cubin[:4] == b"\x7fELF"
     assert int.from_bytes(cubin[18:20], "little") == 190  # EM_CUDA
-    for name in (b"target_laws", b"decide", b"noise"):
+    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise"):
         assert b".text." + name + b"\0" in cubin
 
 
@@ -80,6 +80,13 @@ def test_tables_have_the_fields_of_the_structs(table, struct):
     fields = [name.split()[-1].strip("*") for part in body.split(";") if part.strip() for name in part.split(",")]
     assert fields == list(table.names)
     assert table.itemsize == 8 * len(fields)
+
+
+def test_numbers_have_the_values_of_the_source():
+    """NVRTC is given them; whoever compiles the source by other means gets these."""
+    text = "".join(kernel_sources().values())
+    for name, value in (("CHUNK", compiling.CHUNK), ("PART_THREADS", compiling.PART_THREADS), ("THREADS", 1024)):
+        assert re.search(rf"#define {name} (\d+)", text)[1] == str(value)
 
 
 def test_tables_have_the_size_of_the_structs():

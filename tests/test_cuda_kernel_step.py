@@ -10,7 +10,7 @@ from cuda_emulation.emulation import PLAIN, DeviceProvider, EmulationLauncher
 
 from coupled_sampling import GuidedProvider, HostStep, Sampling, generate
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
-from coupled_sampling.backends.cuda.kernels import ROW
+from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
 from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
 
 
@@ -114,7 +114,7 @@ def test_only_tokens_and_counts_reach_the_host():
         kernels = KernelStep(provider, "scd-gumbel", launcher)
         width = 8
         kernels.step(window_of([0] * width))
-        assert launcher.launched == ["target_laws", "decide"]
+        assert launcher.launched == ["measure", "settle", "target_laws", "decide"]
         assert launcher.received == 12 * width + 8
         assert launcher.sent == 4 * width * 5000 + ROW.itemsize + 8 * width
         kernels.close()
@@ -130,7 +130,8 @@ def test_the_guides_own_loop_gives_the_tokens_of_host_step():
     with EmulationLauncher() as launcher:
         provider = DeviceProvider(world, launcher)
         laws = [launcher.allocate(4 * width * 3000) for _ in range(2)]
-        memory = launcher.allocate(28 * width + 200)
+        memory = launcher.allocate(20 * width + 200)
+        scratch = launcher.allocate(scratch_bytes(1, width, 3000))
         while len(tokens) < length:
             start, count = len(tokens) - 1, min(width, length - len(tokens))
             recycled = drafts[: count - 1]
@@ -147,10 +148,11 @@ def test_the_guides_own_loop_gives_the_tokens_of_host_step():
                 laws_before=laws[1 - round_ % 2],
                 laws_before_start=start_before,
                 memory=memory,
+                scratch=scratch,
             )
             tokens, drafts = [*tokens, *final.tolist()], drafts.tolist()
             round_, start_before = round_ + 1, start
-        for pointer in (*laws, memory):
+        for pointer in (*laws, memory, scratch):
             launcher.release(pointer)
         provider.close()
     expected = generate(world, [[5]], length=length - 1, window=width, drafting="repeat", sampling=sampling)
@@ -170,6 +172,6 @@ def test_logits_of_another_stream_are_waited_for():
         provider = Elsewhere(NormalWorld(30), launcher)
         kernels = KernelStep(provider, "ar", launcher)
         kernels.step(window_of([0], fresh=0))
-        assert launcher.launched == ["wait for 7", "target_laws", "decide"]
+        assert launcher.launched == ["wait for 7", "measure", "settle", "target_laws", "decide"]
         kernels.close()
         provider.close()

@@ -23,6 +23,12 @@ MAIN_SOURCE = "decision.cu"
 
 OLDEST_ARCHITECTURE = 80
 
+CHUNK = 4096
+"""Tokens that are summed by themselves, whichever block does it: sums do not depend on how many blocks share a slot."""
+
+PART_THREADS = 256
+"""Threads of a block that shares a slot with others."""
+
 
 class CompilationFailed(CoupledSamplingError):  # noqa: N818 - reads as what it is
     """NVRTC refused the source; the message holds its log."""
@@ -66,13 +72,13 @@ def compile_kernels(architecture: int, threads: int = 1024) -> bytes:
     architecture
         Compute capability without the dot: 80, 90, 120.
     threads
-        Threads of a block: a multiple of 32 from 64 to 1024.
+        Threads of a block that has a slot for itself: a multiple of 32 from 64 to 1024.
 
     Returns
     -------
     bytes
-        Load it with ``cuModuleLoadData`` or any tool that takes cubins. Kernels are called ``target_laws``, ``decide`` and
-        ``noise``.
+        Load it with ``cuModuleLoadData`` or any tool that takes cubins. Kernels are called ``measure``, ``settle``,
+        ``target_laws``, ``decide`` and ``noise``.
 
     Raises
     ------
@@ -97,6 +103,8 @@ def compile_kernels(architecture: int, threads: int = 1024) -> bytes:
         "--std=c++17",
         "--fmad=false",
         f"--define-macro=THREADS={threads}",
+        f"--define-macro=PART_THREADS={PART_THREADS}",
+        f"--define-macro=CHUNK={CHUNK}",
     ]
     return _compile(nvrtc, kernel_sources(), options)
 

@@ -1,6 +1,6 @@
 """`KernelStep`: a coupled step whose decisions are made by CUDA kernels, over any model whose logits lie on a GPU.
 
-Per step one small upload (the window and its rows' settings), two launches and one small download (tokens, counts and each
+Per step one small upload (the window and its rows' settings), four launches and one small download (tokens, counts and each
 slot's largest logit). Logits, laws and noise stay on the device; noise is made there, from the frozen layout of
 `coupled_sampling.noise`. Tokens are those of `HostStep`, save where two floats tie.
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.cuda.kernels import DECISION, ROW, Launcher, decide, method_codes
+from coupled_sampling.backends.cuda.kernels import DECISION, ROW, Launcher, decide, method_codes, scratch_bytes
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
 from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import Integers, LogitsProvider, Outcome, PromptObserver, Window, max_window
@@ -287,7 +287,8 @@ class KernelStep:
         inputs = np.concatenate([table.view(np.uint8), np.ascontiguousarray(window.tokens).reshape(-1).view(np.uint8)])
         given = self._inputs.at_least(inputs.nbytes)
         outputs = np.zeros(8 * sites + 8 * rows + 4 * sites, np.uint8)
-        made = self._outputs.at_least(outputs.nbytes + 4 * sites)
+        room = -(-outputs.nbytes // 16) * 16
+        made = self._outputs.at_least(room + scratch_bytes(rows, width, self.vocab_size))
         parameters = np.zeros((), DECISION)
         parameters["logits"], parameters["logits_type"] = logits.pointer, LOGITS_TYPES.index(logits.dtype)
         parameters["guided"] = self._guided is not None
@@ -296,7 +297,7 @@ class KernelStep:
         parameters["redraft"], parameters["acceptance"] = method_codes(self.method)
         parameters["tokens"], parameters["committed"] = made, made + 8 * sites
         parameters["highest_logits"] = made + 8 * (sites + rows)
-        parameters["accepted"] = made + outputs.nbytes
+        parameters["scratch"] = made + room
         self._launcher.upload(given, inputs)
         decide(self._launcher, parameters, rows)
         self._launcher.download(made, outputs)

@@ -1,8 +1,11 @@
 """Calling the kernels: their argument tables, and the few things they ask of a device.
 
-Two kernels make a step's decisions from its logits: ``target_laws``, then ``decide``, one block per slot, both with one
+Four kernels make a step's decisions from its logits: ``measure``, ``settle``, ``target_laws`` and ``decide``, all with one
 argument, a `DECISION`. It points to B entries of `ROW`. Both tables are laid out as the structs of the same names in
-``kernels/target_law.cuh``; every field has 8 bytes. ``docs/cuda-kernels.md`` says what each one means.
+``kernels/tables.cuh``; every field has 8 bytes. ``docs/cuda-kernels.md`` says what each one means.
+
+Two of the kernels read the logits, with several blocks for each slot where there are few slots; `blocks_per_slot` says how many.
+No outcome depends on it.
 
 `Launcher` is all that is asked of a device, in raw addresses and a stream handle. `DriverLauncher` is one over
 cuda-python; a CUDA graph, a memory pool or an emulator can be another.
@@ -18,11 +21,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.cuda.compile import compile_kernels
+from coupled_sampling.backends.cuda.compile import CHUNK, PART_THREADS, compile_kernels
 from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
 from coupled_sampling.methods import Method
 
-__all__ = ["DECISION", "DRAWS", "ROW", "DriverLauncher", "Launcher", "decide", "method_codes"]
+__all__ = [
+    "DECISION",
+    "DRAWS",
+    "ROW",
+    "DriverLauncher",
+    "Launcher",
+    "blocks_per_slot",
+    "decide",
+    "method_codes",
+    "scratch_bytes",
+]
 
 _WHOLE, _WORD, _REAL = np.int64, np.uint64, np.float64
 
@@ -46,10 +59,11 @@ DECISION = np.dtype(
         *((name, _WHOLE) for name in ("logits_type", "guided", "width", "vocab_size")),
         *((name, _WORD) for name in ("rows", "tokens_in")),
         *((name, _WHOLE) for name in ("redraft", "acceptance")),
-        *((name, _WORD) for name in ("tokens", "committed", "highest_logits", "accepted")),
+        *((name, _WORD) for name in ("tokens", "committed", "highest_logits", "scratch")),
+        ("parts", _WHOLE),
     ]
 )
-"""The argument of ``target_laws`` and ``decide``."""
+"""The argument of the kernels of a step."""
 
 DRAWS = np.dtype(
     [
@@ -63,14 +77,56 @@ DRAWS = np.dtype(
 _REDRAFTS = {"none": 0, "dropped": 0, "independent": 1, "maximal": 2, "gumbel": 3}
 _ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
 
+SHARING = ("measure", "target_laws")
+"""Kernels with ``parts`` blocks of `PART_THREADS` threads for each slot."""
+
+_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES = 40, 16, 8
+_BLOCKS_PER_PROCESSOR = 1024 // PART_THREADS  # PART_BLOCKS in block.cuh
+
 
 def method_codes(method: Method) -> tuple[int, int]:
     """The fields ``redraft`` and ``acceptance`` of `DECISION`."""
     return _REDRAFTS[method.redraft], _ACCEPTANCES[method.acceptance]
 
 
+def _chunks(vocab_size: int) -> int:
+    return -(-vocab_size // CHUNK)
+
+
+def scratch_bytes(rows: int, width: int, vocab_size: int) -> int:
+    """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found."""
+    return rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
+
+
+def blocks_per_slot(slots: int, vocab_size: int, processors: int) -> int:
+    """How many blocks share a slot.
+
+    Parameters
+    ----------
+    slots
+        B times W.
+    vocab_size
+        V. A block has at least one chunk of `CHUNK` tokens.
+    processors
+        Of the device. Once it has as many blocks as run at a time, more would only repeat what each of them does once.
+
+    Returns
+    -------
+    int
+        From 1 to the number of chunks: as few as give no block more chunks than need be. Reasoned, not measured.
+    """
+    chunks = _chunks(vocab_size)
+    chunks_per_block = -(-chunks // max(1, processors * _BLOCKS_PER_PROCESSOR // slots))
+    return -(-chunks // chunks_per_block)
+
+
 class Launcher(Protocol):
     """Device memory and launches, all in one stream, which orders them."""
+
+    @property
+    def processors(self) -> int:
+        """Streaming multiprocessors of the device; only `blocks_per_slot` asks."""
+        ...
 
     @property
     def stream(self) -> int:
@@ -103,10 +159,18 @@ class Launcher(Protocol):
 
 
 def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
-    """Make a step's decisions: launch both kernels for ``rows`` rows with a `DECISION` () that is filled in."""
-    grid = (int(parameters["width"]), rows)
-    launcher.launch("target_laws", grid, parameters)
-    launcher.launch("decide", grid, parameters)
+    """Make a step's decisions: launch the kernels for ``rows`` rows with a `DECISION` () that is filled in.
+
+    ``parts`` of 0 stands for `blocks_per_slot`. Nothing is allocated and nothing waited for, so that launches can be captured in a
+    CUDA graph.
+    """
+    width, parts = int(parameters["width"]), int(parameters["parts"])
+    if not parts:
+        parts = blocks_per_slot(rows * width, int(parameters["vocab_size"]), launcher.processors)
+        parameters = parameters.copy()
+        parameters["parts"] = parts
+    for kernel in ("measure", "settle", "target_laws", "decide"):
+        launcher.launch(kernel, (width * parts if kernel in SHARING else width, rows), parameters)
 
 
 class DriverLauncher:
@@ -117,7 +181,7 @@ class DriverLauncher:
     stream
         Handle of a stream; 0 is the legacy default stream.
     threads
-        Threads of a block.
+        Threads of a block that has a slot for itself.
 
     Raises
     ------
@@ -139,14 +203,12 @@ class DriverLauncher:
         self._threads = threads
         device = self._call("cuCtxGetDevice")
         attribute = self._driver.CUdevice_attribute
-        major, minor = (
-            self._call(
-                "cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"), device
-            )
-            for part in ("MAJOR", "MINOR")
+        major, minor, self.processors = (
+            self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
+            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         self._module = self._call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
-        names = ("target_laws", "decide", "noise")
+        names = ("measure", "settle", "target_laws", "decide", "noise")
         self._kernels = {name: self._call("cuModuleGetFunction", self._module, name.encode()) for name in names}
 
     def allocate(self, size: int) -> int:
@@ -181,7 +243,7 @@ class DriverLauncher:
         if kernel not in self._kernels:
             raise InvalidArgument(f"kernel is {kernel!r}, expected one of {', '.join(self._kernels)}")
         addresses = np.array([parameters.ctypes.data], np.uint64)
-        block, shared = (self._threads, 1, 1), 0
+        block, shared = (PART_THREADS if kernel in SHARING else self._threads, 1, 1), 0
         self._call(
             "cuLaunchKernel", self._kernels[kernel], *grid, 1, *block, shared, self.stream, addresses.ctypes.data, 0
         )

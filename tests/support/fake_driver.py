@@ -12,8 +12,9 @@ from fake_cuda import Work
 
 from coupled_sampling.backends.cuda.kernels import DECISION, ROW
 
+THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024}
 READ = ("logits", "rows", "tokens_in")
-WRITTEN = ("tokens", "committed", "highest_logits", "accepted")
+WRITTEN = ("tokens", "committed", "highest_logits", "scratch")
 
 
 class FakeDriver:
@@ -21,7 +22,9 @@ class FakeDriver:
 
     CUresult = SimpleNamespace(CUDA_SUCCESS=0)
     CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=2,
     )
     CUevent_flags = SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
 
@@ -36,7 +39,7 @@ class FakeDriver:
         return 0, 0
 
     def cuDeviceGetAttribute(self, attribute, device):
-        return 0, self.cuda.capability[attribute]
+        return 0, (*self.cuda.capability, 132)[attribute]
 
     def cuModuleLoadData(self, image):
         return 0, image
@@ -69,7 +72,7 @@ class FakeDriver:
     def cuLaunchKernel(self, kernel, *launch):
         *grid_and_block, shared, stream, addresses, extra = launch
         columns, rows, depth, threads, *ones = grid_and_block
-        assert (depth, threads, ones, shared, extra) == (1, 1024, [1, 1], 0, 0)
+        assert (depth, threads, ones, shared, extra) == (1, THREADS[kernel], [1, 1], 0, 0)
         argument = ctypes.c_uint64.from_address(addresses).value
         parameters = np.frombuffer(ctypes.string_at(argument, DECISION.itemsize), DECISION).copy()[0]
         found = {name: self.cuda.find(int(parameters[name]), 1, kernel) for name in (*READ, *WRITTEN)}

@@ -6,11 +6,23 @@
 // does not depend on timing, and the same source runs one thread after the other on a CPU.
 #pragma once
 
-#ifndef THREADS
+#ifndef THREADS  // of a block that has a slot for itself
 #define THREADS 1024
 #endif
+#ifndef PART_THREADS  // of a block that shares a slot with others
+#define PART_THREADS 256
+#endif
+#define PART_BLOCKS (1024 / PART_THREADS)  // of these on a multiprocessor at least: registers are limited to that end
+#ifndef CHUNK  // tokens that are summed by themselves, whichever block does it
+#define CHUNK 4096
+#endif
+#ifdef COUPLED_SAMPLING_EMULATION
+#define UNROLL
+#else
+#define UNROLL _Pragma("unroll")
+#endif
 #define LANES 32
-#define WARPS (THREADS / LANES)
+#define FOLD 8
 #define DIGIT_BITS 6
 #define BINS (1 << DIGIT_BITS)
 #define FEW (2 * LANES)
@@ -21,22 +33,23 @@
 #endif
 
 static_assert(THREADS % LANES == 0 && THREADS >= FEW && THREADS <= 1024, "THREADS is a multiple of 32, from 64 to 1024");
+static_assert(PART_THREADS % LANES == 0 && PART_THREADS >= FEW && PART_THREADS <= 1024, "as THREADS");
+static_assert(CHUNK % (4 * PART_THREADS) == 0, "every thread has as many groups of four tokens in a whole chunk");
 
 struct Scored {
     float value;
     int index;
 };
 
-struct Shared {
-    double partial[THREADS];
-    Scored best[THREADS];
-    double group[WARPS];
-    Scored group_best[WARPS];
-    // One column per lane: lanes of a warp never meet in one counter.
-    unsigned long long histogram[BINS][LANES];
-    unsigned long long bin[BINS];
-    unsigned long long wanted;
-    unsigned int prefix;
+// Shared memory of a block.
+template <int Threads>
+struct Block {
+    static constexpr int threads = Threads, warps = Threads / LANES;
+    double partial[Threads];
+    double folded[2][Threads / FOLD];
+    Scored best[Threads];
+    Scored best_folded[2][Threads / FOLD];
+    double group[warps];
     double sum;
     Scored winner;
     double threshold;
@@ -64,28 +77,31 @@ struct Sum {
     __device__ double value() const { return double(high) + double(low); }
 };
 
-__device__ inline void sum_groups(Shared& shared) {
-    each([&](int thread) {
-        if (thread < WARPS) {
-            double sum = 0;
-            for (int i = 0; i < LANES; ++i) {  // turned by the group's number, so that banks do not collide
-                sum += shared.partial[thread * LANES + ((i + thread) & (LANES - 1))];
-            }
-            shared.group[thread] = sum;
-        }
-    });
+// All of `from` by `combine` in a fixed tree, FOLD at a time, to two arrays in turn; the outcome goes to `result`. What is in
+// `from` stays.
+template <int Threads, class Value, class Combine>
+__device__ __forceinline__ void fold(
+    const Value* from, Value (&folded)[2][Threads / FOLD], Value& result, Combine combine
+) {
+    for (int count = Threads, level = 0; count > 1; ++level) {
+        const int next = (count + FOLD - 1) / FOLD;
+        Value* const to = folded[level % 2];
+        each([&](int thread) {
+            if (thread >= next) return;
+            Value value = from[thread];
+            for (int i = thread + next; i < count; i += next) value = combine(value, from[i]);
+            if (next > 1) to[thread] = value;
+            else result = value;
+        });
+        from = to;
+        count = next;
+    }
 }
 
 // The sum of shared.partial.
-__device__ inline double sum_of_partials(Shared& shared) {
-    sum_groups(shared);
-    each([&](int thread) {
-        if (thread == 0) {
-            double sum = 0;
-            for (int i = 0; i < WARPS; ++i) sum += shared.group[i];
-            shared.sum = sum;
-        }
-    });
+template <class Shared>
+__device__ double sum_of_partials(Shared& shared) {
+    fold<Shared::threads>(shared.partial, shared.folded, shared.sum, [](double one, double other) { return one + other; });
     return shared.sum;
 }
 
@@ -99,25 +115,10 @@ __device__ inline bool beats(Scored one, Scored other) {
 }
 
 // The winner among shared.best.
-__device__ inline Scored best_of_all(Shared& shared) {
-    each([&](int thread) {
-        if (thread < WARPS) {
-            Scored best = shared.best[thread * LANES + (thread & (LANES - 1))];
-            for (int i = 1; i < LANES; ++i) {
-                const Scored other = shared.best[thread * LANES + ((i + thread) & (LANES - 1))];
-                if (beats(other, best)) best = other;
-            }
-            shared.group_best[thread] = best;
-        }
-    });
-    each([&](int thread) {
-        if (thread == 0) {
-            Scored best = shared.group_best[0];
-            for (int i = 1; i < WARPS; ++i) {
-                if (beats(shared.group_best[i], best)) best = shared.group_best[i];
-            }
-            shared.winner = best;
-        }
+template <class Shared>
+__device__ Scored best_of_all(Shared& shared) {
+    fold<Shared::threads>(shared.best, shared.best_folded, shared.winner, [](Scored one, Scored other) {
+        return beats(other, one) ? other : one;
     });
     return shared.winner;
 }

@@ -4,7 +4,7 @@
 // (at most 1 ulp in float64), so it is NumPy's after rounding to float32 in all but rare cases.
 #pragma once
 
-typedef unsigned long long Word;
+#include "tables.cuh"
 
 struct Words {
     Word word[4];

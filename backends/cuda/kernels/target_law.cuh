@@ -2,95 +2,12 @@
 //
 // A law is not stored but described: a handful of numbers per slot from which the probability of any token follows. Top-k
 // and top-p are thresholds on logits and weights, found by radix selection, so any k will do and ties stay.
+//
+// Maximum and total come from chunks of CHUNK tokens, each measured by itself and combined in the order of chunks: they are the
+// same whichever block measured which chunk.
 #pragma once
 
-#include "block.cuh"
-
-// The struct `Row` and the struct `Decision` are mirrored by the NumPy types of the same names in kernels.py.
-struct Row {
-    long long start, known, recycled, fresh, draws, round;
-    Word seed, sequence;
-    const float* draft_laws;  // laws of the round before; the one of slot j lies at (j + draft_laws_ahead) * V
-    long long draft_laws_ahead;
-    float* laws;  // of this round, slot j at j * V
-    double temperature, top_p, min_p;
-    long long top_k;  // 0 keeps all
-    double guidance;
-    long long guidance_lag;
-};
-
-struct Decision {
-    const void* logits;
-    long long logits_type;  // 0 float32, 1 float16, 2 bfloat16
-    long long guided;       // rows 2b are conditional, 2b + 1 unconditional
-    long long width, vocab_size;
-    const Row* rows;
-    const long long* tokens_in;
-    long long redraft;     // 0 none, 1 independent, 2 maximal, 3 gumbel
-    long long acceptance;  // 0 none, 1 rejection, 2 match
-    long long* tokens;
-    long long* committed;
-    float* highest_logits;
-    int* accepted;
-};
-
-enum Redraft { NO_REDRAFT = 0, INDEPENDENT = 1, MAXIMAL = 2, GUMBEL = 3 };
-enum Acceptance { NO_ACCEPTANCE = 0, REJECTION = 1, MATCH = 2 };
-
-// Which slots decide something and which of them test a draft: `HostStep._slots`.
-struct Slot {
-    int first, drafts_end, end;  // of the row: the first deciding slot, one past the last draft's slot, one past the last
-
-    __device__ explicit Slot(const Row& row) {
-        first = int(row.known) - 1;
-        end = row.draws ? int(row.known + row.recycled + row.fresh) : first;
-        drafts_end = end - 1;
-    }
-    __device__ bool decides(int slot) const { return slot >= first && slot < end; }
-    __device__ bool has_draft(int slot) const { return slot >= first && slot < drafts_end; }
-};
-
-__device__ inline float half_to_float(unsigned short half) {
-    const unsigned int sign = (unsigned int)(half & 0x8000u) << 16, rest = half & 0x7fffu;
-    const float magnitude = rest >= 0x7c00u ? __uint_as_float(0x7f800000u | (rest << 13))
-                                            : __uint_as_float(rest << 13) * 0x1p112f;
-    return __uint_as_float(__float_as_uint(magnitude) | sign);
-}
-
-__device__ inline float read_logit(const void* logits, long long type, long long index) {
-    if (type == 0) return static_cast<const float*>(logits)[index];
-    const unsigned short bits = static_cast<const unsigned short*>(logits)[index];
-    return type == 1 ? half_to_float(bits) : __uint_as_float((unsigned int)(bits) << 16);
-}
-
-// The logits of one slot, guided if asked for: `coupled_sampling.guidance.GuidedProvider`.
-struct Logits {
-    const void* all;
-    long long type, own, other;
-    float scale, rest;
-    bool guided;
-
-    __device__ Logits(const Decision& decision, const Row& row, int batch_row, int slot) {
-        const long long vocab_size = decision.vocab_size, width = decision.width;
-        all = decision.logits;
-        type = decision.logits_type;
-        guided = decision.guided && row.guidance != 0 && row.guidance != 1;
-        scale = float(row.guidance);
-        rest = float(1 - row.guidance);
-        own = other = (batch_row * width + slot) * vocab_size;
-        if (decision.guided) {
-            own = (2 * batch_row * width + slot) * vocab_size;
-            const bool begun = slot >= row.guidance_lag;  // before, only the conditional row exists
-            other = begun ? ((2 * batch_row + 1) * width + slot - row.guidance_lag) * vocab_size : own;
-            if (row.guidance == 0) own = other;
-        }
-    }
-    __device__ float at(int token) const {
-        const float conditional = read_logit(all, type, own + token);
-        if (!guided || conditional == -INFINITY) return conditional;
-        return rest * read_logit(all, type, other + token) + scale * conditional;
-    }
-};
+#include "logits.cuh"
 
 // Unsigned numbers in the order of floats.
 __device__ inline unsigned int ordered(float value) {
@@ -102,49 +19,59 @@ __device__ inline float from_ordered(unsigned int key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
+// Shared memory of a selection.
+struct Histogram {
+    // One column per lane: lanes of a warp never meet in one counter.
+    unsigned long long count[BINS][LANES];
+    unsigned long long bin[BINS];
+    unsigned long long wanted;
+    unsigned int prefix;
+};
+
 // The largest key such that the amounts of all keys from it upward reach `wanted`, or, where `wanted` is 0, `fraction` of
 // the sum of all amounts. Amounts are integers, so that their order does not matter.
-template <class Key, class Amount>
+template <int Threads, class Key, class Amount>
 __device__ unsigned int select(
-    Shared& shared, int size, int key_bits, unsigned long long wanted, double fraction, Key key_of, Amount amount_of
+    Histogram& histogram, const Logits& logits, int size, int key_bits, unsigned long long wanted, double fraction,
+    Key key_of, Amount amount_of
 ) {
     unsigned int prefix = 0;
     for (int done = 0; done < key_bits; done += DIGIT_BITS) {
         const int shift = key_bits - done > DIGIT_BITS ? key_bits - done - DIGIT_BITS : 0;
         const int above = key_bits - done;  // bits from here on are the prefix found so far
         each([&](int thread) {
-            for (int i = thread; i < BINS * LANES; i += THREADS) shared.histogram[i / LANES][i % LANES] = 0;
+            for (int i = thread; i < BINS * LANES; i += Threads) histogram.count[i / LANES][i % LANES] = 0;
         });
         each([&](int thread) {
-            for (int token = thread; token < size; token += THREADS) {
-                const unsigned int key = key_of(token);
-                if (done && key >> above != prefix) continue;
+            logits.share(thread, Threads, size, [&](float logit) {
+                const unsigned int key = key_of(logit);
+                if (done && key >> above != prefix) return;
                 const unsigned int digit = (key >> shift) & ((1u << (above - shift)) - 1);
-                atomicAdd(&shared.histogram[digit][thread % LANES], amount_of(token));
-            }
+                atomicAdd(&histogram.count[digit][thread % LANES], amount_of(logit));
+            });
         });
         each([&](int thread) {
             if (thread < BINS) {
                 unsigned long long sum = 0;
-                for (int i = 0; i < LANES; ++i) sum += shared.histogram[thread][(i + thread) % LANES];
-                shared.bin[thread] = sum;
+                for (int i = 0; i < LANES; ++i) sum += histogram.count[thread][(i + thread) % LANES];
+                histogram.bin[thread] = sum;
             }
         });
         each([&](int thread) {
             if (thread) return;
-            unsigned long long left = done ? shared.wanted : wanted;
+            unsigned long long left = done ? histogram.wanted : wanted;
             if (!left) {
                 unsigned long long total = 0;
-                for (int i = 0; i < BINS; ++i) total += shared.bin[i];
+                for (int i = 0; i < BINS; ++i) total += histogram.bin[i];
                 left = (unsigned long long)(ceil(fraction * double(total)));
                 left = left < 1 ? 1 : left > total ? total : left;
             }
             int digit = BINS - 1;
-            while (digit > 0 && shared.bin[digit] < left) left -= shared.bin[digit--];
-            shared.wanted = left;
-            shared.prefix = (prefix << (above - shift)) | (unsigned int)(digit);
+            while (digit > 0 && histogram.bin[digit] < left) left -= histogram.bin[digit--];
+            histogram.wanted = left;
+            histogram.prefix = (prefix << (above - shift)) | (unsigned int)(digit);
         });
-        prefix = shared.prefix;
+        prefix = histogram.prefix;
     }
     return prefix;
 }
@@ -169,67 +96,115 @@ struct Law {
         if (temperature == 0) return token == highest.index ? 1 : 0;
         return weight(logits.at(token)) / total;
     }
+    // Of tokens `token` to `token + 3`; 0 at `end` and beyond.
+    __device__ Four probabilities(const Logits& logits, int token, int end) const {
+        Four found;
+        if (temperature == 0) {
+            for (int i = 0; i < 4; ++i) found.value[i] = token + i == highest.index ? 1 : 0;
+            return found;
+        }
+        found = logits.four(token, end);
+        for (int i = 0; i < 4; ++i) found.value[i] = weight(found.value[i]) / total;
+        return found;
+    }
 };
 
-// One read of the logits: the largest one, and the sum of exponentials below a maximum that rises on the way.
-__device__ inline Law largest_and_total(Shared& shared, const Logits& logits, int size, float temperature) {
-    Law law = {{0, 0}, temperature, -INFINITY, 0, 1};
-    const float divisor = temperature == 0 ? 1 : temperature;
+// What is known of one chunk: its largest logit and the sum of exponentials below that. Later, when both have been used:
+// the sum of the weights that the slot draws from.
+struct Chunk {
+    Scored highest;
+    double sum;
+};
+
+// One read of the logits from `begin` to `end`. Each thread has its tokens at once, so it knows its maximum before it sums.
+template <class Shared>
+__device__ Chunk measured(Shared& shared, const Logits& logits, int begin, int end, float temperature) {
     each([&](int thread) {
-        Scored best = {-INFINITY, thread < size ? thread : size - 1};
+        constexpr int turns = CHUNK / (4 * Shared::threads);
+        Four logit[turns];
+        UNROLL
+        for (int turn = 0; turn < turns; ++turn) logit[turn] = logits.four(begin + 4 * (turn * Shared::threads + thread), end);
+        Scored best = {-INFINITY, end - 1};
+        UNROLL
+        for (int turn = 0; turn < turns; ++turn) {
+            for (int i = 0; i < 4; ++i) {
+                const float value = logit[turn].value[i];
+                if (is_nan(value)) best.value = NAN;
+                else if (value > best.value) best = {value, begin + 4 * (turn * Shared::threads + thread) + i};
+            }
+        }
         Sum sum;
-        for (int token = thread; token < size; token += THREADS) {
-            const float logit = logits.at(token);
-            if (is_nan(logit) || is_nan(best.value)) {
-                best.value = NAN;
-            } else if (logit > best.value) {
-                const float shrink = best.value == -INFINITY || logit == INFINITY ? 0 : expf((best.value - logit) / divisor);
-                sum.high *= shrink;
-                sum.low *= shrink;
-                sum.add(1);
-                best = {logit, token};
-            } else if (logit > -INFINITY && logit < INFINITY) {
-                sum.add(expf((logit - best.value) / divisor));
+        if (temperature > 0 && best.value > -INFINITY && best.value < INFINITY) {
+            UNROLL
+            for (int turn = 0; turn < turns; ++turn) {
+                for (int i = 0; i < 4; ++i) sum.add(expf((logit[turn].value[i] - best.value) / temperature));
             }
         }
         shared.best[thread] = best;
         shared.partial[thread] = sum.value();
     });
+    const Scored highest = best_of_all(shared);
+    each([&](int thread) {
+        const float own = shared.best[thread].value;
+        if (own > -INFINITY && temperature > 0) shared.partial[thread] *= double(expf((own - highest.value) / temperature));
+    });
+    return {highest, sum_of_partials(shared)};
+}
+
+// The law without top-k, top-p and min-p from what is known of its chunks.
+template <class Shared>
+__device__ Law combined(Shared& shared, const Chunk* chunk, int chunks, float temperature) {
+    Law law = {{0, 0}, temperature, -INFINITY, 0, 1};
+    each([&](int thread) {
+        Scored best = chunk[0].highest;
+        for (int i = thread; i < chunks; i += Shared::threads) {
+            if (beats(chunk[i].highest, best)) best = chunk[i].highest;
+        }
+        shared.best[thread] = best;
+    });
     law.highest = best_of_all(shared);
     if (!law.usable() || temperature == 0) return law;
     each([&](int thread) {
-        const float own = shared.best[thread].value;
-        shared.partial[thread] *= own == -INFINITY ? 0 : double(law.exponential(own));
+        double sum = 0;
+        for (int i = thread; i < chunks; i += Shared::threads) {
+            const float own = chunk[i].highest.value;
+            if (own > -INFINITY) sum += chunk[i].sum * double(law.exponential(own));
+        }
+        shared.partial[thread] = sum;
     });
     law.total = float(sum_of_partials(shared));
     return law;
 }
 
-__device__ inline Law target_law(Shared& shared, const Logits& logits, const Row& row, int size) {
-    Law law = largest_and_total(shared, logits, size, float(row.temperature));
-    const bool limited = row.top_k > 0 && row.top_k < size;
-    if (!law.usable() || law.temperature == 0 || !(limited || row.top_p < 1 || row.min_p > 0)) return law;
-    if (limited) {
-        const auto key_of = [&](int token) { return ordered(logits.at(token)); };
-        const auto one = [&](int) { return 1ull; };
-        law.least_logit = from_ordered(select(shared, size, 32, (unsigned long long)(row.top_k), 0, key_of, one));
+__device__ inline bool is_warped(const Row& row, int size) {
+    return float(row.temperature) > 0 && ((row.top_k > 0 && row.top_k < size) || row.top_p < 1 || row.min_p > 0);
+}
+
+// Thresholds for top-k, top-p and min-p, and the total of what stays: by one block, which reads the slot again for each digit.
+template <class Shared>
+__device__ void narrow(Shared& shared, Histogram& histogram, Law& law, const Logits& logits, const Row& row, int size) {
+    if (row.top_k > 0 && row.top_k < size) {
+        const auto key_of = [&](float logit) { return ordered(logit); };
+        const auto one = [&](float) { return 1ull; };
+        const unsigned long long wanted = (unsigned long long)(row.top_k);
+        law.least_logit = from_ordered(select<Shared::threads>(histogram, logits, size, 32, wanted, 0, key_of, one));
     }
     if (row.top_p < 1) {
         // Weights are at most 1. As integers their sum stays below 2**62.
         int scale = 62;
         for (int rest = size; rest; rest >>= 1) --scale;
         const float unit = __uint_as_float((unsigned int)(127 + scale) << 23);
-        const double slack = 8 * 0x1p-23;  // as in `target._nucleus_threshold`
-        const auto key_of = [&](int token) { return __float_as_uint(law.weight(logits.at(token))); };
-        const auto mass = [&](int token) { return (unsigned long long)(law.weight(logits.at(token)) * unit); };
-        law.least_weight = __uint_as_float(select(shared, size, 30, 0, row.top_p * (1 - slack), key_of, mass));
+        const double fraction = row.top_p * (1 - 8 * 0x1p-23);  // as in `target._nucleus_threshold`
+        const auto key_of = [&](float logit) { return __float_as_uint(law.weight(logit)); };
+        const auto mass = [&](float logit) { return (unsigned long long)(law.weight(logit) * unit); };
+        law.least_weight =
+            __uint_as_float(select<Shared::threads>(histogram, logits, size, 30, 0, fraction, key_of, mass));
     }
     if (float(row.min_p) > law.least_weight) law.least_weight = float(row.min_p);
     each([&](int thread) {
         Sum sum;
-        for (int token = thread; token < size; token += THREADS) sum.add(law.weight(logits.at(token)));
+        logits.share(thread, Shared::threads, size, [&](float logit) { sum.add(law.weight(logit)); });
         shared.partial[thread] = sum.value();
     });
     law.total = float(sum_of_partials(shared));
-    return law;
 }

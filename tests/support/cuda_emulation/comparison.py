@@ -5,7 +5,7 @@ from cuda_emulation.emulation import SANITIZED, DeviceProvider, EmulationLaunche
 
 from coupled_sampling import Decoder, HostStep, Request, Sampling
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
-from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, decide, method_codes
+from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, decide, method_codes, scratch_bytes
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, random_table
@@ -74,9 +74,10 @@ class BothSteps:
         return expected
 
 
-def compare(world, method, options=SANITIZED, *, order=0, replacement=None, **settings):
+def compare(world, method, options=SANITIZED, *, order=0, replacement=None, processors=132, **settings):
     """Decode with both steps, the kernels emulated; returns the BothSteps."""
     with EmulationLauncher(options, order=order, replacement=replacement) as launcher:
+        launcher.processors = processors
         return compare_on(launcher, world, method, **settings)
 
 
@@ -112,8 +113,8 @@ def noise(launcher, seed, sequence, position, round_, vocab_size):
     return outs
 
 
-def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=None, **fields):
-    """Run both kernels on logits (W, V): tokens, committed, highest logits, accepted, laws."""
+def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=None, parts=0, offset=0, **fields):
+    """Run the kernels on logits (W, V): tokens, committed, highest logits, laws; logits begin ``offset`` bytes into memory."""
     width = logits.shape[0]
     vocab_size = logits.shape[1]
     sampling = sampling or Sampling()
@@ -124,19 +125,21 @@ def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=No
     for name, value in fields.items():
         row[name] = value
     given = np.zeros(width, np.int64) if tokens is None else np.asarray(tokens, np.int64)
-    outs = [np.empty(width, np.int64), np.empty(1, np.int64), np.empty(width, np.float32), np.empty(width, np.int32)]
+    outs = [np.empty(width, np.int64), np.empty(1, np.int64), np.empty(width, np.float32)]
     laws = np.zeros((width, vocab_size), np.float32)
-    memory = [launcher.allocate(array.nbytes) for array in (logits, row, given, *outs, laws)]
+    memory = [
+        launcher.allocate(size) for size in (logits.nbytes + offset, *(a.nbytes for a in (row, given, *outs, laws)))
+    ]
+    scratch = launcher.allocate(scratch_bytes(1, width, vocab_size))
     row["laws"] = memory[-1]
-    for pointer, array in zip(memory, (logits, row, given), strict=False):
+    for pointer, array in zip((memory[0] + offset, *memory[1:3]), (logits, row, given), strict=True):
         launcher.upload(pointer, array)
-    parameters = np.array(
-        (memory[0], dtype, 0, width, vocab_size, *memory[1:3], *method_codes(METHODS[method]), *memory[3:7]), DECISION
-    )
-    decide(launcher, parameters, 1)
+    codes = method_codes(METHODS[method])
+    values = (memory[0] + offset, dtype, 0, width, vocab_size, *memory[1:3], *codes, *memory[3:6], scratch, parts)
+    decide(launcher, np.array(values, DECISION), 1)
     for pointer, array in zip(memory[3:], (*outs, laws), strict=True):
         launcher.download(pointer, array)
-    for pointer in memory:
+    for pointer in (*memory, scratch):
         launcher.release(pointer)
     return (*outs, laws)
 

@@ -28,9 +28,9 @@ SANITIZED = (
     "-DTHREADS=128",
 )
 QUICKLY_SANITIZED = (*SANITIZED, "-O0")
-PLAIN = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=64")
-LARGE_BLOCKS = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024")
-THREADED = ("-DTHREADED", "-DTHREADS=64", "-fsanitize=thread")
+PLAIN = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=64", "-DPART_THREADS=64")
+AS_SHIPPED = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024")
+THREADED = ("-DTHREADED", "-DTHREADS=64", "-DPART_THREADS=128", "-fsanitize=thread")
 FOLDER = tempfile.TemporaryDirectory(prefix="cuda-emulation-")
 
 
@@ -64,6 +64,7 @@ class EmulationLauncher:
     """A `coupled_sampling.backends.cuda.kernels.Launcher` over the emulator."""
 
     stream = 0
+    processors = 132
 
     def __init__(self, options=SANITIZED, *, replacement=None, order=0, prefix=()):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the program

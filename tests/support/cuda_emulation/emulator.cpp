@@ -11,9 +11,10 @@
 #ifndef THREADED
 template <class Phase>
 void each(Phase phase) {
-    for (int i = 0; i < THREADS; ++i) {
-        // 37 shares no divisor with THREADS, which is a power of two.
-        phase(turn_order == 0 ? i : turn_order == 1 ? THREADS - 1 - i : (37 * i + 11) % THREADS);
+    const int threads = int(blockDim.x);
+    for (int i = 0; i < threads; ++i) {
+        // 37 shares no divisor with the number of threads, which is a power of two.
+        phase(turn_order == 0 ? i : turn_order == 1 ? threads - 1 - i : (37 * i + 11) % threads);
     }
 }
 #endif
@@ -54,7 +55,8 @@ void* run_thread(void* given) {
 #endif
 
 template <class Parameters>
-static void run(Kernel<Parameters> kernel, const std::vector<char>& bytes) {
+static void run(Kernel<Parameters> kernel, const std::vector<char>& bytes, int block) {
+    blockDim.x = (unsigned int)(block);
     if (bytes.size() != sizeof(Parameters)) {
         fprintf(stderr, "parameters are %zu bytes, expected %zu\n", bytes.size(), sizeof(Parameters));
         exit(3);
@@ -64,11 +66,11 @@ static void run(Kernel<Parameters> kernel, const std::vector<char>& bytes) {
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
         for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
 #ifdef THREADED
-            pthread_barrier_init(&barrier, nullptr, THREADS);
-            std::vector<pthread_t> threads(THREADS);
+            pthread_barrier_init(&barrier, nullptr, block);
+            std::vector<pthread_t> threads(block);
             std::vector<Task<Parameters>> tasks;
-            for (int i = 0; i < THREADS; ++i) tasks.push_back({kernel, &parameters, i});
-            for (int i = 0; i < THREADS; ++i) pthread_create(&threads[i], nullptr, run_thread<Parameters>, &tasks[i]);
+            for (int i = 0; i < block; ++i) tasks.push_back({kernel, &parameters, i});
+            for (int i = 0; i < block; ++i) pthread_create(&threads[i], nullptr, run_thread<Parameters>, &tasks[i]);
             for (auto& thread : threads) pthread_join(thread, nullptr);
             pthread_barrier_destroy(&barrier);
 #else
@@ -108,9 +110,11 @@ int main(int count, char** arguments) {
             gridDim.y = (unsigned int)receive_number();
             std::vector<char> bytes(receive_number());
             receive(bytes.data(), bytes.size());
-            if (!strcmp(name, "target_laws")) run(target_laws, bytes);
-            else if (!strcmp(name, "decide")) run(decide, bytes);
-            else if (!strcmp(name, "noise")) run(noise, bytes);
+            if (!strcmp(name, "measure")) run(measure, bytes, PART_THREADS);
+            else if (!strcmp(name, "settle")) run(settle, bytes, THREADS);
+            else if (!strcmp(name, "target_laws")) run(target_laws, bytes, PART_THREADS);
+            else if (!strcmp(name, "decide")) run(decide, bytes, THREADS);
+            else if (!strcmp(name, "noise")) run(noise, bytes, THREADS);
             else {
                 fprintf(stderr, "no kernel is called %s\n", name);
                 return 3;

@@ -17,7 +17,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #ifdef THREADED
 #define __shared__ static
 #else
@@ -27,7 +27,15 @@
 struct Index {
     unsigned int x = 0, y = 0, z = 0;
 };
-inline Index blockIdx, gridDim;
+inline Index blockIdx, blockDim, gridDim;
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+struct alignas(8) ushort4 {
+    unsigned short x, y, z, w;
+};
 
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)(((unsigned __int128)a * b) >> 64);
@@ -48,6 +56,20 @@ inline float __uint_as_float(unsigned int bits) {
 template <class Value>
 Value atomicAdd(Value* address, Value value) {
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+template <class Value>
+Value atomicMax(Value* address, Value value) {
+    const Value before = *address;
+    if (value > before) *address = value;
+    return before;
+}
+
+template <class Value>
+Value atomicMin(Value* address, Value value) {
+    const Value before = *address;
+    if (value < before) *address = value;
+    return before;
 }
 
 inline int turn_order = 0;  // 0 from first to last, 1 from last to first, 2 mixed
