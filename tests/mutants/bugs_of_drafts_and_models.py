@@ -154,28 +154,28 @@ BUGS = (
     Bug(
         "kv-length-one-too-short",
         ORT,
-        "needed = int(start.max()) + width",
-        "needed = int(start.max()) + width - 1",
+        "self._columns_for(int(start.max()) + width)",
+        "self._columns_for(int(start.max()) + width - 1)",
         "Where a window ends just past a multiple of the step, its last slot is not attended to.",
         RUNTIME,
     ),
     Bug(
         "kv-length-of-the-first-row",
         ORT,
-        "needed = int(start.max()) + width",
-        "needed = int(start[0]) + width",
+        "self._columns_for(int(start.max()) + width)",
+        "self._columns_for(int(start[0]) + width)",
         "Rows that are further on than the first lose a part of their context.",
         RUNTIME,
     ),
     Bug(
         "first-write-wins",
         ORT,
-        "            self._session.run_with_iobinding(self._binding(rows, width))\n",
+        "        self._session.run_with_iobinding(self._binding(rows, width))\n",
         """\
-            held = [cache.copy() for _, cache in self._caches.values()]
-            self._session.run_with_iobinding(self._binding(rows, width))
-            for (_, cache), old in zip(self._caches.values(), held, strict=True):
-                np.copyto(cache, old, where=old != 0)
+        held = [cache.copy() for _, cache in self._caches.values()]
+        self._session.run_with_iobinding(self._binding(rows, width))
+        for (_, cache), old in zip(self._caches.values(), held, strict=True):
+            np.copyto(cache, old, where=old != 0)
 """,
         "State that was written once is not replaced, so that a refused draft stays in the cache.",
         RUNTIME,
