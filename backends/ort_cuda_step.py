@@ -6,7 +6,7 @@ that do nothing (``tests/test_cuda_placement.py``): there what crosses and what 
 for it. What its kernels compute was never seen.
 
 Caches, draft laws and the noise ring live in device memory; caches and ring are bound as past *and* present. What crosses in a
-call: at most 53 bytes for each of the B * W slots, 105 for each row and 16 besides (tokens, starts, counts, settings, uniforms;
+call: at most 53 bytes for each of the B * W slots, 106 for each row and 16 besides (tokens, starts, counts, settings, uniforms;
 back come tokens, counts and largest logits), and the race noise of newly entered positions, 4 V bytes each, to the GPU. All
 rows send as many positions as the one with the most of them, at least one; what is not new is padding. Besides, zeros cross when
 a window is wider than all before it, and laws after an interruption in the middle of the loop's own bookkeeping.

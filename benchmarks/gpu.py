@@ -8,7 +8,8 @@
   With the number of blocks that share a slot as `blocks_per_slot` has it, and with others for comparison. The logits of one step
   and the next are the same memory: where a cache holds them, the floor is not one.
 - Step: a whole `KernelStep` over logits that are there already, by the host's clock, and what it costs beyond its kernels.
-- Decoding: a random Llama-shaped model of 1.1 billion parameters made on the spot, tokens per second of AR and SCD, each alone.
+- Decoding: a random Llama-shaped model of 1.1 billion parameters made on the spot, tokens per second of AR and SCD, each alone;
+  with ``--backend onnxruntime`` by its step graphs (`OrtCudaStep`), too.
   Random weights accept as they do; how many tokens a step makes is in the table, and of a trained model it is another number.
 
 All figures are medians, but for tokens per second. Written, never run on a GPU.
@@ -178,17 +179,16 @@ def decisions(
     }  # fmt: skip
 
 
-def random_bundle(folder: Path, layers: int) -> tuple[Path, int]:
-    """The bundle of a random checkpoint, and how many parameters it has."""
+def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...] = ()) -> tuple[Path, int]:
+    """The bundle of a random checkpoint, with step graphs for some methods, and how many parameters it has."""
     from coupled_sampling.export import ExportSettings, Storage, export_checkpoint
     from export import POSITIONS, write_checkpoint
 
     source = folder / "checkpoint"
     source.mkdir()
     parameters, _ = write_checkpoint(source, layers)
-    export_checkpoint(
-        str(source), str(folder / "bundle"), ExportSettings(storage=Storage("float32"), max_length=POSITIONS)
-    )
+    settings = ExportSettings(storage=Storage("float32"), max_length=POSITIONS, step_graphs=step_graphs)
+    export_checkpoint(str(source), str(folder / "bundle"), settings)
     return folder / "bundle", parameters
 
 
@@ -208,8 +208,22 @@ def open_provider(backend: str, bundle: Path, window: int, device: Device) -> tu
 def decoding(
     provider: LogitsProvider, launcher: DriverLauncher, method: str, window: int, length: int
 ) -> dict[str, Any]:
-    """Tokens per second of one sequence, the second of two runs."""
+    """Tokens per second of one sequence that `KernelStep` decides."""
     step = KernelStep(provider, method, launcher)
+    found = timed_decoding(step, window, length)
+    step.close()
+    return {"decided_by": "kernels", **found}
+
+
+def decoding_by_step_graph(bundle: Path, method: str, window: int, length: int) -> dict[str, Any]:
+    """Tokens per second of one sequence that the step graph of ``bundle`` decides, run by ONNX Runtime on the GPU."""
+    from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
+
+    return {"decided_by": "step graph", **timed_decoding(OrtCudaStep.open_on_gpu(bundle, method), window, length)}
+
+
+def timed_decoding(step: CoupledStep, window: int, length: int) -> dict[str, Any]:
+    """Tokens per second of one sequence, the second of two runs."""
     for sequence in range(2):
         decoder, steps = Decoder(step, window=window, drafting="repeat"), 0
         decoder.add(Request([1], length, sequence=sequence))
@@ -218,9 +232,8 @@ def decoding(
             decoder.step()
             steps += 1
         seconds = time.perf_counter() - began
-    step.close()
     return {
-        "method": method,
+        "method": step.method.name,
         "window": window,
         "tokens_per_second": length / seconds,
         "tokens_per_step": length / steps,
@@ -258,11 +271,12 @@ def print_result(result: dict[str, Any]) -> None:
         )
     if result["decoding"]:
         print(f"\n{result['parameters'] / 1e9:.2f} billion random parameters, {result['backend']}, one sequence")
-        print(f"{'method':<12}{'window':>7}{'tokens/s':>10}{'tokens/step':>13}{'over AR':>9}")
+        print(f"{'method':<12}{'decided by':<12}{'window':>7}{'tokens/s':>10}{'tokens/step':>13}{'over AR':>9}")
         for row in result["decoding"]:
             ratio = row["tokens_per_second"] / result["decoding"][0]["tokens_per_second"]
             print(
-                f"{row['method']:<12}{row['window']:>7}{row['tokens_per_second']:>10.1f}{row['tokens_per_step']:>13.2f}{ratio:>9.2f}"
+                f"{row['method']:<12}{row['decided_by']:<12}{row['window']:>7}{row['tokens_per_second']:>10.1f}"
+                f"{row['tokens_per_step']:>13.2f}{ratio:>9.2f}"
             )
 
 
@@ -279,12 +293,18 @@ def measure(arguments: argparse.Namespace, device: Device) -> dict[str, Any]:
                 result["decisions"].append({"sampling": name, **found})
     if arguments.model:
         with tempfile.TemporaryDirectory() as name:
-            bundle, result["parameters"] = random_bundle(Path(name), arguments.layers)
+            wanted = (("ar", 1), ("scd-gumbel", arguments.window), ("scd-match", arguments.window))
             result["backend"] = arguments.backend
+            graphs = tuple(method for method, _ in wanted) if arguments.backend == "onnxruntime" else ()
+            bundle, result["parameters"] = random_bundle(Path(name), arguments.layers, graphs)
             provider, used = open_provider(arguments.backend, bundle, arguments.window, device)
             launcher = PinnedLauncher(used)
-            for method, window in (("ar", 1), ("scd-gumbel", arguments.window), ("scd-match", arguments.window)):
+            for method, window in wanted:
                 result["decoding"].append(decoding(provider, launcher, method, window, arguments.length))
+            launcher.close()
+            del provider  # its weights, before a step graph brings its own
+            for method, window in wanted if graphs else ():
+                result["decoding"].append(decoding_by_step_graph(bundle, method, window, arguments.length))
     return result
 
 

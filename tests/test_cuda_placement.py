@@ -1,8 +1,9 @@
 """Which nodes of the shipped graphs ONNX Runtime would place on CUDA: the graphs against the recorded placement, and the guide
 against both. `cuda_placement` says where the record comes from. Nothing ran on a GPU.
 
-Two tests take an unpacked wheel of ``onnxruntime-gpu`` (``pip download --no-deps``, then unzip), whose folder ONNXRUNTIME_GPU
-names, and put libraries that do nothing in place of CUDA's: the record again, and whether ONNX Runtime takes the bindings.
+The last tests take an unpacked wheel of ``onnxruntime-gpu`` (``pip download --no-deps``, then unzip), whose folder ONNXRUNTIME_GPU
+names, and put libraries that do nothing in place of CUDA's: the record again, whether ONNX Runtime takes the bindings, and what it
+copies and allocates in a step.
 """
 
 import collections
@@ -18,6 +19,7 @@ import pytest
 from cuda_placement import GRAPHS, RECORD, environment_of, placement, signatures
 
 from coupled_sampling.backends.ort_cuda import SHAPE_OPERATORS
+from coupled_sampling.export.decision_graph import STEP_METHODS
 
 onnx = pytest.importorskip("onnx")
 
@@ -97,11 +99,17 @@ def test_the_guide_says_what_was_found():
         assert said == found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def package():
     if "ONNXRUNTIME_GPU" not in os.environ:
         pytest.skip("ONNXRUNTIME_GPU names no unpacked wheel of onnxruntime-gpu")
     return Path(os.environ["ONNXRUNTIME_GPU"])
+
+
+@pytest.fixture(scope="module")
+def environment(package, tmp_path_factory):
+    found = environment_of(package, tmp_path_factory.mktemp("libraries"))
+    return {**found, "PYTHONPATH": os.pathsep.join((found["PYTHONPATH"], str(Path(__file__).parent / "support")))}
 
 
 def test_the_record_is_what_the_package_does(package):
@@ -159,10 +167,10 @@ os._exit(0)
 """
 
 
-def test_the_package_captures_and_replays(package, tmp_path):
+def test_the_package_captures_and_replays(environment, tmp_path):
     """What it says in its log. Nothing is computed, but whether a session may capture, and when it does, is its own answer."""
     command = [sys.executable, "-c", GRAPHS_OF_CUDA, str(tmp_path / "engines")]
-    result = subprocess.run(command, env=environment_of(package, tmp_path), capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     captured = "[(3, 5, 64), (2, 1, 64), (3, 5, 196)]"
     assert result.stdout.splitlines() == [f"ndarray {captured}", f"DevicePointer {captured}", "True False"]
@@ -183,11 +191,71 @@ def test_the_package_captures_and_replays(package, tmp_path):
     assert found == 2 * [plain, capturing, replay, replay, plain, capturing, replay, plain, capturing, replay]
 
 
-def test_the_package_takes_the_bindings(package, tmp_path):
+def test_the_package_takes_the_bindings(environment):
     """Kernels do nothing and logits are what was in memory, but shapes, types and places of all that is bound are checked."""
     command = [sys.executable, "-c", BINDINGS]
-    result = subprocess.run(command, env=environment_of(package, tmp_path), capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     opened = "CUDAExecutionProvider ['Concat', 'Slice']"
     expected = [opened, *["ndarray True"] * 4, opened, *["DevicePointer True"] * 4, "True"]
     assert result.stdout.splitlines() == expected
+
+
+STEPS = """
+import json, os, sys
+import numpy as np
+import onnxruntime
+from cuda_placement import counted
+from coupled_sampling.backends import ort_step, session
+from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
+from coupled_sampling.contracts import RowInfo, Sampling, Window
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"
+ort_step.refuse_unusable = lambda *_: None  # logits are what was in memory
+method, guided = sys.argv[1], sys.argv[2] == "guided"
+rows, width = 3, 1 if method == "ar" else 8
+step = OrtCudaStep.open_on_gpu("fashion", method, rows, guidance=1.5 if guided else 1.0)
+if guided:
+    step._warped = False  # a bool output that says "again" for ever
+    step._buffers["nucleus_short"].shaped(rows, width)
+    step._binding.bind_output("nucleus_short", step._out("nucleus_short", rows, width))
+    for name, value in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        step._put(name, value, rows)
+    step._put("candidates", 4, 1)
+opened, found = counted(), []
+for t in range(24):
+    recycled = max(0, width - 2) if t else 0
+    each = lambda value: np.full(rows, value)
+    before = counted()
+    step.step(Window(
+        np.full((rows, width), 7), each(t), each(1), each(recycled), each(width - 1 - recycled), np.ones(rows, bool), each(t),
+        [RowInfo(0, b, Sampling()) for b in range(rows)], [np.zeros(0, int)] * rows, [None] * rows,
+    ))
+    found.append([after - one for one, after in zip(before, counted())])
+print(json.dumps([onnxruntime.__version__, opened, found]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_what_crosses_in_a_step(environment, method, guided):
+    """ONNX Runtime's own requests to CUDA, counted to the byte: it copies what `OrtCudaStep` says and allocates nothing."""
+    command = [sys.executable, "-c", STEPS, method, "guided" if guided else "plain"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    version, opened, found = json.loads(result.stdout)
+    assert opened[0] > 0
+    own = (
+        0 if tuple(map(int, version.split(".")[:2])) >= (1, 31) else 256
+    )  # arguments of its kernels, whatever the sizes
+    rows, width, model_rows = 3, 1 if method == "ar" else 8, 6 if guided else 3
+    rejecting, racing = method in ("sjd", "scd-maximal", "scd-gumbel"), method in ("scd-gumbel", "scd-match")
+    to_device = 8 * model_rows * (width + 1) + (3 * 8 + 1 + guided + 4) * rows
+    to_device += (24 * width + 8) * rows * rejecting + 8 * rows * racing + 16 * rows * guided
+    to_device += 4 * 267 * rows * (racing or method == "ar")  # the noise of one position that entered in each row
+    to_host = rows * (8 * width + 8 + 4 * width + width * guided)
+    for allocations, up, down, within in found[4:]:
+        assert (allocations, down) == (0, to_host)
+        assert to_device <= up <= to_device + own
+        assert within < 6 * 196 * 32 * 4 * model_rows  # less than one cache: they are written in place

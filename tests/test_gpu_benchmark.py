@@ -92,12 +92,18 @@ def test_it_measures_and_prints_on_stand_ins(benchmark_, monkeypatch, capsys):
     result |= {"parameters": 10**9, "backend": "tensorrt"}
     rates = (("ar", 50.0, 1.0), ("scd-gumbel", 100.0, 2.0))
     for method, rate, per_step in rates:
-        row = {"method": method, "window": 4, "tokens_per_second": rate, "tokens_per_step": per_step}
+        row = {
+            "method": method,
+            "decided_by": "kernels",
+            "window": 4,
+            "tokens_per_second": rate,
+            "tokens_per_step": per_step,
+        }
         result["decoding"].append(row)
     benchmark_.print_result(result)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Fake GPU (8.0), driver for CUDA 13000; ")
-    assert lines[-1].split() == ["scd-gumbel", "4", "100.0", "2.00", "2.00"]
+    assert lines[-1].split() == ["scd-gumbel", "kernels", "4", "100.0", "2.00", "2.00"]
 
 
 def test_decoding_counts_tokens_and_steps(benchmark_, monkeypatch):
@@ -112,3 +118,21 @@ def test_decoding_counts_tokens_and_steps(benchmark_, monkeypatch):
     assert found["tokens_per_step"] == 1
     assert 1 <= coupled["tokens_per_step"] <= 4
     assert found["tokens_per_second"] > 0
+
+
+def test_decoding_by_step_graph_counts_tokens_and_steps(benchmark_, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from fake_step_runtime import FakeRuntime
+
+    from coupled_sampling.backends import ort_gpu_session
+
+    fake = FakeRuntime()
+    monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
+    found = benchmark_.decoding_by_step_graph("fashion", "ar", 1, 12)
+    coupled = benchmark_.decoding_by_step_graph("fashion", "scd-gumbel", 4, 12)
+    assert (found["decided_by"], found["method"], found["tokens_per_step"]) == ("step graph", "ar", 1)
+    assert 1 < coupled["tokens_per_step"] <= 4
+    assert coupled["tokens_per_second"] > 0
+    ar, other = (session.runs for session in fake.sessions)  # of two sequences
+    assert ar == 24
+    assert 12 / coupled["tokens_per_step"] < other < 24

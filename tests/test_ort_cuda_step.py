@@ -70,7 +70,7 @@ def largest(width, rows):
 
 def most(width, rows, steps):
     """Bytes that may cross in ``steps`` steps besides noise, as the module's page says."""
-    return steps * (53 * rows * width + 105 * rows + 16)
+    return steps * (53 * rows * width + 106 * rows + 16)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

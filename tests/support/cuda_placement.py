@@ -7,6 +7,7 @@ copies between host and GPU it adds, is its own answer. Nothing is computed. Nee
 """
 
 import collections
+import ctypes
 import json
 import os
 import re
@@ -23,15 +24,19 @@ FIXED = {"B": 2, "2B": 4, "W": 8, "R": 40, "N": 5, "draft_slots": 8}
 """A length for every axis that the graphs leave free."""
 
 # What must answer for a session to be made: one GPU of compute capability 9.0 with memory, taken from the host's; copies are done.
-# Offsets are those of cudaDeviceProp in CUDA 13.
+# Offsets are those of cudaDeviceProp in CUDA 13. `counted` is what was asked: how often for device memory, and how many bytes to
+# copy by CUDA's kind: 1 to the device, 2 to the host, 3 within the device.
 ANSWERS = """
 #include <stdlib.h>
 #include <string.h>
+long long counted[5];
+static int copy(void *to, const void *from, size_t size, int kind) { counted[kind] += size; memcpy(to, from, size); return 0; }
 static int take(void **at, size_t size) { *at = aligned_alloc(256, (size + 511) / 256 * 256); return 0; }
 int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
 int cudaGetDevice(int *device) { *device = 0; return 0; }
 int cudaMemGetInfo(size_t *unused, size_t *all) { *unused = *all = (size_t)64 << 30; return 0; }
-int cudaMalloc(void **at, size_t size) { return take(at, size); }
+int cudaMalloc(void **at, size_t size) { ++*counted; return take(at, size); }
+int cudaMallocAsync(void **at, size_t size, void *stream) { ++*counted; return take(at, size); }
 int cudaMallocHost(void **at, size_t size) { return take(at, size); }
 int cudaHostAlloc(void **at, size_t size, unsigned flags) { return take(at, size); }
 int cudaStreamCreate(void **at) { return take(at, 8); }
@@ -42,11 +47,15 @@ int cudaEventCreate(void **at) { return take(at, 8); }
 int cudaEventCreateWithFlags(void **at, unsigned flags) { return take(at, 8); }
 int cublasCreate_v2(void **at) { return take(at, 64); }
 int cublasLtCreate(void **at) { return take(at, 64); }
+int cudnnCreate(void **at) { return take(at, 64); }
+int cudnnCreateTensorDescriptor(void **at) { return take(at, 64); }
+int cudnnCreateReduceTensorDescriptor(void **at) { return take(at, 64); }
+size_t cudnnGetVersion() { return 91000; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 9 : attribute != 76; return 0; }
 int cudaRuntimeGetVersion(int *version) { *version = 13000; return 0; }
 int cudaDriverGetVersion(int *version) { *version = 13000; return 0; }
-int cudaMemcpy(void *to, const void *from, size_t size, int kind) { memcpy(to, from, size); return 0; }
-int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) { memcpy(to, from, size); return 0; }
+int cudaMemcpy(void *to, const void *from, size_t size, int kind) { return copy(to, from, size, kind); }
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) { return copy(to, from, size, kind); }
 int cudaMemset(void *at, int value, size_t size) { memset(at, value, size); return 0; }
 int cudaMemsetAsync(void *at, int value, size_t size, void *stream) { memset(at, value, size); return 0; }
 int cudaGetDeviceProperties(char *all, int device) {
@@ -72,10 +81,12 @@ def write_libraries(provider, folder):
         ["readelf", "-W", "--dyn-syms", provider], capture_output=True, text=True, check=True
     ).stdout
     wanted = set(re.findall(r" UND ((?:__cuda|cuda|cu|cufft|cudnn)\w+)", symbols))
+    # cuDNN is opened by name, function by function, when the first kernel needs it.
+    wanted |= {name.decode() for name in re.findall(rb"\b(cudnn[A-Z]\w+)\0", provider.read_bytes())}
     answered = set(re.findall(r"(\w+)\([^)]*\) \{", ANSWERS))
     source = folder / "answers.c"
     source.write_text(ANSWERS + "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(wanted - answered)))
-    for name in re.findall(r"\[(lib(?:cu|nv)[\w.]+)\]", dynamic):
+    for name in ("libcudnn.so", "libcudnn.so.9", *re.findall(r"\[(lib(?:cu|nv)[\w.]+)\]", dynamic)):
         subprocess.run(
             ["gcc", "-w", "-shared", "-fPIC", "-o", folder / name, source, f"-Wl,-soname,{name}"], check=True
         )
@@ -85,6 +96,15 @@ def environment_of(package, folder):
     """Environment of a process that imports an unpacked ``onnxruntime-gpu``, with CUDA's libraries written to ``folder``."""
     write_libraries(package / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so", folder)
     return {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(package)}
+
+
+def counted():
+    """In such a process, what was asked so far: [allocations, bytes to the device, bytes to the host, bytes within]."""
+    totals = [0] * 4
+    for library in Path(os.environ["LD_LIBRARY_PATH"]).glob("*.so*"):
+        found = (ctypes.c_longlong * 5).in_dll(ctypes.CDLL(str(library)), "counted")
+        totals = [total + count for total, count in zip(totals, found, strict=False)]
+    return totals
 
 
 def print_placement(graph, sizes):
