@@ -1,9 +1,19 @@
 """Backends: exported models as logits providers. Importing this package loads no runtime; opening a model does."""
 
 from coupled_sampling.backends.concatenated import ConcatenatedProvider
+from coupled_sampling.backends.opening import BACKENDS, open_kernel_step, open_provider
 from coupled_sampling.backends.ort import OrtProvider
 from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.pixels import PixelDecoder
 from coupled_sampling.backends.trt import TrtProvider
 
-__all__ = ["ConcatenatedProvider", "OrtProvider", "OrtStep", "PixelDecoder", "TrtProvider"]
+__all__ = [
+    "BACKENDS",
+    "ConcatenatedProvider",
+    "OrtProvider",
+    "OrtStep",
+    "PixelDecoder",
+    "TrtProvider",
+    "open_kernel_step",
+    "open_provider",
+]

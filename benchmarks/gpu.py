@@ -3,8 +3,10 @@
     python benchmarks/gpu.py [--steps 50] [--length 256] [--window 32] [--backend tensorrt] [--no-model] [--json FILE]
 
 - Bandwidth: a copy within the GPU's memory, bytes read and written.
-- Kernels: both kernels of a step at B = 1, W = 64 (AR: 1), V = 65,536, float32, by the device's own clock, beside the memory
+- Kernels: the four kernels of a step at B = 1, W = 64 (AR: 1), V = 65,536, float32, by the device's own clock, beside the memory
   floor: the time in which the logits are read once, and where the method keeps laws these are written once, at that bandwidth.
+  With the number of blocks that share a slot as `blocks_per_slot` has it, and with others for comparison. The logits of one step
+  and the next are the same memory: where a cache holds them, the floor is not one.
 - Step: a whole `KernelStep` over logits that are there already, by the host's clock, and what it costs beyond its kernels.
 - Decoding: a random Llama-shaped model of 1.1 billion parameters made on the spot, tokens per second of AR and SCD, each alone;
   with ``--backend onnxruntime`` by its step graphs (`OrtCudaStep`), too.
@@ -28,9 +30,10 @@ from typing import Any
 import numpy as np
 
 from coupled_sampling import Decoder, Request, Sampling
+from coupled_sampling.backends.cuda.compile import CHUNK
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
-from coupled_sampling.backends.cuda.kernels import DriverLauncher
+from coupled_sampling.backends.cuda.kernels import SHARING, DriverLauncher
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.pointers import DevicePointer
 from coupled_sampling.backends.cuda.streams import Event, Stream
@@ -39,6 +42,7 @@ from coupled_sampling.errors import CoupledSamplingError
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 SAMPLINGS = {"plain": Sampling(), "top-k 2000, top-p 0.95": Sampling(top_k=2000, top_p=0.95)}
+BLOCKS_PER_SLOT = (1, 2, 4, 8, 16)
 PACKAGES = (
     "coupled-sampling",
     "cuda-python",
@@ -66,15 +70,23 @@ class FixedLogits:
 
 
 class TimedLauncher(PinnedLauncher):
-    """A launcher that marks on the stream where the kernels of each step begin and end."""
+    """A launcher that marks on the stream where the kernels of each step begin and end.
 
-    def __init__(self, stream: Stream) -> None:
+    ``blocks`` is how many share a slot, 0 for as many as `blocks_per_slot` says; ``shared_by`` how many it was at last.
+    """
+
+    def __init__(self, stream: Stream, blocks: int = 0) -> None:
         super().__init__(stream)
-        self.timed = stream
+        self.timed, self.blocks, self.shared_by = stream, blocks, 0
         self.marks: list[tuple[Event, Event]] = []
 
     def launch(self, kernel: str, grid: tuple[int, int], parameters: Any) -> None:
-        if kernel == "target_laws":
+        if self.blocks:
+            parameters = parameters.copy()
+            parameters["parts"] = self.blocks
+            grid = (int(parameters["width"]) * (self.blocks if kernel in SHARING else 1), grid[1])
+        self.shared_by = int(parameters["parts"])
+        if kernel == "measure":
             self._begun = self.timed.record()
         super().launch(kernel, grid, parameters)
         if kernel == "decide":
@@ -126,10 +138,17 @@ def floor_bytes(method: str, width: int, vocab_size: int) -> int:
 
 
 def decisions(
-    stream: Stream, method: str, sampling: Sampling, steps: int, width: int, vocab_size: int, bytes_per_second: float
+    stream: Stream,
+    method: str,
+    sampling: Sampling,
+    steps: int,
+    width: int,
+    vocab_size: int,
+    bytes_per_second: float,
+    blocks: int = 0,
 ) -> dict[str, Any]:
     """Median times of the kernels and of whole steps, without a model."""
-    launcher = TimedLauncher(stream)
+    launcher = TimedLauncher(stream, blocks)
     provider = FixedLogits(launcher, width, vocab_size, max_length=4096)
     used = 1 if method == "ar" else width
     step = KernelStep(provider, method, launcher)
@@ -137,11 +156,13 @@ def decisions(
     run: CoupledStep = timed
     decoder = Decoder(run, window=used, drafting="repeat")
     sequence = 0
+    shared_by = 0  # by whom a slot of a full window is shared
     while sum(timed.full) < steps + 5:
         if not decoder.active + decoder.waiting:
             decoder.add(Request([sequence % vocab_size], 2048, sequence=sequence, sampling=sampling))
             sequence += 1
         decoder.step()
+        shared_by = launcher.shared_by if timed.full[-1] else shared_by
     stream.synchronize()
     kernels = [end.milliseconds_since(begin) for begin, end in launcher.marks]
     full = [i for i, is_full in enumerate(timed.full) if is_full][5:]
@@ -152,7 +173,8 @@ def decisions(
     step.close()
     launcher.close()
     return {
-        "method": method, "kernels_ms": kernel, "floor_ms": floor, "kernels_over_floor": kernel / floor,
+        "method": method, "blocks_per_slot": shared_by, "chosen": not blocks,
+        "kernels_ms": kernel, "floor_ms": floor, "kernels_over_floor": kernel / floor,
         "step_ms": whole, "overhead_ms": overhead,
     }  # fmt: skip
 
@@ -238,12 +260,14 @@ def print_result(result: dict[str, Any]) -> None:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     print(f"{machine['gpu']} ({machine['compute_capability']}), driver for CUDA {machine['driver']}; {packages}")
     print(f"copy within the GPU: {result['bandwidth'] / 1e9:.0f} GB/s")
-    print(f"\nB = 1, W = {result['width']}, V = {result['vocab_size']}; ms")
-    print(f"{'method':<12}{'sampling':<24}{'kernels':>9}{'floor':>8}{'ratio':>7}{'step':>9}{'overhead':>10}")
+    print(f"\nB = 1, W = {result['width']}, V = {result['vocab_size']}; ms; * blocks per slot as chosen")
+    print(
+        f"{'method':<12}{'sampling':<24}{'blocks':>8}{'kernels':>9}{'floor':>8}{'ratio':>7}{'step':>9}{'overhead':>10}"
+    )
     for row in result["decisions"]:
         print(
-            f"{row['method']:<12}{row['sampling']:<24}{row['kernels_ms']:>9.3f}{row['floor_ms']:>8.3f}"
-            f"{row['kernels_over_floor']:>7.1f}{row['step_ms']:>9.3f}{row['overhead_ms']:>10.3f}"
+            f"{row['method']:<12}{row['sampling']:<24}{row['blocks_per_slot']:>7}{' *'[row['chosen']]}{row['kernels_ms']:>9.3f}"
+            f"{row['floor_ms']:>8.3f}{row['kernels_over_floor']:>7.1f}{row['step_ms']:>9.3f}{row['overhead_ms']:>10.3f}"
         )
     if result["decoding"]:
         print(f"\n{result['parameters'] / 1e9:.2f} billion random parameters, {result['backend']}, one sequence")
@@ -263,8 +287,10 @@ def measure(arguments: argparse.Namespace, device: Device) -> dict[str, Any]:
     for method in METHODS:
         for name, sampling in SAMPLINGS.items():
             sizes = (arguments.steps, arguments.width, arguments.vocab_size)
-            found = decisions(stream, method, sampling, *sizes, result["bandwidth"])
-            result["decisions"].append({"sampling": name, **found})
+            others = [n for n in BLOCKS_PER_SLOT if sampling == Sampling() and (n - 1) * CHUNK < arguments.vocab_size]
+            for blocks in (0, *others):
+                found = decisions(stream, method, sampling, *sizes, result["bandwidth"], blocks)
+                result["decisions"].append({"sampling": name, **found})
     if arguments.model:
         with tempfile.TemporaryDirectory() as name:
             wanted = (("ar", 1), ("scd-gumbel", arguments.window), ("scd-match", arguments.window))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.bundle import embedded_names, open_bundle
+from coupled_sampling.bundle import open_bundle
 from coupled_sampling.comparison import MethodResult
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.export_command import (
@@ -25,7 +25,8 @@ from coupled_sampling.export_command import (
     run_step_graphs,
 )
 from coupled_sampling.files import check_writable, write_whole
-from coupled_sampling.job import Job
+from coupled_sampling.job import Job, describe_runs
+from coupled_sampling.job_arguments import model_arguments, running_arguments, sampling_arguments
 from coupled_sampling.methods import METHODS
 from coupled_sampling.pictures import draw_comparison, require_pictures, write_grid
 from coupled_sampling.verification_command import (
@@ -43,53 +44,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="coupled-sampling", description="Lossless parallel decoding of exported models."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument(
-        "model",
-        nargs="?",
-        default="fashion",
-        help=f"a bundle's folder, or an embedded model: {', '.join(embedded_names())}",
-    )
-    sampling = argparse.ArgumentParser(add_help=False)
-    add = sampling.add_argument
-    add(
-        "--prompt",
-        help="names from `inspect`, separated by commas (default: all in turn); a text, for models that read text",
-    )
-    add("--length", type=int, help="most tokens per sequence, for models that read text")
-    add("--window", type=_window, help="most tokens forwarded per step; auto finds the fastest")
-    add("--drafting", help="first guesses: random, repeat, copy:LAG, ngram:N")
-    add("--temperature", type=float, help="0 is greedy")
-    add("--top-k", type=int)
-    add("--top-p", type=float)
-    add("--min-p", type=float)
-    add("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, help="sequences decoded together (default 1; verify: 16)")
-    add(
-        "--step",
-        choices=("auto", "host", "graph"),
-        default="auto",
-        help="where steps are decided: in the bundle's step graph, or by the library (auto: graph if the bundle has one)",
-    )
-    add("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
-    add("--json", action="store_true", help="print figures as JSON")
+    model = model_arguments()
+    decoding = [model, sampling_arguments(), running_arguments()]
 
-    generate = commands.add_parser("generate", parents=[model, sampling], help="make pictures or texts")
-    generate.add_argument("--count", type=int, default=16)
-    generate.add_argument("--method", help=f"one of {', '.join(METHODS)}")
-    generate.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG to write (default grid.png)")
-    generate.add_argument("--trace", type=Path, help="JSON to write: tokens and steps of every sequence")
-    generate.add_argument("--beside-ar", action="store_true", help="run AR on the same prompts and print both")
+    generate = commands.add_parser("generate", parents=decoding, help="make pictures or texts")
+    _add_generate_arguments(generate)
     generate.set_defaults(run=_generate)
 
-    comparing = commands.add_parser("compare", parents=[model, sampling], help="measure methods side by side")
+    comparing = commands.add_parser("compare", parents=decoding, help="measure methods side by side")
     comparing.add_argument("--methods", default="ar,sjd,scd-maximal,scd-gumbel,scd-match")
     comparing.add_argument("--count", type=int, default=40)
     comparing.add_argument("--plot", type=Path, help="PNG to write")
     comparing.set_defaults(run=_compare)
 
-    verifying = commands.add_parser("verify", parents=[model, sampling], help="test that methods are lossless")
+    verifying = commands.add_parser("verify", parents=decoding, help="test that methods are lossless")
     add_verify_arguments(verifying)
     verifying.set_defaults(run=_verify)
 
@@ -107,10 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _window(text: str) -> int | str:
-    if text == "auto" or text.lstrip("-").isdigit():
-        return text if text == "auto" else int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no window, expected a number of tokens or auto")
+def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--count", type=int, default=16)
+    add("--method", help=f"one of {', '.join(METHODS)}")
+    add("--out", type=Path, default=Path("grid.png"), help="PNG to write (default grid.png)")
+    add("--trace", type=Path, help="JSON to write: tokens and steps of every sequence")
+    add("--beside-ar", action="store_true", help="run AR on the same prompts and print both")
 
 
 @contextlib.contextmanager
@@ -159,6 +130,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         require_pictures("PIL.Image")
     if manifest.pixel_graph is None and job.tokenizer is None:
         raise InvalidArgument(f"the bundle {manifest.name} has no token-to-pixel graph, so it makes no pictures")
+    if job.tokenizer is None:
+        job.open_pixels()  # whatever the back end, pictures come from ONNX Runtime: say so before the work if it is missing
     method = arguments.method or manifest.defaults.method
     with _progress(len(job.prompts) * job.length) as report:
         results = job.compare([method], against_ar=arguments.beside_ar, progress=report)
@@ -167,7 +140,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         write_grid(job.images(result.generation.tokens), arguments.out)
     if arguments.trace:
         _write_json(arguments.trace, _trace(job, result))
-    figures = [r.figures() for r in results]
+    figures = [{**r.figures(), **job.ran[r.method].record()} for r in results]
     if not arguments.beside_ar:
         for name in ("speedup_nfe", "speedup_seconds", "identical_to_ar"):
             figures[0].pop(name)
@@ -180,7 +153,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     for row in figures:
         print(
             f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
-            f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s"
+            f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s, {job.ran[str(row['method'])]}"
         )
     if not made:
         print(f"wrote {arguments.out}")
@@ -209,17 +182,19 @@ def _compare(arguments: argparse.Namespace) -> None:
         check_writable(arguments.plot)
         require_pictures("matplotlib")
     job = Job(arguments)
+    if arguments.plot and job.bundle.manifest.pixel_graph:
+        job.open_pixels()
     methods = [name.strip() for name in arguments.methods.split(",")]
     with _progress(len(job.prompts) * job.length) as report:
         results = job.compare(methods, against_ar=True, progress=report)
-    figures = [result.figures() for result in results]
+    figures = [{**result.figures(), **job.ran[result.method].record()} for result in results]
     if arguments.plot:
         manifest = job.bundle.manifest
         firsts = [result.generation.tokens[0] for result in results]
         images = job.images(firsts) if manifest.pixel_graph else None
         grid = (manifest.grid.rows, manifest.grid.columns) if manifest.grid else None
         draw_comparison(results, arguments.plot, grid=grid, images=images)
-    print(json.dumps(figures, indent=2) if arguments.json else _table(figures))
+    print(json.dumps(figures, indent=2) if arguments.json else f"{_table(figures)}\n{describe_runs(job.ran)}")
     if arguments.plot and not arguments.json:
         print(f"wrote {arguments.plot}")
 
@@ -244,7 +219,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             sampling=job.samplings[0],
             progress=report,
         )
-    return print_verifications(results, as_json=arguments.json)
+    return print_verifications(results, job.ran, as_json=arguments.json)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

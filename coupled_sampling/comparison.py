@@ -94,16 +94,12 @@ def compare(
     for method in methods:
         find_method(method)
     ordered = list(dict.fromkeys(["ar", *methods] if against_ar else methods))
-    results: list[MethodResult] = []
-    for method in ordered:
+
+    def measured(method: str, reference: MethodResult | None) -> MethodResult:
+        """One method, on a model that is forgotten before the next one is opened."""
         model = open_model(method)
 
-        def run(
-            chosen: Sequence[Sequence[int]],
-            tokens: int,
-            method: str = method,
-            model: LogitsProvider | CoupledStep = model,
-        ) -> Generation:
+        def run(chosen: Sequence[Sequence[int]], tokens: int) -> Generation:
             report = None if progress is None else lambda count: progress(method, count)
             return generate(
                 model,
@@ -122,5 +118,10 @@ def compare(
         began = time.perf_counter()
         generation = run(prompts, length)
         seconds = time.perf_counter() - began
-        results.append(MethodResult(method, generation, seconds, results[0] if results else None))
+        return MethodResult(method, generation, seconds, reference)
+
+    results: list[MethodResult] = []
+    for method in ordered:
+        reference = results[0] if results else None
+        results.append(measured(method, reference))
     return results

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.opening import (
+    BACKENDS,
+    close_provider,
+    execution_provider,
+    open_kernel_step,
+    open_provider,
+    require_kernels,
+)
+from coupled_sampling.backends.ort_step import OrtStep
+from coupled_sampling.backends.pixels import PixelDecoder
+from coupled_sampling.backends.trt.progress import progress_bar
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.comparison import MethodResult, compare
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
@@ -21,11 +32,39 @@ from coupled_sampling.methods import Method
 from coupled_sampling.step import HostStep
 from coupled_sampling.text import Tokenizer
 
-__all__ = ["Job"]
+__all__ = ["Job", "Ran", "describe_runs"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a method really ran on, and where its steps were decided."""
+
+    execution_provider: str
+    step: str
+
+    def record(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"on {self.execution_provider}, step: {self.step}"
+
+
+def describe_runs(ran: Mapping[str, Ran]) -> str:
+    """A line for each way in which methods ran."""
+    ways = dict.fromkeys(ran.values())
+    return "\n".join(f"{', '.join(m for m, found in ran.items() if found == way)}: {way}" for way in ways)
 
 
 class Job:
-    """A bundle with the command line's settings over the bundle's defaults."""
+    """A bundle with the command line's settings over the bundle's defaults.
+
+    Attributes
+    ----------
+    ran
+        By method, what it ran on, from the moment on that it was opened.
+    """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -59,6 +98,9 @@ class Job:
             raise InvalidArgument(
                 f"guidance is {self.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"
             )
+        self._check_place()
+        self.ran: dict[str, Ran] = {}
+        self._pixels: PixelDecoder | None = None
 
     def _given(self, name: str, default: Any) -> Any:
         value = getattr(self.arguments, name)
@@ -92,50 +134,104 @@ class Job:
         generated = self.bundle.manifest.generated_tokens
         return Random(generated.first, generated.count) if found == Random() else found
 
-    def open_provider(self) -> LogitsProvider:
-        """A provider of its own, guided if asked for."""
-        from coupled_sampling.backends.ort import OrtProvider
+    def _rows(self) -> int:
+        return min(int(self.arguments.batch_size), int(self.arguments.count))
 
-        rows = min(self.arguments.batch_size, self.arguments.count)
-        unconditional = self.bundle.manifest.unconditional_prompt
-        if self.guidance == 1 or unconditional is None:
-            return OrtProvider.open(self.bundle, batch_size=rows, threads=self.arguments.threads)
-        inner = OrtProvider.open(self.bundle, batch_size=2 * rows, threads=self.arguments.threads)
-        return GuidedProvider(inner, self.guidance, unconditional)
+    @property
+    def _max_window(self) -> int | None:
+        return self.window if isinstance(self.window, int) and self.window > 0 else None
 
-    def has_step_graph(self, method: str) -> bool:
-        """Whether a step graph of the bundle can do what was asked for."""
-        if self.arguments.step == "host":
-            return False
+    def _check_place(self) -> None:
+        """Refuse a step that the back end does not have."""
+        backend, step = self.arguments.backend, self.arguments.step
+        if step == "kernels" and backend == "cpu":
+            raise InvalidArgument(
+                f"step is 'kernels', but backend is 'cpu'; CUDA kernels decide where logits are on a GPU: choose --backend "
+                f"{', '.join(BACKENDS[1:])}, or leave --step at auto"
+            )
+        if step == "graph" and backend != "cpu":
+            raise InvalidArgument(
+                f"step is 'graph', but backend is {backend!r}, and step graphs run on the CPU only; leave --step at auto"
+            )
+        if step == "kernels" and self.bundle.manifest.layout:
+            raise InvalidArgument(
+                f"step is 'kernels', but the bundle {self.bundle.manifest.name} has a layout, which needs the host; leave "
+                "--step at auto"
+            )
+        if backend != "cpu" and step != "host" and not self.bundle.manifest.layout:
+            require_kernels()  # before an engine is built for what can be done without them
+
+    def step_of(self, method: str) -> str:
+        """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
+        asked = self.arguments.step
+        if asked == "host":
+            return "host"
+        if self.arguments.backend != "cpu":
+            return "host" if self.bundle.manifest.layout else "kernels"
         graph = self.bundle.step_graph(method, warped=self.sampling.warps, guided=self.guidance != 1)
         found = graph is not None and not self.bundle.manifest.layout
-        if self.arguments.step == "graph" and not found:
+        if asked == "graph" and not found:
             raise InvalidArgument(
                 f"step is 'graph', but the bundle {self.bundle.manifest.name} has no step graph for {method} with these settings"
                 f"{' (a layout needs the host)' if self.bundle.manifest.layout else ''}; leave --step at auto"
             )
-        return found
+        return "graph" if found else "host"
+
+    def open_provider(self) -> LogitsProvider:
+        """A provider of its own, guided if asked for."""
+        unconditional = self.bundle.manifest.unconditional_prompt
+        guided = self.guidance != 1 and unconditional is not None
+        with progress_bar("building the engine") as progress:
+            provider = open_provider(
+                self.bundle,
+                self.arguments.backend,
+                2 * self._rows() if guided else self._rows(),
+                threads=self.arguments.threads,
+                max_window=self._max_window,
+                progress=progress,
+            )
+        return GuidedProvider(provider, self.guidance, unconditional) if guided and unconditional else provider
 
     def open_step(self, method: str) -> CoupledStep:
-        """A step graph's step of its own."""
-        from coupled_sampling.backends.ort_step import OrtStep
-
-        return OrtStep.open(
-            self.bundle,
-            method,
-            min(self.arguments.batch_size, self.arguments.count),
-            self.arguments.threads,
-            warped=self.sampling.warps,
-            guidance=self.guidance,
-        )
+        """A step of its own that is not the library's: a step graph's, or of CUDA kernels."""
+        if self.step_of(method) == "graph":
+            return OrtStep.open(
+                self.bundle,
+                method,
+                self._rows(),
+                self.arguments.threads,
+                warped=self.sampling.warps,
+                guidance=self.guidance,
+            )
+        with progress_bar("building the engine") as progress:
+            return open_kernel_step(
+                self.bundle,
+                method,
+                self.arguments.backend,
+                self._rows(),
+                guidance=self.guidance,
+                threads=self.arguments.threads,
+                max_window=self._max_window,
+                progress=progress,
+            )
 
     def open_model(self, method: str) -> LogitsProvider | CoupledStep:
-        """A step graph's step if there is one for ``method`` and it may be used, else a provider."""
-        return self.open_step(method) if self.has_step_graph(method) else self.open_provider()
+        """What ``method`` runs on: a provider where the library decides, else a step."""
+        where = self.step_of(method)
+        model = self.open_provider() if where == "host" else self.open_step(method)
+        self.ran[method] = Ran(execution_provider(model), where)
+        return model
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
-        """The step to verify: what `generate` would use. ``provider`` is left alone if that is a step graph."""
-        return self.open_step(method.name) if self.has_step_graph(method.name) else HostStep(provider, method)
+        """The step to verify: what `generate` would use. ``provider`` is used if the library decides; else it is let go."""
+        where = self.step_of(method.name)
+        if where == "kernels":
+            close_provider(
+                provider
+            )  # a model is opened that leaves its logits on the GPU, and one of them is enough there
+        step = HostStep(provider, method) if where == "host" else self.open_step(method.name)
+        self.ran[method.name] = Ran(execution_provider(step), where)
+        return step
 
     def compare(
         self, methods: Sequence[str], *, against_ar: bool, progress: Callable[[str, int], object]
@@ -155,11 +251,15 @@ class Job:
             progress=progress,
         )
 
+    def open_pixels(self) -> PixelDecoder:
+        """The decoder of pictures, which is opened once."""
+        if self._pixels is None:
+            self._pixels = PixelDecoder.open(self.bundle, self.arguments.threads)
+        return self._pixels
+
     def images(self, tokens: Sequence[NDArray[np.int64]]) -> NDArray[np.uint8]:
         """Pictures uint8 (N, H, W, C)."""
-        from coupled_sampling.backends.pixels import PixelDecoder
-
-        return PixelDecoder.open(self.bundle, self.arguments.threads)(np.stack(tokens))
+        return self.open_pixels()(np.stack(tokens))
 
     def texts(self, tokens: Sequence[NDArray[np.int64]]) -> list[str]:
         """Texts, if that is what the model makes."""

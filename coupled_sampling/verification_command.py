@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from coupled_sampling.contracts import LogitsProvider, Sampling
+from coupled_sampling.contracts import LogitsProvider, Sampling, max_window
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
+from coupled_sampling.job import Ran, describe_runs
 from coupled_sampling.methods import find_method
 from coupled_sampling.verification import MakeStep, Verification, verify
 
@@ -46,14 +47,25 @@ def starting_point(
         raise InvalidArgument(f"after is {after}, expected a number of tokens >= 0")
     if after == 0:
         return list(prompt)
-    made = generate(open_model(), [prompt], length=after, method="ar", seed=(seed - 1) % 2**64, sampling=sampling)
+    model = open_model()
+    made = generate(
+        model,
+        [prompt],
+        length=after,
+        method="ar",
+        window=min(32, max_window(model)),
+        seed=(seed - 1) % 2**64,
+        sampling=sampling,
+    )
     return [*prompt, *made.tokens[0].tolist()]
 
 
-def print_verifications(results: Sequence[Verification], *, as_json: bool) -> int:
-    """Print ``results``; the exit code: 1 if any method failed."""
+def print_verifications(results: Sequence[Verification], ran: Mapping[str, Ran], *, as_json: bool) -> int:
+    """Print ``results``, and what ``ran`` by method; the exit code: 1 if any method failed."""
     if as_json:
-        rows = [{**asdict(one), "verdict": one.verdict, "passed": one.passed} for one in results]
+        rows = [
+            {**asdict(one), "verdict": one.verdict, "passed": one.passed, **ran[one.method].record()} for one in results
+        ]
         for row in rows:
             row["equivalence"]["distance"] = row["equivalence"]["distance"]._asdict()
             row["equivalence"]["detectable"] = [one._asdict() for one in row["equivalence"]["detectable"]]
@@ -62,6 +74,7 @@ def print_verifications(results: Sequence[Verification], *, as_json: bool) -> in
         print("\n\n".join(one.report() for one in results))
         failed = [f"{one.method} ({one.verdict})" for one in results if not one.passed]
         print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
+        print(describe_runs(ran))
     return 0 if all(one.passed for one in results) else 1
 
 

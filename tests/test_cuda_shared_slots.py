@@ -123,7 +123,7 @@ def test_a_bound_too_tight_is_noticed(old, new):
 def test_real_threads_do_not_race_over_several_chunks():
     logits = np.random.default_rng(2).standard_normal((2, 4500), np.float32)
     for method in ("scd-gumbel", "sjd"):
-        with EmulationLauncher(PLAIN) as launcher:
+        with EmulationLauncher((*PLAIN[:2], THREADED[2])) as launcher:
             expected = decided(launcher, logits, method=method, parts=1)
         with EmulationLauncher(THREADED) as launcher:
             for one, other in zip(decided(launcher, logits, method=method, parts=2), expected, strict=True):

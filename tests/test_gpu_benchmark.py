@@ -74,10 +74,14 @@ def test_it_measures_and_prints_on_stand_ins(benchmark_, monkeypatch, capsys):
     monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
     with EmulationLauncher(PLAIN) as emulator:
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", FakeDriver(cuda, emulator))
+        monkeypatch.setattr(benchmark_, "CHUNK", 25)  # so that two blocks seem worth a try
         settings = argparse.Namespace(steps=3, width=4, vocab_size=50, model=False)
         result = benchmark_.measure(settings, Device(bindings=cuda))
     assert result["bandwidth"] == 2 * 1000 / 1e-3
-    assert len(result["decisions"]) == 10
+    assert len(result["decisions"]) == 20
+    for i, (blocks, chosen) in enumerate([(1, True), (1, False), (2, False), (1, True)] * 5):
+        row = result["decisions"][i]
+        assert (row["blocks_per_slot"], row["chosen"]) == (blocks, chosen)
     for row in result["decisions"]:
         assert row["kernels_ms"] == 1
         laws = row["method"] in ("sjd", "scd-maximal", "scd-gumbel")

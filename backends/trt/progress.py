@@ -91,16 +91,22 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar on the terminal if ``tqdm`` is installed, else nothing."""
+    """A bar on the terminal from the first report on if ``tqdm`` is installed, else nothing."""
     try:
         from tqdm import tqdm
     except ImportError:
         yield lambda done, phase: None
         return
-    with tqdm(total=100, desc=title, unit="%", leave=False) as bar:
+    bars: list[Any] = []
 
-        def report(done: float, phase: str) -> None:
-            bar.set_postfix_str(phase[:40], refresh=False)
-            bar.update(100 * done - bar.n)
+    def report(done: float, phase: str) -> None:
+        if not bars:
+            bars.append(tqdm(total=100, desc=title, unit="%", leave=False, disable=None))
+        bars[0].set_postfix_str(phase[:40], refresh=False)
+        bars[0].update(100 * done - bars[0].n)
 
+    try:
         yield report
+    finally:
+        for bar in bars:
+            bar.close()

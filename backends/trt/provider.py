@@ -64,6 +64,8 @@ class TrtProvider:
         As in the contract; ``batch_size`` and ``max_window`` are the largest buckets.
     bundle, flavour, device, stream, options
         What runs where. Work is on ``stream``.
+    execution_provider
+        The flavour's name and version.
     fingerprint
         Of the engine in use.
     built_because
@@ -92,6 +94,7 @@ class TrtProvider:
         self.max_length = graph.max_length
         self.built_because = ""
         self.on_device = on_device
+        self.execution_provider = f"{self.flavour.name} {self.flavour.version}"
         engine.check_tensors(_expected(bundle, options))
         self.stream = Stream(self.device)
         rows, width, vocab = self.batch_size, self.max_window, self.vocab_size

@@ -33,11 +33,16 @@ class FakeRuntime:
         What opening a session says, if it fails.
     on_tensorrt
         Operators that TensorRT takes, where it is asked and they are not excluded.
+    cuda
+        A `FakeCuda` whose memory it uses, so that kernels find the logits there.
     """
 
     __version__ = "1.31.1"
 
-    def __init__(self, *, on_cpu=("Slice", "Concat"), used=None, fails=None, on_tensorrt=("Gemm", "Attention", "Gelu")):
+    def __init__(
+        self, *, on_cpu=("Slice", "Concat"), used=None, fails=None, on_tensorrt=("Gemm", "Attention", "Gelu"), cuda=None
+    ):
+        self.cuda = cuda
         self.on_cpu, self.used, self.fails, self.on_tensorrt = on_cpu, used, fails, on_tensorrt
         self.available = [TENSORRT, CUDA, CPU]
         self.memory, self.next, self.sessions, self.preloaded = {}, 0x7F0000000000, [], 0
@@ -53,9 +58,13 @@ class FakeRuntime:
 
     def on_the_device(self, values, kind, device):
         assert (kind, device) == ("cuda", 0)
-        address = self.next
-        self.next += -(-values.nbytes // 256) * 256 + 4096
-        self.memory[address] = values.copy()
+        if self.cuda is None:
+            address, self.memory[self.next] = self.next, values.copy()
+            self.next += -(-values.nbytes // 256) * 256 + 4096
+        else:
+            _, address = self.cuda.cudaMalloc(values.nbytes)
+            self.memory[address] = self.cuda.blocks[address].content.view(values.dtype).reshape(values.shape)
+            self.memory[address][...] = values
         return Value(self, address, values.shape)
 
     def at(self, address, shape):

@@ -46,9 +46,9 @@ template <int Threads>
 struct Block {
     static constexpr int threads = Threads, warps = Threads / LANES;
     double partial[Threads];
-    double folded[Threads / FOLD];
+    double folded[2][Threads / FOLD];
     Scored best[Threads];
-    Scored best_folded[Threads / FOLD];
+    Scored best_folded[2][Threads / FOLD];
     double group[warps];
     double sum;
     Scored winner;
@@ -77,11 +77,15 @@ struct Sum {
     __device__ double value() const { return double(high) + double(low); }
 };
 
-// All of `from` by `combine` in a fixed tree, FOLD at a time, between two arrays in turn; the outcome goes to `result`.
+// All of `from` by `combine` in a fixed tree, FOLD at a time, to two arrays in turn; the outcome goes to `result`. What is in
+// `from` stays.
 template <int Threads, class Value, class Combine>
-__device__ __forceinline__ void fold(Value* from, Value* to, Value& result, Combine combine) {
-    for (int count = Threads; count > 1;) {
+__device__ __forceinline__ void fold(
+    const Value* from, Value (&folded)[2][Threads / FOLD], Value& result, Combine combine
+) {
+    for (int count = Threads, level = 0; count > 1; ++level) {
         const int next = (count + FOLD - 1) / FOLD;
+        Value* const to = folded[level % 2];
         each([&](int thread) {
             if (thread >= next) return;
             Value value = from[thread];
@@ -89,9 +93,7 @@ __device__ __forceinline__ void fold(Value* from, Value* to, Value& result, Comb
             if (next > 1) to[thread] = value;
             else result = value;
         });
-        Value* const read = from;
         from = to;
-        to = read;
         count = next;
     }
 }

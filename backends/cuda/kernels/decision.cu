@@ -72,7 +72,8 @@ struct Draw {
         const bool corrects = slot == refusal || (decision.redraft == MAXIMAL && !place.site->accepted);
         way = KEEPS;
         purpose = corrects ? RESIDUAL : REDRAFT;
-        if (corrects) way = slots.is_recycled(slot) ? FROM_RESIDUAL : slots.has_draft(slot) ? WITHOUT_DRAFT : FROM_TARGET;
+        if (decision.acceptance != REJECTION) way = RACES;
+        else if (corrects) way = slots.is_recycled(slot) ? FROM_RESIDUAL : slots.has_draft(slot) ? WITHOUT_DRAFT : FROM_TARGET;
         else if (slot > refusal && decision.redraft == INDEPENDENT) way = FROM_TARGET;
         else if (slot > refusal && decision.redraft == GUMBEL) way = RACES;
     }
@@ -227,10 +228,6 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) target_l
     const Slot slots(row);
     if (!slots.decides(place.slot) || !place.site->law.usable()) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
-    if (decision.acceptance != REJECTION) {
-        race_laws(shared, decision, row, place, logits);
-        return;
-    }
     const Draw draw(decision, slots, place);
     if (draw.way == RACES) {
         race_laws(shared, decision, row, place, logits);
@@ -300,14 +297,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(const Decision deci
         return;
     }
     const int draft = draft_of(decision, slots, place);
-    int token = leading_token(place.site->lead), refusal = place.row->refusal;
-    if (decision.acceptance == REJECTION) {
-        const Draw draw(decision, slots, place);
-        if (draw.way == KEEPS) token = draft < 0 ? 0 : draft;
-        else if (draw.way != RACES) token = drawn(shared, decision, row, place, draw, draft);
-    } else {
-        refusal = first_mismatch(shared, decision, slots, place);
-    }
+    const Draw draw(decision, slots, place);
+    int token = draft < 0 ? 0 : draft;
+    if (draw.way == RACES) token = leading_token(place.site->lead);
+    else if (draw.way != KEEPS) token = drawn(shared, decision, row, place, draw, draft);
+    const bool tests = decision.acceptance == REJECTION;
+    const int refusal = tests ? place.row->refusal : first_mismatch(shared, decision, slots, place);
     each([&](int thread) {
         if (thread) return;
         decision.tokens[place.index] = token;

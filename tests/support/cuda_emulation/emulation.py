@@ -26,12 +26,11 @@ SANITIZED = (
     "-fno-sanitize-recover=all",
     "-ftrivial-auto-var-init=pattern",
     "-DTHREADS=128",
-    "-DPART_THREADS=64",
 )
 QUICKLY_SANITIZED = (*SANITIZED, "-O0")
 PLAIN = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=64", "-DPART_THREADS=64")
-LARGE_BLOCKS = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024")
-THREADED = ("-DTHREADED", "-DTHREADS=64", "-DPART_THREADS=64", "-fsanitize=thread")
+AS_SHIPPED = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024")
+THREADED = ("-DTHREADED", "-DTHREADS=64", "-DPART_THREADS=128", "-fsanitize=thread")
 FOLDER = tempfile.TemporaryDirectory(prefix="cuda-emulation-")
 
 
