@@ -27,9 +27,18 @@ from coupled_sampling.methods import Method, find_method
 if TYPE_CHECKING:
     from coupled_sampling.backends.cuda.device import Device
     from coupled_sampling.backends.cuda.kernel_step import KernelStep
+    from coupled_sampling.backends.trt.options import BuildOptions
     from coupled_sampling.backends.trt.progress import Progress
 
-__all__ = ["BACKENDS", "close_provider", "execution_provider", "open_kernel_step", "open_provider", "require_kernels"]
+__all__ = [
+    "BACKENDS",
+    "check_backend",
+    "close_provider",
+    "execution_provider",
+    "open_kernel_step",
+    "open_provider",
+    "require_kernels",
+]
 
 BACKENDS = ("cpu", "cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
 """Names of back ends."""
@@ -46,6 +55,7 @@ def open_provider(
     max_window: int | None = None,
     on_device: bool = False,
     device: int = 0,
+    engines: Path | str | None = None,
     progress: Progress | None = None,
 ) -> LogitsProvider:
     """A logits provider for a bundle. The providers' own `open` functions have more settings.
@@ -66,6 +76,8 @@ def open_provider(
         Whether logits stay on the GPU.
     device
         Number of the GPU, from 0.
+    engines
+        Folder of TensorRT's engines; None is ``<bundle>.engines`` beside the bundle's folder.
     progress
         Told how far the building of an engine is, by ``tensorrt`` and ``tensorrt-rtx``.
 
@@ -75,7 +87,7 @@ def open_provider(
         As from the providers: what is missing and which extra to install; no driver or no GPU; a bundle that the back end cannot
         run. Nothing is run elsewhere instead.
     """
-    _check(backend, threads)
+    check_backend(backend, threads, engines)
     check_positive("batch_size", batch_size)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if max_window is not None:
@@ -86,11 +98,22 @@ def open_provider(
             raise InvalidArgument("on_device is True, but backend is 'cpu'; expected a back end on a GPU")
         return OrtProvider.open(opened, batch_size, threads)
     if backend in _ENGINES:
-        return _open_engine(opened, backend, batch_size, max_window, on_device, device, progress)
+        from coupled_sampling.backends.trt import TrtProvider
+
+        options = _engine_options(opened, batch_size, max_window)
+        return TrtProvider.open(
+            opened,
+            flavour=backend,
+            device=device,
+            options=options,
+            engines=engines,
+            on_device=on_device,
+            progress=progress,
+        )
     from coupled_sampling.backends.ort_cuda import OrtCudaProvider
     from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
 
-    tensorrt = TensorrtOptions(max_window=max_window) if backend == "ort-tensorrt" else None
+    tensorrt = TensorrtOptions(engines, max_window=max_window) if backend == "ort-tensorrt" else None
     return OrtCudaProvider.open_on_gpu(
         opened, batch_size, device=device, on_device=on_device, threads=threads, tensorrt=tensorrt
     )
@@ -106,6 +129,7 @@ def open_kernel_step(
     threads: int | None = None,
     max_window: int | None = None,
     device: int = 0,
+    engines: Path | str | None = None,
     progress: Progress | None = None,
 ) -> KernelStep:
     """A coupled step on a GPU: the bundle's model on ``backend``, decided by CUDA kernels where its logits lie.
@@ -127,7 +151,7 @@ def open_kernel_step(
         As from `open_provider`; also where ``backend`` is on no GPU, NVRTC is missing, or there is no unconditional prompt. Drivers
         and packages are looked for before an engine is built.
     """
-    _check(backend, threads)
+    check_backend(backend, threads, engines)
     check_positive("batch_size", batch_size)
     found = find_method(method)
     if backend == "cpu":
@@ -154,6 +178,7 @@ def open_kernel_step(
         max_window=max_window,
         on_device=True,
         device=device,
+        engines=engines,
         progress=progress,
     )
     # On an engine's own stream nothing has to be waited for between model and decision; runs of ONNX Runtime end when done.
@@ -195,31 +220,22 @@ def close_provider(provider: Any) -> None:
         close()
 
 
-def _check(backend: str, threads: int | None) -> None:
+def check_backend(backend: str, threads: int | None = None, engines: Path | str | None = None) -> None:
+    """Raise `InvalidArgument` if there is no such back end, or it does not have what is set."""
     if backend not in BACKENDS:
         raise InvalidArgument(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     if threads is not None and backend in _ENGINES:
         raise InvalidArgument(f"threads is {threads}, but backend {backend!r} runs nothing on the CPU; leave it out")
+    if engines is not None and "tensorrt" not in backend:
+        raise InvalidArgument(f"engines is {str(engines)!r}, but backend {backend!r} builds none; leave it out")
 
 
-def _open_engine(
-    bundle: Bundle,
-    flavour: str,
-    batch_size: int,
-    max_window: int | None,
-    on_device: bool,
-    device: int,
-    progress: Progress | None,
-) -> LogitsProvider:
-    """A `TrtProvider`, tuned for ``max_window`` slots and some fewer."""
-    from coupled_sampling.backends.trt import BuildOptions, TrtProvider
+def _engine_options(bundle: Bundle, batch_size: int, max_window: int | None) -> BuildOptions:
+    """An engine for the bundle's own precision, tuned for ``max_window`` slots and some fewer."""
+    from coupled_sampling.backends.trt import BuildOptions
 
     windows = BuildOptions().window_buckets
     if max_window is not None:
         windows = (*(bucket for bucket in windows if bucket < max_window), max_window)
-    options = BuildOptions(
-        row_buckets=(batch_size,), window_buckets=windows, precision=bundle.manifest.window_graph.dtype
-    )
-    return TrtProvider.open(
-        bundle, flavour=flavour, device=device, options=options, on_device=on_device, progress=progress
-    )
+    precision = bundle.manifest.window_graph.dtype
+    return BuildOptions(row_buckets=(batch_size,), window_buckets=windows, precision=precision)

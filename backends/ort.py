@@ -132,7 +132,8 @@ class OrtProvider:
         rows, width = tokens.shape
         self._tokens[: rows * width] = tokens.reshape(-1)
         self._start[:rows] = start
-        self._kv_length[0] = self._columns_for(int(start.max()) + width)
+        needed = int(start.max()) + width
+        self._kv_length[0] = self._columns_for(needed)
         try:
             self._run(rows, width)
         except Exception as error:

@@ -5,10 +5,10 @@
 
 ONNX Runtime gives TensorRT what TensorRT's parser takes and keeps the rest on CUDA. By default three operators are kept from it:
 
-- ``Attention``, which its parser takes since 10.14: in float32 there is no fused kernel, so an engine can only be built with the
-  layer's ``decomposable`` set after parsing, which ONNX Runtime has no option for;
-- ``TensorScatter``, which its parser takes since 10.15: it must write past and present at one address, which ONNX Runtime promises
-  for a whole graph and not for the parts that it cuts it into; CUDA's own kernel writes in place;
+- ``Attention``, which its parser takes since 10.14: in float32 there is no fused kernel (tried with TensorRT-RTX 1.7), so that an
+  engine can only be built with the layer's ``decomposable`` set after parsing, which ONNX Runtime has no option for;
+- ``TensorScatter``, which its parser takes in 10.15: it must write past and present at one address, which a binding gives to a
+  whole graph, and nobody promises for the parts that it is cut into; CUDA's own kernel writes in place;
 - ``Slice``, which has nothing to compute, and would send the caches through TensorRT between those two.
 
 So TensorRT gets matrices, norms and activations, in several engines. Each is tuned for the shapes seen so far and is built again

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.opening import (
     BACKENDS,
+    check_backend,
     close_provider,
     execution_provider,
     open_kernel_step,
@@ -142,8 +143,9 @@ class Job:
         return self.window if isinstance(self.window, int) and self.window > 0 else None
 
     def _check_place(self) -> None:
-        """Refuse a step that the back end does not have."""
+        """Refuse what the back end does not have."""
         backend, step = self.arguments.backend, self.arguments.step
+        check_backend(backend, self.arguments.threads, self.arguments.engines)
         if step == "kernels" and backend == "cpu":
             raise InvalidArgument(
                 f"step is 'kernels', but backend is 'cpu'; CUDA kernels decide where logits are on a GPU: choose --backend "
@@ -188,6 +190,7 @@ class Job:
                 2 * self._rows() if guided else self._rows(),
                 threads=self.arguments.threads,
                 max_window=self._max_window,
+                engines=self.arguments.engines,
                 progress=progress,
             )
         return GuidedProvider(provider, self.guidance, unconditional) if guided and unconditional else provider
@@ -212,6 +215,7 @@ class Job:
                 guidance=self.guidance,
                 threads=self.arguments.threads,
                 max_window=self._max_window,
+                engines=self.arguments.engines,
                 progress=progress,
             )
 

@@ -6,6 +6,7 @@ Each function makes a parser to be named in ``parents`` by the commands that tak
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from coupled_sampling.backends.opening import BACKENDS
 from coupled_sampling.bundle import embedded_names
@@ -66,6 +67,12 @@ def running_arguments() -> argparse.ArgumentParser:
         default="auto",
         help="where steps are decided: by the library, in the bundle's step graph (cpu), or by CUDA kernels (other back ends). "
         "auto: graph if the bundle has one, kernels on a GPU",
+    )
+    add(
+        "--engines",
+        type=Path,
+        metavar="FOLDER",
+        help="where TensorRT's engines are kept (default: beside the bundle's folder)",
     )
     add("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
     add("--json", action="store_true", help="print figures as JSON")

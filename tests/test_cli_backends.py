@@ -114,8 +114,10 @@ def test_guided_tokens_are_those_of_the_cpu(machine, tmp_path, capsys, backend, 
         assert code == 0, error
         return json.loads(trace.read_text())["sequences"][0]["tokens"]
 
+    engines = ["--engines", tmp_path / "engines"] if backend == "tensorrt" else []
     expected = tokens("--guidance", 2, "--step", "host")
-    assert tokens("--guidance", 2, "--backend", backend, "--step", step) == expected
+    assert tokens("--guidance", 2, "--backend", backend, "--step", step, *engines) == expected
+    assert (tmp_path / "engines").exists() == (backend == "tensorrt")
     assert tokens("--step", "host") != expected
 
 
@@ -226,6 +228,8 @@ def nothing(machine, monkeypatch):
         (nothing, ["--step", "graph"], "has no step graph for"),
         (nothing, ["--backend", "tensorrt", "--threads", "2"], "threads is 2, but backend 'tensorrt'"),
         (nothing, ["--backend", "cuda", "--threads", "0"], "threads is 0"),
+        (nothing, ["--backend", "cuda", "--engines", "here"], "engines is 'here', but backend 'cuda' builds none"),
+        (nothing, ["--engines", "here"], "engines is 'here', but backend 'cpu' builds none"),
         (nothing, ["--backend", "cuda", "--guidance", "2"], "guidance is 2.0, but the bundle toy has no unconditional"),
         (nothing, ["--backend", "cuda", "--window", "99"], "window is 99"),
     ],
@@ -242,6 +246,13 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
     assert machine.tensorrt.built == machine.rtx.built == 0
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["toy"]
+
+
+def test_engines_are_refused_where_a_step_graph_would_run(capsys):
+    """It is opened by another way than providers are."""
+    code, text, error = run(capsys, "compare", "fashion", "--count", 1, "--engines", "here")
+    assert (code, text) == (2, "")
+    assert "engines is 'here', but backend 'cpu' builds none" in error
 
 
 def test_an_unknown_back_end_is_refused(capsys):
@@ -283,6 +294,14 @@ def test_a_provider_is_opened_by_name(machine, bundle, backend):
     np.testing.assert_allclose(provider.forward(tokens, np.zeros(2, np.int64)), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("backend", ["ort-tensorrt", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("step", ["host", "kernels"])
+def test_engines_are_kept_where_asked(machine, bundle, tmp_path, capsys, backend, step):
+    compared(capsys, bundle, "--backend", backend, "--step", step, "--engines", tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir())
+    assert not (tmp_path / "toy.engines").exists()
+
+
 @pytest.mark.parametrize("backend", GPU)
 def test_a_step_is_opened_by_name(machine, bundle, backend):
     settings = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
@@ -303,6 +322,7 @@ def test_a_step_is_opened_by_name(machine, bundle, backend):
         (lambda bundle: open_provider(bundle, on_device=True), "on_device is True, but backend is 'cpu'"),
         (lambda bundle: open_provider(bundle, "tensorrt-rtx", threads=1), "runs nothing on the CPU"),
         (lambda bundle: open_provider(bundle, "cuda", device=-1), "device is -1"),
+        (lambda bundle: open_kernel_step(bundle, "sjd", "cuda", engines="x"), "engines is 'x'"),
         (lambda bundle: open_kernel_step(bundle, "sjd", "cpu"), "kernels decide where logits are on a GPU"),
         (lambda bundle: open_kernel_step(bundle, "magic", "cuda"), "magic"),
         (lambda bundle: open_kernel_step(bundle, "sjd", "cuda", guidance=2.0), "no unconditional prompt"),

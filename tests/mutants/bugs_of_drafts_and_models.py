@@ -170,12 +170,12 @@ BUGS = (
     Bug(
         "first-write-wins",
         ORT,
-        "            self._session.run_with_iobinding(self._binding(rows, width))\n",
+        "        self._session.run_with_iobinding(self._binding(rows, width))\n",
         """\
-            held = [cache.copy() for _, cache in self._caches.values()]
-            self._session.run_with_iobinding(self._binding(rows, width))
-            for (_, cache), old in zip(self._caches.values(), held, strict=True):
-                np.copyto(cache, old, where=old != 0)
+        held = [cache.copy() for _, cache in self._caches.values()]
+        self._session.run_with_iobinding(self._binding(rows, width))
+        for (_, cache), old in zip(self._caches.values(), held, strict=True):
+            np.copyto(cache, old, where=old != 0)
 """,
         "State that was written once is not replaced, so that a refused draft stays in the cache.",
         RUNTIME,
