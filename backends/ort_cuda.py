@@ -54,6 +54,7 @@ from coupled_sampling.backends.ort_gpu_session import (
     require_gpu,
 )
 from coupled_sampling.backends.ort_tensorrt import TensorrtOptions, engines_folder, refuse_idle_tensorrt
+from coupled_sampling.backends.window_tensors import cache_shape
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.errors import InvalidArgument
@@ -293,9 +294,8 @@ class OrtCudaProvider(OrtProvider):
         return binding
 
     def _bind_caches(self, binding: Any, rows: int) -> None:
-        where = ("cuda", self.device, np.float32)
+        where, shape = ("cuda", self.device, np.float32), cache_shape(self.bundle.manifest.window_graph, rows)
         for past, (present, cache) in self._caches.items():
-            shape = (rows, *cache.shape()[1:])
             binding.bind_input(past, *where, shape, cache.data_ptr())
             binding.bind_output(present, *where, shape, cache.data_ptr())
 
