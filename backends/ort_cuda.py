@@ -149,7 +149,7 @@ class OrtCudaProvider(OrtProvider):
             provider must then be called from one thread. Needs a placement without copies between CPU and GPU.
         column_buckets
             With ``cuda_graphs`` or ``tensorrt``: values of ``kv_length``; a call attends to the smallest that holds its windows, or
-            to the whole cache. More of them read less of a long cache and cost a graph each (with ``tensorrt`` nothing).
+            to the whole cache. More of them read less of a long cache and cost a graph each.
         tensorrt
             Let ONNX Runtime's TensorRT execution provider take what it can; the rest stays on CUDA. Not with ``cuda_graphs``.
 
@@ -246,13 +246,13 @@ class OrtCudaProvider(OrtProvider):
         return _Prepared(binding, length, options)
 
     def _build_engines(self, options: TensorrtOptions) -> None:
-        """Have TensorRT's engines built, or loaded, for all windows from the largest to the smallest.
+        """Have TensorRT's engines built, or loaded, for all windows from the largest and last to the smallest and first.
 
         ONNX Runtime tunes an engine for the shapes it has seen, and builds it again when one lies outside.
         """
         self.max_window = min(self.max_window, options.max_window or self.max_window)
-        for rows, width in ((self.batch_size, self.max_window), (1, 1)):
-            self.forward(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
+        for rows, width, start in ((self.batch_size, self.max_window, self.max_length - self.max_window), (1, 1, 0)):
+            self.forward(np.zeros((rows, width), np.int64), np.full(rows, start))
 
     def _on_device(self, values: NDArray[Any]) -> Any:
         return self._onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", self.device)
