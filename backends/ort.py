@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.session import open_session
+from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
-from coupled_sampling.manifest import WindowGraph
 
 __all__ = ["KV_STEP", "OrtProvider", "check_dtype"]
 
@@ -61,8 +61,9 @@ class OrtProvider:
         self.execution_provider: str = session.get_providers()[0]
         self._session = session
         self._columns = graph.cache_length
-        shape = (batch_size, graph.kv_heads, graph.cache_length, graph.head_size)
-        self._caches = {past: (present, self._zeros(shape)) for past, present in _cache_names(graph)}
+        self._tensors = window_tensors(bundle.manifest)
+        shape = cache_shape(graph, batch_size)
+        self._caches = {past: (present, self._zeros(shape)) for past, present in cache_names(graph)}
         self._tokens = np.zeros(batch_size * self.max_window, np.int64)
         self._start = np.zeros(batch_size, np.int64)
         self._kv_length = np.zeros(1, np.int64)
@@ -164,28 +165,21 @@ class OrtProvider:
     def _binding(self, rows: int, width: int) -> Any:
         """Buffers bound for a window of this shape; the first ``rows`` rows of a buffer are where they always are."""
         if (rows, width) not in self._bindings:
-            binding = self._session.io_binding()
-            _bind(binding.bind_input, "input_ids", self._tokens, (rows, width))
-            _bind(binding.bind_input, "start", self._start, (rows,))
-            if self.bundle.manifest.window_graph.has_kv_length:
-                _bind(binding.bind_input, "kv_length", self._kv_length, (1,))
-            _bind(binding.bind_output, "logits", self._logits, (rows, width, self.vocab_size))
+            buffers: dict[str, NDArray[Any]] = {
+                "input_ids": self._tokens,
+                "start": self._start,
+                "kv_length": self._kv_length,
+                "logits": self._logits,
+            }
             for past, (present, cache) in self._caches.items():
-                _bind(binding.bind_input, past, cache, (rows, *cache.shape[1:]))
-                _bind(binding.bind_output, present, cache, (rows, *cache.shape[1:]))
+                buffers[past] = buffers[present] = cache
+            binding = self._session.io_binding()
+            for name, tensor in self._tensors.items():
+                bind = binding.bind_input if tensor.is_input else binding.bind_output
+                buffer = buffers[name]
+                bind(name, "cpu", 0, buffer.dtype.type, tensor.shape(rows, width), buffer.ctypes.data)
             self._bindings[rows, width] = binding
         return self._bindings[rows, width]
-
-
-def _bind(bind: Any, name: str, buffer: NDArray[Any], shape: tuple[int, ...]) -> None:
-    """Bind the beginning of ``buffer`` as a tensor of ``shape``."""
-    bind(name, "cpu", 0, buffer.dtype.type, shape, buffer.ctypes.data)
-
-
-def _cache_names(graph: WindowGraph) -> list[tuple[str, str]]:
-    """(past, present) names of all caches."""
-    parts = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
-    return [(f"past_key_values.{part}", f"present.{part}") for part in parts]
 
 
 def check_dtype(bundle: Bundle, execution_provider: str) -> None:
@@ -199,18 +193,12 @@ def check_dtype(bundle: Bundle, execution_provider: str) -> None:
 
 def _check_graph(bundle: Bundle, session: Any) -> None:
     """Refuse a graph whose inputs and outputs are not what the manifest promises."""
-    graph, vocab_size = bundle.manifest.window_graph, bundle.manifest.vocab_size
     check_dtype(bundle, session.get_providers()[0])
-    cache = ("tensor(float)", (None, graph.kv_heads, graph.cache_length, graph.head_size))
-    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
-        "input_ids": ("tensor(int64)", (None, None)),
-        "start": ("tensor(int64)", (None,)),
-        "logits": ("tensor(float)", (None, None, vocab_size)),
+    types = {"int64": "tensor(int64)", "float32": "tensor(float)", CACHE: "tensor(float)"}
+    expected = {
+        name: (types[tensor.dtype], tuple(size if isinstance(size, int) else None for size in tensor.axes))
+        for name, tensor in window_tensors(bundle.manifest).items()
     }
-    if graph.has_kv_length:
-        expected["kv_length"] = ("tensor(int64)", (1,))
-    for past, present in _cache_names(graph):
-        expected |= {past: cache, present: cache}
     found = {
         value.name: (value.type, tuple(size if isinstance(size, int) else None for size in value.shape))
         for value in (*session.get_inputs(), *session.get_outputs())

@@ -54,6 +54,7 @@ from coupled_sampling.backends.ort_gpu_session import (
     require_gpu,
 )
 from coupled_sampling.backends.ort_tensorrt import TensorrtOptions, engines_folder, refuse_idle_tensorrt
+from coupled_sampling.backends.window_tensors import cache_shape
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.errors import InvalidArgument
@@ -148,7 +149,7 @@ class OrtCudaProvider(OrtProvider):
             provider must then be called from one thread. Needs a placement without copies between CPU and GPU.
         column_buckets
             With ``cuda_graphs`` or ``tensorrt``: values of ``kv_length``; a call attends to the smallest that holds its windows, or
-            to the whole cache. More of them read less of a long cache and cost a graph each (with ``tensorrt`` nothing).
+            to the whole cache. More of them read less of a long cache and cost a graph each.
         tensorrt
             Let ONNX Runtime's TensorRT execution provider take what it can; the rest stays on CUDA. Not with ``cuda_graphs``.
 
@@ -245,13 +246,13 @@ class OrtCudaProvider(OrtProvider):
         return _Prepared(binding, length, options)
 
     def _build_engines(self, options: TensorrtOptions) -> None:
-        """Have TensorRT's engines built, or loaded, for all windows from the largest to the smallest.
+        """Have TensorRT's engines built, or loaded, for all windows from the largest and last to the smallest and first.
 
         ONNX Runtime tunes an engine for the shapes it has seen, and builds it again when one lies outside.
         """
         self.max_window = min(self.max_window, options.max_window or self.max_window)
-        for rows, width in ((self.batch_size, self.max_window), (1, 1)):
-            self.forward(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
+        for rows, width, start in ((self.batch_size, self.max_window, self.max_length - self.max_window), (1, 1, 0)):
+            self.forward(np.zeros((rows, width), np.int64), np.full(rows, start))
 
     def _on_device(self, values: NDArray[Any]) -> Any:
         return self._onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", self.device)
@@ -293,9 +294,8 @@ class OrtCudaProvider(OrtProvider):
         return binding
 
     def _bind_caches(self, binding: Any, rows: int) -> None:
-        where = ("cuda", self.device, np.float32)
+        where, shape = ("cuda", self.device, np.float32), cache_shape(self.bundle.manifest.window_graph, rows)
         for past, (present, cache) in self._caches.items():
-            shape = (rows, *cache.shape()[1:])
             binding.bind_input(past, *where, shape, cache.data_ptr())
             binding.bind_output(present, *where, shape, cache.data_ptr())
 

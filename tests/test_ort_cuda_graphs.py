@@ -13,7 +13,7 @@ from coupled_sampling.backends import OrtProvider, ort_gpu_session
 from coupled_sampling.backends.cuda.pointers import DevicePointer
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
 from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
@@ -159,3 +159,18 @@ def test_arguments_that_cannot_work_are_refused(bundle, runtime, settings, match
     with pytest.raises(InvalidArgument, match=match):
         OrtCudaProvider.open_on_gpu(bundle, **settings)
     assert runtime.sessions == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("columns", [(), (20,)])
+def test_on_a_gpu_graphs_give_the_logits_of_plain_runs(bundle, columns):
+    try:
+        plain = OrtCudaProvider.open_on_gpu(bundle, batch_size=2)
+        provider = OrtCudaProvider.open_on_gpu(bundle, batch_size=2, cuda_graphs=True, column_buckets=columns)
+    except CoupledSamplingError as error:
+        pytest.skip(f"{type(error).__name__}: {error}")
+    tokens = some_tokens(2, 40)
+    for first in range(0, 36, 4):  # the first call of a shape is plain, the second is captured, later ones are replays
+        window, start = tokens[:, first : first + 4], starts(first, first)
+        np.testing.assert_allclose(provider.forward(window, start), plain.forward(window, start), atol=2e-3)
+    assert provider.captured

@@ -12,7 +12,7 @@ from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider, ort_gpu_session
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
-from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError, ProviderError
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, MissingDependency, OutputError, ProviderError
 from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
@@ -83,16 +83,19 @@ def test_the_session_is_what_it_must_be(bundle, runtime):
 
 def test_engines_are_tuned_for_the_largest_and_the_smallest_window_at_opening(bundle, runtime, monkeypatch):
     seen = []
-    real = OrtCudaProvider.forward
+    real = OrtCudaProvider._run
     monkeypatch.setattr(
-        OrtCudaProvider, "forward", lambda self, tokens, start: seen.append(tokens.shape) or real(self, tokens, start)
+        OrtCudaProvider, "_run", lambda self, *shape: seen.append((*shape, *self._kv_length)) or real(self, *shape)
     )
-    provider = OrtCudaProvider.open_on_gpu(bundle, batch_size=3, tensorrt=TensorrtOptions(max_window=7))
-    assert seen == [(3, 7), (1, 1)]
+    options = TensorrtOptions(max_window=7)
+    OrtCudaProvider.open_on_gpu(bundle, batch_size=3, tensorrt=options, column_buckets=(8,))
+    assert seen == [(3, 7, 44), (1, 1, 8)]
+    provider = OrtCudaProvider.open_on_gpu(bundle, batch_size=3, tensorrt=options)
     assert provider.max_window == 7
     with pytest.raises(InvalidArgument, match="window"):
         provider.forward(np.zeros((1, 8), np.int64), starts(0))
-    assert provider._kv_length.tolist() == [44], "shapes within an engine must not change with kv_length"
+    provider.forward(np.zeros((1, 2), np.int64), starts(0))
+    assert seen[2:] == [(3, 7, 44), (1, 1, 44), (1, 2, 44)], "shapes within an engine must not change with kv_length"
 
 
 def test_weights_versions_and_options_have_engines_of_their_own(bundle, runtime, tmp_path):
@@ -197,3 +200,15 @@ def test_a_folder_that_cannot_be_written_is_refused(bundle, runtime, tmp_path):
 def test_options_that_cannot_work_are_refused(runtime, settings, match):
     with pytest.raises(InvalidArgument, match=match):
         TensorrtOptions(**settings)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_passes_the_conformance_suite(bundle, tmp_path):
+    try:
+        options = TensorrtOptions(tmp_path / "mine", tf32=True, max_window=8)
+        provider = OrtCudaProvider.open_on_gpu(bundle, batch_size=3, tensorrt=options)
+    except CoupledSamplingError as error:
+        pytest.skip(f"{type(error).__name__}: {error}")
+    print(provider.placement)
+    reference = OrtProvider.open(bundle)
+    check_provider(provider, tolerance=2e-2, reference=lambda tokens: reference.forward(tokens[None], starts(0))[0])

@@ -6,6 +6,7 @@ next step. Nothing is written until the engine is complete, so a killed build le
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.precision import convert_graph, load_graph, save_converted
 from coupled_sampling.backends.trt.progress import Progress, interruptible, progress_monitor
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
+from coupled_sampling.backends.window_tensors import cache_shape
 from coupled_sampling.bundle import Bundle
 from coupled_sampling.errors import ProviderError
 
@@ -86,7 +88,7 @@ def least_memory(bundle: Bundle, options: BuildOptions) -> dict[str, int]:
     rows, width = options.batch_size, options.max_window
     return {
         "weights": weights * size // stored if size < stored else weights,
-        "caches": 2 * graph.layers * rows * graph.kv_heads * graph.cache_length * graph.head_size * size,
+        "caches": 2 * graph.layers * math.prod(cache_shape(graph, rows)) * size,
         "logits": rows * width * bundle.manifest.vocab_size * 4,
     }
 

@@ -13,6 +13,7 @@ GPU agrees is for the tests marked ``gpu``.
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -27,6 +28,7 @@ from coupled_sampling.backends.trt.flavour import Flavour, find_flavour
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
+from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers
@@ -104,11 +106,12 @@ class TrtProvider:
         allocate = self.device.allocate
         self._tokens, self._start = allocate(8 * rows * width), allocate(8 * rows)
         self._logits = allocate(4 * rows * width * vocab)
-        size = rows * graph.kv_heads * graph.cache_length * graph.head_size * _TYPES[options.precision][1]
+        size = math.prod(cache_shape(graph, rows)) * _TYPES[options.precision][1]
+        self._tensors = window_tensors(bundle.manifest)
         self._caches: dict[str, DeviceBuffer] = {}
-        for name in (name for name in engine.names if name.startswith("past_key_values.")):
-            self._caches[name] = allocate(size)
-            self.stream.clear(self._caches[name])
+        for past, _ in cache_names(graph):
+            self._caches[past] = allocate(size)
+            self.stream.clear(self._caches[past])
         self.stream.synchronize()
         self._prepared: dict[Shape, Prepared] = {}
         self._overwritten = np.zeros((rows, 2), np.int64)
@@ -289,14 +292,16 @@ class TrtProvider:
             "start": self._start,
             "logits": self._logits,
             "kv_length": columns,
-            **self._caches,
         }
-        memories |= {name.replace("past_key_values.", "present.", 1): cache for name, cache in self._caches.items()}
+        for past, present in cache_names(graph):
+            memories[past] = memories[present] = self._caches[past]
         if graph.has_kv_length and not self.engine.in_host_memory("kv_length"):
             raise ProviderError("the engine reads kv_length on the GPU, expected on the host; please report it")
-        cache = (shape.rows, graph.kv_heads, graph.cache_length, graph.head_size)
-        shapes: dict[str, tuple[int, ...]] = {"input_ids": (shape.rows, shape.width), "start": (shape.rows,)}
-        shapes |= dict.fromkeys(self._caches, cache)
+        shapes = {
+            name: tensor.shape(shape.rows, shape.width)
+            for name, tensor in self._tensors.items()
+            if tensor.is_input and name != "kv_length"
+        }
         context = self.engine.context(self.options.profile_of(shape.rows, shape.width), self.stream)
         context.bind(memories, shapes)
         return self._prepared.setdefault(shape, Prepared(context, columns))
@@ -358,17 +363,8 @@ class TrtProvider:
 
 def _expected(bundle: Bundle, options: BuildOptions) -> dict[str, tuple[bool, str, tuple[int, ...]]]:
     """What the engine's tensors must be: by name, whether an input, type, shape."""
-    graph = bundle.manifest.window_graph
-    cache = (_TYPES[options.precision][0], (-1, graph.kv_heads, graph.cache_length, graph.head_size))
-    expected: dict[str, tuple[bool, str, tuple[int, ...]]] = {
-        "input_ids": (True, "INT64", (-1, -1)),
-        "start": (True, "INT64", (-1,)),
-        "logits": (False, "FLOAT", (-1, -1, bundle.manifest.vocab_size)),
+    types = {"int64": "INT64", "float32": "FLOAT", CACHE: _TYPES[options.precision][0]}
+    return {
+        name: (tensor.is_input, types[tensor.dtype], tensor.shape(-1, -1))
+        for name, tensor in window_tensors(bundle.manifest).items()
     }
-    if graph.has_kv_length:
-        expected["kv_length"] = (True, "INT64", (1,))
-    for layer in range(graph.layers):
-        for part in ("key", "value"):
-            expected[f"past_key_values.{layer}.{part}"] = (True, *cache)
-            expected[f"present.{layer}.{part}"] = (False, *cache)
-    return expected
