@@ -215,6 +215,7 @@ def nothing(machine, monkeypatch):
             "expected CUDAExecutionProvider: it could not use GPU 0",
         ),
         (rounding, ["--backend", "ort-tensorrt"], "Start Python with NVIDIA_TF32_OVERRIDE=0"),
+        (without("tensorrt"), ["--backend", "tensorrt"], "tensorrt could not be imported"),
         (without("tensorrt"), ["--backend", "tensorrt"], "pip install 'coupled-sampling[tensorrt]'"),
         (without("tensorrt_rtx"), ["--backend", "tensorrt-rtx"], "pip install 'coupled-sampling[tensorrt-rtx]'"),
         (without("cuda.bindings.runtime"), ["--backend", "cuda"], "the package cuda-python, which is not installed"),

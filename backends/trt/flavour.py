@@ -82,9 +82,9 @@ def find_flavour(name: str | None = None) -> Flavour:
                 f"pip install --upgrade 'coupled-sampling[{candidate}]'"
             )
         return Flavour(candidate, version, module)
-    wanted = "neither tensorrt nor tensorrt-rtx" if name is None else f"{name} not"
+    wanted = "neither tensorrt nor tensorrt-rtx could" if name is None else f"{name} could not"
     extra = name or "tensorrt-rtx"
     raise MissingDependency(
-        f"this needs NVIDIA TensorRT, and {wanted} could be imported ({missing}): pip install 'coupled-sampling[{extra}]'; "
+        f"this needs NVIDIA TensorRT, and {wanted} be imported ({missing}): pip install 'coupled-sampling[{extra}]'; "
         "docs/tensorrt.md says which wheels come from where"
     ) from missing
