@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coupled_sampling.backends.ort import OrtProvider
-from coupled_sampling.backends.ort_step import OrtStep
-from coupled_sampling.backends.session import EXECUTION_PROVIDER
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.contracts import LogitsProvider
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "STEP_GRAPH_BACKENDS",
     "check_backend",
     "close_provider",
     "execution_provider",
@@ -42,6 +41,9 @@ __all__ = [
 
 BACKENDS = ("cpu", "cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
 """Names of back ends."""
+
+STEP_GRAPH_BACKENDS = ("cpu", "cuda")
+"""Those that run step graphs."""
 
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 
@@ -208,8 +210,6 @@ def execution_provider(model: Any) -> str:
     """What runs the model of a provider or a step that was opened here: an execution provider's name, or TensorRT's version."""
     while not hasattr(model, "execution_provider") and hasattr(model, "provider"):
         model = model.provider
-    if isinstance(model, OrtStep):
-        return EXECUTION_PROVIDER
     return str(getattr(model, "execution_provider", type(model).__name__))
 
 

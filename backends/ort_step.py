@@ -54,6 +54,8 @@ class OrtStep:
         As in the contract.
     noise
         The noise it draws from, as far as the loop and drafting rules are concerned.
+    execution_provider
+        What ONNX Runtime runs the graph on.
 
     Notes
     -----
@@ -77,6 +79,7 @@ class OrtStep:
         self.batch_size = batch_size
         self.max_length = facts.max_length
         self.noise = CounterNoise()
+        self.execution_provider: str = session.get_providers()[0]
         self._guided = None
         if facts.guided != (guidance is not None and unconditional is not None):
             raise InvalidArgument(

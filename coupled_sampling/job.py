@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.opening import (
     BACKENDS,
+    STEP_GRAPH_BACKENDS,
     check_backend,
     close_provider,
     execution_provider,
@@ -151,16 +152,17 @@ class Job:
                 f"step is 'kernels', but backend is 'cpu'; CUDA kernels decide where logits are on a GPU: choose --backend "
                 f"{', '.join(BACKENDS[1:])}, or leave --step at auto"
             )
-        if step == "graph" and backend != "cpu":
+        if step == "graph" and backend not in STEP_GRAPH_BACKENDS:
             raise InvalidArgument(
-                f"step is 'graph', but backend is {backend!r}, and step graphs run on the CPU only; leave --step at auto"
+                f"step is 'graph', but backend is {backend!r}, and step graphs run on {' and '.join(STEP_GRAPH_BACKENDS)} only; "
+                "leave --step at auto"
             )
         if step == "kernels" and self.bundle.manifest.layout:
             raise InvalidArgument(
                 f"step is 'kernels', but the bundle {self.bundle.manifest.name} has a layout, which needs the host; leave "
                 "--step at auto"
             )
-        if backend != "cpu" and step != "host" and not self.bundle.manifest.layout:
+        if backend != "cpu" and step not in ("host", "graph") and not self.bundle.manifest.layout:
             require_kernels()  # before an engine is built for what can be done without them
 
     def step_of(self, method: str) -> str:
@@ -168,7 +170,7 @@ class Job:
         asked = self.arguments.step
         if asked == "host":
             return "host"
-        if self.arguments.backend != "cpu":
+        if self.arguments.backend != "cpu" and asked != "graph":
             return "host" if self.bundle.manifest.layout else "kernels"
         graph = self.bundle.step_graph(method, warped=self.sampling.warps, guided=self.guidance != 1)
         found = graph is not None and not self.bundle.manifest.layout
@@ -205,6 +207,7 @@ class Job:
                 self.arguments.threads,
                 warped=self.sampling.warps,
                 guidance=self.guidance,
+                device=self.arguments.backend,
             )
         with progress_bar("building the engine") as progress:
             return open_kernel_step(
@@ -230,9 +233,8 @@ class Job:
         """The step to verify: what `generate` would use. ``provider`` is used if the library decides; else it is let go."""
         where = self.step_of(method.name)
         if where == "kernels":
-            close_provider(
-                provider
-            )  # a model is opened that leaves its logits on the GPU, and one of them is enough there
+            # A model is opened that leaves its logits on the GPU, and one of them is enough there.
+            close_provider(provider)
         step = HostStep(provider, method) if where == "host" else self.open_step(method.name)
         self.ran[method.name] = Ran(execution_provider(step), where)
         return step

@@ -65,8 +65,8 @@ def running_arguments() -> argparse.ArgumentParser:
         "--step",
         choices=STEPS,
         default="auto",
-        help="where steps are decided: by the library, in the bundle's step graph (cpu), or by CUDA kernels (other back ends). "
-        "auto: graph if the bundle has one, kernels on a GPU",
+        help="where steps are decided: by the library, in the bundle's step graph (cpu, cuda), or by CUDA kernels (all but cpu). "
+        "auto: on the CPU graph if the bundle has one, on a GPU kernels",
     )
     add(
         "--engines",

@@ -102,7 +102,9 @@ def test_every_back_end_decodes_as_the_cpu_does_and_says_what_ran(machine, bundl
     assert (machine.driver.launches == 0) == (step == "host")
 
 
-@pytest.mark.parametrize(("backend", "step"), [("cuda", "kernels"), ("tensorrt", "kernels"), ("cuda", "host")])
+@pytest.mark.parametrize(
+    ("backend", "step"), [("cuda", "kernels"), ("tensorrt", "kernels"), ("cuda", "host"), ("cuda", "graph")]
+)
 def test_guided_tokens_are_those_of_the_cpu(machine, tmp_path, capsys, backend, step):
     """With the bundle's unconditional prompt, two rows of the model for each sequence."""
     pytest.importorskip("PIL")
@@ -119,6 +121,14 @@ def test_guided_tokens_are_those_of_the_cpu(machine, tmp_path, capsys, backend, 
     assert tokens("--guidance", 2, "--backend", backend, "--step", step, *engines) == expected
     assert (tmp_path / "engines").exists() == (backend == "tensorrt")
     assert tokens("--step", "host") != expected
+
+
+def test_a_step_graph_on_cuda_says_so(machine, capsys):
+    settings = ["--methods", "scd-match", "--count", 1, "--window", 8, "--json"]
+    code, text, error = run(capsys, "compare", *settings, "--backend", "cuda", "--step", "graph")
+    assert code == 0, error
+    assert {(row["execution_provider"], row["step"]) for row in json.loads(text)} == {(RAN["cuda"], "graph")}
+    assert machine.driver.launches == 0
 
 
 def test_pictures_are_made_and_the_line_says_on_what(machine, tmp_path, capsys):
@@ -224,7 +234,11 @@ def nothing(machine, monkeypatch):
         (failing(Code.cudaErrorInsufficientDriver), ["--backend", "cuda"], "install or update the driver"),
         (failing(Code.cudaErrorInsufficientDriver), ["--backend", "tensorrt", "--step", "host"], "the driver"),
         (failing(Code.cudaErrorNoDevice), ["--backend", "tensorrt-rtx"], "no NVIDIA GPU is visible"),
-        (nothing, ["--backend", "cuda", "--step", "graph"], "step graphs run on the CPU only; leave --step at auto"),
+        (
+            nothing,
+            ["--backend", "tensorrt", "--step", "graph"],
+            "step graphs run on cpu and cuda only; leave --step at auto",
+        ),
         (nothing, ["--step", "kernels"], "step is 'kernels', but backend is 'cpu'"),
         (nothing, ["--step", "graph"], "has no step graph for"),
         (nothing, ["--backend", "tensorrt", "--threads", "2"], "threads is 2, but backend 'tensorrt'"),

@@ -122,7 +122,7 @@ def test_decoding_counts_tokens_and_steps(benchmark_, monkeypatch):
 
 def test_decoding_by_step_graph_counts_tokens_and_steps(benchmark_, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from fake_step_runtime import FakeRuntime
+    from fake_onnxruntime import FakeRuntime
 
     from coupled_sampling.backends import ort_gpu_session
 

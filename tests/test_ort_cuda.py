@@ -89,7 +89,7 @@ def test_logits_can_stay_on_the_device(bundle, runtime):
         assert device_pointer(logits) is logits
         assert (logits.shape, logits.dtype, logits.stream) == ((2, end - first, 11), "float32", None)
         expected = oracle.forward(tokens[:, first:end], starts(first, first))
-        np.testing.assert_allclose(fake.at(logits.pointer, logits.shape), expected, atol=2e-5)
+        np.testing.assert_allclose(fake.at(logits.pointer, logits.shape, np.float32), expected, atol=2e-5)
 
 
 def test_the_session_is_what_it_must_be(bundle, runtime):

@@ -132,7 +132,7 @@ def test_logits_can_stay_on_the_device(bundle, runtime):
         tokens = some_tokens(2, 5, seed=seed)
         logits = provider.forward(tokens, starts(0, 0))
         assert isinstance(logits, DevicePointer)
-        close(runtime.at(logits.pointer, logits.shape), oracle.forward(tokens, starts(0, 0)))
+        close(runtime.at(logits.pointer, logits.shape, np.float32), oracle.forward(tokens, starts(0, 0)))
 
 
 def test_a_placement_that_cannot_be_captured_is_refused(bundle, runtime):

@@ -1,4 +1,4 @@
-"""The step graph on CUDA: `OrtCudaStep` on the stand-in of `fake_step_runtime`, beside `OrtStep`. Nothing ran on a GPU; the tests
+"""The step graph on CUDA: `OrtCudaStep` on the stand-in of `fake_onnxruntime`, beside `OrtStep`. Nothing ran on a GPU; the tests
 marked ``gpu`` do, where there is one.
 """
 
@@ -18,7 +18,7 @@ from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidAr
 from coupled_sampling.export.decision_graph import STEP_METHODS
 
 onnxruntime = pytest.importorskip("onnxruntime")
-fake_step_runtime = pytest.importorskip("fake_step_runtime")
+fake_onnxruntime = pytest.importorskip("fake_onnxruntime")
 
 CUDA = "CUDAExecutionProvider"
 VOCAB = 267
@@ -38,7 +38,7 @@ def runtime(monkeypatch):
     """What puts a `FakeRuntime` where the step imports its own."""
 
     def install(**settings):
-        fake = fake_step_runtime.FakeRuntime(**settings)
+        fake = fake_onnxruntime.FakeRuntime(**settings)
         monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
         return fake
 

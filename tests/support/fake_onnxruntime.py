@@ -3,16 +3,22 @@
 It has device memory at addresses of its own, copies an input from the host when it is bound and not again, and computes the graph
 with the real ``onnxruntime``. What ONNX Runtime would do wrong in silence raises `RuleBroken`:
 
-- an input or output that is not bound, a binding beyond its memory, a cache whose past and present are not at one address;
+- an input or output that is not bound, a binding beyond its memory or of another type, a cache or noise ring whose past and present
+  are not at one address, an output over an input that is read;
+- once it is told that it is warm: new device memory, and large arrays that cross between host and device;
 - in a session that captures: an input of the device's bound from the host, an output bound to the host, or a run whose
   ``gpu_graph_id`` was captured with other shapes, addresses or host values. A replay reads what it captured, whatever is bound.
 """
 
 import ctypes
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 from fake_cuda import RuleBroken
+
+from coupled_sampling.backends.ort_step_binding import TYPES
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 ON_THE_HOST = ("kv_length",)
@@ -46,6 +52,7 @@ class FakeRuntime:
         self.on_cpu, self.used, self.fails, self.on_tensorrt = on_cpu, used, fails, on_tensorrt
         self.available = [TENSORRT, CUDA, CPU]
         self.memory, self.next, self.sessions, self.preloaded = {}, 0x7F0000000000, [], 0
+        self.crossed, self.limit = Counter(), None
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=self.on_the_device)
         self.SessionOptions, self.RunOptions = Options, RunOptions
         self.InferenceSession = self.open
@@ -58,6 +65,8 @@ class FakeRuntime:
 
     def on_the_device(self, values, kind, device):
         assert (kind, device) == ("cuda", 0)
+        if self.limit is not None:
+            raise RuleBroken(f"{values.shape} is allocated on the device although all is warm")
         if self.cuda is None:
             address, self.memory[self.next] = self.next, values.copy()
             self.next += -(-values.nbytes // 256) * 256 + 4096
@@ -65,12 +74,24 @@ class FakeRuntime:
             _, address = self.cuda.cudaMalloc(values.nbytes)
             self.memory[address] = self.cuda.blocks[address].content.view(values.dtype).reshape(values.shape)
             self.memory[address][...] = values
-        return Value(self, address, values.shape)
+        return Value(self, address, values.shape, values.dtype)
 
-    def at(self, address, shape):
-        """The memory at ``address``, which must be a whole allocation's beginning and hold ``shape``."""
+    def warm(self, limit):
+        """From now on nothing is allocated, and no array but race noise crosses that has more than ``limit`` bytes."""
+        self.crossed.clear()
+        self.limit = limit
+
+    def cross(self, name, size):
+        if self.limit is not None and size > self.limit and name != "noise":
+            raise RuleBroken(f"{size} bytes of {name} cross, more than {self.limit}")
+        self.crossed[name] += size
+
+    def at(self, address, shape, dtype):
+        """The memory at ``address``, which must be a whole allocation's beginning and hold ``shape`` of ``dtype``."""
         if address not in self.memory:
             raise RuleBroken(f"{address:#x} is not device memory")
+        if self.memory[address].dtype != dtype:
+            raise RuleBroken(f"{address:#x} holds {self.memory[address].dtype}, not {dtype}")
         content, size = self.memory[address].reshape(-1), int(np.prod(shape))
         if size > content.size:
             raise RuleBroken(f"{shape} at {address:#x} runs beyond the allocation")
@@ -97,8 +118,8 @@ class FakeRuntime:
 class Value:
     """An ``OrtValue`` in device memory."""
 
-    def __init__(self, runtime, address, shape):
-        self.runtime, self.address, self.shape_ = runtime, address, tuple(shape)
+    def __init__(self, runtime, address, shape, dtype):
+        self.runtime, self.address, self.shape_, self.dtype = runtime, address, tuple(shape), dtype
         self.is_broken = lambda: False
 
     def data_ptr(self):
@@ -110,12 +131,14 @@ class Value:
     def numpy(self):
         if self.is_broken():
             raise RuleBroken("an output's value was asked for before all outputs were bound")
-        return self.runtime.at(self.address, self.shape_).copy()
+        content = self.runtime.at(self.address, self.shape_, self.dtype)
+        self.runtime.cross("fetched", content.nbytes)
+        return content.copy()
 
     def update_inplace(self, values):
         """As ONNX Runtime does, only with as many values as there are."""
         assert values.shape == self.shape_
-        self.runtime.at(self.address, self.shape_)[...] = values
+        self.runtime.at(self.address, self.shape_, self.dtype)[...] = values
 
 
 class Options:
@@ -142,13 +165,12 @@ class Session:
         self.enable_fallback, self.runs, self.replays, self.captured = enable_fallback, 0, 0, {}
         self.settings = dict(providers)
         self.captures = self.settings[CUDA].get("enable_cuda_graph") == "1"
-        import onnxruntime
-
         plain = onnxruntime.SessionOptions()
         plain.intra_op_num_threads, plain.log_severity_level = 1, 3
         plain.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self.real = onnxruntime.InferenceSession(path, plain, providers=[CPU])
         self.get_inputs, self.get_outputs = self.real.get_inputs, self.real.get_outputs
+        self.get_modelmeta = self.real.get_modelmeta
 
     def get_providers(self):
         names, used = [name for name, _ in self.providers], self.runtime.used
@@ -171,7 +193,7 @@ class Session:
         return [SimpleNamespace(ep_name=name, get_nodes=lambda found=found: found) for name, found in places.items()]
 
     def io_binding(self):
-        return Binding(self.runtime)
+        return Binding(self)
 
     def run_with_iobinding(self, binding, options=None):
         if not self.captures:
@@ -194,7 +216,7 @@ class Session:
         return self.compute(captured)
 
     def check_places(self, binding):
-        for name in set(binding.from_host) - set(ON_THE_HOST):
+        for name in binding.from_host - set(ON_THE_HOST):
             raise RuleBroken(f"{name} is bound from the host, and a replay would not copy it")
         for name in binding.to_host:
             raise RuleBroken(f"{name} is bound to the host, and a replay would not copy it")
@@ -206,43 +228,54 @@ class Session:
         if missing:
             raise RuleBroken(f"{', '.join(sorted(missing))} is not bound")
         for name in names:
-            past = name.replace("present.", "past_key_values.")
-            if past != name and binding.inputs[past].ctypes.data != binding.outputs[name].ctypes.data:
+            output, past = binding.outputs[name], name.replace("present_noise", "past_noise")
+            past = past.replace("present.", "past_key_values.")
+            if past != name and binding.inputs[past].ctypes.data != output.ctypes.data:
                 raise RuleBroken(f"{name} is not at the address of {past}")
+            over = [other for other, read in binding.inputs.items() if np.may_share_memory(read, output)]
+            if over not in ([], [past]):
+                raise RuleBroken(f"{name} is written over {', '.join(over)} while these are read")
         for name, value in zip(names, self.real.run(names, binding.inputs), strict=True):
             binding.outputs[name][...] = value
+            if name in binding.to_host:
+                self.runtime.cross(name, value.nbytes)
 
 
 class Binding:
-    def __init__(self, runtime):
-        self.runtime, self.inputs, self.outputs = runtime, {}, {}
-        self.from_host, self.to_host, self.values = [], [], []
+    def __init__(self, session):
+        self.runtime, self.inputs, self.outputs = session.runtime, {}, {}
+        self.types = {value.name: TYPES[value.type] for value in (*session.get_inputs(), *session.get_outputs())}
+        self.from_host, self.to_host, self.values = set(), set(), {}
 
     def bind_cpu_input(self, name, values):
+        if values.dtype != self.types[name] or not values.flags.c_contiguous:
+            raise RuleBroken(f"{name} is {values.dtype}, expected contiguous {self.types[name]}")
+        self.runtime.cross(name, values.nbytes)
         self.inputs[name] = values.copy()  # as ONNX Runtime does: later changes of the array are not seen
-        self.from_host.append(name)
+        self.from_host.add(name)
 
     def bind_input(self, name, kind, device, dtype, shape, address):
-        assert device == 0
+        assert (device, dtype) == (0, self.types[name])
         if kind != "cuda":
             raise RuleBroken(f"{name} is bound from the host and would be copied once, at binding")
-        self.inputs[name] = self.runtime.at(address, shape)
-        assert self.inputs[name].dtype == dtype
+        self.inputs[name] = self.runtime.at(address, shape, dtype)
+        self.from_host.discard(name)
 
     def bind_output(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, np.float32)
+        assert (device, dtype) == (0, self.types[name])
+        self.to_host.discard(name)
         if kind == "cuda":
-            self.outputs[name] = self.runtime.at(address, shape)
+            self.outputs[name] = self.runtime.at(address, shape, dtype)
         else:
             if address in self.runtime.memory:
                 raise RuleBroken(f"{name} is bound as host memory, but lies on the device")
-            raw = (ctypes.c_uint8 * (4 * int(np.prod(shape)))).from_address(address)
-            self.outputs[name] = np.frombuffer(raw, np.float32).reshape(shape)
-            self.to_host.append(name)
-        self.values.append((address, shape))
+            raw = (ctypes.c_uint8 * (np.dtype(dtype).itemsize * int(np.prod(shape)))).from_address(address)
+            self.outputs[name] = np.frombuffer(raw, dtype).reshape(shape)
+            self.to_host.add(name)
+        self.values[name] = (address, shape, dtype)
 
     def get_outputs(self):
-        values, count = [Value(self.runtime, *place) for place in self.values], len(self.values)
+        values, count = [Value(self.runtime, *place) for place in self.values.values()], len(self.values)
         for value in values:  # references into a list that the next one bound may move, as in ONNX Runtime 1.28
             value.is_broken = lambda: len(self.values) > count
         return values

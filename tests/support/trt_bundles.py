@@ -67,3 +67,11 @@ class Machine:
             engines=engines,
             progress=progress,
         )
+
+
+def starts(*values):
+    return np.array(values, np.int64)
+
+
+def some_tokens(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 11, shape)
