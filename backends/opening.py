@@ -196,7 +196,7 @@ def require_kernels(device: int = 0) -> Device:
     Raises
     ------
     CudaError, InvalidArgument, MissingDependency
-        There is no driver or no such GPU, or cuda-python or NVRTC is missing.
+        There is no such GPU, or the driver, cuda-python or NVRTC is missing or too old.
     """
     from coupled_sampling.backends.cuda.compile import require_nvrtc
     from coupled_sampling.backends.cuda.device import Device

@@ -118,10 +118,9 @@ def bandwidth(stream: Stream, size: int = 2**30, repeats: int = 10) -> float:
     """Bytes per second that a copy within the device reads and writes."""
     device, seconds = stream.device, []
     one, other = device.allocate(size), device.allocate(size)
-    kind = device.bindings.cudaMemcpyKind.cudaMemcpyDeviceToDevice
     for _ in range(repeats + 2):
         began = stream.record()
-        device.call("cudaMemcpyAsync", other.address, one.address, size, kind, stream.handle)
+        device.call("cuMemcpyDtoDAsync", other.address, one.address, size, stream.handle)
         ended = stream.record()
         stream.synchronize()
         seconds.append(ended.milliseconds_since(began) / 1e3)
@@ -250,7 +249,7 @@ def versions(device: Device) -> dict[str, Any]:
     major, minor = device.compute_capability
     return {
         "gpu": device.name, "compute_capability": f"{major}.{minor}", "memory_bytes": device.memory()[1],
-        "driver": int(device.call("cudaDriverGetVersion")), "runtime": int(device.call("cudaRuntimeGetVersion")),
+        "driver": int(device.call("cuDriverGetVersion")),
         "python": platform.python_version(), "packages": found,
     }  # fmt: skip
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
-from fake_cuda import Code, FakeCuda
-from fake_driver import FakeDriver
+from fake_cuda import Code
+from fake_kernels import EmulatedCuda
 from fake_onnxruntime import FakeRuntime
 from fake_tensorrt import FakeTensorRT
 from trt_bundles import write_bundle
@@ -40,14 +40,6 @@ RAN = {
 GPU = BACKENDS[1:]
 
 
-class CountingDriver(FakeDriver):
-    launches = 0
-
-    def cuLaunchKernel(self, *arguments):  # noqa: N802 - CUDA's name
-        self.launches += 1
-        return super().cuLaunchKernel(*arguments)
-
-
 @pytest.fixture
 def bundle(tmp_path):
     return write_bundle(tmp_path / "toy")
@@ -56,7 +48,7 @@ def bundle(tmp_path):
 @pytest.fixture
 def machine(monkeypatch):
     """A computer with a GPU and all packages; every one of them a stand-in."""
-    cuda = FakeCuda()
+    cuda = EmulatedCuda()
     found = SimpleNamespace(
         cuda=cuda,
         onnxruntime=FakeRuntime(cuda=cuda),
@@ -67,12 +59,11 @@ def machine(monkeypatch):
     monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: found.onnxruntime)
     monkeypatch.setitem(sys.modules, "tensorrt", found.tensorrt)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", found.rtx)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0)))
     monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
     with EmulationLauncher(PLAIN) as emulator:
-        found.driver = CountingDriver(cuda, emulator)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", found.driver)
+        cuda.emulator = emulator
         yield found
 
 
@@ -99,7 +90,7 @@ def test_every_back_end_decodes_as_the_cpu_does_and_says_what_ran(machine, bundl
     ran = {"execution_provider": RAN[backend], "step": "host" if step == "host" else "kernels"}
     assert found == [{**row, **ran} for row in expected]
     assert found[-1]["identical_to_ar"]
-    assert (machine.driver.launches == 0) == (step == "host")
+    assert (machine.cuda.calls.count("cuLaunchKernel") == 0) == (step == "host")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +119,7 @@ def test_a_step_graph_on_cuda_says_so(machine, capsys):
     code, text, error = run(capsys, "compare", *settings, "--backend", "cuda", "--step", "graph")
     assert code == 0, error
     assert {(row["execution_provider"], row["step"]) for row in json.loads(text)} == {(RAN["cuda"], "graph")}
-    assert machine.driver.launches == 0
+    assert machine.cuda.calls.count("cuLaunchKernel") == 0
 
 
 def test_pictures_are_made_and_the_line_says_on_what(machine, tmp_path, capsys):
@@ -190,7 +181,11 @@ def without(*modules):
 
 
 def failing(code):
-    return lambda machine, monkeypatch: machine.cuda.fail("cudaGetDeviceCount", code)
+    return lambda machine, monkeypatch: machine.cuda.fail("cuInit", code)
+
+
+def old_driver(machine, monkeypatch):
+    machine.cuda.version = 12080
 
 
 def built_without_cuda(machine, monkeypatch):
@@ -228,12 +223,16 @@ def nothing(machine, monkeypatch):
         (without("tensorrt"), ["--backend", "tensorrt"], "tensorrt could not be imported"),
         (without("tensorrt"), ["--backend", "tensorrt"], "pip install 'coupled-sampling[tensorrt]'"),
         (without("tensorrt_rtx"), ["--backend", "tensorrt-rtx"], "pip install 'coupled-sampling[tensorrt-rtx]'"),
-        (without("cuda.bindings.runtime"), ["--backend", "cuda"], "the package cuda-python, which is not installed"),
-        (without("cuda.bindings.runtime"), ["--backend", "tensorrt", "--step", "host"], "the package cuda-python"),
+        (without("cuda.bindings.driver"), ["--backend", "cuda"], "the package cuda-python, which is not installed"),
+        (without("cuda.bindings.driver"), ["--backend", "tensorrt", "--step", "host"], "the package cuda-python"),
         (without("cuda.bindings.nvrtc"), ["--backend", "tensorrt"], "CUDA kernels need the package cuda-bindings"),
-        (failing(Code.cudaErrorInsufficientDriver), ["--backend", "cuda"], "install or update the driver"),
-        (failing(Code.cudaErrorInsufficientDriver), ["--backend", "tensorrt", "--step", "host"], "the driver"),
-        (failing(Code.cudaErrorNoDevice), ["--backend", "tensorrt-rtx"], "no NVIDIA GPU is visible"),
+        (
+            failing(RuntimeError("no libcuda")),
+            ["--backend", "cuda"],
+            "no NVIDIA driver (no libcuda): install the driver",
+        ),
+        (old_driver, ["--backend", "tensorrt", "--step", "host"], "knows CUDA 12.8, expected 13.0 or newer"),
+        (failing(Code.CUDA_ERROR_NO_DEVICE), ["--backend", "tensorrt-rtx"], "no NVIDIA GPU is visible"),
         (
             nothing,
             ["--backend", "tensorrt", "--step", "graph"],
@@ -325,7 +324,7 @@ def test_a_step_is_opened_by_name(machine, bundle, backend):
     found = generate(step, [[8], [3, 1]], **settings)
     expected = generate(OrtProvider.open(bundle, 2), [[8], [3, 1]], method="scd-gumbel", **settings)
     assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
-    assert machine.driver.waits == [], "model and decision are on one stream, or the model is done"
+    assert machine.cuda.waits == [], "model and decision are on one stream, or the model is done"
 
 
 @pytest.mark.parametrize(

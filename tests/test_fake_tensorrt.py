@@ -79,7 +79,7 @@ class TestTheStandInKeepsTheRules:
             provider.stream.synchronize()
 
     def test_another_stream(self, provider, machine):
-        _, other = machine.cuda.cudaStreamCreateWithFlags(1)
+        _, other = machine.cuda.cuStreamCreate(1)
         context = self.context(provider)
         context.execute_async_v3(provider.stream.handle)
         with pytest.raises(RuleBroken, match="wrong stream"):

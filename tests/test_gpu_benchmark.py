@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
-from fake_cuda import Code, FakeCuda, Work
-from fake_driver import FakeDriver
+from fake_kernels import EmulatedCuda
 
 from coupled_sampling.backends.cuda import kernels
 from coupled_sampling.backends.cuda.device import Device
@@ -24,31 +23,6 @@ def benchmark_():
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
-
-
-class CopyingCuda(FakeCuda):
-    """`FakeCuda` with copies within the device and the versions."""
-
-    def cudaMemcpyAsync(self, target, source, size, kind, handle):  # noqa: N802 - CUDA's name
-        if kind != 3:
-            return super().cudaMemcpyAsync(target, source, size, kind, handle)
-        (to, at), (of, off) = self.find(target, size, "copy"), self.find(source, size, "copy")
-        assert not to.pinned
-        assert not of.pinned
-
-        def run():
-            to.content[at : at + size] = of.content[off : off + size]
-
-        self.queue(self.stream(handle, "cudaMemcpyAsync"), Work(run, [of], [to]))
-        return (Code.cudaSuccess,)
-
-    def cudaDriverGetVersion(self):  # noqa: N802
-        return Code.cudaSuccess, 13000
-
-    cudaRuntimeGetVersion = cudaDriverGetVersion  # noqa: N815
-
-
-CopyingCuda.cudaMemcpyKind = argparse.Namespace(**vars(FakeCuda.cudaMemcpyKind), cudaMemcpyDeviceToDevice=3)
 
 
 def test_without_a_gpu_it_ends_in_one_line():
@@ -68,12 +42,12 @@ def test_without_a_gpu_it_ends_in_one_line():
 def test_it_measures_and_prints_on_stand_ins(benchmark_, monkeypatch, capsys):
     """The fake clock counts events, so that the kernels of a step take one tick of a millisecond."""
     pytest.importorskip("cuda.bindings")
-    cuda = CopyingCuda(memory=2**33)
+    cuda = EmulatedCuda(memory=2**33)
     real = benchmark_.bandwidth
     monkeypatch.setattr(benchmark_, "bandwidth", lambda stream: real(stream, 1000, 3))
     monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
     with EmulationLauncher(PLAIN) as emulator:
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", FakeDriver(cuda, emulator))
+        cuda.emulator = emulator
         monkeypatch.setattr(benchmark_, "CHUNK", 25)  # so that two blocks seem worth a try
         settings = argparse.Namespace(steps=3, width=4, vocab_size=50, model=False)
         result = benchmark_.measure(settings, Device(bindings=cuda))

@@ -1,16 +1,14 @@
 """KernelStep over a TensorRT provider whose logits stay on the device: both on stand-ins, the kernels emulated on the CPU.
 
-CUDA's rules are enforced by `fake_cuda`, TensorRT's by `fake_tensorrt`. A launched kernel runs in the emulator when the stream gets
-there, on copies of the fake device's memory. Nothing ran on a GPU.
+CUDA's rules are enforced by `fake_cuda` and `fake_kernels`, TensorRT's by `fake_tensorrt`. A launched kernel runs in the emulator
+when the stream gets there, on copies of the fake device's memory. Nothing ran on a GPU.
 """
-
-import sys
 
 import numpy as np
 import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
-from fake_cuda import FakeCuda, RuleBroken
-from fake_driver import FakeDriver
+from fake_cuda import RuleBroken
+from fake_kernels import EmulatedCuda
 from trt_bundles import Machine, write_bundle
 
 from coupled_sampling import Sampling, generate
@@ -41,26 +39,24 @@ def emulator():
 
 
 @pytest.fixture
-def driver_of(emulator, monkeypatch):
-    """What makes a driver for a `FakeCuda` and puts it where `DriverLauncher` imports its own."""
+def with_kernels(emulator, monkeypatch):
+    """What gives kernels to a fake GPU."""
     pytest.importorskip("cuda.bindings")
 
     def install(cuda):
-        driver = FakeDriver(cuda, emulator)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+        cuda.emulator = emulator
         monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: f"{capability} {threads}".encode())
-        return driver
 
     return install
 
 
 @pytest.fixture
-def launcher_of(driver_of):
+def launcher_of(with_kernels):
     """What makes a launcher on the stream of a fake device."""
 
     def make(cuda=None):
-        device = Device(bindings=cuda or FakeCuda())
-        driver_of(device.bindings)
+        device = Device(bindings=cuda or EmulatedCuda())
+        with_kernels(device.bindings)
         return PinnedLauncher(Stream(device))
 
     return make
@@ -80,13 +76,13 @@ def expect_the_tokens_of_host_step(bundle, launcher, provider, method="scd-gumbe
 
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=5, top_p=0.9)], ids=["plain", "warped"])
-def test_generation_gives_the_tokens_of_host_step(bundle, driver_of, method, sampling):
+def test_generation_gives_the_tokens_of_host_step(bundle, with_kernels, method, sampling):
     machine = Machine()
-    driver = driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(provider.stream)
     expect_the_tokens_of_host_step(bundle, launcher, provider, method, sampling)
-    assert driver.waits == []
+    assert machine.cuda.waits == []
     assert len(provider.captured) > 1
     launcher.close()
     launcher.close()
@@ -94,18 +90,18 @@ def test_generation_gives_the_tokens_of_host_step(bundle, driver_of, method, sam
     assert machine.cuda.live() == []
 
 
-def test_another_stream_waits_for_the_logits(bundle, driver_of):
+def test_another_stream_waits_for_the_logits(bundle, with_kernels):
     machine = Machine()
-    driver = driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(Stream(provider.device))
     expect_the_tokens_of_host_step(bundle, launcher, provider)
-    assert set(driver.waits) == {(launcher.stream, provider.stream.handle)}
+    assert set(machine.cuda.waits) == {(launcher.stream, provider.stream.handle)}
 
 
-def test_a_launcher_that_does_not_wait_is_caught(bundle, driver_of):
+def test_a_launcher_that_does_not_wait_is_caught(bundle, with_kernels):
     machine = Machine()
-    driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(Stream(provider.device))
     launcher.wait = lambda stream: None
@@ -113,9 +109,9 @@ def test_a_launcher_that_does_not_wait_is_caught(bundle, driver_of):
         generate(KernelStep(provider, "ar", launcher), PROMPTS, length=3, window=4)
 
 
-def test_logits_on_the_host_are_refused(bundle, driver_of):
+def test_logits_on_the_host_are_refused(bundle, with_kernels):
     machine = Machine()
-    driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle)
     launcher = PinnedLauncher(provider.stream)
     with pytest.raises(ProviderError, match="use HostStep"):
@@ -123,7 +119,7 @@ def test_logits_on_the_host_are_refused(bundle, driver_of):
 
 
 def test_an_upload_may_be_changed_at_once_and_is_not_waited_for(launcher_of):
-    cuda = FakeCuda()
+    cuda = EmulatedCuda()
     launcher = launcher_of(cuda)
     memory = launcher.allocate(64)
     cuda.calls.clear()
@@ -131,14 +127,14 @@ def test_an_upload_may_be_changed_at_once_and_is_not_waited_for(launcher_of):
     for offset in (0, 32):
         launcher.upload(memory + offset, values)
         values += 10
-    assert "cudaStreamSynchronize" not in cuda.calls
+    assert "cuStreamSynchronize" not in cuda.calls
     found = np.zeros(8, np.int64)
     launcher.download(memory, found)
     assert found.tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
 
 
 def test_page_locked_memory_is_used_again(launcher_of):
-    cuda = FakeCuda()
+    cuda = EmulatedCuda()
     launcher = launcher_of(cuda)
     memory = launcher.allocate(8000)
     for size in (10, 100, 1000, 900, 20) * 5:

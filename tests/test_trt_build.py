@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
-from fake_cuda import FakeCuda, RuleBroken
-from fake_driver import FakeDriver
+from fake_cuda import RuleBroken
+from fake_kernels import EmulatedCuda
 from trt_bundles import Machine, write_bundle
 
 from coupled_sampling.backends.trt import (
@@ -79,7 +79,7 @@ def test_an_engine_of_anything_else_is_built_again_and_never_loaded(bundle, chan
     elif change == "version":
         machine = Machine(version="11.5.0")
     elif change == "gpu":
-        machine = Machine(cuda=FakeCuda(name="Other GPU", capability=(9, 0)))
+        machine = Machine(cuda=EmulatedCuda(name="Other GPU", capability=(9, 0)))
     elif change == "options":
         options = {"tf32": True}
     elif change == "engine":
@@ -385,13 +385,13 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     machine, rtx = Machine(), Machine(flavour="tensorrt-rtx")
     monkeypatch.setattr("coupled_sampling.backends.trt.provider.find_flavour", lambda name: machine.flavour)
     monkeypatch.setattr("coupled_sampling.backends.trt.find_flavour", lambda name: rtx.flavour)
-    monkeypatch.setattr("coupled_sampling.backends.cuda.device._require_bindings", lambda: machine.cuda)
+    monkeypatch.setattr("coupled_sampling.backends.cuda.driver._require_bindings", lambda: machine.cuda)
     monkeypatch.setattr("coupled_sampling.backends.cuda.compile.require_nvrtc", lambda: None)
     monkeypatch.setattr("coupled_sampling.backends.cuda.kernels.compile_kernels", lambda capability, threads: b"")
     monkeypatch.chdir(tmp_path)
     names, made = {}, []
     with EmulationLauncher(PLAIN) as emulator:
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", FakeDriver(machine.cuda, emulator))
+        machine.cuda.emulator = emulator
         for block in blocks:
             exec(block.replace("length=196", "length=20"), names)
             made.append([len(row) for row in names["pictures"].tokens])

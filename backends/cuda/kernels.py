@@ -10,19 +10,20 @@ No outcome depends on it.
 `Launcher` is all that is asked of a device, in raw addresses and a stream handle. `DriverLauncher` is one over
 cuda-python; a CUDA graph, a memory pool or an emulator can be another.
 
-Compiled and emulated; never run on a GPU. `DriverLauncher` itself has never been executed.
+Compiled and emulated; never run on a GPU. `DriverLauncher` has run over a stand-in of the driver.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.cuda.compile import CHUNK, PART_THREADS, compile_kernels
-from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.cuda.driver import Driver
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 
 __all__ = [
@@ -174,7 +175,7 @@ def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
 
 
 class DriverLauncher:
-    """A `Launcher` in the current CUDA context, made with cuda-python. Never executed.
+    """A `Launcher` in the current CUDA context, made with cuda-python.
 
     Parameters
     ----------
@@ -182,29 +183,26 @@ class DriverLauncher:
         Handle of a stream; 0 is the legacy default stream.
     threads
         Threads of a block that has a slot for itself.
+    driver
+        What calls the driver; None starts it. A `Device` makes sure of its context, too.
 
     Raises
     ------
+    CudaError
+        There is no current context (make one first: whoever has arrays on the device has one), or loading failed.
     MissingDependency
         cuda-python or NVRTC is not installed, or there is no driver.
-    ProviderError
-        There is no current context (make one first: whoever has arrays on the device has one), or loading failed.
     """
 
-    def __init__(self, stream: int = 0, threads: int = 1024) -> None:
-        try:
-            self._driver = importlib.import_module("cuda.bindings.driver")
-            self._call("cuInit", 0)
-        except (ImportError, RuntimeError) as error:
-            raise MissingDependency(
-                f"CUDA kernels need cuda-python and an NVIDIA driver ({error}): pip install 'coupled-sampling[gpu]'"
-            ) from error
+    def __init__(self, stream: int = 0, threads: int = 1024, driver: Driver | Device | None = None) -> None:
+        self._driver = Driver() if driver is None else driver
+        self._call = self._driver.call
         self.stream = stream
         self._threads = threads
         device = self._call("cuCtxGetDevice")
-        attribute = self._driver.CUdevice_attribute
+        attribute = self._driver.bindings.CUdevice_attribute
         major, minor, self.processors = (
-            self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
+            int(self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
             for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         self._module = self._call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
@@ -233,7 +231,7 @@ class DriverLauncher:
         """See `Launcher.wait`."""
         if stream == self.stream:
             return
-        event = self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        event = self._call("cuEventCreate", self._driver.bindings.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         self._call("cuEventRecord", event, stream)
         self._call("cuStreamWaitEvent", self.stream, event, 0)
         self._call("cuEventDestroy", event)
@@ -247,16 +245,3 @@ class DriverLauncher:
         self._call(
             "cuLaunchKernel", self._kernels[kernel], *grid, 1, *block, shared, self.stream, addresses.ctypes.data, 0
         )
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """The value of a driver call.
-
-        Raises
-        ------
-        ProviderError
-            It did not succeed.
-        """
-        status, *values = getattr(self._driver, name)(*arguments)
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise ProviderError(f"{name} gave {status.name}; see the CUDA driver API for what it means")
-        return values[0] if values else None

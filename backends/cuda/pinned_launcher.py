@@ -35,15 +35,15 @@ class PinnedLauncher(DriverLauncher):
 
     Raises
     ------
-    MissingDependency
-        cuda-python or NVRTC is not installed, or there is no driver.
-    ProviderError
+    CudaError
         Loading the kernels failed.
+    MissingDependency
+        NVRTC is not installed.
     """
 
     def __init__(self, stream: Stream, threads: int = 1024) -> None:
-        stream.device.use()  # makes the device's primary context the current one, in which kernels are loaded
-        super().__init__(stream.handle, threads)
+        stream.device.use()  # in whose context kernels are loaded
+        super().__init__(stream.handle, threads, stream.device)
         self._queue = stream
         self._buffers: dict[int, DeviceBuffer] = {}
         self._pinned: list[PinnedArray] = []

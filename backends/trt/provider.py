@@ -157,11 +157,11 @@ class TrtProvider:
         BundleError, InvalidArgument, OutputError
             The bundle, an option or the folder cannot be used.
         CudaError
-            There is no driver, no such GPU, or no memory.
+            There is no such GPU, or no memory.
         EngineError
             TensorRT failed: its own message, the node, and the option to try.
         MissingDependency
-            ``tensorrt`` or ``tensorrt-rtx``, ``cuda-python`` or ``onnx`` is missing.
+            ``tensorrt`` or ``tensorrt-rtx``, ``cuda-python`` or ``onnx`` is missing, or the NVIDIA driver is missing or too old.
         ProviderError
             The GPU has too little memory; says how much is needed.
         """

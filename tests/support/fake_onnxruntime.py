@@ -71,7 +71,7 @@ class FakeRuntime:
             address, self.memory[self.next] = self.next, values.copy()
             self.next += -(-values.nbytes // 256) * 256 + 4096
         else:
-            _, address = self.cuda.cudaMalloc(values.nbytes)
+            address = self.cuda.take(values.nbytes)
             self.memory[address] = self.cuda.blocks[address].content.view(values.dtype).reshape(values.shape)
             self.memory[address][...] = values
         return Value(self, address, values.shape, values.dtype)

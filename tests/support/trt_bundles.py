@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from fake_cuda import FakeCuda
+from fake_kernels import EmulatedCuda
 from fake_tensorrt import FakeTensorRT
 
 from coupled_sampling.backends.cuda.device import Device
@@ -49,7 +49,7 @@ class Machine:
     """A computer with a GPU and TensorRT, both stand-ins."""
 
     def __init__(self, *, flavour="tensorrt", cuda=None, **options):
-        self.cuda = cuda or FakeCuda()
+        self.cuda = cuda or EmulatedCuda()
         self.trt = FakeTensorRT(self.cuda, **options)
         self.flavour = Flavour(flavour, self.trt.__version__, self.trt)
 
