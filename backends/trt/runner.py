@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -226,18 +226,22 @@ class Runner:
         context.bind({**self.memories, _COLUMNS: columns}, shapes)
         return self._prepared.setdefault(shape, Prepared(context, columns))
 
-    def run(self, place: Place) -> None:
-        """Queue a run on what lies in the host's memory; outputs that cross are there once the stream is synchronised."""
+    def run(self, place: Place, before: Callable[[], None] = lambda: None) -> None:
+        """Queue a run on what lies in the host's memory; outputs that cross are there once the stream is synchronised.
+
+        ``before`` queues what else the engine needs, on the same stream. It is captured with the rest and not called again for
+        windows of the same shape: what differs between them must lie in memory.
+        """
         prepared = self.prepare(place)
         self._note_padding(place.start, place.width, place.shape.width)
         if prepared.graph is not None:
             self.stream.launch(prepared.graph)
         else:
-            self._first_time(prepared, place)
+            self._first_time(prepared, place, before)
 
-    def _first_time(self, prepared: Prepared, place: Place) -> None:
+    def _first_time(self, prepared: Prepared, place: Place, before: Callable[[], None]) -> None:
         """Run without a graph, as TensorRT wants before a capture, then capture for the next time."""
-        self._queue(prepared, place.shape)
+        self._queue(prepared, place.shape, before)
         if not place.is_bucket or prepared.cannot_be_captured:
             return
         self.stream.synchronize()
@@ -250,11 +254,11 @@ class Runner:
             )
             return
         with self.stream.capture() as graph:
-            self._queue(prepared, place.shape)
+            self._queue(prepared, place.shape, before)
         graph.memories += [self.engine.scratch, *self.memories.values(), prepared.columns]
         prepared.graph = graph
 
-    def _queue(self, prepared: Prepared, shape: Shape) -> None:
+    def _queue(self, prepared: Prepared, shape: Shape, before: Callable[[], None]) -> None:
         sizes = {
             name: math.prod(self._tensors[name].shape(shape.rows, shape.width)) * _BYTES[self._tensors[name].dtype]
             for name in self.host
@@ -262,6 +266,7 @@ class Runner:
         for name, size in sizes.items():
             if self._tensors[name].is_input:
                 self.stream.upload(self.memories[name], self.host[name], size)
+        before()
         prepared.context.enqueue()
         for name, size in sizes.items():
             if not self._tensors[name].is_input:

@@ -7,7 +7,7 @@ from fake_kernels import EmulatedCuda
 from fake_tensorrt import FakeTensorRT
 
 from coupled_sampling.backends.cuda.device import Device
-from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider
+from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
 from coupled_sampling.bundle import Defaults, GeneratedTokens, Manifest, Prompt, file_record, write_manifest
 from coupled_sampling.export import GptDescription, save_graph, window_graph
 
@@ -67,6 +67,12 @@ class Machine:
             engines=engines,
             progress=progress,
         )
+
+    def open_step(self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), engines=None, **options):
+        """A `TrtStep`; ``cuda`` must have its emulator."""
+        chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
+        device = Device(bindings=self.cuda)
+        return TrtStep.open(bundle, flavour=self.flavour, device=device, options=chosen, engines=engines)
 
 
 def starts(*values):
