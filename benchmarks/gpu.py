@@ -76,7 +76,7 @@ class TimedLauncher(PinnedLauncher):
     """
 
     def __init__(self, stream: Stream, blocks: int = 0) -> None:
-        super().__init__(stream)
+        super().__init__(stream, cuda_graphs=False)  # launches of a graph would not pass here
         self.timed, self.blocks, self.shared_by = stream, blocks, 0
         self.marks: list[tuple[Event, Event]] = []
 

@@ -57,7 +57,7 @@ class EmulatedCuda(FakeCuda):
 
     def _run(self, kernel, grid, parameters, addresses):
         """Copy what the kernel can reach to the emulator, run it, and copy it back."""
-        mirrors = {}
+        mirrors, parameters = {}, parameters.copy()  # a graph launches with the same ones again
 
         def moved(address):
             block, offset = self.find(int(address), 1, kernel)
