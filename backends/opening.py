@@ -25,15 +25,19 @@ from coupled_sampling.methods import Method, find_method
 if TYPE_CHECKING:
     from coupled_sampling.backends.cuda.device import Device
     from coupled_sampling.backends.cuda.kernel_step import KernelStep
+    from coupled_sampling.backends.ort_step import OrtStep
+    from coupled_sampling.backends.trt import TrtStep
     from coupled_sampling.backends.trt.options import BuildOptions
     from coupled_sampling.backends.trt.progress import Progress
 
 __all__ = [
     "BACKENDS",
+    "ENGINES",
     "STEP_GRAPH_BACKENDS",
     "check_backend",
     "close_provider",
     "execution_provider",
+    "open_graph_step",
     "open_kernel_step",
     "open_provider",
     "require_kernels",
@@ -42,10 +46,11 @@ __all__ = [
 BACKENDS = ("cpu", "cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
 """Names of back ends."""
 
-STEP_GRAPH_BACKENDS = ("cpu", "cuda")
-"""Those that run step graphs."""
+ENGINES = ("tensorrt", "tensorrt-rtx")
+"""Those with engines of TensorRT's own."""
 
-_ENGINES = ("tensorrt", "tensorrt-rtx")
+STEP_GRAPH_BACKENDS = ("cpu", "cuda", *ENGINES)
+"""Those that run step graphs: the bundle's own, or with `ENGINES` one of ``scd-match`` that is made from the window graph."""
 
 
 def open_provider(
@@ -99,7 +104,7 @@ def open_provider(
         if on_device:
             raise InvalidArgument("on_device is True, but backend is 'cpu'; expected a back end on a GPU")
         return OrtProvider.open(opened, batch_size, threads)
-    if backend in _ENGINES:
+    if backend in ENGINES:
         from coupled_sampling.backends.trt import TrtProvider
 
         options = _engine_options(opened, batch_size, max_window)
@@ -190,6 +195,64 @@ def open_kernel_step(
     return KernelStep(provider, found, launcher, guidance=guidance, unconditional=unconditional)
 
 
+def open_graph_step(
+    bundle: Bundle | str | Path,
+    method: str | Method,
+    backend: str = "cpu",
+    batch_size: int = 1,
+    *,
+    warped: bool = False,
+    guidance: float = 1.0,
+    threads: int | None = None,
+    max_window: int | None = None,
+    device: int = 0,
+    engines: Path | str | None = None,
+    progress: Progress | None = None,
+) -> OrtStep | TrtStep:
+    """A coupled step that is one graph: the bundle's step graph, or with ``tensorrt`` and ``tensorrt-rtx`` one made for them.
+
+    Parameters
+    ----------
+    method, batch_size, guidance
+        As for `open_kernel_step`. TensorRT takes ``scd-match`` without guidance.
+    warped
+        Whether rows may have top-k, top-p and min-p; not with TensorRT.
+
+    Others are those of `open_provider`.
+
+    Raises
+    ------
+    BundleError, InvalidArgument, MissingDependency, OutputError, ProviderError
+        As from `open_provider`; also where ``backend`` runs no step graphs, or not this one.
+    """
+    check_backend(backend, threads, engines)
+    check_positive("batch_size", batch_size)
+    if backend in ENGINES:
+        from coupled_sampling.backends.trt import TrtStep
+        from coupled_sampling.backends.trt.step_graph import check_step
+
+        found = check_step(method, guidance, warped=warped)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        if max_window is not None:
+            check_positive("max_window", max_window)
+            max_window = min(max_window, opened.manifest.window_graph.max_window)
+        options = _engine_options(opened, batch_size, max_window)
+        return TrtStep.open(
+            opened, found, flavour=backend, device=device, options=options, engines=engines, progress=progress
+        )
+    if backend not in STEP_GRAPH_BACKENDS:
+        raise InvalidArgument(
+            f"backend is {backend!r}, expected one of {', '.join(STEP_GRAPH_BACKENDS)} for step graphs"
+        )
+    from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
+    from coupled_sampling.backends.ort_step import OrtStep
+
+    settings: dict[str, Any] = {"warped": warped, "guidance": guidance, "threads": threads}
+    if backend == "cuda":
+        return OrtCudaStep.open_on_gpu(bundle, method, batch_size, device=device, **settings)
+    return OrtStep.open(bundle, method, batch_size, **settings)
+
+
 def require_kernels(device: int = 0) -> Device:
     """The GPU of that number, with what kernels need on it.
 
@@ -224,7 +287,7 @@ def check_backend(backend: str, threads: int | None = None, engines: Path | str 
     """Raise `InvalidArgument` if there is no such back end, or it does not have what is set."""
     if backend not in BACKENDS:
         raise InvalidArgument(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    if threads is not None and backend in _ENGINES:
+    if threads is not None and backend in ENGINES:
         raise InvalidArgument(f"threads is {threads}, but backend {backend!r} runs nothing on the CPU; leave it out")
     if engines is not None and "tensorrt" not in backend:
         raise InvalidArgument(f"engines is {str(engines)!r}, but backend {backend!r} builds none; leave it out")

@@ -20,7 +20,7 @@ from trt_bundles import write_bundle
 from coupled_sampling import generate
 from coupled_sampling.backends import BACKENDS, OrtProvider, ort_gpu_session
 from coupled_sampling.backends.cuda import kernels
-from coupled_sampling.backends.opening import execution_provider, open_kernel_step, open_provider
+from coupled_sampling.backends.opening import execution_provider, open_graph_step, open_kernel_step, open_provider
 from coupled_sampling.bundle import open_bundle, write_manifest
 from coupled_sampling.cli import main
 from coupled_sampling.errors import BundleError, InvalidArgument
@@ -38,6 +38,7 @@ RAN = {
     "tensorrt-rtx": "tensorrt-rtx 1.7.1",
 }
 GPU = BACKENDS[1:]
+ENGINE_GRAPH = ("--backend", "tensorrt", "--step", "graph")
 
 
 @pytest.fixture
@@ -120,6 +121,44 @@ def test_a_step_graph_on_cuda_says_so(machine, capsys):
     assert code == 0, error
     assert {(row["execution_provider"], row["step"]) for row in json.loads(text)} == {(RAN["cuda"], "graph")}
     assert machine.cuda.calls.count("cuLaunchKernel") == 0
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_step_engine_decodes_as_the_cpu_does_and_ar_beside_it_says_what_it_is(machine, bundle, capsys, backend):
+    """The bundle has no step graphs: TensorRT's is made from the window graph."""
+    settings = ["--methods", "scd-match", "--drafting", "copy:1"]
+    expected = compared(capsys, bundle, *settings)
+    found = compared(capsys, bundle, *settings, "--backend", backend, "--step", "graph")
+    ran = {"ar": "kernels", "scd-match": "graph"}
+    assert found == [{**row, "execution_provider": RAN[backend], "step": ran[str(row["method"])]} for row in expected]
+    assert found[-1]["identical_to_ar"]
+    names = sorted(path.name.split("-")[0] for path in (bundle.parent / "toy.engines").iterdir() if path.is_dir())
+    assert names == ["window", "window_scd_match"]
+
+
+def test_generate_and_verify_run_a_step_engine(machine, bundle, capsys, tmp_path):
+    settings = ["--methods", "scd-match", "--samples", 60, "--positions", 3, "--after", 1, "--window", 3]
+    _, text, error = run(capsys, "verify", bundle, *settings, *ENGINE_GRAPH, "--json")
+    (row,) = json.loads(text)
+    assert (row["execution_provider"], row["step"]) == ("tensorrt 11.4.0", "graph"), error
+    assert row["differing_tokens"] == 0
+    pytest.importorskip("PIL")
+    out = ["--out", tmp_path / "x.png", "--engines", tmp_path / "engines"]
+    settings = ["--prompt", "shoe", "--count", 1, "--window", 32, "--method", "scd-match"]
+    code, text, error = run(capsys, "generate", *settings, *out, *ENGINE_GRAPH)
+    assert code == 0, error
+    assert text.splitlines()[0].endswith(" s, on tensorrt 11.4.0, step: graph")
+    code, text, error = run(capsys, "generate", *settings, *out, *ENGINE_GRAPH, "--guidance", 2)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "guidance is 2.0, expected 1 for a step in TensorRT" in error
+
+
+def test_a_layout_is_no_step_engine(machine, bundle, capsys):
+    manifest = open_bundle(bundle).manifest
+    write_manifest(bundle, dataclasses.replace(manifest, layout=(Span(0, 4, 3), Span(4, 4, 3))))
+    code, _, error = run(capsys, "compare", bundle, "--count", 1, "--methods", "scd-match", *ENGINE_GRAPH)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "a layout needs the host" in error
 
 
 def test_pictures_are_made_and_the_line_says_on_what(machine, tmp_path, capsys):
@@ -235,9 +274,19 @@ def nothing(machine, monkeypatch):
         (failing(Code.CUDA_ERROR_NO_DEVICE), ["--backend", "tensorrt-rtx"], "no NVIDIA GPU is visible"),
         (
             nothing,
-            ["--backend", "tensorrt", "--step", "graph"],
-            "step graphs run on cpu and cuda only; leave --step at auto",
+            ["--backend", "ort-tensorrt", "--step", "graph"],
+            "step graphs run on cpu, cuda, tensorrt, tensorrt-rtx only; leave --step at auto",
         ),
+        (
+            nothing,
+            [*ENGINE_GRAPH, "--methods", "scd-match,sjd"],
+            "method is 'sjd', expected 'scd-match' for a step in TensorRT",
+        ),
+        (nothing, [*ENGINE_GRAPH, "--methods", "ar"], "method is 'ar', expected 'scd-match' for a step in TensorRT"),
+        (nothing, [*ENGINE_GRAPH, "--methods", "scd-gumbel"], "use KernelStep over TrtProvider"),
+        (nothing, [*ENGINE_GRAPH, "--methods", "scd-match", "--top-k", "3"], "neither top-k, top-p nor min-p"),
+        (without("cuda.bindings.nvrtc"), [*ENGINE_GRAPH, "--methods", "scd-match"], "CUDA kernels need"),
+        (without("tensorrt"), [*ENGINE_GRAPH, "--methods", "scd-match"], "tensorrt could not be imported"),
         (nothing, ["--step", "kernels"], "step is 'kernels', but backend is 'cpu'"),
         (nothing, ["--step", "graph"], "has no step graph for"),
         (nothing, ["--backend", "tensorrt", "--threads", "2"], "threads is 2, but backend 'tensorrt'"),
@@ -327,9 +376,27 @@ def test_a_step_is_opened_by_name(machine, bundle, backend):
     assert machine.cuda.waits == [], "model and decision are on one stream, or the model is done"
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "tensorrt", "tensorrt-rtx"])
+def test_a_step_graph_is_opened_by_name(machine, tmp_path, backend):
+    settings = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
+    where = {"engines": tmp_path} if "tensorrt" in backend else {}
+    step = open_graph_step("fashion", "scd-match", backend, 2, max_window=4, **where)
+    assert execution_provider(step) == RAN[backend]
+    found = generate(step, [[258], [259]], **settings)
+    expected = generate(OrtProvider.open("fashion", 2), [[258], [259]], method="scd-match", **settings)
+    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (
+            lambda bundle: open_graph_step(bundle, "scd-match", "ort-tensorrt"),
+            "backend is 'ort-tensorrt', expected one of cpu",
+        ),
+        (lambda bundle: open_graph_step(bundle, "scd-match", "tensorrt", warped=True), "warped is True"),
+        (lambda bundle: open_graph_step(bundle, "scd-match", "tensorrt", max_window=0), "max_window is 0"),
+        (lambda bundle: open_graph_step(bundle, "sjd", "tensorrt"), "method is 'sjd', expected 'scd-match'"),
         (lambda bundle: open_provider(bundle, "gpu"), "backend is 'gpu', expected one of cpu, cuda, ort-tensorrt"),
         (lambda bundle: open_provider(bundle, batch_size=0), "batch_size is 0"),
         (lambda bundle: open_provider(bundle, max_window=0), "max_window is 0"),

@@ -20,7 +20,7 @@ from coupled_sampling.methods import Method, find_method
 __all__ = ["append_step", "check_step", "step_digest", "step_tensors"]
 
 
-def check_step(method: str | Method, guidance: float = 1.0) -> Method:
+def check_step(method: str | Method, guidance: float = 1.0, *, warped: bool = False) -> Method:
     """The method, if TensorRT can make its step.
 
     Raises
@@ -40,6 +40,11 @@ def check_step(method: str | Method, guidance: float = 1.0) -> Method:
     if guidance != 1:
         raise InvalidArgument(
             f"guidance is {guidance}, expected 1 for a step in TensorRT: guided step graphs mix logits by a scale in float64, "
+            f"which TensorRT narrows; {instead}"
+        )
+    if warped:
+        raise InvalidArgument(
+            "warped is True, expected neither top-k, top-p nor min-p for a step in TensorRT: warped step graphs sum in float64, "
             f"which TensorRT narrows; {instead}"
         )
     return found

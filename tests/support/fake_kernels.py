@@ -48,7 +48,7 @@ class EmulatedCuda(FakeCuda):
         parameters = np.frombuffer(ctypes.string_at(argument, table.itemsize), table).copy()[0]
         found = {name: self.find(int(parameters[name]), 1, kernel) for name in (*read, *written)}
         work = Work(
-            lambda: self._run(kernel, (columns, rows), parameters.copy(), (*read, *written)),
+            lambda: self._run(kernel, (columns, rows), parameters, (*read, *written)),
             [found[name][0] for name in read],
             [found[name][0] for name in written],
         )
