@@ -395,6 +395,7 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
         for block in blocks:
             exec(block.replace("length=196", "length=20"), names)
             made.append([len(row) for row in names["pictures"].tokens])
-    assert made == [[20] * 4] * 3
+    assert made == [[20] * 4] * 4
     assert names["reason"].startswith("there is no engine")
     assert len(list((tmp_path / "engines").glob("window-*"))) == 3
+    assert len(list((tmp_path / "engines").glob("window_scd_match-*"))) == 1

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from trt_bundles import EQUAL, adding, write_bundle
 
 from coupled_sampling import Decoder, Request, Sampling, generate
 from coupled_sampling.backends import OrtProvider
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep, find_flavour
 from coupled_sampling.bundle import open_bundle
-from coupled_sampling.errors import CoupledSamplingError, MissingDependency
+from coupled_sampling.errors import CoupledSamplingError, InvalidLogits, MissingDependency
 from coupled_sampling.testing import StepComparison, check_provider
 
 pytestmark = pytest.mark.gpu
@@ -97,6 +98,29 @@ def test_a_step_engine_differs_from_host_step_by_ties_only(machine, engines):
     print(report)
     assert report.disagreements == 0
     assert report.ties <= 0.02 * report.sites
+    step.close()
+
+
+def open_toy_step(machine, bundle, engines):
+    flavour, device = machine
+    try:
+        return TrtStep.open(bundle, flavour=flavour, device=device, options=BuildOptions((1,), (8,)), engines=engines)
+    except MissingDependency as error:
+        pytest.skip(f"{type(error).__name__}: {error}")
+
+
+def test_a_greedy_step_engine_takes_the_first_of_equal_logits(machine, tmp_path):
+    step = open_toy_step(machine, write_bundle(tmp_path / "toy", change=adding(EQUAL)), tmp_path / "engines")
+    made = generate(step, [[8]], length=20, window=8, drafting="repeat", seed=0, sampling=Sampling(0))
+    assert set(made.tokens[0].tolist()) == {2}
+    step.close()
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_a_step_engine_reports_unusable_logits(machine, tmp_path, fault):
+    step = open_toy_step(machine, write_bundle(tmp_path / "toy", change=adding({3: fault})), tmp_path / "engines")
+    with pytest.raises(InvalidLogits):
+        generate(step, [[8]], length=4, window=8, drafting="repeat", seed=0)
     step.close()
 
 

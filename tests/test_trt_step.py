@@ -11,7 +11,7 @@ import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
 from fake_cuda import Code
 from fake_kernels import EmulatedCuda
-from trt_bundles import LENGTH, Machine, write_bundle
+from trt_bundles import EQUAL, LENGTH, Machine, adding, write_bundle
 
 from coupled_sampling import Decoder, HostStep, Request, Sampling, generate
 from coupled_sampling.backends import OrtProvider
@@ -23,6 +23,8 @@ from coupled_sampling.backends.trt.runner import Runner
 from coupled_sampling.bundle import open_bundle
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import BundleError, InvalidArgument, InvalidLogits, MissingDependency, ProviderError
+from coupled_sampling.export import decision_law
+from coupled_sampling.export.decision_graph import _Decision
 from coupled_sampling.testing import StepComparison
 
 onnx = pytest.importorskip("onnx")
@@ -137,6 +139,14 @@ def test_wrong_noise_is_seen(with_kernels, bundle, replacement):
         expect_the_tokens_of_host_step(bundle, step)
 
 
+def test_an_argmax_for_the_first_refusal_is_seen(machine, bundle, tmp_path, monkeypatch):
+    """Negative control: of equal entries the stand-in finds the last, which commits drafts that were refused."""
+    monkeypatch.setattr(_Decision, "first_slot", _Decision.first_true)
+    step = machine.open_step(bundle, engines=tmp_path)
+    with pytest.raises((AssertionError, InvalidArgument)):
+        expect_the_tokens_of_host_step(bundle, step)
+
+
 def test_noise_of_the_step_before_is_seen(machine, bundle, monkeypatch):
     """Negative control: were it captured with the first window's rows, later windows would get old noise."""
     step = machine.open_step(bundle)
@@ -185,6 +195,25 @@ def test_half_precision_decides_in_float32(machine, bundle):
     assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
     kinds = {name: kind for name, (_, kind, _) in step.engine.tensors().items()}
     assert (kinds["noise"], kinds["highest_logits"], kinds["past_key_values.0.key"]) == ("FLOAT", "FLOAT", "HALF")
+
+
+def test_greedy_rows_take_the_first_of_equal_logits(machine, tmp_path, monkeypatch):
+    """And would not by an ArgMax of which nothing is promised (negative control)."""
+    bundle = write_bundle(tmp_path / "toy", change=adding(EQUAL))
+    found = expect_the_tokens_of_host_step(bundle, machine.open_step(bundle), samplings=[Sampling(0)] * 3)
+    assert {token for row in found.tokens for token in row.tolist()} == {2}
+    monkeypatch.setattr(decision_law, "first_largest", decision_law.largest)
+    step = machine.open_step(bundle)
+    assert "is stale" in step.built_because
+    made = generate(step, PROMPTS, length=20, window=6, drafting="repeat", seed=3, sampling=Sampling(0)).tokens
+    assert {token for row in made for token in row.tolist()} == {5}
+
+
+def test_prepare_captures_every_bucket_and_changes_no_token(machine, bundle):
+    step = machine.open_step(bundle)
+    step.prepare()
+    assert [shape.width for shape in step.captured] == [1, 4, 16]
+    expect_the_tokens_of_host_step(bundle, step)
 
 
 # Engines on disk.
@@ -295,15 +324,7 @@ def test_what_padding_wrote_over_is_not_read(machine, bundle):
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_unusable_logits_are_refused_by_row_and_position(machine, tmp_path, fault):
-    def spoil(model):
-        last = next(node for node in model.graph.node if "logits" in node.output)
-        last.output[list(last.output).index("logits")] = "right"
-        faults = np.zeros(11, np.float32)
-        faults[3] = fault
-        model.graph.initializer.append(onnx.numpy_helper.from_array(faults, "faults"))
-        model.graph.node.append(onnx.helper.make_node("Add", ["right", "faults"], ["logits"], name="spoilt"))
-
-    step = machine.open_step(write_bundle(tmp_path / "toy", change=spoil))
+    step = machine.open_step(write_bundle(tmp_path / "toy", change=adding({3: fault})))
     with pytest.raises(InvalidLogits, match="row 0 for position 1 hold"):
         step.step(one_row([1, 2]))
 

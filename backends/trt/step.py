@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.cuda.compile import require_nvrtc
+from coupled_sampling.backends.cuda import compile as compiling
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernels import ROW, Launcher, window_noise
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
@@ -128,7 +128,7 @@ class TrtStep:
         """
         found = check_step(method, guidance)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        require_nvrtc()
+        compiling.require_nvrtc()
         return cls(
             Runner.open(
                 opened,
@@ -148,6 +148,19 @@ class TrtStep:
     def captured(self) -> list[Shape]:
         """Shapes that have a CUDA graph."""
         return self._runner.captured
+
+    def prepare(self, rows: int | None = None) -> None:
+        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
+
+        Writes into the caches: call it before any sequence is begun.
+        """
+        count = self.batch_size if rows is None else rows
+        zeros = np.zeros(count, np.int64)
+        nothing: list[None] = [None] * count
+        for width in self.options.window_buckets:
+            tokens = np.zeros((count, width), np.int64)
+            draws = np.zeros(count, np.bool_)
+            self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Nothing is kept that belongs to a sequence."""
