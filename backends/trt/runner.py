@@ -127,6 +127,7 @@ class Runner:
         self._prepared: dict[Shape, Prepared] = {}
         self._overwritten = np.zeros((options.batch_size, 2), np.int64)
         """By row, the positions [first, end) that padding wrote over."""
+        self._has_padded = False
         self._runtime_cache: tuple[EngineStore, Path] | None = None
 
     @classmethod
@@ -189,12 +190,14 @@ class Runner:
         InvalidArgument
             A row begins behind columns that padding wrote over.
         """
-        self._check_overwritten(start)
+        if self._has_padded:
+            self._check_overwritten(start)
         self.device.use()
         self.stream.synchronize()  # what was queued may still be reading the host's memory
-        fits = int(start.max()) + bucket <= self.bundle.manifest.window_graph.cache_length
+        last = int(start.max())
+        fits = last + bucket <= self.bundle.manifest.window_graph.cache_length
         slots = bucket if fits else width
-        columns = bucket_of(self.options.column_buckets, int(start.max()) + slots)
+        columns = bucket_of(self.options.column_buckets, last + slots)
         return Place(Shape(len(start), slots, columns), fits, start, width)
 
     def value(self, name: str, place: Place) -> NDArray[Any]:
@@ -233,7 +236,8 @@ class Runner:
         windows of the same shape: what differs between them must lie in memory.
         """
         prepared = self.prepare(place)
-        self._note_padding(place.start, place.width, place.shape.width)
+        if self._has_padded or place.shape.width > place.width:
+            self._note_padding(place.start, place.width, place.shape.width)
         if prepared.graph is not None:
             self.stream.launch(prepared.graph)
         else:
@@ -294,6 +298,7 @@ class Runner:
             )
 
     def _note_padding(self, start: Integers, width: int, slots: int) -> None:
+        self._has_padded = True
         first, end = self._overwritten[: len(start)].T
         old_first, old_end = np.where(first < end, (first, end), 0)
         after = start + width
