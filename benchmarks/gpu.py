@@ -9,7 +9,7 @@
   and the next are the same memory: where a cache holds them, the floor is not one.
 - Step: a whole `KernelStep` over logits that are there already, by the host's clock, and what it costs beyond its kernels.
 - Decoding: a random Llama-shaped model of 1.1 billion parameters made on the spot, tokens per second of AR and SCD, each alone;
-  with ``--backend onnxruntime`` by its step graphs (`OrtCudaStep`), too.
+  with ``--backend onnxruntime`` by its step graphs (`OrtCudaStep`), too, with ``tensorrt`` SCD-match by an engine of whole steps.
   Random weights accept as they do; how many tokens a step makes is in the table, and of a trained model it is another number.
 
 All figures are medians, but for tokens per second. Written, never run on a GPU.
@@ -194,14 +194,19 @@ def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...] = ()) 
 def open_provider(backend: str, bundle: Path, window: int, device: Device) -> tuple[LogitsProvider, Stream]:
     """A provider that leaves logits on the GPU, and the stream to decide them on."""
     if backend == "tensorrt":
-        from coupled_sampling.backends.trt import BuildOptions, TrtProvider
+        from coupled_sampling.backends.trt import TrtProvider
 
-        options = BuildOptions(row_buckets=(1,), window_buckets=(1, window), precision="float16")
-        provider = TrtProvider.open(bundle, device=device, options=options, on_device=True)
+        provider = TrtProvider.open(bundle, device=device, options=_engine_options(window), on_device=True)
         return provider, provider.stream
     from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 
     return OrtCudaProvider.open_on_gpu(bundle, on_device=True), Stream(device)
+
+
+def _engine_options(window: int) -> Any:
+    from coupled_sampling.backends.trt import BuildOptions
+
+    return BuildOptions(row_buckets=(1,), window_buckets=(1, window), precision="float16")
 
 
 def decoding(
@@ -219,6 +224,16 @@ def decoding_by_step_graph(bundle: Path, method: str, window: int, length: int) 
     from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
 
     return {"decided_by": "step graph", **timed_decoding(OrtCudaStep.open_on_gpu(bundle, method), window, length)}
+
+
+def decoding_by_step_engine(bundle: str | Path, window: int, length: int, device: Device) -> dict[str, Any]:
+    """Tokens per second of one sequence whose steps, ``scd-match``, are each an engine of TensorRT."""
+    from coupled_sampling.backends.trt import TrtStep
+
+    step = TrtStep.open(bundle, device=device, options=_engine_options(window))
+    found = timed_decoding(step, window, length)
+    step.close()
+    return {"decided_by": "step engine", **found}
 
 
 def timed_decoding(step: CoupledStep, window: int, length: int) -> dict[str, Any]:
@@ -304,6 +319,9 @@ def measure(arguments: argparse.Namespace, device: Device) -> dict[str, Any]:
             del provider  # its weights, before a step graph brings its own
             for method, window in wanted if graphs else ():
                 result["decoding"].append(decoding_by_step_graph(bundle, method, window, arguments.length))
+            if arguments.backend == "tensorrt":
+                found = decoding_by_step_engine(bundle, arguments.window, arguments.length, device)
+                result["decoding"].append(found)
     return result
 
 

@@ -110,3 +110,20 @@ def test_decoding_by_step_graph_counts_tokens_and_steps(benchmark_, monkeypatch)
     ar, other = (session.runs for session in fake.sessions)  # of two sequences
     assert ar == 24
     assert 12 / coupled["tokens_per_step"] < other < 24
+
+
+def test_decoding_by_a_step_engine_counts_tokens_and_steps(benchmark_, monkeypatch, tmp_path):
+    pytest.importorskip("cuda.bindings")
+    pytest.importorskip("onnxruntime")
+    from trt_bundles import Machine, write_bundle
+
+    machine = Machine()
+    monkeypatch.setattr("coupled_sampling.backends.trt.runner.find_flavour", lambda name: machine.flavour)
+    monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
+    with EmulationLauncher(PLAIN) as emulator:
+        machine.cuda.emulator = emulator
+        bundle = write_bundle(tmp_path / "toy")
+        found = benchmark_.decoding_by_step_engine(bundle, 4, 20, Device(bindings=machine.cuda))
+    assert (found["decided_by"], found["method"], found["window"]) == ("step engine", "scd-match", 4)
+    assert 1 < found["tokens_per_step"] <= 4
+    assert machine.cuda.live() == []
