@@ -5,11 +5,9 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 DECISION = "export/decision_graph.py"
-LAW = "export/decision_law.py"
 STEP = "backends/trt/step.py"
 RUNNER = "backends/trt/runner.py"
 STORE = "backends/trt/store.py"
-KERNELS = "backends/cuda/kernels/decision.cu"
 ENGINES = ("tests/test_trt_step.py",)
 GRAPHS = ("tests/test_window_noise_graph.py",)
 
@@ -31,19 +29,19 @@ BUGS = (
         GRAPHS,
     ),
     Bug(
-        "noise-of-the-slot-and-not-of-the-next-position",
-        KERNELS,
-        "race_words(row.seed, row.sequence, row.start + slot + 1, int(group))",
-        "race_words(row.seed, row.sequence, row.start + slot, int(group))",
-        "A slot decides the position behind its own, and is given the noise of its own.",
+        "noise-of-the-window-and-not-of-the-position",
+        STEP,
+        'for name in ("start", *_COUNTS):\n            table',
+        "for name in _COUNTS:\n            table",
+        "A slot has the same noise in every window, wherever that begins.",
         ENGINES,
     ),
     Bug(
-        "noise-of-the-first-row-for-all",
-        KERNELS,
-        "const Row& row = draws.rows[blockIdx.y];",
-        "const Row& row = draws.rows[0];",
-        "Sequences of a batch share their noise.",
+        "one-noise-for-all-sequences",
+        STEP,
+        "1, info.seed, info.sequence",
+        "1, info.seed, 0",
+        "Sequences of one seed share their noise.",
         ENGINES,
     ),
     Bug(
