@@ -209,6 +209,14 @@ def test_greedy_rows_take_the_first_of_equal_logits(machine, tmp_path, monkeypat
     assert {token for row in made for token in row.tolist()} == {5}
 
 
+def test_an_outcome_stays_what_it_was(machine, bundle):
+    step = machine.open_step(bundle)
+    outcome = step.step(one_row([8, 1, 2]))
+    before = [array.tolist() for array in outcome]
+    step.step(one_row([3, 0, 1]))
+    assert [array.tolist() for array in outcome] == before
+
+
 def test_prepare_captures_every_bucket_and_changes_no_token(machine, bundle):
     step = machine.open_step(bundle)
     step.prepare()
