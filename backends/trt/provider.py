@@ -68,6 +68,8 @@ class TrtProvider:
         What runs where. Work is on ``stream``.
     execution_provider
         The flavour's name and version.
+    cuda_graphs
+        Whether calls of a shape seen before launch a CUDA graph, where TensorRT can capture one.
     fingerprint
         Of the engine in use.
     built_because
@@ -87,6 +89,7 @@ class TrtProvider:
         fingerprint: Fingerprint,
         *,
         on_device: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         graph = bundle.manifest.window_graph
         self.bundle, self.options, self.fingerprint = bundle, options, fingerprint
@@ -95,7 +98,7 @@ class TrtProvider:
         self.batch_size, self.max_window = options.batch_size, options.max_window
         self.max_length = graph.max_length
         self.built_because = ""
-        self.on_device = on_device
+        self.on_device, self.cuda_graphs = on_device, cuda_graphs
         self.execution_provider = f"{self.flavour.name} {self.flavour.version}"
         engine.check_tensors(_expected(bundle, options))
         self.stream = Stream(self.device)
@@ -130,6 +133,7 @@ class TrtProvider:
         engines: Path | str | None = None,
         progress: Progress | None = None,
         on_device: bool = False,
+        cuda_graphs: bool = True,
     ) -> Self:
         """A provider for a bundle; builds the engine if there is none that fits, which takes from seconds to minutes.
 
@@ -151,6 +155,9 @@ class TrtProvider:
             Told how far a build is; `coupled_sampling.backends.trt.progress_bar` shows it.
         on_device
             Whether `forward` leaves the logits on the GPU, as a `DeviceArray`, for steps that run there.
+        cuda_graphs
+            Whether a call is captured as a CUDA graph, which later calls of its shape launch. False queues the engine in every
+            call: slower, and the place to look where results are wrong.
 
         Raises
         ------
@@ -184,7 +191,12 @@ class TrtProvider:
         check_memory(opened, fitted, gpu)
         kernels = store.cache(fingerprint, "runtime-cache")
         provider = cls(
-            opened, Engine(plan, chosen, gpu, store.read_cache(kernels)), fitted, fingerprint, on_device=on_device
+            opened,
+            Engine(plan, chosen, gpu, store.read_cache(kernels)),
+            fitted,
+            fingerprint,
+            on_device=on_device,
+            cuda_graphs=cuda_graphs,
         )
         provider.built_because = reason
         provider._runtime_cache = (store, kernels)
@@ -257,7 +269,7 @@ class TrtProvider:
     def _first_time(self, prepared: Prepared, shape: Shape, *, is_bucket: bool) -> None:
         """Run without a graph, as TensorRT wants before a capture, then capture for the next time."""
         self._queue(prepared, shape)
-        if not is_bucket or prepared.cannot_be_captured:
+        if not (is_bucket and self.cuda_graphs) or prepared.cannot_be_captured:
             return
         self.stream.synchronize()
         if not prepared.context.is_capturable():
