@@ -72,7 +72,7 @@ class Device:
         self.context = self.driver.call("cuDevicePrimaryCtxRetain", self._handle)
         self._current = threading.local()
         name = self.driver.call("cuDeviceGetName", _NAME_BYTES, self._handle)
-        self.name = (name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0")
+        self.name = name.split(b"\0")[0].decode()
         self.compute_capability = self.attribute("COMPUTE_CAPABILITY_MAJOR"), self.attribute("COMPUTE_CAPABILITY_MINOR")
 
     def attribute(self, name: str) -> int:

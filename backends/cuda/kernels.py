@@ -10,7 +10,7 @@ No outcome depends on it.
 `Launcher` is all that is asked of a device, in raw addresses and a stream handle. `DriverLauncher` is one over
 cuda-python; a CUDA graph, a memory pool or an emulator can be another.
 
-Compiled and emulated; never run on a GPU. `DriverLauncher` has run over a stand-in of the driver.
+Compiled and emulated; never run on a GPU. `DriverLauncher` has run over a stand-in for the driver.
 """
 
 from __future__ import annotations

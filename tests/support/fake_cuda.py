@@ -186,7 +186,7 @@ class FakeCuda:
         return SUCCESS, index
 
     def cuDeviceGetName(self, size, device):
-        return SUCCESS, self.name.encode()[: size - 1].ljust(size, b"\0")
+        return SUCCESS, (self.name.encode()[: size - 1] + b"\0").ljust(size, b" ")  # as cuda-python does
 
     def cuDeviceGetAttribute(self, attribute, device):
         names = dict(zip(self.CUdevice_attribute, (132, *self.capability), strict=True))
