@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from on_a_gpu import gpu, opened
 
 from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, TrtProvider, find_flavour
 from coupled_sampling.bundle import open_bundle
-from coupled_sampling.errors import CoupledSamplingError
 from coupled_sampling.testing import check_provider
 
 pytestmark = pytest.mark.gpu
@@ -16,10 +15,14 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def machine():
-    try:
-        return find_flavour(), Device()
-    except CoupledSamplingError as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    device = gpu()
+
+    def found():
+        flavour = find_flavour()
+        flavour.gpu(device)  # refuses a GPU that it does not run on
+        return flavour
+
+    return opened(found), device
 
 
 @pytest.fixture(scope="module")
