@@ -149,7 +149,7 @@ def test_missing_libraries_are_an_error_and_leave_nothing(bundle, runtime, spoil
 def test_an_engine_that_cannot_be_built_is_no_missing_library(bundle, runtime):
     runtime.fails = "TensorRT EP failed to create engine from network."
     with pytest.raises(
-        ProviderError, match="with TensorRT: TensorRT EP failed to create engine.*use the backend 'cuda'"
+        ProviderError, match=r"with TensorRT: TensorRT EP failed to create engine.*use the backend 'cuda'"
     ):
         OrtCudaProvider.open_on_gpu(bundle, tensorrt=TensorrtOptions())
 
