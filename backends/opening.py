@@ -160,6 +160,8 @@ def open_kernel_step(
         Sequences decoded together; the model has twice as many rows with ``guidance``.
     guidance
         Classifier-free guidance scale, with the bundle's unconditional prompt; 1 is none.
+    cuda_graphs
+        As in `open_provider`, for the model. What follows it in a step is one CUDA graph unless this is False.
 
     Others are those of `open_provider`.
 
@@ -201,7 +203,8 @@ def open_kernel_step(
         progress=progress,
     )
     # On an engine's own stream nothing has to be waited for between model and decision; runs of ONNX Runtime end when done.
-    launcher = PinnedLauncher(getattr(provider, "stream", None) or Stream(gpu))
+    stream = getattr(provider, "stream", None) or Stream(gpu)
+    launcher = PinnedLauncher(stream, cuda_graphs=cuda_graphs is not False)
     if guidance == 1:
         return KernelStep(provider, found, launcher)
     return KernelStep(provider, found, launcher, guidance=guidance, unconditional=unconditional)

@@ -8,7 +8,8 @@
   ``kernels`` is of a CUDA graph of them; ``launched`` is of kernels launched one by one from Python, gaps included. Logits are read
   at addresses in turn, more than a cache holds; laws are written over those of the step before.
   With the number of blocks that share a slot as `blocks_per_slot` has it, and with others for comparison.
-- Step: a whole `KernelStep` over logits that are there already, by the host's clock, and what it costs beyond its kernels.
+- Step: a whole `KernelStep` over logits that are there already, always at one address, by the host's clock, and what it costs
+  beyond its kernels.
 - Decoding: a random Llama-shaped model of 1.1 billion parameters made on the spot, tokens per second of AR and SCD, each alone,
   by every back end. Random weights accept as they do; how many tokens a step makes is in the table, and of a trained model it is
   another number. ``cuda`` computes in float32, ``tensorrt`` in float16.
@@ -40,7 +41,7 @@ from coupled_sampling.errors import CoupledSamplingError, MissingDependency
 from coupled_sampling.files import check_writable, write_whole
 
 LISTS = ("decisions", "decoding", "problems")
-MOST_SECONDS = {"machine": 60, "kernels": 90, "model": 180, "decoding": 240}
+MOST_SECONDS = {"machine": 60, "kernels": 90, "model": 240, "decoding": 240}
 """That a part of this kind may take, whatever is left of the whole."""
 PLAIN_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0"}
 """Environment of every part: no library rounds float32 products to fewer bits, which would be another model."""

@@ -48,14 +48,15 @@ Figure = tuple[str, Any]
 
 
 class TimedLauncher(PinnedLauncher):
-    """A launcher that marks on the stream where the kernels of each step begin and end, and knows the last decision.
+    """A launcher that knows the last decision, and without graphs marks on the stream where the kernels of each step begin and end.
 
     ``blocks`` is how many share a slot, 0 for as many as `blocks_per_slot` says.
     """
 
-    def __init__(self, stream: Stream, blocks: int = 0) -> None:
-        super().__init__(stream)
-        self.timed, self.blocks, self.is_marking = stream, blocks, True
+    def __init__(self, stream: Stream, blocks: int = 0, *, cuda_graphs: bool = False) -> None:
+        super().__init__(stream, cuda_graphs=cuda_graphs)
+        # A step that is launched as a graph does not pass here.
+        self.timed, self.blocks, self.is_marking = stream, blocks, not cuda_graphs
         self.decision: Any = None
         self.marks: list[tuple[Event, Event]] = []
 
@@ -158,6 +159,24 @@ def replayed(stream: Stream, launcher: TimedLauncher, pointers: list[int], repea
     return statistics.median(times[2:])
 
 
+def run_steps(
+    launcher: TimedLauncher, provider: FixedLogits, method: str, sampling: Sampling, steps: int
+) -> tuple[KernelStep, list[int], list[float]]:
+    """The step, which of its calls had full windows, and how many seconds each of its calls took."""
+    used = 1 if method == "ar" else provider.max_window
+    step = KernelStep(provider, method, launcher)
+    timed = TimedStep(step, used)
+    run: CoupledStep = timed
+    decoder = Decoder(run, window=used, drafting="repeat")
+    sequence = 0
+    while sum(timed.full) < steps + 5:
+        if not decoder.active + decoder.waiting:
+            decoder.add(Request([sequence % provider.vocab_size], 2048, sequence=sequence, sampling=sampling))
+            sequence += 1
+        decoder.step()
+    return step, [i for i, is_full in enumerate(timed.full) if is_full][5:], timed.seconds
+
+
 def decisions(
     stream: Stream,
     method: str,
@@ -171,25 +190,19 @@ def decisions(
     """Median times of the kernels and of whole steps, without a model."""
     launcher = TimedLauncher(stream, blocks)
     provider = FixedLogits(launcher, width, vocab_size, 4096, spread)
-    used = 1 if method == "ar" else width
-    step = KernelStep(provider, method, launcher)
-    timed = TimedStep(step, used)
-    run: CoupledStep = timed
-    decoder = Decoder(run, window=used, drafting="repeat")
-    sequence = 0
-    while sum(timed.full) < steps + 5:
-        if not decoder.active + decoder.waiting:
-            decoder.add(Request([sequence % vocab_size], 2048, sequence=sequence, sampling=sampling))
-            sequence += 1
-        decoder.step()
+    step, full, _ = run_steps(launcher, provider, method, sampling, steps)
     stream.synchronize()
     launched = [end.milliseconds_since(begin) for begin, end in launcher.marks]
     shared_by = int(launcher.decision["parts"])
     kernels = replayed(stream, launcher, provider.pointers, max(3, steps // len(provider.pointers)))
-    full = [i for i, is_full in enumerate(timed.full) if is_full][5:]
-    whole = statistics.median(1e3 * timed.seconds[i] for i in full)
     step.close()
     launcher.close()
+    launcher = TimedLauncher(stream, blocks, cuda_graphs=True)
+    provider = FixedLogits(launcher, width, vocab_size, 4096, 0)
+    step, full_again, seconds = run_steps(launcher, provider, method, sampling, steps)
+    step.close()
+    launcher.close()
+    whole = statistics.median(1e3 * seconds[i] for i in full_again)
     return {
         "method": method, "blocks_per_slot": shared_by, "chosen": not blocks,
         "kernels_ms": kernels, "launched_ms": statistics.median(launched[i] for i in full),

@@ -20,6 +20,7 @@ from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.backends.trt import TrtProvider
+from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 
 pytest.importorskip("onnx")
@@ -108,6 +109,87 @@ def test_a_launcher_that_does_not_wait_is_caught(bundle, with_kernels):
     launcher.wait = lambda stream: None
     with pytest.raises(RuleBroken, match="wrong stream"):
         generate(KernelStep(provider, "ar", launcher), PROMPTS, length=3, window=4)
+
+
+def warm_step(provider, launcher):
+    """A step that has seen its only shape, and a window of that shape."""
+    step = KernelStep(provider, "scd-gumbel", launcher)
+    step.begin(0, np.array([1]))
+    one, info = np.array([1]), RowInfo(3, 0, Sampling())
+
+    def window(round_):
+        return Window(
+            np.array([[1, 2, 3, 4]]), 0 * one, one, 0 * one, 3 * one, one == 1, round_ * one, [info], [one], [None]
+        )
+
+    for round_ in range(2):
+        step.step(window(round_))
+    return step, window
+
+
+def test_a_warm_step_is_two_graphs_and_one_wait(bundle, with_kernels):
+    """The model's and the decision's: nothing is allocated, copied or launched one by one."""
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    machine.cuda.calls.clear()
+    found = step.step(window(2))
+    assert machine.cuda.calls.count("cuGraphLaunch") == 2
+    assert set(machine.cuda.calls) <= {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+    assert 1 <= found.committed[0] <= 4
+
+
+def test_without_cuda_graphs_every_launch_is_its_own(bundle, with_kernels):
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    expect_the_tokens_of_host_step(bundle, PinnedLauncher(provider.stream, cuda_graphs=False), provider)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream, cuda_graphs=False))
+    machine.cuda.calls.clear()
+    step.step(window(2))
+    assert machine.cuda.calls.count("cuLaunchKernel") == 4
+    assert machine.cuda.calls.count("cuGraphLaunch") == 1, "the model's"
+
+
+def test_a_step_that_was_broken_off_can_be_done_again(bundle, with_kernels):
+    """While it was waited for; what it had queued may still be reading what the next one will write."""
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    expected = step.step(window(2))
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    provider.stream.synchronize()
+    real, waits = provider.stream.synchronize, []
+
+    def breaking():
+        waits.append(1)
+        if len(waits) == 2:  # the first is the provider's, before it writes its tokens
+            raise KeyboardInterrupt
+        real()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provider.stream, "synchronize", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            step.step(window(2))
+    found = step.step(window(2))
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.committed.tolist() == expected.committed.tolist()
+
+
+def test_wider_windows_take_larger_memory_and_new_graphs(bundle, with_kernels):
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    narrow = step.step(window(2))
+    wide = window(3)._replace(tokens=np.arange(8)[None], fresh=np.array([7]))
+    for round_ in (3, 4, 5):
+        step.step(wide._replace(round=np.array([round_])))
+    again = step.step(window(2))
+    assert again.tokens.tolist() == narrow.tokens.tolist()
+    step.close()
 
 
 def test_logits_on_the_host_are_refused(bundle, with_kernels):

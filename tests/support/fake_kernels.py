@@ -55,7 +55,7 @@ class EmulatedCuda(FakeCuda):
 
     def _run(self, kernel, grid, parameters):
         """Copy what the kernel can reach to the emulator, run it, and copy it back."""
-        mirrors, parameters = {}, np.array(parameters, DECISION)  # a graph runs it again
+        mirrors, parameters = {}, parameters.copy()  # a graph launches with the same ones again
 
         def moved(address):
             block, offset = self.find(int(address), 1, kernel)
@@ -74,7 +74,7 @@ class EmulatedCuda(FakeCuda):
             parameters[name] = moved(parameters[name])
         for block, address in mirrors.values():
             self.emulator.upload(address, block.content)
-        self.emulator.launch(kernel, grid, parameters)
+        self.emulator.launch(kernel, grid, np.array(parameters, DECISION))
         for block, address in mirrors.values():
             self.emulator.download(address, block.content)
             self.emulator.release(address)
