@@ -119,6 +119,7 @@ class TrtProvider:
         self._prepared: dict[Shape, Prepared] = {}
         self._overwritten = np.zeros((rows, 2), np.int64)
         """By row, the positions [first, end) that padding wrote over."""
+        self._has_padded = False
         self._runtime_cache: tuple[EngineStore, Path] | None = None
 
     @classmethod
@@ -241,20 +242,23 @@ class TrtProvider:
         """
         check_window(self, tokens, start)
         rows, width = tokens.shape
-        self._check_overwritten(start)
+        if self._has_padded:
+            self._check_overwritten(start)
         self.device.use()
         self.stream.synchronize()  # a call whose logits stayed on the device may still be reading its tokens
         graph = self.bundle.manifest.window_graph
         # Padded logits would not lie together on the device, so there each width has a graph of its own.
         padded = width if self.on_device else bucket_of(self.options.window_buckets, width)
-        fits = int(start.max()) + padded <= graph.cache_length
+        last = int(start.max())
+        fits = last + padded <= graph.cache_length
         slots = padded if fits else width
-        columns = bucket_of(self.options.column_buckets, int(start.max()) + slots)
+        columns = bucket_of(self.options.column_buckets, last + slots)
         window = self._tokens_host.values[: rows * slots].reshape(rows, slots)
         window[:, :width], window[:, width:] = tokens, tokens[:, -1:]
         self._start_host.values[:rows] = start
         prepared = self._context(Shape(rows, slots, columns))
-        self._note_padding(start, width, slots)
+        if self._has_padded or slots > width:
+            self._note_padding(start, width, slots)
         if prepared.graph is not None:
             self.stream.launch(prepared.graph)
         else:
@@ -329,6 +333,7 @@ class TrtProvider:
             )
 
     def _note_padding(self, start: Integers, width: int, slots: int) -> None:
+        self._has_padded = True
         first, end = self._overwritten[: len(start)].T
         old_first, old_end = np.where(first < end, (first, end), 0)
         after = start + width
