@@ -26,19 +26,22 @@ from coupled_sampling.methods import Method, find_method
 if TYPE_CHECKING:
     from coupled_sampling.backends.cuda.device import Device
     from coupled_sampling.backends.cuda.kernel_step import KernelStep
+    from coupled_sampling.backends.ort_step import OrtStep
+    from coupled_sampling.backends.trt import TrtStep
     from coupled_sampling.backends.trt.options import BuildOptions
     from coupled_sampling.backends.trt.progress import Progress
 
 __all__ = [
     "BACKENDS",
+    "ENGINES",
     "STEP_GRAPH_BACKENDS",
     "Running",
     "check_backend",
     "check_step_graph",
     "close_provider",
+    "open_graph_step",
     "open_kernel_step",
     "open_provider",
-    "open_step_graph",
     "require_kernels",
     "what_runs",
 ]
@@ -46,10 +49,11 @@ __all__ = [
 BACKENDS = ("cpu", "cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
 """Names of back ends."""
 
-STEP_GRAPH_BACKENDS = ("cpu", "cuda")
-"""Those that run step graphs."""
+ENGINES = ("tensorrt", "tensorrt-rtx")
+"""Those with engines of TensorRT's own."""
 
-_ENGINES = ("tensorrt", "tensorrt-rtx")
+STEP_GRAPH_BACKENDS = ("cpu", "cuda", *ENGINES)
+"""Those that run step graphs: the bundle's own, or with `ENGINES` one of ``scd-match`` that is made from the window graph."""
 
 
 def open_provider(
@@ -107,7 +111,7 @@ def open_provider(
         if on_device:
             raise InvalidArgument("on_device is True, but backend is 'cpu'; expected a back end on a GPU")
         return OrtProvider.open(opened, batch_size, threads)
-    if backend in _ENGINES:
+    if backend in ENGINES:
         from coupled_sampling.backends.trt import TrtProvider
 
         options = _engine_options(opened, batch_size, max_window)
@@ -210,6 +214,71 @@ def open_kernel_step(
     return KernelStep(provider, found, launcher, guidance=guidance, unconditional=unconditional)
 
 
+def open_graph_step(
+    bundle: Bundle | str | Path,
+    method: str | Method,
+    backend: str = "cpu",
+    batch_size: int = 1,
+    *,
+    warped: bool = False,
+    guidance: float = 1.0,
+    threads: int | None = None,
+    max_window: int | None = None,
+    device: int | None = None,
+    cuda_graphs: bool | None = None,
+    engines: Path | str | None = None,
+    progress: Progress | None = None,
+) -> OrtStep | TrtStep:
+    """A coupled step that is one graph: the bundle's step graph, or with ``tensorrt`` and ``tensorrt-rtx`` one made for them.
+
+    Parameters
+    ----------
+    method, batch_size, guidance
+        As for `open_kernel_step`. TensorRT takes ``scd-match`` without guidance.
+    warped
+        Whether rows may have top-k, top-p and min-p; not with TensorRT.
+    cuda_graphs
+        As in `open_provider`. The bundle's step graphs are not captured: with ``cuda``, True is refused.
+
+    Others are those of `open_provider`.
+
+    Raises
+    ------
+    BundleError, InvalidArgument, MissingDependency, OutputError, ProviderError
+        As from `open_provider`; also where ``backend`` runs no step graphs, or not this one.
+    """
+    check_backend(backend, threads, engines, device, cuda_graphs)
+    check_step_graph(backend, cuda_graphs)
+    check_positive("batch_size", batch_size)
+    if backend in ENGINES:
+        from coupled_sampling.backends.trt import TrtStep
+        from coupled_sampling.backends.trt.step_graph import check_step
+
+        found = check_step(method, guidance, warped=warped)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        if max_window is not None:
+            check_positive("max_window", max_window)
+            max_window = min(max_window, opened.manifest.window_graph.max_window)
+        options = _engine_options(opened, batch_size, max_window)
+        return TrtStep.open(
+            opened,
+            found,
+            flavour=backend,
+            device=device or 0,
+            options=options,
+            engines=engines,
+            cuda_graphs=cuda_graphs is not False,
+            progress=progress,
+        )
+    from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
+    from coupled_sampling.backends.ort_step import OrtStep
+
+    settings: dict[str, Any] = {"warped": warped, "guidance": guidance, "threads": threads}
+    if backend == "cuda":
+        return OrtCudaStep.open_on_gpu(bundle, method, batch_size, device=device or 0, **settings)
+    return OrtStep.open(bundle, method, batch_size, **settings)
+
+
 def require_kernels(device: int = 0) -> Device:
     """The GPU of that number, with what kernels need on it.
 
@@ -224,47 +293,6 @@ def require_kernels(device: int = 0) -> Device:
     gpu = Device(device)
     require_nvrtc()
     return gpu
-
-
-def open_step_graph(
-    bundle: Bundle | str | Path,
-    method: str | Method,
-    backend: str = "cpu",
-    batch_size: int = 1,
-    *,
-    warped: bool = False,
-    guidance: float = 1.0,
-    threads: int | None = None,
-    device: int | None = None,
-    cuda_graphs: bool | None = None,
-) -> OrtStep:
-    """A coupled step of one of the bundle's step graphs, run by ONNX Runtime.
-
-    Parameters
-    ----------
-    bundle, method, batch_size, warped, guidance
-        As in `OrtStep.open`.
-    backend
-        One of `STEP_GRAPH_BACKENDS`.
-    threads, device
-        As in `open_provider`.
-    cuda_graphs
-        Step graphs are not captured: True is refused.
-
-    Raises
-    ------
-    BundleError, InvalidArgument, MissingDependency, ProviderError
-        As from `OrtStep.open` and `coupled_sampling.backends.ort_cuda_step.OrtCudaStep.open_on_gpu`.
-    """
-    check_backend(backend, threads, None, device, cuda_graphs)
-    check_step_graph(backend, cuda_graphs)
-    if backend == "cpu":
-        return OrtStep.open(bundle, method, batch_size, threads, warped=warped, guidance=guidance)
-    from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
-
-    return OrtCudaStep.open_on_gpu(
-        bundle, method, batch_size, warped=warped, guidance=guidance, device=device or 0, threads=threads
-    )
 
 
 class Running(NamedTuple):
@@ -295,12 +323,12 @@ def check_step_graph(backend: str, cuda_graphs: bool | None = None) -> None:
     """Raise `InvalidArgument` if ``backend`` runs no step graphs, or should capture them."""
     if backend not in STEP_GRAPH_BACKENDS:
         raise InvalidArgument(
-            f"step is 'graph', but backend is {backend!r}, and step graphs run on {' and '.join(STEP_GRAPH_BACKENDS)} only; "
+            f"step is 'graph', but backend is {backend!r}, and step graphs run on {', '.join(STEP_GRAPH_BACKENDS)} only; "
             "leave --step at auto"
         )
-    if cuda_graphs:
+    if cuda_graphs and backend not in ENGINES:
         raise InvalidArgument(
-            "cuda_graphs is True, but step is 'graph', and step graphs are not captured; leave one of them out"
+            "cuda_graphs is True, but step is 'graph', and step graphs of bundles are not captured; leave one of them out"
         )
 
 
@@ -314,7 +342,7 @@ def check_backend(
     """Raise `InvalidArgument` if there is no such back end, or it does not have what is set."""
     if backend not in BACKENDS:
         raise InvalidArgument(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    if threads is not None and backend in _ENGINES:
+    if threads is not None and backend in ENGINES:
         raise InvalidArgument(f"threads is {threads}, but backend {backend!r} runs nothing on the CPU; leave it out")
     if engines is not None and "tensorrt" not in backend:
         raise InvalidArgument(f"engines is {str(engines)!r}, but backend {backend!r} builds none; leave it out")

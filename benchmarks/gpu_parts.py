@@ -226,10 +226,11 @@ def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...]) -> tu
 def open_model(backend: str, bundle: Path, window: int, device: Device) -> tuple[LogitsProvider, Stream]:
     """A provider that leaves logits on the GPU, and the stream to decide them on."""
     if backend.startswith("tensorrt"):
-        from coupled_sampling.backends.trt import BuildOptions, TrtProvider
+        from coupled_sampling.backends.trt import TrtProvider
 
-        options = BuildOptions(row_buckets=(1,), window_buckets=(1, window), precision="float16")
-        provider = TrtProvider.open(bundle, flavour=backend, device=device, options=options, on_device=True)
+        provider = TrtProvider.open(
+            bundle, flavour=backend, device=device, options=engine_options(window), on_device=True
+        )
         return provider, provider.stream
     from coupled_sampling.backends.ort_cuda import OrtCudaProvider
     from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
@@ -240,6 +241,13 @@ def open_model(backend: str, bundle: Path, window: int, device: Device) -> tuple
         bundle, device=device.index, on_device=True, cuda_graphs=backend == "cuda-graphs", tensorrt=tensorrt
     )
     return opened, Stream(device)
+
+
+def engine_options(window: int) -> Any:
+    """Engines in half precision for one row and windows up to ``window``."""
+    from coupled_sampling.backends.trt import BuildOptions
+
+    return BuildOptions(row_buckets=(1,), window_buckets=(1, window), precision="float16")
 
 
 def decoding(provider: LogitsProvider, launcher: Launcher, method: str, window: int, length: int) -> dict[str, Any]:
@@ -258,6 +266,18 @@ def decoding_by_step_graph(
 
     step = OrtCudaStep.open_on_gpu(bundle, method, device=device)
     return {"decided_by": "step graph", **timed_decoding(step, window, length)}
+
+
+def decoding_by_step_engine(
+    backend: str | None, bundle: Path | str, window: int, length: int, device: Device
+) -> dict[str, Any]:
+    """Tokens per second of one sequence whose steps, of ``scd-match``, are each one run of an engine of TensorRT."""
+    from coupled_sampling.backends.trt import TrtStep
+
+    step = TrtStep.open(bundle, flavour=backend, device=device, options=engine_options(window))
+    found = timed_decoding(step, window, length)
+    step.close()
+    return {"decided_by": "step engine", **found}
 
 
 def timed_decoding(step: CoupledStep, window: int, length: int) -> dict[str, Any]:
@@ -328,6 +348,13 @@ def of_decoding(arguments: argparse.Namespace, device: Device, backend: str) -> 
     for method, width in wanted:
         found = decoding(provider, launcher, method, width, arguments.length)
         yield "decoding", {"backend": backend, "opened_seconds": opened, **found}
+    if backend.startswith("tensorrt"):
+        launcher.close()
+        provider.close()  # its weights, before those of the engine of whole steps
+        yield (
+            "decoding",
+            {"backend": backend, **decoding_by_step_engine(backend, bundle, window, arguments.length, device)},
+        )
 
 
 def run_part(

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.opening import (
     BACKENDS,
+    ENGINES,
     check_backend,
     check_step_graph,
     close_provider,
+    open_graph_step,
     open_kernel_step,
     open_provider,
-    open_step_graph,
     require_kernels,
     what_runs,
 )
 from coupled_sampling.backends.pixels import PixelDecoder
 from coupled_sampling.backends.trt.progress import progress_bar
+from coupled_sampling.backends.trt.step_graph import check_step
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.comparison import MethodResult, compare
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
@@ -158,13 +160,32 @@ class Job:
             )
         if step == "graph":
             check_step_graph(backend, arguments.cuda_graphs)
+        if self._makes_step_engines:
+            for method in self._asked():  # before an engine is built for the first of them
+                check_step(method, self.guidance, warped=self.sampling.warps)
         if step == "kernels" and self.bundle.manifest.layout:
             raise InvalidArgument(
                 f"step is 'kernels', but the bundle {self.bundle.manifest.name} has a layout, which needs the host; leave "
                 "--step at auto"
             )
-        if backend != "cpu" and step not in ("host", "graph") and not self.bundle.manifest.layout:
+        if (
+            backend != "cpu"
+            and (step not in ("host", "graph") or self._makes_step_engines)
+            and not self.bundle.manifest.layout
+        ):
             require_kernels(arguments.device or 0)  # before an engine is built for what can be done without them
+
+    @property
+    def _makes_step_engines(self) -> bool:
+        """Whether steps are to be made by engines of TensorRT's own, whatever step graphs the bundle has."""
+        return self.arguments.step == "graph" and self.arguments.backend in ENGINES
+
+    def _asked(self) -> list[str]:
+        """The methods that were asked for; `compare` may run ``ar`` besides."""
+        given = (
+            getattr(self.arguments, "methods", None) or self.arguments.method or self.bundle.manifest.defaults.method
+        )
+        return [name.strip() for name in given.split(",")]
 
     def step_of(self, method: str) -> str:
         """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
@@ -173,6 +194,9 @@ class Job:
             return "host"
         if self.arguments.backend != "cpu" and asked != "graph":
             return "host" if self.bundle.manifest.layout else "kernels"
+        if self._makes_step_engines and not self.bundle.manifest.layout:
+            # What others are measured against, and nobody asked to be a graph: one token in each pass.
+            return "kernels" if method not in self._asked() else "graph"
         graph = self.bundle.step_graph(method, warped=self.sampling.warps, guided=self.guidance != 1)
         found = graph is not None and not self.bundle.manifest.layout
         if asked == "graph" and not found:
@@ -203,17 +227,21 @@ class Job:
     def open_step(self, method: str) -> CoupledStep:
         """A step of its own that is not the library's: a step graph's, or of CUDA kernels."""
         if self.step_of(method) == "graph":
-            return open_step_graph(
-                self.bundle,
-                method,
-                self.arguments.backend,
-                self._rows(),
-                warped=self.sampling.warps,
-                guidance=self.guidance,
-                threads=self.arguments.threads,
-                device=self.arguments.device,
-                cuda_graphs=self.arguments.cuda_graphs,
-            )
+            with progress_bar("building the engine") as progress:
+                return open_graph_step(
+                    self.bundle,
+                    method,
+                    self.arguments.backend,
+                    self._rows(),
+                    warped=self.sampling.warps,
+                    guidance=self.guidance,
+                    threads=self.arguments.threads,
+                    max_window=self._max_window,
+                    device=self.arguments.device,
+                    cuda_graphs=self.arguments.cuda_graphs,
+                    engines=self.arguments.engines,
+                    progress=progress,
+                )
         with progress_bar("building the engine") as progress:
             return open_kernel_step(
                 self.bundle,
@@ -239,8 +267,8 @@ class Job:
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `generate` would use. ``provider`` is used if the library decides; else it is let go."""
         where = self.step_of(method.name)
-        if where == "kernels":
-            # A model is opened that leaves its logits on the GPU, and one of them is enough there.
+        if where != "host":
+            # Another model is opened, which leaves its logits where they are, and one of them is enough on a GPU.
             close_provider(provider)
         step = HostStep(provider, method) if where == "host" else self.open_step(method.name)
         self.ran[method.name] = Ran(*what_runs(step), where)

@@ -71,8 +71,8 @@ def running_arguments() -> argparse.ArgumentParser:
         "--step",
         choices=STEPS,
         default="auto",
-        help="where steps are decided: by the library, in the bundle's step graph (cpu, cuda), or by CUDA kernels (all but cpu). "
-        "auto: on the CPU graph if the bundle has one, on a GPU kernels",
+        help="where steps are decided: by the library, in a step graph (the bundle's: cpu, cuda; of scd-match: "
+        "tensorrt, tensorrt-rtx), or by CUDA kernels (all but cpu). auto: on the CPU graph if the bundle has one, on a GPU kernels",
     )
     add(
         "--engines",

@@ -20,7 +20,7 @@ from trt_bundles import write_bundle
 from coupled_sampling import generate
 from coupled_sampling.backends import BACKENDS, OrtProvider, ort_gpu_session
 from coupled_sampling.backends.cuda import kernels
-from coupled_sampling.backends.opening import open_kernel_step, open_provider, open_step_graph, what_runs
+from coupled_sampling.backends.opening import open_graph_step, open_kernel_step, open_provider, what_runs
 from coupled_sampling.bundle import open_bundle, write_manifest
 from coupled_sampling.cli import main
 from coupled_sampling.errors import BundleError, InvalidArgument
@@ -41,6 +41,7 @@ GPU = BACKENDS[1:]
 CAPTURING = ("tensorrt", "tensorrt-rtx")
 """Back ends that launch CUDA graphs unless they are told not to."""
 RUN_BY_ORT = ("cuda", "ort-tensorrt")
+ENGINE_GRAPH = ("--backend", "tensorrt", "--step", "graph")
 
 
 @pytest.fixture
@@ -173,6 +174,45 @@ def test_a_step_graph_runs_on_the_gpu_asked_for(machine, capsys):
     assert {session.device for session in machine.onnxruntime.sessions} == {1}
 
 
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_step_engine_decodes_as_the_cpu_does_and_ar_beside_it_says_what_it_is(machine, bundle, capsys, backend):
+    """The bundle has no step graphs: TensorRT's is made from the window graph."""
+    settings = ["--methods", "scd-match", "--drafting", "copy:1"]
+    expected = compared(capsys, bundle, *settings)
+    found = compared(capsys, bundle, *settings, "--backend", backend, "--step", "graph")
+    ran = {"ar": "kernels", "scd-match": "graph"}
+    place = {"execution_provider": RAN[backend], "device": 0, "cuda_graphs": True}
+    assert found == [{**row, **place, "step": ran[str(row["method"])]} for row in expected]
+    assert found[-1]["identical_to_ar"]
+    names = sorted(path.name.split("-")[0] for path in (bundle.parent / "toy.engines").iterdir() if path.is_dir())
+    assert names == ["window", "window_scd_match"]
+
+
+def test_generate_and_verify_run_a_step_engine(machine, bundle, capsys, tmp_path):
+    settings = ["--methods", "scd-match", "--samples", 60, "--positions", 3, "--after", 1, "--window", 3]
+    _, text, error = run(capsys, "verify", bundle, *settings, *ENGINE_GRAPH, "--json")
+    (row,) = json.loads(text)
+    assert (row["execution_provider"], row["step"]) == ("tensorrt 11.4.0", "graph"), error
+    assert row["differing_tokens"] == 0
+    pytest.importorskip("PIL")
+    out = ["--out", tmp_path / "x.png", "--engines", tmp_path / "engines"]
+    settings = ["--prompt", "shoe", "--count", 1, "--window", 32, "--method", "scd-match"]
+    code, text, error = run(capsys, "generate", *settings, *out, *ENGINE_GRAPH)
+    assert code == 0, error
+    assert text.splitlines()[0].endswith(" s, on tensorrt 11.4.0 (GPU 0, CUDA graphs), step: graph")
+    code, text, error = run(capsys, "generate", *settings, *out, *ENGINE_GRAPH, "--guidance", 2)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "guidance is 2.0, expected 1 for a step in TensorRT" in error
+
+
+def test_a_layout_is_no_step_engine(machine, bundle, capsys):
+    manifest = open_bundle(bundle).manifest
+    write_manifest(bundle, dataclasses.replace(manifest, layout=(Span(0, 4, 3), Span(4, 4, 3))))
+    code, _, error = run(capsys, "compare", bundle, "--count", 1, "--methods", "scd-match", *ENGINE_GRAPH)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "a layout needs the host" in error
+
+
 def test_pictures_are_made_and_the_line_says_on_what(machine, tmp_path, capsys):
     pytest.importorskip("PIL")
     lines = []
@@ -286,9 +326,19 @@ def nothing(machine, monkeypatch):
         (failing(Code.CUDA_ERROR_NO_DEVICE), ["--backend", "tensorrt-rtx"], "no NVIDIA GPU is visible"),
         (
             nothing,
-            ["--backend", "tensorrt", "--step", "graph"],
-            "step graphs run on cpu and cuda only; leave --step at auto",
+            ["--backend", "ort-tensorrt", "--step", "graph"],
+            "step graphs run on cpu, cuda, tensorrt, tensorrt-rtx only; leave --step at auto",
         ),
+        (
+            nothing,
+            [*ENGINE_GRAPH, "--methods", "scd-match,sjd"],
+            "method is 'sjd', expected 'scd-match' for a step in TensorRT",
+        ),
+        (nothing, [*ENGINE_GRAPH, "--methods", "ar"], "method is 'ar', expected 'scd-match' for a step in TensorRT"),
+        (nothing, [*ENGINE_GRAPH, "--methods", "scd-gumbel"], "use KernelStep over TrtProvider"),
+        (nothing, [*ENGINE_GRAPH, "--methods", "scd-match", "--top-k", "3"], "neither top-k, top-p nor min-p"),
+        (without("cuda.bindings.nvrtc"), [*ENGINE_GRAPH, "--methods", "scd-match"], "CUDA kernels need"),
+        (without("tensorrt"), [*ENGINE_GRAPH, "--methods", "scd-match"], "tensorrt could not be imported"),
         (nothing, ["--step", "kernels"], "step is 'kernels', but backend is 'cpu'"),
         (nothing, ["--step", "graph"], "has no step graph for"),
         (nothing, ["--backend", "tensorrt", "--threads", "2"], "threads is 2, but backend 'tensorrt'"),
@@ -305,7 +355,7 @@ def nothing(machine, monkeypatch):
         (nothing, ["--cuda-graphs"], "cuda_graphs is True, but backend 'cpu' runs on no GPU"),
         (nothing, ["--no-cuda-graphs"], "cuda_graphs is False, but backend 'cpu' runs on no GPU"),
         (nothing, ["--backend", "ort-tensorrt", "--cuda-graphs"], "or choose one of cuda, tensorrt, tensorrt-rtx"),
-        (nothing, ["--backend", "cuda", "--step", "graph", "--cuda-graphs"], "step graphs are not captured"),
+        (nothing, ["--backend", "cuda", "--step", "graph", "--cuda-graphs"], "step graphs of bundles are not captured"),
         (nothing, ["--backend", "cuda", "--device", "-1"], "device is -1, expected the number of a GPU, from 0"),
         (nothing, ["--backend", "cuda", "--device", "1"], "there are 1 GPUs, number 1 was asked"),
         (nothing, ["--backend", "cuda", "--device", "1", "--step", "host"], "cannot use GPU 1: CUDA failure 101"),
@@ -391,9 +441,27 @@ def test_a_step_is_opened_by_name(machine, bundle, backend):
     assert machine.cuda.waits == [], "model and decision are on one stream, or the model is done"
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "tensorrt", "tensorrt-rtx"])
+def test_a_step_graph_is_opened_by_name(machine, tmp_path, backend):
+    settings = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
+    where = {"engines": tmp_path} if "tensorrt" in backend else {}
+    step = open_graph_step("fashion", "scd-match", backend, 2, max_window=4, **where)
+    assert what_runs(step) == (RAN[backend], None if backend == "cpu" else 0, backend in CAPTURING)
+    found = generate(step, [[258], [259]], **settings)
+    expected = generate(OrtProvider.open("fashion", 2), [[258], [259]], method="scd-match", **settings)
+    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (
+            lambda bundle: open_graph_step(bundle, "scd-match", "ort-tensorrt"),
+            "backend is 'ort-tensorrt', and step graphs run on cpu, cuda, tensorrt, tensorrt-rtx only",
+        ),
+        (lambda bundle: open_graph_step(bundle, "scd-match", "tensorrt", warped=True), "warped is True"),
+        (lambda bundle: open_graph_step(bundle, "scd-match", "tensorrt", max_window=0), "max_window is 0"),
+        (lambda bundle: open_graph_step(bundle, "sjd", "tensorrt"), "method is 'sjd', expected 'scd-match'"),
         (lambda bundle: open_provider(bundle, "gpu"), "backend is 'gpu', expected one of cpu, cuda, ort-tensorrt"),
         (lambda bundle: open_provider(bundle, batch_size=0), "batch_size is 0"),
         (lambda bundle: open_provider(bundle, max_window=0), "max_window is 0"),
@@ -403,9 +471,11 @@ def test_a_step_is_opened_by_name(machine, bundle, backend):
         (lambda bundle: open_provider(bundle, "cuda", device=True), "device is True, expected the number of a GPU"),
         (lambda bundle: open_provider(bundle, device=0), "device is 0, but backend 'cpu' runs on no GPU"),
         (lambda bundle: open_provider(bundle, "cuda", cuda_graphs="yes"), "cuda_graphs is 'yes', expected True, False"),
-        (lambda bundle: open_step_graph(bundle, "sjd", "tensorrt"), "step graphs run on cpu and cuda only"),
-        (lambda bundle: open_step_graph(bundle, "sjd", "cuda", cuda_graphs=True), "step graphs are not captured"),
-        (lambda bundle: open_step_graph(bundle, "sjd", cuda_graphs=True), "backend 'cpu' runs on no GPU"),
+        (
+            lambda bundle: open_graph_step(bundle, "sjd", "cuda", cuda_graphs=True),
+            "step graphs of bundles are not captured",
+        ),
+        (lambda bundle: open_graph_step(bundle, "sjd", cuda_graphs=True), "backend 'cpu' runs on no GPU"),
         (lambda bundle: open_kernel_step(bundle, "sjd", "cuda", engines="x"), "engines is 'x'"),
         (lambda bundle: open_kernel_step(bundle, "sjd", "cpu"), "kernels decide where logits are on a GPU"),
         (lambda bundle: open_kernel_step(bundle, "magic", "cuda"), "magic"),

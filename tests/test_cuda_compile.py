@@ -12,7 +12,7 @@ from cuda_emulation.emulation import PLAIN, EmulationLauncher
 
 from coupled_sampling.backends.cuda import compile as compiling
 from coupled_sampling.backends.cuda.compile import CompilationFailed, compile_kernels, kernel_sources
-from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, DriverLauncher
+from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, WINDOW_DRAWS, DriverLauncher
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer, parse_capsule
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 
@@ -32,7 +32,7 @@ def test_kernels_become_cubins(nvrtc, architecture, threads):
     cubin = compile_kernels(architecture, threads)
     assert cubin[:4] == b"\x7fELF"
     assert int.from_bytes(cubin[18:20], "little") == 190  # EM_CUDA
-    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise"):
+    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise", b"window_noise"):
         assert b".text." + name + b"\0" in cubin
 
 
@@ -73,7 +73,9 @@ def test_importing_loads_no_cuda():
     )
 
 
-@pytest.mark.parametrize(("table", "struct"), [(ROW, "Row"), (DECISION, "Decision"), (DRAWS, "Draws")])
+@pytest.mark.parametrize(
+    ("table", "struct"), [(ROW, "Row"), (DECISION, "Decision"), (DRAWS, "Draws"), (WINDOW_DRAWS, "WindowDraws")]
+)
 def test_tables_have_the_fields_of_the_structs(table, struct):
     text = "".join(kernel_sources().values())
     body = re.search(rf"struct {struct} {{(.*?)}};", text, re.DOTALL)[1]
@@ -92,7 +94,7 @@ def test_numbers_have_the_values_of_the_source():
 
 def test_tables_have_the_size_of_the_structs():
     """The emulator refuses parameters of another size."""
-    for kernel, dtype in (("noise", DECISION), ("decide", DRAWS)):
+    for kernel, dtype in (("noise", DECISION), ("decide", DRAWS), ("window_noise", DRAWS)):
         with pytest.raises(AssertionError, match="parameters are"), EmulationLauncher(PLAIN) as launcher:
             launcher.launch(kernel, (1, 1), np.zeros((), dtype))
 
@@ -197,7 +199,7 @@ def resources(cubin):
 def test_kernels_fit_a_multiprocessor(nvrtc, architecture):
     """A block that asked for more could not be launched, which only a GPU would say."""
     found = resources(compile_kernels(architecture, 1024))
-    assert set(found) == {"measure", "settle", "target_laws", "decide", "noise"}
+    assert set(found) == {"measure", "settle", "target_laws", "decide", "noise", "window_noise"}
     for name, (registers, shared) in found.items():
         threads, blocks = (compiling.PART_THREADS, 4) if name in SHARING else (1024, 1)
         assert 16 <= registers <= 65536 // (threads * blocks), name

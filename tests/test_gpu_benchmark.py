@@ -171,6 +171,23 @@ def test_the_model_is_opened_by_every_back_end_of_onnx_runtime(parts, device, mo
     assert (session.replays > 0) == (backend == "cuda-graphs")
 
 
+def test_decoding_by_a_step_engine_counts_tokens_and_steps(parts, monkeypatch, tmp_path):
+    pytest.importorskip("cuda.bindings")
+    pytest.importorskip("onnxruntime")
+    from trt_bundles import Machine, write_bundle
+
+    machine = Machine()
+    monkeypatch.setattr("coupled_sampling.backends.trt.runner.find_flavour", lambda name: machine.flavour)
+    monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
+    with EmulationLauncher(PLAIN) as emulator:
+        machine.cuda.emulator = emulator
+        bundle = write_bundle(tmp_path / "toy")
+        found = parts.decoding_by_step_engine(None, bundle, 4, 20, Device(bindings=machine.cuda))
+    assert (found["decided_by"], found["method"], found["window"]) == ("step engine", "scd-match", 4)
+    assert 1 < found["tokens_per_step"] <= 4
+    assert machine.cuda.live() == []
+
+
 # The run as a whole: parts are processes.
 
 

@@ -352,7 +352,7 @@ def test_a_float16_engine_gives_nearly_the_logits_of_float32(bundle):
     narrow = machine.open(bundle, precision="float16")
     difference = np.abs(narrow.forward(tokens, start)[..., :8] - expected).max()
     assert 0 < difference < 0.05
-    assert narrow._caches["past_key_values.0.key"].size == 3 * 2 * 44 * 4 * 2
+    assert narrow._runner.memories["past_key_values.0.key"].size == 3 * 2 * 44 * 4 * 2
 
 
 def test_weights_beyond_the_range_of_a_precision_are_refused(bundle):
@@ -393,7 +393,7 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     page = Path(__file__).parents[1].joinpath("docs", "tensorrt.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     machine, rtx = Machine(), Machine(flavour="tensorrt-rtx")
-    monkeypatch.setattr("coupled_sampling.backends.trt.provider.find_flavour", lambda name: machine.flavour)
+    monkeypatch.setattr("coupled_sampling.backends.trt.runner.find_flavour", lambda name: machine.flavour)
     monkeypatch.setattr("coupled_sampling.backends.trt.find_flavour", lambda name: rtx.flavour)
     monkeypatch.setattr("coupled_sampling.backends.cuda.driver._require_bindings", lambda: machine.cuda)
     monkeypatch.setattr("coupled_sampling.backends.cuda.compile.require_nvrtc", lambda: None)
@@ -405,6 +405,7 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
         for block in blocks:
             exec(block.replace("length=196", "length=20"), names)
             made.append([len(row) for row in names["pictures"].tokens])
-    assert made == [[20] * 4] * 3
+    assert made == [[20] * 4] * 4
     assert names["reason"].startswith("there is no engine")
     assert len(list((tmp_path / "engines").glob("window-*"))) == 3
+    assert len(list((tmp_path / "engines").glob("window_scd_match-*"))) == 1

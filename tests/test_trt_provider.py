@@ -162,13 +162,13 @@ def test_a_call_after_padding_is_right_or_refused(bundle, data):
             close(logits[b], whole[b, start[b] : start[b] + width])
         reached[:rows] = np.maximum(reached[:rows], start + width)
         following = np.minimum(start + width, LENGTH - 1)
-        provider._check_overwritten(following)
+        provider._runner._check_overwritten(following)
 
 
 def test_padding_that_was_not_refused_would_give_wrong_logits(bundle):
     """Negative control of the test before: without the check the answer is wrong, in silence."""
     provider, oracle = Machine().open(bundle, rows=1), OrtProvider.open(bundle, threads=1)
-    provider._check_overwritten = lambda start: None
+    provider._runner._check_overwritten = lambda start: None
     tokens = some_tokens(1, 16)
     for one in (provider, oracle):
         one.forward(tokens, starts(0))
@@ -197,7 +197,7 @@ def test_logits_can_stay_on_the_device(bundle):
 def test_past_and_present_are_one_buffer(bundle):
     provider = Machine().open(bundle)
     provider.forward(some_tokens(1, 1), starts(0))
-    context = next(iter(provider._prepared.values())).context._context
+    context = next(iter(provider._runner._prepared.values())).context._context
     for name in ("0.key", "0.value", "1.key", "1.value"):
         assert context.addresses[f"past_key_values.{name}"] == context.addresses[f"present.{name}"]
 

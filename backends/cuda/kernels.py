@@ -30,12 +30,14 @@ __all__ = [
     "DECISION",
     "DRAWS",
     "ROW",
+    "WINDOW_DRAWS",
     "DriverLauncher",
     "Launcher",
     "blocks_per_slot",
     "decide",
     "method_codes",
     "scratch_bytes",
+    "window_noise",
 ]
 
 _WHOLE, _WORD, _REAL = np.int64, np.uint64, np.float64
@@ -74,6 +76,11 @@ DRAWS = np.dtype(
     ]
 )
 """The argument of ``noise``: a position's uniforms float64 (4,), words uint64 (V,) and race weights float32 (V,); 0 for none."""
+
+WINDOW_DRAWS = np.dtype(
+    [("rows", _WORD), ("width", _WHOLE), ("vocab_size", _WHOLE), ("weights", _WORD)],
+)
+"""The argument of ``window_noise``: `ROW` (B,), and race weights float32 (B, W, V), slot j's those of position start + j + 1."""
 
 _REDRAFTS = {"none": 0, "dropped": 0, "independent": 1, "maximal": 2, "gumbel": 3}
 _ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
@@ -174,6 +181,24 @@ def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
         launcher.launch(kernel, (width * parts if kernel in SHARING else width, rows), parameters)
 
 
+def window_noise(launcher: Launcher, rows: int, count: int, width: int, vocab_size: int, weights: int) -> None:
+    """Make the race weights of the deciding slots of a window; other slots' memory is not written.
+
+    Parameters
+    ----------
+    launcher
+        Where. One launch, which can be captured in a CUDA graph: ``rows`` are read when it runs.
+    rows
+        Address of ``count`` `ROW`.
+    count, width, vocab_size
+        B, W, V.
+    weights
+        Address of float32 (B, W, V).
+    """
+    parameters = np.array((rows, width, vocab_size, weights), WINDOW_DRAWS)
+    launcher.launch("window_noise", (width * _chunks(vocab_size), count), parameters)
+
+
 class DriverLauncher:
     """A `Launcher` in the current CUDA context, made with cuda-python.
 
@@ -206,7 +231,7 @@ class DriverLauncher:
             for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         self._module = self._call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
-        names = ("measure", "settle", "target_laws", "decide", "noise")
+        names = ("measure", "settle", "target_laws", "decide", "noise", "window_noise")
         self._kernels = {name: self._call("cuModuleGetFunction", self._module, name.encode()) for name in names}
 
     def allocate(self, size: int) -> int:

@@ -9,11 +9,12 @@ import ctypes
 import numpy as np
 from fake_cuda import SUCCESS, FakeCuda, Work
 
-from coupled_sampling.backends.cuda.kernels import DECISION, ROW
+from coupled_sampling.backends.cuda.kernels import DECISION, ROW, WINDOW_DRAWS
 
-THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024}
-READ = ("logits", "rows", "tokens_in")
-WRITTEN = ("tokens", "committed", "highest_logits", "scratch")
+THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024, "window_noise": 1024}
+DECIDES = (DECISION, ("logits", "rows", "tokens_in"), ("tokens", "committed", "highest_logits", "scratch"))
+NOISE = (WINDOW_DRAWS, ("rows",), ("weights",))
+"""A kernel's argument, and which of its fields are addresses that it reads and writes."""
 
 
 class EmulatedCuda(FakeCuda):
@@ -43,17 +44,18 @@ class EmulatedCuda(FakeCuda):
         columns, rows, depth, threads, *ones = grid_and_block
         assert (depth, threads, ones, shared, extra) == (1, THREADS[kernel], [1, 1], 0, 0)
         argument = ctypes.c_uint64.from_address(addresses).value
-        parameters = np.frombuffer(ctypes.string_at(argument, DECISION.itemsize), DECISION).copy()[0]
-        found = {name: self.find(int(parameters[name]), 1, kernel) for name in (*READ, *WRITTEN)}
+        table, read, written = NOISE if kernel == "window_noise" else DECIDES
+        parameters = np.frombuffer(ctypes.string_at(argument, table.itemsize), table).copy()[0]
+        found = {name: self.find(int(parameters[name]), 1, kernel) for name in (*read, *written)}
         work = Work(
-            lambda: self._run(kernel, (columns, rows), parameters),
-            [found[name][0] for name in READ],
-            [found[name][0] for name in WRITTEN],
+            lambda: self._run(kernel, (columns, rows), parameters, (*read, *written)),
+            [found[name][0] for name in read],
+            [found[name][0] for name in written],
         )
         self.queue(self.stream(stream, "cuLaunchKernel"), work)
         return (SUCCESS,)
 
-    def _run(self, kernel, grid, parameters):
+    def _run(self, kernel, grid, parameters, addresses):
         """Copy what the kernel can reach to the emulator, run it, and copy it back."""
         mirrors, parameters = {}, parameters.copy()  # a graph launches with the same ones again
 
@@ -70,11 +72,11 @@ class EmulatedCuda(FakeCuda):
         for name in ("laws", "draft_laws"):
             for b in range(grid[1]):
                 table[name][b] = moved(table[name][b]) if table[name][b] else 0
-        for name in (*READ, *WRITTEN):
+        for name in addresses:
             parameters[name] = moved(parameters[name])
         for block, address in mirrors.values():
             self.emulator.upload(address, block.content)
-        self.emulator.launch(kernel, grid, np.array(parameters, DECISION))
+        self.emulator.launch(kernel, grid, np.array(parameters))
         for block, address in mirrors.values():
             self.emulator.download(address, block.content)
             self.emulator.release(address)

@@ -9,6 +9,8 @@ None, and a line in the log. What is undefined there raises `RuleBroken`:
 - a cache whose past and present are not at one address;
 - a capture in the first run after a shape was set, and a captured graph launched after its context was changed;
 - a KV cache written beyond its end.
+
+What TensorRT does not promise is done the other way round: ArgMax finds the last of equal entries.
 """
 
 import enum
@@ -34,7 +36,7 @@ class DataType(enum.Enum):
     BOOL = 9
 
 
-NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "BOOL": np.bool_}
 
 
 class ILayer:
@@ -116,7 +118,7 @@ class Builder:
             return None
         for layer in network.layers:
             attention = getattr(layer, "attention", None)
-            single = network.inputs[-1].dtype == DataType.FLOAT
+            single = {t.dtype for t in network.inputs if t.name.startswith("past_key")} == {DataType.FLOAT}
             if attention is not None and single and not attention.decomposable and not trt.fused_float32:
                 self.logger.log(1, "Attention operation was not supported by a dedicated kernel")
                 return None
@@ -242,6 +244,9 @@ class Engine:
         import onnxruntime
 
         model = onnx.load_from_string(graph)
+        for node in model.graph.node:
+            if node.op_type == "ArgMax":
+                node.attribute.append(onnx.helper.make_attribute("select_last_index", 1))
         self.trt, self.logger, self.profiles = trt, logger, profiles
         self.inputs = [Tensor(value) for value in model.graph.input]
         self.outputs = [Tensor(value) for value in model.graph.output]
@@ -249,7 +254,9 @@ class Engine:
         self.num_io_tensors, self.get_tensor_name = len(self.by_name), list(self.by_name).__getitem__
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     def get_tensor_mode(self, name):
         return (

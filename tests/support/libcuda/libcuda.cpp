@@ -417,6 +417,7 @@ static int ModuleGetFunction(void** function, void* module, const char* name) {
 
 #ifdef WITHOUT_WORK
 static void pretend(const Draws&, unsigned) {}
+static void pretend(const WindowDraws&, unsigned) {}
 static void pretend(const Decision& decision, unsigned rows) {
     for (unsigned b = 0; b < rows; ++b) {
         const long long most = decision.rows[b].recycled + decision.rows[b].fresh + 1;
@@ -469,6 +470,7 @@ static int LaunchKernel(
     else if (name == "target_laws") work = launched(target_laws, argument, grid, block_x);
     else if (name == "decide") work = launched(decide, argument, grid, block_x);
     else if (name == "noise") work = launched(noise, argument, grid, block_x);
+    else if (name == "window_noise") work = launched(window_noise, argument, grid, block_x);
     else return NOT_FOUND;
     return queue(stream_of(handle), work);
 }
