@@ -69,7 +69,7 @@ def machine(monkeypatch):
         cuda=cuda,
         onnxruntime=FakeRuntime(cuda=cuda),
         tensorrt=FakeTensorRT(cuda),
-        rtx=FakeTensorRT(cuda, version="1.7.1"),
+        rtx=FakeTensorRT(cuda, rtx=True, version="1.7.1"),
     )
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: found.onnxruntime)

@@ -27,6 +27,7 @@ from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
 from coupled_sampling.backends.trt.build import check_memory, load_or_build
 from coupled_sampling.backends.trt.engine import Context, Engine
 from coupled_sampling.backends.trt.flavour import Flavour, find_flavour
+from coupled_sampling.backends.trt.messages import EngineError
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
@@ -254,16 +255,22 @@ class Runner:
         if not (place.is_bucket and self.cuda_graphs) or prepared.cannot_be_captured:
             return
         self.stream.synchronize()
-        if not prepared.context.is_capturable():
+        refusal = "" if prepared.context.is_capturable() else "TensorRT cannot capture them"
+        if not refusal:
+            try:
+                with self.stream.capture() as graph:
+                    self._queue(prepared, place.shape, before)
+            except (
+                EngineError
+            ) as error:  # tensorrt cannot be asked beforehand: it refuses work while a stream is captured
+                refusal = str(error)
+        if refusal:
             prepared.cannot_be_captured = True
             warnings.warn(
-                f"windows of {place.shape.rows} rows and {place.shape.width} slots run without a CUDA graph: TensorRT cannot "
-                "capture them",
+                f"windows of {place.shape.rows} rows and {place.shape.width} slots run without a CUDA graph: {refusal}",
                 stacklevel=5,
             )
             return
-        with self.stream.capture() as graph:
-            self._queue(prepared, place.shape, before)
         graph.memories += [self.engine.scratch, *self.memories.values(), prepared.columns]
         prepared.graph = graph
 
