@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from coupled_sampling.backends.opening import (
     BACKENDS,
     ENGINES,
-    STEP_GRAPH_BACKENDS,
     check_backend,
+    check_step_graph,
     close_provider,
-    execution_provider,
     open_graph_step,
     open_kernel_step,
     open_provider,
     require_kernels,
+    what_runs,
 )
 from coupled_sampling.backends.pixels import PixelDecoder
 from coupled_sampling.backends.trt.progress import progress_bar
@@ -44,6 +44,8 @@ class Ran:
     """What a method really ran on, and where its steps were decided."""
 
     execution_provider: str
+    device: int | None
+    cuda_graphs: bool
     step: str
 
     def record(self) -> dict[str, Any]:
@@ -52,7 +54,8 @@ class Ran:
 
     def __str__(self) -> str:
         """For people."""
-        return f"on {self.execution_provider}, step: {self.step}"
+        gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
+        return f"on {self.execution_provider}{gpu}, step: {self.step}"
 
 
 def describe_runs(ran: Mapping[str, Ran]) -> str:
@@ -148,17 +151,15 @@ class Job:
     def _check_place(self) -> None:
         """Refuse what the back end does not have."""
         backend, step = self.arguments.backend, self.arguments.step
-        check_backend(backend, self.arguments.threads, self.arguments.engines)
+        arguments = self.arguments
+        check_backend(backend, arguments.threads, arguments.engines, arguments.device, arguments.cuda_graphs)
         if step == "kernels" and backend == "cpu":
             raise InvalidArgument(
                 f"step is 'kernels', but backend is 'cpu'; CUDA kernels decide where logits are on a GPU: choose --backend "
                 f"{', '.join(BACKENDS[1:])}, or leave --step at auto"
             )
-        if step == "graph" and backend not in STEP_GRAPH_BACKENDS:
-            raise InvalidArgument(
-                f"step is 'graph', but backend is {backend!r}, and step graphs run on {', '.join(STEP_GRAPH_BACKENDS)} only; "
-                "leave --step at auto"
-            )
+        if step == "graph":
+            check_step_graph(backend, arguments.cuda_graphs)
         if self._makes_step_engines:
             for method in self._asked():  # before an engine is built for the first of them
                 check_step(method, self.guidance, warped=self.sampling.warps)
@@ -172,7 +173,7 @@ class Job:
             and (step not in ("host", "graph") or self._makes_step_engines)
             and not self.bundle.manifest.layout
         ):
-            require_kernels()  # before an engine is built for what can be done without them
+            require_kernels(arguments.device or 0)  # before an engine is built for what can be done without them
 
     @property
     def _makes_step_engines(self) -> bool:
@@ -216,6 +217,8 @@ class Job:
                 2 * self._rows() if guided else self._rows(),
                 threads=self.arguments.threads,
                 max_window=self._max_window,
+                device=self.arguments.device,
+                cuda_graphs=self.arguments.cuda_graphs,
                 engines=self.arguments.engines,
                 progress=progress,
             )
@@ -234,6 +237,8 @@ class Job:
                     guidance=self.guidance,
                     threads=self.arguments.threads,
                     max_window=self._max_window,
+                    device=self.arguments.device,
+                    cuda_graphs=self.arguments.cuda_graphs,
                     engines=self.arguments.engines,
                     progress=progress,
                 )
@@ -246,6 +251,8 @@ class Job:
                 guidance=self.guidance,
                 threads=self.arguments.threads,
                 max_window=self._max_window,
+                device=self.arguments.device,
+                cuda_graphs=self.arguments.cuda_graphs,
                 engines=self.arguments.engines,
                 progress=progress,
             )
@@ -254,7 +261,7 @@ class Job:
         """What ``method`` runs on: a provider where the library decides, else a step."""
         where = self.step_of(method)
         model = self.open_provider() if where == "host" else self.open_step(method)
-        self.ran[method] = Ran(execution_provider(model), where)
+        self.ran[method] = Ran(*what_runs(model), where)
         return model
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
@@ -264,7 +271,7 @@ class Job:
             # Another model is opened, which leaves its logits where they are, and one of them is enough on a GPU.
             close_provider(provider)
         step = HostStep(provider, method) if where == "host" else self.open_step(method.name)
-        self.ran[method.name] = Ran(execution_provider(step), where)
+        self.ran[method.name] = Ran(*what_runs(step), where)
         return step
 
     def compare(

@@ -61,6 +61,12 @@ def running_arguments() -> argparse.ArgumentParser:
         help="what runs the model: ONNX Runtime on the CPU (default), on CUDA, with TensorRT's execution provider; or TensorRT, "
         "TensorRT-RTX. All but cpu were never run on a GPU",
     )
+    add("--device", type=int, metavar="N", help="which GPU, as `nvidia-smi -L` counts (default 0)")
+    add(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="launch windows of a shape seen before as CUDA graphs, or not (default: tensorrt and tensorrt-rtx do, cuda does not)",
+    )
     add(
         "--step",
         choices=STEPS,

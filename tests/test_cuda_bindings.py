@@ -66,6 +66,19 @@ def test_the_kernels_tests_for_gpus_pass_on_it(run):
     expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", HERE / "test_cuda_kernels.py"), 9)
 
 
+def test_the_other_tests_for_gpus_pass_on_it(run):
+    arguments = ("-q", "-p", "no:cacheprovider", "-k", "not onnx_runtime", HERE / "test_gpu.py")
+    expect_passed(run("-m", "pytest", *arguments), 13)
+
+
+@pytest.mark.parametrize(("part", "figures"), [("machine", 2), ("kernels:scd-gumbel", 3)])
+def test_the_benchmark_runs_on_it(run, part, figures):
+    sizes = ("--steps", 3, "--width", 4, "--vocab-size", 300, "--copied", 10**6, "--spread", 20000)
+    result = run(HERE.parent / "benchmarks" / "gpu.py", "--part", part, *sizes)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == figures
+
+
 START = """
 import ctypes
 import numpy as np

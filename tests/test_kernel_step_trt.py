@@ -9,6 +9,7 @@ import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
 from fake_cuda import RuleBroken
 from fake_kernels import EmulatedCuda
+from on_a_gpu import opened
 from trt_bundles import Machine, write_bundle
 
 from coupled_sampling import Sampling, generate
@@ -20,7 +21,7 @@ from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.backends.trt import TrtProvider
 from coupled_sampling.contracts import RowInfo, Window
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
+from coupled_sampling.errors import InvalidArgument, ProviderError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -241,11 +242,8 @@ def test_addresses_that_are_not_the_launchers_are_refused(launcher_of):
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["sjd", "scd-gumbel"])
 def test_on_a_gpu_the_kernels_give_the_tokens_of_host_step(bundle, tmp_path, method):
-    try:
-        provider = TrtProvider.open(bundle, batch_size=3, on_device=True, engines=tmp_path)
-        launcher = PinnedLauncher(provider.stream)
-    except CoupledSamplingError as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    provider = opened(lambda: TrtProvider.open(bundle, batch_size=3, on_device=True, engines=tmp_path))
+    launcher = opened(lambda: PinnedLauncher(provider.stream))
     settings = {"length": 20, "window": 6, "seed": 3, "drafting": "repeat"}
     step = KernelStep(provider, method, launcher)
     found = generate(step, PROMPTS, **settings)

@@ -106,6 +106,16 @@ def test_a_foreign_engine_would_be_noticed(bundle, monkeypatch):
         Machine(version="11.5.0").open(bundle)
 
 
+@pytest.mark.parametrize("capability", [(7, 5), (8, 7), (9, 0), (10, 0)])
+def test_a_gpu_that_rtx_does_not_run_on_is_refused_before_a_build(bundle, capability):
+    major, minor = capability
+    machine = Machine(flavour="tensorrt-rtx", cuda=EmulatedCuda(name="Large GPU", capability=capability))
+    with pytest.raises(MissingDependency, match=rf"but Large GPU has {major}\.{minor}: use tensorrt, pip install"):
+        machine.open(bundle)
+    assert machine.trt.built == 0
+    assert Machine(cuda=machine.cuda).open(bundle).built_because, "tensorrt builds for it"
+
+
 def test_engines_of_the_rtx_flavour_are_built_without_a_gpu_and_serve_any(bundle):
     machine, opened = Machine(flavour="tensorrt-rtx"), open_bundle(bundle)
     options = BuildOptions((3,), (1, 4, 16)).fitted(opened.manifest.window_graph)

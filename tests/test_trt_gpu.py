@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from on_a_gpu import gpu, opened
 from trt_bundles import EQUAL, adding, write_bundle
 
 from coupled_sampling import Decoder, Request, Sampling, generate
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep, find_flavour
 from coupled_sampling.bundle import open_bundle
-from coupled_sampling.errors import CoupledSamplingError, InvalidLogits, MissingDependency
+from coupled_sampling.errors import InvalidLogits
 from coupled_sampling.testing import StepComparison, check_provider
 
 pytestmark = pytest.mark.gpu
@@ -17,10 +17,14 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def machine():
-    try:
-        return find_flavour(), Device()
-    except CoupledSamplingError as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    device = gpu()
+
+    def found():
+        flavour = find_flavour()
+        flavour.gpu(device)  # refuses a GPU that it does not run on
+        return flavour
+
+    return opened(found), device
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +69,7 @@ def test_a_step_engine_gives_the_tokens_of_host_step_over_the_same_engine(machin
     flavour, device = machine
     settings = {"length": 195, "window": 16, "drafting": "repeat", "seed": 0}
     prompts, options = [[258], [259]], BuildOptions((2,), (1, 8, 32))
-    try:
-        step = TrtStep.open("fashion", flavour=flavour, device=device, options=options, engines=engines)
-    except MissingDependency as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    step = opened(lambda: TrtStep.open("fashion", flavour=flavour, device=device, options=options, engines=engines))
     found = generate(step, prompts, **settings).tokens
     assert [row.tolist() for row in generate(step, prompts, **settings).tokens] == [row.tolist() for row in found]
     expected = generate(open_provider(machine, engines), prompts, method="scd-match", **settings).tokens
@@ -81,12 +82,8 @@ def test_a_step_engine_gives_the_tokens_of_host_step_over_the_same_engine(machin
 def test_a_step_engine_differs_from_host_step_by_ties_only(machine, engines):
     """Site by site: a first refusal that is not the first, or noise of another position, is a disagreement."""
     flavour, device = machine
-    try:
-        step = TrtStep.open(
-            "fashion", flavour=flavour, device=device, options=BuildOptions((2,), (1, 8, 32)), engines=engines
-        )
-    except MissingDependency as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    options = BuildOptions((2,), (1, 8, 32))
+    step = opened(lambda: TrtStep.open("fashion", flavour=flavour, device=device, options=options, engines=engines))
     both = StepComparison(open_provider(machine, engines), step, logits_error=2e-3)
     decoder = Decoder(both, window=16, drafting="repeat")
     for sequence in range(4):
@@ -103,10 +100,8 @@ def test_a_step_engine_differs_from_host_step_by_ties_only(machine, engines):
 
 def open_toy_step(machine, bundle, engines):
     flavour, device = machine
-    try:
-        return TrtStep.open(bundle, flavour=flavour, device=device, options=BuildOptions((1,), (8,)), engines=engines)
-    except MissingDependency as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    options = BuildOptions((1,), (8,))
+    return opened(lambda: TrtStep.open(bundle, flavour=flavour, device=device, options=options, engines=engines))
 
 
 def test_a_greedy_step_engine_takes_the_first_of_equal_logits(machine, tmp_path):

@@ -199,7 +199,8 @@ def test_past_and_present_are_one_buffer(bundle):
     provider.forward(some_tokens(1, 1), starts(0))
     context = next(iter(provider._runner._prepared.values())).context._context
     for name in ("0.key", "0.value", "1.key", "1.value"):
-        assert context.addresses[f"past_key_values.{name}"] == context.addresses[f"present.{name}"]
+        past, present = (context.get_tensor_address(f"{prefix}.{name}") for prefix in ("past_key_values", "present"))
+        assert past == present != 0
 
 
 def test_closing_gives_everything_back(bundle):
@@ -224,9 +225,14 @@ def test_two_providers_share_nothing(bundle):
     close(one.forward(tokens[:, 4:], starts(4)), oracle.forward(tokens[:, 4:], starts(4)))
 
 
-def test_an_engine_that_cannot_be_captured_runs_without_a_graph_and_says_so(bundle):
-    provider = Machine(flavour="tensorrt-rtx", capturable=False).open(bundle)
-    with pytest.warns(UserWarning, match="run without a CUDA graph"):
+@pytest.mark.parametrize(
+    ("flavour", "why"),
+    [("tensorrt-rtx", "TensorRT cannot capture them"), ("tensorrt", "not permitted when stream is capturing")],
+)
+def test_an_engine_that_cannot_be_captured_runs_without_a_graph_and_says_so(bundle, flavour, why):
+    """``tensorrt_rtx`` tells beforehand; ``tensorrt`` refuses when it is tried."""
+    provider = Machine(flavour=flavour, capturable=False).open(bundle)
+    with pytest.warns(UserWarning, match=f"run without a CUDA graph: .*{why}"):
         provider.forward(some_tokens(1, 4), starts(0))
     close(
         provider.forward(some_tokens(1, 4), starts(0)), OrtProvider.open(bundle).forward(some_tokens(1, 4), starts(0))
@@ -292,7 +298,7 @@ def test_a_graph_that_is_not_what_the_manifest_promises_is_refused(tmp_path):
 
 
 def test_an_engine_that_copies_its_caches_is_refused(bundle, monkeypatch):
-    monkeypatch.setattr("fake_tensorrt.Engine.get_aliased_input_tensor", lambda self, name: None)
+    monkeypatch.setattr("fake_tensorrt.ICudaEngine.get_aliased_input_tensor", lambda self, name: None)
     with pytest.raises(EngineError, match=r"present\.0\.key lies in None"):
         Machine().open(bundle)
 
@@ -308,9 +314,31 @@ def test_rows_are_asked_for_once(bundle):
         TrtProvider.open(bundle, 0, flavour=machine.flavour, device=device)
 
 
-@pytest.mark.parametrize("failing", ["create_execution_context", "set_input_shape", "execute_async_v3"])
-def test_what_tensorrt_reports_is_an_error_of_ours(bundle, monkeypatch, failing):
-    owner = "Engine" if failing.startswith("create") else "Context"
-    monkeypatch.setattr(f"fake_tensorrt.{owner}.{failing}", lambda self, *_: None)
-    with pytest.raises(EngineError, match="TensorRT gave no reason"):
+@pytest.mark.parametrize(
+    ("failing", "result"),
+    [
+        ("ICudaEngine.create_execution_context", None),
+        ("IExecutionContext.set_input_shape", False),
+        ("IExecutionContext.execute_async_v3", False),
+        ("IExecutionContext.infer_shapes", RuntimeError("infer_shapes error code: -1")),
+        ("IExecutionContext.set_optimization_profile_async", RuntimeError("Error in set optimization profile async.")),
+    ],
+)
+def test_what_tensorrt_reports_is_an_error_of_ours(bundle, monkeypatch, failing, result):
+    def fail(*_):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(f"fake_tensorrt.{failing}", fail)
+    with pytest.raises(EngineError, match=r"TensorRT gave no reason|infer_shapes error|Error in set optimization"):
         Machine().open(bundle).forward(some_tokens(1, 4), starts(0))
+
+
+def test_without_a_driver_that_tensorrt_can_use_the_error_says_so(bundle):
+    """TensorRT's Python raises a ``TypeError`` that says nothing, and its log what is wrong."""
+    with pytest.raises(EngineError, match=r"starting tensorrt .*CUDA initialization failure.*update the NVIDIA driver"):
+        Machine(starts=False).open(bundle)
+    Machine().open(bundle)
+    with pytest.raises(EngineError, match=r"starting tensorrt .*CUDA initialization failure.*update the NVIDIA driver"):
+        Machine(starts=False).open(bundle)

@@ -191,12 +191,13 @@ def build_engine(
             raise log.error(f"building {graph.name} with {flavour.name} {flavour.version}")
         if engine is None:
             return b"", b""  # on the way out: interruptible raises KeyboardInterrupt
-        return bytes(engine), b"" if cache is None else bytes(cache.serialize())
+        timings = None if cache is None else cache.serialize()
+        return bytes(engine), b"" if timings is None else bytes(timings)
 
 
 def _configured(flavour: Flavour, network: Network, options: BuildOptions) -> Any:
     trt = flavour.module
-    config = network.builder.create_builder_config()
+    config = network.log.made("making a builder's configuration", network.builder.create_builder_config)
     if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:

@@ -43,10 +43,10 @@ class Engine:
         self._log = message_log(flavour)
         self._log.clear()
         device.use()
-        self._runtime = flavour.module.Runtime(self._log.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise self._log.error(f"loading an engine with {flavour.name} {flavour.version} on {device.name}")
+        made, used = self._log.made, f"{flavour.name} {flavour.version}"
+        self._runtime = made(f"starting {used}", flavour.module.Runtime, self._log.logger)
+        loading = f"loading an engine with {used} on {device.name}"
+        self._engine = made(loading, self._runtime.deserialize_cuda_engine, plan)
         self.names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._config, self._cache = self._runtime_config(runtime_cache)
         self.scratch = device.allocate(int(self._engine.device_memory_size_v2))
@@ -57,11 +57,11 @@ class Engine:
         trt = self.flavour.module
         if not self.flavour.is_portable:
             return None, None
-        config = self._engine.create_runtime_config()
+        config = self._log.made("making a runtime's configuration", self._engine.create_runtime_config)
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the graphs are ours
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        cache = config.create_runtime_cache()
+        cache = self._log.made("making a runtime cache", config.create_runtime_cache)
         if content:
             cache.deserialize(content)  # refused if it is of another GPU or version, and then just empty
         config.set_runtime_cache(cache)
@@ -69,7 +69,8 @@ class Engine:
 
     def runtime_cache(self) -> bytes:
         """Kernels compiled so far, to start faster next time; b"" where there is no such thing."""
-        return b"" if self._cache is None else bytes(self._cache.serialize())
+        kernels = None if self._cache is None else self._cache.serialize()
+        return b"" if kernels is None else bytes(kernels)
 
     def tensors(self) -> dict[str, tuple[bool, str, tuple[int, ...]]]:
         """By name: whether it is an input, its type, and its shape with -1 where that is free."""
@@ -124,17 +125,23 @@ class Engine:
         self._log.clear()
         trt = self.flavour.module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy if self._config is None else self._config)
-        if context is None:
-            raise self._log.error("making an execution context")
+        how = strategy if self._config is None else self._config
+        context = self._log.made("making an execution context", self._engine.create_execution_context, how)
         context.set_device_memory(self.scratch.address, self.scratch.size)
-        if not context.set_optimization_profile_async(profile, stream.handle):
-            raise self._log.error(f"choosing optimisation profile {profile}")
+        choosing = f"choosing optimisation profile {profile}"
+        self._log.done(choosing, context.set_optimization_profile_async, profile, stream.handle)
         return Context(self, context, stream)
 
     def layers(self) -> str:
-        """What TensorRT says of its layers, as JSON; more with ``BuildOptions(detailed=True)``."""
-        inspector = self._engine.create_engine_inspector()
+        """What TensorRT says of its layers, as JSON; more with ``BuildOptions(detailed=True)``.
+
+        Raises
+        ------
+        EngineError
+            TensorRT cannot say.
+        """
+        self._log.clear()
+        inspector = self._log.made("making an inspector", self._engine.create_engine_inspector)
         return str(inspector.get_engine_information(self.flavour.module.LayerInformationFormat.JSON))
 
     def free(self) -> None:
@@ -162,12 +169,11 @@ class Context:
         """
         self._log.clear()
         for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise self._log.error(f"setting input {name} to {shape}")
+            self._log.done(f"setting input {name} to {shape}", self._context.set_input_shape, name, shape)
         for name in self._engine.names:
-            if not self._context.set_tensor_address(name, memories[name].address):
-                raise self._log.error(f"setting the address of {name}")
-        missing = self._context.infer_shapes()
+            setting = f"setting the address of {name}"
+            self._log.done(setting, self._context.set_tensor_address, name, memories[name].address)
+        missing = self._log.done("inferring shapes", self._context.infer_shapes)
         if missing:
             raise self._log.error("inferring shapes", f"{', '.join(missing)} is not given")
 
@@ -180,10 +186,9 @@ class Context:
             TensorRT could not.
         """
         self._log.clear()
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise self._log.error("execute_async_v3")
+        self._log.done("execute_async_v3", self._context.execute_async_v3, self._stream.handle)
 
     def is_capturable(self) -> bool:
-        """Whether its work can be captured into a CUDA graph."""
+        """Whether its work can be captured into a CUDA graph, as far as TensorRT tells: ``tensorrt`` does not."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(self._stream.handle))

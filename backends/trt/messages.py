@@ -1,11 +1,13 @@
 """What TensorRT says: its log kept, and its errors turned into ours with the node and the option to try.
 
-TensorRT's functions return None or False when they fail, and say why in a log. The first logger of a process is the one it
-goes on using, so there is one for each flavour, and each piece of work reads what was said since it began.
+TensorRT says in a log why something failed. That it failed, its Python says in one of three ways: None or False is returned,
+``TypeError`` is raised where an object could not be made by its class, and ``RuntimeError`` by some setters. The first logger of a
+process is the one it goes on using, so there is one for each flavour, and each piece of work reads what was said since it began.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from coupled_sampling.backends.trt.flavour import Flavour
@@ -24,6 +26,7 @@ _REMEDIES = (
         "UNSUPPORTED_NODE",
         "this operator is not TensorRT's; run the bundle with ONNX Runtime (OrtProvider), or export it again",
     ),
+    ("CUDA initialization failure", "install or update the NVIDIA driver; `nvidia-smi` must work"),
     ("insufficient", "install or update the NVIDIA driver; `nvidia-smi` must work"),
     ("out of memory", "close other programs on the GPU, or use fewer row buckets, narrower windows or workspace_bytes"),
     ("OutOfMemory", "close other programs on the GPU, or use fewer row buckets, narrower windows or workspace_bytes"),
@@ -71,12 +74,41 @@ class MessageLog:
         """Begin a piece of work."""
         self.messages.clear()
 
-    def error(self, doing: str, detail: str = "") -> EngineError:
-        """The error for a failure of ``doing``; ``detail`` is what TensorRT says better than in its log."""
+    def error(self, doing: str, detail: str = "", otherwise: str = "TensorRT gave no reason") -> EngineError:
+        """The error for a failure of ``doing``; ``detail`` is what TensorRT says better than in its log, ``otherwise`` worse."""
         said = dict.fromkeys(" ".join(text.split()) for severity, text in self.messages if severity <= 1)
-        text = detail or "; ".join(said) or "TensorRT gave no reason"
+        text = detail or "; ".join(said) or otherwise
         remedy = next((remedy for sign, remedy in _REMEDIES if sign in text), _GENERAL)
         return EngineError(f"{doing} failed: {text}; to do: {remedy}")
+
+    def done(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``function``, of TensorRT, returns.
+
+        Raises
+        ------
+        EngineError
+            It returned False, or raised.
+        """
+        try:
+            result = function(*arguments)
+        except (RuntimeError, TypeError) as error:
+            raise self.error(doing, otherwise=str(error)) from error
+        if result is False:
+            raise self.error(doing)
+        return result
+
+    def made(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The object that ``function``, of TensorRT, makes.
+
+        Raises
+        ------
+        EngineError
+            It made none.
+        """
+        result = self.done(doing, function, *arguments)
+        if result is None:
+            raise self.error(doing)
+        return result
 
 
 _LOGS: dict[str, MessageLog] = {}

@@ -18,8 +18,9 @@ __all__ = ["Network", "parse_network", "set_profiles"]
 
 
 class Network(NamedTuple):
-    """A parsed network. ``builder`` and ``definition`` are TensorRT's; the counts are of layers."""
+    """A parsed network. ``builder`` and ``definition`` are TensorRT's, which writes into ``log``; the counts are of layers."""
 
+    log: MessageLog
     builder: Any
     definition: Any
     attentions: int
@@ -45,10 +46,11 @@ def parse_network(flavour: Flavour, path: Path, options: BuildOptions, log: Mess
     """
     trt = flavour.module
     log.clear()
-    builder = trt.Builder(log.logger)
+    builder = log.made(f"starting {flavour.name} {flavour.version}", trt.Builder, log.logger)
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    definition = builder.create_network(0 if strong is None else 1 << int(strong))
-    parser = trt.OnnxParser(definition, log.logger)
+    flags = 0 if strong is None else 1 << int(strong)
+    definition = log.made("making a network", builder.create_network, flags)
+    parser = log.made("making a parser", trt.OnnxParser, definition, log.logger)
     if not parser.parse_from_file(str(path)):
         raise log.error(f"parsing {path.name} with {flavour.name} {flavour.version}", _parser_errors(parser))
     attentions = _check_attention(trt, definition, options.decomposable)
@@ -61,7 +63,7 @@ def parse_network(flavour: Flavour, path: Path, options: BuildOptions, log: Mess
             f"{flavour.name} {flavour.version} made {written} KV cache layers of {path.name}, which has {expected} caches; "
             "the others would be copied or lost: please report it"
         )
-    return Network(builder, definition, attentions, written)
+    return Network(log, builder, definition, attentions, written)
 
 
 def _parser_errors(parser: Any) -> str:
@@ -99,30 +101,32 @@ def set_profiles(network: Network, config: Any, options: BuildOptions) -> None:
     Raises
     ------
     EngineError
-        An input of the network is none of a window graph.
+        An input of the network is none of a window graph, or TensorRT refuses a profile.
     """
+    log = network.log
     for profile in options.profiles():
-        target = network.builder.create_optimization_profile()
+        target = log.made("making an optimisation profile", network.builder.create_optimization_profile)
         for i in range(network.definition.num_inputs):
-            _set_input(target, network.definition.get_input(i), profile)
+            _set_input(log, target, network.definition.get_input(i), profile)
         if config.add_optimization_profile(target) < 0:
-            raise EngineError(f"TensorRT refuses the optimisation profile {profile}")
+            raise log.error(f"adding the optimisation profile {profile}")
 
 
-def _set_input(target: Any, tensor: Any, profile: Profile) -> None:
+def _set_input(log: MessageLog, target: Any, tensor: Any, profile: Profile) -> None:
     shape = tuple(tensor.shape)
     if tensor.is_shape_tensor:
         if tensor.name != "kv_length":
             raise EngineError(f"input {tensor.name!r} decides shapes, expected kv_length only; is this a window graph?")
         low, high = profile.columns
-        target.set_shape_input(tensor.name, [low], [high], [high])
+        values = ([low], [high], [high])
+        log.done(f"setting the values of {tensor.name} to {values}", target.set_shape_input, tensor.name, *values)
     elif -1 in shape:
         if shape.count(-1) > 2 or shape[0] != -1 or -1 in shape[2:]:
             raise EngineError(
                 f"input {tensor.name!r} is {shape}, expected (B, ...) or (B, W, ...); is this a window graph?"
             )
         ends = [_filled(shape, profile.rows[i], profile.window[i]) for i in (0, 1, 1)]
-        target.set_shape(tensor.name, *ends)
+        log.done(f"setting the shapes of {tensor.name} to {ends}", target.set_shape, tensor.name, *ends)
 
 
 def _filled(shape: tuple[int, ...], rows: int, width: int) -> tuple[int, ...]:

@@ -35,6 +35,8 @@ class TrtProvider:
         What runs where. Work is on ``stream``.
     execution_provider
         The flavour's name and version.
+    cuda_graphs
+        Whether calls of a shape seen before launch a CUDA graph, where TensorRT can capture one.
     fingerprint
         Of the engine in use.
     built_because
@@ -55,6 +57,7 @@ class TrtProvider:
         self.max_length = runner.max_length
         self.built_because = runner.built_because
         self.on_device = "logits" not in runner.host
+        self.cuda_graphs = runner.cuda_graphs
         self.execution_provider = runner.name
         self._runner = runner
 
@@ -70,6 +73,7 @@ class TrtProvider:
         engines: Path | str | None = None,
         progress: Progress | None = None,
         on_device: bool = False,
+        cuda_graphs: bool = True,
     ) -> Self:
         """A provider for a bundle; builds the engine if there is none that fits, which takes from seconds to minutes.
 
@@ -91,6 +95,9 @@ class TrtProvider:
             Told how far a build is; `coupled_sampling.backends.trt.progress_bar` shows it.
         on_device
             Whether `forward` leaves the logits on the GPU, as a `DeviceArray`, for steps that run there.
+        cuda_graphs
+            Whether a call is captured as a CUDA graph, which later calls of its shape launch. False queues the engine in every
+            call: slower, and the place to look where results are wrong.
 
         Raises
         ------
@@ -117,6 +124,7 @@ class TrtProvider:
                 device=device,
                 options=options,
                 engines=engines,
+                cuda_graphs=cuda_graphs,
                 progress=progress,
             )
         )

@@ -27,6 +27,7 @@ from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
 from coupled_sampling.backends.trt.build import check_memory, load_or_build
 from coupled_sampling.backends.trt.engine import Context, Engine
 from coupled_sampling.backends.trt.flavour import Flavour, find_flavour
+from coupled_sampling.backends.trt.messages import EngineError
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
@@ -81,6 +82,8 @@ class Runner:
         All inputs and outputs of the engine.
     crossing
         Names of those that are copied from or to the host in every run, besides ``kv_length``.
+    cuda_graphs
+        Whether runs of a shape seen before are launched as CUDA graphs.
 
     Attributes
     ----------
@@ -102,9 +105,11 @@ class Runner:
         fingerprint: Fingerprint,
         tensors: Mapping[str, WindowTensor],
         crossing: Collection[str],
+        *,
+        cuda_graphs: bool = True,
     ) -> None:
         self.bundle, self.engine, self.options, self.fingerprint = bundle, engine, options, fingerprint
-        self.device = engine.device
+        self.device, self.cuda_graphs = engine.device, cuda_graphs
         self.max_length = bundle.manifest.window_graph.max_length
         self.built_because = ""
         self._tensors = dict(tensors)
@@ -142,6 +147,7 @@ class Runner:
         device: int | Device,
         options: BuildOptions | None,
         engines: Path | str | None,
+        cuda_graphs: bool,
         progress: Progress | None,
         method: str | None = None,
     ) -> Self:
@@ -167,7 +173,7 @@ class Runner:
         check_memory(bundle, fitted, gpu, method)
         kernels = store.cache(fingerprint, "runtime-cache")
         engine = Engine(plan, chosen, gpu, store.read_cache(kernels))
-        runner = cls(bundle, engine, fitted, fingerprint, tensors, crossing)
+        runner = cls(bundle, engine, fitted, fingerprint, tensors, crossing, cuda_graphs=cuda_graphs)
         runner.built_because = reason
         runner._runtime_cache = (store, kernels)
         return runner
@@ -246,19 +252,25 @@ class Runner:
     def _first_time(self, prepared: Prepared, place: Place, before: Callable[[], None]) -> None:
         """Run without a graph, as TensorRT wants before a capture, then capture for the next time."""
         self._queue(prepared, place.shape, before)
-        if not place.is_bucket or prepared.cannot_be_captured:
+        if not (place.is_bucket and self.cuda_graphs) or prepared.cannot_be_captured:
             return
         self.stream.synchronize()
-        if not prepared.context.is_capturable():
+        refusal = "" if prepared.context.is_capturable() else "TensorRT cannot capture them"
+        if not refusal:
+            try:
+                with self.stream.capture() as graph:
+                    self._queue(prepared, place.shape, before)
+            except (
+                EngineError
+            ) as error:  # tensorrt cannot be asked beforehand: it refuses work while a stream is captured
+                refusal = str(error)
+        if refusal:
             prepared.cannot_be_captured = True
             warnings.warn(
-                f"windows of {place.shape.rows} rows and {place.shape.width} slots run without a CUDA graph: TensorRT cannot "
-                "capture them",
+                f"windows of {place.shape.rows} rows and {place.shape.width} slots run without a CUDA graph: {refusal}",
                 stacklevel=5,
             )
             return
-        with self.stream.capture() as graph:
-            self._queue(prepared, place.shape, before)
         graph.memories += [self.engine.scratch, *self.memories.values(), prepared.columns]
         prepared.graph = graph
 

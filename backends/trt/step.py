@@ -59,6 +59,8 @@ class TrtStep:
         What runs where. Work is on ``stream``.
     execution_provider
         The flavour's name and version.
+    cuda_graphs
+        Whether steps of a shape seen before are launched as CUDA graphs.
     fingerprint
         Of the engine in use.
     built_because
@@ -81,6 +83,7 @@ class TrtStep:
         self.max_length = runner.max_length
         self.built_because = runner.built_because
         self.execution_provider = runner.name
+        self.cuda_graphs = runner.cuda_graphs
         self._runner = runner
         self._launcher = launcher(runner.stream)
         self._rows_host = self.device.pinned((self.batch_size,), ROW)
@@ -98,6 +101,7 @@ class TrtStep:
         device: int | Device = 0,
         options: BuildOptions | None = None,
         engines: Path | str | None = None,
+        cuda_graphs: bool = True,
         progress: Progress | None = None,
     ) -> Self:
         """A step for a bundle; builds the engine if there is none that fits, which takes from seconds to minutes.
@@ -108,7 +112,7 @@ class TrtStep:
             A `Bundle`, or what `coupled_sampling.open_bundle` takes. It needs no step graph of its own.
         method, guidance
             ``scd-match`` and 1: TensorRT makes no other step.
-        batch_size, flavour, device, options, engines, progress
+        batch_size, flavour, device, options, engines, cuda_graphs, progress
             As for `coupled_sampling.backends.trt.TrtProvider.open`.
 
         Raises
@@ -139,6 +143,7 @@ class TrtStep:
                 device=device,
                 options=options,
                 engines=engines,
+                cuda_graphs=cuda_graphs,
                 progress=progress,
                 method=found.name,
             )

@@ -2,8 +2,10 @@
 """A stand-in for ``tensorrt`` and ``tensorrt_rtx`` that keeps TensorRT's rules and computes.
 
 It parses window graphs with ``onnx``, "builds" engines that hold the graph and what they were built for, and runs them with ONNX
-Runtime on the memory of a `FakeCuda`, when the stream gets there. What TensorRT reports, it reports as TensorRT does: False or
-None, and a line in the log. What is undefined there raises `RuleBroken`:
+Runtime on the memory of a `FakeCuda`, when the stream gets there. Classes and their public members have TensorRT's names (``Rtx``
+stands for the ``I`` of what ``tensorrt_rtx`` alone has); `test_trt_bindings.py` compares them. What TensorRT reports, it reports as
+TensorRT's Python does: None or False, in some places a ``RuntimeError`` or a ``TypeError``, and a line in the log. What is
+undefined there raises `RuleBroken`:
 
 - work queued before every shape and address is set, in scratch memory that is too small, or with addresses that are not memory;
 - a cache whose past and present are not at one address;
@@ -16,14 +18,15 @@ What TensorRT does not promise is done the other way round: ArgMax finds the las
 import enum
 import json
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 from fake_cuda import RuleBroken, Work, host_value
 
 
 class LayerType(enum.Enum):
-    OTHER = 0
+    """``ELEMENTWISE`` is here for all that matter to nobody."""
+
+    ELEMENTWISE = 0
     ATTENTION_INPUT = 1
     KV_CACHE_UPDATE = 2
 
@@ -36,30 +39,72 @@ class DataType(enum.Enum):
     BOOL = 9
 
 
+class ErrorCode(enum.Enum):
+    UNSUPPORTED_NODE = 8
+
+
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "BOOL": np.bool_}
 
 
 class ILayer:
-    pass
+    def __init__(self, kind, attention=None):
+        self.type, self._attention = kind, attention
 
 
 class IAttentionInputLayer:
-    pass
+    @property
+    def attention(self):
+        return self._attention
+
+
+class IAttention:
+    decomposable = False
+
+    def __init__(self, name, mask):
+        self.name, self.mask = name, mask
+
+
+class IHostMemory:
+    def __init__(self, content):
+        self._content = content
+
+    @property
+    def nbytes(self):
+        return len(self._content)
+
+    def __bytes__(self):
+        return self._content
+
+
+class INetworkDefinition:
+    def __init__(self):
+        self._layers, self._inputs, self._model = [], [], None
+
+    @property
+    def num_layers(self):
+        return len(self._layers)
+
+    @property
+    def num_inputs(self):
+        return len(self._inputs)
+
+    def get_layer(self, index):
+        return self._layers[index]
+
+    def get_input(self, index):
+        return self._inputs[index]
 
 
 class FakeTensorRT:
     """The module. ``gpu`` is what engines are built for; ``sessions`` counts ONNX Runtime sessions made."""
 
-    ILayer, IAttentionInputLayer, LayerType, DataType = ILayer, IAttentionInputLayer, LayerType, DataType
-    NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-    BuilderFlag = enum.Enum("BuilderFlag", ["TF32", "REQUIRE_USER_ALLOCATION"])
+    ILayer, IAttentionInputLayer = ILayer, IAttentionInputLayer
+    LayerType, DataType, ErrorCode = LayerType, DataType, ErrorCode
     MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
     ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
     TensorIOMode = enum.Enum("TensorIOMode", ["INPUT", "OUTPUT"])
     TensorLocation = enum.Enum("TensorLocation", ["DEVICE", "HOST"])
     ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", ["STATIC", "USER_MANAGED"])
-    DynamicShapesKernelSpecializationStrategy = enum.Enum("Strategy", ["LAZY", "EAGER"])
-    CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
     LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
 
     class ILogger:
@@ -68,23 +113,49 @@ class FakeTensorRT:
     class IProgressMonitor:
         pass
 
-    def __init__(self, cuda, *, version="11.4.0", fused_float32=False, builds=True, capturable=True, on_step=None):
-        self.cuda, self.__version__ = cuda, version
+    def __init__(
+        self,
+        cuda,
+        *,
+        rtx=False,
+        version="11.4.0",
+        fused_float32=False,
+        starts=True,
+        builds=True,
+        capturable=True,
+        on_step=None,
+    ):
+        self.cuda, self.__version__, self.rtx = cuda, version, rtx
+        self.strongly_typed = 1 if version.startswith("10.") and not rtx else 0
+        flags = {"STRONGLY_TYPED": self.strongly_typed}
+        self.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)
+        self.BuilderFlag = enum.Enum("BuilderFlag", ["TF32"] + ["REQUIRE_USER_ALLOCATION"] * rtx)
+        if rtx:
+            name = "DynamicShapesKernelSpecializationStrategy"
+            self.DynamicShapesKernelSpecializationStrategy = enum.Enum(name, ["LAZY", "EAGER"])
+            self.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
         self.fused_float32, self.builds, self.capturable, self.on_step = fused_float32, builds, capturable, on_step
-        self.built = self.deserialized = 0
+        self.starts, self.built, self.deserialized = starts, 0, 0
         self.configs, self.losing_mask = [], False
 
     @property
     def gpu(self):
         return f"{self.cuda.name} {self.cuda.capability}"
 
+    def _start(self, logger):
+        if not self.starts:
+            logger.log(0, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
     def Builder(self, logger):
+        self._start(logger)
         return Builder(self, logger)
 
     def OnnxParser(self, network, logger):
-        return Parser(self, network, logger)
+        return OnnxParser(self, network, logger)
 
     def Runtime(self, logger):
+        self._start(logger)
         return Runtime(self, logger)
 
 
@@ -93,16 +164,16 @@ class Builder:
         self.trt, self.logger = trt, logger
 
     def create_network(self, flags):
-        assert flags == 2, "the network must be strongly typed"
-        return SimpleNamespace(layers=[], inputs=[])
+        assert flags == 1 << self.trt.strongly_typed, "the network must be strongly typed"
+        return INetworkDefinition()
 
     def create_builder_config(self):
-        config = Config()
+        config = IBuilderConfig()
         self.trt.configs.append(config)
         return config
 
     def create_optimization_profile(self):
-        return Profile()
+        return IOptimizationProfile()
 
     def build_serialized_network(self, network, config):
         monitor, trt = config.progress_monitor, self.trt
@@ -116,14 +187,14 @@ class Builder:
         if not trt.builds:
             self.logger.log(1, "Error Code 10: Could not find any implementation for node blocks.0.Gemm.1")
             return None
-        for layer in network.layers:
-            attention = getattr(layer, "attention", None)
-            single = {t.dtype for t in network.inputs if t.name.startswith("past_key")} == {DataType.FLOAT}
+        for layer in network._layers:
+            attention = layer._attention
+            single = {t.dtype for t in network._inputs if t.name.startswith("past_key")} == {DataType.FLOAT}
             if attention is not None and single and not attention.decomposable and not trt.fused_float32:
                 self.logger.log(1, "Attention operation was not supported by a dedicated kernel")
                 return None
         for profile in config.profiles:
-            for tensor in network.inputs:
+            for tensor in network._inputs:
                 assert tensor.name in profile.shapes or -1 not in tensor.shape, f"no profile for {tensor.name}"
         trt.built += 1
         header = {
@@ -131,11 +202,11 @@ class Builder:
             "gpu": trt.gpu,
             "profiles": [profile.shapes for profile in config.profiles],
         }
-        packed = zlib.compress(network.model.SerializeToString(), 1)
-        return json.dumps(header).encode() + b"\n" + packed
+        packed = zlib.compress(network._model.SerializeToString(), 1)
+        return IHostMemory(json.dumps(header).encode() + b"\n" + packed)
 
 
-class Config:
+class IBuilderConfig:
     def __init__(self):
         self.flags, self.profiles, self.limits, self.progress_monitor, self.cache = {"TF32"}, [], {}, None, None
 
@@ -153,7 +224,7 @@ class Config:
         return len(self.profiles) - 1
 
     def create_timing_cache(self, content):
-        return SimpleNamespace(content=content, serialize=lambda: content + b"timings")
+        return ITimingCache(content)
 
     def set_timing_cache(self, cache, ignore_mismatch):
         assert not ignore_mismatch
@@ -161,19 +232,28 @@ class Config:
         return not cache.content.startswith(b"foreign")
 
 
-class Profile:
+class ITimingCache:
+    def __init__(self, content):
+        self.content = content
+
+    def serialize(self):
+        return IHostMemory(self.content + b"timings")
+
+
+class IOptimizationProfile:
     def __init__(self):
         self.shapes = {}
 
     def set_shape(self, name, low, best, high):
-        assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
+        if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+            raise RuntimeError("Shape provided for min is inconsistent with other shapes.")
         self.shapes[name] = [list(low), list(best), list(high)]
 
     def set_shape_input(self, name, low, best, high):
         self.set_shape(name, low, best, high)
 
 
-class Parser:
+class OnnxParser:
     num_errors = 0
 
     def __init__(self, trt, network, logger):
@@ -182,42 +262,58 @@ class Parser:
     def parse_from_file(self, path):
         import onnx
 
-        model = self.network.model = onnx.load(path)
+        model = self.network._model = onnx.load(path)
         for node in model.graph.node:
             if node.op_type == "NotAnOperator":
                 self.num_errors, self.node = 1, node
                 return False
             kinds = {"Attention": LayerType.ATTENTION_INPUT, "TensorScatter": LayerType.KV_CACHE_UPDATE}
-            layer = ILayer()
-            layer.type = kinds.get(node.op_type, LayerType.OTHER)
+            attention = None
             if node.op_type == "Attention":
-                mask = SimpleNamespace(dtype=DataType.BOOL, shape=(-1, 1, -1, -1))
+                mask = ITensor(None, DataType.BOOL, (-1, 1, -1, -1))
                 has_mask = len(node.input) > 3 and bool(node.input[3]) and not self.trt.losing_mask
-                layer.attention = SimpleNamespace(name=node.name, mask=mask if has_mask else None, decomposable=False)
-            self.network.layers.append(layer)
-        self.network.inputs += [Tensor(value) for value in model.graph.input]
-        self.network.num_layers, self.network.get_layer = len(self.network.layers), self.network.layers.__getitem__
-        self.network.num_inputs, self.network.get_input = len(self.network.inputs), self.network.inputs.__getitem__
+                attention = IAttention(node.name, mask if has_mask else None)
+            self.network._layers.append(ILayer(kinds.get(node.op_type, LayerType.ELEMENTWISE), attention))
+        self.network._inputs += [ITensor._of(value) for value in model.graph.input]
         return True
 
-    def get_error(self, i):
-        node = self.node
-        return SimpleNamespace(
-            code=lambda: "ErrorCode.UNSUPPORTED_NODE",
-            node_name=lambda: node.name,
-            node_operator=lambda: node.op_type,
-            desc=lambda: "no importer for it",
-        )
+    def get_error(self, index):
+        return ParserError(self.node)
 
 
-class Tensor:
-    """An input or output, as the graph describes it."""
+class ParserError:
+    def __init__(self, node):
+        self._node = node
 
-    def __init__(self, value):
+    def code(self):
+        return ErrorCode.UNSUPPORTED_NODE
+
+    def node_name(self):
+        return self._node.name
+
+    def node_operator(self):
+        return self._node.op_type
+
+    def desc(self):
+        return "no importer for it"
+
+
+class ITensor:
+    """A tensor of a network or an engine."""
+
+    def __init__(self, name, dtype, shape):
+        self.name, self.dtype, self.shape = name, dtype, shape
+
+    @classmethod
+    def _of(cls, value):
+        """An input or output, as the graph describes it."""
         kind = value.type.tensor_type
-        self.name, self.dtype = value.name, DataType(kind.elem_type)
-        self.shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in kind.shape.dim)
-        self.is_shape_tensor = value.name == "kv_length"
+        shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in kind.shape.dim)
+        return cls(value.name, DataType(kind.elem_type), shape)
+
+    @property
+    def is_shape_tensor(self):
+        return self.name == "kv_length"
 
 
 class Runtime:
@@ -233,10 +329,10 @@ class Runtime:
         if (facts["version"], facts["gpu"]) != (self.trt.__version__, self.trt.gpu):
             raise RuleBroken(f"a foreign engine, of {facts['version']} on {facts['gpu']}, was handed to TensorRT")
         self.trt.deserialized += 1
-        return Engine(self.trt, self.logger, facts["profiles"], graph)
+        return ICudaEngine(self.trt, self.logger, facts["profiles"], graph)
 
 
-class Engine:
+class ICudaEngine:
     device_memory_size_v2 = 1000
 
     def __init__(self, trt, logger, profiles, graph):
@@ -248,15 +344,21 @@ class Engine:
             if node.op_type == "ArgMax":
                 node.attribute.append(onnx.helper.make_attribute("select_last_index", 1))
         self.trt, self.logger, self.profiles = trt, logger, profiles
-        self.inputs = [Tensor(value) for value in model.graph.input]
-        self.outputs = [Tensor(value) for value in model.graph.output]
+        self.inputs = [ITensor._of(value) for value in model.graph.input]
+        self.outputs = [ITensor._of(value) for value in model.graph.output]
         self.by_name = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
-        self.num_io_tensors, self.get_tensor_name = len(self.by_name), list(self.by_name).__getitem__
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         self.session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+
+    @property
+    def num_io_tensors(self):
+        return len(self.by_name)
+
+    def get_tensor_name(self, index):
+        return list(self.by_name)[index]
 
     def get_tensor_mode(self, name):
         return (
@@ -264,7 +366,7 @@ class Engine:
         )
 
     def get_tensor_dtype(self, name):
-        return f"DataType.{self.by_name[name].dtype.name}"
+        return self.by_name[name].dtype
 
     def get_tensor_shape(self, name):
         return self.by_name[name].shape
@@ -273,29 +375,55 @@ class Engine:
         return FakeTensorRT.TensorLocation.HOST if name == "kv_length" else FakeTensorRT.TensorLocation.DEVICE
 
     def get_aliased_input_tensor(self, name):
-        return name.replace("present.", "past_key_values.")
+        return name.replace("present.", "past_key_values.") if name.startswith("present.") else None
 
     def create_execution_context(self, how):
         strategy = getattr(how, "strategy", how)
         assert strategy == FakeTensorRT.ExecutionContextAllocationStrategy.USER_MANAGED
-        return Context(self)
+        return (RtxExecutionContext if self.trt.rtx else IExecutionContext)(self)
 
     def create_runtime_config(self):
-        config = SimpleNamespace(strategy=None, cache=None)
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
-        config.create_runtime_cache = lambda: SimpleNamespace(
-            content=[],
-            deserialize=lambda content: self.trt.__dict__.update(kernels=content),
-            serialize=lambda: b"kernels",
-        )
-        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
-        return config
+        return RtxRuntimeConfig(self.trt)
 
     def create_engine_inspector(self):
-        return SimpleNamespace(get_engine_information=lambda kind: '{"Layers": []}')
+        return EngineInspector()
 
 
-class Context:
+class EngineInspector:
+    def get_engine_information(self, format):  # noqa: A002
+        return '{"Layers": []}'
+
+
+class RtxRuntimeConfig:
+    dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = None
+
+    def __init__(self, trt):
+        self.trt, self.strategy, self.cache = trt, None, None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return RtxRuntimeCache(self.trt)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class RtxRuntimeCache:
+    def __init__(self, trt):
+        self.trt = trt
+
+    def deserialize(self, content):
+        self.trt.kernels = content
+        return True
+
+    def serialize(self):
+        return IHostMemory(b"kernels")
+
+
+class IExecutionContext:
     def __init__(self, engine):
         self.engine, self.cuda = engine, engine.trt.cuda
         self.shapes, self.addresses, self.scratch = {}, {}, None
@@ -313,7 +441,7 @@ class Context:
     def set_optimization_profile_async(self, index, stream):
         self.cuda.stream(stream, "set_optimization_profile_async")
         if not 0 <= index < len(self.engine.profiles):
-            return False
+            raise RuntimeError("Error in set optimization profile async.")
         self.profile, self.shapes = index, {}
         self._changed()
         return True
@@ -335,18 +463,21 @@ class Context:
         self._changed()
         return True
 
+    def get_tensor_address(self, name):
+        return self.addresses.get(name, 0)
+
     def infer_shapes(self):
         free = [t.name for t in self.engine.inputs if -1 in t.shape and t.name not in self.shapes]
         return free + [t.name for t in self.engine.inputs if t.is_shape_tensor and t.name not in self.addresses]
-
-    def is_stream_capturable(self, stream):
-        return self.engine.trt.capturable
 
     def execute_async_v3(self, handle):
         stream = self.cuda.stream(handle, "execute_async_v3")
         missing = [name for name in self.engine.by_name if name not in self.addresses] + self.infer_shapes()
         if missing:
             raise RuleBroken(f"queued before {', '.join(missing)} had an address or a shape")
+        if stream.recording is not None and not self.engine.trt.capturable:
+            self.engine.logger.log(1, "Error Code 1: Cuda Runtime (operation not permitted when stream is capturing)")
+            return False
         if stream.recording is not None and self.settled != self.version:
             raise RuleBroken("captured in the first run after a change of the context; run once, then capture")
         self.settled = self.version
@@ -361,7 +492,7 @@ class Context:
         }
         for tensor in self.engine.outputs:
             past = self.engine.get_aliased_input_tensor(tensor.name)
-            if past != tensor.name and self.addresses[past] != self.addresses[tensor.name]:
+            if past is not None and self.addresses[past] != self.addresses[tensor.name]:
                 raise RuleBroken(f"{tensor.name} is not at the address of {past}")
         version = self.version
 
@@ -405,3 +536,10 @@ class Context:
         if block.pinned:
             raise RuleBroken(f"tensor {tensor.name} lies on the host")
         return block, block.content[offset : offset + size].view(dtype).reshape(shape)
+
+
+class RtxExecutionContext(IExecutionContext):
+    """What ``tensorrt`` does not tell, ``tensorrt_rtx`` does."""
+
+    def is_stream_capturable(self, stream):
+        return self.engine.trt.capturable

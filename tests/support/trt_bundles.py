@@ -1,6 +1,8 @@
 """A small random bundle for the TensorRT tests, and providers of it on the stand-ins."""
 
 import dataclasses
+import functools
+import os
 
 import numpy as np
 from fake_kernels import EmulatedCuda
@@ -65,13 +67,28 @@ EQUAL = {2: 2.0**40, 5: 2.0**40}
 """What makes the two largest logits equal: whatever they were is rounded away."""
 
 
+@functools.cache
+def bindings(folder):
+    from trt_behind import Behind
+
+    return Behind(folder)
+
+
+def behind_bindings(flavour, stand_in):
+    """``stand_in`` behind the real bindings in the folder that TENSORRT_BEHIND names, if they are of ``flavour``."""
+    folder = os.environ.get("TENSORRT_BEHIND")
+    if not folder or bindings(folder).flavour != flavour:
+        return stand_in
+    return bindings(folder).module(stand_in)
+
+
 class Machine:
     """A computer with a GPU and TensorRT, both stand-ins."""
 
     def __init__(self, *, flavour="tensorrt", cuda=None, **options):
         self.cuda = cuda or EmulatedCuda()
-        self.trt = FakeTensorRT(self.cuda, **options)
-        self.flavour = Flavour(flavour, self.trt.__version__, self.trt)
+        self.trt = FakeTensorRT(self.cuda, rtx=flavour == "tensorrt-rtx", **options)
+        self.flavour = Flavour(flavour, self.trt.__version__, behind_bindings(flavour, self.trt))
 
     def open(
         self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), on_device=False, engines=None, progress=None, **options
