@@ -96,13 +96,24 @@ def _joined(graph: DecisionBuilder, chosen: str, inside: str, vocab_size: int) -
     return graph.op("Add", graph.op("Mul", chosen, block), inside)
 
 
+def _arg_max(graph: DecisionBuilder, values: str, size: int) -> str:
+    """Where (B, n) the largest of ``values`` (B, n, size) is: an index below ``size``."""
+    return graph.op("Min", graph.op("ArgMax", values, axis=-1, keepdims=0), graph.number(size - 1, "int64"))
+
+
 def largest(graph: DecisionBuilder, values: str, vocab_size: int) -> tuple[str, str]:
-    """The largest of ``values`` (B, n, V), (B, n), and the first token int64 (B, n) that has it. NaN is not seen."""
+    """The largest of ``values`` (B, n, V), (B, n), and the first token int64 (B, n) that has it. NaN is not seen.
+
+    The token is one of the vocabulary whatever ``values`` are: where none is above -inf, ONNX Runtime's ArgMax on CUDA gives
+    2**31 - 1 (issue 31161 of microsoft/onnxruntime), and slots that nobody asked for may hold anything.
+    """
     blocks = blocks_of(graph, values, vocab_size, -np.inf)
     maxima = graph.op("ReduceMax", blocks, graph.integers(-1), keepdims=0)
     highest = graph.op("ReduceMax", maxima, graph.integers(-1), keepdims=0)
-    chosen = graph.op("ArgMax", maxima, axis=-1, keepdims=0)
-    inside = graph.op("ArgMax", _chosen_block(graph, blocks, chosen), axis=-1, keepdims=0)
+    block = block_size(vocab_size)
+    count, size = (1, vocab_size) if vocab_size <= 4 * block else (-(-vocab_size // block), block)
+    chosen = _arg_max(graph, maxima, count)
+    inside = _arg_max(graph, _chosen_block(graph, blocks, chosen), size)
     return highest, _joined(graph, chosen, inside, vocab_size)
 
 
@@ -116,7 +127,7 @@ def first_largest(graph: DecisionBuilder, values: str, vocab_size: int) -> tuple
     beyond = graph.number(vocab_size, "int32")
     equal = graph.op("Where", graph.op("Equal", values, highest), tokens, beyond)
     first = graph.op("Cast", graph.op("ReduceMin", equal, graph.integers(-1), keepdims=0), to=7)
-    found = graph.op("ArgMax", values, axis=-1, keepdims=0)
+    found = _arg_max(graph, values, vocab_size)
     return graph.op("Squeeze", highest, graph.integers(-1)), graph.op("Min", first, found)
 
 

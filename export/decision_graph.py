@@ -167,17 +167,16 @@ class _Decision:
         return graph.op("Concat", *pieces, axis=1)
 
     def first_true(self, mask: str) -> str:
-        """Slot (B, 1) of each row's first true entry of ``mask`` (B, W)."""
-        return self.graph.op("ArgMax", self.graph.op("Cast", mask, to=1), axis=1, keepdims=1)
+        """Slot (B, 1) of each row's first true entry of ``mask`` (B, W), 0 where there is none.
 
-    def first_slot(self, mask: str) -> str:
-        """What `first_true` gives where there is one, by arithmetic: TensorRT does not say which of equal entries ArgMax finds, and
-        any but the first would commit drafts that were refused."""
+        By arithmetic: not every runtime says which of equal entries its ArgMax finds, and any but the first would commit drafts
+        that were refused.
+        """
         graph = self.graph
         places = graph.op("Cast", self.counting, to=1)
         none = graph.number(1 << 24)  # up to which float32 counts
         first = graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)
-        return graph.op("Cast", first, to=7)
+        return graph.op("Cast", graph.op("Where", graph.op("Less", first, none), first, graph.number(0.0)), to=7)
 
     def refused(self, slots: _Slots, kept: str) -> str:
         return self.graph.op("And", slots.valid, self.graph.op("Not", kept))
@@ -200,8 +199,7 @@ class _Decision:
         graph = self.graph
         own = self.race(law, start)
         kept = graph.op("And", slots.has_draft, graph.op("Equal", own, slots.draft))
-        refused = self.refused(slots, kept)
-        return own, self.first_true(refused) if self.noise == "ring" else self.first_slot(refused)
+        return own, self.first_true(self.refused(slots, kept))
 
     def reject(self, law: str, slots: _Slots, start: str) -> tuple[str, str]:
         """Acceptance by the ratio of the laws, correction from the residual, redraft of what follows."""

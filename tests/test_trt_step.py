@@ -141,7 +141,11 @@ def test_wrong_noise_is_seen(with_kernels, bundle, replacement):
 
 def test_an_argmax_for_the_first_refusal_is_seen(machine, bundle, tmp_path, monkeypatch):
     """Negative control: of equal entries the stand-in finds the last, which commits drafts that were refused."""
-    monkeypatch.setattr(_Decision, "first_slot", _Decision.first_true)
+
+    def by_argmax(decision, mask):
+        return decision.graph.op("ArgMax", decision.graph.op("Cast", mask, to=1), axis=1, keepdims=1)
+
+    monkeypatch.setattr(_Decision, "first_true", by_argmax)
     step = machine.open_step(bundle, engines=tmp_path)
     with pytest.raises((AssertionError, InvalidArgument)):
         expect_the_tokens_of_host_step(bundle, step)

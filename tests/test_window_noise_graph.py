@@ -12,7 +12,7 @@ from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.trt.precision import uses_float64
 from coupled_sampling.contracts import Outcome
 from coupled_sampling.errors import BundleError, InvalidArgument
-from coupled_sampling.export.decision_graph import decision_graph
+from coupled_sampling.export.decision_graph import _Decision, decision_graph
 from coupled_sampling.export.step_graph import step_graph
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise, race_weights
@@ -71,8 +71,8 @@ def whole_numbers(logits):
     return np.round(logits)
 
 
-def compare(logits, change=unchanged, noise="window", rows=2, window=6, shift=0):
-    graph = change(step_graph(window_model(logits), "scd-match", noise=noise))
+def compare(logits, change=unchanged, noise="window", rows=2, window=6, shift=0, method="scd-match"):
+    graph = change(step_graph(window_model(logits), method, noise=noise))
     step = OrtStep(session_of(graph), rows) if noise == "ring" else None
     both = StepComparison(Table(logits, rows), step or WindowNoiseStep(session_of(graph), logits, rows, shift))
     prompts = [[1], [2, 3, 1, 1, 0, 2, 2, 1, 1, 1], [4], [0, 1]]
@@ -98,9 +98,22 @@ def test_tokens_and_counts_are_exactly_those_of_host_step(vocab_size, change, ki
     assert differences(compare(kind(table(0, vocab_size)), change, rows=rows, window=window)) == 0
 
 
-def test_with_an_argmax_that_finds_the_last_the_ring_graph_commits_refused_drafts():
-    """Negative control of the graph's own way to the first refusal."""
-    assert differences(compare(table(0), last_of_equals, noise="ring")) > 0
+@pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+def test_no_ring_graph_relies_on_argmax_for_the_first_refusal(method):
+    found = compare(table(0), last_of_equals, noise="ring", method=method)
+    assert found == compare(table(0), noise="ring", method=method)
+    assert found.disagreements == 0
+
+
+@pytest.mark.parametrize("noise", ["ring", "window"])
+def test_a_first_refusal_by_an_argmax_that_finds_the_last_commits_refused_drafts(monkeypatch, noise):
+    """Negative control of the graph's own way to it."""
+
+    def by_argmax(decision, mask):
+        return decision.graph.op("ArgMax", decision.graph.op("Cast", mask, to=1), axis=1, keepdims=1)
+
+    monkeypatch.setattr(_Decision, "first_true", by_argmax)
+    assert differences(compare(table(0), last_of_equals, noise=noise)) > 0
 
 
 @pytest.mark.parametrize("shift", [-1, 1])

@@ -15,8 +15,8 @@ BUGS = (
     Bug(
         "first-refusal-by-an-argmax-of-equals",
         DECISION,
-        'self.first_true(refused) if self.noise == "ring" else self.first_slot(refused)',
-        "self.first_true(refused)",
+        'first = graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)',
+        'first = graph.op("Cast", graph.op("ArgMax", graph.op("Cast", mask, to=1), axis=1, keepdims=1), to=1)',
         "Where ArgMax finds another of equal entries than the first, refused drafts are committed.",
         GRAPHS,
     ),
