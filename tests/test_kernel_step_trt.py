@@ -18,7 +18,7 @@ from coupled_sampling.backends.cuda import kernels
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
-from coupled_sampling.backends.cuda.streams import Stream
+from coupled_sampling.backends.cuda.streams import DeviceArray, Stream
 from coupled_sampling.backends.trt import TrtProvider
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -190,6 +190,38 @@ def test_wider_windows_take_larger_memory_and_new_graphs(bundle, with_kernels):
     again = step.step(window(2))
     assert again.tokens.tolist() == narrow.tokens.tolist()
     step.close()
+
+
+def test_logits_that_lie_elsewhere_every_time_take_no_more_memory(bundle, with_kernels):
+    """Nor are they captured: a graph would be of no use again."""
+
+    class Moving:
+        def __init__(self, inner, stream):
+            self.inner, self.stream, self.kept = inner, stream, []
+            self.vocab_size, self.batch_size, self.max_length = inner.vocab_size, inner.batch_size, inner.max_length
+            self.max_window = inner.max_window
+
+        def forward(self, tokens, start):
+            found = self.inner.forward(tokens, start)
+            size = 4 * int(np.prod(found.shape))
+            self.kept.append(self.stream.device.allocate(size))
+            self.stream.device.call("cuMemcpyDtoDAsync", self.kept[-1].address, found.address, size, self.stream.handle)
+            return DeviceArray(self.kept[-1].address, found.shape, np.float32, self.stream)
+
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    launcher = PinnedLauncher(provider.stream)
+    step, window = warm_step(Moving(provider, provider.stream), launcher)
+    before = sum(block.pinned for block in machine.cuda.live())
+    machine.cuda.calls.clear()
+    for round_ in range(2, 12):
+        step.step(window(round_))
+    assert sum(block.pinned for block in machine.cuda.live()) == before
+    assert machine.cuda.calls.count("cuLaunchKernel") == 40
+    step.close()
+    launcher.close()
+    assert not machine.cuda.calls.count("cuStreamBeginCapture")
 
 
 def test_logits_on_the_host_are_refused(bundle, with_kernels):

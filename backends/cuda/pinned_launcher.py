@@ -53,6 +53,7 @@ class PinnedLauncher(DriverLauncher):
         self._cuda_graphs = cuda_graphs
         self._buffers: dict[int, DeviceBuffer] = {}
         self._pinned: list[PinnedArray] = []
+        self._pairs: dict[tuple[int, int], tuple[PinnedArray, PinnedArray]] = {}
 
     def allocate(self, size: int) -> int:
         """See `Launcher.allocate`."""
@@ -68,6 +69,7 @@ class PinnedLauncher(DriverLauncher):
             )
         self._queue.synchronize()
         self._buffers.pop(pointer).free()
+        self._pairs = {key: pair for key, pair in self._pairs.items() if pointer not in key}
 
     def upload(self, pointer: int, values: NDArray[Any]) -> None:
         """See `Launcher.upload`. Returns while the copy is under way, from memory of its own."""
@@ -99,17 +101,33 @@ class PinnedLauncher(DriverLauncher):
         InvalidArgument
             The memory is not this launcher's.
         """
-        memories = self._part(given.pointer), self._part(made.pointer)
-        return CapturedRoundTrip(self._queue, memories, (given.size, made.size), launch, capture=self._cuda_graphs)
+        device, host = (self._part(given.pointer), self._part(made.pointer)), self._pair(given, made)
+        return CapturedRoundTrip(self._queue, device, host, (given.size, made.size), launch, capture=self._cuda_graphs)
+
+    def _pair(self, given: Span, made: Span) -> tuple[PinnedArray, PinnedArray]:
+        """Page-locked memory for round trips through ``given`` and ``made``: one pair for all, since each is waited for."""
+        key = given.pointer, made.pointer
+        pair = self._pairs.get(key)
+        if pair is None or pair[0].size < given.size or pair[1].size < made.size:
+            pinned = self._queue.device.pinned
+            pair = pinned((max(1024, 2 * given.size),), np.uint8), pinned((max(1024, 2 * made.size),), np.uint8)
+            self._pairs[key] = pair  # earlier round trips keep the smaller one
+        return pair
 
     def close(self) -> None:
         """Give all memory back; the launcher cannot be used afterwards. Twice does no harm."""
-        if self._buffers or self._pinned:
+        memories = [
+            *self._buffers.values(),
+            *self._pinned,
+            *(pinned for pair in self._pairs.values() for pinned in pair),
+        ]
+        if memories:
             self._queue.synchronize()
-        for memory in (*self._buffers.values(), *self._pinned):
+        for memory in memories:
             memory.free()
         self._buffers.clear()
         self._pinned.clear()
+        self._pairs.clear()
 
     def _page_locked(self, size: int) -> PinnedArray:
         """At least ``size`` bytes that no copy is using; as many arrays as are uploaded between two downloads."""
@@ -138,15 +156,17 @@ class CapturedRoundTrip:
     def __init__(
         self,
         stream: Stream,
-        memories: tuple[DeviceBuffer, DeviceBuffer],
+        device: tuple[DeviceBuffer, DeviceBuffer],
+        host: tuple[PinnedArray, PinnedArray],
         sizes: tuple[int, int],
         launch: Callable[[], None],
         *,
         capture: bool,
     ) -> None:
         self._queue, self._launch, self._capture = stream, launch, capture
-        self._there, self._back = memories
-        self._given, self._made = (stream.device.pinned((size,), np.uint8) for size in sizes)
+        self._there, self._back = device
+        self._given, self._made = host
+        self._sizes = sizes
         self._has_run = False
         self.graph: CapturedGraph | None = None
 
@@ -155,12 +175,14 @@ class CapturedRoundTrip:
         """See `RoundTrip.given`. Waits for a run that was interrupted."""
         if self._given.pending is not None:
             self._queue.synchronize()
-        return self._given.values
+        return self._given.values[: self._sizes[0]]
 
     @property
     def made(self) -> NDArray[np.uint8]:
-        """See `RoundTrip.made`."""
-        return self._made.values
+        """See `RoundTrip.made`. Waits for a run that was interrupted."""
+        if self._made.pending is not None:
+            self._queue.synchronize()
+        return self._made.values[: self._sizes[1]]
 
     def run(self) -> None:
         """See `RoundTrip.run`. The first time nothing is captured: kernels are loaded then, which a capture may not hold."""
@@ -176,9 +198,9 @@ class CapturedRoundTrip:
         self._queue.synchronize()
 
     def _work(self) -> None:
-        self._queue.upload(self._there, self._given)
+        self._queue.upload(self._there, self._given, self._sizes[0])
         self._launch()
-        self._queue.download(self._made, self._back)
+        self._queue.download(self._made, self._back, self._sizes[1])
 
 
 class _Part(DeviceBuffer):
