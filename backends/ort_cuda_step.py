@@ -64,9 +64,12 @@ class OrtCudaStep(OrtStep):
     ----------
     on_cpu
         Operators that ONNX Runtime placed on the CPU, and how many nodes of each.
+    device
+        Number of the GPU.
     """
 
     on_cpu: Counter[str]
+    device: int
 
     @classmethod
     def open_on_gpu(
@@ -107,5 +110,5 @@ class OrtCudaStep(OrtStep):
         onnxruntime, session, on_cpu = open_cuda_session(graph, device, threads, cpu_nodes)
         binding = DeviceBinding(onnxruntime, session, device)
         step = cls._of_bundle(opened, record, session, batch_size, guidance, binding)
-        step.on_cpu = on_cpu
+        step.on_cpu, step.device = on_cpu, device
         return step

@@ -98,8 +98,10 @@ def open_gpu_session(
     ------
     BundleError
         ONNX Runtime cannot load the file.
+    MissingDependency
+        TensorRT is asked for and its libraries are not there.
     ProviderError
-        It cannot use the GPU, an execution provider, or CUDA graphs where they are asked for.
+        It cannot use the GPU, or CUDA graphs where they are asked for.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -124,7 +126,7 @@ def open_gpu_session(
         "cuDNN libraries (pip install 'onnxruntime-gpu[cuda,cudnn]')"
     )
     if wanted[0] == TENSORRT and used[0] == CUDA:
-        why = _TENSORRT_LIBRARIES
+        raise MissingDependency(f"ONNX Runtime runs {graph} on {CUDA}, expected {TENSORRT}: {_TENSORRT_LIBRARIES}")
     raise ProviderError(f"ONNX Runtime runs {graph} on {used[0]}, expected {wanted[0]}: {why}")
 
 
@@ -165,8 +167,10 @@ def _explained(error: Exception, onnxruntime: Any, graph: Path, device: str, cpu
             f"{version} cannot capture {graph} as CUDA graphs: {said}; it must copy between the CPU and GPU {device} in the middle "
             "of the graph, or the graph has control flow: use cuda_graphs=False"
         )
+    if "install TensorRT" in said:
+        return MissingDependency(f"{version} cannot run {graph} with TensorRT ({said.strip()}): {_TENSORRT_LIBRARIES}")
     if "TensorRT" in said:
-        return ProviderError(f"{version} cannot run {graph} with TensorRT ({said.strip()}): {_TENSORRT_LIBRARIES}")
+        return ProviderError(f"{version} cannot run {graph} with TensorRT: {said.strip()}; use the backend 'cuda'")
     if "CUDA" in said or "CUDNN" in said:
         return ProviderError(f"{version} cannot use GPU {device}: {said}; check `nvidia-smi` and its CUDA version")
     return BundleError(f"{version} cannot load {graph}: {said}; export the bundle again")

@@ -53,13 +53,14 @@ def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any
     if not 1 <= width <= most:
         raise InvalidArgument(f"tokens has {width} slots, expected 1 to max_window, {most}")
     last = provider.max_length - width
-    if start.min() < 0 or start.max() > last:
+    if last < 0 or np.maximum.reduce(start.view(np.uint64)) > last:
         row = int(((start < 0) | (start > last)).argmax())
         raise InvalidArgument(
             f"row {row} starts at {start[row]}, expected 0 to {last}: the model holds "
             f"{provider.max_length} positions and the window has {width} slots"
         )
-    if tokens.min() < 0 or tokens.max() >= provider.vocab_size:
+    # As unsigned numbers, negative ones are the largest.
+    if np.maximum.reduce(tokens.view(np.uint64), axis=None) >= provider.vocab_size:
         row, slot = np.argwhere((tokens < 0) | (tokens >= provider.vocab_size))[0]
         raise InvalidArgument(
             f"row {row}, slot {slot} is token {tokens[row, slot]}, expected tokens in [0, {provider.vocab_size})"

@@ -47,6 +47,11 @@ from coupled_sampling.windows import WindowRule, find_window_rule
 __all__ = ["Commit", "Decoder", "Request"]
 
 
+_IDLE = (0, 0, 0, 0, 0, False)
+"""`_Row.slots` of a row without a sequence."""
+_NOTHING = np.zeros(0, np.int64)
+
+
 @dataclass(eq=False)
 class _Row:
     """A sequence and the batch row it occupies."""
@@ -58,6 +63,7 @@ class _Row:
     prompt_length: int
     committed: int
     info: RowInfo
+    stop: frozenset[int] = frozenset()
     cached: int = 0
     drafted: int = 0
     round: int = 0
@@ -68,6 +74,13 @@ class _Row:
         """End of the positions worth forwarding now: the last position's own logits are never needed."""
         known = min(self.committed, self.cached + window)
         return min(self.cached + window, len(self.tokens) - 1) if drafts else known
+
+    def slots(self, end: int, width: int) -> tuple[int, int, int, int, int, bool]:
+        """Of a window ``width`` wide up to position ``end``: start, known, recycled, fresh, round, whether it draws."""
+        start = max(0, end - width)
+        known = min(end, self.committed)
+        drafted = min(end, self.committed + self.drafted)
+        return start, known - start, drafted - known, end - drafted, self.round, known == self.committed
 
     def finished(self) -> bool:
         """Whether everything asked for is committed."""
@@ -186,7 +199,8 @@ class Decoder:
         tokens[: len(prompt)] = prompt
         info = RowInfo(int(request.seed), int(request.sequence), request.sampling)
         handle, self._next_handle = self._next_handle, self._next_handle + 1
-        self._waiting.append(_Row(handle, request, tokens, len(prompt), len(prompt), info))
+        stop = frozenset(np.asarray(request.stop, np.int64).tolist())
+        self._waiting.append(_Row(handle, request, tokens, len(prompt), len(prompt), info, stop))
         return handle
 
     def remove(self, handle: int) -> Integers:
@@ -256,10 +270,10 @@ class Decoder:
         How long a step took may depend on its drafts: a rule that knew it at once could choose a width by drafts that are still to
         be tested. It is told when every row has committed all that the step decided, or is gone.
         """
-        slots = window.known + window.recycled + window.fresh
-        active = sum(row is not None for row in stepped)
-        if window.tokens.shape[1] == width and window.draws.sum() == active:
-            ends = [(row, int(window.start[b] + slots[b]) + 1) for b, row in enumerate(stepped) if row is not None]
+        active = [(b, row) for b, row in enumerate(stepped) if row is not None]
+        if window.tokens.shape[1] == width and all(window.draws[b] for b, _ in active):
+            slots = (window.start + window.known + window.recycled + window.fresh).tolist()
+            ends = [(row, slots[b] + 1) for b, row in active]
             self._open_steps.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
         while self._open_steps and all(
             row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
@@ -285,29 +299,25 @@ class Decoder:
     def _window(self, most: int) -> Window:
         """The next window of every row up to the last active one."""
         rows = self._rows[: self._span()]
-        count, drafts = len(rows), self.method.drafts
-        width = max(row.reach(most, drafts) - row.cached for row in rows if row is not None)
-        start, end, round_ = (np.zeros(count, np.int64) for _ in range(3))
-        known, drafted = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        drafts = self.method.drafts
+        ends = [0 if row is None else row.reach(most, drafts) for row in rows]
+        width = max(end - row.cached for row, end in zip(rows, ends, strict=True) if row is not None)
+        slots = [_IDLE if row is None else row.slots(end, width) for row, end in zip(rows, ends, strict=True)]
+        # In Python's numbers up to here: arrays of a few rows are slower, and this is what a step costs beside its model.
+        start, known, recycled, fresh, round_, draws = np.array(slots, np.int64).T.copy()
+        laws = self._propose(rows, fresh)
+        tokens, contexts = np.zeros((len(rows), width), np.int64), []
         for b, row in enumerate(rows):
-            if row is not None:
-                end[b] = row.reach(most, drafts)
-                start[b], round_[b] = max(0, end[b] - width), row.round
-                known[b] = min(end[b], row.committed)
-                drafted[b] = min(end[b], row.committed + row.drafted)
-        laws = self._propose(rows, end - drafted)
-        tokens, contexts = np.zeros((count, width), np.int64), []
-        for b, row in enumerate(rows):
-            contexts.append(np.zeros(0, np.int64) if row is None else row.tokens[: end[b]])
-            tokens[b, : end[b] - start[b]] = contexts[b][start[b] :]
-        committed = np.array([-1 if row is None else row.committed for row in rows])
+            contexts.append(_NOTHING if row is None else row.tokens[: ends[b]])
+            first = slots[b][0]
+            tokens[b, : ends[b] - first] = contexts[b][first:]
         return Window(
             tokens=tokens,
             start=start,
-            known=known - start,
-            recycled=drafted - known,
-            fresh=end - drafted,
-            draws=known == committed,
+            known=known,
+            recycled=recycled,
+            fresh=fresh,
+            draws=draws == 1,
             round=round_,
             rows=[None if row is None else row.info for row in rows],
             contexts=contexts,
@@ -375,9 +385,16 @@ def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) 
     row.committed += committed
     row.drafted = end + 1 - row.committed if recycles else 0
     row.cached = row.committed - 1
-    stops = np.flatnonzero(np.isin(row.tokens[first : row.committed], np.asarray(row.request.stop, np.int64)))
-    if stops.size:
-        row.committed = first + int(stops[0]) + 1
+    stopped = _first_stop(row.tokens[first : row.committed], row.stop)
+    if stopped is not None:
+        row.committed = first + stopped + 1
     row.trace.committed_per_step.append(row.committed - first)
     tokens = row.tokens[first : row.committed].copy()
-    return Commit(row.handle, first, tokens, bool(stops.size) or row.finished(), row.trace)
+    return Commit(row.handle, first, tokens, stopped is not None or row.finished(), row.trace)
+
+
+def _first_stop(tokens: Integers, stop: frozenset[int]) -> int | None:
+    """Where the first token of ``stop`` is, if there is one."""
+    if not stop:
+        return None
+    return next((i for i, token in enumerate(tokens.tolist()) if token in stop), None)

@@ -136,12 +136,12 @@ class Copy:
 
     def _propose(self, context: DraftContext) -> Proposal:
         length = len(context.tokens)
-        tokens = np.empty(length + context.wanted, np.int64)
-        tokens[:length] = context.tokens
-        for position in range(length, len(tokens)):
+        first = max(0, length - self.lag)
+        tokens = context.tokens[first:].tolist()  # no earlier one is asked for
+        for position in range(length, length + context.wanted):
             source = position - self.lag
-            tokens[position] = tokens[source if source >= context.prompt_length else position - 1]
-        return Proposal(tokens[length:])
+            tokens.append(tokens[(source if source >= context.prompt_length else position - 1) - first])
+        return Proposal(np.array(tokens[length - first :], np.int64))
 
 
 class Repeat(Copy):

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.opening import (
     BACKENDS,
-    STEP_GRAPH_BACKENDS,
+    ENGINES,
     check_backend,
+    check_step_graph,
     close_provider,
-    execution_provider,
+    open_graph_step,
     open_kernel_step,
     open_provider,
     require_kernels,
+    what_runs,
 )
-from coupled_sampling.backends.ort_step import OrtStep
 from coupled_sampling.backends.pixels import PixelDecoder
 from coupled_sampling.backends.trt.progress import progress_bar
+from coupled_sampling.backends.trt.step_graph import check_step
 from coupled_sampling.bundle import Bundle, open_bundle
 from coupled_sampling.comparison import MethodResult, compare
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
@@ -42,6 +44,8 @@ class Ran:
     """What a method really ran on, and where its steps were decided."""
 
     execution_provider: str
+    device: int | None
+    cuda_graphs: bool
     step: str
 
     def record(self) -> dict[str, Any]:
@@ -50,7 +54,8 @@ class Ran:
 
     def __str__(self) -> str:
         """For people."""
-        return f"on {self.execution_provider}, step: {self.step}"
+        gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
+        return f"on {self.execution_provider}{gpu}, step: {self.step}"
 
 
 def describe_runs(ran: Mapping[str, Ran]) -> str:
@@ -146,24 +151,41 @@ class Job:
     def _check_place(self) -> None:
         """Refuse what the back end does not have."""
         backend, step = self.arguments.backend, self.arguments.step
-        check_backend(backend, self.arguments.threads, self.arguments.engines)
+        arguments = self.arguments
+        check_backend(backend, arguments.threads, arguments.engines, arguments.device, arguments.cuda_graphs)
         if step == "kernels" and backend == "cpu":
             raise InvalidArgument(
                 f"step is 'kernels', but backend is 'cpu'; CUDA kernels decide where logits are on a GPU: choose --backend "
                 f"{', '.join(BACKENDS[1:])}, or leave --step at auto"
             )
-        if step == "graph" and backend not in STEP_GRAPH_BACKENDS:
-            raise InvalidArgument(
-                f"step is 'graph', but backend is {backend!r}, and step graphs run on {' and '.join(STEP_GRAPH_BACKENDS)} only; "
-                "leave --step at auto"
-            )
+        if step == "graph":
+            check_step_graph(backend, arguments.cuda_graphs)
+        if self._makes_step_engines:
+            for method in self._asked():  # before an engine is built for the first of them
+                check_step(method, self.guidance, warped=self.sampling.warps)
         if step == "kernels" and self.bundle.manifest.layout:
             raise InvalidArgument(
                 f"step is 'kernels', but the bundle {self.bundle.manifest.name} has a layout, which needs the host; leave "
                 "--step at auto"
             )
-        if backend != "cpu" and step not in ("host", "graph") and not self.bundle.manifest.layout:
-            require_kernels()  # before an engine is built for what can be done without them
+        if (
+            backend != "cpu"
+            and (step not in ("host", "graph") or self._makes_step_engines)
+            and not self.bundle.manifest.layout
+        ):
+            require_kernels(arguments.device or 0)  # before an engine is built for what can be done without them
+
+    @property
+    def _makes_step_engines(self) -> bool:
+        """Whether steps are to be made by engines of TensorRT's own, whatever step graphs the bundle has."""
+        return self.arguments.step == "graph" and self.arguments.backend in ENGINES
+
+    def _asked(self) -> list[str]:
+        """The methods that were asked for; `compare` may run ``ar`` besides."""
+        given = (
+            getattr(self.arguments, "methods", None) or self.arguments.method or self.bundle.manifest.defaults.method
+        )
+        return [name.strip() for name in given.split(",")]
 
     def step_of(self, method: str) -> str:
         """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
@@ -172,6 +194,9 @@ class Job:
             return "host"
         if self.arguments.backend != "cpu" and asked != "graph":
             return "host" if self.bundle.manifest.layout else "kernels"
+        if self._makes_step_engines and not self.bundle.manifest.layout:
+            # What others are measured against, and nobody asked to be a graph: one token in each pass.
+            return "kernels" if method not in self._asked() else "graph"
         graph = self.bundle.step_graph(method, warped=self.sampling.warps, guided=self.guidance != 1)
         found = graph is not None and not self.bundle.manifest.layout
         if asked == "graph" and not found:
@@ -192,6 +217,8 @@ class Job:
                 2 * self._rows() if guided else self._rows(),
                 threads=self.arguments.threads,
                 max_window=self._max_window,
+                device=self.arguments.device,
+                cuda_graphs=self.arguments.cuda_graphs,
                 engines=self.arguments.engines,
                 progress=progress,
             )
@@ -200,15 +227,21 @@ class Job:
     def open_step(self, method: str) -> CoupledStep:
         """A step of its own that is not the library's: a step graph's, or of CUDA kernels."""
         if self.step_of(method) == "graph":
-            return OrtStep.open(
-                self.bundle,
-                method,
-                self._rows(),
-                self.arguments.threads,
-                warped=self.sampling.warps,
-                guidance=self.guidance,
-                device=self.arguments.backend,
-            )
+            with progress_bar("building the engine") as progress:
+                return open_graph_step(
+                    self.bundle,
+                    method,
+                    self.arguments.backend,
+                    self._rows(),
+                    warped=self.sampling.warps,
+                    guidance=self.guidance,
+                    threads=self.arguments.threads,
+                    max_window=self._max_window,
+                    device=self.arguments.device,
+                    cuda_graphs=self.arguments.cuda_graphs,
+                    engines=self.arguments.engines,
+                    progress=progress,
+                )
         with progress_bar("building the engine") as progress:
             return open_kernel_step(
                 self.bundle,
@@ -218,6 +251,8 @@ class Job:
                 guidance=self.guidance,
                 threads=self.arguments.threads,
                 max_window=self._max_window,
+                device=self.arguments.device,
+                cuda_graphs=self.arguments.cuda_graphs,
                 engines=self.arguments.engines,
                 progress=progress,
             )
@@ -226,17 +261,17 @@ class Job:
         """What ``method`` runs on: a provider where the library decides, else a step."""
         where = self.step_of(method)
         model = self.open_provider() if where == "host" else self.open_step(method)
-        self.ran[method] = Ran(execution_provider(model), where)
+        self.ran[method] = Ran(*what_runs(model), where)
         return model
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `generate` would use. ``provider`` is used if the library decides; else it is let go."""
         where = self.step_of(method.name)
-        if where == "kernels":
-            # A model is opened that leaves its logits on the GPU, and one of them is enough there.
+        if where != "host":
+            # Another model is opened, which leaves its logits where they are, and one of them is enough on a GPU.
             close_provider(provider)
         step = HostStep(provider, method) if where == "host" else self.open_step(method.name)
-        self.ran[method.name] = Ran(execution_provider(step), where)
+        self.ran[method.name] = Ran(*what_runs(step), where)
         return step
 
     def compare(

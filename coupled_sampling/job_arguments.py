@@ -61,12 +61,18 @@ def running_arguments() -> argparse.ArgumentParser:
         help="what runs the model: ONNX Runtime on the CPU (default), on CUDA, with TensorRT's execution provider; or TensorRT, "
         "TensorRT-RTX. All but cpu were never run on a GPU",
     )
+    add("--device", type=int, metavar="N", help="which GPU, as `nvidia-smi -L` counts (default 0)")
+    add(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="launch windows of a shape seen before as CUDA graphs, or not (default: tensorrt and tensorrt-rtx do, cuda does not)",
+    )
     add(
         "--step",
         choices=STEPS,
         default="auto",
-        help="where steps are decided: by the library, in the bundle's step graph (cpu, cuda), or by CUDA kernels (all but cpu). "
-        "auto: on the CPU graph if the bundle has one, on a GPU kernels",
+        help="where steps are decided: by the library, in a step graph (the bundle's: cpu, cuda; of scd-match: "
+        "tensorrt, tensorrt-rtx), or by CUDA kernels (all but cpu). auto: on the CPU graph if the bundle has one, on a GPU kernels",
     )
     add(
         "--engines",

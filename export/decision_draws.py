@@ -2,6 +2,7 @@
 
 - `largest`: the first largest entry of a row, in two levels: maxima of blocks, then one block. A plain ArgMax over the
   vocabulary is some ten times slower in ONNX Runtime than the reduction to maxima, which is vectorised.
+- `first_largest`: the same for runtimes that do not say which of several equal entries their ArgMax finds.
 - `inverse_cdf`: the two-level search of `coupled_sampling.draws.categorical`, with its block size and its float64 sums,
   so that the tokens are the same save where a uniform falls within rounding of a cumulative sum.
 
@@ -20,6 +21,7 @@ __all__ = [
     "DecisionBuilder",
     "block_size",
     "blocks_of",
+    "first_largest",
     "first_of",
     "inverse_cdf",
     "largest",
@@ -94,14 +96,39 @@ def _joined(graph: DecisionBuilder, chosen: str, inside: str, vocab_size: int) -
     return graph.op("Add", graph.op("Mul", chosen, block), inside)
 
 
+def _arg_max(graph: DecisionBuilder, values: str, size: int) -> str:
+    """Where (B, n) the largest of ``values`` (B, n, size) is: an index below ``size``."""
+    return graph.op("Min", graph.op("ArgMax", values, axis=-1, keepdims=0), graph.number(size - 1, "int64"))
+
+
 def largest(graph: DecisionBuilder, values: str, vocab_size: int) -> tuple[str, str]:
-    """The largest of ``values`` (B, n, V), (B, n), and the first token int64 (B, n) that has it. NaN is not seen."""
+    """The largest of ``values`` (B, n, V), (B, n), and the first token int64 (B, n) that has it. NaN is not seen.
+
+    The token is one of the vocabulary whatever ``values`` are: where none is above -inf, ONNX Runtime's ArgMax on CUDA gives
+    2**31 - 1 (issue 31161 of microsoft/onnxruntime), and slots that nobody asked for may hold anything.
+    """
     blocks = blocks_of(graph, values, vocab_size, -np.inf)
     maxima = graph.op("ReduceMax", blocks, graph.integers(-1), keepdims=0)
     highest = graph.op("ReduceMax", maxima, graph.integers(-1), keepdims=0)
-    chosen = graph.op("ArgMax", maxima, axis=-1, keepdims=0)
-    inside = graph.op("ArgMax", _chosen_block(graph, blocks, chosen), axis=-1, keepdims=0)
+    block = block_size(vocab_size)
+    count, size = (1, vocab_size) if vocab_size <= 4 * block else (-(-vocab_size // block), block)
+    chosen = _arg_max(graph, maxima, count)
+    inside = _arg_max(graph, _chosen_block(graph, blocks, chosen), size)
     return highest, _joined(graph, chosen, inside, vocab_size)
+
+
+def first_largest(graph: DecisionBuilder, values: str, vocab_size: int) -> tuple[str, str]:
+    """What `largest` gives, with the first of equal entries by arithmetic.
+
+    A compiler may compute ``values`` twice and differently in the last bit, so that none equals the maximum; then ArgMax decides.
+    """
+    highest = graph.op("ReduceMax", values, graph.integers(-1), keepdims=1)
+    tokens = graph.constant("tokens", np.arange(vocab_size, dtype=np.int32))
+    beyond = graph.number(vocab_size, "int32")
+    equal = graph.op("Where", graph.op("Equal", values, highest), tokens, beyond)
+    first = graph.op("Cast", graph.op("ReduceMin", equal, graph.integers(-1), keepdims=0), to=7)
+    found = _arg_max(graph, values, vocab_size)
+    return graph.op("Squeeze", highest, graph.integers(-1)), graph.op("Min", first, found)
 
 
 def _first_past(graph: DecisionBuilder, weights: str, size: int, threshold: str) -> tuple[str, str]:

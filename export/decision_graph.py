@@ -29,10 +29,13 @@ from coupled_sampling.export.decision_draws import (
 from coupled_sampling.export.decision_law import TargetLaw, guided_logits, target_law
 from coupled_sampling.methods import Method, find_method
 
-__all__ = ["STEP_METHODS", "decision_graph"]
+__all__ = ["NOISE", "STEP_METHODS", "decision_graph"]
 
 STEP_METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 """Methods that have a decision graph."""
+
+NOISE = ("ring", "window")
+"""Where race noise comes from: a ring of positions inside the graph, or an input with a row for each slot."""
 
 _ACCEPT, _RESIDUAL, _REDRAFT = range(3)
 
@@ -48,7 +51,9 @@ class _Slots(NamedTuple):
     draft: str
 
 
-def decision_graph(method: str | Method, vocab_size: int, *, warped: bool = False, guided: bool = False) -> Any:
+def decision_graph(
+    method: str | Method, vocab_size: int, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+) -> Any:
     """A step without the forward pass: logits in, tokens and counts out.
 
     Parameters
@@ -61,6 +66,10 @@ def decision_graph(method: str | Method, vocab_size: int, *, warped: bool = Fals
         Whether rows may have top-k, top-p and min-p; see `coupled_sampling.export.decision_law`.
     guided
         Whether logits come in pairs of rows to be joined by classifier-free guidance.
+    noise
+        "ring": a position's race noise enters once and is kept inside. "window": ``noise`` (B, W, V) has it for every slot of the
+        window, made by the caller for each call. The latter is for ``scd-match``, neither warped nor guided, and then the graph has
+        no float64 and no state of its own: TensorRT builds it.
 
     Returns
     -------
@@ -70,7 +79,7 @@ def decision_graph(method: str | Method, vocab_size: int, *, warped: bool = Fals
     Raises
     ------
     InvalidArgument
-        There is no decision graph for ``method``, or ``vocab_size`` is less than 1.
+        There is no decision graph for ``method`` with these settings, or ``vocab_size`` is less than 1.
     MissingDependency
         ``onnx`` is not installed.
     """
@@ -79,14 +88,22 @@ def decision_graph(method: str | Method, vocab_size: int, *, warped: bool = Fals
         raise InvalidArgument(f"method is {chosen.name!r}, expected one of {', '.join(STEP_METHODS)} for a step graph")
     if vocab_size < 1:
         raise InvalidArgument(f"vocab_size is {vocab_size}, expected an integer >= 1")
-    return _Decision(chosen, vocab_size, warped, guided).write()
+    if noise not in NOISE:
+        raise InvalidArgument(f"noise is {noise!r}, expected one of {', '.join(map(repr, NOISE))}")
+    if noise == "window" and (chosen.name != "scd-match" or warped or guided):
+        raise InvalidArgument(
+            f"noise is 'window' and method {chosen.name!r}, warped {warped}, guided {guided}; expected scd-match, neither "
+            "warped nor guided: the others compute in float64 or have no ring; leave noise at 'ring'"
+        )
+    return _Decision(chosen, vocab_size, warped, guided, noise).write()
 
 
 class _Decision:
     """Writes the graph from its inputs to its outputs, once."""
 
-    def __init__(self, method: Method, vocab_size: int, warped: bool, guided: bool) -> None:
+    def __init__(self, method: Method, vocab_size: int, warped: bool, guided: bool, noise: str) -> None:
         self.method, self.vocab_size, self.warped, self.guided = method, vocab_size, warped, guided
+        self.noise = noise
         self.graph = DecisionBuilder()
         self.index = self.counting = self.shape = self.known = self.draws = ""
 
@@ -103,11 +120,13 @@ class _Decision:
         if self.method.acceptance == "none":
             target = self.one_token(logits)
         else:
-            target = target_law(graph, logits, self.vocab_size, self.warped)
+            target = target_law(graph, logits, self.vocab_size, self.warped, argmax_is_first=self.noise == "ring")
             decide = self.match if self.method.acceptance == "match" else self.reject
             self.finish(*decide(target.law, slots, start))
         self.report(target)
         settings = {"method": self.method.name, "warped": str(self.warped), "guided": str(self.guided)}
+        if self.noise != "ring":
+            settings["noise"] = self.noise
         return graph.build(
             "decision_graph",
             "Logits of a window to tokens and counts. See docs/step-graph.md of coupled-sampling.",
@@ -148,8 +167,16 @@ class _Decision:
         return graph.op("Concat", *pieces, axis=1)
 
     def first_true(self, mask: str) -> str:
-        """Slot (B, 1) of each row's first true entry of ``mask`` (B, W)."""
-        return self.graph.op("ArgMax", self.graph.op("Cast", mask, to=1), axis=1, keepdims=1)
+        """Slot (B, 1) of each row's first true entry of ``mask`` (B, W), 0 where there is none.
+
+        By arithmetic: not every runtime says which of equal entries its ArgMax finds, and any but the first would commit drafts
+        that were refused.
+        """
+        graph = self.graph
+        places = graph.op("Cast", self.counting, to=1)
+        none = graph.number(1 << 24)  # up to which float32 counts
+        first = graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)
+        return graph.op("Cast", graph.op("Where", graph.op("Less", first, none), first, graph.number(0.0)), to=7)
 
     def refused(self, slots: _Slots, kept: str) -> str:
         return self.graph.op("And", slots.valid, self.graph.op("Not", kept))
@@ -244,7 +271,14 @@ class _Decision:
         return graph.op("ScatterElements", left, draft, own, axis=2)
 
     def race(self, law: str, start: str) -> str:
-        """argmax(law * noise) (B, W) with each position's own noise, kept in a ring: position i lies in column i mod R."""
+        """argmax(law * noise) (B, W) with each position's own noise, from where ``noise`` says."""
+        graph = self.graph
+        each: list[str | int] = ["B", "W", self.vocab_size]
+        own = self.from_ring(start) if self.noise == "ring" else graph.input("noise", "float32", each)
+        return largest(graph, graph.op("Mul", law, own), self.vocab_size)[1]
+
+    def from_ring(self, start: str) -> str:
+        """The noise (B, W, V) of the window's slots, kept in a ring: position i lies in column i mod R."""
         graph = self.graph
         noise = graph.input("noise", "float32", ["B", "N", self.vocab_size])
         begin = graph.input("noise_start", "int64", ["B"])
@@ -257,8 +291,7 @@ class _Decision:
         )
         graph.output("present_noise", "float32", ring)
         position = graph.op("Add", graph.op("Add", self.column(start), self.counting), self.one())
-        own = rows_at(graph, "present_noise", graph.op("Mod", position, size))
-        return largest(graph, graph.op("Mul", law, own), self.vocab_size)[1]
+        return rows_at(graph, "present_noise", graph.op("Mod", position, size))
 
     def finish(self, tokens: str, last: str) -> None:
         """Outputs ``tokens`` (B, W) and ``committed`` (B,): the accepted drafts and one more."""

@@ -19,7 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coupled_sampling.export.decision_draws import DecisionBuilder, first_of, largest, length_on_device
+from coupled_sampling.export.decision_draws import (
+    DecisionBuilder,
+    first_largest,
+    first_of,
+    largest,
+    length_on_device,
+)
 
 __all__ = ["TargetLaw", "guided_logits", "target_law"]
 
@@ -71,9 +77,14 @@ def _rows_of_pairs(graph: DecisionBuilder, logits: str, rows: str, slots: str) -
     return graph.op("GatherND", logits, graph.op("Concat", *index, axis=2))
 
 
-def target_law(graph: DecisionBuilder, logits: str, vocab_size: int, warped: bool) -> TargetLaw:
-    """Append the target law ``laws`` of ``logits`` float32 (B, n, V); declares the settings of a row as graph inputs."""
-    highest, first = largest(graph, logits, vocab_size)
+def target_law(
+    graph: DecisionBuilder, logits: str, vocab_size: int, warped: bool, *, argmax_is_first: bool = True
+) -> TargetLaw:
+    """Append the target law ``laws`` of ``logits`` float32 (B, n, V); declares the settings of a row as graph inputs.
+
+    ``argmax_is_first`` says whether the runtime's ArgMax finds the first of equal entries, which greedy rows take.
+    """
+    highest, first = (largest if argmax_is_first else first_largest)(graph, logits, vocab_size)
     # Maxima pass over NaN, in some runtimes; sums do not.
     faulty = graph.op("IsNaN", graph.op("ReduceSum", logits, graph.integers(-1), keepdims=0))
     # +inf and -inf sum to NaN too, and then the maximum is +inf.

@@ -25,7 +25,9 @@ STEP_FORMAT_VERSION = 1
 """Raised when a loop written for the version before would go wrong."""
 
 
-def step_graph(window_model: Any, method: str | Method, *, warped: bool = False, guided: bool = False) -> Any:
+def step_graph(
+    window_model: Any, method: str | Method, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+) -> Any:
     """Append the decision of ``method`` to a window graph.
 
     Parameters
@@ -33,7 +35,7 @@ def step_graph(window_model: Any, method: str | Method, *, warped: bool = False,
     window_model
         ``onnx.ModelProto`` with inputs ``input_ids`` and ``start`` and output ``logits`` float32 (B, W, V), V static. It
         is not changed.
-    method, warped, guided
+    method, warped, guided, noise
         As for `coupled_sampling.export.decision_graph.decision_graph`. A guided graph runs two rows of the window graph
         for each of its own.
 
@@ -50,7 +52,7 @@ def step_graph(window_model: Any, method: str | Method, *, warped: bool = False,
         ``onnx`` is not installed.
     """
     onnx = require_onnx()
-    decision = decision_graph(method, _vocab_size(onnx, window_model), warped=warped, guided=guided)
+    decision = decision_graph(method, _vocab_size(onnx, window_model), warped=warped, guided=guided, noise=noise)
     model = onnx.ModelProto()
     model.CopyFrom(window_model)
     model.ir_version = max(model.ir_version, decision.ir_version)

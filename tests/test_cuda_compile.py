@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import struct
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from cuda_emulation.emulation import PLAIN, EmulationLauncher
 
 from coupled_sampling.backends.cuda import compile as compiling
 from coupled_sampling.backends.cuda.compile import CompilationFailed, compile_kernels, kernel_sources
-from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, DriverLauncher
+from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, WINDOW_DRAWS, DriverLauncher
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer, parse_capsule
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 
@@ -31,7 +32,7 @@ def test_kernels_become_cubins(nvrtc, architecture, threads):
     cubin = compile_kernels(architecture, threads)
     assert cubin[:4] == b"\x7fELF"
     assert int.from_bytes(cubin[18:20], "little") == 190  # EM_CUDA
-    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise"):
+    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise", b"window_noise"):
         assert b".text." + name + b"\0" in cubin
 
 
@@ -72,7 +73,9 @@ def test_importing_loads_no_cuda():
     )
 
 
-@pytest.mark.parametrize(("table", "struct"), [(ROW, "Row"), (DECISION, "Decision"), (DRAWS, "Draws")])
+@pytest.mark.parametrize(
+    ("table", "struct"), [(ROW, "Row"), (DECISION, "Decision"), (DRAWS, "Draws"), (WINDOW_DRAWS, "WindowDraws")]
+)
 def test_tables_have_the_fields_of_the_structs(table, struct):
     text = "".join(kernel_sources().values())
     body = re.search(rf"struct {struct} {{(.*?)}};", text, re.DOTALL)[1]
@@ -91,7 +94,7 @@ def test_numbers_have_the_values_of_the_source():
 
 def test_tables_have_the_size_of_the_structs():
     """The emulator refuses parameters of another size."""
-    for kernel, dtype in (("noise", DECISION), ("decide", DRAWS)):
+    for kernel, dtype in (("noise", DECISION), ("decide", DRAWS), ("window_noise", DRAWS)):
         with pytest.raises(AssertionError, match="parameters are"), EmulationLauncher(PLAIN) as launcher:
             launcher.launch(kernel, (1, 1), np.zeros((), dtype))
 
@@ -164,3 +167,40 @@ def test_the_cuda_array_interface_gives_the_address():
 def test_arrays_that_kernels_cannot_read_are_refused(array, message):
     with pytest.raises(InvalidArgument, match=message):
         device_pointer(array)
+
+
+def resources(cubin):
+    """By kernel: registers of a thread, and bytes of shared memory of a block, from the sections of an ELF file."""
+    start, (size, count, names) = int.from_bytes(cubin[40:48], "little"), struct.unpack_from("<HHH", cubin, 58)
+    rows = [struct.unpack_from("<IIQQQQIIQQ", cubin, start + i * size) for i in range(count)]
+
+    def text(table, offset):
+        begin = rows[table][4] + offset
+        return cubin[begin : cubin.index(b"\0", begin)].decode()
+
+    found = {text(names, row[0]): row for row in rows}
+    symbols = found[".symtab"]
+    labels = [
+        text(symbols[6], struct.unpack_from("<I", cubin, symbols[4] + at)[0]) for at in range(0, symbols[5], symbols[9])
+    ]
+    registers, at = {}, found[".nv.info"][4]
+    end = at + found[".nv.info"][5]
+    while at < end:
+        kind, attribute, length = struct.unpack_from("<BBH", cubin, at)
+        if (kind, attribute) == (4, 0x2F):  # EIATTR_REGCOUNT
+            symbol, number = struct.unpack_from("<II", cubin, at + 4)
+            registers[labels[symbol]] = number
+        at += 4 + (length if kind == 4 else 0)
+    shared = {name: found[f".nv.shared.{name}"][5] if f".nv.shared.{name}" in found else 0 for name in registers}
+    return {name: (number, shared[name]) for name, number in registers.items()}
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 120])
+def test_kernels_fit_a_multiprocessor(nvrtc, architecture):
+    """A block that asked for more could not be launched, which only a GPU would say."""
+    found = resources(compile_kernels(architecture, 1024))
+    assert set(found) == {"measure", "settle", "target_laws", "decide", "noise", "window_noise"}
+    for name, (registers, shared) in found.items():
+        threads, blocks = (compiling.PART_THREADS, 4) if name in SHARING else (1024, 1)
+        assert 16 <= registers <= 65536 // (threads * blocks), name
+        assert shared <= 48 * 1024, f"{name} would have to ask for its shared memory"

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 
 import fake_cuda
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from fake_cuda import Code, FakeCuda, RuleBroken
 
 from coupled_sampling.backends.cuda.device import CudaError, Device
+from coupled_sampling.backends.cuda.driver import Driver
 from coupled_sampling.backends.cuda.streams import DeviceArray, Stream
 from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
 
@@ -107,9 +109,9 @@ def test_nothing_waits_or_allocates_during_a_capture(device, stream, what):
 
 
 def test_a_capture_that_fails_leaves_a_usable_stream(device, stream, cuda):
-    cuda.fail("cudaStreamEndCapture", Code.cudaErrorStreamCaptureUnsupported)
+    cuda.fail("cuStreamEndCapture", Code.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
     with (
-        pytest.raises(CudaError, match=r"cudaStreamEndCapture failed: cudaErrorStreamCaptureUnsupported \(900\)"),
+        pytest.raises(CudaError, match=r"cuStreamEndCapture failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED \(900\)"),
         stream.capture(),
     ):
         pass
@@ -183,22 +185,49 @@ def test_an_array_on_the_device_says_where_it_lies(stream):
     assert described["stream"] == stream.handle
 
 
-@pytest.mark.parametrize(
-    ("function", "code", "message"),
-    [
-        (
-            "cudaGetDeviceCount",
-            35,
-            r"cudaGetDeviceCount failed: cudaErrorInsufficientDriver \(35\).*install or update the driver",
-        ),
-        ("cudaGetDeviceCount", 100, "cudaErrorNoDevice.*CUDA_VISIBLE_DEVICES"),
-    ],
-)
-def test_no_driver_and_no_gpu_are_told_apart(cuda, function, code, message):
-    cuda.fail(function, Code(code))
-    with pytest.raises(CudaError, match=message) as caught:
+def test_no_driver_and_no_gpu_are_told_apart(cuda):
+    cuda.fail("cuInit", RuntimeError("no libcuda"))
+    with pytest.raises(MissingDependency, match=r"there is no NVIDIA driver \(no libcuda\): install the driver"):
         Device(bindings=cuda)
-    assert (caught.value.call, caught.value.code) == (function, code)
+    cuda.fail("cuInit", Code.CUDA_ERROR_NO_DEVICE)
+    with pytest.raises(CudaError, match=r"cuInit failed: CUDA_ERROR_NO_DEVICE \(100\).*CUDA_VISIBLE_DEVICES") as caught:
+        Device(bindings=cuda)
+    assert (caught.value.call, caught.value.code) == ("cuInit", 100)
+
+
+@pytest.mark.parametrize(("version", "release"), [(12090, "12.9"), (12080, "12.8")])
+def test_an_old_driver_is_refused(cuda, version, release):
+    cuda.version = version
+    with pytest.raises(
+        MissingDependency, match=f"knows CUDA {release}, expected 13.0 or newer: update the driver to 580"
+    ):
+        Device(bindings=cuda)
+
+
+def test_every_thread_gets_the_context(device, cuda):
+    device.use()
+    found = []
+    worker = threading.Thread(target=lambda: found.append(device.allocate(8).size))
+    worker.start()
+    worker.join()
+    assert found == [8]
+    assert cuda.cuMemAlloc(8)[0] == Code.CUDA_SUCCESS, "the context of this thread was taken away"
+
+
+def test_what_is_lost_is_given_back_from_a_thread_without_a_context(device, cuda):
+    lost = [device.allocate(8)]
+    worker = threading.Thread(target=lost.clear)
+    worker.start()
+    worker.join()
+    gc.collect()
+    assert cuda.live() == []
+
+
+def test_nothing_is_done_without_a_context(cuda):
+    """Negative control of the two above."""
+    assert cuda.cuMemGetInfo()[0] == Code.CUDA_ERROR_NOT_INITIALIZED
+    Driver(cuda)
+    assert cuda.cuMemGetInfo()[0] == Code.CUDA_ERROR_INVALID_CONTEXT
 
 
 def test_a_gpu_that_does_not_exist_is_refused(cuda):
@@ -210,18 +239,18 @@ def test_a_gpu_that_does_not_exist_is_refused(cuda):
 
 def test_too_little_memory_says_how_much_was_asked():
     device = Device(bindings=FakeCuda(memory=100))
-    with pytest.raises(CudaError, match=r"cudaMalloc failed: .*101 bytes were asked; to do: free GPU memory"):
+    with pytest.raises(CudaError, match=r"cuMemAlloc failed: .*101 bytes were asked; to do: free GPU memory"):
         device.allocate(101)
 
 
 def test_errors_of_queued_work_surface_when_waiting(stream, cuda):
-    cuda.fail("cudaStreamSynchronize", Code.cudaErrorIllegalAddress)
-    with pytest.raises(CudaError, match=r"cudaStreamSynchronize failed: cudaErrorIllegalAddress \(700\)"):
+    cuda.fail("cuStreamSynchronize", Code.CUDA_ERROR_ILLEGAL_ADDRESS)
+    with pytest.raises(CudaError, match=r"cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         stream.synchronize()
 
 
 def test_missing_bindings_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(MissingDependency, match=r"pip install 'coupled-sampling\[gpu\]'"):
         Device()
 
@@ -230,62 +259,63 @@ class TestTheStandInKeepsTheRules:
     """Negative controls: each rule, broken behind the back of the code above."""
 
     def pieces(self, cuda):
+        Device(bindings=cuda).use()
         (_, device), (_, host), (_, stream) = (
-            cuda.cudaMalloc(16),
-            cuda.cudaMallocHost(16),
-            cuda.cudaStreamCreateWithFlags(1),
+            cuda.cuMemAlloc(16),
+            cuda.cuMemAllocHost(16),
+            cuda.cuStreamCreate(1),
         )
         return device, host, stream
 
     def test_use_after_free(self, cuda):
         device, host, stream = self.pieces(cuda)
-        cuda.cudaFree(device)
+        cuda.cuMemFree(device)
         with pytest.raises(RuleBroken, match="use after free"):
-            cuda.cudaMemcpyAsync(device, host, 16, 1, stream)
+            cuda.cuMemcpyHtoDAsync(device, host, 16, stream)
 
     def test_beyond_an_allocation(self, cuda):
         device, host, stream = self.pieces(cuda)
         with pytest.raises(RuleBroken, match="beyond the allocation"):
-            cuda.cudaMemcpyAsync(device, host, 17, 1, stream)
+            cuda.cuMemcpyHtoDAsync(device, host, 17, stream)
 
     def test_host_memory_that_is_not_pinned(self, cuda):
         device, _, stream = self.pieces(cuda)
         with pytest.raises(RuleBroken, match="never allocated"):
-            cuda.cudaMemcpyAsync(device, np.zeros(16, np.uint8).ctypes.data, 16, 1, stream)
+            cuda.cuMemcpyHtoDAsync(device, np.zeros(16, np.uint8).ctypes.data, 16, stream)
 
     def test_two_streams_without_waiting(self, cuda):
         device, host, stream = self.pieces(cuda)
-        _, other = cuda.cudaStreamCreateWithFlags(1)
-        cuda.cudaMemsetAsync(device, 0, 16, stream)
+        _, other = cuda.cuStreamCreate(1)
+        cuda.cuMemsetD8Async(device, 0, 16, stream)
         with pytest.raises(RuleBroken, match="wrong stream"):
-            cuda.cudaMemcpyAsync(host, device, 16, 2, other)
+            cuda.cuMemcpyDtoHAsync(host, device, 16, other)
 
     def test_the_default_stream(self, cuda):
         device, _, _ = self.pieces(cuda)
         with pytest.raises(RuleBroken, match="default stream"):
-            cuda.cudaMemsetAsync(device, 0, 16, 0)
+            cuda.cuMemsetD8Async(device, 0, 16, 0)
 
     def test_waiting_and_allocating_during_a_capture(self, cuda):
         _, _, stream = self.pieces(cuda)
-        cuda.cudaStreamBeginCapture(stream, 1)
-        with pytest.raises(RuleBroken, match="cudaStreamSynchronize while"):
-            cuda.cudaStreamSynchronize(stream)
-        with pytest.raises(RuleBroken, match="cudaMalloc while"):
-            cuda.cudaMalloc(1)
+        cuda.cuStreamBeginCapture(stream, 1)
+        with pytest.raises(RuleBroken, match="cuStreamSynchronize while"):
+            cuda.cuStreamSynchronize(stream)
+        with pytest.raises(RuleBroken, match="cuMemAlloc while"):
+            cuda.cuMemAlloc(1)
 
     def test_a_replayed_graph_whose_memory_is_gone(self, cuda):
         device, _, stream = self.pieces(cuda)
-        cuda.cudaStreamBeginCapture(stream, 1)
-        cuda.cudaMemsetAsync(device, 0, 16, stream)
-        _, graph = cuda.cudaStreamEndCapture(stream)
-        cuda.cudaFree(device)
+        cuda.cuStreamBeginCapture(stream, 1)
+        cuda.cuMemsetD8Async(device, 0, 16, stream)
+        _, graph = cuda.cuStreamEndCapture(stream)
+        cuda.cuMemFree(device)
         with pytest.raises(RuleBroken, match="memory that was freed"):
-            cuda.cudaGraphLaunch(graph, stream)
+            cuda.cuGraphLaunch(graph, stream)
 
     def test_reading_on_the_host_before_waiting_finds_rubbish(self, cuda):
         device, host, stream = self.pieces(cuda)
-        cuda.cudaMemsetAsync(device, 0, 16, stream)
-        cuda.cudaMemcpyAsync(host, device, 16, 2, stream)
+        cuda.cuMemsetD8Async(device, 0, 16, stream)
+        cuda.cuMemcpyDtoHAsync(host, device, 16, stream)
         assert (cuda.blocks[host].content == fake_cuda.RUBBISH).all()
-        cuda.cudaStreamSynchronize(stream)
+        cuda.cuStreamSynchronize(stream)
         assert not cuda.blocks[host].content.any()

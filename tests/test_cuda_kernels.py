@@ -21,7 +21,7 @@ from cuda_emulation.comparison import (
 from cuda_emulation.emulation import AS_SHIPPED, PLAIN, QUICKLY_SANITIZED, THREADED, EmulationLauncher
 
 from coupled_sampling import Sampling
-from coupled_sampling.backends.cuda.kernels import DriverLauncher
+from coupled_sampling.backends.cuda.kernels import ROW, WINDOW_DRAWS, DriverLauncher, window_noise
 from coupled_sampling.methods import METHODS
 from coupled_sampling.noise import _words, race_weights, uniforms
 from coupled_sampling.target import target_law
@@ -60,6 +60,61 @@ def test_race_weights_differ_from_numpys_in_rare_roundings_only(launcher):
         np.testing.assert_array_max_ulp(weights, expected, 1)
     print(f"\n{count} of 1,000,000 race weights differ from NumPy's after rounding to float32")
     assert count <= 5
+
+
+UNTOUCHED = np.float32(-7)
+
+
+def window_weights(launcher, vocab_size, width=5):
+    """What `window_noise` writes for four rows of which the last draws nothing, and what it should, by the reference."""
+    rows = np.zeros(4, ROW)
+    rows["seed"], rows["sequence"] = [0, 2**64 - 1, 7, 9], [3, 2**63, 0, 1]
+    rows["start"], rows["known"], rows["draws"] = [0, 2**40, 11, 3], [1, 3, 2, 1], [1, 1, 1, 0]
+    rows["recycled"], rows["fresh"] = [2, 0, 1, 4], [2, 0, 1, 0]
+    expected = np.full((4, width, vocab_size), UNTOUCHED)
+    for b, row in enumerate(rows[:3]):
+        first = int(row["known"]) - 1
+        for j in range(first, first + int(row["recycled"] + row["fresh"]) + 1):
+            position = int(row["start"]) + j + 1
+            expected[b, j] = race_weights(int(row["seed"]), int(row["sequence"]), position, vocab_size)
+    found = np.full_like(expected, UNTOUCHED)
+    table, weights = launcher.allocate(rows.nbytes), launcher.allocate(found.nbytes)
+    launcher.upload(table, rows)
+    launcher.upload(weights, found)
+    window_noise(launcher, table, len(rows), width, vocab_size, weights)
+    launcher.download(weights, found)
+    for pointer in (table, weights):
+        launcher.release(pointer)
+    return found, expected
+
+
+@pytest.mark.parametrize("vocab_size", [1, 6, 515, 4097])
+def test_noise_of_a_window_is_that_of_its_positions_and_nothing_else_is_written(launcher, vocab_size):
+    np.testing.assert_array_equal(*window_weights(launcher, vocab_size))
+
+
+def test_any_number_of_blocks_makes_the_noise_of_a_window(launcher):
+    row = np.zeros(1, ROW)
+    row["known"], row["fresh"], row["draws"], row["seed"] = 1, 1, 1, 5
+    table, weights = launcher.allocate(row.nbytes), launcher.allocate(4 * 2 * 2000)
+    launcher.upload(table, row)
+    found = []
+    for parts in (1, 3):
+        launcher.launch("window_noise", (2 * parts, 1), np.array((table, 2, 2000, weights), WINDOW_DRAWS))
+        found.append(np.zeros((2, 2000), np.float32))
+        launcher.download(weights, found[-1])
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0][1], race_weights(5, 0, 2, 2000).astype(np.float32))
+    for pointer in (table, weights):
+        launcher.release(pointer)
+
+
+def test_noise_of_another_slot_is_seen():
+    """Negative control."""
+    wrong = ("row.start + slot + 1, int(group)", "row.start + slot, int(group)")
+    with EmulationLauncher(PLAIN, replacement=wrong) as launcher:
+        found, expected = window_weights(launcher, 6)
+    assert (found != expected).any()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -318,3 +373,10 @@ def test_noise_on_a_gpu_is_numpys(gpu_launcher):
     expected = race_weights(3, 4, 5, 1_000_000).astype(np.float32)
     np.testing.assert_array_max_ulp(weights, expected, 1)
     assert (weights != expected).sum() <= 20
+
+
+@pytest.mark.gpu
+def test_noise_of_a_window_on_a_gpu_is_numpys(gpu_launcher):
+    found, expected = window_weights(gpu_launcher, 100_000)
+    np.testing.assert_array_max_ulp(found, expected, 1)
+    assert (found != expected).sum() <= 20

@@ -146,7 +146,7 @@ import numpy as np
 from coupled_sampling.backends import session
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
-from coupled_sampling.errors import ProviderError
+from coupled_sampling.errors import MissingDependency
 import onnxruntime
 
 session._is_installed = lambda name: name == "onnxruntime-gpu"
@@ -160,7 +160,7 @@ for on_device in (False, True):
     print(type(logits).__name__, provider.captured)
 try:
     OrtCudaProvider.open_on_gpu("fashion", tensorrt=TensorrtOptions(engines=sys.argv[1], tf32=True))
-except ProviderError as error:
+except MissingDependency as error:
     print("libnvinfer.so.10" in str(error), os.path.exists(sys.argv[1]))
 sys.stdout.flush()
 os._exit(0)

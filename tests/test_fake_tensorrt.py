@@ -30,7 +30,7 @@ class TestTheStandInKeepsTheRules:
         return provider
 
     def context(self, provider):
-        return next(iter(provider._prepared.values())).context._context
+        return next(iter(provider._runner._prepared.values())).context._context
 
     def test_an_address_that_was_never_set(self, provider):
         context = self.context(provider)
@@ -45,12 +45,12 @@ class TestTheStandInKeepsTheRules:
         assert context.set_input_shape("input_ids", (3, 4))
 
     def test_memory_that_was_freed(self, provider):
-        provider._logits.free()
+        provider._runner.memories["logits"].free()
         with pytest.raises(RuleBroken, match="tensor logits: use after free"):
             self.context(provider).execute_async_v3(provider.stream.handle)
 
     def test_a_captured_graph_whose_memory_was_freed(self, provider):
-        provider._logits.free()
+        provider._runner.memories["logits"].free()
         with pytest.raises(ProviderError, match="was freed; capture it again"):
             provider.forward(some_tokens(1, 4), starts(0))
 
@@ -73,13 +73,13 @@ class TestTheStandInKeepsTheRules:
             context.execute_async_v3(provider.stream.handle)
 
     def test_a_write_beyond_the_cache(self, provider):
-        provider._start_host.values[:] = 41
-        provider.stream.launch(next(iter(provider._prepared.values())).graph)
+        provider._runner.host["start"].values[:] = 41
+        provider.stream.launch(next(iter(provider._runner._prepared.values())).graph)
         with pytest.raises(RuleBroken, match="written beyond its end"):
             provider.stream.synchronize()
 
     def test_another_stream(self, provider, machine):
-        _, other = machine.cuda.cudaStreamCreateWithFlags(1)
+        _, other = machine.cuda.cuStreamCreate(1)
         context = self.context(provider)
         context.execute_async_v3(provider.stream.handle)
         with pytest.raises(RuleBroken, match="wrong stream"):
@@ -89,10 +89,10 @@ class TestTheStandInKeepsTheRules:
         """What a provider without its last wait would return is rubbish."""
         waits = provider.stream.synchronize
         waits()
-        provider.stream.launch(next(iter(provider._prepared.values())).graph)
+        provider.stream.launch(next(iter(provider._runner._prepared.values())).graph)
         with pytest.raises(ProviderError, match="synchronise its stream first"):
-            provider._logits_host.values  # noqa: B018
-        assert (provider._logits_host._values.view(np.uint8)[:16] == 0xFF).all()
+            provider._runner.host["logits"].values  # noqa: B018
+        assert (provider._runner.host["logits"]._values.view(np.uint8)[:16] == 0xFF).all()
         waits()
 
     def test_scratch_memory_that_is_too_small(self, provider):
@@ -104,6 +104,6 @@ class TestTheStandInKeepsTheRules:
     def test_kv_length_outside_its_profile(self, bundle):
         provider = Machine().open(bundle, columns=(16,))
         provider.forward(some_tokens(1, 4), starts(0))
-        next(iter(provider._prepared.values())).columns.values[0] = 8
+        next(iter(provider._runner._prepared.values())).columns.values[0] = 8
         with pytest.raises(RuleBroken, match="kv_length is 8, outside its profile, 16 to 44"):
             self.context(provider).execute_async_v3(provider.stream.handle)

@@ -1,16 +1,15 @@
 """KernelStep over a TensorRT provider whose logits stay on the device: both on stand-ins, the kernels emulated on the CPU.
 
-CUDA's rules are enforced by `fake_cuda`, TensorRT's by `fake_tensorrt`. A launched kernel runs in the emulator when the stream gets
-there, on copies of the fake device's memory. Nothing ran on a GPU.
+CUDA's rules are enforced by `fake_cuda` and `fake_kernels`, TensorRT's by `fake_tensorrt`. A launched kernel runs in the emulator
+when the stream gets there, on copies of the fake device's memory. Nothing ran on a GPU.
 """
-
-import sys
 
 import numpy as np
 import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
-from fake_cuda import FakeCuda, RuleBroken
-from fake_driver import FakeDriver
+from fake_cuda import RuleBroken
+from fake_kernels import EmulatedCuda
+from on_a_gpu import opened
 from trt_bundles import Machine, write_bundle
 
 from coupled_sampling import Sampling, generate
@@ -21,7 +20,8 @@ from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.backends.trt import TrtProvider
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
+from coupled_sampling.contracts import RowInfo, Window
+from coupled_sampling.errors import InvalidArgument, ProviderError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -41,26 +41,24 @@ def emulator():
 
 
 @pytest.fixture
-def driver_of(emulator, monkeypatch):
-    """What makes a driver for a `FakeCuda` and puts it where `DriverLauncher` imports its own."""
+def with_kernels(emulator, monkeypatch):
+    """What gives kernels to a fake GPU."""
     pytest.importorskip("cuda.bindings")
 
     def install(cuda):
-        driver = FakeDriver(cuda, emulator)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+        cuda.emulator = emulator
         monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: f"{capability} {threads}".encode())
-        return driver
 
     return install
 
 
 @pytest.fixture
-def launcher_of(driver_of):
+def launcher_of(with_kernels):
     """What makes a launcher on the stream of a fake device."""
 
     def make(cuda=None):
-        device = Device(bindings=cuda or FakeCuda())
-        driver_of(device.bindings)
+        device = Device(bindings=cuda or EmulatedCuda())
+        with_kernels(device.bindings)
         return PinnedLauncher(Stream(device))
 
     return make
@@ -80,13 +78,13 @@ def expect_the_tokens_of_host_step(bundle, launcher, provider, method="scd-gumbe
 
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_k=5, top_p=0.9)], ids=["plain", "warped"])
-def test_generation_gives_the_tokens_of_host_step(bundle, driver_of, method, sampling):
+def test_generation_gives_the_tokens_of_host_step(bundle, with_kernels, method, sampling):
     machine = Machine()
-    driver = driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(provider.stream)
     expect_the_tokens_of_host_step(bundle, launcher, provider, method, sampling)
-    assert driver.waits == []
+    assert machine.cuda.waits == []
     assert len(provider.captured) > 1
     launcher.close()
     launcher.close()
@@ -94,18 +92,18 @@ def test_generation_gives_the_tokens_of_host_step(bundle, driver_of, method, sam
     assert machine.cuda.live() == []
 
 
-def test_another_stream_waits_for_the_logits(bundle, driver_of):
+def test_another_stream_waits_for_the_logits(bundle, with_kernels):
     machine = Machine()
-    driver = driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(Stream(provider.device))
     expect_the_tokens_of_host_step(bundle, launcher, provider)
-    assert set(driver.waits) == {(launcher.stream, provider.stream.handle)}
+    assert set(machine.cuda.waits) == {(launcher.stream, provider.stream.handle)}
 
 
-def test_a_launcher_that_does_not_wait_is_caught(bundle, driver_of):
+def test_a_launcher_that_does_not_wait_is_caught(bundle, with_kernels):
     machine = Machine()
-    driver_of(machine.cuda)
+    with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(Stream(provider.device))
     launcher.wait = lambda stream: None
@@ -113,9 +111,90 @@ def test_a_launcher_that_does_not_wait_is_caught(bundle, driver_of):
         generate(KernelStep(provider, "ar", launcher), PROMPTS, length=3, window=4)
 
 
-def test_logits_on_the_host_are_refused(bundle, driver_of):
+def warm_step(provider, launcher):
+    """A step that has seen its only shape, and a window of that shape."""
+    step = KernelStep(provider, "scd-gumbel", launcher)
+    step.begin(0, np.array([1]))
+    one, info = np.array([1]), RowInfo(3, 0, Sampling())
+
+    def window(round_):
+        return Window(
+            np.array([[1, 2, 3, 4]]), 0 * one, one, 0 * one, 3 * one, one == 1, round_ * one, [info], [one], [None]
+        )
+
+    for round_ in range(2):
+        step.step(window(round_))
+    return step, window
+
+
+def test_a_warm_step_is_two_graphs_and_one_wait(bundle, with_kernels):
+    """The model's and the decision's: nothing is allocated, copied or launched one by one."""
     machine = Machine()
-    driver_of(machine.cuda)
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    machine.cuda.calls.clear()
+    found = step.step(window(2))
+    assert machine.cuda.calls.count("cuGraphLaunch") == 2
+    assert set(machine.cuda.calls) <= {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+    assert 1 <= found.committed[0] <= 4
+
+
+def test_without_cuda_graphs_every_launch_is_its_own(bundle, with_kernels):
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    expect_the_tokens_of_host_step(bundle, PinnedLauncher(provider.stream, cuda_graphs=False), provider)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream, cuda_graphs=False))
+    machine.cuda.calls.clear()
+    step.step(window(2))
+    assert machine.cuda.calls.count("cuLaunchKernel") == 4
+    assert machine.cuda.calls.count("cuGraphLaunch") == 1, "the model's"
+
+
+def test_a_step_that_was_broken_off_can_be_done_again(bundle, with_kernels):
+    """While it was waited for; what it had queued may still be reading what the next one will write."""
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    expected = step.step(window(2))
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    provider.stream.synchronize()
+    real, waits = provider.stream.synchronize, []
+
+    def breaking():
+        waits.append(1)
+        if len(waits) == 2:  # the first is the provider's, before it writes its tokens
+            raise KeyboardInterrupt
+        real()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provider.stream, "synchronize", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            step.step(window(2))
+    found = step.step(window(2))
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.committed.tolist() == expected.committed.tolist()
+
+
+def test_wider_windows_take_larger_memory_and_new_graphs(bundle, with_kernels):
+    machine = Machine()
+    with_kernels(machine.cuda)
+    provider = machine.open(bundle, on_device=True)
+    step, window = warm_step(provider, PinnedLauncher(provider.stream))
+    narrow = step.step(window(2))
+    wide = window(3)._replace(tokens=np.arange(8)[None], fresh=np.array([7]))
+    for round_ in (3, 4, 5):
+        step.step(wide._replace(round=np.array([round_])))
+    again = step.step(window(2))
+    assert again.tokens.tolist() == narrow.tokens.tolist()
+    step.close()
+
+
+def test_logits_on_the_host_are_refused(bundle, with_kernels):
+    machine = Machine()
+    with_kernels(machine.cuda)
     provider = machine.open(bundle)
     launcher = PinnedLauncher(provider.stream)
     with pytest.raises(ProviderError, match="use HostStep"):
@@ -123,7 +202,7 @@ def test_logits_on_the_host_are_refused(bundle, driver_of):
 
 
 def test_an_upload_may_be_changed_at_once_and_is_not_waited_for(launcher_of):
-    cuda = FakeCuda()
+    cuda = EmulatedCuda()
     launcher = launcher_of(cuda)
     memory = launcher.allocate(64)
     cuda.calls.clear()
@@ -131,14 +210,14 @@ def test_an_upload_may_be_changed_at_once_and_is_not_waited_for(launcher_of):
     for offset in (0, 32):
         launcher.upload(memory + offset, values)
         values += 10
-    assert "cudaStreamSynchronize" not in cuda.calls
+    assert "cuStreamSynchronize" not in cuda.calls
     found = np.zeros(8, np.int64)
     launcher.download(memory, found)
     assert found.tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
 
 
 def test_page_locked_memory_is_used_again(launcher_of):
-    cuda = FakeCuda()
+    cuda = EmulatedCuda()
     launcher = launcher_of(cuda)
     memory = launcher.allocate(8000)
     for size in (10, 100, 1000, 900, 20) * 5:
@@ -163,11 +242,8 @@ def test_addresses_that_are_not_the_launchers_are_refused(launcher_of):
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["sjd", "scd-gumbel"])
 def test_on_a_gpu_the_kernels_give_the_tokens_of_host_step(bundle, tmp_path, method):
-    try:
-        provider = TrtProvider.open(bundle, batch_size=3, on_device=True, engines=tmp_path)
-        launcher = PinnedLauncher(provider.stream)
-    except CoupledSamplingError as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    provider = opened(lambda: TrtProvider.open(bundle, batch_size=3, on_device=True, engines=tmp_path))
+    launcher = opened(lambda: PinnedLauncher(provider.stream))
     settings = {"length": 20, "window": 6, "seed": 3, "drafting": "repeat"}
     step = KernelStep(provider, method, launcher)
     found = generate(step, PROMPTS, **settings)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_cuda import RuleBroken
 from fake_onnxruntime import CUDA, FakeRuntime
+from on_a_gpu import opened
 from trt_bundles import write_bundle
 
 from coupled_sampling import generate
@@ -14,7 +15,7 @@ from coupled_sampling.backends import OrtProvider, ort_cuda, ort_gpu_session
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.contracts import LogitsProvider
-from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency, ProviderError
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
@@ -184,10 +185,7 @@ def on_a_gpu(bundle):
     """What opens providers on a GPU, or skips."""
 
     def open_(**settings):
-        try:
-            return OrtCudaProvider.open_on_gpu(bundle, **settings)
-        except CoupledSamplingError as error:
-            pytest.skip(f"{type(error).__name__}: {error}")
+        return opened(lambda: OrtCudaProvider.open_on_gpu(bundle, **settings))
 
     return open_
 

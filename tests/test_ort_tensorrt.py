@@ -6,13 +6,14 @@ import os
 import numpy as np
 import pytest
 from fake_onnxruntime import CUDA, TENSORRT, FakeRuntime
+from on_a_gpu import opened
 from trt_bundles import write_bundle
 
 from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider, ort_gpu_session
 from coupled_sampling.backends.ort_cuda import OrtCudaProvider
 from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, MissingDependency, OutputError, ProviderError
+from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError, ProviderError
 from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
@@ -140,9 +141,17 @@ def left_out_with_a_line_in_the_log(runtime):
 @pytest.mark.parametrize("spoil", [libraries_are_missing, left_out_with_a_line_in_the_log])
 def test_missing_libraries_are_an_error_and_leave_nothing(bundle, runtime, spoil):
     spoil(runtime)
-    with pytest.raises(ProviderError, match=r"libnvinfer\.so\.10.*TensorRT 10 and not 11.*LD_LIBRARY_PATH"):
+    with pytest.raises(MissingDependency, match=r"libnvinfer\.so\.10.*TensorRT 10 and not 11.*LD_LIBRARY_PATH"):
         OrtCudaProvider.open_on_gpu(bundle, tensorrt=TensorrtOptions())
     assert not bundle.with_name("toy.engines").exists()
+
+
+def test_an_engine_that_cannot_be_built_is_no_missing_library(bundle, runtime):
+    runtime.fails = "TensorRT EP failed to create engine from network."
+    with pytest.raises(
+        ProviderError, match=r"with TensorRT: TensorRT EP failed to create engine.*use the backend 'cuda'"
+    ):
+        OrtCudaProvider.open_on_gpu(bundle, tensorrt=TensorrtOptions())
 
 
 def test_a_package_without_tensorrt_is_refused(bundle, runtime):
@@ -204,11 +213,8 @@ def test_options_that_cannot_work_are_refused(runtime, settings, match):
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_passes_the_conformance_suite(bundle, tmp_path):
-    try:
-        options = TensorrtOptions(tmp_path / "mine", tf32=True, max_window=8)
-        provider = OrtCudaProvider.open_on_gpu(bundle, batch_size=3, tensorrt=options)
-    except CoupledSamplingError as error:
-        pytest.skip(f"{type(error).__name__}: {error}")
+    options = TensorrtOptions(tmp_path / "mine", tf32=True, max_window=8)
+    provider = opened(lambda: OrtCudaProvider.open_on_gpu(bundle, batch_size=3, tensorrt=options))
     print(provider.placement)
     reference = OrtProvider.open(bundle)
     check_provider(provider, tolerance=2e-2, reference=lambda tokens: reference.forward(tokens[None], starts(0))[0])

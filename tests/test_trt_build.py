@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_emulation.emulation import PLAIN, EmulationLauncher
-from fake_cuda import FakeCuda, RuleBroken
-from fake_driver import FakeDriver
+from fake_cuda import RuleBroken
+from fake_kernels import EmulatedCuda
 from trt_bundles import Machine, write_bundle
 
 from coupled_sampling.backends.trt import (
@@ -79,7 +79,7 @@ def test_an_engine_of_anything_else_is_built_again_and_never_loaded(bundle, chan
     elif change == "version":
         machine = Machine(version="11.5.0")
     elif change == "gpu":
-        machine = Machine(cuda=FakeCuda(name="Other GPU", capability=(9, 0)))
+        machine = Machine(cuda=EmulatedCuda(name="Other GPU", capability=(9, 0)))
     elif change == "options":
         options = {"tf32": True}
     elif change == "engine":
@@ -104,6 +104,16 @@ def test_a_foreign_engine_would_be_noticed(bundle, monkeypatch):
     monkeypatch.setattr("coupled_sampling.backends.trt.store.Fingerprint.differences", lambda self, other: [])
     with pytest.raises(RuleBroken, match=r"a foreign engine, of 11\.4\.0"):
         Machine(version="11.5.0").open(bundle)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 7), (9, 0), (10, 0)])
+def test_a_gpu_that_rtx_does_not_run_on_is_refused_before_a_build(bundle, capability):
+    major, minor = capability
+    machine = Machine(flavour="tensorrt-rtx", cuda=EmulatedCuda(name="Large GPU", capability=capability))
+    with pytest.raises(MissingDependency, match=rf"but Large GPU has {major}\.{minor}: use tensorrt, pip install"):
+        machine.open(bundle)
+    assert machine.trt.built == 0
+    assert Machine(cuda=machine.cuda).open(bundle).built_because, "tensorrt builds for it"
 
 
 def test_engines_of_the_rtx_flavour_are_built_without_a_gpu_and_serve_any(bundle):
@@ -342,7 +352,7 @@ def test_a_float16_engine_gives_nearly_the_logits_of_float32(bundle):
     narrow = machine.open(bundle, precision="float16")
     difference = np.abs(narrow.forward(tokens, start)[..., :8] - expected).max()
     assert 0 < difference < 0.05
-    assert narrow._caches["past_key_values.0.key"].size == 3 * 2 * 44 * 4 * 2
+    assert narrow._runner.memories["past_key_values.0.key"].size == 3 * 2 * 44 * 4 * 2
 
 
 def test_weights_beyond_the_range_of_a_precision_are_refused(bundle):
@@ -383,18 +393,19 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     page = Path(__file__).parents[1].joinpath("docs", "tensorrt.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     machine, rtx = Machine(), Machine(flavour="tensorrt-rtx")
-    monkeypatch.setattr("coupled_sampling.backends.trt.provider.find_flavour", lambda name: machine.flavour)
+    monkeypatch.setattr("coupled_sampling.backends.trt.runner.find_flavour", lambda name: machine.flavour)
     monkeypatch.setattr("coupled_sampling.backends.trt.find_flavour", lambda name: rtx.flavour)
-    monkeypatch.setattr("coupled_sampling.backends.cuda.device._require_bindings", lambda: machine.cuda)
+    monkeypatch.setattr("coupled_sampling.backends.cuda.driver._require_bindings", lambda: machine.cuda)
     monkeypatch.setattr("coupled_sampling.backends.cuda.compile.require_nvrtc", lambda: None)
     monkeypatch.setattr("coupled_sampling.backends.cuda.kernels.compile_kernels", lambda capability, threads: b"")
     monkeypatch.chdir(tmp_path)
     names, made = {}, []
     with EmulationLauncher(PLAIN) as emulator:
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", FakeDriver(machine.cuda, emulator))
+        machine.cuda.emulator = emulator
         for block in blocks:
             exec(block.replace("length=196", "length=20"), names)
             made.append([len(row) for row in names["pictures"].tokens])
-    assert made == [[20] * 4] * 3
+    assert made == [[20] * 4] * 4
     assert names["reason"].startswith("there is no engine")
     assert len(list((tmp_path / "engines").glob("window-*"))) == 3
+    assert len(list((tmp_path / "engines").glob("window_scd_match-*"))) == 1

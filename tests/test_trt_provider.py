@@ -6,7 +6,8 @@ right bytes, and gives the tokens of the CPU backend if the engine does compute 
 
 import numpy as np
 import pytest
-from fake_cuda import Code, FakeCuda
+from fake_cuda import Code
+from fake_kernels import EmulatedCuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trt_bundles import LENGTH, Machine, some_tokens, starts, write_bundle
@@ -18,7 +19,7 @@ from coupled_sampling.backends.cuda.pointers import device_pointer
 from coupled_sampling.backends.cuda.streams import DeviceArray
 from coupled_sampling.backends.trt import BuildOptions, EngineError, TrtProvider
 from coupled_sampling.contracts import LogitsProvider, max_window
-from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 from coupled_sampling.testing import check_provider
 
 pytest.importorskip("onnx")
@@ -93,12 +94,13 @@ def test_a_shape_runs_once_is_captured_and_is_launched_from_then_on(bundle):
         provider.forward(some_tokens(1, width), starts(0))
     calls = machine.cuda.calls
     order = [name for name in calls if name.endswith(("Capture", "Launch", "Instantiate"))]
-    assert order == ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", *["cudaGraphLaunch"] * 2]
-    first = calls.index("cudaStreamBeginCapture")
-    assert calls[:first].count("cudaMemcpyAsync") == 3, "it must have run once before it is captured"
+    assert order == ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", *["cuGraphLaunch"] * 2]
+    first = calls.index("cuStreamBeginCapture")
+    copies = [name for name in calls[:first] if name.startswith("cuMemcpy")]
+    assert len(copies) == 3, "it must have run once before it is captured"
     assert provider.captured == [(1, 4, 44)]
-    launched = calls[calls.index("cudaGraphLaunch") :]
-    assert not {"cudaMalloc", "cudaMallocHost", "cudaMemcpyAsync"} & set(launched)
+    launched = calls[calls.index("cuGraphLaunch") :]
+    assert not {"cuMemAlloc", "cuMemAllocHost", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"} & set(launched)
 
 
 def test_a_window_whose_padding_does_not_fit_runs_at_its_own_width_without_a_graph(bundle):
@@ -160,13 +162,13 @@ def test_a_call_after_padding_is_right_or_refused(bundle, data):
             close(logits[b], whole[b, start[b] : start[b] + width])
         reached[:rows] = np.maximum(reached[:rows], start + width)
         following = np.minimum(start + width, LENGTH - 1)
-        provider._check_overwritten(following)
+        provider._runner._check_overwritten(following)
 
 
 def test_padding_that_was_not_refused_would_give_wrong_logits(bundle):
     """Negative control of the test before: without the check the answer is wrong, in silence."""
     provider, oracle = Machine().open(bundle, rows=1), OrtProvider.open(bundle, threads=1)
-    provider._check_overwritten = lambda start: None
+    provider._runner._check_overwritten = lambda start: None
     tokens = some_tokens(1, 16)
     for one in (provider, oracle):
         one.forward(tokens, starts(0))
@@ -195,7 +197,7 @@ def test_logits_can_stay_on_the_device(bundle):
 def test_past_and_present_are_one_buffer(bundle):
     provider = Machine().open(bundle)
     provider.forward(some_tokens(1, 1), starts(0))
-    context = next(iter(provider._prepared.values())).context._context
+    context = next(iter(provider._runner._prepared.values())).context._context
     for name in ("0.key", "0.value", "1.key", "1.value"):
         past, present = (context.get_tensor_address(f"{prefix}.{name}") for prefix in ("past_key_values", "present"))
         assert past == present != 0
@@ -256,12 +258,12 @@ def test_a_call_out_of_bounds_is_refused_before_anything_is_queued(bundle, token
     assert not machine.cuda.calls
 
 
-@pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaStreamSynchronize", "cudaStreamEndCapture"])
+@pytest.mark.parametrize("function", ["cuMemcpyDtoHAsync", "cuStreamSynchronize", "cuStreamEndCapture"])
 def test_a_failing_call_is_named_and_the_next_one_works(bundle, function):
     machine = Machine()
     provider = machine.open(bundle)
-    machine.cuda.fail(function, Code.cudaErrorIllegalAddress)
-    with pytest.raises(CudaError, match=f"{function} failed: cudaErrorIllegalAddress"):
+    machine.cuda.fail(function, Code.CUDA_ERROR_ILLEGAL_ADDRESS)
+    with pytest.raises(CudaError, match=f"{function} failed: CUDA_ERROR_ILLEGAL_ADDRESS"):
         provider.forward(some_tokens(1, 4), starts(0))
     for stream in machine.cuda.streams.values():
         stream.recording = None
@@ -271,14 +273,14 @@ def test_a_failing_call_is_named_and_the_next_one_works(bundle, function):
 
 
 def test_no_driver_says_what_to_do(bundle):
-    cuda = FakeCuda()
-    cuda.fail("cudaGetDeviceCount", Code.cudaErrorInsufficientDriver)
-    with pytest.raises(CudaError, match="install or update the driver"):
+    cuda = EmulatedCuda()
+    cuda.fail("cuInit", RuntimeError("no libcuda"))
+    with pytest.raises(MissingDependency, match=r"there is no NVIDIA driver \(no libcuda\): install the driver"):
         Machine(cuda=cuda).open(bundle)
 
 
 def test_too_little_memory_is_refused_before_building(bundle):
-    machine = Machine(cuda=FakeCuda(memory=10_000))
+    machine = Machine(cuda=EmulatedCuda(memory=10_000))
     with pytest.raises(
         ProviderError, match=r"0\.0 MiB free of 0\.0 MiB, but at least .* are needed \(weights .*caches .*logits"
     ):

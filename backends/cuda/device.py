@@ -1,69 +1,32 @@
-"""A GPU and its memory: the one place, with `coupled_sampling.backends.cuda.streams`, that talks to CUDA's runtime.
+"""A GPU and its memory: the one place, with `coupled_sampling.backends.cuda.streams`, that allocates, copies and captures.
 
-Every call goes through `Device.call`, which checks the code that came back and raises a `CudaError` with the call's name and
+Every call goes through `Driver.call`, which checks the code that came back and raises a `CudaError` with the call's name and
 the remedy. Work is queued on streams and done later; what a host may touch meanwhile is where such code goes wrong in silence,
 so it is refused here: a `PinnedArray` with a copy under way cannot be read or written before its stream was synchronised,
 memory that was freed cannot be copied or replayed, and nothing may wait or allocate while a stream is captured.
 
-The bindings are those of NVIDIA's package ``cuda-python`` (``cuda.bindings.runtime``), imported when a device is opened.
-Anything with the same functions can stand in. No torch, no CuPy. Nothing here has been run on a GPU by the tests of this
-library unless they say so: those marked ``gpu`` do.
+No torch, no CuPy. Nothing here has been run on a GPU by the tests of this library unless they say so: those marked ``gpu`` do.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
+from coupled_sampling.backends.cuda.driver import CudaError, Driver
+from coupled_sampling.errors import InvalidArgument, ProviderError
 
 if TYPE_CHECKING:
     from coupled_sampling.backends.cuda.streams import Stream
 
 __all__ = ["CudaError", "Device", "DeviceBuffer", "Memory", "PinnedArray"]
 
-INSTALL = "pip install 'coupled-sampling[gpu]'"
-_REMEDIES = {
-    2: "free GPU memory: close other programs (nvidia-smi lists them), or use fewer rows, a smaller model or narrower precision",
-    35: "the NVIDIA driver is missing or older than the CUDA runtime: install or update the driver (`nvidia-smi` must work)",
-    46: "the GPU is used exclusively by another program: stop it, or choose another GPU",
-    100: "no NVIDIA GPU is visible: check `nvidia-smi`, CUDA_VISIBLE_DEVICES, and a container's --gpus option",
-    101: "there is no GPU of that number: `nvidia-smi -L` lists them, counted from 0",
-    209: "what was built does not fit this GPU: build it again on this machine",
-    700: "memory was used that is not ours or no longer is; the process must be started again, please report it",
-    719: "a kernel failed; the process must be started again, and CUDA_LAUNCH_BLOCKING=1 shows which",
-    802: "the system is still starting its GPUs (fabric manager): wait and try again",
-    803: "the driver and the CUDA libraries disagree: update the driver, or reboot after a driver update",
-    804: "this GPU cannot run a CUDA newer than its driver: update the driver",
-    900: "nothing may wait, allocate or free while a stream is captured; please report it",
-    901: "an earlier call broke the capture of a stream; please report it",
-    999: "the driver failed: reboot, or reload the kernel module nvidia_uvm (usual after the machine slept)",
-}
-_GENERAL = "look the code up in NVIDIA's list of cudaError_t"
-
-
-class CudaError(ProviderError):
-    """A call to CUDA failed.
-
-    Attributes
-    ----------
-    call
-        Name of the function.
-    code
-        Its ``cudaError_t`` as a number.
-    """
-
-    def __init__(self, call: str, code: int, name: str, text: str, note: str = "") -> None:
-        super().__init__(
-            f"{call} failed: {name} ({code}), {text}{'; ' if note else ''}{note}; to do: {_REMEDIES.get(code, _GENERAL)}"
-        )
-        self.call = call
-        self.code = code
+_NAME_BYTES = 256
 
 
 class Device:
@@ -74,7 +37,7 @@ class Device:
     index
         Its number, as `nvidia-smi -L` counts.
     bindings
-        What has the functions of ``cuda.bindings.runtime``; None imports it.
+        What has the functions of ``cuda.bindings.driver``; None imports it.
 
     Attributes
     ----------
@@ -84,56 +47,66 @@ class Device:
     Raises
     ------
     CudaError
-        There is no driver or no such GPU.
+        There is no such GPU.
     InvalidArgument
         ``index`` is no number >= 0.
     MissingDependency
-        ``cuda-python`` is not installed.
+        ``cuda-python`` is not installed, or there is no driver, or it is too old.
     """
 
     def __init__(self, index: int = 0, bindings: Any = None) -> None:
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise InvalidArgument(f"index is {index!r}, expected the number of a GPU, from 0")
-        self.bindings = _require_bindings() if bindings is None else bindings
+        self.driver = Driver(bindings)
+        self.bindings = self.driver.bindings
         self.index = index
         self.capturing: Stream | None = None
         """The stream that is being captured."""
-        count = int(self.call("cudaGetDeviceCount"))
+        count = int(self.driver.call("cuDeviceGetCount"))
         if index >= count:
             raise CudaError(
-                "cudaGetDeviceCount", 101, "cudaErrorInvalidDevice", f"there are {count} GPUs, number {index} was asked"
+                "cuDeviceGet", 101, "CUDA_ERROR_INVALID_DEVICE", f"there are {count} GPUs, number {index} was asked"
             )
-        self.use()
-        properties = self.call("cudaGetDeviceProperties", index)
-        name = properties.name
-        self.name = (name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0")
-        self.compute_capability = (int(properties.major), int(properties.minor))
+        self._handle = self.driver.call("cuDeviceGet", index)
+        # The context that everybody shares. It stays until the process ends, as for users of CUDA's runtime.
+        self.context = self.driver.call("cuDevicePrimaryCtxRetain", self._handle)
+        self._current = threading.local()
+        name = self.driver.call("cuDeviceGetName", _NAME_BYTES, self._handle)
+        self.name = name.split(b"\0")[0].decode()
+        self.compute_capability = self.attribute("COMPUTE_CAPABILITY_MAJOR"), self.attribute("COMPUTE_CAPABILITY_MINOR")
+
+    def attribute(self, name: str) -> int:
+        """What the driver says of ``CU_DEVICE_ATTRIBUTE_`` ``name``."""
+        number = getattr(self.bindings.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self.driver.call("cuDeviceGetAttribute", number, self._handle))
 
     def call(self, function: str, *arguments: Any, note: str = "") -> Any:
-        """Call ``function`` of the runtime and return its result: None, one value, or a tuple of several.
+        """`Driver.call`, in this GPU's context if the thread calls for the first time.
 
         Raises
         ------
         CudaError
             It returned an error.
         """
-        code, *results = getattr(self.bindings, function)(*arguments)
-        if int(code) != 0:
-            raise CudaError(function, int(code), *self._described(code), note)
-        return results[0] if len(results) == 1 else tuple(results) or None
-
-    def _described(self, code: Any) -> tuple[str, str]:
-        answers = (getattr(self.bindings, name)(code)[1] for name in ("cudaGetErrorName", "cudaGetErrorString"))
-        name, text = (answer.decode() if isinstance(answer, bytes) else str(answer) for answer in answers)
-        return name, text
+        if not getattr(self._current, "used", False):
+            self.use()
+        return self.driver.call(function, *arguments, note=note)
 
     def use(self) -> None:
-        """Make this the calling thread's GPU."""
-        self.call("cudaSetDevice", self.index)
+        """Make this the calling thread's GPU. Wanted where other code of the thread uses another one."""
+        self.driver.call("cuCtxSetCurrent", self.context)
+        self._current.used = True
+
+    def give_back_with(self, owner: Any, function: str, handle: Any) -> weakref.finalize[Any, Any]:
+        """Call ``function`` with ``handle`` once nothing refers to ``owner``, from whatever thread that is found in."""
+        finalizer = weakref.finalize(owner, _give_back, self.bindings, self.context, function, handle)
+        # At exit the driver takes everything back, and may be gone before this would run.
+        finalizer.atexit = False
+        return finalizer
 
     def memory(self) -> tuple[int, int]:
         """Bytes (free, total)."""
-        free, total = self.call("cudaMemGetInfo")
+        free, total = self.call("cuMemGetInfo")
         return int(free), int(total)
 
     def allocate(self, size: int) -> DeviceBuffer:
@@ -160,9 +133,7 @@ class Memory:
         self.size = size
         self._release = free
         self._address: int | None = int(device.call(allocate, max(size, 1), note=free_bytes))
-        # At exit the driver takes everything back, and may be gone before this would run.
-        self._finalizer = weakref.finalize(self, getattr(device.bindings, free), self._address)
-        self._finalizer.atexit = False
+        self._finalizer = device.give_back_with(self, free, self._address)
 
     @property
     def address(self) -> int:
@@ -195,7 +166,7 @@ class DeviceBuffer(Memory):
     """Device memory. Make one with `Device.allocate`."""
 
     def __init__(self, device: Device, size: int) -> None:
-        super().__init__(device, "cudaMalloc", "cudaFree", size)
+        super().__init__(device, "cuMemAlloc", "cuMemFree", size)
 
 
 class PinnedArray(Memory):
@@ -203,7 +174,7 @@ class PinnedArray(Memory):
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         kind = np.dtype(dtype)
-        super().__init__(device, "cudaMallocHost", "cudaFreeHost", int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
+        super().__init__(device, "cuMemAllocHost", "cuMemFreeHost", int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
         raw = (ctypes.c_uint8 * self.size).from_address(self.address)
         self._values: NDArray[Any] = np.ndarray(shape, kind, buffer=memoryview(raw))
         self._values[...] = 0
@@ -225,10 +196,8 @@ class PinnedArray(Memory):
         return self._values
 
 
-def _require_bindings() -> Any:
-    try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise MissingDependency(
-            f"GPUs are reached through the package cuda-python, which is not installed: {INSTALL}"
-        ) from error
+def _give_back(bindings: Any, context: Any, function: str, handle: Any) -> None:
+    """Nobody is there to be told of an error."""
+    bindings.cuCtxPushCurrent(context)
+    getattr(bindings, function)(handle)
+    bindings.cuCtxPopCurrent()

@@ -13,15 +13,15 @@ Compiled and emulated; never run on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coupled_sampling.backends.cuda.kernels import DECISION, ROW, Launcher, decide, method_codes, scratch_bytes
+from coupled_sampling.backends.cuda.kernels import ROW, Launcher
+from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
 from coupled_sampling.bounds import check_window
-from coupled_sampling.contracts import Integers, LogitsProvider, Outcome, PromptObserver, Window, max_window
+from coupled_sampling.contracts import Integers, LogitsProvider, Outcome, PromptObserver, RowInfo, Window, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows
 from coupled_sampling.methods import Method, find_method
@@ -29,30 +29,6 @@ from coupled_sampling.noise import CounterNoise
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["KernelStep"]
-
-
-class _Memory:
-    """Device memory that grows; what was in it is lost then."""
-
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
-        self._size = 0
-        self.pointer = 0
-
-    def at_least(self, size: int) -> int:
-        """Address of ``size`` bytes."""
-        if size > self._size:
-            if self.pointer:
-                self._launcher.release(self.pointer)
-                self.pointer = self._size = 0
-            self.pointer, self._size = self._launcher.allocate(size), size
-        return self.pointer
-
-    def release(self) -> None:
-        """Give it back."""
-        if self.pointer:
-            self._launcher.release(self.pointer)
-        self.pointer = self._size = 0
 
 
 class _Held(NamedTuple):
@@ -68,7 +44,7 @@ class _RowLaws:
     """One row's laws of two rounds."""
 
     def __init__(self, launcher: Launcher) -> None:
-        self.memories = (_Memory(launcher), _Memory(launcher))
+        self.memories = (GrowingMemory(launcher), GrowingMemory(launcher))
         self.held: list[_Held | None] = [None, None]
 
     def source(self, round_: int, first: int, end: int) -> int | None:
@@ -81,6 +57,14 @@ class _RowLaws:
     def newest_before(self, round_: int) -> int:
         """Which memory must be kept while ``round_`` is written."""
         return next((i for i, held in enumerate(self.held) if held is not None and held.round == round_ - 1), 1)
+
+
+class _Writing(NamedTuple):
+    """What a row's memory will hold once the step is done."""
+
+    row: _RowLaws
+    memory: int
+    held: _Held
 
 
 class KernelStep:
@@ -149,7 +133,11 @@ class KernelStep:
         self.max_window = min(max_window(provider), self.max_length)
         self._launcher = launcher
         self._laws = [_RowLaws(launcher) for _ in range(self.batch_size)]
-        self._inputs, self._outputs = _Memory(launcher), _Memory(launcher)
+        self._plans = Plans(launcher, self.method)
+        self._table = np.zeros(self.batch_size, ROW)
+        self._table["guidance"] = self._guidance
+        self._columns = {name: self._table[name] for name in ROW.fields or ()}
+        self._infos: list[RowInfo | None] = [None] * self.batch_size
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
@@ -163,7 +151,8 @@ class KernelStep:
 
     def close(self) -> None:
         """Give all device memory back; the step must not be used afterwards."""
-        for memory in (self._inputs, self._outputs, *(m for laws in self._laws for m in laws.memories)):
+        self._plans.release()
+        for memory in (memory for laws in self._laws for memory in laws.memories):
             memory.release()
 
     def step(self, window: Window) -> Outcome:
@@ -181,18 +170,19 @@ class KernelStep:
         check_window(self, window.tokens, window.start)
         self._refuse(window)
         rows, width = window.tokens.shape
-        table = self._table(window)
-        logits = self._forward(window, table)
+        writing = self._fill_table(window)
+        logits = self._forward(window)
         if not window.draws.any():
             return Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
-        tokens, committed, highest = self._decide(logits, table, window)
-        slot = np.arange(width)
-        end = (window.known + window.recycled + window.fresh)[:, None]
-        decides = window.draws[:, None] & (slot >= window.known[:, None] - 1) & (slot < end)
-        refuse_unusable(highest, window.start[:, None] + slot + 1, decides)
-        if self._is_rejection:
-            self._note_laws(window, table)
-        return Outcome(tokens, committed)
+        tokens, committed, highest = self._plans.plan(rows, logits).run(self._table[:rows], window.tokens)
+        if not np.isfinite(highest).all():
+            slot = np.arange(width)
+            end = (window.known + window.recycled + window.fresh)[:, None]
+            decides = window.draws[:, None] & (slot >= window.known[:, None] - 1) & (slot < end)
+            refuse_unusable(highest, window.start[:, None] + slot + 1, decides)
+        for laws, memory, held in writing:
+            laws.held[memory] = held
+        return Outcome(tokens.copy(), committed.copy())
 
     @property
     def _is_rejection(self) -> bool:
@@ -208,63 +198,61 @@ class KernelStep:
                     "are returned, or use HostStep"
                 )
 
-    def _table(self, window: Window) -> NDArray[Any]:
-        """The rows of the batch as a `ROW` (B,), with memory for their laws."""
-        rows, width = window.tokens.shape
-        table = np.zeros(rows, ROW)
+    def _fill_table(self, window: Window) -> list[_Writing]:
+        """Say in the table what the rows are to do; returns which laws they will have written."""
+        columns, rows = self._columns, len(window.start)
         for name in ("start", "known", "recycled", "fresh", "draws", "round"):
-            table[name] = getattr(window, name)
-        table["guidance"] = self._guidance
+            columns[name][:rows] = getattr(window, name)
+        writing = []
         for b, info in enumerate(window.rows):
             if info is None or not window.draws[b]:
-                table["draws"][b] = 0
+                columns["draws"][b] = columns["laws"][b] = columns["draft_laws"][b] = 0
                 continue
-            sampling, row = info.sampling, table[b]
-            row["seed"], row["sequence"] = info.seed, info.sequence
-            row["temperature"], row["top_k"] = sampling.temperature, min(sampling.top_k or 0, self.vocab_size)
-            row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
+            if info is not self._infos[b]:
+                self._fill_settings(b, info)
             if self._is_rejection:
-                self._place_laws(b, window, row, 4 * width * self.vocab_size)
-        return table
+                writing.append(self._place_laws(b, window))
+        return writing
 
-    def _place_laws(self, b: int, window: Window, row: Any, size: int) -> None:
+    def _fill_settings(self, b: int, info: RowInfo) -> None:
+        sampling, row = info.sampling, self._table[b]
+        row["seed"], row["sequence"] = info.seed, info.sequence
+        row["temperature"], row["top_k"] = sampling.temperature, min(sampling.top_k or 0, self.vocab_size)
+        row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
+        self._infos[b] = info
+
+    def _place_laws(self, b: int, window: Window) -> _Writing:
         """Which memory row ``b`` reads and which one it writes."""
-        laws, round_ = self._laws[b], int(window.round[b])
-        source = laws.newest_before(round_)
-        if window.recycled[b]:
-            first = int(window.start[b] + window.known[b])
-            end = first + int(window.recycled[b])
-            found = laws.source(round_ - 1, first, end)
+        laws, columns = self._laws[b], self._columns
+        fields = (window.start, window.known, window.recycled, window.fresh, window.round)
+        start, known, recycled, fresh, round_ = (int(field[b]) for field in fields)
+        first, source, ahead = start + known, laws.newest_before(round_), 0
+        columns["draft_laws"][b] = 0
+        if recycled:
+            found = laws.source(round_ - 1, first, first + recycled)
             if found is None:
                 raise InvalidArgument(
-                    f"window.recycled of row {b} is {end - first} drafts from position {first} on, but this step does not hold "
+                    f"window.recycled of row {b} is {recycled} drafts from position {first} on, but this step does not hold "
                     f"their laws of round {round_ - 1}; recycled drafts must be those of the outcome of the round before"
                 )
-            held = laws.held[found]
-            source = found
-            row["draft_laws"] = laws.memories[found].pointer
-            row["draft_laws_ahead"] = int(window.start[b]) - (0 if held is None else held.start)
+            held, source = laws.held[found], found
+            ahead = start - (0 if held is None else held.start)
+            columns["draft_laws"][b] = laws.memories[found].pointer
+        columns["draft_laws_ahead"][b] = ahead
         laws.held[1 - source] = None
-        row["laws"] = laws.memories[1 - source].at_least(size)
+        size = 4 * window.tokens.shape[1] * self.vocab_size
+        columns["laws"][b] = laws.memories[1 - source].at_least(size)
+        return _Writing(laws, 1 - source, _Held(round_, start, first, first + recycled + fresh + 1))
 
-    def _note_laws(self, window: Window, table: NDArray[Any]) -> None:
-        """Remember which laws each row now holds, once the outcome is sure."""
-        for b in np.flatnonzero(table["draws"]).tolist():
-            laws, start = self._laws[b], int(window.start[b])
-            written = next(i for i in (0, 1) if laws.memories[i].pointer == int(table["laws"][b]))
-            first = start + int(window.known[b])
-            end = first + int(window.recycled[b] + window.fresh[b]) + 1
-            laws.held[written] = _Held(int(window.round[b]), start, first, end)
-
-    def _forward(self, window: Window, table: NDArray[Any]) -> DevicePointer:
-        """Logits on the device; with guidance of both rows of each, and their lag in the ``table``."""
+    def _forward(self, window: Window) -> DevicePointer:
+        """Logits on the device; with guidance of both rows of each, and their lag in the table."""
         tokens, start = window.tokens, window.start
         if self._guided is not None:
             paired = self._guided.paired(tokens, start)
             for opening, begins in self._guided.openings(paired):
                 self.provider.forward(opening, begins)
+            self._columns["guidance_lag"][: len(start)] = paired.lag
             tokens, start = paired.tokens, paired.start
-            table["guidance_lag"] = paired.lag
         found = self.provider.forward(tokens, start)
         try:
             logits = device_pointer(found, self._launcher.stream)
@@ -279,29 +267,3 @@ class KernelStep:
         if logits.stream is not None:
             self._launcher.wait(logits.stream)
         return logits
-
-    def _decide(self, logits: DevicePointer, table: NDArray[Any], window: Window) -> tuple[Integers, Integers, Any]:
-        """Upload, launch, download: tokens (B, W), counts (B,) and each slot's largest logit (B, W)."""
-        rows, width = window.tokens.shape
-        sites = rows * width
-        inputs = np.concatenate([table.view(np.uint8), np.ascontiguousarray(window.tokens).reshape(-1).view(np.uint8)])
-        given = self._inputs.at_least(inputs.nbytes)
-        outputs = np.zeros(8 * sites + 8 * rows + 4 * sites, np.uint8)
-        room = -(-outputs.nbytes // 16) * 16
-        made = self._outputs.at_least(room + scratch_bytes(rows, width, self.vocab_size))
-        parameters = np.zeros((), DECISION)
-        parameters["logits"], parameters["logits_type"] = logits.pointer, LOGITS_TYPES.index(logits.dtype)
-        parameters["guided"] = self._guided is not None
-        parameters["width"], parameters["vocab_size"] = width, self.vocab_size
-        parameters["rows"], parameters["tokens_in"] = given, given + table.nbytes
-        parameters["redraft"], parameters["acceptance"] = method_codes(self.method)
-        parameters["tokens"], parameters["committed"] = made, made + 8 * sites
-        parameters["highest_logits"] = made + 8 * (sites + rows)
-        parameters["scratch"] = made + room
-        self._launcher.upload(given, inputs)
-        decide(self._launcher, parameters, rows)
-        self._launcher.download(made, outputs)
-        tokens = outputs[: 8 * sites].view(np.int64).reshape(rows, width)
-        committed = outputs[8 * sites : 8 * (sites + rows)].view(np.int64)
-        highest = outputs[8 * (sites + rows) :].view(np.float32).reshape(rows, width)
-        return tokens, committed, highest

@@ -10,31 +10,34 @@ No outcome depends on it.
 `Launcher` is all that is asked of a device, in raw addresses and a stream handle. `DriverLauncher` is one over
 cuda-python; a CUDA graph, a memory pool or an emulator can be another.
 
-Compiled and emulated; never run on a GPU. `DriverLauncher` itself has never been executed.
+Compiled and emulated; never run on a GPU. `DriverLauncher` has run over a stand-in for the driver.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.cuda.compile import CHUNK, PART_THREADS, compile_kernels
-from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.cuda.driver import Driver
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 
 __all__ = [
     "DECISION",
     "DRAWS",
     "ROW",
+    "WINDOW_DRAWS",
     "DriverLauncher",
     "Launcher",
     "blocks_per_slot",
     "decide",
     "method_codes",
     "scratch_bytes",
+    "window_noise",
 ]
 
 _WHOLE, _WORD, _REAL = np.int64, np.uint64, np.float64
@@ -73,6 +76,11 @@ DRAWS = np.dtype(
     ]
 )
 """The argument of ``noise``: a position's uniforms float64 (4,), words uint64 (V,) and race weights float32 (V,); 0 for none."""
+
+WINDOW_DRAWS = np.dtype(
+    [("rows", _WORD), ("width", _WHOLE), ("vocab_size", _WHOLE), ("weights", _WORD)],
+)
+"""The argument of ``window_noise``: `ROW` (B,), and race weights float32 (B, W, V), slot j's those of position start + j + 1."""
 
 _REDRAFTS = {"none": 0, "dropped": 0, "independent": 1, "maximal": 2, "gumbel": 3}
 _ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
@@ -173,8 +181,26 @@ def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
         launcher.launch(kernel, (width * parts if kernel in SHARING else width, rows), parameters)
 
 
+def window_noise(launcher: Launcher, rows: int, count: int, width: int, vocab_size: int, weights: int) -> None:
+    """Make the race weights of the deciding slots of a window; other slots' memory is not written.
+
+    Parameters
+    ----------
+    launcher
+        Where. One launch, which can be captured in a CUDA graph: ``rows`` are read when it runs.
+    rows
+        Address of ``count`` `ROW`.
+    count, width, vocab_size
+        B, W, V.
+    weights
+        Address of float32 (B, W, V).
+    """
+    parameters = np.array((rows, width, vocab_size, weights), WINDOW_DRAWS)
+    launcher.launch("window_noise", (width * _chunks(vocab_size), count), parameters)
+
+
 class DriverLauncher:
-    """A `Launcher` in the current CUDA context, made with cuda-python. Never executed.
+    """A `Launcher` in the current CUDA context, made with cuda-python.
 
     Parameters
     ----------
@@ -182,33 +208,30 @@ class DriverLauncher:
         Handle of a stream; 0 is the legacy default stream.
     threads
         Threads of a block that has a slot for itself.
+    driver
+        What calls the driver; None starts it. A `Device` makes sure of its context, too.
 
     Raises
     ------
+    CudaError
+        There is no current context (make one first: whoever has arrays on the device has one), or loading failed.
     MissingDependency
         cuda-python or NVRTC is not installed, or there is no driver.
-    ProviderError
-        There is no current context (make one first: whoever has arrays on the device has one), or loading failed.
     """
 
-    def __init__(self, stream: int = 0, threads: int = 1024) -> None:
-        try:
-            self._driver = importlib.import_module("cuda.bindings.driver")
-            self._call("cuInit", 0)
-        except (ImportError, RuntimeError) as error:
-            raise MissingDependency(
-                f"CUDA kernels need cuda-python and an NVIDIA driver ({error}): pip install 'coupled-sampling[gpu]'"
-            ) from error
+    def __init__(self, stream: int = 0, threads: int = 1024, driver: Driver | Device | None = None) -> None:
+        self._driver = Driver() if driver is None else driver
+        self._call = self._driver.call
         self.stream = stream
         self._threads = threads
         device = self._call("cuCtxGetDevice")
-        attribute = self._driver.CUdevice_attribute
+        attribute = self._driver.bindings.CUdevice_attribute
         major, minor, self.processors = (
-            self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device)
+            int(self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
             for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         self._module = self._call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
-        names = ("measure", "settle", "target_laws", "decide", "noise")
+        names = ("measure", "settle", "target_laws", "decide", "noise", "window_noise")
         self._kernels = {name: self._call("cuModuleGetFunction", self._module, name.encode()) for name in names}
 
     def allocate(self, size: int) -> int:
@@ -233,7 +256,7 @@ class DriverLauncher:
         """See `Launcher.wait`."""
         if stream == self.stream:
             return
-        event = self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        event = self._call("cuEventCreate", self._driver.bindings.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         self._call("cuEventRecord", event, stream)
         self._call("cuStreamWaitEvent", self.stream, event, 0)
         self._call("cuEventDestroy", event)
@@ -247,16 +270,3 @@ class DriverLauncher:
         self._call(
             "cuLaunchKernel", self._kernels[kernel], *grid, 1, *block, shared, self.stream, addresses.ctypes.data, 0
         )
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """The value of a driver call.
-
-        Raises
-        ------
-        ProviderError
-            It did not succeed.
-        """
-        status, *values = getattr(self._driver, name)(*arguments)
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise ProviderError(f"{name} gave {status.name}; see the CUDA driver API for what it means")
-        return values[0] if values else None

@@ -2,7 +2,8 @@
 
 `DriverLauncher` copies from and to whatever arrays it is given. CUDA copies pageable memory through a buffer of its own, and may
 wait for the stream first. Here an upload goes into page-locked memory and is queued, and the host goes on; only a download waits.
-On the stream of a `TrtProvider` nothing has to be waited for between model and decision: one stream orders both.
+On the stream of a `TrtProvider` nothing has to be waited for between model and decision: one stream orders both. What a step does
+between its logits and its outcome is one CUDA graph, once it has been done before.
 
 Memory and copies are those of `coupled_sampling.backends.cuda.device`, with its refusals of freed memory and of copies
 under way. Loading and launching kernels are `DriverLauncher`'s. Executed on stand-ins for CUDA only, never on a GPU.
@@ -10,6 +11,7 @@ under way. Loading and launching kernels are `DriverLauncher`'s. Executed on sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.cuda.device import DeviceBuffer, PinnedArray
 from coupled_sampling.backends.cuda.kernels import DriverLauncher
-from coupled_sampling.backends.cuda.streams import Stream
+from coupled_sampling.backends.cuda.round_trip import Span
+from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["PinnedLauncher"]
+__all__ = ["CapturedRoundTrip", "PinnedLauncher"]
 
 
 class PinnedLauncher(DriverLauncher):
@@ -31,20 +34,23 @@ class PinnedLauncher(DriverLauncher):
     stream
         Where copies and kernels are queued, best the provider's own (`TrtProvider.stream`). It must live as long as this.
     threads
-        Threads of a block.
+        Threads of a block that has a slot for itself.
+    cuda_graphs
+        Whether a `round_trip` is captured as a CUDA graph when it is run again.
 
     Raises
     ------
-    MissingDependency
-        cuda-python or NVRTC is not installed, or there is no driver.
-    ProviderError
+    CudaError
         Loading the kernels failed.
+    MissingDependency
+        NVRTC is not installed.
     """
 
-    def __init__(self, stream: Stream, threads: int = 1024) -> None:
-        stream.device.use()  # makes the device's primary context the current one, in which kernels are loaded
-        super().__init__(stream.handle, threads)
+    def __init__(self, stream: Stream, threads: int = 1024, *, cuda_graphs: bool = True) -> None:
+        stream.device.use()  # in whose context kernels are loaded
+        super().__init__(stream.handle, threads, stream.device)
         self._queue = stream
+        self._cuda_graphs = cuda_graphs
         self._buffers: dict[int, DeviceBuffer] = {}
         self._pinned: list[PinnedArray] = []
 
@@ -78,6 +84,24 @@ class PinnedLauncher(DriverLauncher):
             self._queue.synchronize()
             into.reshape(-1).view(np.uint8)[:] = target.values[: into.nbytes]
 
+    def round_trip(self, given: Span, made: Span, launch: Callable[[], None]) -> CapturedRoundTrip:
+        """See `coupled_sampling.backends.cuda.round_trip.RoundTripLauncher.round_trip`.
+
+        Parameters
+        ----------
+        given, made
+            Memory that `allocate` gave, or parts of it.
+        launch
+            Calls `launch`, with the same arguments every time.
+
+        Raises
+        ------
+        InvalidArgument
+            The memory is not this launcher's.
+        """
+        memories = self._part(given.pointer), self._part(made.pointer)
+        return CapturedRoundTrip(self._queue, memories, (given.size, made.size), launch, capture=self._cuda_graphs)
+
     def close(self) -> None:
         """Give all memory back; the launcher cannot be used afterwards. Twice does no harm."""
         if self._buffers or self._pinned:
@@ -106,6 +130,55 @@ class PinnedLauncher(DriverLauncher):
             if buffer.address <= pointer < buffer.address + buffer.size:
                 return buffer if pointer == buffer.address else _Part(buffer, pointer - buffer.address)
         raise InvalidArgument(f"pointer is {pointer:#x}, expected an address in memory that this launcher allocated")
+
+
+class CapturedRoundTrip:
+    """A `coupled_sampling.backends.cuda.round_trip.RoundTrip` over page-locked memory, captured when it is run again."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        memories: tuple[DeviceBuffer, DeviceBuffer],
+        sizes: tuple[int, int],
+        launch: Callable[[], None],
+        *,
+        capture: bool,
+    ) -> None:
+        self._queue, self._launch, self._capture = stream, launch, capture
+        self._there, self._back = memories
+        self._given, self._made = (stream.device.pinned((size,), np.uint8) for size in sizes)
+        self._has_run = False
+        self.graph: CapturedGraph | None = None
+
+    @property
+    def given(self) -> NDArray[np.uint8]:
+        """See `RoundTrip.given`. Waits for a run that was interrupted."""
+        if self._given.pending is not None:
+            self._queue.synchronize()
+        return self._given.values
+
+    @property
+    def made(self) -> NDArray[np.uint8]:
+        """See `RoundTrip.made`."""
+        return self._made.values
+
+    def run(self) -> None:
+        """See `RoundTrip.run`. The first time nothing is captured: kernels are loaded then, which a capture may not hold."""
+        if self.graph is None and self._has_run and self._capture:
+            with self._queue.capture() as graph:
+                self._work()
+            self.graph = graph
+        if self.graph is None:
+            self._work()
+        else:
+            self._queue.launch(self.graph)
+        self._has_run = True
+        self._queue.synchronize()
+
+    def _work(self) -> None:
+        self._queue.upload(self._there, self._given)
+        self._launch()
+        self._queue.download(self._made, self._back)
 
 
 class _Part(DeviceBuffer):

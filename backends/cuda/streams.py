@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -38,12 +37,11 @@ class Stream:
     def __init__(self, device: Device) -> None:
         device.refuse_while_capturing("a stream was asked")
         self.device = device
-        self._handle = device.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self._handle = device.call("cuStreamCreate", _NON_BLOCKING)
         self.handle = int(self._handle)
         self._pending: list[PinnedArray] = []
         self._captured: CapturedGraph | None = None
-        self._finalizer = weakref.finalize(self, device.bindings.cudaStreamDestroy, self._handle)
-        self._finalizer.atexit = False
+        self._finalizer = device.give_back_with(self, "cuStreamDestroy", self._handle)
 
     @property
     def _stream(self) -> Any:
@@ -53,25 +51,24 @@ class Stream:
 
     def upload(self, buffer: DeviceBuffer, source: PinnedArray, size: int | None = None) -> None:
         """Queue a copy of the first ``size`` bytes of ``source`` (None: all) to ``buffer``."""
-        self._copy(buffer, source, source, size, "cudaMemcpyHostToDevice")
+        self._copy(buffer, source, source, size, "cuMemcpyHtoDAsync")
 
     def download(self, target: PinnedArray, buffer: DeviceBuffer, size: int | None = None) -> None:
         """Queue a copy of the first ``size`` bytes of ``buffer`` to ``target`` (None: as much as that holds)."""
-        self._copy(target, buffer, target, size, "cudaMemcpyDeviceToHost")
+        self._copy(target, buffer, target, size, "cuMemcpyDtoHAsync")
 
-    def _copy(self, target: Memory, source: Memory, pinned: PinnedArray, size: int | None, kind: str) -> None:
+    def _copy(self, target: Memory, source: Memory, pinned: PinnedArray, size: int | None, copy: str) -> None:
         count = pinned.size if size is None else size
         if count > min(target.size, source.size):
             raise InvalidArgument(
                 f"size is {count}, expected at most {min(target.size, source.size)}, what both memories hold"
             )
-        direction = getattr(self.device.bindings.cudaMemcpyKind, kind)
-        self.device.call("cudaMemcpyAsync", target.address, source.address, count, direction, self._stream)
+        self.device.call(copy, target.address, source.address, count, self._stream)
         self._note(target, source)
 
     def clear(self, buffer: DeviceBuffer) -> None:
         """Queue filling ``buffer`` with zero bytes."""
-        self.device.call("cudaMemsetAsync", buffer.address, 0, buffer.size, self._stream)
+        self.device.call("cuMemsetD8Async", buffer.address, 0, buffer.size, self._stream)
         self._note(buffer)
 
     def _note(self, *memories: Memory) -> None:
@@ -88,8 +85,8 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait for all queued work. Errors of that work surface here."""
-        self.device.refuse_while_capturing("cudaStreamSynchronize was asked")
-        self.device.call("cudaStreamSynchronize", self._stream)
+        self.device.refuse_while_capturing("cuStreamSynchronize was asked")
+        self.device.call("cuStreamSynchronize", self._stream)
         for pinned in self._pending:
             if pinned.pending is self:
                 pinned.pending = None
@@ -110,21 +107,21 @@ class Stream:
         """
         device = self.device
         device.refuse_while_capturing("a second capture was asked")
-        mode = device.bindings.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        mode = device.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         with _no_collection():
-            device.call("cudaStreamBeginCapture", self._stream, mode)
+            device.call("cuStreamBeginCapture", self._stream, mode)
             graph = self._captured = CapturedGraph(self)
             device.capturing = self
             try:
                 yield graph
             except BaseException:
                 self._end_capture()
-                code, *abandoned = device.bindings.cudaStreamEndCapture(self._stream)
+                code, *abandoned = device.bindings.cuStreamEndCapture(self._stream)
                 if int(code) == 0 and int(abandoned[0]):
-                    device.bindings.cudaGraphDestroy(abandoned[0])
+                    device.bindings.cuGraphDestroy(abandoned[0])
                 raise
             self._end_capture()
-            captured = device.call("cudaStreamEndCapture", self._stream)
+            captured = device.call("cuStreamEndCapture", self._stream)
         graph._instantiate(captured)
 
     def _end_capture(self) -> None:
@@ -144,13 +141,13 @@ class Stream:
             raise ProviderError(
                 "memory that the graph was captured with was freed; capture it again with what took its place"
             )
-        self.device.call("cudaGraphLaunch", graph.executable, self._stream)
+        self.device.call("cuGraphLaunch", graph.executable, self._stream)
         self._mark(graph.memories)
 
     def free(self) -> None:
         """Give it back when its work is done; twice does no harm."""
         if self._finalizer.detach():
-            self.device.call("cudaStreamDestroy", self._handle)
+            self.device.call("cuStreamDestroy", self._handle)
 
 
 class CapturedGraph:
@@ -171,18 +168,17 @@ class CapturedGraph:
 
     def _instantiate(self, graph: Any) -> None:
         try:
-            self.executable = self.device.call("cudaGraphInstantiate", graph, 0)
+            self.executable = self.device.call("cuGraphInstantiate", graph, 0)
         finally:
-            self.device.call("cudaGraphDestroy", graph)
-        self._finalizer = weakref.finalize(self, self.device.bindings.cudaGraphExecDestroy, self.executable)
-        self._finalizer.atexit = False
+            self.device.call("cuGraphDestroy", graph)
+        self._finalizer = self.device.give_back_with(self, "cuGraphExecDestroy", self.executable)
 
     def free(self) -> None:
         """Give it back; twice does no harm."""
         if self.executable is not None:
             self._finalizer.detach()
             executable, self.executable = self.executable, None
-            self.device.call("cudaGraphExecDestroy", executable)
+            self.device.call("cuGraphExecDestroy", executable)
 
 
 class Event:
@@ -190,19 +186,18 @@ class Event:
 
     def __init__(self, stream: Stream) -> None:
         self.device = stream.device
-        self._event = self.device.call("cudaEventCreateWithFlags", 0)
-        self._finalizer = weakref.finalize(self, self.device.bindings.cudaEventDestroy, self._event)
-        self._finalizer.atexit = False
-        self.device.call("cudaEventRecord", self._event, stream._stream)
+        self._event = self.device.call("cuEventCreate", 0)
+        self._finalizer = self.device.give_back_with(self, "cuEventDestroy", self._event)
+        self.device.call("cuEventRecord", self._event, stream._stream)
 
     def synchronize(self) -> None:
         """Wait until it is reached. Does not release pinned arrays: `Stream.synchronize` does."""
-        self.device.refuse_while_capturing("cudaEventSynchronize was asked")
-        self.device.call("cudaEventSynchronize", self._event)
+        self.device.refuse_while_capturing("cuEventSynchronize was asked")
+        self.device.call("cuEventSynchronize", self._event)
 
     def milliseconds_since(self, earlier: Event) -> float:
         """Time on the device between ``earlier`` and this event; both must have been reached."""
-        return float(self.device.call("cudaEventElapsedTime", earlier._event, self._event))
+        return float(self.device.call("cuEventElapsedTime", earlier._event, self._event))
 
 
 class DeviceArray:

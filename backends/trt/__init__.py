@@ -1,4 +1,4 @@
-"""TensorRT: engines built from window graphs, and run as logits providers. See ``docs/tensorrt.md``.
+"""TensorRT: engines built from window graphs, and run as logits providers or as whole steps. See ``docs/tensorrt.md``.
 
 Importing this package loads no runtime; opening a provider or building an engine does.
 """
@@ -9,6 +9,7 @@ from coupled_sampling.backends.trt.messages import EngineError
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.progress import progress_bar
 from coupled_sampling.backends.trt.provider import TrtProvider
+from coupled_sampling.backends.trt.step import TrtStep
 from coupled_sampling.backends.trt.store import EngineStore
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "EngineStore",
     "Flavour",
     "TrtProvider",
+    "TrtStep",
     "build_engine",
     "find_flavour",
     "load_or_build",

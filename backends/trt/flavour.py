@@ -42,8 +42,16 @@ class Flavour:
         ------
         InvalidArgument
             ``device`` is None and the flavour builds on a GPU only.
+        MissingDependency
+            The flavour does not run on ``device``, and the other one is needed.
         """
         if self.is_portable:
+            if device is not None and not _runs_rtx(*device.compute_capability):
+                major, minor = device.compute_capability
+                raise MissingDependency(
+                    f"tensorrt-rtx runs on GPUs of compute capability 8.0, 8.6, 8.9 and 12.0 or later, but {device.name} has "
+                    f"{major}.{minor}: use tensorrt, pip install 'coupled-sampling[tensorrt]'"
+                )
             return "any of compute capability 8.0, 8.6, 8.9, 12.0 or later"
         if device is None:
             raise InvalidArgument(
@@ -51,6 +59,11 @@ class Flavour:
             )
         major, minor = device.compute_capability
         return f"{device.name}, compute capability {major}.{minor}"
+
+
+def _runs_rtx(major: int, minor: int) -> bool:
+    """Whether engines of `tensorrt-rtx` run on that compute capability (its ``ComputeCapability`` has no 9.0 and no 10.0)."""
+    return (major, minor) in ((8, 0), (8, 6), (8, 9)) or major >= 12
 
 
 def find_flavour(name: str | None = None) -> Flavour:

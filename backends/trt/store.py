@@ -19,6 +19,7 @@ from typing import Any
 
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.backends.trt.options import BuildOptions
+from coupled_sampling.backends.trt.step_graph import step_digest
 from coupled_sampling.bundle import Bundle
 from coupled_sampling.errors import OutputError
 from coupled_sampling.files import whole_folder, write_whole
@@ -36,7 +37,7 @@ class Fingerprint:
     Parameters
     ----------
     files
-        SHA-256 of the graph and of its weights' files, by name.
+        SHA-256 of the graph and of its weights' files, by name; of a step's engine also of the decision that is appended.
     flavour, version
         Which TensorRT.
     gpu
@@ -53,22 +54,25 @@ class Fingerprint:
     format: int = FORMAT
 
     @classmethod
-    def of(cls, bundle: Bundle, flavour: Flavour, gpu: str, options: BuildOptions) -> Fingerprint:
-        """The fingerprint of an engine of ``bundle``'s window graph."""
+    def of(
+        cls, bundle: Bundle, flavour: Flavour, gpu: str, options: BuildOptions, method: str | None = None
+    ) -> Fingerprint:
+        """The fingerprint of an engine of ``bundle``'s window graph, or of the step of ``method`` made from it."""
         graph, manifest = bundle.manifest.window_graph.file, bundle.manifest
         graphs = {other.file for other in manifest.step_graphs}
         graphs |= {manifest.pixel_graph.file} if manifest.pixel_graph else set()
         others = {name for name in manifest.files if name in graphs or name == manifest.tokenizer} - {graph}
         files = {name: record.sha256 for name, record in sorted(manifest.files.items()) if name not in others}
+        if method is not None:
+            files[f"decision of {method}"] = step_digest(method, manifest.vocab_size)
         return cls(files, flavour.name, flavour.version, gpu, options.record())
 
     def slot(self, graph: str) -> str:
-        """A folder's name for engines that replace each other: same graph file, flavour, GPU and options."""
+        """A folder's name for engines that replace each other: same graph, flavour, GPU and options."""
         key = json.dumps([self.gpu, self.options], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         return "-".join(
-            re.sub(r"[^\w.]+", "_", part)
-            for part in (Path(graph).stem, self.flavour, self.options["precision"], digest)
+            re.sub(r"[^\w.]+", "_", part) for part in (graph, self.flavour, self.options["precision"], digest)
         )
 
     def differences(self, other: dict[str, Any]) -> list[str]:
@@ -88,12 +92,16 @@ class EngineStore:
         The bundle.
     folder
         None is ``<bundle>.engines`` beside the bundle's folder.
+    method
+        Whose step the engines make; None for the window graph's own.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path | str | None = None) -> None:
+    def __init__(self, bundle: Bundle, folder: Path | str | None = None, method: str | None = None) -> None:
         beside = bundle.folder.absolute().with_name(f"{bundle.folder.absolute().name}.engines")
         self.folder = beside if folder is None else Path(folder)
-        self._graph = bundle.manifest.window_graph.file
+        self.method = method
+        stem = Path(bundle.manifest.window_graph.file).stem
+        self._graph = stem if method is None else f"{stem}-{method}"
 
     def place(self, fingerprint: Fingerprint) -> Path:
         """The folder of an engine."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
+from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_step import BUGS as STEP
 from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
@@ -16,4 +17,4 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *WINDOWS_AND_STEP_GRAPHS)
+BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *WINDOWS_AND_STEP_GRAPHS, *STEP_ENGINES)

@@ -26,8 +26,8 @@ BUGS = (
     Bug(
         "copy-from-the-prompt",
         DRAFTING,
-        "tokens[source if source >= context.prompt_length else position - 1]",
-        "tokens[source if source >= 0 else position - 1]",
+        "source if source >= context.prompt_length else position - 1",
+        "source if source >= first else position - 1",
         "copy:LAG copies tokens of the prompt, which are not part of the picture.",
         RULES,
     ),

@@ -1,19 +1,26 @@
 # ruff: noqa: N802, N815, N818 - names are those of CUDA
-"""A stand-in for ``cuda.bindings.runtime`` that keeps CUDA's rules and does the work, as late as it may.
+"""A stand-in for ``cuda.bindings.driver`` that keeps CUDA's rules and does the work, as late as it may.
 
 Device memory has made-up addresses, so that nothing on the host can read it by accident. Whatever is queued on a stream is done
 when the stream is synchronised and not before; until then the target of a copy to the host holds rubbish. A rule whose breach
 would be undefined behaviour or a race on a GPU raises `RuleBroken`. What CUDA reports, it reports as CUDA does: as a code.
+Kernels are left to `fake_kernels`.
 """
 
 import ctypes
 import enum
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 
 RUBBISH = 0xFF  # NaN in every floating type
 LEGACY_STREAM = 0
+ANYWHERE = {
+    *("cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute"),
+    *("cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuCtxPushCurrent"),
+}
+"""What may be called without a current context."""
 
 
 class RuleBroken(AssertionError):
@@ -21,12 +28,16 @@ class RuleBroken(AssertionError):
 
 
 class Code(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorNoDevice = 100
-    cudaErrorIllegalAddress = 700
-    cudaErrorStreamCaptureUnsupported = 900
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NOT_INITIALIZED = 3
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+
+
+SUCCESS = Code.CUDA_SUCCESS
 
 
 class Block:
@@ -62,32 +73,54 @@ class Work:
 
 
 class FakeCuda:
-    """``cuda.bindings.runtime`` with one GPU of ``memory`` bytes."""
+    """``cuda.bindings.driver`` with GPUs of ``memory`` bytes, of which the first is used."""
 
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    CUdevice_attribute = enum.IntEnum(
+        "CUdevice_attribute",
+        {
+            "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": 16,
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
+        },
+    )
+    CUevent_flags = SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
 
     def __init__(self, *, memory=2**30, name="Fake GPU", capability=(8, 0), devices=1):
         self.total, self.name, self.capability, self.devices = memory, name, capability, devices
         self.blocks, self.streams, self.failing, self.calls = {}, {}, {}, []
+        self.version, self.started, self.contexts = 13000, False, threading.local()
         self._next, self._clock = 0x7F0000000000, 0
 
     def fail(self, function, code):
-        """Let the next call of ``function`` return ``code``."""
+        """Let the next call of ``function`` return ``code``, or raise it if it is an exception."""
         self.failing[function] = code
 
     def __getattribute__(self, name):
         value = object.__getattribute__(self, name)
-        if not name.startswith("cuda") or not callable(value):
+        if not (name.startswith("cu") and name[2:3].isupper()):
             return value
 
         def called(*arguments):
             self.calls.append(name)
             if name in self.failing:
-                return (self.failing.pop(name), None)
+                failure = self.failing.pop(name)
+                if isinstance(failure, Exception):
+                    raise failure
+                return failure, None
+            if not (self.started or name == "cuInit" or name.startswith("cuGetError")):
+                return Code.CUDA_ERROR_NOT_INITIALIZED, None
+            if not (self.current() or name == "cuInit" or name.startswith("cuGetError") or name in ANYWHERE):
+                return Code.CUDA_ERROR_INVALID_CONTEXT, None
             return value(*arguments)
 
         return called
+
+    def current(self):
+        """The thread's contexts; the last is the current one."""
+        if not hasattr(self.contexts, "stack"):
+            self.contexts.stack = []
+        return self.contexts.stack
 
     # What is alive, for tests.
 
@@ -137,39 +170,70 @@ class FakeCuda:
                 block.content[:] = RUBBISH
         stream.queue.append(work)
 
-    # The runtime's functions.
+    # The driver's functions.
 
-    def cudaGetDeviceCount(self):
-        return Code.cudaSuccess, self.devices
+    def cuInit(self, flags):
+        self.started = True
+        return (SUCCESS,)
 
-    def cudaSetDevice(self, index):
-        return (Code.cudaSuccess,)
+    def cuDriverGetVersion(self):
+        return SUCCESS, self.version
 
-    def cudaGetDeviceProperties(self, index):
-        major, minor = self.capability
-        return Code.cudaSuccess, SimpleNamespace(name=self.name.encode(), major=major, minor=minor)
+    def cuDeviceGetCount(self):
+        return SUCCESS, self.devices
 
-    def cudaGetErrorName(self, code):
-        return Code.cudaSuccess, Code(code).name.encode()
+    def cuDeviceGet(self, index):
+        return SUCCESS, index
 
-    def cudaGetErrorString(self, code):
-        return Code.cudaSuccess, b"what CUDA says"
+    def cuDeviceGetName(self, size, device):
+        return SUCCESS, (self.name.encode()[: size - 1] + b"\0").ljust(size, b" ")  # as cuda-python does
 
-    def cudaMemGetInfo(self):
-        return Code.cudaSuccess, self.total - self.used(), self.total
+    def cuDeviceGetAttribute(self, attribute, device):
+        names = dict(zip(self.CUdevice_attribute, (132, *self.capability), strict=True))
+        return SUCCESS, names[attribute]
 
-    def cudaMalloc(self, size):
-        self._not_capturing("cudaMalloc")
+    def cuDevicePrimaryCtxRetain(self, device):
+        return SUCCESS, SimpleNamespace(device=device)
+
+    def cuCtxSetCurrent(self, context):
+        self.current()[-1:] = [context]
+        return (SUCCESS,)
+
+    def cuCtxPushCurrent(self, context):
+        self.current().append(context)
+        return (SUCCESS,)
+
+    def cuCtxPopCurrent(self):
+        return SUCCESS, self.current().pop()
+
+    def cuCtxGetDevice(self):
+        return SUCCESS, self.current()[-1].device
+
+    def cuGetErrorName(self, code):
+        return SUCCESS, Code(code).name.encode()
+
+    def cuGetErrorString(self, code):
+        return SUCCESS, b"what CUDA says"
+
+    def cuMemGetInfo(self):
+        return SUCCESS, self.total - self.used(), self.total
+
+    def cuMemAlloc(self, size):
+        self._not_capturing("cuMemAlloc")
         if self.used() + size > self.total:
-            return Code.cudaErrorMemoryAllocation, None
+            return Code.CUDA_ERROR_OUT_OF_MEMORY, None
+        return SUCCESS, self.take(size)
+
+    def take(self, size):
+        """The address of new memory on the device, for other stand-ins, too."""
         address = self._next
         self._next += -(-size // 256) * 256 + 4096
-        return Code.cudaSuccess, self._add(address, np.full(size, RUBBISH, np.uint8), pinned=False)
+        return self._add(address, np.full(size, RUBBISH, np.uint8), pinned=False)
 
-    def cudaMallocHost(self, size):
-        self._not_capturing("cudaMallocHost")
+    def cuMemAllocHost(self, size):
+        self._not_capturing("cuMemAllocHost")
         content = np.full(size, RUBBISH, np.uint8)
-        return Code.cudaSuccess, self._add(content.ctypes.data, content, pinned=True)
+        return SUCCESS, self._add(content.ctypes.data, content, pinned=True)
 
     def _add(self, address, content, *, pinned):
         self.blocks[address] = Block(address, content, pinned=pinned)
@@ -183,51 +247,60 @@ class FakeCuda:
         for stream in self.streams.values():  # freeing waits for the whole device
             self._finish(stream)
         block.freed = True
-        return (Code.cudaSuccess,)
+        return (SUCCESS,)
 
-    def cudaFree(self, address):
-        return self._release(address, "cudaFree", pinned=False)
+    def cuMemFree(self, address):
+        return self._release(address, "cuMemFree", pinned=False)
 
-    def cudaFreeHost(self, address):
-        return self._release(address, "cudaFreeHost", pinned=True)
+    def cuMemFreeHost(self, address):
+        return self._release(address, "cuMemFreeHost", pinned=True)
 
-    def cudaStreamCreateWithFlags(self, flags):
+    def cuStreamCreate(self, flags):
         assert flags == 1, "a blocking stream waits for the default stream"
         number = len(self.streams) + 1
         self.streams[number] = FakeStream(number)
-        return Code.cudaSuccess, self.streams[number]
+        return SUCCESS, self.streams[number]
 
-    def cudaStreamDestroy(self, handle):
-        self.stream(handle, "cudaStreamDestroy").destroyed = True
-        return (Code.cudaSuccess,)
+    def cuStreamDestroy(self, handle):
+        self.stream(handle, "cuStreamDestroy").destroyed = True
+        return (SUCCESS,)
 
-    def cudaMemcpyAsync(self, target, source, size, kind, handle):
-        stream = self.stream(handle, "cudaMemcpyAsync")
-        to, at = self.find(target, size, "cudaMemcpyAsync")
-        of, off = self.find(source, size, "cudaMemcpyAsync")
-        if (to.pinned, of.pinned) != ((False, True) if kind == 1 else (True, False)):
-            raise RuleBroken("cudaMemcpyAsync: the direction is not that of the memories")
+    def cuMemcpyHtoDAsync(self, target, source, size, handle):
+        return self._copy("cuMemcpyHtoDAsync", target, source, size, handle, pinned=(False, True))
+
+    def cuMemcpyDtoHAsync(self, target, source, size, handle):
+        return self._copy("cuMemcpyDtoHAsync", target, source, size, handle, pinned=(True, False))
+
+    def cuMemcpyDtoDAsync(self, target, source, size, handle):
+        return self._copy("cuMemcpyDtoDAsync", target, source, size, handle, pinned=(False, False))
+
+    def _copy(self, name, target, source, size, handle, *, pinned):
+        stream = self.stream(handle, name)
+        to, at = self.find(target, size, name)
+        of, off = self.find(source, size, name)
+        if (to.pinned, of.pinned) != pinned:
+            raise RuleBroken(f"{name}: the direction is not that of the memories")
 
         def run():
             to.content[at : at + size] = of.content[off : off + size]
 
         self.queue(stream, Work(run, [of], [to]))
-        return (Code.cudaSuccess,)
+        return (SUCCESS,)
 
-    def cudaMemsetAsync(self, target, value, size, handle):
-        block, at = self.find(target, size, "cudaMemsetAsync")
+    def cuMemsetD8Async(self, target, value, size, handle):
+        block, at = self.find(target, size, "cuMemsetD8Async")
 
         def run():
             block.content[at : at + size] = value
 
-        self.queue(self.stream(handle, "cudaMemsetAsync"), Work(run, [], [block]))
-        return (Code.cudaSuccess,)
+        self.queue(self.stream(handle, "cuMemsetD8Async"), Work(run, [], [block]))
+        return (SUCCESS,)
 
-    def cudaStreamSynchronize(self, handle):
-        stream = self.stream(handle, "cudaStreamSynchronize")
-        self._not_capturing("cudaStreamSynchronize")
+    def cuStreamSynchronize(self, handle):
+        stream = self.stream(handle, "cuStreamSynchronize")
+        self._not_capturing("cuStreamSynchronize")
         self._finish(stream)
-        return (Code.cudaSuccess,)
+        return (SUCCESS,)
 
     def _finish(self, stream):
         queue, stream.queue = stream.queue, []
@@ -237,57 +310,57 @@ class FakeCuda:
             if block.writer is stream:
                 block.writer = None
 
-    def cudaStreamBeginCapture(self, handle, mode):
-        self._not_capturing("cudaStreamBeginCapture")
-        self.stream(handle, "cudaStreamBeginCapture").recording = []
-        return (Code.cudaSuccess,)
+    def cuStreamBeginCapture(self, handle, mode):
+        self._not_capturing("cuStreamBeginCapture")
+        self.stream(handle, "cuStreamBeginCapture").recording = []
+        return (SUCCESS,)
 
-    def cudaStreamEndCapture(self, handle):
-        stream = self.stream(handle, "cudaStreamEndCapture")
+    def cuStreamEndCapture(self, handle):
+        stream = self.stream(handle, "cuStreamEndCapture")
         if stream.recording is None:
-            raise RuleBroken("cudaStreamEndCapture without a capture")
+            raise RuleBroken("cuStreamEndCapture without a capture")
         works, stream.recording = stream.recording, None
-        return Code.cudaSuccess, FakeGraph(works)
+        return SUCCESS, FakeGraph(works)
 
-    def cudaGraphInstantiate(self, graph, flags):
-        return Code.cudaSuccess, FakeGraph(list(graph.works))
+    def cuGraphInstantiate(self, graph, flags):
+        return SUCCESS, FakeGraph(list(graph.works))
 
-    def cudaGraphLaunch(self, graph, handle):
+    def cuGraphLaunch(self, graph, handle):
         if graph.destroyed:
-            raise RuleBroken("cudaGraphLaunch of a graph that was destroyed")
+            raise RuleBroken("cuGraphLaunch of a graph that was destroyed")
         for work in graph.works:
-            self.queue(self.stream(handle, "cudaGraphLaunch"), work)
-        return (Code.cudaSuccess,)
+            self.queue(self.stream(handle, "cuGraphLaunch"), work)
+        return (SUCCESS,)
 
-    def cudaGraphDestroy(self, graph):
+    def cuGraphDestroy(self, graph):
         graph.destroyed = True
-        return (Code.cudaSuccess,)
+        return (SUCCESS,)
 
-    cudaGraphExecDestroy = cudaGraphDestroy
+    cuGraphExecDestroy = cuGraphDestroy
 
-    def cudaEventCreateWithFlags(self, flags):
-        return Code.cudaSuccess, SimpleNamespace(stream=None, time=None)
+    def cuEventCreate(self, flags):
+        return SUCCESS, SimpleNamespace(stream=None, time=None)
 
-    def cudaEventDestroy(self, event):
-        return (Code.cudaSuccess,)
+    def cuEventDestroy(self, event):
+        return (SUCCESS,)
 
-    def cudaEventRecord(self, event, handle):
-        event.stream = self.stream(handle, "cudaEventRecord")
+    def cuEventRecord(self, event, handle):
+        event.stream = self.stream(handle, "cuEventRecord")
 
         def run():
             self._clock += 1
             event.time = self._clock
 
         self.queue(event.stream, Work(run, [], []))
-        return (Code.cudaSuccess,)
+        return (SUCCESS,)
 
-    def cudaEventSynchronize(self, event):
-        return self.cudaStreamSynchronize(event.stream)
+    def cuEventSynchronize(self, event):
+        return self.cuStreamSynchronize(event.stream)
 
-    def cudaEventElapsedTime(self, start, end):
+    def cuEventElapsedTime(self, start, end):
         if start.time is None or end.time is None:
-            raise RuleBroken("cudaEventElapsedTime of an event that was not reached")
-        return Code.cudaSuccess, float(end.time - start.time)
+            raise RuleBroken("cuEventElapsedTime of an event that was not reached")
+        return SUCCESS, float(end.time - start.time)
 
 
 def host_value(address, dtype):

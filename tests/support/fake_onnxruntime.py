@@ -27,7 +27,7 @@ SHAPES = ("Shape", "Slice", "Concat")
 
 
 class FakeRuntime:
-    """The module ``onnxruntime`` of a machine with one GPU.
+    """The module ``onnxruntime`` of a machine with ``devices`` GPUs.
 
     Parameters
     ----------
@@ -41,14 +41,23 @@ class FakeRuntime:
         Operators that TensorRT takes, where it is asked and they are not excluded.
     cuda
         A `FakeCuda` whose memory it uses, so that kernels find the logits there.
+    devices
+        How many GPUs there are.
     """
 
     __version__ = "1.31.1"
 
     def __init__(
-        self, *, on_cpu=("Slice", "Concat"), used=None, fails=None, on_tensorrt=("Gemm", "Attention", "Gelu"), cuda=None
+        self,
+        *,
+        on_cpu=("Slice", "Concat"),
+        used=None,
+        fails=None,
+        on_tensorrt=("Gemm", "Attention", "Gelu"),
+        cuda=None,
+        devices=1,
     ):
-        self.cuda = cuda
+        self.cuda, self.devices = cuda, devices
         self.on_cpu, self.used, self.fails, self.on_tensorrt = on_cpu, used, fails, on_tensorrt
         self.available = [TENSORRT, CUDA, CPU]
         self.memory, self.next, self.sessions, self.preloaded = {}, 0x7F0000000000, [], 0
@@ -64,14 +73,15 @@ class FakeRuntime:
         self.preloaded += 1
 
     def on_the_device(self, values, kind, device):
-        assert (kind, device) == ("cuda", 0)
+        assert kind == "cuda"
+        assert device < self.devices
         if self.limit is not None:
             raise RuleBroken(f"{values.shape} is allocated on the device although all is warm")
         if self.cuda is None:
             address, self.memory[self.next] = self.next, values.copy()
             self.next += -(-values.nbytes // 256) * 256 + 4096
         else:
-            _, address = self.cuda.cudaMalloc(values.nbytes)
+            address = self.cuda.take(values.nbytes)
             self.memory[address] = self.cuda.blocks[address].content.view(values.dtype).reshape(values.shape)
             self.memory[address][...] = values
         return Value(self, address, values.shape, values.dtype)
@@ -105,6 +115,8 @@ class FakeRuntime:
                 "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been "
                 "explicitly disabled by the user."
             )
+        if int(dict(providers)[CUDA]["device_id"]) >= self.devices:
+            raise RuntimeError("CUDA failure 101: invalid device ordinal ; GPU=0")
         session = Session(self, path, options, providers, enable_fallback)
         if session.captures and set(self.on_cpu) - set(SHAPES):
             raise RuntimeError(
@@ -164,6 +176,7 @@ class Session:
         self.runtime, self.options, self.providers = runtime, options, providers
         self.enable_fallback, self.runs, self.replays, self.captured = enable_fallback, 0, 0, {}
         self.settings = dict(providers)
+        (self.device,) = {int(settings["device_id"]) for settings in self.settings.values()}
         self.captures = self.settings[CUDA].get("enable_cuda_graph") == "1"
         plain = onnxruntime.SessionOptions()
         plain.intra_op_num_threads, plain.log_severity_level = 1, 3
@@ -243,7 +256,7 @@ class Session:
 
 class Binding:
     def __init__(self, session):
-        self.runtime, self.inputs, self.outputs = session.runtime, {}, {}
+        self.runtime, self.device, self.inputs, self.outputs = session.runtime, session.device, {}, {}
         self.types = {value.name: TYPES[value.type] for value in (*session.get_inputs(), *session.get_outputs())}
         self.from_host, self.to_host, self.values = set(), set(), {}
 
@@ -255,14 +268,14 @@ class Binding:
         self.from_host.add(name)
 
     def bind_input(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, self.types[name])
+        assert (device, dtype) == (self.device, self.types[name])
         if kind != "cuda":
             raise RuleBroken(f"{name} is bound from the host and would be copied once, at binding")
         self.inputs[name] = self.runtime.at(address, shape, dtype)
         self.from_host.discard(name)
 
     def bind_output(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (0, self.types[name])
+        assert (device, dtype) == (self.device if kind == "cuda" else 0, self.types[name])
         self.to_host.discard(name)
         if kind == "cuda":
             self.outputs[name] = self.runtime.at(address, shape, dtype)

@@ -11,6 +11,8 @@ undefined there raises `RuleBroken`:
 - a cache whose past and present are not at one address;
 - a capture in the first run after a shape was set, and a captured graph launched after its context was changed;
 - a KV cache written beyond its end.
+
+What TensorRT does not promise is done the other way round: ArgMax finds the last of equal entries.
 """
 
 import enum
@@ -41,7 +43,7 @@ class ErrorCode(enum.Enum):
     UNSUPPORTED_NODE = 8
 
 
-NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "BOOL": np.bool_}
 
 
 class ILayer:
@@ -187,7 +189,7 @@ class Builder:
             return None
         for layer in network._layers:
             attention = layer._attention
-            single = network._inputs[-1].dtype == DataType.FLOAT
+            single = {t.dtype for t in network._inputs if t.name.startswith("past_key")} == {DataType.FLOAT}
             if attention is not None and single and not attention.decomposable and not trt.fused_float32:
                 self.logger.log(1, "Attention operation was not supported by a dedicated kernel")
                 return None
@@ -338,13 +340,18 @@ class ICudaEngine:
         import onnxruntime
 
         model = onnx.load_from_string(graph)
+        for node in model.graph.node:
+            if node.op_type == "ArgMax":
+                node.attribute.append(onnx.helper.make_attribute("select_last_index", 1))
         self.trt, self.logger, self.profiles = trt, logger, profiles
         self.inputs = [ITensor._of(value) for value in model.graph.input]
         self.outputs = [ITensor._of(value) for value in model.graph.output]
         self.by_name = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     @property
     def num_io_tensors(self):

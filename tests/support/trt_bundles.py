@@ -5,11 +5,11 @@ import functools
 import os
 
 import numpy as np
-from fake_cuda import FakeCuda
+from fake_kernels import EmulatedCuda
 from fake_tensorrt import FakeTensorRT
 
 from coupled_sampling.backends.cuda.device import Device
-from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider
+from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
 from coupled_sampling.bundle import Defaults, GeneratedTokens, Manifest, Prompt, file_record, write_manifest
 from coupled_sampling.export import GptDescription, save_graph, window_graph
 
@@ -47,6 +47,26 @@ def write_bundle(path, *, max_window=LENGTH, change=lambda model: None, seed=0):
     return path
 
 
+def adding(values):
+    """A change of a graph: ``values`` {token: number} are added to its logits."""
+
+    def change(model):
+        import onnx
+
+        last = next(node for node in model.graph.node if "logits" in node.output)
+        last.output[list(last.output).index("logits")] = "right"
+        added = np.zeros(11, np.float32)
+        added[list(values)] = list(values.values())
+        model.graph.initializer.append(onnx.numpy_helper.from_array(added, "added"))
+        model.graph.node.append(onnx.helper.make_node("Add", ["right", "added"], ["logits"], name="adding"))
+
+    return change
+
+
+EQUAL = {2: 2.0**40, 5: 2.0**40}
+"""What makes the two largest logits equal: whatever they were is rounded away."""
+
+
 @functools.cache
 def bindings(folder):
     from trt_behind import Behind
@@ -66,7 +86,7 @@ class Machine:
     """A computer with a GPU and TensorRT, both stand-ins."""
 
     def __init__(self, *, flavour="tensorrt", cuda=None, **options):
-        self.cuda = cuda or FakeCuda()
+        self.cuda = cuda or EmulatedCuda()
         self.trt = FakeTensorRT(self.cuda, rtx=flavour == "tensorrt-rtx", **options)
         self.flavour = Flavour(flavour, self.trt.__version__, behind_bindings(flavour, self.trt))
 
@@ -84,6 +104,12 @@ class Machine:
             engines=engines,
             progress=progress,
         )
+
+    def open_step(self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), engines=None, **options):
+        """A `TrtStep`; ``cuda`` must have its emulator."""
+        chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
+        device = Device(bindings=self.cuda)
+        return TrtStep.open(bundle, flavour=self.flavour, device=device, options=chosen, engines=engines)
 
 
 def starts(*values):

@@ -335,3 +335,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) noise(const Draws draws) {
         }
     });
 }
+
+struct WindowDraws {
+    const Row* rows;
+    long long width, vocab_size;
+    float* weights;  // float32 (rows, W, V)
+};
+
+// The race weights of every slot that decides something, those of `noise` for its position. Grid (width * n, rows), n blocks for
+// a slot, any number. The rows are read when the kernel runs, so that a captured launch serves every step.
+extern "C" __global__ void __launch_bounds__(THREADS) window_noise(const WindowDraws draws) {
+    const int parts = int(gridDim.x / draws.width), slot = int(blockIdx.x) / parts, part = int(blockIdx.x) % parts;
+    const Row& row = draws.rows[blockIdx.y];
+    if (!Slot(row).decides(slot)) return;
+    float* weights = draws.weights + (blockIdx.y * draws.width + slot) * draws.vocab_size;
+    each([&](int thread) {
+        for (long long group = part * THREADS + thread; 4 * group < draws.vocab_size; group += parts * THREADS) {
+            const Words words = race_words(row.seed, row.sequence, row.start + slot + 1, int(group));
+            for (int i = 0; i < 4 && 4 * group + i < draws.vocab_size; ++i) {
+                weights[4 * group + i] = race_weight(words.word[i]);
+            }
+        }
+    });
+}

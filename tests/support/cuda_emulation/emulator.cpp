@@ -115,6 +115,7 @@ int main(int count, char** arguments) {
             else if (!strcmp(name, "target_laws")) run(target_laws, bytes, PART_THREADS);
             else if (!strcmp(name, "decide")) run(decide, bytes, THREADS);
             else if (!strcmp(name, "noise")) run(noise, bytes, THREADS);
+            else if (!strcmp(name, "window_noise")) run(window_noise, bytes, THREADS);
             else {
                 fprintf(stderr, "no kernel is called %s\n", name);
                 return 3;

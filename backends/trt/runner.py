@@ -1,0 +1,343 @@
+"""`Runner`: an engine's memory, execution contexts and CUDA graphs. What goes in and comes out is for those who use it.
+
+One run copies its inputs to the GPU, executes the engine, and copies its outputs back: one stream, and from the second run of a
+shape on one CUDA graph, captured once and launched again. Caches live on the GPU, bound as past and present at one address.
+
+Windows are padded on the right to the next window bucket. Padding writes columns behind the window, which is harmless as long as
+the next window starts at or below this one's end, as a decoding loop does; a call that would read such a column is refused. A
+window whose padding would not fit into the caches runs at its own width, without a graph. Rows are never padded.
+
+The rules that this file keeps are checked by tests against a runtime that enforces them and computes the same graph; whether a
+GPU agrees is for the tests marked ``gpu``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.cuda.device import Device, DeviceBuffer, PinnedArray
+from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
+from coupled_sampling.backends.trt.build import check_memory, load_or_build
+from coupled_sampling.backends.trt.engine import Context, Engine
+from coupled_sampling.backends.trt.flavour import Flavour, find_flavour
+from coupled_sampling.backends.trt.messages import EngineError
+from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
+from coupled_sampling.backends.trt.progress import Progress
+from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
+from coupled_sampling.backends.window_tensors import CACHE, WindowTensor, cache_names
+from coupled_sampling.bounds import check_positive
+from coupled_sampling.bundle import Bundle
+from coupled_sampling.contracts import Integers
+from coupled_sampling.errors import InvalidArgument, ProviderError
+
+__all__ = ["Place", "Runner", "Shape"]
+
+_TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "bool": "BOOL"}
+_BYTES = {"int64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}
+_COLUMNS = "kv_length"
+
+
+class Shape(NamedTuple):
+    """Shape of the windows a context is for: rows, slots, and cache columns attended to."""
+
+    rows: int
+    width: int
+    columns: int
+
+
+class Place(NamedTuple):
+    """A window in the engine: its shape with padding, whether that is a bucket's, and where it lies without padding."""
+
+    shape: Shape
+    is_bucket: bool
+    start: Integers
+    width: int
+
+
+class Prepared:
+    """A context for one shape, what TensorRT reads on the host, and, once captured, its graph."""
+
+    def __init__(self, context: Context, columns: PinnedArray) -> None:
+        self.context = context
+        self.columns = columns
+        self.graph: CapturedGraph | None = None
+        self.cannot_be_captured = False
+
+
+class Runner:
+    """An engine of a bundle, ready to run. Make one with `open`.
+
+    Parameters
+    ----------
+    bundle, engine, options, fingerprint
+        What is run; ``options`` are fitted to the graph.
+    tensors
+        All inputs and outputs of the engine.
+    crossing
+        Names of those that are copied from or to the host in every run, besides ``kv_length``.
+    cuda_graphs
+        Whether runs of a shape seen before are launched as CUDA graphs.
+
+    Attributes
+    ----------
+    memories
+        Device memory of every tensor but ``kv_length``, for the largest buckets.
+    host
+        Page-locked memory of the tensors that cross.
+    stream
+        Where all work is queued.
+    built_because
+        Why the engine was built when this was opened; "" if it was there.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        options: BuildOptions,
+        fingerprint: Fingerprint,
+        tensors: Mapping[str, WindowTensor],
+        crossing: Collection[str],
+        *,
+        cuda_graphs: bool = True,
+    ) -> None:
+        self.bundle, self.engine, self.options, self.fingerprint = bundle, engine, options, fingerprint
+        self.device, self.cuda_graphs = engine.device, cuda_graphs
+        self.max_length = bundle.manifest.window_graph.max_length
+        self.built_because = ""
+        self._tensors = dict(tensors)
+        engine.check_tensors(self._expected())
+        self.stream = Stream(self.device)
+        self.host = {
+            name: self.device.pinned((self._count(tensor),), tensor.dtype)
+            for name, tensor in self._tensors.items()
+            if name in crossing
+        }
+        self.memories: dict[str, DeviceBuffer] = {}
+        for name, tensor in self._tensors.items():
+            if name != _COLUMNS and tensor.dtype != CACHE:
+                self.memories[name] = self.device.allocate(self._count(tensor) * _BYTES[tensor.dtype])
+        for past, present in cache_names(bundle.manifest.window_graph):
+            cache = self.device.allocate(self._count(self._tensors[past]) * _BYTES[options.precision])
+            self.memories[past] = self.memories[present] = cache
+            self.stream.clear(cache)
+        self.stream.synchronize()
+        self._prepared: dict[Shape, Prepared] = {}
+        self._overwritten = np.zeros((options.batch_size, 2), np.int64)
+        """By row, the positions [first, end) that padding wrote over."""
+        self._has_padded = False
+        self._runtime_cache: tuple[EngineStore, Path] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        tensors: Mapping[str, WindowTensor],
+        crossing: Collection[str],
+        batch_size: int | None,
+        *,
+        flavour: str | Flavour | None,
+        device: int | Device,
+        options: BuildOptions | None,
+        engines: Path | str | None,
+        cuda_graphs: bool,
+        progress: Progress | None,
+        method: str | None = None,
+    ) -> Self:
+        """A runner; builds the engine if there is none that fits. ``method`` is that of a step graph, None for the window graph.
+
+        Others are those of `coupled_sampling.backends.trt.TrtProvider.open`, with its errors.
+        """
+        chosen = flavour if isinstance(flavour, Flavour) else find_flavour(flavour)
+        graph = bundle.manifest.window_graph
+        if batch_size is not None:
+            check_positive("batch_size", batch_size)
+        if options is None:
+            options = BuildOptions(row_buckets=(batch_size or 1,), precision=graph.dtype)
+        if batch_size not in (None, options.batch_size):
+            raise InvalidArgument(
+                f"batch_size is {batch_size}, but options.row_buckets is {options.row_buckets}, expected the same largest number; "
+                "give only one of them"
+            )
+        fitted = options.fitted(graph)
+        gpu = device if isinstance(device, Device) else Device(device)
+        store = EngineStore(bundle, engines, method)
+        plan, fingerprint, reason = load_or_build(bundle, chosen, gpu, fitted, store, progress)
+        check_memory(bundle, fitted, gpu, method)
+        kernels = store.cache(fingerprint, "runtime-cache")
+        engine = Engine(plan, chosen, gpu, store.read_cache(kernels))
+        runner = cls(bundle, engine, fitted, fingerprint, tensors, crossing, cuda_graphs=cuda_graphs)
+        runner.built_because = reason
+        runner._runtime_cache = (store, kernels)
+        return runner
+
+    @property
+    def name(self) -> str:
+        """The flavour's name and version."""
+        return f"{self.engine.flavour.name} {self.engine.flavour.version}"
+
+    @property
+    def captured(self) -> list[Shape]:
+        """Shapes that have a CUDA graph."""
+        return [shape for shape, prepared in self._prepared.items() if prepared.graph is not None]
+
+    def begin(self, start: Integers, width: int, bucket: int) -> Place:
+        """Where a window of ``width`` slots, padded to ``bucket`` if that fits, runs; the host's memory may be written afterwards.
+
+        Raises
+        ------
+        InvalidArgument
+            A row begins behind columns that padding wrote over.
+        """
+        if self._has_padded:
+            self._check_overwritten(start)
+        self.device.use()
+        self.stream.synchronize()  # what was queued may still be reading the host's memory
+        last = int(start.max())
+        fits = last + bucket <= self.bundle.manifest.window_graph.cache_length
+        slots = bucket if fits else width
+        columns = bucket_of(self.options.column_buckets, last + slots)
+        return Place(Shape(len(start), slots, columns), fits, start, width)
+
+    def value(self, name: str, place: Place) -> NDArray[Any]:
+        """The host's memory of a tensor, as it crosses with a window at ``place``."""
+        shape = self._tensors[name].shape(place.shape.rows, place.shape.width)
+        return self.host[name].values[: math.prod(shape)].reshape(shape)
+
+    def fill(self, place: Place, tokens: Integers) -> None:
+        """Write ``input_ids``, padded with each row's last token, and ``start``."""
+        window = self.value("input_ids", place)
+        window[:, : place.width], window[:, place.width :] = tokens, tokens[:, -1:]
+        self.value("start", place)[...] = place.start
+
+    def prepare(self, place: Place) -> Prepared:
+        """The context for a window at ``place``, made and bound the first time."""
+        if place.shape in self._prepared:
+            return self._prepared[place.shape]
+        graph, shape = self.bundle.manifest.window_graph, place.shape
+        columns = self.device.pinned((1,), np.int64)
+        columns.values[0] = shape.columns
+        if graph.has_kv_length and not self.engine.in_host_memory(_COLUMNS):
+            raise ProviderError("the engine reads kv_length on the GPU, expected on the host; please report it")
+        shapes = {
+            name: tensor.shape(shape.rows, shape.width)
+            for name, tensor in self._tensors.items()
+            if tensor.is_input and name != _COLUMNS
+        }
+        context = self.engine.context(self.options.profile_of(shape.rows, shape.width), self.stream)
+        context.bind({**self.memories, _COLUMNS: columns}, shapes)
+        return self._prepared.setdefault(shape, Prepared(context, columns))
+
+    def run(self, place: Place, before: Callable[[], None] = lambda: None) -> None:
+        """Queue a run on what lies in the host's memory; outputs that cross are there once the stream is synchronised.
+
+        ``before`` queues what else the engine needs, on the same stream. It is captured with the rest and not called again for
+        windows of the same shape: what differs between them must lie in memory.
+        """
+        prepared = self.prepare(place)
+        if self._has_padded or place.shape.width > place.width:
+            self._note_padding(place.start, place.width, place.shape.width)
+        if prepared.graph is not None:
+            self.stream.launch(prepared.graph)
+        else:
+            self._first_time(prepared, place, before)
+
+    def _first_time(self, prepared: Prepared, place: Place, before: Callable[[], None]) -> None:
+        """Run without a graph, as TensorRT wants before a capture, then capture for the next time."""
+        self._queue(prepared, place.shape, before)
+        if not (place.is_bucket and self.cuda_graphs) or prepared.cannot_be_captured:
+            return
+        self.stream.synchronize()
+        refusal = "" if prepared.context.is_capturable() else "TensorRT cannot capture them"
+        if not refusal:
+            try:
+                with self.stream.capture() as graph:
+                    self._queue(prepared, place.shape, before)
+            except (
+                EngineError
+            ) as error:  # tensorrt cannot be asked beforehand: it refuses work while a stream is captured
+                refusal = str(error)
+        if refusal:
+            prepared.cannot_be_captured = True
+            warnings.warn(
+                f"windows of {place.shape.rows} rows and {place.shape.width} slots run without a CUDA graph: {refusal}",
+                stacklevel=5,
+            )
+            return
+        graph.memories += [self.engine.scratch, *self.memories.values(), prepared.columns]
+        prepared.graph = graph
+
+    def _queue(self, prepared: Prepared, shape: Shape, before: Callable[[], None]) -> None:
+        sizes = {
+            name: math.prod(self._tensors[name].shape(shape.rows, shape.width)) * _BYTES[self._tensors[name].dtype]
+            for name in self.host
+        }
+        for name, size in sizes.items():
+            if self._tensors[name].is_input:
+                self.stream.upload(self.memories[name], self.host[name], size)
+        before()
+        prepared.context.enqueue()
+        for name, size in sizes.items():
+            if not self._tensors[name].is_input:
+                self.stream.download(self.host[name], self.memories[name], size)
+
+    def _count(self, tensor: WindowTensor) -> int:
+        """Numbers in a tensor of the largest buckets."""
+        return math.prod(tensor.shape(self.options.batch_size, self.options.max_window))
+
+    def _expected(self) -> dict[str, tuple[bool, str, tuple[int, ...]]]:
+        """What the engine's tensors must be: by name, whether an input, type, shape."""
+        types = {**_TYPES, CACHE: _TYPES[self.options.precision]}
+        return {
+            name: (tensor.is_input, types[tensor.dtype], tensor.shape(-1, -1)) for name, tensor in self._tensors.items()
+        }
+
+    def _check_overwritten(self, start: Integers) -> None:
+        first, end = self._overwritten[: len(start)].T
+        lost = (first < end) & (start > first)
+        if lost.any():
+            row = int(lost.argmax())
+            raise InvalidArgument(
+                f"row {row} starts at {start[row]}, but positions from {first[row]} on were written over by the padding of an "
+                f"earlier window; start at {first[row]} or below, or use window_buckets that need no padding"
+            )
+
+    def _note_padding(self, start: Integers, width: int, slots: int) -> None:
+        self._has_padded = True
+        first, end = self._overwritten[: len(start)].T
+        old_first, old_end = np.where(first < end, (first, end), 0)
+        after = start + width
+        if slots > width:
+            first[:], end[:] = after, np.minimum(np.maximum(old_end, start + slots), self.max_length)
+        else:
+            first[:], end[:] = np.where(old_end > after, (np.maximum(old_first, after), old_end), 0)
+
+    def close(self) -> None:
+        """Give all GPU memory back; keeps compiled kernels for the next start. Twice does no harm."""
+        if self.engine.scratch.is_freed:
+            return
+        if self._runtime_cache is not None:
+            store, path = self._runtime_cache
+            kernels = self.engine.runtime_cache()
+            if kernels and kernels != store.read_cache(path):
+                store.write_cache(path, kernels)
+            self._runtime_cache = None
+        self.stream.synchronize()
+        prepared = list(self._prepared.values())
+        self._prepared.clear()
+        for one in prepared:
+            if one.graph is not None:
+                one.graph.free()
+        memories = [*self.memories.values(), *self.host.values(), *(one.columns for one in prepared)]
+        prepared.clear()
+        self.engine.free()
+        for memory in memories:
+            memory.free()
+        self.stream.free()

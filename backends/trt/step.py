@@ -1,0 +1,244 @@
+"""`TrtStep`: a whole step of ``scd-match`` as one engine of TensorRT, and from the second step of a shape on as one CUDA graph.
+
+A step is one small upload (the window and whose noise it wants), one kernel that makes the noise where the engine reads it, the
+engine, and one small download (tokens, counts and each slot's largest logit). All of that is captured together: what changes from
+step to step lies in memory. The graph is made from the bundle's window graph when the engine is built, see
+`coupled_sampling.backends.trt.step_graph`; how it is run is in `coupled_sampling.backends.trt.runner`.
+
+Noise is that of `coupled_sampling.noise`, by the kernel ``window_noise``; a position's is made anew in every step that decides it,
+so none is ever kept that could belong to another. Tokens are those of `HostStep` over the same logits, save where two floats tie.
+
+Built, run on a stand-in, never executed on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.cuda import compile as compiling
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.cuda.kernels import ROW, Launcher, window_noise
+from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
+from coupled_sampling.backends.cuda.streams import Stream
+from coupled_sampling.backends.trt.flavour import Flavour
+from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
+from coupled_sampling.backends.trt.progress import Progress
+from coupled_sampling.backends.trt.runner import Place, Runner, Shape
+from coupled_sampling.backends.trt.step_graph import check_step, step_tensors
+from coupled_sampling.bounds import check_window
+from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.contracts import Integers, Outcome, Window
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import Method, find_method
+from coupled_sampling.noise import CounterNoise
+from coupled_sampling.target import refuse_unusable
+
+__all__ = ["TrtStep"]
+
+_METHOD = "scd-match"
+_COUNTS = ("known", "recycled", "fresh")
+_INPUTS = ("input_ids", "start", *_COUNTS, "draws", "temperature")
+_OUTPUTS = ("tokens", "committed", "highest_logits")
+
+
+class TrtStep:
+    """A `coupled_sampling.contracts.CoupledStep` over a bundle. Make one with `open`.
+
+    Attributes
+    ----------
+    method, vocab_size, batch_size, max_length, max_window
+        As in the contract; the method is ``scd-match``, ``batch_size`` and ``max_window`` are the largest buckets.
+    noise
+        The noise it draws from, as far as the loop and drafting rules are concerned.
+    bundle, flavour, device, stream, options, engine
+        What runs where. Work is on ``stream``.
+    execution_provider
+        The flavour's name and version.
+    cuda_graphs
+        Whether steps of a shape seen before are launched as CUDA graphs.
+    fingerprint
+        Of the engine in use.
+    built_because
+        Why the engine was built when this step was opened; "" if it was there.
+
+    Notes
+    -----
+    Top-k, top-p, min-p and logits processors are refused: use `KernelStep` or `HostStep`. A step that was lost on the way to the
+    loop (Ctrl-C) can be done again. One step must not be called from two threads at once.
+    """
+
+    def __init__(self, runner: Runner, launcher: Callable[[Stream], Launcher] = PinnedLauncher) -> None:
+        self.method = find_method(_METHOD)
+        self.noise = CounterNoise()
+        self.bundle, self.options, self.fingerprint = runner.bundle, runner.options, runner.fingerprint
+        self.flavour, self.device, self.engine = runner.engine.flavour, runner.device, runner.engine
+        self.stream = runner.stream
+        self.vocab_size = runner.bundle.manifest.vocab_size
+        self.batch_size, self.max_window = runner.options.batch_size, runner.options.max_window
+        self.max_length = runner.max_length
+        self.built_because = runner.built_because
+        self.execution_provider = runner.name
+        self.cuda_graphs = runner.cuda_graphs
+        self._runner = runner
+        self._launcher = launcher(runner.stream)
+        self._rows_host = self.device.pinned((self.batch_size,), ROW)
+        self._rows = self.device.allocate(self._rows_host.size)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle | str | Path,
+        method: str | Method = _METHOD,
+        batch_size: int | None = None,
+        *,
+        guidance: float = 1.0,
+        flavour: str | Flavour | None = None,
+        device: int | Device = 0,
+        options: BuildOptions | None = None,
+        engines: Path | str | None = None,
+        cuda_graphs: bool = True,
+        progress: Progress | None = None,
+    ) -> Self:
+        """A step for a bundle; builds the engine if there is none that fits, which takes from seconds to minutes.
+
+        Parameters
+        ----------
+        bundle
+            A `Bundle`, or what `coupled_sampling.open_bundle` takes. It needs no step graph of its own.
+        method, guidance
+            ``scd-match`` and 1: TensorRT makes no other step.
+        batch_size, flavour, device, options, engines, cuda_graphs, progress
+            As for `coupled_sampling.backends.trt.TrtProvider.open`.
+
+        Raises
+        ------
+        BundleError, InvalidArgument, OutputError
+            The bundle, an option or the folder cannot be used; or ``method`` or ``guidance`` is not what TensorRT can do: says why,
+            and what can.
+        CudaError
+            There is no such GPU, or no memory.
+        EngineError
+            TensorRT failed: its own message, the node, and the option to try.
+        MissingDependency
+            ``tensorrt`` or ``tensorrt-rtx``, ``cuda-python``, NVRTC or ``onnx`` is missing, or the NVIDIA driver is missing or too
+            old. Looked for before an engine is built.
+        ProviderError
+            The GPU has too little memory; says how much is needed.
+        """
+        found = check_step(method, guidance)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        compiling.require_nvrtc()
+        return cls(
+            Runner.open(
+                opened,
+                step_tensors(opened.manifest),
+                {*_INPUTS, *_OUTPUTS},
+                batch_size,
+                flavour=flavour,
+                device=device,
+                options=options,
+                engines=engines,
+                cuda_graphs=cuda_graphs,
+                progress=progress,
+                method=found.name,
+            )
+        )
+
+    @property
+    def captured(self) -> list[Shape]:
+        """Shapes that have a CUDA graph."""
+        return self._runner.captured
+
+    def prepare(self, rows: int | None = None) -> None:
+        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
+
+        Writes into the caches: call it before any sequence is begun.
+        """
+        count = self.batch_size if rows is None else rows
+        zeros = np.zeros(count, np.int64)
+        nothing: list[None] = [None] * count
+        for width in self.options.window_buckets:
+            tokens = np.zeros((count, width), np.int64)
+            draws = np.zeros(count, np.bool_)
+            self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        """Nothing is kept that belongs to a sequence."""
+
+    def step(self, window: Window) -> Outcome:
+        """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
+
+        Raises
+        ------
+        InvalidArgument
+            The window is out of bounds or asks for what the engine does not do; nothing was run.
+        InvalidLogits
+            A wanted logit is NaN or +inf, or all of a slot's are -inf.
+        ProviderError
+            TensorRT or CUDA failed.
+        """
+        check_window(self, window.tokens, window.start)
+        self._refuse(window)
+        runner, width = self._runner, window.tokens.shape[1]
+        place = runner.begin(window.start, width, bucket_of(self.options.window_buckets, width))
+        runner.fill(place, window.tokens)
+        for name in _COUNTS:
+            runner.value(name, place)[...] = getattr(window, name)
+        runner.value("draws", place)[...] = self._fill_rows(window)
+        runner.value("temperature", place)[...] = [
+            1.0 if info is None else info.sampling.temperature for info in window.rows
+        ]
+        runner.run(place, before=lambda: self._make_noise(place))
+        self.stream.synchronize()
+        tokens, committed, highest = (runner.value(name, place) for name in _OUTPUTS)
+        slot = np.arange(width)
+        end = (window.known + window.recycled + window.fresh)[:, None]
+        decides = window.draws[:, None] & (slot >= window.known[:, None] - 1) & (slot < end)
+        refuse_unusable(highest[:, :width], window.start[:, None] + slot + 1, decides)
+        return Outcome(tokens[:, :width].copy(), committed.copy())
+
+    def _refuse(self, window: Window) -> None:
+        for b, info in enumerate(window.rows):
+            if info is None:
+                continue
+            if info.sampling.processors:
+                raise InvalidArgument(
+                    f"row {b} has logits processors, which need the logits on the host; use HostStep over TrtProvider (--step host)"
+                )
+            if info.sampling.warps:
+                raise InvalidArgument(
+                    f"row {b} asks for {info.sampling}, expected neither top-k, top-p nor min-p for a step in TensorRT: warped "
+                    "step graphs sum in float64, which TensorRT narrows; use KernelStep over TrtProvider (--step kernels)"
+                )
+
+    def _fill_rows(self, window: Window) -> NDArray[np.int64]:
+        """Whose noise is wanted where, for the kernel; returns which rows have some, and so decide."""
+        table = self._rows_host.values[: len(window.rows)]
+        table[...] = 0
+        for name in ("start", *_COUNTS):
+            table[name] = getattr(window, name)
+        for b, info in enumerate(window.rows):
+            if info is not None and window.draws[b]:
+                table["draws"][b], table["seed"][b], table["sequence"][b] = 1, info.seed, info.sequence
+        return np.asarray(table["draws"])
+
+    def _make_noise(self, place: Place) -> None:
+        """Queue what makes the engine's noise."""
+        rows, width, _ = place.shape
+        self.stream.upload(self._rows, self._rows_host, rows * ROW.itemsize)
+        weights = self._runner.memories["noise"].address
+        window_noise(self._launcher, self._rows.address, rows, width, self.vocab_size, weights)
+
+    def close(self) -> None:
+        """Give all GPU memory back; the step cannot be used afterwards. Keeps compiled kernels for the next start.
+
+        Twice does no harm.
+        """
+        self._runner.close()
+        for memory in (self._rows, self._rows_host):
+            memory.free()
