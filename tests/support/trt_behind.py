@@ -39,7 +39,7 @@ class Behind:
     Attributes
     ----------
     used
-        Pairs of owner and member, with how: "get", "set", or the number of arguments of a call.
+        Owner, member and use: "get", "set", or the number of arguments of a call. The values are nothing; the order is kept.
     failing
         (owner, member) that fails: the bindings are told 0.
     """
@@ -56,8 +56,7 @@ class Behind:
         return Module(self, stand_in)
 
     def note(self, owner, member, use):
-        self.used[owner, member, use] = True
-        return (owner, member) == self.failing
+        self.used[owner, member, use] = None
 
     def through(self, owner, member, ask, call, returns):
         """The result of ``call`` of the bindings, when what they call gives the result of ``ask``, of the stand-in."""
@@ -232,7 +231,7 @@ class Both:
         return found
 
 
-def decode(behind, folder, report):
+def decode(behind, folder):
     """What a user does: build, decode, prepare, look, close, and open again; and two builds that cannot succeed."""
     from trt_bundles import Machine, some_tokens, starts, write_bundle
 
@@ -245,7 +244,7 @@ def decode(behind, folder, report):
 
     write_bundle(folder / "toy")
     machine = Paired()
-    provider = machine.open(folder / "toy", columns=(16,), workspace_bytes=1 << 40, detailed=True, progress=report)
+    provider = machine.open(folder / "toy", columns=(16,), workspace_bytes=1 << 40, detailed=True)
     for width, start in ((4, 0), (4, 4), (1, 8)):
         provider.forward(some_tokens(2, width), starts(start, start))
     provider.prepare(1)
@@ -272,7 +271,7 @@ def main(folder):
     def run():
         warnings.simplefilter("ignore")
         with tempfile.TemporaryDirectory() as scratch:
-            return decode(behind, Path(scratch), lambda done, phase: None)
+            return decode(behind, Path(scratch))
 
     logits = run()
     used = list(behind.used)
