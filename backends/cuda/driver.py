@@ -13,12 +13,15 @@ from typing import Any
 
 from coupled_sampling.errors import MissingDependency, ProviderError
 
-__all__ = ["INSTALL", "OLDEST_DRIVER", "CudaError", "Driver"]
+__all__ = ["CAPTURE_CODES", "INSTALL", "OLDEST_DRIVER", "CudaError", "Driver"]
 
 INSTALL = "pip install 'coupled-sampling[gpu]'"
 
 OLDEST_DRIVER = 13000
 """What ``cuDriverGetVersion`` gives at least: NVRTC and TensorRT are those of CUDA 13."""
+
+CAPTURE_CODES = range(900, 910)
+"""Codes of ``CUresult`` that say that work cannot be captured: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED and those after it."""
 
 _REMEDIES = {
     2: "free GPU memory: close other programs (nvidia-smi lists them), or use fewer rows, a smaller model or narrower precision",

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.cuda.device import Device, DeviceBuffer, PinnedArray
+from coupled_sampling.backends.cuda.driver import CAPTURE_CODES, CudaError
 from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
 from coupled_sampling.backends.trt.build import check_memory, load_or_build
 from coupled_sampling.backends.trt.engine import Context, Engine
@@ -260,9 +261,11 @@ class Runner:
             try:
                 with self.stream.capture() as graph:
                     self._queue(prepared, place.shape, before)
-            except (
-                EngineError
-            ) as error:  # tensorrt cannot be asked beforehand: it refuses work while a stream is captured
+            except EngineError as error:  # `tensorrt` cannot be asked beforehand; it refuses in a capture
+                refusal = str(error)
+            except CudaError as error:  # or queues what a capture may not hold
+                if error.code not in CAPTURE_CODES:
+                    raise
                 refusal = str(error)
         if refusal:
             prepared.cannot_be_captured = True
