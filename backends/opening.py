@@ -104,9 +104,7 @@ def open_provider(
     check_backend(backend, threads, engines, device, cuda_graphs)
     check_positive("batch_size", batch_size)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if max_window is not None:
-        check_positive("max_window", max_window)
-        max_window = min(max_window, opened.manifest.window_graph.max_window)
+    max_window = _fitting(opened, max_window)
     if backend == "cpu":
         if on_device:
             raise InvalidArgument("on_device is True, but backend is 'cpu'; expected a back end on a GPU")
@@ -256,10 +254,7 @@ def open_graph_step(
 
         found = check_step(method, guidance, warped=warped)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        if max_window is not None:
-            check_positive("max_window", max_window)
-            max_window = min(max_window, opened.manifest.window_graph.max_window)
-        options = _engine_options(opened, batch_size, max_window)
+        options = _engine_options(opened, batch_size, _fitting(opened, max_window))
         return TrtStep.open(
             opened,
             found,
@@ -362,6 +357,14 @@ def check_backend(
             "cuda_graphs is True, but backend 'ort-tensorrt' cannot capture a model that TensorRT and CUDA share; leave it out, "
             "or choose one of cuda, tensorrt, tensorrt-rtx"
         )
+
+
+def _fitting(bundle: Bundle, max_window: int | None) -> int | None:
+    """``max_window``, or what the bundle holds if that is less."""
+    if max_window is None:
+        return None
+    check_positive("max_window", max_window)
+    return min(max_window, bundle.manifest.window_graph.max_window)
 
 
 def _engine_options(bundle: Bundle, batch_size: int, max_window: int | None) -> BuildOptions:

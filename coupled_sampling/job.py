@@ -206,56 +206,28 @@ class Job:
             )
         return "graph" if found else "host"
 
+    def _place(self) -> dict[str, Any]:
+        """Where models run and how, as all functions take it that open one."""
+        given = {name: getattr(self.arguments, name) for name in ("threads", "device", "cuda_graphs", "engines")}
+        return {"max_window": self._max_window, **given}
+
     def open_provider(self) -> LogitsProvider:
         """A provider of its own, guided if asked for."""
         unconditional = self.bundle.manifest.unconditional_prompt
         guided = self.guidance != 1 and unconditional is not None
         with progress_bar("building the engine") as progress:
-            provider = open_provider(
-                self.bundle,
-                self.arguments.backend,
-                2 * self._rows() if guided else self._rows(),
-                threads=self.arguments.threads,
-                max_window=self._max_window,
-                device=self.arguments.device,
-                cuda_graphs=self.arguments.cuda_graphs,
-                engines=self.arguments.engines,
-                progress=progress,
-            )
+            rows = 2 * self._rows() if guided else self._rows()
+            provider = open_provider(self.bundle, self.arguments.backend, rows, progress=progress, **self._place())
         return GuidedProvider(provider, self.guidance, unconditional) if guided and unconditional else provider
 
     def open_step(self, method: str) -> CoupledStep:
         """A step of its own that is not the library's: a step graph's, or of CUDA kernels."""
-        if self.step_of(method) == "graph":
-            with progress_bar("building the engine") as progress:
-                return open_graph_step(
-                    self.bundle,
-                    method,
-                    self.arguments.backend,
-                    self._rows(),
-                    warped=self.sampling.warps,
-                    guidance=self.guidance,
-                    threads=self.arguments.threads,
-                    max_window=self._max_window,
-                    device=self.arguments.device,
-                    cuda_graphs=self.arguments.cuda_graphs,
-                    engines=self.arguments.engines,
-                    progress=progress,
-                )
+        what = self.bundle, method, self.arguments.backend, self._rows()
         with progress_bar("building the engine") as progress:
-            return open_kernel_step(
-                self.bundle,
-                method,
-                self.arguments.backend,
-                self._rows(),
-                guidance=self.guidance,
-                threads=self.arguments.threads,
-                max_window=self._max_window,
-                device=self.arguments.device,
-                cuda_graphs=self.arguments.cuda_graphs,
-                engines=self.arguments.engines,
-                progress=progress,
-            )
+            settings: dict[str, Any] = {"guidance": self.guidance, "progress": progress, **self._place()}
+            if self.step_of(method) == "graph":
+                return open_graph_step(*what, warped=self.sampling.warps, **settings)
+            return open_kernel_step(*what, **settings)
 
     def open_model(self, method: str) -> LogitsProvider | CoupledStep:
         """What ``method`` runs on: a provider where the library decides, else a step."""

@@ -233,7 +233,7 @@ def test_what_the_bindings_do_not_take_is_noticed_behind_them(name):
 
 
 def test_the_tests_of_the_backend_pass_behind_the_bindings(name):
-    """Those of building and of the provider, without the slowest."""
+    """Those of building, of the provider and of the step, without the slowest."""
     slow = "not guide and not killed and not importing and not random_calls and not after_padding and not tokens_of_the"
     files = [str(Path(__file__).with_name(f"test_trt_{part}.py")) for part in ("build", "provider", "step")]
     said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", slow, *files, TENSORRT_BEHIND=FOLDERS[name])

@@ -15,7 +15,7 @@ from coupled_sampling.backends.cuda.streams import DeviceArray
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
-from coupled_sampling.backends.trt.runner import Runner, Shape
+from coupled_sampling.backends.trt.runner import OnEngine, Runner
 from coupled_sampling.backends.window_tensors import window_tensors
 from coupled_sampling.bounds import check_window
 from coupled_sampling.bundle import Bundle, open_bundle
@@ -24,7 +24,7 @@ from coupled_sampling.contracts import Array, Integers
 __all__ = ["TrtProvider"]
 
 
-class TrtProvider:
+class TrtProvider(OnEngine):
     """A `coupled_sampling.contracts.LogitsProvider` over a bundle. Make one with `open`.
 
     Attributes
@@ -49,17 +49,8 @@ class TrtProvider:
     """
 
     def __init__(self, runner: Runner) -> None:
-        self.bundle, self.options, self.fingerprint = runner.bundle, runner.options, runner.fingerprint
-        self.flavour, self.device, self.engine = runner.engine.flavour, runner.device, runner.engine
-        self.stream = runner.stream
-        self.vocab_size = runner.bundle.manifest.vocab_size
-        self.batch_size, self.max_window = runner.options.batch_size, runner.options.max_window
-        self.max_length = runner.max_length
-        self.built_because = runner.built_because
+        super().__init__(runner)
         self.on_device = "logits" not in runner.host
-        self.cuda_graphs = runner.cuda_graphs
-        self.execution_provider = runner.name
-        self._runner = runner
 
     @classmethod
     def open(
@@ -128,11 +119,6 @@ class TrtProvider:
                 progress=progress,
             )
         )
-
-    @property
-    def captured(self) -> list[Shape]:
-        """Shapes that have a CUDA graph."""
-        return self._runner.captured
 
     def prepare(self, rows: int | None = None) -> None:
         """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.

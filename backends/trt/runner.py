@@ -38,7 +38,7 @@ from coupled_sampling.bundle import Bundle
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument, ProviderError
 
-__all__ = ["Place", "Runner", "Shape"]
+__all__ = ["OnEngine", "Place", "Runner", "Shape"]
 
 _TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "bool": "BOOL"}
 _BYTES = {"int64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}
@@ -344,3 +344,23 @@ class Runner:
         for memory in memories:
             memory.free()
         self.stream.free()
+
+
+class OnEngine:
+    """What a provider and a step over an engine have in common: what they tell of their `Runner`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.bundle, self.options, self.fingerprint = runner.bundle, runner.options, runner.fingerprint
+        self.flavour, self.device, self.engine = runner.engine.flavour, runner.device, runner.engine
+        self.stream, self.cuda_graphs = runner.stream, runner.cuda_graphs
+        self.vocab_size = runner.bundle.manifest.vocab_size
+        self.batch_size, self.max_window = runner.options.batch_size, runner.options.max_window
+        self.max_length = runner.max_length
+        self.built_because = runner.built_because
+        self.execution_provider = runner.name
+        self._runner = runner
+
+    @property
+    def captured(self) -> list[Shape]:
+        """Shapes that have a CUDA graph."""
+        return self._runner.captured

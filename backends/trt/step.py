@@ -28,7 +28,7 @@ from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
-from coupled_sampling.backends.trt.runner import Place, Runner, Shape
+from coupled_sampling.backends.trt.runner import OnEngine, Place, Runner
 from coupled_sampling.backends.trt.step_graph import check_step, step_tensors
 from coupled_sampling.bounds import check_window
 from coupled_sampling.bundle import Bundle, open_bundle
@@ -46,7 +46,7 @@ _INPUTS = ("input_ids", "start", *_COUNTS, "draws", "temperature")
 _OUTPUTS = ("tokens", "committed", "highest_logits")
 
 
-class TrtStep:
+class TrtStep(OnEngine):
     """A `coupled_sampling.contracts.CoupledStep` over a bundle. Make one with `open`.
 
     Attributes
@@ -73,18 +73,9 @@ class TrtStep:
     """
 
     def __init__(self, runner: Runner, launcher: Callable[[Stream], Launcher] = PinnedLauncher) -> None:
+        super().__init__(runner)
         self.method = find_method(_METHOD)
         self.noise = CounterNoise()
-        self.bundle, self.options, self.fingerprint = runner.bundle, runner.options, runner.fingerprint
-        self.flavour, self.device, self.engine = runner.engine.flavour, runner.device, runner.engine
-        self.stream = runner.stream
-        self.vocab_size = runner.bundle.manifest.vocab_size
-        self.batch_size, self.max_window = runner.options.batch_size, runner.options.max_window
-        self.max_length = runner.max_length
-        self.built_because = runner.built_because
-        self.execution_provider = runner.name
-        self.cuda_graphs = runner.cuda_graphs
-        self._runner = runner
         self._launcher = launcher(runner.stream)
         self._rows_host = self.device.pinned((self.batch_size,), ROW)
         self._rows = self.device.allocate(self._rows_host.size)
@@ -148,11 +139,6 @@ class TrtStep:
                 method=found.name,
             )
         )
-
-    @property
-    def captured(self) -> list[Shape]:
-        """Shapes that have a CUDA graph."""
-        return self._runner.captured
 
     def prepare(self, rows: int | None = None) -> None:
         """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
