@@ -37,7 +37,7 @@ test-torch: $(VENV)/.dev
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest -rs tests/test_javascript.py
+	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py

@@ -15,10 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coupled_sampling.backends.ort import OrtProvider
-from coupled_sampling.backends.ort_step import OrtStep
+from coupled_sampling.backends.ort.provider import OrtProvider
+from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.bounds import check_positive
-from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import LogitsProvider
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
@@ -26,7 +26,7 @@ from coupled_sampling.methods import Method, find_method
 if TYPE_CHECKING:
     from coupled_sampling.backends.cuda.device import Device
     from coupled_sampling.backends.cuda.kernel_step import KernelStep
-    from coupled_sampling.backends.ort_step import OrtStep
+    from coupled_sampling.backends.ort.step import OrtStep
     from coupled_sampling.backends.trt import TrtStep
     from coupled_sampling.backends.trt.options import BuildOptions
     from coupled_sampling.backends.trt.progress import Progress
@@ -123,8 +123,8 @@ def open_provider(
             cuda_graphs=cuda_graphs is not False,
             progress=progress,
         )
-    from coupled_sampling.backends.ort_cuda import OrtCudaProvider
-    from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
+    from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
+    from coupled_sampling.backends.ort.tensorrt import TensorrtOptions
 
     tensorrt = TensorrtOptions(engines, max_window=max_window) if backend == "ort-tensorrt" else None
     return OrtCudaProvider.open_on_gpu(
@@ -265,8 +265,8 @@ def open_graph_step(
             cuda_graphs=cuda_graphs is not False,
             progress=progress,
         )
-    from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
-    from coupled_sampling.backends.ort_step import OrtStep
+    from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
+    from coupled_sampling.backends.ort.step import OrtStep
 
     settings: dict[str, Any] = {"warped": warped, "guidance": guidance, "threads": threads}
     if backend == "cuda":

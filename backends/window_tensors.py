@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from coupled_sampling.manifest import Manifest, WindowGraph
+from coupled_sampling.bundles.manifest import Manifest, WindowGraph
 
 __all__ = ["CACHE", "WindowTensor", "cache_names", "cache_shape", "window_tensors"]
 

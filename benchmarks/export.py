@@ -109,7 +109,7 @@ def export_by_torch(source: str, out: str) -> None:
     """The other process that is measured."""
     from export_torch import read
 
-    from coupled_sampling.export.torch_module import export_module
+    from coupled_sampling.export.torch.module import export_module
 
     began = time.perf_counter()
     decoder, cache = read(Path(source), POSITIONS)

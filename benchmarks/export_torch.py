@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
-from coupled_sampling.export.torch_module import CacheShape, WindowCache
+from coupled_sampling.export.torch.module import CacheShape, WindowCache
 
 Config = Mapping[str, Any]
 

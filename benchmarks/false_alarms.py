@@ -15,8 +15,8 @@ import numpy as np
 import scipy
 from scipy import stats
 
-from coupled_sampling.testing.counting import Cells, count_test, distance_of
-from coupled_sampling.testing.permutation import Shuffles, margins_of, statistics_of
+from coupled_sampling.testing.samples.counting import Cells, count_test, distance_of
+from coupled_sampling.testing.samples.permutation import Shuffles, margins_of, statistics_of
 
 DRAWS, OTHERS, SHUFFLED, SHUFFLES = 500, 700, 150, 199
 ALPHAS = (0.05, 0.01)

@@ -37,8 +37,8 @@ from typing import Any
 
 from gpu_parts import BACKENDS, METHODS, run_part
 
+from coupled_sampling.bundles.files import check_writable, write_whole
 from coupled_sampling.errors import CoupledSamplingError, MissingDependency
-from coupled_sampling.files import check_writable, write_whole
 
 LISTS = ("decisions", "decoding", "problems")
 MOST_SECONDS = {"machine": 60, "kernels": 90, "model": 240, "decoding": 240}

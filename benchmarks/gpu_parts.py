@@ -232,8 +232,8 @@ def open_model(backend: str, bundle: Path, window: int, device: Device) -> tuple
             bundle, flavour=backend, device=device, options=engine_options(window), on_device=True
         )
         return provider, provider.stream
-    from coupled_sampling.backends.ort_cuda import OrtCudaProvider
-    from coupled_sampling.backends.ort_tensorrt import TensorrtOptions
+    from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
+    from coupled_sampling.backends.ort.tensorrt import TensorrtOptions
 
     # Rounded products would do here, where no law is checked; but the figures are to be beside those of cuda.
     tensorrt = TensorrtOptions(max_window=window) if backend == "ort-tensorrt" else None
@@ -262,7 +262,7 @@ def decoding_by_step_graph(
     bundle: Path | str, method: str, window: int, length: int, device: int = 0
 ) -> dict[str, Any]:
     """Tokens per second of one sequence that the step graph of ``bundle`` decides, run by ONNX Runtime on the GPU."""
-    from coupled_sampling.backends.ort_cuda_step import OrtCudaStep
+    from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
 
     step = OrtCudaStep.open_on_gpu(bundle, method, device=device)
     return {"decided_by": "step graph", **timed_decoding(step, window, length)}

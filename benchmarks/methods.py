@@ -15,8 +15,8 @@ import os
 import numpy as np
 
 from coupled_sampling import open_bundle
-from coupled_sampling.backends.ort import OrtProvider
-from coupled_sampling.comparison import compare
+from coupled_sampling.backends.ort.provider import OrtProvider
+from coupled_sampling.cli.comparison import compare
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from coupled_sampling.backends.concatenated import ConcatenatedProvider
+from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 
 
 def seconds(model: ConcatenatedProvider, way: str, tokens: np.ndarray, start: np.ndarray) -> float:

@@ -24,12 +24,12 @@ import onnx
 
 from coupled_sampling import Decoder, HostStep, Request
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.ort_step import OrtStep
-from coupled_sampling.backends.session import open_session
-from coupled_sampling.bundle import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
+from coupled_sampling.backends.ort.session import open_session
+from coupled_sampling.backends.ort.step import OrtStep
+from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
 from coupled_sampling.contracts import CoupledStep, Integers, Outcome, Window
 from coupled_sampling.export import GptDescription, save_graph, window_graph
-from coupled_sampling.export.step_graph import step_graph
+from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.testing import StepComparison, TieReport
 
 SIZES = ((1, 32, 8192), (4, 16, 8192), (1, 32, 65536))

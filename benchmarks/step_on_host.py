@@ -3,9 +3,10 @@
     python benchmarks/step_on_host.py [--rows 1] [--window 64] [--steps 2000] [--json FILE]
 
 On a GPU the host's part comes on top of the model and the kernels, for they are waited for in every step. Here the driver is the
-stand-in of the tests (``tests/support/libcuda``), built without its kernels. So what is timed is all that Python does: the decoding
-loop, `KernelStep` with a provider whose logits are there already, and cuda-python's calls; with the step's CUDA graph and without.
-NVIDIA's own time in those calls is missing. Medians over steps, in microseconds. Needs Linux and g++, no GPU.
+stand-in of the tests (``tests/standins/libcuda``), built without its kernels. So what is timed is all that Python does:
+the decoding loop, `KernelStep` with a provider whose logits are there already, and cuda-python's calls; with the step's
+CUDA graph and without. NVIDIA's own time in those calls is missing. Medians over steps, in microseconds. Needs Linux and
+g++, no GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.contracts import Integers, Outcome, Window
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
-SUPPORT = Path(__file__).parents[1] / "tests" / "support"
+STANDINS = Path(__file__).parents[1] / "tests" / "standins"
 VOCAB_SIZE, MAX_LENGTH = 1000, 1 << 20
 
 
@@ -93,9 +94,9 @@ def with_the_stand_in() -> int:
             f"-DPART_THREADS={PART_THREADS}",
             f"-DCHUNK={CHUNK}",
             f"-I{name}",
-            f"-I{SUPPORT / 'cuda_emulation'}",
+            f"-I{STANDINS / 'cuda_emulation'}",
         ]
-        source = SUPPORT / "libcuda" / "libcuda.cpp"
+        source = STANDINS / "libcuda" / "libcuda.cpp"
         subprocess.run(["g++", *options, str(source), "-o", str(Path(name, "libcuda.so.1"))], check=True)
         environment = {**os.environ, "LD_LIBRARY_PATH": name, "STEP_ON_HOST": name}
         return subprocess.run([sys.executable, *sys.argv], env=environment).returncode

@@ -23,7 +23,7 @@ from step_graph import bundle_of
 
 from coupled_sampling import Decoder, Request
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Sampling
 
 WIDTHS: tuple[int | str, ...] = (1, 2, 4, 8, 12, 16, 24, 32, "auto")

@@ -12,16 +12,16 @@ ordinary autoregressive sampling. Contents, each module opening with its idea:
 - `backends`, `export`: models run by ONNX Runtime; graphs written without PyTorch. Neither is imported from here.
 """
 
-from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Outcome, Sampling, Window
 from coupled_sampling.decoding import Commit, Decoder, Request
 from coupled_sampling.drafting import DraftModel
 from coupled_sampling.errors import CoupledSamplingError
 from coupled_sampling.generation import Generation, generate, stream
 from coupled_sampling.guidance import GuidedProvider
+from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import METHODS, Method
 from coupled_sampling.noise import CounterNoise, Noise
-from coupled_sampling.step import HostStep
 from coupled_sampling.trace import Trace, summarise
 from coupled_sampling.windows import WindowRule, WindowSearch
 

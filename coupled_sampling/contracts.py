@@ -6,7 +6,7 @@ state for a position is replaced whenever that position is forwarded again, so u
 method for prompts, because a prompt is a run of known tokens.
 
 A **coupled step** is one forward pass plus acceptance and redrafting. The decoding loop talks to nothing else.
-`coupled_sampling.step.HostStep` makes one from any provider; a backend may do the whole step where the logits are.
+`coupled_sampling.host_step.HostStep` makes one from any provider; a backend may do the whole step where the logits are.
 
 Words are those of the project: a *window* is the consecutive positions forwarded in one step, known (committed) tokens
 first, then drafts; a *slot* is an index into it. Slot j's context is the slots before it and the state below ``start``.

@@ -37,10 +37,10 @@ from coupled_sampling.contracts import (
 )
 from coupled_sampling.drafting import DraftContext, Drafting, find_drafting
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise, Noise
 from coupled_sampling.requests import Commit, Request
-from coupled_sampling.step import HostStep
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule, find_window_rule
 

@@ -16,21 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling import __version__
-from coupled_sampling.bundle import file_record, write_manifest
+from coupled_sampling.bundles.files import whole_folder
+from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
+from coupled_sampling.bundles.opening import file_record, write_manifest
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
-from coupled_sampling.export.decoder_graph import write_decoder_graph
-from coupled_sampling.export.description import DecoderDescription
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.contract import Exportable
-from coupled_sampling.export.reference import reference_logits
+from coupled_sampling.export.graphs.decoder import write_decoder_graph
+from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.reference import reference_logits
+from coupled_sampling.export.graphs.storage import Storage
+from coupled_sampling.export.pictures import PictureDecoder, open_picture_decoder, write_vq_pixel_graph
 from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
-from coupled_sampling.export.storage import Storage
-from coupled_sampling.export.vq import PictureDecoder, open_picture_decoder, write_vq_pixel_graph
-from coupled_sampling.files import whole_folder
-from coupled_sampling.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
 
 __all__ = ["CHECKED_TOKENS", "ExportSettings", "Exported", "export_checkpoint"]
 
@@ -274,7 +274,7 @@ def _difference(model: Exportable, folder: Path, settings: ExportSettings) -> fl
     CheckpointError
         Weights were stored as they are, and the difference is more than rounding.
     """
-    from coupled_sampling.backends.ort import OrtProvider
+    from coupled_sampling.backends.ort.provider import OrtProvider
 
     count = min(CHECKED_TOKENS, model.description.positions)
     tokens = np.random.default_rng(0).integers(0, model.description.vocab_size, count)

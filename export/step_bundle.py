@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.bundle import Bundle, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.files import whole_folder
+from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
+from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
 from coupled_sampling.errors import InvalidArgument, OutputError
-from coupled_sampling.export.decision_graph import STEP_METHODS
-from coupled_sampling.export.graph import require_onnx, save_graph
-from coupled_sampling.export.step_graph import step_graph
-from coupled_sampling.files import whole_folder
-from coupled_sampling.manifest import MANIFEST, Manifest, StepGraph
+from coupled_sampling.export.graphs.builder import require_onnx, save_graph
+from coupled_sampling.export.graphs.decision import STEP_METHODS
+from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import find_method
 
 __all__ = ["WEIGHTS", "add_step_graphs", "check_replaceable", "checked_methods", "write_step_graphs"]

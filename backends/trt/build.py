@@ -21,7 +21,7 @@ from coupled_sampling.backends.trt.progress import Progress, interruptible, prog
 from coupled_sampling.backends.trt.step_graph import append_step
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
 from coupled_sampling.backends.window_tensors import cache_shape
-from coupled_sampling.bundle import Bundle
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import ProviderError
 
 __all__ = ["build_engine", "check_memory", "least_memory", "load_or_build"]

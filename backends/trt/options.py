@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from coupled_sampling.backends.trt.precision import PRECISIONS
+from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.manifest import WindowGraph
 
 __all__ = ["BuildOptions", "Profile", "bucket_of"]
 

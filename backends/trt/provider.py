@@ -18,7 +18,7 @@ from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.runner import OnEngine, Runner
 from coupled_sampling.backends.window_tensors import window_tensors
 from coupled_sampling.bounds import check_window
-from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers
 
 __all__ = ["TrtProvider"]

@@ -34,7 +34,7 @@ from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
 from coupled_sampling.backends.window_tensors import CACHE, WindowTensor, cache_names
 from coupled_sampling.bounds import check_positive
-from coupled_sampling.bundle import Bundle
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument, ProviderError
 

@@ -31,7 +31,7 @@ from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.runner import OnEngine, Place, Runner
 from coupled_sampling.backends.trt.step_graph import check_step, step_tensors
 from coupled_sampling.bounds import check_window
-from coupled_sampling.bundle import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Integers, Outcome, Window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method

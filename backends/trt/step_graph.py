@@ -11,10 +11,10 @@ import hashlib
 from typing import Any
 
 from coupled_sampling.backends.window_tensors import WindowTensor, window_tensors
+from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.decision_graph import decision_graph
-from coupled_sampling.export.step_graph import step_graph
-from coupled_sampling.manifest import Manifest
+from coupled_sampling.export.graphs.decision import decision_graph
+from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import Method, find_method
 
 __all__ = ["append_step", "check_step", "step_digest", "step_tensors"]

@@ -20,9 +20,9 @@ from typing import Any
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.step_graph import step_digest
-from coupled_sampling.bundle import Bundle
+from coupled_sampling.bundles.files import whole_folder, write_whole
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import OutputError
-from coupled_sampling.files import whole_folder, write_whole
 
 __all__ = ["EngineStore", "Fingerprint"]
 

@@ -10,11 +10,11 @@
 - models small enough for it: `TableProvider`, `RationalProvider`, `random_table`, `rational_table`.
 """
 
-from coupled_sampling.testing.conformance import PROVIDER_CHECKS, check_provider, provider_report
-from coupled_sampling.testing.coupling_checks import COUPLING_CHECKS, check_coupling, coupling_report
-from coupled_sampling.testing.enumeration import Choice, ExactLaw, PathEstimate
-from coupled_sampling.testing.equivalence import Equivalence, assert_equivalent, equivalence_test
-from coupled_sampling.testing.exact import (
+from coupled_sampling.testing.contracts.couplings import COUPLING_CHECKS, check_coupling, coupling_report
+from coupled_sampling.testing.contracts.providers import PROVIDER_CHECKS, check_provider, provider_report
+from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
+from coupled_sampling.testing.exact.enumeration import Choice, ExactLaw, PathEstimate
+from coupled_sampling.testing.exact.laws import (
     EnumeratingNoise,
     autoregressive_law,
     exact_law,
@@ -22,11 +22,11 @@ from coupled_sampling.testing.exact import (
     joint_law,
     total_variation,
 )
-from coupled_sampling.testing.proof import assert_lossless_exactly, shipped_decoder
-from coupled_sampling.testing.rational import RationalArray, RationalProvider, rational_table
-from coupled_sampling.testing.report import CheckFailed, CheckResult, Report
-from coupled_sampling.testing.ties import Difference, StepComparison, StepsDisagree, TieReport
-from coupled_sampling.testing.uniforms import EnumeratingGenerator, UnknownUniform, exact_law_from_uniforms
+from coupled_sampling.testing.exact.proof import assert_lossless_exactly, shipped_decoder
+from coupled_sampling.testing.exact.rational import RationalArray, RationalProvider, rational_table
+from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, UnknownUniform, exact_law_from_uniforms
+from coupled_sampling.testing.samples.equivalence import Equivalence, assert_equivalent, equivalence_test
+from coupled_sampling.testing.steps.ties import Difference, StepComparison, StepsDisagree, TieReport
 from coupled_sampling.testing.worlds import TableProvider, random_table
 
 __all__ = [

@@ -19,7 +19,7 @@ from data import CLASSES, GRID, PATCH, TOKENS
 from model import Model, Shape
 
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.bundle import (
+from coupled_sampling.bundles.opening import (
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -161,7 +161,7 @@ def replace_folder(new: Path, old: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("build/fashion/checkpoint.pt"))
-    parser.add_argument("--out", type=Path, default=Path("coupled_sampling/models/fashion"))
+    parser.add_argument("--out", type=Path, default=Path("coupled_sampling/bundles/models/fashion"))
     arguments = parser.parse_args()
     if not arguments.checkpoint.exists():
         raise SystemExit(f"{arguments.checkpoint} does not exist: run train.py first, or pass --checkpoint FILE")

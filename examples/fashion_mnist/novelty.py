@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from coupled_sampling import generate, open_bundle
-from coupled_sampling.backends.ort import OrtProvider
-from coupled_sampling.backends.pixels import PixelDecoder
+from coupled_sampling.backends.ort.pixels import PixelDecoder
+from coupled_sampling.backends.ort.provider import OrtProvider
 
 
 def nearest_distance(pictures: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 import { BundleError } from "./core/errors.js";
 
 /** The model that the library ships. */
-export const EMBEDDED = fileURLToPath(new URL("../../coupled_sampling/models/fashion/", import.meta.url));
+export const EMBEDDED = fileURLToPath(new URL("../../coupled_sampling/bundles/models/fashion/", import.meta.url));
 
 /** A function from the name of a file in `folder` to its bytes. */
 export function folderReader(folder) {

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.export.torch_module import CacheShape, WindowCache, export_module
+from coupled_sampling.export.torch.module import CacheShape, WindowCache, export_module
 
 VOCABULARY, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, POSITIONS = 64, 48, 2, 6, 2, 8, 128
 

@@ -26,9 +26,9 @@ import smollm2
 
 from coupled_sampling import __version__
 from coupled_sampling.backends import OrtProvider
+from coupled_sampling.bundles.files import check_writable, write_whole
+from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
-from coupled_sampling.files import check_writable, write_whole
-from coupled_sampling.text import Tokenizer
 
 PROMPTS = {
     "explain": "Why is the sky blue?",

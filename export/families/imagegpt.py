@@ -11,14 +11,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.description import Norm
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.gpt2 import HARMLESS_TENSORS, gpt2_places, prefix_of, take_choices
 from coupled_sampling.export.families.places import read_places
 from coupled_sampling.export.families.settings import choose_positions, describe
-from coupled_sampling.manifest import Grid, Prompt
+from coupled_sampling.export.graphs.description import Norm
 
 __all__ = ["ImageGpt"]
 

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.description import DecoderDescription
 from coupled_sampling.export.families.backbone import backbone_places, completed, empty_prompt, others, take_backbone
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.places import Place, read_places
 from coupled_sampling.export.families.settings import describe
-from coupled_sampling.export.reference import activation
-from coupled_sampling.manifest import Grid
+from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.reference import activation
 
 __all__ = ["Janus"]
 
@@ -124,7 +124,7 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
         head_hidden=width,
         count=vision.get("num_image_tokens", IMAGE_TOKENS),
     )
-    # The rest describes the decoder of pictures, which `coupled_sampling.export.vq.janus` reads.
+    # The rest describes the decoder of pictures, which `coupled_sampling.export.pictures.janus` reads.
     part.ignore(
         *("image_token_embed_dim", "double_latent", "latent_channels", "in_channels", "out_channels", "base_channels"),
         *("channel_multiplier", "num_res_blocks", "num_patches", "depth"),

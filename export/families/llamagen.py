@@ -8,7 +8,7 @@ has cos = sin = 0, so that its query and key vanish. Source: FoundationVision/Ll
 Its checkpoints are ``.pt`` files without a configuration. Convert the state dict (the entry "model", "module" or
 "state_dict") with safetensors and write a ``config.json`` beside it: ``{"model_type": "llamagen", "block_size": 576}``, where
 ``block_size`` is the number of tokens in a picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may
-be said besides. What makes pixels of codes is a checkpoint of its own, see `coupled_sampling.export.vq.llamagen`.
+be said besides. What makes pixels of codes is a checkpoint of its own, see `coupled_sampling.export.pictures.llamagen`.
 
 Text to picture is not exported: its prompt is not tokens but 120 vectors of T5, projected, of which some are masked, and a
 window graph takes tokens only.
@@ -25,14 +25,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.description import DecoderDescription, Norm
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.places import Place, layer_name, read_places
 from coupled_sampling.export.families.settings import choose_positions, describe
-from coupled_sampling.export.rotary import GridRotary, Rotary
-from coupled_sampling.manifest import Grid, Prompt
+from coupled_sampling.export.graphs.description import DecoderDescription, Norm
+from coupled_sampling.export.graphs.rotary import GridRotary, Rotary
 
 __all__ = ["KEYS", "LlamaGen"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 from coupled_sampling.export.families.config import ConfigReader
-from coupled_sampling.export.rotary import Rotary, RotaryScaling
+from coupled_sampling.export.graphs.rotary import Rotary, RotaryScaling
 
 __all__ = ["take_rotary"]
 

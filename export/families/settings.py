@@ -6,8 +6,8 @@ from typing import Any
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.description import DecoderDescription
 from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.graphs.description import DecoderDescription
 
 __all__ = ["ACTIVATION_NAMES", "choose_positions", "describe", "take_activation", "take_stop_tokens"]
 

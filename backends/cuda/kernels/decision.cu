@@ -1,4 +1,4 @@
-// A step's decisions from its logits: `coupled_sampling.step.HostStep` on the device, in four kernels.
+// A step's decisions from its logits: `coupled_sampling.host_step.HostStep` on the device, in four kernels.
 //
 // - `measure` reads the logits: of each chunk of a slot the largest one and the sum of exponentials;
 // - `settle` combines a slot's chunks to its law, finds the thresholds of top-k and top-p, and tests the draft against the law;

@@ -1,0 +1,1 @@
+"""Decoders that somebody else exported: read, checked, and run by ONNX Runtime."""

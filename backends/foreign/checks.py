@@ -1,0 +1,188 @@
+"""Does a graph that somebody else exported keep the contract? Asked at opening, by running it on a few random tokens.
+
+A decoder can be wrong for us and right for its author, who runs a prompt and then one token at a time: logits for the last token
+only, a causal mask that forgets the past when a window has several slots, padding that is attended to, activations quantised with
+one scale per call, so that a draft changes the logits before it. None of these raises an error; all of them change the law
+of the output. So the same tokens are scored in several ways, and the logits must agree:
+
+    difference = max |a - b| / standard deviation of a  <=  tolerance
+
+Random tokens and short pasts are where a wrong mask shows most: it changes logits by about their own spread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.ort.session import require_onnxruntime
+from coupled_sampling.errors import InvalidArgument, ProviderError
+
+if TYPE_CHECKING:
+    from coupled_sampling.backends.foreign.graph import DecoderGraph
+    from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
+
+__all__ = ["check_decoder", "check_padding", "probe_graph"]
+
+LENGTH = 12
+"""Positions that are tried."""
+
+SHORTEST = 6
+
+TRIES = 3
+"""Other tokens at the right that are tried: a scale taken from a whole window shows only if they change it."""
+
+DEFAULT_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
+
+
+def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
+    """What two plain calls show: the vocabulary's size, and whether the graph writes into a cache that is longer than needed.
+
+    Raises
+    ------
+    ProviderError
+        The graph cannot be run, or gives logits or caches of another shape than it should.
+    """
+    try:
+        logits, *presents = _call(graph, session, past=0, columns=0, width=3)
+    except Exception as error:
+        raise ProviderError(
+            f"{graph.path} cannot run a window of 3 tokens without a past, expected logits for all three: {error}"
+        ) from error
+    if logits.ndim != 3 or logits.shape[:2] != (1, 3):
+        raise ProviderError(
+            f"{graph.path} gives logits {logits.shape} for a window of 3 tokens, expected (1, 3, vocabulary): checking a window "
+            "of drafts needs the logits of every slot; use an export that keeps them (ONNX Runtime GenAI's option that "
+            "prunes the last layer's head to one token must be off)"
+        )
+    for cache, present in zip(graph.caches, presents, strict=True):
+        if present.shape != (1, cache.heads, 3, cache.size):
+            raise ProviderError(
+                f"{graph.path}: {cache.present} is {present.shape} after 3 tokens, expected {(1, cache.heads, 3, cache.size)}"
+            )
+    try:
+        _, *presents = _call(graph, session, past=2, columns=8, width=3)
+    except Exception:
+        # A graph that concatenates finds its mask too short. Its exceptions share no base class but Exception.
+        return int(logits.shape[-1]), False
+    return int(logits.shape[-1]), all(present.shape[2] == 8 for present in presents)
+
+
+def _call(graph: DecoderGraph, session: Any, past: int, columns: int, width: int) -> list[NDArray[Any]]:
+    """Logits and presents of one row of zeros, ``columns`` of past of which ``past`` are said to be valid."""
+    control = {
+        "input_ids": np.zeros((1, width)),
+        "attention_mask": np.ones((1, past + width)),
+        "position_ids": past + np.arange(width)[None],
+        "use_cache_branch": np.array([past > 0]),
+        "num_logits_to_keep": np.array(0),
+    }
+    feeds = {name: control[name].astype(dtype) for name, dtype in graph.control.items()}
+    feeds |= {cache.past: np.zeros((1, cache.heads, columns, cache.size), graph.cache_type) for cache in graph.caches}
+    options = require_onnxruntime().RunOptions()
+    # A refusal is an answer here, not something to print.
+    options.log_severity_level = 4
+    found: list[NDArray[Any]] = session.run(["logits", *(cache.present for cache in graph.caches)], feeds, options)
+    return found
+
+
+def _tolerance(provider: ConcatenatedProvider, given: float | None) -> float:
+    graph = provider.graph
+    return given or max(DEFAULT_TOLERANCE[str(dtype)] for dtype in (graph.cache_type, graph.logits_type))
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference as a fraction of the spread; infinite if one has NaN, or infinities where the other has none."""
+    finite = np.isfinite(expected)
+    if not finite.any() or np.isnan(found).any() or (found[~finite] != expected[~finite]).any():
+        return float("inf")
+    differences = np.abs(found[finite].astype(np.float64) - expected[finite])
+    return float(differences.max() / max(float(expected[finite].std()), 1e-30))
+
+
+def _random_tokens(provider: ConcatenatedProvider, rows: int) -> NDArray[np.int64]:
+    length = min(LENGTH, provider.max_length)
+    if length < SHORTEST:
+        raise InvalidArgument(
+            f"max_length is {provider.max_length}, expected at least {SHORTEST} to try the graph with"
+        )
+    return np.random.default_rng(0).integers(0, provider.vocab_size, (rows, length))
+
+
+def _score(provider: ConcatenatedProvider, tokens: NDArray[np.int64], *start: int) -> NDArray[np.float32]:
+    return provider.forward(tokens, np.array(start, np.int64)).copy()
+
+
+def check_decoder(provider: ConcatenatedProvider, tolerance: float | None) -> None:
+    """One row: windows are causal, and any windows and any rollback give the logits of one long window.
+
+    Raises
+    ------
+    ProviderError
+        They do not; the message says which.
+    """
+    limit = _tolerance(provider, tolerance)
+    tokens, *others = _random_tokens(provider, 1 + TRIES)[:, None]
+    length, half = tokens.shape[1], tokens.shape[1] // 2
+    whole = _score(provider, tokens, 0)
+    advice = (
+        f"use an export whose masks are right for windows of several tokens, and weights quantised without activations (q4, "
+        f"MatMulNBits), fp16 or fp32; if the difference is the quantisation's, tolerance, now {limit:g}, accepts results that are "
+        "only nearly lossless"
+    )
+
+    def require(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
+        difference = _difference(found, expected)
+        if not difference <= limit:
+            raise ProviderError(
+                f"{provider.graph.path}: {what}: logits differ by {difference:.2g} of their spread, expected at most {limit:g}; "
+                f"{advice}"
+            )
+
+    later = "tokens further right in the same window change the logits before them"
+    for other in others:
+        mixed = np.concatenate([tokens[:, :half], other[:, half:]], axis=1)
+        require(_score(provider, mixed, 0)[:, :half], whole[:, :half], later)
+    # The row now holds other tokens from half on, and each window goes back over some of them.
+    for first, last in (
+        (half, length - 1),
+        (half - 2, half + 1),
+        (half + 1, half + 2),
+        (half + 2, length),
+        (1, 2),
+        (2, 3),
+    ):
+        with_past = (
+            f"a window of {last - first} tokens after a past of {first} is not scored like the whole sequence at once"
+        )
+        require(_score(provider, tokens[:, first:last], first), whole[:, first:last], with_past)
+    for other in others:
+        _score(provider, tokens[:, :half], 0)
+        changed = np.concatenate([tokens[:, half : half + 1], other[:, half + 1 :]], axis=1)
+        require(_score(provider, changed, half)[:, :1], whole[:, half : half + 1], f"after a past of {half}, {later}")
+
+
+def check_padding(provider: ConcatenatedProvider, tolerance: float | None) -> str:
+    """Several rows in one call, pasts padded to the longest: empty if they are scored like rows alone, else what happened."""
+    rows = min(3, provider.batch_size)
+    tokens = _random_tokens(provider, rows)
+    length = tokens.shape[1]
+    limit = _tolerance(provider, tolerance)
+    whole = np.concatenate([_score(provider, tokens[row : row + 1], 0) for row in range(rows)])
+    before, provider.batching = provider.batching, "padded"
+    try:
+        _score(provider, tokens[:, : length - 2], *[0] * rows)
+        for start in ([length - 2, 0, 2], [1, length - 3, length - 2], [0, 1, length - 2], [3, 3, 3]):
+            for width in (2, 1):
+                logits = _score(provider, np.stack([tokens[b, start[b] :][:width] for b in range(rows)]), *start[:rows])
+                expected = np.stack([whole[b, start[b] :][:width] for b in range(rows)])
+                difference = _difference(logits, expected)
+                if not difference <= limit:
+                    return f"rows padded to one length differ by {difference:.2g} of the logits' spread from rows alone"
+    except ProviderError as error:
+        return f"rows padded to one length are refused: {error}"
+    finally:
+        provider.batching = before
+    return ""

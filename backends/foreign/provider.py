@@ -1,0 +1,239 @@
+"""`ConcatenatedProvider`: a decoder exported by somebody else, with caches that grow, as a logits provider on the CPU.
+
+The graphs that Optimum, transformers.js and ONNX Runtime GenAI write take ``past`` caches of T columns and give ``present``
+caches of T + W. Rolling back is handing them fewer columns. Here every row keeps one cache in which column t is position t, so
+that the last write wins by itself: a window's past is the columns below its start, and its own columns are put back.
+
+Three ways to run several rows, chosen by trying them on the graph when it is opened (`decoder_checks`):
+
+- **in place**: graphs with GroupQueryAttention write into the cache they read, so it is bound as past and present and nothing is
+  copied. ONNX Runtime takes one row at a time then, if a window has several slots and a past;
+- **padded**: all rows in one call, pasts aligned at the right and masked at the left. This is the padding that exporters make
+  their masks for: distances between columns stay distances between positions, also under a sliding window;
+- **one by one**: each row alone, without padding. Always right; also what the other two are compared with.
+
+What it does not promise: that the graph computes the model, and anything about lengths at which a model changes how it
+encodes positions. Nothing is checked beyond the first few positions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.foreign.checks import check_decoder, check_padding, probe_graph
+from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph, read_max_length
+from coupled_sampling.backends.ort.session import open_session
+from coupled_sampling.bounds import check_positive, check_window
+from coupled_sampling.contracts import Integers
+from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+
+__all__ = ["ConcatenatedProvider"]
+
+LARGEST_TOLERANCE = 0.2
+"""A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
+
+
+class ConcatenatedProvider:
+    """A `coupled_sampling.contracts.LogitsProvider` over a downloaded decoder graph. Make one with `open`.
+
+    Attributes
+    ----------
+    vocab_size, batch_size, max_length
+        As in the contract.
+    graph
+        What was read from the file.
+    batching
+        ``"in place"``, ``"padded"`` or ``"one by one"``: how several rows are run.
+    why_not_padded
+        What the graph did with padded rows, if it was tried and refused; empty otherwise.
+
+    Notes
+    -----
+    An interrupted or failed call leaves nothing to repair: it may have written state for its own window only. One provider
+    must not be called from two threads at once. Caches take memory as positions are used, about three times a cache for
+    graphs that copy.
+    """
+
+    def __init__(
+        self, graph: DecoderGraph, session: Any, batch_size: int, max_length: int, tolerance: float | None = None
+    ) -> None:
+        self.graph = graph
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.batching = "one by one"
+        self.why_not_padded = ""
+        self._session = session
+        self.vocab_size, in_place = probe_graph(graph, session)
+        try:
+            self._caches = [
+                np.zeros((batch_size, cache.heads, max_length, cache.size), graph.cache_type) for cache in graph.caches
+            ]
+        except MemoryError as error:
+            raise InvalidArgument(
+                f"max_length is {max_length} and batch_size {batch_size}: no memory for such caches; give a smaller max_length"
+            ) from error
+        self._buffers: dict[str, NDArray[Any]] = {}
+        check_decoder(self, tolerance)
+        if in_place:
+            self.batching = "in place"
+            check_decoder(self, tolerance)
+        elif batch_size > 1 and "attention_mask" in graph.control:
+            self.why_not_padded = check_padding(self, tolerance)
+            self.batching = "one by one" if self.why_not_padded else "padded"
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        batch_size: int = 1,
+        max_length: int | None = None,
+        threads: int | None = None,
+        tolerance: float | None = None,
+    ) -> ConcatenatedProvider:
+        """A provider for an ONNX file, after checking on random tokens that it keeps the contract.
+
+        Parameters
+        ----------
+        path
+            The file, for instance ``onnx/model.onnx``; its external data must lie beside it.
+        batch_size
+            Rows to hold state for.
+        max_length
+            Positions to hold per row; default: what ``config.json`` or ``genai_config.json`` beside the graph says.
+        threads
+            Threads within an operator; None lets ONNX Runtime choose.
+        tolerance
+            Largest difference of logits, as a fraction of their standard deviation, between two ways to score the same tokens;
+            at most 0.2. Default 1e-3, or 3e-2 with float16. Raising it accepts graphs that are only nearly causal, whose
+            results are then only nearly lossless.
+
+        Raises
+        ------
+        BundleError
+            The file is missing or no ONNX, its external data is missing, or its inputs and outputs are not such a decoder's.
+        InvalidArgument
+            Another argument cannot work.
+        ProviderError
+            The graph does not keep the contract: the message says which part.
+        MissingDependency
+            ``onnxruntime`` is missing or too old.
+        """
+        check_positive("batch_size", batch_size)
+        if max_length is not None:
+            check_positive("max_length", max_length)
+        if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
+            raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
+        file = Path(path)
+        if not file.is_file():
+            raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
+        length = read_max_length(file, max_length)
+        session = _open(file, threads)
+        return cls(read_graph(file, session), session, batch_size, length, tolerance)
+
+    def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
+
+        Parameters
+        ----------
+        tokens
+            int64 (B, W), B <= ``batch_size``, all in [0, V).
+        start
+            int64 (B,), ``start[b] + W <= max_length``.
+
+        Returns
+        -------
+        ndarray
+            float32 logits (B, W, V); the next call overwrites them.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument is out of bounds; nothing was run and no state has changed.
+        ProviderError
+            ONNX Runtime failed.
+        """
+        check_window(self, tokens, start)
+        rows, width = tokens.shape
+        logits = self._buffer("logits", (rows, width, self.vocab_size), self.graph.logits_type)
+        if self.batching == "padded":
+            self._run(tokens, start, slice(0, rows), logits)
+        else:
+            for row in range(rows):
+                one = slice(row, row + 1)
+                self._run(tokens[one], start[one], one, logits[one])
+        return logits.astype(np.float32, copy=False)
+
+    def _run(self, tokens: Integers, start: Integers, rows: slice, logits: NDArray[Any]) -> None:
+        """Forward the window of ``rows``, a range, in one call, and write its columns into their caches."""
+        count, width = tokens.shape
+        past = int(start.max())
+        binding = self._session.io_binding()
+        held = [_bind(binding.bind_input, *feed) for feed in self._control(tokens, start).items()]
+        held.append(_bind(binding.bind_output, "logits", logits))
+        presents = []
+        for cache, columns in zip(self.graph.caches, self._caches, strict=True):
+            if self.batching == "in place":
+                held.append(_bind(binding.bind_input, cache.past, columns[rows]))
+                held.append(_bind(binding.bind_output, cache.present, columns[rows]))
+                continue
+            taken = self._buffer(cache.past, (count, cache.heads, past, cache.size), columns.dtype)
+            for row, length in enumerate(start.tolist()):
+                taken[row, :, : past - length] = 0
+                taken[row, :, past - length :] = columns[rows.start + row, :, :length]
+            grown = self._buffer(cache.present, (count, cache.heads, past + width, cache.size), columns.dtype)
+            held.append(_bind(binding.bind_input, cache.past, taken))
+            presents.append(_bind(binding.bind_output, cache.present, grown))
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            # Its exceptions share no base class but Exception.
+            raise ProviderError(
+                f"ONNX Runtime failed on a window of {count} rows and {width} slots: {error}"
+            ) from error
+        for columns, grown in zip(self._caches, presents, strict=False):
+            for row, length in enumerate(start.tolist()):
+                columns[rows.start + row, :, length : length + width] = grown[row, :, past:]
+
+    def _control(self, tokens: Integers, start: Integers) -> dict[str, NDArray[Any]]:
+        """All inputs but the caches. Padding is at the left of a row's past."""
+        width, past = tokens.shape[1], int(start.max())
+        values: dict[str, NDArray[Any]] = {
+            "input_ids": tokens,
+            "attention_mask": np.arange(past + width) >= (past - start)[:, None],
+            "position_ids": start[:, None] + np.arange(width),
+            "use_cache_branch": np.array([past > 0]),
+            "num_logits_to_keep": np.array(0),
+        }
+        return {name: np.ascontiguousarray(values[name], dtype) for name, dtype in self.graph.control.items()}
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array of ``shape`` at the beginning of the buffer ``name``, which grows by doubling."""
+        size = int(np.prod(shape))
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers[name] = np.empty(max(2 * size, 1), dtype)
+        return self._buffers[name][:size].reshape(shape)
+
+
+def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
+    """Bind ``buffer``, which must live until the call is over, and give it back."""
+    bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+    return buffer
+
+
+def _open(file: Path, threads: int | None) -> Any:
+    """A session; errors speak of a downloaded file."""
+    try:
+        return open_session(file, threads)
+    except BundleError as error:
+        cause = str(error.__cause__)
+        external = "external data" in cause.lower() or "external_data" in cause.lower()
+        advice = (
+            f"its weights are in a file of their own ({file.name}_data or {file.name}.data): put it beside the graph"
+            if external
+            else "download or export the file again"
+        )
+        raise BundleError(f"ONNX Runtime cannot load {file}: {cause}; {advice}") from error

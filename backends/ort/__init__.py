@@ -1,0 +1,1 @@
+"""Bundles run by ONNX Runtime: window graphs as providers, step graphs as steps, pixel graphs as pictures."""

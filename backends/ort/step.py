@@ -1,0 +1,399 @@
+"""`OrtStep`: a step graph as a coupled step, run by ONNX Runtime on the CPU, or with ``device="cuda"`` on a GPU, see
+`coupled_sampling.backends.ort.cuda_step`.
+
+One call per step: tokens and counts out, O(B * W) numbers, and in besides them only the race noise of newly entered
+positions (V float32 each; about as many per step as tokens are committed). Caches and the noise ring are bound in place.
+Draft laws alternate between two buffers, so that a step whose outcome was lost on the way to the loop (Ctrl-C) finds
+the laws of the round before untouched and can be done again. After the widest window has been seen nothing large is
+allocated any more.
+
+Draws come from the frozen layout of `coupled_sampling.noise`, so that tokens are those of `HostStep` at the same seed, save
+where two floats tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends.ort.provider import KV_STEP
+from coupled_sampling.backends.ort.session import open_session
+from coupled_sampling.backends.ort.step_binding import TYPES, HostBinding
+from coupled_sampling.backends.ort.step_checks import check_against_bundle, find_step_graph, step_graph_facts
+from coupled_sampling.backends.ort.step_inputs import (
+    candidates,
+    fill_race_noise,
+    fill_uniforms,
+    temperatures,
+    warp_settings,
+)
+from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldLaws, HeldNoise, NoiseRing
+from coupled_sampling.bounds import check_positive, check_window
+from coupled_sampling.bundles.manifest import StepGraph
+from coupled_sampling.bundles.opening import Bundle, open_bundle
+from coupled_sampling.contracts import Integers, Outcome, Window
+from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.guidance import GuidedRows, PairedWindow
+from coupled_sampling.methods import Method
+from coupled_sampling.noise import CounterNoise
+from coupled_sampling.target import refuse_unusable
+
+__all__ = ["OrtStep"]
+
+
+class OrtStep:
+    """A `coupled_sampling.contracts.CoupledStep` over a step graph. Make one with `open` or `open_graph`.
+
+    Attributes
+    ----------
+    method, vocab_size, batch_size, max_length, max_window
+        As in the contract.
+    noise
+        The noise it draws from, as far as the loop and drafting rules are concerned.
+    execution_provider
+        What ONNX Runtime runs the graph on.
+
+    Notes
+    -----
+    Laws carried by fresh drafts (draft models) and logits processors are refused: they would have to enter the graph.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        batch_size: int = 1,
+        max_window: int | None = None,
+        *,
+        guidance: float | None = None,
+        unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
+        binding: HostBinding | None = None,
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        facts = step_graph_facts(session)
+        self.method = facts.method
+        self.vocab_size = facts.vocab_size
+        self.batch_size = batch_size
+        self.max_length = facts.max_length
+        self.noise = CounterNoise()
+        self.execution_provider: str = session.get_providers()[0]
+        self._guided = None
+        if facts.guided != (guidance is not None and unconditional is not None):
+            raise InvalidArgument(
+                f"guidance is {guidance} and unconditional {unconditional}, the step graph is "
+                f"{'guided and needs both' if facts.guided else 'not guided and takes neither'}"
+            )
+        if guidance is not None and unconditional is not None:
+            if not np.isfinite(guidance):
+                raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
+            self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
+            self._guidance, self.max_length = guidance, self._guided.max_length
+        self.max_window = min(max_window or self.max_length, self.max_length)
+        self._warped = facts.warped
+        self._model_rows = 1 if self._guided is None else 2
+        self._binding = HostBinding(session) if binding is None else binding
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        self._inputs = frozenset(value.name for value in inputs)
+        self._cache_shapes = {x.name: tuple(x.shape[1:]) for x in inputs if x.name.startswith("past_key_values.")}
+        rows = self._model_rows * batch_size
+        self._caches = {
+            value.name: self._binding.keep(np.zeros((rows, *self._cache_shapes[value.name]), TYPES[value.type]))
+            for value in inputs
+            if value.name in self._cache_shapes
+        }
+        self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
+        self._laws = AlternatingLaws(self._binding, batch_size, self.vocab_size)
+        self._source = 0
+        self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
+        self._candidates = 1024
+        self._rows_bound = 0
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle | str | Path,
+        method: str | Method,
+        batch_size: int = 1,
+        threads: int | None = None,
+        *,
+        warped: bool = False,
+        guidance: float = 1.0,
+        device: str = "cpu",
+    ) -> OrtStep:
+        """A step for a bundle that has step graphs.
+
+        Parameters
+        ----------
+        bundle
+            A `Bundle`, or what `coupled_sampling.open_bundle` takes.
+        method
+            Decoding method.
+        batch_size
+            Rows to hold state for; guidance holds two of the model's for each.
+        threads
+            Threads within an operator; None lets ONNX Runtime choose.
+        warped
+            Whether rows may have top-k, top-p and min-p. It costs a sort of the largest logits in every step.
+        guidance
+            Guidance scale, with the bundle's unconditional prompt; 1 is none.
+        device
+            "cpu", or "cuda" for the first GPU: what `coupled_sampling.backends.ort.cuda_step.OrtCudaStep.open_on_gpu` does, which
+            has more settings. "cuda" was never run on a GPU.
+
+        Raises
+        ------
+        BundleError
+            The bundle cannot be opened or has no such graph, or the graph is not what the manifest promises.
+        InvalidArgument
+            ``batch_size`` or ``threads`` is no positive integer, or there is no such method or ``device``.
+        MissingDependency
+            ``onnxruntime`` is missing or too old.
+        """
+        if device == "cuda":
+            from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
+
+            return OrtCudaStep.open_on_gpu(
+                bundle, method, batch_size, warped=warped, guidance=guidance, threads=threads
+            )
+        if device != "cpu":
+            raise InvalidArgument(f"device is {device!r}, expected 'cpu' or 'cuda'")
+        check_positive("batch_size", batch_size)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        graph, record = find_step_graph(opened, method, warped=warped, guided=guidance != 1)
+        return cls._of_bundle(opened, record, open_session(graph, threads), batch_size, guidance)
+
+    @classmethod
+    def _of_bundle(
+        cls,
+        bundle: Bundle,
+        record: StepGraph,
+        session: Any,
+        batch_size: int,
+        guidance: float,
+        binding: HostBinding | None = None,
+    ) -> Self:
+        """A step over a session of the step graph ``record`` of ``bundle``, which must be what the manifest says."""
+        name, manifest = str(bundle.folder / record.file), bundle.manifest
+        check_against_bundle(session, step_graph_facts(session, name), bundle, record, name)
+        return cls(
+            session,
+            batch_size,
+            manifest.window_graph.max_window,
+            guidance=guidance if record.guided else None,
+            unconditional=manifest.unconditional_prompt if record.guided else None,
+            binding=binding,
+        )
+
+    @classmethod
+    def open_graph(
+        cls,
+        graph: str | Path,
+        batch_size: int = 1,
+        threads: int | None = None,
+        max_window: int | None = None,
+        *,
+        guidance: float | None = None,
+        unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
+    ) -> OrtStep:
+        """A step for a step graph's file.
+
+        Parameters
+        ----------
+        graph
+            Path of a file that `coupled_sampling.export.graphs.step` made.
+        batch_size, threads
+            As in `open`.
+        max_window
+            Most slots of a window; None allows all of the model's positions.
+        guidance, unconditional
+            For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
+
+        Raises
+        ------
+        BundleError
+            The file cannot be loaded or is no step graph.
+        InvalidArgument
+            ``batch_size`` or ``threads`` is no positive integer, or guidance does not go with the graph.
+        MissingDependency
+            ``onnxruntime`` is missing or too old.
+        """
+        check_positive("batch_size", batch_size)
+        session = open_session(Path(graph), threads)
+        return cls(session, batch_size, max_window, guidance=guidance, unconditional=unconditional)
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
+        self._laws.forget(row)
+        if self._guided is not None:
+            self._guided.begin(row, prompt)
+        self._ring.held.pop(row, None)
+
+    def step(self, window: Window) -> Outcome:
+        """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
+
+        Raises
+        ------
+        InvalidArgument
+            The window is out of bounds or asks for what the graph cannot do; nothing was run.
+        InvalidLogits
+            A wanted logit is NaN or +inf, or all of a slot's are -inf.
+        ProviderError
+            ONNX Runtime failed.
+        """
+        self._check(window)
+        rows, width = window.tokens.shape
+        # Refuses what does not fit, before anything is written.
+        paired = None if self._guided is None else self._guided.paired(window.tokens, window.start)
+        if self._is_rejection:
+            self._feed_laws(window)
+        self._feed(window)
+        entered = self._feed_noise(window) if "noise" in self._inputs else {}
+        if self._guided is not None and paired is not None:
+            self._feed_pairs(self._guided, paired, window.draws)
+        valid = self._valid(window)
+        while True:
+            self._run(rows, width)
+            if not self._warped or not (self._out("nucleus_short", rows, width) & valid).any():
+                break
+            self._candidates = min(4 * self._candidates, self.vocab_size)
+            self._feed_candidates(window)
+        positions = window.start[:, None] + np.arange(width) + 1
+        refuse_unusable(self._out("highest_logits", rows, width), positions, valid)
+        self._ring.held.update(entered)
+        if self._is_rejection:
+            for b in range(rows):
+                begun = int(window.start[b])
+                first, end = begun + int(window.known[b]), begun + int(self._end(window)[b]) + 1
+                self._laws.held[1 - self._source][b] = HeldLaws(int(window.round[b]), begun, first, end)
+            self._laws.shapes[1 - self._source] = (rows, width)
+        return Outcome(self._out("tokens", rows, width).copy(), self._out("committed", rows).copy())
+
+    @property
+    def _is_rejection(self) -> bool:
+        return self.method.acceptance == "rejection"
+
+    @staticmethod
+    def _end(window: Window) -> Integers:
+        """(B,) slots that are not padding."""
+        return window.known + window.recycled + window.fresh
+
+    def _valid(self, window: Window) -> NDArray[np.bool_]:
+        slot = np.arange(window.tokens.shape[1])
+        begun = window.draws[:, None] & (slot >= window.known[:, None] - 1)
+        return begun & (slot < self._end(window)[:, None])
+
+    def _out(self, name: str, *shape: int) -> NDArray[Any]:
+        return self._buffers[name].shaped(*shape)
+
+    def _put(self, name: str, values: Any, *shape: int) -> None:
+        """Feed ``values`` as the input ``name``."""
+        buffer = self._buffers[name].shaped(*shape)
+        buffer[...] = values
+        self._binding.bind_input(name, buffer)
+
+    def _feed_tokens(self, tokens: Integers, start: Integers) -> None:
+        """What the window graph inside reads: of a guided graph, two rows for each."""
+        self._put("input_ids", tokens, *tokens.shape)
+        self._put("start", start, len(start))
+        if "kv_length" in self._inputs:
+            columns = next(iter(self._cache_shapes.values()))[1]
+            needed = int(start.max()) + tokens.shape[1]
+            self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, columns), 1)
+
+    def _feed_pairs(self, guided: GuidedRows, paired: PairedWindow, draws: NDArray[np.bool_]) -> None:
+        """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
+
+        Everything else is fed already: it does no harm, since a call that draws nothing writes only what the next one does.
+        """
+        rows, width = len(draws), paired.tokens.shape[1]
+        self._put("guidance", self._guidance, rows)
+        self._put("guidance_lag", paired.lag, rows)
+        for tokens, start in guided.openings(paired):
+            self._put("draws", False, rows)
+            self._feed_tokens(tokens, start)
+            self._run(rows, width)
+        self._put("draws", draws, rows)
+        self._feed_tokens(paired.tokens, paired.start)
+
+    def _feed(self, window: Window) -> None:
+        rows, _ = window.tokens.shape
+        if self._guided is None:
+            self._feed_tokens(window.tokens, window.start)
+        for name in ("known", "recycled", "fresh", "draws"):
+            self._put(name, getattr(window, name), rows)
+        if rows != self._rows_bound:
+            for past, cache in self._caches.items():
+                for name in (past, past.replace("past_key_values", "present")):
+                    self._binding.bind_kept(name, cache, (self._model_rows * rows, *self._cache_shapes[past]))
+            self._rows_bound = rows
+        self._put("temperature", temperatures(window), rows)
+        if self._warped:
+            for name, values in warp_settings(window, self.vocab_size).items():
+                self._put(name, values, rows)
+            self._feed_candidates(window)
+
+    def _feed_candidates(self, window: Window) -> None:
+        self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
+
+    def _feed_laws(self, window: Window) -> None:
+        """Uniforms, the laws of the round before, and room for this round's."""
+        rows, width = window.tokens.shape
+        drawn = self._buffers["uniforms"].shaped(rows, width, 3)
+        fill_uniforms(window, drawn)
+        self._binding.bind_input("uniforms", drawn)
+        self._source = source = self._laws.source(window)
+        held = self._laws.held[source]
+        begun = [held[b].start if b in held else 0 for b in range(rows)]
+        self._put("draft_laws_start", begun, rows)
+        self._laws.bind(source, rows, width)
+
+    def _feed_noise(self, window: Window) -> dict[int, HeldNoise]:
+        """The race noise of newly entered positions; returns what the rows hold once the graph has run."""
+        rows = len(window.tokens)
+        if self.method.acceptance == "none":
+            position = window.start + window.known
+            own = [(p, p + 1) if draws else (p, p) for p, draws in zip(position.tolist(), window.draws, strict=True)]
+            self._enter(window, own)
+            return {}
+        missing, entered = self._ring.missing(window)
+        self._enter(window, missing)
+        self._put("noise_start", [first for first, _ in missing], rows)
+        self._ring.bind(rows)
+        return entered
+
+    def _enter(self, window: Window, positions: list[tuple[int, int]]) -> None:
+        """Feed the race noise of each row's ``positions`` (first, end); rows with fewer than others send padding behind theirs."""
+        most = max(1, *(end - first for first, end in positions))
+        noise = self._buffers["noise"].shaped(len(positions), most, self.vocab_size)
+        fill_race_noise(window, positions, noise)
+        self._binding.bind_input("noise", noise)
+
+    def _run(self, rows: int, width: int) -> None:
+        for name, shape in (("tokens", (rows, width)), ("committed", (rows,)), ("highest_logits", (rows, width))):
+            self._binding.bind_output(name, self._out(name, *shape))
+        if self._warped:
+            self._binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
+        try:
+            self._binding.run()
+        except Exception as error:
+            # Its exceptions share no base class but Exception.
+            raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
+
+    def _check(self, window: Window) -> None:
+        check_window(self, window.tokens, window.start)
+        if self._is_rejection and any(laws is not None for laws in window.fresh_laws):
+            raise InvalidArgument(
+                "window.fresh_laws carry laws, a step graph takes point masses; use HostStep for them"
+            )
+        for b, info in enumerate(window.rows):
+            if info is None:
+                continue
+            sampling = info.sampling
+            if sampling.processors or (sampling.warps and not self._warped):
+                raise InvalidArgument(
+                    f"row {b} asks for {sampling}, which this step graph does not have; processors need HostStep, top-k, top-p "
+                    "and min-p a step graph written with warped=True"
+                )

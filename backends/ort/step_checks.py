@@ -1,0 +1,174 @@
+"""What a step graph must be before it is run: its format, its inputs and outputs, and what its bundle says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from coupled_sampling.bundles.manifest import StepGraph
+from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.errors import BundleError
+from coupled_sampling.methods import Method, find_method
+
+__all__ = ["StepGraphFacts", "check_against_bundle", "find_step_graph", "step_graph_facts"]
+
+_FORMAT = "coupled-sampling step graph"
+_NEWEST = 1
+_Kind = tuple[str, tuple[int | None, ...]]
+"""Element type and sizes, None for one that is free."""
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+class StepGraphFacts(NamedTuple):
+    """What a step graph says of itself."""
+
+    method: Method
+    vocab_size: int
+    max_length: int
+    warped: bool
+    guided: bool
+
+
+def find_step_graph(bundle: Bundle, method: str | Method, *, warped: bool, guided: bool) -> tuple[Path, StepGraph]:
+    """The file of a bundle's step graph for ``method``, and what the manifest says of it.
+
+    Raises
+    ------
+    BundleError
+        The bundle has none; the message names those it has.
+    InvalidArgument
+        There is no such method.
+    """
+    chosen, manifest = find_method(method), bundle.manifest
+    graph = bundle.step_graph(chosen.name, warped=warped, guided=guided)
+    if graph is None:
+        kinds = [f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs]
+        raise BundleError(
+            f"the bundle {manifest.name} has no step graph for {chosen.name}{' warped' * warped}{' guided' * guided}, it "
+            f"has {', '.join(kinds) or 'none'}; add it with `coupled-sampling step-graphs` or use HostStep"
+        )
+    return graph, next(g for g in manifest.step_graphs if g.file == graph.name)
+
+
+def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:
+    """Read a step graph's metadata and check that its inputs and outputs are those that they call for.
+
+    Raises
+    ------
+    BundleError
+        It is no step graph, a newer one, or has other inputs or outputs than it should.
+    """
+    metadata = session.get_modelmeta().custom_metadata_map
+    if metadata.get("format") != _FORMAT:
+        raise BundleError(
+            f"{name} has format {metadata.get('format')!r}, expected {_FORMAT!r}; write one with "
+            "coupled_sampling.export.graphs.step"
+        )
+    try:
+        version = int(metadata["format_version"])
+        method = find_method(metadata["method"])
+        facts = StepGraphFacts(
+            method,
+            int(metadata["vocab_size"]),
+            int(metadata["max_length"]),
+            {"True": True, "False": False}[metadata["warped"]],
+            {"True": True, "False": False}[metadata["guided"]],
+        )
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{name} has metadata {dict(metadata)}: {error}; export it again") from error
+    if version > _NEWEST:
+        raise BundleError(
+            f"{name} is a step graph of format version {version}, this library runs up to {_NEWEST}; upgrade coupled-sampling"
+        )
+    _check_values(session, facts, name)
+    return facts
+
+
+def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, record: StepGraph, name: str) -> None:
+    """Refuse a step graph that is not what its bundle's manifest promises.
+
+    Raises
+    ------
+    BundleError
+        The message names what differs, with both values.
+    """
+    manifest = bundle.manifest
+    graph = manifest.window_graph
+    for what, found, expected in (
+        ("method", facts.method.name, record.method),
+        ("warped", facts.warped, record.warped),
+        ("guided", facts.guided, record.guided),
+        ("vocab_size", facts.vocab_size, manifest.vocab_size),
+        ("max_length", facts.max_length, graph.max_length),
+    ):
+        if found != expected:
+            raise BundleError(
+                f"{name} has {what} {found!r}, the manifest promises {expected!r}; export the bundle again"
+            )
+    cache = [graph.kv_heads, graph.cache_length, graph.head_size]
+    parts = sorted(f"{_PAST}{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value"))
+    found_caches = {value.name: list(value.shape[1:]) for value in session.get_inputs() if value.name.startswith(_PAST)}
+    if found_caches != dict.fromkeys(parts, cache):
+        raise BundleError(
+            f"{name} has {len(found_caches)} caches of sizes {sorted(map(list, set(map(tuple, found_caches.values()))))}, the "
+            f"manifest promises {len(parts)} of {cache}; export the bundle again"
+        )
+
+
+def _expected(facts: StepGraphFacts) -> tuple[dict[str, _Kind], dict[str, _Kind]]:
+    """Inputs and outputs of the format, besides caches and ``kv_length``."""
+    law: _Kind = ("float", (None, None, facts.vocab_size))
+    rows: _Kind = ("int64", (None,))
+    inputs: dict[str, _Kind] = dict.fromkeys(("start", "known", "recycled", "fresh"), rows)
+    inputs |= {"input_ids": ("int64", (None, None)), "draws": ("bool", (None,)), "temperature": ("float", (None,))}
+    outputs: dict[str, _Kind] = {"tokens": ("int64", (None, None)), "committed": rows}
+    outputs["highest_logits"] = ("float", (None, None))
+    if facts.method.acceptance == "rejection":
+        inputs |= {"uniforms": ("double", (None, None, 3)), "draft_laws": law, "draft_laws_start": rows}
+        outputs |= {"laws": law}
+    if facts.method.acceptance == "none":
+        inputs |= {"noise": ("float", (None, 1, facts.vocab_size))}
+    elif facts.method.acceptance == "match" or facts.method.redraft == "gumbel":
+        inputs |= {"noise": law, "noise_start": rows, "past_noise": law}
+        outputs |= {"present_noise": law}
+    if facts.warped:
+        inputs |= {
+            "top_k": rows,
+            "candidates": ("int64", (1,)),
+            "top_p": ("double", (None,)),
+            "min_p": ("float", (None,)),
+        }
+        outputs |= {"nucleus_short": ("bool", (None, None))}
+    if facts.guided:
+        inputs |= {"guidance": ("double", (None,)), "guidance_lag": rows}
+    return inputs, outputs
+
+
+def _check_values(session: Any, facts: StepGraphFacts, name: str) -> None:
+    """Compare names, types and static sizes of inputs and outputs with those of the format."""
+    inputs, outputs = _expected(facts)
+    for values, expected, prefix in (
+        (session.get_inputs(), inputs, _PAST),
+        (session.get_outputs(), outputs, _PRESENT),
+    ):
+        found = {
+            value.name: (value.type[7:-1], tuple(size if isinstance(size, int) else None for size in value.shape))
+            for value in values
+            if not (value.name.startswith(prefix) and value.name != "present_noise") and value.name != "kv_length"
+        }
+        for key in sorted(set(found) | set(expected)):
+            if found.get(key) != expected.get(key):
+                raise BundleError(
+                    f"{name}: {key!r} is {found.get(key, 'missing')}, a step graph of {facts.method.name} has "
+                    f"{expected.get(key, 'none of that name')}; export it again"
+                )
+    caches = {
+        value.name[len(_PAST) :]: value.shape[1:] for value in session.get_inputs() if value.name.startswith(_PAST)
+    }
+    written = {
+        value.name[len(_PRESENT) :]: value.shape[1:]
+        for value in session.get_outputs()
+        if value.name.startswith(_PRESENT)
+    }
+    if caches != written or any(not isinstance(size, int) for shape in caches.values() for size in shape):
+        raise BundleError(f"{name}: caches in are {caches}, out {written}; expected the same, of static sizes")

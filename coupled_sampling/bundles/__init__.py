@@ -1,0 +1,45 @@
+"""Bundles: a model as a folder that any back end, in any language, can run.
+
+- `opening`: `open_bundle`, which believes nothing it has not checked, and what writes a manifest;
+- `manifest`: what a manifest says;
+- `layouts`: which tokens may stand where;
+- `text`: text to tokens and back;
+- `files`: writing whole files and folders, or nothing;
+- `models`: the model that comes with the library.
+"""
+
+from coupled_sampling.bundles.layouts import Layout, LayoutProcessor, Span
+from coupled_sampling.bundles.manifest import (
+    Defaults,
+    FileRecord,
+    GeneratedTokens,
+    Grid,
+    Manifest,
+    PixelGraph,
+    Prompt,
+    StepGraph,
+    WindowGraph,
+)
+from coupled_sampling.bundles.opening import Bundle, embedded_names, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.text import Tokenizer
+
+__all__ = [
+    "Bundle",
+    "Defaults",
+    "FileRecord",
+    "GeneratedTokens",
+    "Grid",
+    "Layout",
+    "LayoutProcessor",
+    "Manifest",
+    "PixelGraph",
+    "Prompt",
+    "Span",
+    "StepGraph",
+    "Tokenizer",
+    "WindowGraph",
+    "embedded_names",
+    "file_record",
+    "open_bundle",
+    "write_manifest",
+]

@@ -1,0 +1,333 @@
+"""What a bundle says about its model: frozen dataclasses that mirror ``manifest.json`` field by field.
+
+Every class checks itself when it is made, and `Manifest` checks that its parts agree with each other, so that a
+manifest that exists is one that can work, whether an exporter made it or a file. ``docs/bundle-format.md`` is the
+reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coupled_sampling.bundles.layouts import Layout, Span
+from coupled_sampling.contracts import Sampling
+from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.methods import find_method
+
+__all__ = [
+    "MANIFEST",
+    "Defaults",
+    "FileRecord",
+    "GeneratedTokens",
+    "Grid",
+    "Manifest",
+    "PixelGraph",
+    "Prompt",
+    "StepGraph",
+    "WindowGraph",
+    "expect",
+]
+
+MANIFEST = "manifest.json"
+
+
+def expect(condition: bool, field: str, found: object, expected: str) -> None:
+    """Refuse ``field`` of a manifest unless ``condition`` holds: `BundleError`."""
+    if not condition:
+        raise BundleError(f"{field} is {found!r}, expected {expected}; export the bundle again")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the bundle must be: its SHA-256 (64 lower-case hex digits) and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class WindowGraph:
+    """What the window graph promises; its inputs and outputs are in ``docs/bundle-format.md``.
+
+    Parameters
+    ----------
+    file
+        Name of the ONNX file in the bundle.
+    opset
+        Version of the default ONNX operator set.
+    dtype
+        Type of the caches, e.g. "float32"; logits are always float32.
+    layers, kv_heads, head_size
+        There are ``2 * layers`` caches (B, kv_heads, cache_length, head_size).
+    cache_length
+        S, the static number of cache columns.
+    max_length
+        Positions that may be used, at most S.
+    max_window
+        Most slots in one call, at most ``max_length``.
+    has_kv_length
+        Whether the graph has the input ``kv_length``.
+    """
+
+    file: str
+    opset: int
+    dtype: str
+    layers: int
+    kv_heads: int
+    head_size: int
+    cache_length: int
+    max_length: int
+    max_window: int
+    has_kv_length: bool
+
+    def __post_init__(self) -> None:
+        for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
+            expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
+        for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
+            value, most = getattr(self, name), getattr(self, limit)
+            expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """A graph for a whole step of one method; see ``docs/step-graph.md``.
+
+    Parameters
+    ----------
+    file
+        Name of the ONNX file in the bundle.
+    method
+        Name of the decoding method.
+    warped
+        Whether rows may have top-k, top-p and min-p.
+    guided
+        Whether it is for classifier-free guidance.
+    """
+
+    file: str
+    method: str
+    warped: bool = False
+    guided: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            find_method(self.method)
+        except InvalidArgument as error:
+            raise BundleError(f"step_graphs: {error}") from error
+
+
+@dataclass(frozen=True)
+class PixelGraph:
+    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels)."""
+
+    file: str
+    height: int
+    width: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "channels"):
+            expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")
+
+
+@dataclass(frozen=True)
+class GeneratedTokens:
+    """The tokens the model can generate: ``first``, ..., ``first + count - 1``. Logits of others are -inf."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the generated tokens lie in the picture, row by row."""
+
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with a name: its tokens, other names it goes by, and a title for people."""
+
+    tokens: tuple[int, ...]
+    aliases: tuple[str, ...]
+    title: str
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text."""
+
+    method: str
+    window: int
+    drafting: str
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            find_method(self.method)
+            self.sampling()
+        except InvalidArgument as error:
+            raise BundleError(f"defaults: {error}") from error
+        expect(self.window >= 1, "defaults.window", self.window, "an integer >= 1")
+        expect(math.isfinite(self.guidance), "defaults.guidance", self.guidance, "a finite number; 1 is none")
+
+    def sampling(self) -> Sampling:
+        """The settings that shape the target law."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle but its graphs.
+
+    Parameters
+    ----------
+    name, description
+        For people.
+    files
+        Every file but the manifest itself.
+    window_graph, pixel_graph
+        What the graphs promise; a model need not make pictures.
+    step_graphs
+        Graphs for whole steps, at most one for each method and variant.
+    vocab_size
+        V: tokens are ints in [0, V).
+    generated_tokens
+        The part of the vocabulary that can be generated.
+    length
+        Tokens per generation.
+    grid
+        Where they lie in the picture, if they make one.
+    prompts
+        Prompts by name.
+    unconditional_prompt
+        The prompt that says nothing, for classifier-free guidance; None if the model was not trained for it.
+    layout
+        Which tokens may stand at which generated positions, as `coupled_sampling.bundles.layouts.Span` records; empty if all may
+        everywhere. A span of one token is forced, and is no part of the picture.
+    stop_tokens
+        Tokens that end a sequence before its ``length``.
+    tokenizer
+        A file of the ``tokenizers`` library that turns text into tokens and back; None if prompts are not text.
+    defaults
+        Recommended settings.
+    licence
+        SPDX identifier.
+    provenance
+        Where weights and data come from, their licences, and training figures. Free JSON.
+
+    Raises
+    ------
+    BundleError
+        A field contradicts another one.
+    """
+
+    name: str
+    description: str
+    files: Mapping[str, FileRecord]
+    window_graph: WindowGraph
+    vocab_size: int
+    generated_tokens: GeneratedTokens
+    length: int
+    prompts: Mapping[str, Prompt]
+    defaults: Defaults
+    licence: str
+    provenance: Mapping[str, Any]
+    pixel_graph: PixelGraph | None = None
+    grid: Grid | None = None
+    unconditional_prompt: tuple[int, ...] | None = None
+    layout: tuple[Span, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    tokenizer: str | None = None
+    step_graphs: tuple[StepGraph, ...] = ()
+
+    def __post_init__(self) -> None:
+        expect(self.name.strip() != "", "name", self.name, "a name")
+        _check_files(self)
+        _check_tokens(self)
+        _check_names(self.prompts)
+
+    def find_prompt(self, name: str) -> tuple[int, ...]:
+        """Tokens of the prompt called ``name``, or with that alias; case does not matter.
+
+        Raises
+        ------
+        InvalidArgument
+            There is none; the message lists what there is.
+        """
+        wanted = name.casefold()
+        for key, prompt in self.prompts.items():
+            if wanted in (key.casefold(), *(alias.casefold() for alias in prompt.aliases)):
+                return prompt.tokens
+        listed = (
+            f"{key} ({', '.join(prompt.aliases)})" if prompt.aliases else key for key, prompt in self.prompts.items()
+        )
+        raise InvalidArgument(f"prompt is {name!r}, expected one of: {', '.join(listed)}")
+
+
+def _check_files(manifest: Manifest) -> None:
+    for file, record in manifest.files.items():
+        plain = file not in ("", ".", "..", MANIFEST) and not set(file) & set("/\\:\0")
+        expect(plain, "a name in files", file, "a plain file name inside the folder")
+        digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
+        expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
+        expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
+    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | None] = {
+        "window_graph": manifest.window_graph,
+        "pixel_graph": manifest.pixel_graph,
+    }
+    graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
+    for field, graph in graphs.items():
+        if graph is not None:
+            expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
+    kinds = [(graph.method, graph.warped, graph.guided) for graph in manifest.step_graphs]
+    for i, kind in enumerate(kinds):
+        expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
+    tokenizer = manifest.tokenizer
+    expect(tokenizer is None or tokenizer in manifest.files, "tokenizer", tokenizer, "a file that is listed in files")
+
+
+def _check_tokens(manifest: Manifest) -> None:
+    vocab_size, generated, graph = manifest.vocab_size, manifest.generated_tokens, manifest.window_graph
+    expect(vocab_size >= 1, "vocab_size", vocab_size, "an integer >= 1")
+    inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
+    expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
+    expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
+    grid, picture = manifest.grid, manifest.length
+    if manifest.layout:
+        layout = Layout(manifest.layout)
+        expect(layout.length == manifest.length, "layout", layout.length, f"spans that cover length, {manifest.length}")
+        picture = len(layout.free())
+        for i, span in enumerate(manifest.layout):
+            inside = generated.first <= span.first and span.first + span.count <= generated.first + generated.count
+            expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
+    covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
+    expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
+    for token in manifest.stop_tokens:
+        expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
+    prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}
+    if manifest.unconditional_prompt is not None:
+        prompts["unconditional_prompt"] = manifest.unconditional_prompt
+    for field, tokens in prompts.items():
+        usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
+        expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
+        room = graph.max_length + 1 - manifest.length
+        reason = f"length is {manifest.length}, max_length {graph.max_length}"
+        expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
+
+
+def _check_names(prompts: Mapping[str, Prompt]) -> None:
+    owners: dict[str, str] = {}
+    for name, prompt in prompts.items():
+        for alias in {word.casefold() for word in (name, *prompt.aliases)}:
+            expect(alias not in owners, f"prompts[{name!r}]", alias, f"a name {owners.get(alias)!r} does not have")
+            owners[alias] = name

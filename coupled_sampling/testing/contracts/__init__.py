@@ -1,0 +1,1 @@
+"""Does somebody's part keep its contract? Providers and couplings, each fault named."""

@@ -1,0 +1,216 @@
+"""Does a logits provider keep its contract? For the author of a backend, on the real engine.
+
+::
+
+    from coupled_sampling.testing import check_provider
+
+    print(check_provider(engine, tolerance=1e-3))          # raises CheckFailed with every failure by name
+    print(provider_report(engine, tolerance=1e-3))         # never raises for a failure
+
+The engine is spoken to through `coupled_sampling.contracts.LogitsProvider` alone. It is its own yardstick: what it
+says of a sequence forwarded alone must not change when the same tokens are cut into other windows, sit in other rows, or
+follow on a rollback. `coupled_sampling.testing.contracts.provider_checks` holds the checks by name, and says what they cannot see.
+
+Differences are the largest absolute difference of two log-probabilities after log-softmax, in float64. The default of
+1e-3 suits float32 (real models differ by 1e-6 to 1e-4 between window widths); float16 and bfloat16 engines need about 0.05 to
+0.2. A token forbidden on one side only is an infinite difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+from coupled_sampling.contracts import Array, Integers, LogitsProvider
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.contracts import provider_checks as checks
+from coupled_sampling.testing.contracts.probe import Probe, Record
+from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
+
+__all__ = ["PROVIDER_CHECKS", "check_provider", "provider_report"]
+
+
+class Check(NamedTuple):
+    """A check, and what a failure of it usually means."""
+
+    run: Callable[[Probe, Record], None]
+    advice: str
+
+
+STALE = (
+    "State of an earlier call was used: write every slot of the window at its own position, whatever was there before"
+)
+
+PROVIDER_CHECKS: dict[str, Check] = {
+    "shape-and-type": Check(
+        checks.shape_and_type,
+        "Return floating logits (B, W, V), one row of V for every slot; forbidden tokens are -inf",
+    ),
+    "deterministic": Check(
+        checks.deterministic,
+        "The provider appends instead of writing at start, or draws random numbers (dropout?), or its kernels are not "
+        "reproducible; for the last, pass the tolerance you can live with",
+    ),
+    "own-token": Check(
+        checks.own_token,
+        "Logits are late by one: slot j must answer for position start + j + 1, having seen its own token. A model that truly "
+        "ignores its latest token cannot be told from this: skip the check for it",
+    ),
+    "causal": Check(
+        checks.causal,
+        "Later tokens reach earlier logits: the mask lets a slot see slots to its right, or logits are early by one slot",
+    ),
+    "rollback": Check(checks.rollback, STALE + "; mask all cached positions from the slot's own on"),
+    "window-split": Check(
+        checks.window_split,
+        "Logits depend on how tokens are cut into windows: positions, mask or cache writes are wrong where start > 0 or "
+        "where a window ends",
+    ),
+    "ragged-starts": Check(
+        checks.ragged_starts,
+        "One row's start was used for another: positions, mask and cache writes need start[b] of each row b",
+    ),
+    "rows-independent": Check(
+        checks.rows_independent,
+        "Rows share something: look for a cache or mask indexed without the row, or state kept per provider",
+    ),
+    "row-reuse": Check(checks.row_reuse, STALE + ", and let begin(row, prompt) touch that row only"),
+    "fewer-rows": Check(
+        checks.fewer_rows,
+        "A call with B rows concerns rows 0 to B - 1 and leaves the others alone; bind or slice the first B rows",
+    ),
+    "input-untouched": Check(checks.input_untouched, "Copy tokens and start if they are kept or changed"),
+    "bounds-refused": Check(
+        checks.bounds_refused,
+        "Check rows, slots and positions on the host before anything is run: some runtimes clamp writes in silence",
+    ),
+    "tokens-refused": Check(
+        checks.tokens_refused,
+        "Check tokens on the host before anything is run: a negative index may wrap around in silence",
+    ),
+    "whole-length": Check(
+        checks.whole_length, "start + W <= max_length must be usable; set max_length to what really fits"
+    ),
+    "reference": Check(
+        checks.reference, "Compare positions (are they absolute?), the prompt's first token, and the order of weights"
+    ),
+}
+"""Every check by name but ``attributes``, in the order in which they run: what others rely on comes first."""
+
+
+def provider_report(
+    provider: LogitsProvider,
+    *,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    tokens: Sequence[int] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    length: int | None = None,
+    reference: Callable[[Integers], Array] | None = None,
+    fresh: Callable[[], LogitsProvider] | None = None,
+    skip: Collection[str] = (),
+) -> Report:
+    """What every check found. Failures are in the report, none is raised.
+
+    Parameters
+    ----------
+    provider
+        The provider under test. Its state is overwritten.
+    tolerance
+        Largest difference of log-probabilities that passes.
+    seed
+        Chooses the tokens that are forwarded.
+    tokens
+        Tokens to choose from; the whole vocabulary by default.
+    prompts
+        What sequences begin with, row b's with ``prompts[b % len(prompts)]``; told to a provider that has ``begin``. By
+        default nothing, or one token for a provider that has ``begin``.
+    length
+        Positions per sequence, prompt included; by default 40 more than the longest prompt, or ``max_length`` if that
+        is less. The cost is about 60 sequences of this length.
+    reference
+        ``reference(tokens (T,)) -> logits (T, V)``, the model computed in some other way; ``[j]`` is for position j + 1.
+    fresh
+        Makes another provider that was never used and has the same model. With it, sequences alone are forwarded by
+        new providers, so that one row that keeps its very first tokens for ever cannot be its own alibi.
+    skip
+        Names of checks to leave out, see `PROVIDER_CHECKS`: for example ``bounds-refused``
+        for an engine that crashes the process.
+
+    Returns
+    -------
+    Report
+        One result per check. After a failure of ``attributes`` or ``shape-and-type`` nothing else is run.
+
+    Raises
+    ------
+    InvalidArgument
+        A name in ``skip`` is unknown, or prompts, tokens or length do not fit the provider.
+    """
+    unknown = sorted(set(skip) - set(PROVIDER_CHECKS))
+    if unknown:
+        raise InvalidArgument(f"skip has {unknown}, expected names among {list(PROVIDER_CHECKS)}")
+    if not tolerance >= 0:
+        raise InvalidArgument(f"tolerance is {tolerance}, expected a number >= 0")
+    record = Record("attributes", "Give it the attributes of LogitsProvider, as integers", tolerance)
+    checks.attributes(provider, record)
+    results = [record.result()]
+    if record.failure is None:
+        probe = Probe(
+            provider, tokens=tokens, prompts=prompts, length=length, seed=seed, fresh=fresh, reference=reference
+        )
+        results += _results(probe, tolerance, [name for name in PROVIDER_CHECKS if name not in skip])
+    return Report(type(provider).__name__, tolerance, tuple(results))
+
+
+def _results(probe: Probe, tolerance: float, names: Sequence[str]) -> list[CheckResult]:
+    """Outcomes of the checks ``names``; a failure of ``shape-and-type`` leaves nothing for the others to look at."""
+    results = []
+    for name in names:
+        record = Record(name, PROVIDER_CHECKS[name].advice, tolerance)
+        try:
+            PROVIDER_CHECKS[name].run(probe, record)
+        except Exception as error:
+            # A provider may raise anything; what it was asked for was within its bounds.
+            record.fail(f"{type(error).__name__}: {error}")
+        results.append(record.result())
+        if name == "shape-and-type" and record.failure is not None:
+            break
+    return results
+
+
+def check_provider(
+    provider: LogitsProvider,
+    *,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    tokens: Sequence[int] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    length: int | None = None,
+    reference: Callable[[Integers], Array] | None = None,
+    fresh: Callable[[], LogitsProvider] | None = None,
+    skip: Collection[str] = (),
+) -> Report:
+    """`provider_report`, raising if anything failed. Parameters are the same.
+
+    Raises
+    ------
+    CheckFailed
+        A check failed: an AssertionError that lists all failures by name.
+    InvalidArgument
+        As for `provider_report`.
+    """
+    report = provider_report(
+        provider,
+        tolerance=tolerance,
+        seed=seed,
+        tokens=tokens,
+        prompts=prompts,
+        length=length,
+        reference=reference,
+        fresh=fresh,
+        skip=skip,
+    )
+    if not report.passed:
+        raise CheckFailed(report)
+    return report

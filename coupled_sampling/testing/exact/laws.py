@@ -1,0 +1,229 @@
+"""Exact output laws by enumeration: losslessness without sampling error and without a threshold.
+
+A decoder asks randomness three kinds of question (`coupled_sampling.noise.Noise`). `EnumeratingNoise` answers them from a
+script of choices; `exact_law` runs the decoder once for every possible script and adds up the probabilities of the paths
+by what came out. The decoder under test is the shipped one, not a model of it. Code that draws uniforms of its own has
+`coupled_sampling.testing.exact_law_from_uniforms`; laws in fractions have `coupled_sampling.testing.RationalProvider`.
+
+The shared draw of a position is one uniform number that persists: it is known only to an interval, and each question
+about it splits the interval at the law's cumulative sums. That is exact for any vocabulary, and it proves the
+*sharing*: the second answer is conditional on the first. (In production the shared draw is a Gumbel argmax. Both are
+functions of the law and of noise that belongs to the position; losslessness may use nothing else.)
+
+What it does not see: a generator whose separate uniforms are not independent. That is a claim about the noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from math import prod
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.arrays import from_host, to_host
+from coupled_sampling.contracts import Array
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.noise import Noise, Purpose, Sites
+from coupled_sampling.testing.exact.enumeration import (
+    Chooser,
+    ExactLaw,
+    PathEstimate,
+    Probability,
+    enumerate_paths,
+    estimate_paths,
+)
+
+__all__ = ["EnumeratingNoise", "autoregressive_law", "exact_law", "expected_paths", "joint_law", "total_variation"]
+
+Output = TypeVar("Output", bound=Hashable)
+NextLaw = Callable[[tuple[int, ...]], Sequence[Any] | NDArray[Any]]
+"""The law (V,) of the next token given all tokens before it, as floats or fractions."""
+
+Arithmetic = Literal["float", "rational"]
+
+
+def _kept(value: Any) -> Probability:
+    """Fractions as they are, the rest in float64."""
+    return value if isinstance(value, Fraction) else float(value)
+
+
+def _exactly(value: Any) -> Probability:
+    """A fraction of exactly this value."""
+    return value if isinstance(value, Fraction) else Fraction(float(value))
+
+
+_NUMBERS: dict[str, Callable[[Any], Probability]] = {"float": _kept, "rational": _exactly}
+
+_WORDS: dict[Purpose, str | tuple[str, str]] = {
+    Purpose.ACCEPT: ("draft refused", "draft accepted"),
+    Purpose.RESIDUAL: "corrected to token {}",
+    Purpose.REDRAFT: "redrafted as token {}",
+    Purpose.PROPOSE: "first guess is token {}",
+}
+
+
+class EnumeratingNoise:
+    """A `Noise` that explores every outcome; made by `exact_law`, one for each path."""
+
+    def __init__(self, chooser: Chooser, number: Callable[[Any], Probability] = _kept) -> None:
+        self._chooser = chooser
+        self._number = number
+        self._known: dict[tuple[int, int, int], tuple[Probability, Probability]] = {}
+
+    def bernoulli(
+        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
+    ) -> Array:
+        """See `Noise.bernoulli`."""
+        chances, wanted = to_host(probability), to_host(where)
+        words = _WORDS[purpose] if purpose is Purpose.ACCEPT else ("no", "yes")
+        answers = np.zeros(wanted.shape, bool)
+        for b in range(wanted.shape[0]):
+            for j in np.flatnonzero(wanted[b]).tolist():
+                chance = self._number(chances[b, j])
+                answers[b, j] = self._chooser.choose([1 - chance, chance], partial(_say, sites, b, j, words)) == 1
+                if leading and not answers[b, j]:
+                    break
+        return from_host(answers, probability)
+
+    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
+        """See `Noise.categorical`."""
+        all_weights, wanted = to_host(weights), to_host(where)
+        answers = np.zeros(wanted.shape, np.int64)
+        for b, j in np.argwhere(wanted).tolist():
+            own = [self._number(weight) for weight in all_weights[b, j]]
+            total = sum(own)
+            text = partial(_say, sites, b, j, _WORDS[purpose])
+            answers[b, j] = self._chooser.choose([weight / total for weight in own], text)
+        return from_host(answers, weights)
+
+    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
+        """See `Noise.shared`."""
+        laws, wanted = to_host(law), to_host(where)
+        answers = np.zeros(wanted.shape, np.int64)
+        for b, j in np.argwhere(wanted).tolist():
+            owner = (int(sites.seed[b]), int(sites.sequence[b]), int(sites.position[b, j]))
+            text = partial(_say, sites, b, j, "shared draw gives token {}")
+            answers[b, j] = self._split(owner, [self._number(chance) for chance in laws[b, j]], text)
+        return from_host(answers, law)
+
+    def _split(self, owner: tuple[int, int, int], law: list[Probability], text: Callable[[int], str]) -> int:
+        """Choose which of the law's intervals the position's uniform lies in, and remember it."""
+        low, high = self._known.get(owner, (0, 1))
+        edges: list[Probability] = [0, *itertools.accumulate(law)]
+        last = max(token for token, chance in enumerate(law) if chance > 0)
+        edges[last + 1 :] = [1] * (len(law) - last)
+        pieces = [(max(left, low), min(right, high)) for left, right in itertools.pairwise(edges)]
+        widths = [
+            right - left if chance > 0 and right > left else 0
+            for (left, right), chance in zip(pieces, law, strict=True)
+        ]
+        total = sum(widths)
+        token = self._chooser.choose([width / total for width in widths], text)
+        self._known[owner] = pieces[token]
+        return token
+
+    def forget(self, seed: int, sequence: int) -> None:
+        """See `Noise.forget`."""
+
+
+def _say(sites: Sites, row: int, slot: int, words: str | tuple[str, str], answer: int) -> str:
+    """What an answer means, in words."""
+    what = words.format(answer) if isinstance(words, str) else words[answer]
+    return f"sequence {sites.sequence[row]}, round {sites.round[row]}, position {sites.position[row, slot]}: {what}"
+
+
+def exact_law(
+    run: Callable[[Noise], Output], *, max_paths: int = 100_000, arithmetic: Arithmetic = "float"
+) -> ExactLaw[Output]:
+    """The exact law of what ``run`` returns.
+
+    Parameters
+    ----------
+    run
+        Runs the decoder once, from the start, drawing through the noise it is given and in no other way; returns
+        something hashable, such as a tuple of tokens.
+    max_paths
+        Refuse beyond this many.
+    arithmetic
+        "rational" computes in fractions, for models whose laws are (`RationalProvider`); floats are taken at their exact value.
+
+    Returns
+    -------
+    ExactLaw
+        Probability of every output; they sum to one, up to rounding where laws are floats.
+
+    Raises
+    ------
+    InvalidArgument
+        ``arithmetic`` is neither, or there are more than ``max_paths`` paths; the message estimates how many.
+    """
+    if arithmetic not in _NUMBERS:
+        raise InvalidArgument(f"arithmetic is {arithmetic!r}, expected 'float' or 'rational'")
+    number = _NUMBERS[arithmetic]
+    return enumerate_paths(lambda chooser: run(EnumeratingNoise(chooser, number)), max_paths=max_paths)
+
+
+def expected_paths(run: Callable[[Noise], object], *, probes: int = 100, seed: int = 0) -> PathEstimate:
+    """How many paths `exact_law` would take for ``run``, estimated from ``probes`` random ones."""
+    return estimate_paths(lambda chooser: run(EnumeratingNoise(chooser)), probes=probes, seed=seed)
+
+
+def autoregressive_law(
+    next_law: NextLaw, prompt: Sequence[int], length: int, stop: Sequence[int] = ()
+) -> dict[tuple[int, ...], Probability]:
+    """The law of ordinary autoregressive sampling, by the chain rule: the oracle.
+
+    Parameters
+    ----------
+    next_law
+        Law (V,) of the next token given all tokens before it, the prompt included.
+    prompt, length, stop
+        As for `coupled_sampling.Request`.
+
+    Returns
+    -------
+    dict
+        Probability of every possible tuple of generated tokens.
+    """
+    open_ends: dict[tuple[int, ...], Probability] = {(): 1}
+    ended: dict[tuple[int, ...], Probability] = {}
+    for _ in range(length):
+        grown: dict[tuple[int, ...], Probability] = {}
+        for tokens, probability in open_ends.items():
+            for token, chance in enumerate(next_law((*prompt, *tokens))):
+                if chance > 0:
+                    home = ended if token in stop else grown
+                    home[(*tokens, token)] = probability * (
+                        chance if isinstance(chance, Fraction | int) else float(chance)
+                    )
+        open_ends = grown
+    return {**ended, **open_ends}
+
+
+def joint_law(laws: Sequence[Mapping[Output, Probability]]) -> dict[tuple[Output, ...], Probability]:
+    """The law of independent outputs, one of each of ``laws``, side by side."""
+    return {
+        tuple(output for output, _ in outputs): prod((chance for _, chance in outputs), start=1)
+        for outputs in itertools.product(*(law.items() for law in laws))
+    }
+
+
+def total_variation(first: Mapping[Output, Probability], second: Mapping[Output, Probability]) -> Probability:
+    """Total variation distance: half the sum of absolute differences; 0 for equal laws, 1 for laws without a common output.
+
+    Exact, a `fractions.Fraction`, where both laws are.
+    """
+    distance: Probability = Fraction(0)
+    for output in {**first, **second}:
+        distance = distance + abs(probability_of(first, output) - probability_of(second, output))
+    return distance / 2
+
+
+def probability_of(law: Mapping[Output, Probability], output: Output) -> Probability:
+    """What ``law`` gives ``output``; 0 where it does not know it."""
+    return law[output] if output in law else Fraction(0)

@@ -1,0 +1,180 @@
+"""The proof that a decoder is lossless, on one small model: its exact law of whole outputs against the chain rule's.
+
+`assert_lossless_exactly` runs the shipped decoder, or yours, on every path and compares. When it fails it shows the output
+whose probability is most wrong and a shortest path of choices that leads to an output that comes too often, which is
+usually enough to see what is kept that should not be, or drawn twice.
+
+It proves what it enumerates: this model, these prompts, this window. Try several, small ones first; mistakes of the
+kinds known so far show on vocabularies of two and outputs of three tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
+from coupled_sampling.drafting import Drafting
+from coupled_sampling.generation import generate
+from coupled_sampling.host_step import HostStep
+from coupled_sampling.methods import Method, find_method
+from coupled_sampling.noise import Noise
+from coupled_sampling.testing.exact.enumeration import ExactLaw, Probability
+from coupled_sampling.testing.exact.laws import (
+    Arithmetic,
+    NextLaw,
+    autoregressive_law,
+    exact_law,
+    joint_law,
+    probability_of,
+    total_variation,
+)
+from coupled_sampling.testing.exact.rational import RationalProvider
+from coupled_sampling.testing.worlds import TableProvider
+
+__all__ = ["Decode", "assert_lossless_exactly", "shipped_decoder"]
+
+Decode = Callable[[LogitsProvider, Noise, Sequence[Sequence[int]], Sequence[int]], Sequence[Any]]
+"""A decoder: (model, noise, prompts, lengths) to the generated tokens of each prompt."""
+
+_ROOM = 16
+"""Positions that the model holds beyond the longest sequence, so that windows may be wider than what is left."""
+
+Outputs = tuple[tuple[int, ...], ...]
+
+
+def shipped_decoder(
+    method: str | Method,
+    *,
+    window: int = 3,
+    drafting: str | Drafting = "repeat",
+    stop: Sequence[int] = (),
+    sampling: Sampling | None = None,
+    step: Callable[[LogitsProvider, str | Method, Noise], CoupledStep] = HostStep,
+) -> Decode:
+    """This library's own loop as a `Decode`, with any coupled step in it.
+
+    Parameters
+    ----------
+    method, window, drafting, stop, sampling
+        As for `coupled_sampling.generate`.
+    step
+        Makes the coupled step; put yours here.
+    """
+    find_method(method)
+
+    def decode(
+        model: LogitsProvider, noise: Noise, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> Sequence[Any]:
+        return generate(
+            step(model, method, noise),
+            prompts,
+            length=list(lengths),
+            window=window,
+            drafting=drafting,
+            stop=stop,
+            sampling=sampling or Sampling(),
+            noise=noise,
+        ).tokens
+
+    return decode
+
+
+def assert_lossless_exactly(
+    decode: Decode,
+    next_law: NextLaw,
+    prompts: Sequence[Sequence[int]],
+    *,
+    vocab_size: int,
+    length: int | Sequence[int],
+    stop: Sequence[int] = (),
+    rows: int | None = None,
+    arithmetic: Arithmetic = "float",
+    tolerance: float | None = None,
+    max_paths: int = 100_000,
+) -> ExactLaw[Outputs]:
+    """Refuse a decoder whose exact joint law of outputs is not that of autoregressive sampling.
+
+    Parameters
+    ----------
+    decode
+        The decoder; `shipped_decoder` makes one from a method's name.
+    next_law
+        The model: the law (V,) of the next token given all tokens before it.
+    prompts
+        Prompts to decode together; their outputs must be independent, and are tested jointly.
+    vocab_size
+        V.
+    length
+        Tokens to generate, for all prompts or each.
+    stop
+        Tokens that end a sequence; ``decode`` must be told of them, too.
+    rows
+        Rows of the model; default one per prompt. Fewer makes prompts wait and rows be used again.
+    arithmetic
+        "rational" needs a ``next_law`` of fractions and gives distances without rounding.
+    tolerance
+        Largest total variation that passes; default 1e-12, or exactly 0 for rational arithmetic.
+    max_paths
+        Refuse beyond this many.
+
+    Returns
+    -------
+    ExactLaw
+        The decoder's law, from tuples of one output per prompt.
+
+    Raises
+    ------
+    AssertionError
+        The laws differ.
+    InvalidArgument
+        There are too many paths, or the arguments make no model.
+    """
+    lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
+    longest = max(len(prompt) + count for prompt, count in zip(prompts, lengths, strict=True))
+    kind = TableProvider if arithmetic == "float" else RationalProvider
+    limit = tolerance if tolerance is not None else 1e-12 if arithmetic == "float" else 0
+
+    def run(noise: Noise) -> Outputs:
+        model = kind(next_law, vocab_size, rows or len(prompts), longest + _ROOM)  # type: ignore[arg-type]
+        outputs = decode(model, noise, prompts, lengths)
+        return tuple(tuple(int(token) for token in tokens) for tokens in outputs)
+
+    law = exact_law(run, max_paths=max_paths, arithmetic=arithmetic)
+    pairs = zip(prompts, lengths, strict=True)
+    expected = joint_law([autoregressive_law(next_law, prompt, count, stop) for prompt, count in pairs])
+    distance = total_variation(law, expected)
+    if distance > limit:
+        raise AssertionError(_report(law, expected, distance, limit))
+    return law
+
+
+def _report(law: ExactLaw[Outputs], expected: Mapping[Outputs, Probability], distance: Probability, limit: Any) -> str:
+    differences: dict[Outputs, Probability] = {
+        output: probability_of(law, output) - probability_of(expected, output) for output in {**law, **expected}
+    }
+    worst = max(differences, key=lambda output: float(abs(differences[output])))
+    lines = [
+        f"not lossless: total variation {_written(distance)} from autoregressive sampling, expected at most {limit}",
+        f"most wrong: {_named(worst)} has probability {_written(probability_of(law, worst))} by this decoder and "
+        f"{_written(probability_of(expected, worst))} by autoregressive sampling",
+    ]
+    too_often = max(differences, key=lambda output: float(differences[output]))
+    if too_often != worst:
+        lines.append(
+            f"most too frequent: {_named(too_often)}, {_written(law[too_often])} instead of "
+            f"{_written(probability_of(expected, too_often))}"
+        )
+    path = law.shortest_path(too_often)
+    lines.append(f"a shortest path to {_named(too_often)} ({law.paths} paths in all):")
+    lines += [f"  {choice.text}  (probability {_written(choice.probability)})" for choice in path]
+    return "\n".join(lines)
+
+
+def _named(outputs: Outputs) -> str:
+    return str(outputs[0] if len(outputs) == 1 else outputs)
+
+
+def _written(probability: Probability) -> str:
+    return f"{probability} = {float(probability):.6g}" if isinstance(probability, Fraction) else f"{probability:.6g}"

@@ -1,0 +1,327 @@
+"""Two implementations of a step, in lockstep: a difference must be *shown* to be a float tie, or it is a disagreement.
+
+Two correct implementations given the same noise may still differ: exponentials and sums of different libraries differ in
+their last bit, and where a uniform or a race falls within that of its threshold, so do tokens. `StepComparison` runs a
+`HostStep` and another step on the same windows and goes on with the first one's outcome, so that one difference does not
+make all later ones. Where a site differs, both decisions are judged in float64 from the reference's logits and the same
+noise (see `coupled_sampling.testing.steps.margins`). If each is within a bound of being right, it is a tie; else a
+disagreement. The bound is that of `coupled_sampling.testing.steps.rounding`: a function of the laws at hand, not a number
+that was tuned.
+
+What the bound covers: float32 arithmetic (or whatever ``unit`` says) in everything after the logits. Logits are taken to be equal
+bit for bit; where the other implementation computes its own, and they are known to differ, say by how much with ``logits_error``.
+What it does not cover: sites at which both decide the same wrong thing. Those are the business of the exact tests.
+
+Sites between two ends of an accepted run are not comparable (one implementation accepts there, the other redrafts), but are
+judged all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from coupled_sampling.arrays import to_host
+from coupled_sampling.contracts import (
+    Array,
+    CoupledStep,
+    Integers,
+    LogitsProvider,
+    Outcome,
+    PromptObserver,
+    Window,
+    max_window,
+)
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.host_step import HostStep
+from coupled_sampling.noise import uniforms
+from coupled_sampling.testing.steps.margins import Site, judge, worst
+from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
+
+__all__ = ["Difference", "StepComparison", "StepsDisagree", "TieReport"]
+
+_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One site at which the two implementations differ."""
+
+    row: int
+    position: int
+    round: int
+    expected: int
+    """The reference's token."""
+    found: int
+    """The other one's."""
+    committed: tuple[int, int]
+    """What both committed in this step."""
+    kind: str
+    """Which threshold, see `coupled_sampling.testing.steps.rounding.Margin`."""
+    margin: float
+    bound: float
+
+    @property
+    def tie(self) -> bool:
+        """Whether rounding explains it."""
+        return self.margin <= self.bound
+
+    def __str__(self) -> str:
+        return (
+            f"row {self.row}, position {self.position}, round {self.round}: token {self.found} instead of {self.expected}, "
+            f"committed {self.committed[1]} instead of {self.committed[0]}; "
+            f"{self.kind} margin {self.margin:.3g}, bound {self.bound:.3g}"
+        )
+
+
+@dataclass(frozen=True)
+class TieReport:
+    """What a comparison saw."""
+
+    method: str
+    steps: int
+    sites: int
+    """Sites compared."""
+    ties: int
+    disagreements: int
+    expected_ties: float
+    """No more ties than this are to be expected of the noise: the chance, summed over sites, of a margin below its bound."""
+    largest_margin: float
+    """Of a tie."""
+    largest_share: float
+    """Of a tie: margin / bound."""
+    unit: float
+    logits_error: float
+    examples: tuple[Difference, ...]
+    """Disagreements first."""
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.method}: {self.sites} sites in {self.steps} steps, {self.ties} ties "
+            f"(at most {self.expected_ties:.3g} expected), {self.disagreements} disagreements"
+        )
+        if self.ties:
+            head += f"; largest margin of a tie {self.largest_margin:.3g}, {self.largest_share:.2g} of its bound"
+        return "\n".join([head, *(f"  {'tie' if d.tie else 'DISAGREEMENT'}: {d}" for d in self.examples)])
+
+    def to_json(self) -> str:
+        """All of it; infinite numbers as text."""
+        fields = asdict(self)
+        for example in fields["examples"]:
+            example.update(
+                {key: repr(x) for key, x in example.items() if isinstance(x, float) and not math.isfinite(x)}
+            )
+        return json.dumps(fields, indent=2, allow_nan=False)
+
+    @property
+    def most_ties(self) -> int:
+        """Ties past this number have a chance below one in a million, if ``expected_ties`` is their mean (Chernoff)."""
+        mean, most = self.expected_ties, math.ceil(self.expected_ties)
+        while mean > 0 and most - mean - most * math.log(most / mean) > math.log(1e-6):
+            most += 1
+        return most
+
+    def check(self, share: float = 1e-3) -> TieReport:
+        """Raise unless all differences are ties, no more than ``share`` of the sites and than the noise makes likely.
+
+        Raises
+        ------
+        StepsDisagree
+            The message is the report.
+        """
+        if not self.sites:
+            raise StepsDisagree(f"nothing was compared\n{self}")
+        if self.disagreements or self.ties > share * self.sites or self.ties > self.most_ties:
+            raise StepsDisagree(f"expected no disagreement, ties <= {share:g} of sites and <= {self.most_ties}\n{self}")
+        return self
+
+
+class StepsDisagree(CoupledSamplingError, AssertionError):  # noqa: N818 - reads as what it is
+    """Two implementations of a step differ by more than float ties. The message lists where."""
+
+
+class _Recorded:
+    """A provider whose latest logits are kept."""
+
+    def __init__(self, provider: LogitsProvider) -> None:
+        self.provider = provider
+        self.vocab_size, self.batch_size = provider.vocab_size, provider.batch_size
+        self.max_length, self.max_window = provider.max_length, max_window(provider)
+        self.logits: Array = None
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        if isinstance(self.provider, PromptObserver):
+            self.provider.begin(row, prompt)
+
+    def forward(self, tokens: Integers, start: Integers) -> Array:
+        self.logits = self.provider.forward(tokens, start)
+        return self.logits
+
+
+class StepComparison:
+    """A coupled step that runs two and goes on with the first: give it to a `coupled_sampling.Decoder` in place of a model.
+
+    Parameters
+    ----------
+    provider
+        The model, for a `HostStep` that is the reference.
+    other
+        Another implementation over the same model, with the library's noise (`coupled_sampling.noise.CounterNoise`).
+    logits_error
+        By how much, absolutely, the logits that ``other`` computes may differ from those of ``provider``. Measure it; 0 says
+        that they are equal.
+    unit
+        The spacing at 1 of the shortest precision in which either computes laws.
+
+    Raises
+    ------
+    InvalidArgument
+        The two do not fit together.
+    """
+
+    def __init__(
+        self, provider: LogitsProvider, other: CoupledStep, *, logits_error: float = 0.0, unit: float = FLOAT32
+    ) -> None:
+        if (provider.vocab_size, provider.batch_size) != (other.vocab_size, other.batch_size):
+            raise InvalidArgument(
+                f"provider has {provider.vocab_size} tokens and {provider.batch_size} rows, other has {other.vocab_size} and "
+                f"{other.batch_size}; give both the same model and rows"
+            )
+        if not (logits_error >= 0 and unit > 0):
+            raise InvalidArgument(f"logits_error is {logits_error} and unit {unit}, expected >= 0 and > 0")
+        self._recorded, self.other = _Recorded(provider), other
+        self.reference = HostStep(self._recorded, other.method)
+        self.method, self.noise = other.method, self.reference.noise
+        self.vocab_size, self.batch_size = other.vocab_size, other.batch_size
+        self.max_length = min(provider.max_length, other.max_length)
+        self.max_window = min(max_window(self._recorded), max_window(other))
+        self._error, self._unit = logits_error, unit
+        self._laws: dict[int, dict[int, dict[int, list[RoundedLaw]]]] = {}
+        self._steps = self._sites = self._ties = 0
+        self._expected = 0.0
+        self._ties_seen: list[Difference] = []
+        self._disagreements: list[Difference] = []
+        self._largest = (0.0, 0.0)
+        self._disagreed = 0
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        """Tell both."""
+        self._laws.pop(row, None)
+        self.other.begin(row, prompt)
+        self.reference.begin(row, prompt)
+
+    def step(self, window: Window) -> Outcome:
+        """Run both, compare, and return the reference's outcome."""
+        found, expected = self.other.step(window), self.reference.step(window)
+        self._steps += 1
+        for b in np.flatnonzero(window.draws).tolist():
+            self._compare(b, window, found, expected)
+        return expected
+
+    def report(self) -> TieReport:
+        """What was seen so far."""
+        return TieReport(
+            self.method.name, self._steps, self._sites, self._ties, self._disagreed, self._expected, *self._largest,
+            self._unit, self._error, tuple((self._disagreements + self._ties_seen)[:_EXAMPLES]),
+        )  # fmt: skip
+
+    def _compare(self, b: int, window: Window, found: Outcome, expected: Outcome) -> None:
+        sites = self._sites_of(b, window)
+        slots = slice(int(window.known[b]) - 1, int(window.known[b]) - 1 + len(sites))
+        both = [outcome.tokens[b, slots] for outcome in (expected, found)]
+        counts = int(expected.committed[b]), int(found.committed[b])
+        self._expected += sum(map(self._chance, sites))
+        ends = min(counts) - 1, max(counts) - 1
+        maximal = self.method.redraft == "maximal" or self.method.acceptance == "match"
+        apart = [not maximal and ends[0] < s <= ends[1] for s in range(len(sites))]
+        open_ = [not self.method.recycles and s > ends[0] for s in range(len(sites))]
+        self._sites += sum(not (a or o) for a, o in zip(apart, open_, strict=True))
+        if counts[0] == counts[1] and np.array_equal(*(tokens[~np.array(open_)] for tokens in both)):
+            return
+        judged = [judge(self.method, sites, tokens, count) for tokens, count in zip(both, counts, strict=True)]
+        for s, margins in enumerate(zip(*judged, strict=True)):
+            margin = worst(*margins)
+            differs = both[0][s] != both[1][s] or (counts[0] != counts[1] and s == ends[0])
+            beyond = not margin.strain <= 1
+            if (differs and not open_[s] and not apart[s]) or (beyond and (apart[s] or ends[0] == s)):
+                self._note(b, sites[s].position, int(window.round[b]), both[0][s], both[1][s], counts, margin)
+
+    def _note(
+        self, b: int, position: int, round_: int, expected: Any, found: Any, counts: tuple[int, int], margin: Margin
+    ) -> None:
+        seen = Difference(
+            b, position, round_, int(expected), int(found), counts, margin.kind, margin.margin, margin.bound
+        )
+        if not margin.strain <= 1:
+            self._disagreed += 1
+            self._disagreements = [*self._disagreements, seen][:_EXAMPLES]
+            return
+        self._ties += 1
+        self._largest = max(self._largest[0], margin.margin), max(self._largest[1], margin.strain)
+        self._ties_seen = [*self._ties_seen, seen][:_EXAMPLES]
+
+    def _sites_of(self, b: int, window: Window) -> list[Site]:
+        """The row's sites; keeps their laws for the round after."""
+        info = window.rows[b]
+        if info is None:
+            raise InvalidArgument(f"window.rows[{b}] is None, but the row draws")
+        known, recycled, fresh = (int(x[b]) for x in (window.known, window.recycled, window.fresh))
+        count, start, round_ = recycled + fresh + 1, int(window.start[b]) + known, int(window.round[b])
+        logits = self._recorded.logits[b, known - 1 : known - 1 + count, ...]
+        for processor in info.sampling.processors:
+            logits = processor(logits, window.contexts[b], start + np.arange(count))
+        wide = np.asarray(to_host(logits), np.float64)
+        settings = {"logits_error": self._error, "unit": self._unit}
+        laws = [rounded_laws(row, info.sampling, **settings) for row in wide]
+        held = self._laws.setdefault(b, {})
+        before = held.get(round_ - 1, {})
+        self._laws[b] = {round_ - 1: before, round_: {start + i: law for i, law in enumerate(laws)}}
+        drawn = uniforms(info.seed, info.sequence, round_, start, count)
+        drafts = window.tokens[b, known : known + count - 1].tolist()
+        carried = window.fresh_laws[b]
+        sites = []
+        for i, law in enumerate(laws):
+            own: list[RoundedLaw] | None = None
+            if i < recycled:
+                own = before.get(start + i, [])
+            elif i < count - 1:
+                given = None if carried is None else np.asarray(to_host(carried), np.float64)[i - recycled]
+                point = point_law(drafts[i], self.vocab_size, self._unit)
+                own = [point if given is None else given_law(given, self._unit)]
+            sites.append(Site(law, own, drafts[i] if i < count - 1 else 0, drawn[i], info, start + i))
+        return sites
+
+    def _chance(self, site: Site) -> float:
+        """No less than the chance that the noise leaves this site's decision to rounding.
+
+        Of a race: the chance that the two best are within e of each other is at most the mean over both of e. Of a ratio:
+        twice its error. Of a draw from K tokens: twice the error at each of K - 1 boundaries, given that it is made.
+        """
+        law = site.targets[0]
+        if len(site.targets) > 1 or (site.drafts is not None and len(site.drafts) != 1):
+            return 1.0
+        race = 2 * float(law.error.sum())
+        draw = 2 * law.of_sums * max(int((law.law > 0).sum()) - 1, 0)
+        if self.method.acceptance != "rejection":
+            return min(1.0, race)
+        redraft = race if self.method.redraft == "gumbel" else draw if self.method.redraft == "independent" else 0.0
+        if site.drafts is None:
+            return min(1.0, max(draw, redraft))
+        other = site.drafts[0]
+        own, proposed = float(law.law[site.draft]), float(other.law[site.draft])
+        if own <= 0:
+            accept = 0.0
+        else:
+            error = law.relative(site.draft) + (other.relative(site.draft) if proposed > 0 else 0.0)
+            accept = 2 * min(1.0, own / proposed if proposed > 0 else 1.0) * error
+        left = np.maximum(law.law - other.law, 0)
+        # A draw from the residual is made with the chance of a refusal, and its error is relative to what is left.
+        refused = min(1.0, max(0.0, 1 - own / proposed) if proposed > 0 else 1.0)
+        total = float(left.sum())
+        spread = 2 * float((law.error + law.common * law.law + other.error + other.common * other.law).sum())
+        within = (spread / total + 4 * law.of_sums) * max(int((left > 0).sum()), 1) if total > 0 else 1.0
+        return min(1.0, accept + refused * min(1.0, within) + redraft)

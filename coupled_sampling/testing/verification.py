@@ -1,0 +1,191 @@
+"""Verify methods on a real model: is the joint law of their tokens that of ordinary sampling?
+
+Many short continuations of one prompt are sampled by AR and by each method, all with different seeds, and compared by
+`coupled_sampling.testing.samples.equivalence.equivalence_test`, whose report says what it could have seen. The first token
+after a prompt is decided by the first step, before anything is recycled, so continuations must be long enough for recycled
+drafts to come up for decision; every verification says which part of its tokens was decided on a recycled draft, and is
+blind if that is none although the method recycles.
+
+Methods that promise the very tokens of AR (acceptance "match") are also run with AR's seed and compared token by token.
+
+The family-wise false-alarm rate is alpha: each method is tested at alpha over the number of methods (Bonferroni).
+
+It does not prove anything about other prompts, lengths or settings than those it ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Sampling, Window
+from coupled_sampling.drafting import Drafting
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.generation import generate
+from coupled_sampling.host_step import HostStep
+from coupled_sampling.methods import Method, find_method
+from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
+
+__all__ = ["MakeStep", "Verification", "verify"]
+
+MakeStep = Callable[[LogitsProvider, Method], CoupledStep]
+"""Makes the step to verify, such as `HostStep`."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found about one method."""
+
+    method: str
+    equivalence: Equivalence
+    recycled_share: float
+    """Part of the tested tokens that were decided on a recycled draft: it was accepted, or refused and corrected."""
+    recycles: bool
+    """Whether the method keeps drafts at all."""
+    differing_tokens: int | None
+    """Tokens that differ from AR's at the same seed; None where the method does not promise the same."""
+
+    @property
+    def verdict(self) -> Literal["different", "no difference seen", "blind"]:
+        """As of `Equivalence`; tokens that should be AR's and are not are "different"."""
+        if self.differing_tokens:
+            return "different"
+        if self.equivalence.verdict == "no difference seen" and self.recycles and not self.recycled_share:
+            return "blind"
+        return self.equivalence.verdict
+
+    @property
+    def passed(self) -> bool:
+        """Whether no difference was seen by a test that would have seen one."""
+        return self.verdict == "no difference seen"
+
+    def report(self) -> str:
+        """For people."""
+        lines = [f"{self.method}: {'passed' if self.passed else 'FAILED'} ({self.verdict})"]
+        if self.recycles:
+            lines.append(f"  {self.recycled_share:.0%} of the tested tokens were decided on a recycled draft")
+        if self.differing_tokens is not None:
+            found = f"{self.differing_tokens} tokens differ" if self.differing_tokens else "all tokens are the same"
+            lines.append(f"  against ar at the same seed: {found}")
+        return "\n".join(lines + [f"  {line}" for line in self.equivalence.report().splitlines()])
+
+
+class _Recorder:
+    """A step that counts, for every sequence, the decisions made on recycled drafts."""
+
+    def __init__(self, inner: CoupledStep) -> None:
+        self.inner = inner
+        self.decided = 0
+
+    @property
+    def method(self) -> Method:
+        return self.inner.method
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.vocab_size
+
+    @property
+    def batch_size(self) -> int:
+        return self.inner.batch_size
+
+    @property
+    def max_length(self) -> int:
+        return self.inner.max_length
+
+    @property
+    def max_window(self) -> int:
+        return self.inner.max_window
+
+    def begin(self, row: int, prompt: Integers) -> None:
+        self.inner.begin(row, prompt)
+
+    def step(self, window: Window) -> Outcome:
+        outcome = self.inner.step(window)
+        self.decided += int(np.minimum(outcome.committed, window.recycled)[window.draws].sum())
+        return outcome
+
+
+def verify(
+    open_model: Callable[[], LogitsProvider],
+    prompt: Sequence[int],
+    methods: Sequence[str | Method],
+    *,
+    samples: int = 1500,
+    positions: int = 6,
+    window: int | str = 16,
+    drafting: str | Drafting = "random",
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    alpha: float = 1e-3,
+    make_step: MakeStep = HostStep,
+    progress: Callable[[str, int], object] | None = None,
+) -> list[Verification]:
+    """Test each of ``methods`` against ordinary sampling.
+
+    Parameters
+    ----------
+    open_model
+        Opens the model; AR and each method get one of their own.
+    prompt
+        Tokens to continue. Choose one after which the model is uncertain.
+    samples
+        Continuations for each method, and for AR; at least 2, and some hundreds to see anything.
+    positions
+        Tokens per continuation, tested jointly.
+    window, drafting, sampling
+        As for `coupled_sampling.generate`.
+    seed
+        AR has the noise of ``seed``, the k-th method that of ``seed + k`` modulo 2**64, so that all samples are independent.
+    alpha
+        Family-wise: the chance that any of the methods is called different although none is.
+    make_step
+        Makes the step to verify; AR, the reference, is always a `HostStep`.
+    progress
+        Called with a method's name and the number of new tokens.
+
+    Raises
+    ------
+    InvalidArgument
+        An argument cannot work.
+    """
+    found = [find_method(method) for method in methods]
+    if not found:
+        raise InvalidArgument("methods is empty, expected at least one method to verify")
+    for name, value, least in (("samples", samples, 2), ("positions", positions, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
+    if not 0 < alpha < 1:
+        raise InvalidArgument(f"alpha is {alpha}, expected a probability between 0 and 1, such as 0.001")
+
+    def sample(method: Method, make: MakeStep, own_seed: int) -> tuple[Integers, float]:
+        step = make(open_model(), method)
+        recorder = _Recorder(step)
+        # The noise is the step's own, so the decoder must be told of it: it forgets what sequences no longer need.
+        noise = getattr(step, "noise", None)
+        tokens = generate(
+            recorder,
+            [prompt] * int(samples),
+            length=int(positions),
+            window=window,
+            drafting=drafting,
+            seed=own_seed % 2**64,
+            sampling=sampling,
+            noise=noise,
+            progress=None if progress is None else lambda count: progress(method.name, count),
+        ).tokens
+        return np.array(tokens), recorder.decided / (samples * positions)
+
+    reference, _ = sample(find_method("ar"), HostStep, seed)
+    results = []
+    for k, method in enumerate(found, 1):
+        tokens, share = sample(method, make_step, seed + k)
+        equivalence = equivalence_test(tokens, reference, alpha=alpha / len(found), seed=(seed + k) % 2**32)
+        differing = None
+        if method.acceptance == "match":
+            differing = int((sample(method, make_step, seed)[0] != reference).sum())
+        results.append(Verification(method.name, equivalence, share, method.recycles, differing))
+    return results

@@ -1,0 +1,138 @@
+"""The attention of a window graph: caches written in place, and a mask that says what a slot sees.
+
+A slot's key and value go into its position's column of the caches (TensorScatter, so the last write wins), and its query
+attends to the columns its context allows (Attention with an explicit boolean mask). Fewer heads of keys than of queries
+are Attention's own business. Its input ``nonpad_kv_seqlen`` is never used: runtimes in the field get it silently wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.linear import Linear
+from coupled_sampling.export.graphs.rotary import rotary_tables
+from coupled_sampling.export.graphs.window import cache_names, context_mask
+
+__all__ = ["AttentionGraph", "Window"]
+
+_CACHE_AXIS = 2
+
+
+@dataclass(frozen=True)
+class Window:
+    """Values that every layer shares.
+
+    ``start`` int64 (B,), ``position`` int64 (B, W), ``kv_length`` int64 (1,), ``shape`` int64 (2,): (B, W), and ``mask``
+    boolean (B, 1, W, kv_length).
+    """
+
+    start: str
+    position: str
+    kv_length: str
+    shape: str
+    mask: str
+
+
+class AttentionGraph:
+    """Writes the attention of one layer after the other."""
+
+    def __init__(self, description: DecoderDescription, linear: Linear) -> None:
+        self.description = description
+        self.linear = linear
+        self.graph = linear.graph
+        self.tables: list[str] = []
+        if description.rotary is not None:
+            tables = rotary_tables(description.rotary, description.rotary_size, description.cache_length)
+            self.tables = [
+                linear.vector(f"rotary.{part}", table) for part, table in zip(("cos", "sin"), tables, strict=True)
+            ]
+
+    def mask(self, position: str, kv_length: str) -> str:
+        """Columns each slot attends to, boolean (B, 1, W, kv_length)."""
+        description = self.description
+        return context_mask(self.graph, position, kv_length, description.cache_length, description.attention_window)
+
+    def write(self, layer: int, x: str, window: Window) -> str:
+        """What attention makes of ``x`` (B * W, width); writes the window's keys and values into the layer's caches."""
+        graph, description, prefix = self.graph, self.description, f"layers.{layer}.attention"
+        turned, still = description.heads + description.kv_heads, description.kv_heads
+        joined = self.linear.joined(
+            f"{prefix}.query_key_value", [f"{prefix}.{n}" for n in ("query", "key", "value")], x
+        )
+        sizes = graph.integers(turned + still, description.head_size)
+        heads = graph.op("Reshape", joined, graph.op("Concat", window.shape, sizes, axis=0))
+        heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
+        both, value = graph.ops("Split", heads, graph.integers(turned, still), names=(None, None), axis=1)
+        both = self.rotated(self.normed(prefix, both), window.position)
+        query, key = graph.ops("Split", both, graph.integers(description.heads, still), names=(None, None), axis=1)
+        mixed = graph.op(
+            "Attention",
+            query,
+            *self.cached(layer, (key, value), window),
+            window.mask,
+            scale=description.attention_scale,
+            softcap=description.attention_softcap,
+        )
+        mixed = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
+        flat = graph.op("Reshape", mixed, graph.integers(-1, description.heads * description.head_size))
+        return self.linear(f"{prefix}.output", flat)
+
+    def cached(self, layer: int, updates: tuple[str, str], window: Window) -> list[str]:
+        """Keys and values of columns below ``kv_length``, the window's among them."""
+        graph, description = self.graph, self.description
+        shape: list[str | int] = ["B", description.kv_heads, description.cache_length, description.head_size]
+        read = []
+        for (past, present), update in zip(cache_names(layer), updates, strict=True):
+            graph.input(past, self.linear.storage.compute, shape)
+            graph.output(present, self.linear.storage.compute, shape)
+            graph.op("TensorScatter", past, update, window.start, name=present, axis=-2, mode="linear")
+            read.append(graph.op("Slice", present, graph.integers(0), window.kv_length, graph.integers(_CACHE_AXIS)))
+        return read
+
+    def normed(self, prefix: str, heads: str) -> str:
+        """Queries and keys (B, heads + kv_heads, W, head_size), each head normalised if the model does that.
+
+        One normalisation without weights for all, then each head's own weights.
+        """
+        wanted = self.description.query_key_norm
+        if wanted is None:
+            return heads
+        counts = (("query", self.description.heads), ("key", self.description.kv_heads))
+        size = self.description.head_size
+
+        def vectors(part: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            each = [
+                np.broadcast_to(
+                    np.asarray(self.linear.weights[f"{prefix}.{name}_norm.{part}"], np.float32), (count, size)
+                )
+                for name, count in counts
+            ]
+            return np.concatenate(each)[:, None]
+
+        kind = "RMSNormalization" if wanted.norm.kind == "rms" else "LayerNormalization"
+        ones = self.linear.vector("ones", np.ones(size, np.float32))
+        heads = self.graph.op(kind, heads, ones, axis=-1, epsilon=wanted.norm.epsilon)
+        scale = vectors("weight") + np.float32(wanted.norm.one_plus)
+        heads = self.graph.op("Mul", heads, self.linear.vector(f"{prefix}.query_key_norm.weight", scale))
+        if wanted.norm.has_bias:
+            shift = self.linear.vector(f"{prefix}.query_key_norm.bias", vectors("bias"))
+            heads = self.graph.op("Add", heads, shift)
+        return heads
+
+    def rotated(self, heads: str, position: str) -> str:
+        """Queries and keys turned by their positions' angles, if the model does that."""
+        description, rotary = self.description, self.description.rotary
+        if rotary is None:
+            return heads
+        partial = description.rotary_size if description.rotary_size < description.head_size else 0
+        return self.graph.op(
+            "RotaryEmbedding",
+            heads,
+            *self.tables,
+            position,
+            interleaved=int(rotary.pairs == "interleaved"),
+            rotary_embedding_dim=partial,
+        )

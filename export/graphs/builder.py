@@ -1,0 +1,185 @@
+"""Building and saving ONNX graphs: the one place where ``onnx`` is imported.
+
+A `GraphBuilder` collects nodes and constants and names them; `save_graph` refuses a graph that ONNX's own checker or
+shape inference refuses, and writes the others atomically.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling import __version__
+from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
+from coupled_sampling.export.graphs.storage import TensorFile
+
+__all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph"]
+
+OPSET = 24
+"""Version of the default operator set: the first with TensorScatter."""
+
+PRODUCER = "coupled-sampling"
+
+
+def require_onnx() -> Any:
+    """The module ``onnx``.
+
+    Raises
+    ------
+    MissingDependency
+        It is not installed, or does not know opset 24.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependency(
+            "writing graphs needs the package onnx, which is not installed: pip install 'coupled-sampling[export]'"
+        ) from error
+    if onnx.defs.onnx_opset_version() < OPSET:
+        raise MissingDependency(
+            f"onnx {onnx.__version__} knows operator sets up to {onnx.defs.onnx_opset_version()}, expected {OPSET} or "
+            "more: pip install --upgrade 'coupled-sampling[export]'"
+        )
+    return onnx
+
+
+class GraphBuilder:
+    """An ONNX graph under construction. Values are referred to by name; constants and nodes are named for readers.
+
+    Parameters
+    ----------
+    tensors
+        Where to write large weights to as soon as they are known; None keeps all in the graph.
+    """
+
+    def __init__(self, tensors: TensorFile | None = None) -> None:
+        self._onnx = require_onnx()
+        self._tensors = tensors
+        self._nodes: list[Any] = []
+        self._constants: dict[str, NDArray[Any]] = {}
+        self._written: dict[str, Any] = {}
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._scope = ""
+
+    def scope(self, prefix: str) -> None:
+        """Begin the names of what follows with ``prefix``."""
+        self._scope = prefix
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """A constant; asking again for a name with the same value gives the same constant.
+
+        Raises
+        ------
+        InvalidArgument
+            The name is taken by another value.
+        """
+        value = np.ascontiguousarray(value) if value.ndim else value
+        held = self._constants.setdefault(name, value)
+        if held is not value and (held.dtype != value.dtype or not np.array_equal(held, value)):
+            raise InvalidArgument(f"constant {name!r} is already defined with another value; give it its own name")
+        return name
+
+    def weight(self, name: str, value: NDArray[Any]) -> str:
+        """A constant defined once, which goes to the file of large ones if there is one and ``value`` is large.
+
+        Raises
+        ------
+        InvalidArgument
+            The name is taken.
+        """
+        if name in self._written or name in self._constants:
+            raise InvalidArgument(f"weight {name!r} is already defined; refer to it by its name")
+        if self._tensors is None or not self._tensors.takes(value):
+            return self.constant(name, value)
+        self._written[name] = self._external(name, np.ascontiguousarray(value), self._tensors)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A constant int64 vector."""
+        return self.constant("integers." + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def input(self, name: str, dtype: str, shape: Sequence[str | int]) -> str:
+        """A graph input of numpy type ``dtype``; text in ``shape`` names a symbolic dimension."""
+        self._inputs.append(self._value(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: str, shape: Sequence[str | int]) -> str:
+        """A graph output; a node must produce it by name."""
+        self._outputs.append(self._value(name, dtype, shape))
+        return name
+
+    def op(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """A node with one output, called ``name`` if that is given."""
+        return self.ops(kind, *inputs, names=(name,), **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, names: Sequence[str | None], **attributes: Any) -> list[str]:
+        """A node with one output for each of ``names``; None makes a name up."""
+        node = f"{self._scope}{kind}.{len(self._nodes)}"
+        outputs = [f"{node}.{i}" if name is None else name for i, name in enumerate(names)]
+        self._nodes.append(self._onnx.helper.make_node(kind, inputs, outputs, name=node, **attributes))
+        return outputs
+
+    def build(self, name: str, description: str, metadata: Mapping[str, str]) -> Any:
+        """The finished ``onnx.ModelProto``, with producer, description and ``metadata`` in it."""
+        helper = self._onnx.helper
+        constants = [self._onnx.numpy_helper.from_array(value, key) for key, value in self._constants.items()]
+        constants += self._written.values()
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, constants, doc_string=description)
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(
+            graph,
+            opset_imports=opsets,
+            ir_version=helper.find_min_ir_version_for(opsets),
+            producer_name=PRODUCER,
+            producer_version=__version__,
+            doc_string=description,
+        )
+        helper.set_model_props(model, dict(metadata))
+        return model
+
+    def _external(self, name: str, value: NDArray[Any], tensors: TensorFile) -> Any:
+        """The ``onnx.TensorProto`` of a constant that lies in another file."""
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = self._onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
+        tensor.data_location = self._onnx.TensorProto.EXTERNAL
+        for key, text in tensors.write(value).items():
+            tensor.external_data.add(key=key, value=text)
+        return tensor
+
+    def _value(self, name: str, dtype: str, shape: Sequence[str | int]) -> Any:
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def save_graph(model: Any, path: str | Path) -> Path:
+    """Check ``model``, an ``onnx.ModelProto``, with shape inference, and write it atomically.
+
+    Constants in a second file must lie in the folder of ``path`` already.
+
+    Raises
+    ------
+    InvalidArgument
+        ONNX's checker refuses it.
+    OutputError
+        It cannot be written; nothing half-written is left.
+    """
+    onnx, path = require_onnx(), Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(model.SerializeToString())
+        # By path, since a second file is looked for beside it.
+        onnx.checker.check_model(str(partial), full_check=True)
+        partial.replace(path)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InvalidArgument(f"model is not a valid ONNX graph: {error}") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,313 @@
+"""The decision graph: a step's logits to its tokens and counts, with draft laws and race noise as state.
+
+It follows `coupled_sampling.host_step.HostStep` decision by decision, in standard ONNX operators: target law, acceptance from
+the left until the first refusal, correction from the residual, redraft of all later sites. Slot j of row b decides position
+``start[b] + j + 1``. Inputs, outputs and the order of calls are in ``docs/step-graph.md``.
+
+What keeps it cheap: of the draft laws only q(x), one number per draft, is looked up, and one row per sequence, that of the
+refused draft; only the maximal coupling needs them all. The laws of a round are the softmax's own output, so keeping them
+copies nothing. Race noise lies in a ring of positions that TensorScatter writes in place, so that a position's noise enters
+once.
+
+It promises the tokens of `HostStep` for the same uniforms and noise, save where two floats tie: exponentials and sums of
+different libraries differ in their last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.decision_draws import (
+    DecisionBuilder,
+    first_of,
+    inverse_cdf,
+    largest,
+    length_on_device,
+    rows_at,
+)
+from coupled_sampling.export.graphs.decision_law import TargetLaw, guided_logits, target_law
+from coupled_sampling.methods import Method, find_method
+
+__all__ = ["NOISE", "STEP_METHODS", "decision_graph"]
+
+STEP_METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
+"""Methods that have a decision graph."""
+
+NOISE = ("ring", "window")
+"""Where race noise comes from: a ring of positions inside the graph, or an input with a row for each slot."""
+
+_ACCEPT, _RESIDUAL, _REDRAFT = range(3)
+
+
+class _Slots(NamedTuple):
+    """The sites of a step, all (B, W)."""
+
+    slot: str
+    valid: str
+    has_draft: str
+    recycled: str
+    fresh: str
+    draft: str
+
+
+def decision_graph(
+    method: str | Method, vocab_size: int, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+) -> Any:
+    """A step without the forward pass: logits in, tokens and counts out.
+
+    Parameters
+    ----------
+    method
+        One of `STEP_METHODS`.
+    vocab_size
+        V.
+    warped
+        Whether rows may have top-k, top-p and min-p; see `coupled_sampling.export.graphs.decision_law`.
+    guided
+        Whether logits come in pairs of rows to be joined by classifier-free guidance.
+    noise
+        "ring": a position's race noise enters once and is kept inside. "window": ``noise`` (B, W, V) has it for every slot of the
+        window, made by the caller for each call. The latter is for ``scd-match``, neither warped nor guided, and then the graph has
+        no float64 and no state of its own: TensorRT builds it.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Not yet checked: `coupled_sampling.export.save_graph` does.
+
+    Raises
+    ------
+    InvalidArgument
+        There is no decision graph for ``method`` with these settings, or ``vocab_size`` is less than 1.
+    MissingDependency
+        ``onnx`` is not installed.
+    """
+    chosen = find_method(method)
+    if chosen.name not in STEP_METHODS:
+        raise InvalidArgument(f"method is {chosen.name!r}, expected one of {', '.join(STEP_METHODS)} for a step graph")
+    if vocab_size < 1:
+        raise InvalidArgument(f"vocab_size is {vocab_size}, expected an integer >= 1")
+    if noise not in NOISE:
+        raise InvalidArgument(f"noise is {noise!r}, expected one of {', '.join(map(repr, NOISE))}")
+    if noise == "window" and (chosen.name != "scd-match" or warped or guided):
+        raise InvalidArgument(
+            f"noise is 'window' and method {chosen.name!r}, warped {warped}, guided {guided}; expected scd-match, neither "
+            "warped nor guided: the others compute in float64 or have no ring; leave noise at 'ring'"
+        )
+    return _Decision(chosen, vocab_size, warped, guided, noise).write()
+
+
+class _Decision:
+    """Writes the graph from its inputs to its outputs, once."""
+
+    def __init__(self, method: Method, vocab_size: int, warped: bool, guided: bool, noise: str) -> None:
+        self.method, self.vocab_size, self.warped, self.guided = method, vocab_size, warped, guided
+        self.noise = noise
+        self.graph = DecisionBuilder()
+        self.index = self.counting = self.shape = self.known = self.draws = ""
+
+    def write(self) -> Any:
+        graph = self.graph
+        rows = "2B" if self.guided else "B"
+        logits = graph.input("logits", "float32", [rows, "W", self.vocab_size])
+        ids, start = graph.input("input_ids", "int64", [rows, "W"]), graph.input("start", "int64", [rows])
+        if self.guided:
+            ids, start = (graph.op("Slice", x, *(graph.integers(i) for i in (0, 1 << 62, 0, 2))) for x in (ids, start))
+        slots = self.slots(ids)
+        if self.guided:
+            logits = guided_logits(graph, logits, self.counting)
+        if self.method.acceptance == "none":
+            target = self.one_token(logits)
+        else:
+            target = target_law(graph, logits, self.vocab_size, self.warped, argmax_is_first=self.noise == "ring")
+            decide = self.match if self.method.acceptance == "match" else self.reject
+            self.finish(*decide(target.law, slots, start))
+        self.report(target)
+        settings = {"method": self.method.name, "warped": str(self.warped), "guided": str(self.guided)}
+        if self.noise != "ring":
+            settings["noise"] = self.noise
+        return graph.build(
+            "decision_graph",
+            "Logits of a window to tokens and counts. See docs/step-graph.md of coupled-sampling.",
+            {"format": "coupled-sampling decision graph", "vocab_size": str(self.vocab_size), **settings},
+        )
+
+    def one(self) -> str:
+        return self.graph.number(1, "int64")
+
+    def column(self, name: str) -> str:
+        """A vector (B,) as a column (B, 1)."""
+        return self.graph.op("Unsqueeze", name, self.graph.integers(1))
+
+    def slots(self, ids: str) -> _Slots:
+        """Which slots decide something, and which drafts they test."""
+        graph, one = self.graph, self.one()
+        width = graph.op("Size", first_of(graph, ids))
+        self.shape = graph.op("Shape", ids)
+        self.counting = slot = graph.op("Range", graph.number(0, "int64"), width, one)
+        known, recycled, fresh = (self.column(graph.input(x, "int64", ["B"])) for x in ("known", "recycled", "fresh"))
+        draws = self.column(graph.input("draws", "bool", ["B"]))
+        self.known, self.draws = known, draws
+        opening = graph.op("Sub", known, one)
+        middle = graph.op("Add", opening, recycled)
+        last = graph.op("Add", middle, fresh)
+        begun = graph.op("And", draws, graph.op("GreaterOrEqual", slot, opening))
+        valid = graph.op("And", begun, graph.op("LessOrEqual", slot, last))
+        has_draft = graph.op("And", begun, graph.op("Less", slot, last))
+        own = graph.op("And", begun, graph.op("Less", slot, middle))
+        new = graph.op("And", has_draft, graph.op("GreaterOrEqual", slot, middle))
+        draft = self.following(ids)
+        return _Slots(slot, valid, has_draft, own, new, draft)
+
+    def following(self, ids: str) -> str:
+        """``ids`` (B, W) one slot to the left; the last slot, which tests no draft, keeps its own."""
+        graph, end = self.graph, self.graph.integers(1 << 62)
+        pieces = (graph.op("Slice", ids, graph.integers(begin), end, graph.integers(1)) for begin in (1, -1))
+        return graph.op("Concat", *pieces, axis=1)
+
+    def first_true(self, mask: str) -> str:
+        """Slot (B, 1) of each row's first true entry of ``mask`` (B, W), 0 where there is none.
+
+        By arithmetic: not every runtime says which of equal entries its ArgMax finds, and any but the first would commit drafts
+        that were refused.
+        """
+        graph = self.graph
+        places = graph.op("Cast", self.counting, to=1)
+        none = graph.number(1 << 24)  # up to which float32 counts
+        first = graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)
+        return graph.op("Cast", graph.op("Where", graph.op("Less", first, none), first, graph.number(0.0)), to=7)
+
+    def refused(self, slots: _Slots, kept: str) -> str:
+        return self.graph.op("And", slots.valid, self.graph.op("Not", kept))
+
+    def one_token(self, logits: str) -> TargetLaw:
+        """``ar``: the law of one slot per row, and one token of it by the noise of the position."""
+        graph = self.graph
+        opening = graph.op("Max", graph.op("Sub", self.known, self.one()), graph.number(0, "int64"))
+        law = target_law(graph, rows_at(graph, logits, opening), self.vocab_size, self.warped)
+        noise = graph.input("noise", "float32", ["B", 1, self.vocab_size])
+        _, token = largest(graph, graph.op("Mul", law.law, noise), self.vocab_size)
+        graph.op("Expand", token, self.shape, name="tokens")
+        graph.output("tokens", "int64", ["B", "W"])
+        graph.op("Squeeze", graph.op("Cast", self.draws, to=7), graph.integers(1), name="committed")
+        graph.output("committed", "int64", ["B"])
+        return law
+
+    def match(self, law: str, slots: _Slots, start: str) -> tuple[str, str]:
+        """The target's own token everywhere; drafts that equal it stay."""
+        graph = self.graph
+        own = self.race(law, start)
+        kept = graph.op("And", slots.has_draft, graph.op("Equal", own, slots.draft))
+        return own, self.first_true(self.refused(slots, kept))
+
+    def reject(self, law: str, slots: _Slots, start: str) -> tuple[str, str]:
+        """Acceptance by the ratio of the laws, correction from the residual, redraft of what follows."""
+        graph = self.graph
+        uniforms = graph.input("uniforms", "float64", ["B", "W", 3])
+        accept, correct = (self.uniform(uniforms, purpose) for purpose in (_ACCEPT, _RESIDUAL))
+        kept = graph.op("Less", accept, self.acceptance_ratio(law, slots, start))
+        kept = graph.op("And", slots.has_draft, kept)
+        refused = self.refused(slots, kept)
+        last = self.first_true(refused)
+        if self.method.redraft == "maximal":
+            drawn = inverse_cdf(graph, self.residual(law, slots), correct, self.vocab_size, law)
+            tokens = graph.op("Where", refused, drawn, slots.draft)
+        else:
+            at_last = slots._replace(
+                recycled=self.at(slots.recycled, last),
+                fresh=self.at(slots.fresh, last),
+                draft=self.at(slots.draft, last),
+            )
+            self.index = self.at(self.index, last)
+            own = rows_at(graph, law, last)
+            uniform = graph.op("GatherElements", correct, last, axis=1)
+            corrected = inverse_cdf(graph, self.residual(own, at_last), uniform, self.vocab_size, own)
+            if self.method.redraft == "gumbel":
+                redrawn = self.race(law, start)
+            else:
+                redrawn = inverse_cdf(graph, law, self.uniform(uniforms, _REDRAFT), self.vocab_size)
+            tokens = graph.op("Where", graph.op("Equal", slots.slot, last), corrected, slots.draft)
+            tokens = graph.op("Where", graph.op("Greater", slots.slot, last), redrawn, tokens)
+        # The law that every later site now has, whether its draft was kept or redrawn.
+        graph.output("laws", "float32", ["B", "W", self.vocab_size])
+        return tokens, last
+
+    def at(self, values: str, last: str) -> str:
+        """``values`` (B, W) at the slots ``last`` (B, 1)."""
+        return self.graph.op("GatherElements", values, last, axis=1)
+
+    def uniform(self, uniforms: str, purpose: int) -> str:
+        return self.graph.op("Gather", uniforms, self.graph.number(purpose, "int64"), axis=2)
+
+    def acceptance_ratio(self, law: str, slots: _Slots, start: str) -> str:
+        """min(1, p(x) / q(x)) in float64 (B, W); 0 where the target gives the draft nothing."""
+        graph = self.graph
+        graph.input("draft_laws", "float32", ["B", "draft_slots", self.vocab_size])
+        written = graph.input("draft_laws_start", "int64", ["B"])
+        ahead = self.column(graph.op("Sub", start, written))
+        at = graph.op("Add", slots.slot, ahead)
+        self.index = graph.op("Where", slots.recycled, at, graph.number(0, "int64"))  # other drafts have no law there
+        pair = (graph.op("Unsqueeze", x, graph.integers(2)) for x in (self.index, slots.draft))
+        held = graph.op("GatherND", "draft_laws", graph.op("Concat", *pair, axis=2), batch_dims=1)
+        proposed = graph.op("Where", slots.recycled, held, graph.number(1.0))
+        own = graph.op("GatherElements", law, graph.op("Unsqueeze", slots.draft, graph.integers(2)), axis=2)
+        wide = graph.op("Cast", graph.op("Squeeze", own, graph.integers(2)), to=11)
+        proposed = graph.op("Cast", proposed, to=11)
+        unit = graph.number(1.0, "float64")
+        larger = graph.op("Greater", proposed, wide)
+        ratio = graph.op("Div", wide, graph.op("Where", larger, proposed, unit))
+        return graph.op("Where", larger, ratio, graph.op("Ceil", graph.op("Min", wide, unit)))
+
+    def residual(self, law: str, slots: _Slots) -> str:
+        """max(p - q, 0) (B, n, V) for the sites of ``slots``: q is recalled, a point mass, or nothing."""
+        graph = self.graph
+        held = rows_at(graph, "draft_laws", self.index)
+        recycled = graph.op("Unsqueeze", slots.recycled, graph.integers(2))
+        left = graph.op("Relu", graph.op("Sub", law, graph.op("Where", recycled, held, graph.number(0.0))))
+        draft = graph.op("Unsqueeze", slots.draft, graph.integers(2))
+        fresh = graph.op("Unsqueeze", slots.fresh, graph.integers(2))
+        own = graph.op("Where", fresh, graph.number(0.0), graph.op("GatherElements", left, draft, axis=2))
+        return graph.op("ScatterElements", left, draft, own, axis=2)
+
+    def race(self, law: str, start: str) -> str:
+        """argmax(law * noise) (B, W) with each position's own noise, from where ``noise`` says."""
+        graph = self.graph
+        each: list[str | int] = ["B", "W", self.vocab_size]
+        own = self.from_ring(start) if self.noise == "ring" else graph.input("noise", "float32", each)
+        return largest(graph, graph.op("Mul", law, own), self.vocab_size)[1]
+
+    def from_ring(self, start: str) -> str:
+        """The noise (B, W, V) of the window's slots, kept in a ring: position i lies in column i mod R."""
+        graph = self.graph
+        noise = graph.input("noise", "float32", ["B", "N", self.vocab_size])
+        begin = graph.input("noise_start", "int64", ["B"])
+        ring: list[str | int] = ["B", "R", self.vocab_size]
+        past = graph.input("past_noise", "float32", ring)
+        # Were the ring written at an index that is on the host, all of it would be written there.
+        size = length_on_device(graph, first_of(graph, first_of(graph, past, 2)))
+        graph.op(
+            "TensorScatter", past, noise, graph.op("Mod", begin, size), name="present_noise", axis=-2, mode="circular"
+        )
+        graph.output("present_noise", "float32", ring)
+        position = graph.op("Add", graph.op("Add", self.column(start), self.counting), self.one())
+        return rows_at(graph, "present_noise", graph.op("Mod", position, size))
+
+    def finish(self, tokens: str, last: str) -> None:
+        """Outputs ``tokens`` (B, W) and ``committed`` (B,): the accepted drafts and one more."""
+        graph = self.graph
+        graph.op("Identity", tokens, name="tokens")
+        graph.output("tokens", "int64", ["B", "W"])
+        count = graph.op("Add", graph.op("Sub", last, self.known), graph.number(2, "int64"))
+        count = graph.op("Where", self.draws, count, graph.number(0, "int64"))
+        graph.op("Squeeze", count, graph.integers(1), name="committed")
+        graph.output("committed", "int64", ["B"])
+
+    def report(self, target: TargetLaw) -> None:
+        """Outputs that say whether the logits were usable and the candidates enough."""
+        graph = self.graph
+        graph.op("Expand", target.highest, self.shape, name="highest_logits")
+        graph.output("highest_logits", "float32", ["B", "W"])
+        if target.short is not None:
+            graph.op("Expand", target.short, self.shape, name="nucleus_short")
+            graph.output("nucleus_short", "bool", ["B", "W"])

@@ -1,0 +1,253 @@
+"""The window graph of any described decoder: a window of tokens to logits, with the cache outside the graph.
+
+Inputs, outputs and rules are in ``docs/bundle-format.md``, the model is what `DecoderDescription` says. Standard
+operators only, opset 24. Everything between the embedding and the logits is a matrix (B * W, width), so that every
+linear map is a single Gemm. Weights are read one after another and, beyond `INLINE_LIMIT`, written to a second file as they come.
+
+That the graph computes the model is not promised but checked: compare with `reference_logits`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coupled_sampling.errors import OutputError
+from coupled_sampling.export.graphs.attention import AttentionGraph, Window
+from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
+from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.linear import Linear
+from coupled_sampling.export.graphs.storage import Storage, TensorFile
+from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
+from coupled_sampling.export.graphs.window import slot_positions
+
+__all__ = ["INLINE_LIMIT", "decoder_graph", "write_decoder_graph"]
+
+INLINE_LIMIT = 2**26
+"""Bytes of weights up to which they are kept in the graph itself; protobuf ends at 2^31."""
+
+_FLOAT32 = 1
+
+
+def decoder_graph(
+    description: DecoderDescription,
+    weights: WeightSource,
+    storage: Storage | None = None,
+    tensors: TensorFile | None = None,
+) -> Any:
+    """The window graph of a decoder, in memory.
+
+    Parameters
+    ----------
+    description
+        The decoder.
+    weights
+        A mapping or function from the names of ``description.weight_shapes()`` to arrays of any float type. Each is
+        asked for when it is needed, and let go.
+    storage
+        Types of weights and arithmetic; None means float32 throughout.
+    tensors
+        Where to write large weights to; None keeps all in the graph.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Not yet checked: `coupled_sampling.export.save_graph` does. `write_decoder_graph` does all of it.
+
+    Raises
+    ------
+    InvalidArgument
+        A weight is missing, unknown, has another shape, is not finite, or cannot be stored as asked.
+    MissingDependency
+        ``onnx`` is not installed.
+    """
+    return _Writer(description, weights, storage or Storage(), tensors).write()
+
+
+def write_decoder_graph(
+    description: DecoderDescription,
+    weights: WeightSource,
+    path: str | Path,
+    storage: Storage | None = None,
+    inline: bool | None = None,
+) -> tuple[Path, ...]:
+    """Write and check the window graph of a decoder, in about the memory of its largest weight.
+
+    Parameters
+    ----------
+    description, weights, storage
+        As for `decoder_graph`.
+    path
+        The ONNX file.
+    inline
+        Whether weights are kept in it, or in ``<path>.data`` beside it; None means up to `INLINE_LIMIT` they are.
+
+    Returns
+    -------
+    tuple of Path
+        The files written: ``path``, and ``<path>.data`` if there is one.
+
+    Raises
+    ------
+    InvalidArgument
+        As for `decoder_graph`.
+    OutputError
+        A file cannot be written. Whatever happens, nothing half-written is left, and what was there before stays until
+        all is written; a graph that exists always has its own weights beside it.
+    """
+    storage, path = storage or Storage(), Path(path)
+    if inline is None:
+        inline = _stored_bytes(description, storage) <= INLINE_LIMIT
+    data = path.with_name(f"{path.name}.data")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=".partial") as folder:
+            partial = Path(folder)
+            if inline:
+                save_graph(decoder_graph(description, weights, storage), partial / path.name)
+            else:
+                with TensorFile(partial / data.name) as tensors:
+                    model = decoder_graph(description, weights, storage, tensors)
+                save_graph(model, partial / path.name)
+            path.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
+            if not inline:
+                (partial / data.name).replace(data)
+            (partial / path.name).replace(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
+    return (path,) if inline else (path, data)
+
+
+def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
+    tables = {*description.embedding_names(), "position.weight"}
+    shapes = description.weight_shapes()
+    return sum(storage.bytes_of(shape, len(shape) == 2 and name not in tables) for name, shape in shapes.items())
+
+
+class _Writer:
+    """Writes the graph from its inputs to its outputs, once."""
+
+    def __init__(
+        self, description: DecoderDescription, weights: WeightSource, storage: Storage, tensors: TensorFile | None
+    ) -> None:
+        self.description = description
+        self.storage = storage
+        self.weights = WeightReader(description, weights)
+        self.graph = GraphBuilder(tensors)
+        self.linear = Linear(self.graph, self.weights, storage)
+        self.attention = AttentionGraph(description, self.linear)
+
+    def write(self) -> Any:
+        description, graph = self.description, self.graph
+        tokens = graph.input("input_ids", "int64", ["B", "W"])
+        start = graph.input("start", "int64", ["B"])
+        kv_length = graph.input("kv_length", "int64", [1])
+        graph.output("logits", "float32", ["B", "W", description.vocab_size])
+        shape = graph.op("Shape", tokens)
+        position = slot_positions(graph, start, shape, description.cache_length)
+        window = Window(start, position, kv_length, shape, self.attention.mask(position, kv_length))
+        x = self.embedded(tokens, position)
+        for layer in range(description.layers):
+            prefix = f"layers.{layer}"
+            graph.scope(f"{prefix}.")
+            y = self.attention.write(layer, self.input_norm(f"{prefix}.attention", x), window)
+            x = graph.op("Add", x, self.output_norm(f"{prefix}.attention", y))
+            y = self.mlp(f"{prefix}.mlp", self.input_norm(f"{prefix}.mlp", x))
+            x = graph.op("Add", x, self.output_norm(f"{prefix}.mlp", y))
+        graph.scope("")
+        self.head(self.norm("norm", x), shape)
+        return graph.build(
+            "window_graph",
+            "Tokens of a window to logits; caches in and out. See docs/bundle-format.md of coupled-sampling.",
+            {"format": "coupled-sampling window graph", "max_length": str(description.positions)},
+        )
+
+    def embedded(self, tokens: str, position: str) -> str:
+        """Embeddings (B * W, width)."""
+        description, graph, linear = self.description, self.graph, self.linear
+        tables = [self.weights[name] for name in description.embedding_names()]
+        table = linear.table("embedding.weight", tables[0] if len(tables) == 1 else np.concatenate(tables))
+        del tables
+        x = linear.widened(graph.op("Gather", table, tokens), self.storage.embeddings)
+        if description.embedding_scale != 1:
+            x = graph.op(
+                "Mul", x, linear.vector("embedding.scale", np.array([description.embedding_scale], np.float32))
+            )
+        if description.learned_positions:
+            rows = self.weights["position.weight"][description.position_offset :]
+            rows = np.pad(rows, ((0, description.cache_length - len(rows)), (0, 0)))
+            added = graph.op("Gather", linear.table("position.weight", rows), position)
+            x = graph.op("Add", x, linear.widened(added, self.storage.embeddings))
+        return graph.op("Reshape", x, graph.integers(-1, description.width))
+
+    def input_norm(self, part: str, x: str) -> str:
+        return self.norm(f"{part}_norm", x) if self.description.input_norm else x
+
+    def output_norm(self, part: str, x: str) -> str:
+        return self.norm(f"{part}_output_norm", x) if self.description.output_norm else x
+
+    def norm(self, name: str, x: str) -> str:
+        norm = self.description.norm
+        scale = np.asarray(self.weights[f"{name}.weight"], np.float32) + np.float32(norm.one_plus)
+        inputs = [x, self.linear.vector(f"{name}.weight", scale)]
+        if norm.has_bias:
+            inputs.append(self.linear.vector(f"{name}.bias", self.weights[f"{name}.bias"]))
+        kind = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"
+        return self.graph.op(kind, *inputs, axis=-1, epsilon=norm.epsilon)
+
+    def mlp(self, prefix: str, x: str) -> str:
+        """What an MLP makes of ``x`` (B * W, width)."""
+        graph, kind = self.graph, self.description.activation
+        if self.description.mlp == "plain":
+            return self.linear(f"{prefix}.down", self.activation(kind, self.linear(f"{prefix}.up", x)))
+        joined = self.linear.joined(f"{prefix}.gate_up", [f"{prefix}.gate", f"{prefix}.up"], x)
+        gate, up = graph.ops("Split", joined, names=(None, None), axis=-1, num_outputs=2)
+        return self.linear(f"{prefix}.down", graph.op("Mul", self.activation(kind, gate), up))
+
+    def activation(self, kind: str, x: str) -> str:
+        if kind == "relu":
+            return self.graph.op("Relu", x)
+        if kind in ("gelu", "gelu_tanh"):
+            return self.graph.op("Gelu", x, approximate="none" if kind == "gelu" else "tanh")
+        return self.graph.op("Swish", x, alpha=1.0 if kind == "silu" else 1.702)
+
+    def head(self, x: str, shape: str) -> None:
+        """The logits, float32 (B, W, V)."""
+        description, graph = self.description, self.graph
+        if description.head_hidden:
+            x = self.activation("gelu", self.linear("head.hidden", x))
+        scores = self.scores(x)
+        if self.storage.compute != "float32":
+            scores = graph.op("Cast", scores, to=_FLOAT32)
+        if description.logit_scale != 1:
+            scores = graph.op(
+                "Mul", scores, graph.constant("logit_scale", np.array([description.logit_scale], np.float32))
+            )
+        if description.logit_softcap:
+            cap = graph.constant("logit_softcap", np.array([description.logit_softcap], np.float32))
+            scores = graph.op("Mul", graph.op("Tanh", graph.op("Div", scores, cap)), cap)
+        before = description.generated_first
+        after = description.vocab_size - before - description.generated
+        if before or after:
+            never = graph.constant("never", np.array(-np.inf, np.float32))
+            scores = graph.op("Pad", scores, graph.integers(0, before, 0, after), never)
+        logits_shape = graph.op("Concat", shape, graph.integers(description.vocab_size), axis=0)
+        graph.op("Reshape", scores, logits_shape, name="logits")
+
+    def scores(self, x: str) -> str:
+        """Scores of the generated tokens, (B * W, generated)."""
+        description = self.description
+        if not description.tied_head:
+            return self.linear("head", x)
+        bias = self.weights["head.bias"] if description.head_bias else None
+        if description.generated == description.vocab_size and not self.storage.bits:
+            shared = self.linear.widened("embedding.weight", self.storage.embeddings)
+            return self.linear.shared_product("head", shared, bias, x)
+        table = np.concatenate([self.weights[name] for name in description.embedding_names()])
+        first = description.generated_first
+        return self.linear.product("head", table[first : first + description.generated], bias, x)

@@ -1,0 +1,346 @@
+"""What a decoder is: every choice that makes one family of Transformer decoders differ from another, as data.
+
+A decoder embeds tokens, adds to that the output of attention and of an MLP in every layer, normalises, and scores the
+next token (Radford et al. 2019; Touvron et al., arXiv 2302.13971). `DecoderDescription` says which norm, which MLP,
+which positions and so on; `decoder_graph` writes the graph of any description, `reference_logits` computes it in numpy,
+and a family of models is a function from its own configuration to a description and names of weights. Descriptions
+hold no weights: `weight_shapes` says which they want.
+
+What is not described: mixtures of experts, recurrent or state-space layers, cross attention, encoders, layers that
+differ from each other, and parallel attention and MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from coupled_sampling.bundles.manifest import WindowGraph
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.builder import OPSET
+from coupled_sampling.export.graphs.rotary import Rotary
+
+__all__ = ["ACTIVATIONS", "DecoderDescription", "Norm", "QueryKeyNorm"]
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu")
+"""silu: x sigmoid(x); gelu: exact, by erf; gelu_tanh: its approximation by tanh; quick_gelu: x sigmoid(1.702 x)."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Normalisation over the width.
+
+    Parameters
+    ----------
+    kind
+        "rms" (Zhang and Sennrich, arXiv 1910.07467) or "layer" (Ba et al., arXiv 1607.06450).
+    epsilon
+        Added to the mean square or the variance.
+    one_plus
+        The stored weight is the scale minus 1 (Gemma).
+    bias
+        Whether "layer" has a bias; "rms" never has.
+    """
+
+    kind: str = "rms"
+    epsilon: float = 1e-5
+    one_plus: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("kind of the norm", self.kind, ("rms", "layer"))
+        _positive("epsilon of the norm", self.epsilon)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias to read."""
+        return self.kind == "layer" and self.bias
+
+
+@dataclass(frozen=True)
+class QueryKeyNorm:
+    """Normalisation of every head's query and key, before the rotation.
+
+    Parameters
+    ----------
+    norm
+        Which norm, over ``head_size`` entries.
+    per_head
+        Whether every head has a weight of its own, (heads, head_size) as in Chameleon, or all share one, (head_size,)
+        as in Qwen 3.
+    """
+
+    norm: Norm = field(default_factory=Norm)
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class DecoderDescription:
+    """A Transformer decoder.
+
+    A zero that stands for another number is replaced by it at construction (and `dataclasses.replace` copies that one).
+
+    Parameters
+    ----------
+    vocab_size
+        V: tokens are integers in [0, V).
+    positions
+        Most positions in a sequence.
+    width, layers, heads, mlp_width
+        The usual sizes; ``mlp_width`` is that of the hidden layer of the MLPs.
+    kv_heads
+        Heads of keys and values, a divisor of ``heads`` (Ainslie et al., arXiv 2305.13245); 0 means ``heads``.
+    head_size
+        Of one head; 0 means ``width / heads``.
+    norm
+        Of layers and of the end.
+    norm_placement
+        "input": what enters attention and MLP is normalised; "output": what leaves them, before it is added (Swin,
+        Chameleon 34B); "both": both (Gemma 2).
+    mlp
+        "gated": down(activation(gate(x)) * up(x)); "plain": down(activation(up(x))).
+    activation
+        One of `ACTIVATIONS`.
+    rotary
+        Rotary positions; None for none.
+    learned_positions
+        Whether an embedding of the position is added to that of the token.
+    position_offset
+        Rows of that embedding before the one of position 0.
+    query_key_norm
+        None for none.
+    query_key_value_bias, attention_output_bias, mlp_bias, head_bias
+        Which linear maps have a bias.
+    attention_scale
+        Products of queries and keys are multiplied by it; 0 means ``1 / sqrt(head_size)``.
+    attention_softcap, logit_softcap
+        c: values become c tanh(value / c); 0 means none.
+    attention_window
+        Most positions attended to, the own one included; 0 means all.
+    embedding_scale, logit_scale
+        Embeddings of tokens (not of positions) and logits are multiplied by them; the latter before the softcap.
+    embedding_segments
+        Rows of each of several tables that make up the embedding of tokens, one after the other; empty for one table.
+    generated_first, generated
+        The head scores tokens ``generated_first``, ..., ``generated_first + generated - 1``; logits of all others are
+        -inf. ``generated`` 0 means all from ``generated_first`` on.
+    tied_head
+        The head's matrix is the generated tokens' part of the embedding.
+    head_hidden
+        Width of a hidden layer with bias and exact GELU before the head (Janus); 0 for none.
+    cache_length
+        Columns of the caches, at least ``positions``; 0 means ``positions``. More gives backends that pad their
+        windows room to write.
+
+    Raises
+    ------
+    InvalidArgument
+        Something cannot be, or contradicts something else.
+    """
+
+    vocab_size: int
+    positions: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    kv_heads: int = 0
+    head_size: int = 0
+    norm: Norm = field(default_factory=Norm)
+    norm_placement: str = "input"
+    mlp: str = "gated"
+    activation: str = "silu"
+    rotary: Rotary | None = None
+    learned_positions: bool = False
+    position_offset: int = 0
+    query_key_norm: QueryKeyNorm | None = None
+    query_key_value_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    attention_window: int = 0
+    logit_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    embedding_segments: tuple[int, ...] = ()
+    generated_first: int = 0
+    generated: int = 0
+    tied_head: bool = False
+    head_hidden: int = 0
+    cache_length: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "positions", "width", "layers", "heads", "mlp_width"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("kv_heads", "head_size", "position_offset", "attention_window", "generated_first", "generated"):
+            _whole(name, getattr(self, name), 0)
+        self._fill_in()
+        self._check_heads()
+        self._check_tokens()
+        _one_of("norm_placement", self.norm_placement, ("input", "output", "both"))
+        _one_of("mlp", self.mlp, ("gated", "plain"))
+        _one_of("activation", self.activation, ACTIVATIONS)
+        for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InvalidArgument(f"{name} is {getattr(self, name)}, expected a number >= 0")
+        for name in ("embedding_scale", "logit_scale"):
+            _positive(name, getattr(self, name))
+        if self.cache_length < self.positions:
+            raise InvalidArgument(
+                f"cache_length is {self.cache_length}, expected 0 or at least positions, {self.positions}"
+            )
+        if self.position_offset and not self.learned_positions:
+            raise InvalidArgument("position_offset is given without learned_positions, expected both or neither")
+
+    def _fill_in(self) -> None:
+        """Replace the zeros that mean something else."""
+        if not self.head_size and self.width % self.heads:
+            raise InvalidArgument(f"heads is {self.heads}, expected a divisor of width, {self.width}, or head_size too")
+        for name, value in (
+            ("kv_heads", self.heads),
+            ("head_size", self.width // self.heads),
+            ("attention_scale", 1 / math.sqrt(self.head_size or self.width // self.heads)),
+            ("generated", self.vocab_size - self.generated_first),
+            ("cache_length", self.positions),
+        ):
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+
+    def _check_heads(self) -> None:
+        if self.heads % self.kv_heads:
+            raise InvalidArgument(f"kv_heads is {self.kv_heads}, expected a divisor of heads, {self.heads}")
+        if self.rotary is None:
+            return
+        multiple = 4 if self.rotary.grid else 2
+        if self.rotary_size > self.head_size or self.rotary_size % multiple:
+            raise InvalidArgument(
+                f"rotary positions turn {self.rotary_size} entries of a head, expected a multiple of {multiple} up to "
+                f"head_size, {self.head_size}"
+            )
+
+    def _check_tokens(self) -> None:
+        if self.generated < 1 or self.generated_first + self.generated > self.vocab_size:
+            raise InvalidArgument(
+                f"generated tokens are {self.generated} from {self.generated_first} on, expected a range inside "
+                f"[0, {self.vocab_size})"
+            )
+        segments = self.embedding_segments
+        if segments and (min(segments) < 1 or sum(segments) != self.vocab_size):
+            raise InvalidArgument(f"embedding_segments is {segments}, expected rows that sum to {self.vocab_size}")
+        _whole("head_hidden", self.head_hidden, 0)
+        if self.tied_head and self.head_hidden:
+            raise InvalidArgument("tied_head and head_hidden are both given, expected at most one of them")
+
+    @property
+    def rotary_size(self) -> int:
+        """Entries of a head that turn; 0 without rotary positions."""
+        return 0 if self.rotary is None else self.rotary.size or self.head_size
+
+    @property
+    def input_norm(self) -> bool:
+        """Whether what enters attention and MLP is normalised."""
+        return self.norm_placement in ("input", "both")
+
+    @property
+    def output_norm(self) -> bool:
+        """Whether what leaves attention and MLP is normalised."""
+        return self.norm_placement in ("output", "both")
+
+    def embedding_names(self) -> dict[str, int]:
+        """Rows of each table of the token embedding, in their order."""
+        if not self.embedding_segments:
+            return {"embedding.weight": self.vocab_size}
+        return {f"embedding.{i}.weight": rows for i, rows in enumerate(self.embedding_segments)}
+
+    def weight_shapes(self) -> Shapes:
+        """Names and shapes of all weights, in the order in which a graph wants them; matrices are (outputs, inputs)."""
+        shapes: Shapes = {name: (rows, self.width) for name, rows in self.embedding_names().items()}
+        if self.learned_positions:
+            shapes["position.weight"] = (self.position_offset + self.positions, self.width)
+        for layer in range(self.layers):
+            shapes |= {f"layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
+        shapes |= self._norm_shapes("norm")
+        inputs = self.width
+        if self.head_hidden:
+            shapes |= _linear("head.hidden", self.head_hidden, inputs, bias=True)
+            inputs = self.head_hidden
+        head = _linear("head", self.generated, inputs, self.head_bias)
+        if self.tied_head:
+            del head["head.weight"]
+        return shapes | head
+
+    def _layer_shapes(self) -> Shapes:
+        width, query, key = self.width, self.heads * self.head_size, self.kv_heads * self.head_size
+        shapes = self._norm_shapes("attention_norm") if self.input_norm else {}
+        for name, outputs in (("query", query), ("key", key), ("value", key)):
+            shapes |= _linear(f"attention.{name}", outputs, width, self.query_key_value_bias)
+        if self.query_key_norm is not None:
+            for name, heads in (("query", self.heads), ("key", self.kv_heads)):
+                shape = (heads, self.head_size) if self.query_key_norm.per_head else (self.head_size,)
+                shapes[f"attention.{name}_norm.weight"] = shape
+                if self.query_key_norm.norm.has_bias:
+                    shapes[f"attention.{name}_norm.bias"] = shape
+        shapes |= _linear("attention.output", width, query, self.attention_output_bias)
+        if self.output_norm:
+            shapes |= self._norm_shapes("attention_output_norm")
+        if self.input_norm:
+            shapes |= self._norm_shapes("mlp_norm")
+        for name in ("gate", "up") if self.mlp == "gated" else ("up",):
+            shapes |= _linear(f"mlp.{name}", self.mlp_width, width, self.mlp_bias)
+        shapes |= _linear("mlp.down", width, self.mlp_width, self.mlp_bias)
+        if self.output_norm:
+            shapes |= self._norm_shapes("mlp_output_norm")
+        return shapes
+
+    def _norm_shapes(self, name: str) -> Shapes:
+        parts = ("weight", "bias") if self.norm.has_bias else ("weight",)
+        return {f"{name}.{part}": (self.width,) for part in parts}
+
+    def manifest(self, file: str, dtype: str = "float32", max_window: int = 0) -> WindowGraph:
+        """What a bundle's manifest says of the graph.
+
+        Parameters
+        ----------
+        file
+            Name of the graph's file.
+        dtype
+            Type of the caches: ``Storage.compute``.
+        max_window
+            Most slots in one call; 0 means ``positions``.
+        """
+        return WindowGraph(
+            file=file,
+            opset=OPSET,
+            dtype=dtype,
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            cache_length=self.cache_length,
+            max_length=self.positions,
+            max_window=max_window or self.positions,
+            has_kv_length=True,
+        )
+
+
+def _linear(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
+    shapes: Shapes = {f"{name}.weight": (outputs, inputs)}
+    return shapes | {f"{name}.bias": (outputs,)} if bias else shapes
+
+
+def _whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidArgument(f"{name} is {value}, expected a number > 0")
+
+
+def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise InvalidArgument(f"{name} is {value!r}, expected one of {', '.join(map(repr, accepted))}")

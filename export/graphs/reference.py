@@ -1,0 +1,176 @@
+"""The logits of a description in numpy: the oracle that exported graphs are checked against.
+
+One whole sequence in, all its logits out: no caches, no windows, no fused maps, float64 unless another type is asked
+for. It is written for reading and for being right, not for speed: attention takes T^2 memory per head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.description import DecoderDescription, Norm
+from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
+from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
+
+__all__ = ["reference_logits"]
+
+Array = NDArray[Any]
+
+
+def reference_logits(
+    description: DecoderDescription, weights: WeightSource, tokens: NDArray[np.int64], dtype: DTypeLike = np.float64
+) -> Array:
+    """Logits of every position of one sequence.
+
+    Parameters
+    ----------
+    description
+        The decoder.
+    weights
+        A mapping or function from the names of ``description.weight_shapes()`` to arrays of any float type.
+    tokens
+        int64 (T,), T at most ``description.positions``.
+    dtype
+        Type to compute in.
+
+    Returns
+    -------
+    NDArray
+        (T, V), -inf for tokens that are never generated.
+
+    Raises
+    ------
+    InvalidArgument
+        A weight does not fit, or ``tokens`` is no sequence the decoder takes.
+    """
+    in_range = tokens.ndim == 1 and tokens.size and tokens.min() >= 0 and tokens.max() < description.vocab_size
+    if not in_range or len(tokens) > description.positions:
+        raise InvalidArgument(
+            f"tokens has shape {tokens.shape}, expected 1 to {description.positions} tokens in one axis, all in "
+            f"[0, {description.vocab_size})"
+        )
+    return _Reference(description, weights, np.dtype(dtype)).logits(tokens)
+
+
+class _Reference:
+    def __init__(self, description: DecoderDescription, weights: WeightSource, dtype: np.dtype[Any]) -> None:
+        self.description = description
+        self.dtype = dtype
+        self.weights = WeightReader(description, weights)
+
+    def logits(self, tokens: NDArray[np.int64]) -> Array:
+        description = self.description
+        table = np.concatenate([self.weight(name) for name in description.embedding_names()])
+        x = table[tokens] * self.dtype.type(description.embedding_scale)
+        if description.learned_positions:
+            first = description.position_offset
+            x = x + self.weight("position.weight")[first : first + len(tokens)]
+        for layer in range(description.layers):
+            for part, function in (("attention", self.attention), ("mlp", self.mlp)):
+                prefix = f"layers.{layer}.{part}"
+                y = self.norm(f"{prefix}_norm", x) if description.input_norm else x
+                y = function(prefix, y)
+                x = x + (self.norm(f"{prefix}_output_norm", y) if description.output_norm else y)
+        x = self.norm("norm", x)
+        if description.head_hidden:
+            x = activation("gelu", self.linear("head.hidden", x))
+        generated = slice(description.generated_first, description.generated_first + description.generated)
+        matrix = table[generated] if description.tied_head else self.weight("head.weight")
+        scores = x @ matrix.T
+        if description.head_bias:
+            scores = scores + self.weight("head.bias")
+        scores = _softcap(scores * self.dtype.type(description.logit_scale), description.logit_softcap)
+        logits = np.full((len(tokens), description.vocab_size), -np.inf, self.dtype)
+        logits[:, generated] = scores
+        return logits
+
+    def weight(self, name: str) -> Array:
+        return self.weights[name].astype(self.dtype)
+
+    def linear(self, name: str, x: Array) -> Array:
+        y = x @ self.weight(f"{name}.weight").T
+        bias = f"{name}.bias"
+        return y + self.weight(bias) if bias in self.weights.shapes else y
+
+    def norm(self, name: str, x: Array) -> Array:
+        norm = self.description.norm
+        bias = self.weight(f"{name}.bias") if norm.has_bias else None
+        return _normalise(norm, x, self.weight(f"{name}.weight"), bias)
+
+    def attention(self, prefix: str, x: Array) -> Array:
+        description, length = self.description, len(x)
+        query, key, value = (
+            self.linear(f"{prefix}.{name}", x).reshape(length, -1, description.head_size)
+            for name in ("query", "key", "value")
+        )
+        if description.query_key_norm is not None:
+            query, key = self.normed_heads(f"{prefix}.query_norm", query), self.normed_heads(f"{prefix}.key_norm", key)
+        if description.rotary is not None:
+            query, key = (_rotate(description.rotary, description.rotary_size, heads) for heads in (query, key))
+        distance = np.arange(length)[:, None] - np.arange(length)
+        allowed = (distance >= 0) & (distance < (description.attention_window or length))
+        mixed = np.zeros_like(query)
+        for head in range(description.heads):
+            shared = head * description.kv_heads // description.heads
+            scores = query[:, head] @ key[:, shared].T * self.dtype.type(description.attention_scale)
+            scores = np.where(allowed, _softcap(scores, description.attention_softcap), -np.inf)
+            shares = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed[:, head] = shares / shares.sum(-1, keepdims=True) @ value[:, shared]
+        return self.linear(f"{prefix}.output", mixed.reshape(length, -1))
+
+    def normed_heads(self, name: str, heads: Array) -> Array:
+        """``heads`` is (T, heads, head_size); weights are (head_size,) or (heads, head_size)."""
+        assert self.description.query_key_norm is not None
+        norm = self.description.query_key_norm.norm
+        bias = self.weight(f"{name}.bias") if norm.has_bias else None
+        return _normalise(norm, heads, self.weight(f"{name}.weight"), bias)
+
+    def mlp(self, prefix: str, x: Array) -> Array:
+        up = self.linear(f"{prefix}.up", x)
+        if self.description.mlp == "gated":
+            up = activation(self.description.activation, self.linear(f"{prefix}.gate", x)) * up
+        else:
+            up = activation(self.description.activation, up)
+        return self.linear(f"{prefix}.down", up)
+
+
+def activation(kind: str, x: Array) -> Array:
+    """One of `coupled_sampling.export.graphs.description.ACTIVATIONS`, elementwise."""
+    if kind == "relu":
+        return np.asarray(np.maximum(x, 0))
+    if kind == "gelu":
+        erf = np.vectorize(math.erf, otypes=[x.dtype])
+        return np.asarray(x * (1 + erf(x / math.sqrt(2))) / 2)
+    if kind == "gelu_tanh":
+        return np.asarray(x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2)
+    steepness = {"silu": 1.0, "quick_gelu": 1.702}[kind]
+    return np.asarray(x / (1 + np.exp(-steepness * x)))
+
+
+def _normalise(norm: Norm, x: Array, weight: Array, bias: Array | None) -> Array:
+    if norm.kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + norm.epsilon) * (weight + norm.one_plus)
+    return np.asarray(y if bias is None else y + bias)
+
+
+def _softcap(x: Array, cap: float) -> Array:
+    return np.asarray(cap * np.tanh(x / cap)) if cap else x
+
+
+def _rotate(rotary: Rotary, size: int, heads: Array) -> Array:
+    """``heads`` (T, heads, head_size), the first ``size`` entries of each turned by their position's angles."""
+    cos, sin = (table[:, None].astype(heads.dtype) for table in rotary_tables(rotary, size, len(heads)))
+    if rotary.pairs == "half":
+        first, second = slice(0, size // 2), slice(size // 2, size)
+    else:
+        first, second = slice(0, size, 2), slice(1, size, 2)
+    turned = heads.copy()
+    turned[..., first] = heads[..., first] * cos - heads[..., second] * sin
+    turned[..., second] = heads[..., first] * sin + heads[..., second] * cos
+    return turned

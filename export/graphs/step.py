@@ -1,0 +1,105 @@
+"""The step graph: a window graph with the decision inside it, one call per step.
+
+`step_graph` takes any finished window graph, whoever wrote it, and appends a `decision_graph`: logits become an inner
+value, tokens and counts come out. The names of the window graph stay as they are.
+
+A bundle may hold a step graph for each of several methods. They are files of their own, not one file with an input that
+chooses: methods differ in what state they have, and a branch would stop runtimes from planning memory. What they share
+is the weights: where the window graph keeps them in a second file (external data), a step graph refers to that same
+file and is some 50 kB itself. Load such a window graph with ``onnx.load(path, load_external_data=False)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.builder import OPSET, require_onnx
+from coupled_sampling.export.graphs.decision import decision_graph
+from coupled_sampling.methods import Method
+
+__all__ = ["STEP_FORMAT", "STEP_FORMAT_VERSION", "step_graph"]
+
+STEP_FORMAT = "coupled-sampling step graph"
+STEP_FORMAT_VERSION = 1
+"""Raised when a loop written for the version before would go wrong."""
+
+
+def step_graph(
+    window_model: Any, method: str | Method, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+) -> Any:
+    """Append the decision of ``method`` to a window graph.
+
+    Parameters
+    ----------
+    window_model
+        ``onnx.ModelProto`` with inputs ``input_ids`` and ``start`` and output ``logits`` float32 (B, W, V), V static. It
+        is not changed.
+    method, warped, guided, noise
+        As for `coupled_sampling.export.graphs.decision.decision_graph`. A guided graph runs two rows of the window graph
+        for each of its own.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Not yet checked: `coupled_sampling.export.save_graph` does. Weights in a second file stay there.
+
+    Raises
+    ------
+    InvalidArgument
+        The model is no window graph, or there is no decision graph for ``method``.
+    MissingDependency
+        ``onnx`` is not installed.
+    """
+    onnx = require_onnx()
+    decision = decision_graph(method, _vocab_size(onnx, window_model), warped=warped, guided=guided, noise=noise)
+    model = onnx.ModelProto()
+    model.CopyFrom(window_model)
+    model.ir_version = max(model.ir_version, decision.ir_version)
+    graph, added = model.graph, decision.graph
+    held = {value.name for value in graph.input}
+    taken = {name for node in graph.node for name in node.output} | held | {value.name for value in graph.initializer}
+    clashes = {name for node in added.node for name in node.output} & taken
+    if clashes:
+        raise InvalidArgument(f"window_model already has a value {min(clashes)!r}, which the decision needs; rename it")
+    if guided:
+        _double_rows(graph)
+    outputs = [value for value in graph.output if value.name != "logits"]
+    del graph.output[:]
+    graph.output.extend([*added.output, *outputs])
+    graph.input.extend(value for value in added.input if value.name not in held and value.name != "logits")
+    graph.node.extend(added.node)
+    graph.initializer.extend(added.initializer)
+    graph.name = "step_graph"
+    graph.doc_string = model.doc_string = "One step. See docs/step-graph.md of coupled-sampling."
+    metadata = {entry.key: entry.value for entry in (*window_model.metadata_props, *decision.metadata_props)}
+    metadata |= {"format": STEP_FORMAT, "format_version": str(STEP_FORMAT_VERSION)}
+    onnx.helper.set_model_props(model, metadata)
+    return model
+
+
+def _vocab_size(onnx: Any, model: Any) -> int:
+    """V, from the output ``logits`` of a window graph."""
+    names = {value.name for value in model.graph.input}
+    logits = next((value for value in model.graph.output if value.name == "logits"), None)
+    version = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if logits is None or not {"input_ids", "start"} <= names or version < OPSET:
+        raise InvalidArgument(
+            f"window_model has inputs {sorted(names)}, outputs {sorted(v.name for v in model.graph.output)} and operator set "
+            f"{version}; expected a window graph of operator set {OPSET} or more with input_ids, start and logits"
+        )
+    tensor = logits.type.tensor_type
+    size = tensor.shape.dim[-1].dim_value if len(tensor.shape.dim) == 3 else 0
+    if tensor.elem_type != onnx.TensorProto.FLOAT or size < 1:
+        raise InvalidArgument(
+            "window_model's logits are expected to be float32 (B, W, V) with a static V; export it so"
+        )
+    return int(size)
+
+
+def _double_rows(graph: Any) -> None:
+    """Name the rows of the window graph ``2B``: the decision's B rows are pairs of them."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param == "B":
+                size.dim_param = "2B"

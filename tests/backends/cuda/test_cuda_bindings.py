@@ -1,0 +1,126 @@
+"""What cuda-python makes of our calls: the real package over a stand-in of NVIDIA's driver, which runs the kernels on the CPU.
+
+The other tests of CUDA replace cuda-python. Here it is real, and so are the cubins; only ``libcuda.so.1`` is
+not (``standins/libcuda``). It is used in a process of its own, because a process keeps the first libcuda that it finds.
+Nothing here has run on a GPU.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coupled_sampling.backends.cuda.compile import CHUNK, PART_THREADS, kernel_sources
+from standins import ROOT
+
+pytest.importorskip("cuda.bindings")
+
+HERE = Path(__file__).parent
+STANDINS = ROOT / "tests" / "standins"
+OPTIONS = (
+    *("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"),
+    *("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024", f"-DPART_THREADS={PART_THREADS}", f"-DCHUNK={CHUNK}"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What runs Python with the stand-in as its libcuda."""
+    if sys.platform != "linux":
+        pytest.skip(f"the stand-in for the driver needs Linux, this is {sys.platform}")
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed: the stand-in for the driver is C++")
+    folder = tmp_path_factory.mktemp("libcuda")
+    for name, text in kernel_sources().items():
+        (folder / name).write_text(text, "utf-8")
+    source, library = str(STANDINS / "libcuda" / "libcuda.cpp"), str(folder / "libcuda.so.1")
+    built = subprocess.run(
+        ["g++", *OPTIONS, *(f"-I{place}" for place in (folder, STANDINS / "cuda_emulation")), source, "-o", library],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+
+    def python(*arguments):
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(folder),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        }
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+    return python
+
+
+def expect_passed(result, count):
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert f"{count} passed" in result.stdout.splitlines()[-1], result.stdout[-2000:]
+    assert "skipped" not in result.stdout
+
+
+def test_memory_streams_graphs_and_kernels_work_through_the_real_bindings(run):
+    expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", STANDINS / "libcuda" / "cases.py"), 13)
+
+
+def test_the_kernels_tests_for_gpus_pass_on_it(run):
+    """So that their first run on a GPU does not fail for what has nothing to do with GPUs."""
+    expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", HERE / "test_cuda_kernels.py"), 9)
+
+
+def test_the_other_tests_for_gpus_pass_on_it(run):
+    arguments = ("-q", "-p", "no:cacheprovider", "-k", "not onnx_runtime", HERE / "test_gpu.py")
+    expect_passed(run("-m", "pytest", *arguments), 13)
+
+
+@pytest.mark.parametrize(("part", "figures"), [("machine", 2), ("kernels:scd-gumbel", 3)])
+def test_the_benchmark_runs_on_it(run, part, figures):
+    sizes = ("--steps", 3, "--width", 4, "--vocab-size", 300, "--copied", 10**6, "--spread", 20000)
+    result = run(ROOT / "benchmarks" / "gpu.py", "--part", part, *sizes)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == figures
+
+
+START = """
+import ctypes
+import numpy as np
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
+from coupled_sampling.backends.cuda.streams import Stream
+device = Device()
+stream, buffer, pinned = Stream(device), device.allocate(64), device.pinned((64,), np.uint8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "ending"),
+    [
+        ("print(ctypes.string_at(buffer.address, 1))", -11),
+        ("PinnedLauncher(stream, threads=512).launch('settle', (1, 1), np.zeros(200, np.uint8))", 86),
+        ("device.call('cuStreamCreate', 0)", 86),
+        ("device.call('cuMemcpyHtoDAsync', pinned.address, buffer.address, 64, stream.handle)", 1),
+        ("device.call('cuMemcpyHtoDAsync', buffer.address, pinned.address, 65, stream.handle)", 1),
+        ("device.call('cuMemFree', pinned.address)", 1),
+        ("stream.free(); device.call('cuStreamSynchronize', stream.handle)", 86),
+        ("", 0),
+    ],
+    ids=[
+        "a host that reads the device",
+        "block size",
+        "blocking stream",
+        "swapped",
+        "too long",
+        "free",
+        "gone",
+        "nothing",
+    ],
+)
+def test_what_is_wrong_is_noticed(run, code, ending):
+    """Negative controls."""
+    result = run("-c", START + code)
+    assert result.returncode == ending, result.stderr
+    if ending == 1:
+        assert "CUDA_ERROR_INVALID_VALUE (1)" in result.stderr

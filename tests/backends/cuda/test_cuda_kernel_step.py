@@ -1,0 +1,177 @@
+"""KernelStep with the emulated kernels: whole generations, guidance, refusals, what is kept between steps. Nothing ran on a GPU."""
+
+import re
+
+import numpy as np
+import pytest
+
+from coupled_sampling import GuidedProvider, HostStep, Sampling, generate
+from coupled_sampling.backends.cuda.kernel_step import KernelStep
+from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
+from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
+from standins import ROOT
+from standins.cuda_emulation.comparison import PROMPTS, WARPED, Float32Table, NormalWorld, window_of
+from standins.cuda_emulation.emulation import PLAIN, DeviceProvider, EmulationLauncher
+
+
+def test_generation_through_the_loop_is_that_of_host_step():
+    settings = {"length": 40, "window": 8, "seed": 2, "sampling": WARPED[0], "drafting": "repeat"}
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(NormalWorld(50), launcher)
+        kernels = KernelStep(provider, "scd-gumbel", launcher)
+        found = generate(kernels, [[0], [3]], **settings)
+        kernels.close()
+        provider.close()
+    expected = generate(NormalWorld(50), [[0], [3]], method="scd-gumbel", **settings)
+    for one, other in zip(found.tokens, expected.tokens, strict=True):
+        assert one.tolist() == other.tolist()
+    for one, other in zip(found.traces, expected.traces, strict=True):
+        assert one.committed_per_step == other.committed_per_step
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-match"])
+@pytest.mark.parametrize("scale", [0, 1, 2.5, -0.5])
+@pytest.mark.parametrize("unconditional", [[1], [0, 1, 1, 0]])
+def test_guidance_is_that_of_guided_provider(method, scale, unconditional):
+    def world():
+        return Float32Table(20, 4, zeros=0)
+
+    settings = {"length": 12, "window": 6, "seed": 7, "drafting": "repeat", "sampling": Sampling(0.8, top_k=9)}
+    expected = generate(HostStep(GuidedProvider(world(), scale, unconditional), method), PROMPTS[:3], **settings)
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(world(), launcher)
+        kernels = KernelStep(provider, method, launcher, guidance=scale, unconditional=unconditional)
+        found = generate(kernels, PROMPTS[:3], **settings)
+        kernels.close()
+        provider.close()
+    for one, other in zip(found.tokens, expected.tokens, strict=True):
+        assert one.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "nothing but -inf")])
+def test_unusable_logits_are_refused_by_row_and_position(method, value, found):
+    class Broken(NormalWorld):
+        def forward(self, tokens, start):
+            logits = super().forward(tokens, start).copy()
+            positions = start[:, None] + np.arange(tokens.shape[1]) + 1
+            logits[positions == 6, :] = value
+            logits[positions == 3, :] = value  # a known token decides nothing
+            return logits
+
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(Broken(11, 2), launcher)
+        kernels = KernelStep(provider, method, launcher)
+        with pytest.raises(InvalidLogits, match=f"row 0 for position 6 hold {found}"):
+            generate(kernels, [[0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]], length=8, window=4, drafting="repeat")
+        kernels.close()
+        provider.close()
+
+
+def test_a_step_can_be_done_again():
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(NormalWorld(30), launcher)
+        kernels = KernelStep(provider, "sjd", launcher)
+        first = kernels.step(window_of([0, 1, 2, 3]))
+        assert kernels.step(window_of([0, 1, 2, 3])).tokens.tolist() == first.tokens.tolist()
+        count = int(first.committed[0])
+        assert count < 4
+        drafts = first.tokens[0, count:].tolist()
+        later = window_of([0, *first.tokens[0, :count].tolist(), *drafts], recycled=len(drafts), round_=1)
+        later = later._replace(known=np.array([1 + count]), fresh=np.array([0]))
+        second = kernels.step(later)
+        assert kernels.step(later).tokens.tolist() == second.tokens.tolist()
+        with pytest.raises(InvalidArgument, match="does not hold their laws of round 3"):
+            kernels.step(later._replace(round=np.array([4])))
+        kernels.begin(0, np.array([0]))
+        with pytest.raises(InvalidArgument, match="does not hold their laws of round 0"):
+            kernels.step(later)
+        kernels.close()
+        provider.close()
+
+
+def test_what_kernels_do_not_do_is_refused():
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(NormalWorld(30), launcher)
+        kernels = KernelStep(provider, "sjd", launcher)
+        with pytest.raises(InvalidArgument, match="fresh_laws carry laws"):
+            kernels.step(window_of([0, 1], laws=np.full((1, 30), 1 / 30)))
+        with pytest.raises(InvalidArgument, match="logits processors"):
+            kernels.step(window_of([0, 1], sampling=Sampling(processors=(lambda logits, tokens, positions: logits,))))
+        with pytest.raises(InvalidArgument, match="both or neither"):
+            KernelStep(provider, "sjd", launcher, guidance=2.0)
+        with pytest.raises(InvalidArgument, match="even number"):
+            KernelStep(provider, "sjd", launcher, guidance=2.0, unconditional=[0])
+        with pytest.raises(ProviderError, match="cannot read"):
+            KernelStep(NormalWorld(30), "sjd", launcher).step(window_of([0, 1]))
+        assert launcher.launched == []
+        provider.close()
+
+
+def test_only_tokens_and_counts_reach_the_host():
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(NormalWorld(5000), launcher)
+        kernels = KernelStep(provider, "scd-gumbel", launcher)
+        width = 8
+        kernels.step(window_of([0] * width))
+        assert launcher.launched == ["measure", "settle", "target_laws", "decide"]
+        assert launcher.received == 12 * width + 8
+        assert launcher.sent == 4 * width * 5000 + ROW.itemsize + 8 * width
+        kernels.close()
+        provider.close()
+
+
+def test_the_guides_own_loop_gives_the_tokens_of_host_step():
+    guide = ROOT / "docs" / "cuda-kernels.md"
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)[1], str(guide), "exec"), names)
+    world, sampling, width, length = NormalWorld(3000), Sampling(top_p=0.95, top_k=2000), 8, 40
+    tokens, drafts, round_, start_before = [5], [], 0, 0
+    with EmulationLauncher() as launcher:
+        provider = DeviceProvider(world, launcher)
+        laws = [launcher.allocate(4 * width * 3000) for _ in range(2)]
+        memory = launcher.allocate(20 * width + 200)
+        scratch = launcher.allocate(scratch_bytes(1, width, 3000))
+        while len(tokens) < length:
+            start, count = len(tokens) - 1, min(width, length - len(tokens))
+            recycled = drafts[: count - 1]
+            window = [tokens[-1], *recycled]
+            window += [window[-1]] * (count - len(window))
+            final, drafts = names["step_on_device"](
+                launcher,
+                provider.forward(np.array([window]), np.array([start])),
+                window,
+                start=start,
+                recycled=len(recycled),
+                round_=round_,
+                laws=laws[round_ % 2],
+                laws_before=laws[1 - round_ % 2],
+                laws_before_start=start_before,
+                memory=memory,
+                scratch=scratch,
+            )
+            tokens, drafts = [*tokens, *final.tolist()], drafts.tolist()
+            round_, start_before = round_ + 1, start
+        for pointer in (*laws, memory, scratch):
+            launcher.release(pointer)
+        provider.close()
+    expected = generate(world, [[5]], length=length - 1, window=width, drafting="repeat", sampling=sampling)
+    assert expected.tokens[0].tolist() == tokens[1:]
+
+
+def test_logits_of_another_stream_are_waited_for():
+    class Waiting(EmulationLauncher):
+        def wait(self, stream):
+            self.launched.append(f"wait for {stream}")
+
+    class Elsewhere(DeviceProvider):
+        def forward(self, tokens, start):
+            return super().forward(tokens, start)._replace(stream=7)
+
+    with Waiting(PLAIN) as launcher:
+        provider = Elsewhere(NormalWorld(30), launcher)
+        kernels = KernelStep(provider, "ar", launcher)
+        kernels.step(window_of([0], fresh=0))
+        assert launcher.launched == ["wait for 7", "measure", "settle", "target_laws", "decide"]
+        kernels.close()
+        provider.close()

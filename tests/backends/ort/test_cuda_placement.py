@@ -1,0 +1,262 @@
+"""Which nodes of the shipped graphs ONNX Runtime would place on CUDA: the graphs against the recorded placement, and the guide
+against both. `cuda_placement` says where the record comes from. Nothing ran on a GPU.
+
+The last tests take an unpacked wheel of ``onnxruntime-gpu`` (``pip download --no-deps``, then unzip), whose folder ONNXRUNTIME_GPU
+names, and put libraries that do nothing in place of CUDA's: the record again, whether ONNX Runtime takes the bindings, and what it
+copies and allocates in a step.
+"""
+
+import collections
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coupled_sampling.backends.ort.cuda_provider import SHAPE_OPERATORS
+from coupled_sampling.export.graphs.decision import STEP_METHODS
+from standins import ROOT
+from standins.cuda_placement import GRAPHS, RECORD, environment_of, placement, signatures
+
+onnx = pytest.importorskip("onnx")
+
+VERSIONS = json.loads(RECORD.read_text())
+NAMES = sorted(path.name for path in GRAPHS.glob("*.onnx"))
+GUIDE = ROOT / "docs" / "step-graph.md"
+AGAIN = "place the graphs again: python tests/standins/cuda_placement.py FOLDER..."
+
+
+def unknown(record, name, found):
+    """Nodes of a graph that the record knows neither as placed on CUDA nor on the CPU."""
+    allowed = collections.Counter(record["on_cpu"][name])
+    return [one for one, count in found.items() if one not in record["kernels"] and count > allowed[one]]
+
+
+def operators(placed):
+    """By operator, how many nodes, as the guide writes them."""
+    counts = collections.Counter()
+    for one, count in placed.items():
+        counts[one.partition("(")[0]] += count
+    return dict(counts)
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    return {name: collections.Counter(signatures(GRAPHS / name).values()) for name in NAMES}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_was_placed(graphs, version, name):
+    record = VERSIONS[version]
+    assert unknown(record, name, graphs[name]) == [], AGAIN
+    for one, count in record["on_cpu"][name].items():
+        assert graphs[name][one] >= count, AGAIN
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_window_graph_leaves_only_arithmetic_on_shapes_to_the_cpu(version):
+    """Else `OrtCudaProvider` would refuse the shipped model."""
+    placed = operators(VERSIONS[version]["on_cpu"]["window.onnx"])
+    assert placed
+    assert set(placed) <= SHAPE_OPERATORS
+
+
+@pytest.mark.parametrize("change", ["another operator", "another type"])
+def test_a_node_that_was_never_placed_is_noticed(graphs, change):
+    found = copy.copy(graphs["window.onnx"])
+    added = "Tanh(float)" if change == "another operator" else "Gemm(double, double, double)"
+    found[added] += 1
+    assert unknown(next(iter(VERSIONS.values())), "window.onnx", found) == [added]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_step_graphs_leave_no_more_to_the_cpu_than_the_window_graph_and_copy_nothing(version, name):
+    record = VERSIONS[version]
+    assert collections.Counter(record["on_cpu"][name]) <= collections.Counter(record["on_cpu"]["window.onnx"])
+    assert record["copies, axes free and fixed"][name] == [0, 0]
+
+
+def test_the_guide_says_what_was_found():
+    section = GUIDE.read_text().partition("## On CUDA")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    said = {}
+    for names, placed, fixed, copies in rows[1:]:
+        assert (fixed, copies) == ("nothing", "0")  # else `placement` fails, and see the test above
+        counts = {operator: int(count) for count, operator in re.findall(r"(\d+) ([A-Z]\w+)", placed)}
+        for name in re.findall(r"`([\w-]+)`", names):
+            said[name] = counts
+    assert all(version in section for version in VERSIONS)
+    for record in VERSIONS.values():
+        found = {}
+        for name, placed in record["on_cpu"].items():
+            kind = re.sub(r"^step-|(-warped)?(-guided)?\.onnx$", "", name)
+            assert found.setdefault(kind, operators(placed)) == operators(placed)
+        assert said == found
+
+
+@pytest.fixture(scope="module")
+def package():
+    if "ONNXRUNTIME_GPU" not in os.environ:
+        pytest.skip("ONNXRUNTIME_GPU names no unpacked wheel of onnxruntime-gpu")
+    return Path(os.environ["ONNXRUNTIME_GPU"])
+
+
+@pytest.fixture(scope="module")
+def environment(package, tmp_path_factory):
+    found = environment_of(package, tmp_path_factory.mktemp("libraries"))
+    return {**found, "PYTHONPATH": os.pathsep.join((found["PYTHONPATH"], str(ROOT / "tests")))}
+
+
+def test_the_record_is_what_the_package_does(package):
+    version, found = placement(package)
+    assert found == next((record for name, record in VERSIONS.items() if name == version), None), AGAIN
+
+
+BINDINGS = """
+import os, sys
+import numpy as np
+from coupled_sampling.backends.ort import session
+from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
+from coupled_sampling.errors import ProviderError
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"  # the package of the CPU is in this environment, too
+for on_device in (False, True):
+    provider = OrtCudaProvider.open_on_gpu("fashion", batch_size=3, on_device=on_device)
+    print(provider.execution_provider, sorted(provider.on_cpu))
+    for rows, width, start in ((3, 5, 0), (2, 1, 5), (3, 5, 5), (1, 8, 20)):
+        logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
+        print(type(logits).__name__, logits.shape == (rows, width, 267))
+try:
+    OrtCudaProvider.open_on_gpu("fashion", cpu_nodes="none")
+except ProviderError as error:
+    print("cpu_nodes='none' forbids" in str(error))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+GRAPHS_OF_CUDA = """
+import os, sys
+import numpy as np
+from coupled_sampling.backends.ort import session
+from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
+from coupled_sampling.backends.ort.tensorrt import TensorrtOptions
+from coupled_sampling.errors import MissingDependency
+import onnxruntime
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"
+onnxruntime.set_default_logger_severity(1)
+for on_device in (False, True):
+    provider = OrtCudaProvider.open_on_gpu("fashion", batch_size=3, on_device=on_device, cuda_graphs=True, column_buckets=(64,))
+    for rows, width, start in 4 * ((3, 5, 0),) + 3 * ((2, 1, 5),) + 3 * ((3, 5, 60),):
+        print("call", rows, width, start, file=sys.stderr, flush=True)
+        logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
+        assert logits.shape == (rows, width, 267)
+    print(type(logits).__name__, provider.captured)
+try:
+    OrtCudaProvider.open_on_gpu("fashion", tensorrt=TensorrtOptions(engines=sys.argv[1], tf32=True))
+except MissingDependency as error:
+    print("libnvinfer.so.10" in str(error), os.path.exists(sys.argv[1]))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_the_package_captures_and_replays(environment, tmp_path):
+    """What it says in its log. Nothing is computed, but whether a session may capture, and when it does, is its own answer."""
+    command = [sys.executable, "-c", GRAPHS_OF_CUDA, str(tmp_path / "engines")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    captured = "[(3, 5, 64), (2, 1, 64), (3, 5, 196)]"
+    assert result.stdout.splitlines() == [f"ndarray {captured}", f"DevicePointer {captured}", "True False"]
+    said = re.findall(
+        r"^call .*|Start another run|Capturing the cuda graph|Replaying the captured", result.stderr, re.MULTILINE
+    )
+    found, plain, capturing, replay = (
+        [],
+        [],
+        ["Start another run"] * 2 + ["Capturing the cuda graph"],
+        ["Replaying the captured"],
+    )
+    for line in said:
+        if line.startswith("call"):
+            found.append([])
+        else:
+            found[-1].append(line)
+    assert found == 2 * [plain, capturing, replay, replay, plain, capturing, replay, plain, capturing, replay]
+
+
+def test_the_package_takes_the_bindings(environment):
+    """Kernels do nothing and logits are what was in memory, but shapes, types and places of all that is bound are checked."""
+    command = [sys.executable, "-c", BINDINGS]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    opened = "CUDAExecutionProvider ['Concat', 'Slice']"
+    expected = [opened, *["ndarray True"] * 4, opened, *["DevicePointer True"] * 4, "True"]
+    assert result.stdout.splitlines() == expected
+
+
+STEPS = """
+import json, os, sys
+import numpy as np
+import onnxruntime
+from standins.cuda_placement import counted
+from coupled_sampling.backends.ort import session, step as ort_step
+from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
+from coupled_sampling.contracts import RowInfo, Sampling, Window
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"
+ort_step.refuse_unusable = lambda *_: None  # logits are what was in memory
+method, guided = sys.argv[1], sys.argv[2] == "guided"
+rows, width = 3, 1 if method == "ar" else 8
+step = OrtCudaStep.open_on_gpu("fashion", method, rows, guidance=1.5 if guided else 1.0)
+if guided:
+    step._warped = False  # a bool output that says "again" for ever
+    step._buffers["nucleus_short"].shaped(rows, width)
+    step._binding.bind_output("nucleus_short", step._out("nucleus_short", rows, width))
+    for name, value in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        step._put(name, value, rows)
+    step._put("candidates", 4, 1)
+opened, found = counted(), []
+for t in range(24):
+    recycled = max(0, width - 2) if t else 0
+    each = lambda value: np.full(rows, value)
+    before = counted()
+    step.step(Window(
+        np.full((rows, width), 7), each(t), each(1), each(recycled), each(width - 1 - recycled), np.ones(rows, bool), each(t),
+        [RowInfo(0, b, Sampling()) for b in range(rows)], [np.zeros(0, int)] * rows, [None] * rows,
+    ))
+    found.append([after - one for one, after in zip(before, counted())])
+print(json.dumps([onnxruntime.__version__, opened, found]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_what_crosses_in_a_step(environment, method, guided):
+    """ONNX Runtime's own requests to CUDA, counted to the byte: it copies what `OrtCudaStep` says and allocates nothing."""
+    command = [sys.executable, "-c", STEPS, method, "guided" if guided else "plain"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    version, opened, found = json.loads(result.stdout)
+    assert opened[0] > 0
+    own = (
+        0 if tuple(map(int, version.split(".")[:2])) >= (1, 31) else 256
+    )  # arguments of its kernels, whatever the sizes
+    rows, width, model_rows = 3, 1 if method == "ar" else 8, 6 if guided else 3
+    rejecting, racing = method in ("sjd", "scd-maximal", "scd-gumbel"), method in ("scd-gumbel", "scd-match")
+    to_device = 8 * model_rows * (width + 1) + (3 * 8 + 1 + guided + 4) * rows
+    to_device += (24 * width + 8) * rows * rejecting + 8 * rows * racing + 16 * rows * guided
+    to_device += 4 * 267 * rows * (racing or method == "ar")  # the noise of one position that entered in each row
+    to_host = rows * (8 * width + 8 + 4 * width + width * guided)
+    for allocations, up, down, within in found[4:]:
+        assert (allocations, down) == (0, to_host)
+        assert to_device <= up <= to_device + own
+        assert within < 6 * 196 * 32 * 4 * model_rows  # less than one cache: they are written in place

@@ -1,0 +1,220 @@
+"""Every shipped window graph, and the step made of it, parsed and built by the real ``tensorrt-rtx``, which does so without a GPU.
+
+Built is all: without a GPU an engine cannot be loaded, let alone run. What TensorRT does not accept is recorded here too, so that a
+version that does is noticed.
+"""
+
+import os
+import signal
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coupled_sampling.backends.trt import (
+    BuildOptions,
+    EngineError,
+    EngineStore,
+    build_engine,
+    find_flavour,
+    load_or_build,
+)
+from coupled_sampling.backends.trt.messages import message_log
+from coupled_sampling.backends.trt.network import parse_network
+from coupled_sampling.backends.trt.precision import convert_graph, load_graph, save_converted
+from coupled_sampling.backends.trt.step_graph import append_step, step_tensors
+from coupled_sampling.backends.window_tensors import CACHE
+from coupled_sampling.bundles.opening import embedded_names, open_bundle
+from coupled_sampling.export.graphs.decoder import write_decoder_graph
+from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.export.graphs.storage import Storage
+from standins.trt_bundles import write_bundle
+
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'coupled-sampling[tensorrt-rtx]'"
+)
+pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def flavour():
+    return find_flavour("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return open_bundle(write_bundle(tmp_path_factory.mktemp("rtx") / "toy"))
+
+
+def write_decoder(folder, storage, **changes):
+    decoder = DecoderDescription(
+        64, 18, 32, 2, heads=4, kv_heads=2, mlp_width=64, rotary=Rotary(), cache_length=20, **changes
+    )
+    random = np.random.default_rng(0)
+    weights = {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in decoder.weight_shapes().items()}
+    write_decoder_graph(decoder, weights, folder / "window.onnx", storage)
+    return folder / "window.onnx"
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", embedded_names())
+def test_every_shipped_window_graph_is_built_with_all_its_masks_and_caches(flavour, name, precision):
+    bundle = open_bundle(name)
+    graph = bundle.manifest.window_graph
+    options = BuildOptions((4,), (16,), precision=precision).fitted(graph)
+    model = load_graph(bundle.window_graph)
+    convert_graph(model, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        network = parse_network(flavour, save_converted(model, Path(folder)), options, message_log(flavour))
+    assert (network.attentions, network.caches) == (graph.layers, 2 * graph.layers)
+    seen = []
+    engine, _ = build_engine(bundle.window_graph, flavour, options, lambda done, phase: seen.append(done))
+    assert len(engine) > 1_000_000
+    assert seen == sorted(seen)
+    assert seen[-1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("storage", "precision"),
+    [
+        (Storage(), "float32"),
+        (Storage(), "float16"),
+        (Storage("float16", "float16"), "float16"),
+        (Storage("bfloat16"), "bfloat16"),
+        (Storage("int4"), "float32"),
+        (Storage("int8", "float16"), "float16"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.weights}-{value.compute}",
+)
+def test_an_exported_decoder_is_built(flavour, tmp_path, storage, precision):
+    """Rotary positions, grouped queries, RMS norms, quantised weights; a head of 8, for which there is no fused kernel."""
+    path = write_decoder(tmp_path, storage)
+    engine, _ = build_engine(path, flavour, BuildOptions((2,), (4,), (20,), precision))
+    assert len(engine) > 100_000
+
+
+def test_a_softcap_in_attention_is_not_accepted(flavour, tmp_path):
+    path = write_decoder(tmp_path, Storage(), attention_softcap=1.5)
+    with pytest.raises(EngineError, match=r"\(Attention\): softcap.*OrtProvider"):
+        build_engine(path, flavour, BuildOptions((2,), (4,), (20,)))
+
+
+def test_buckets_of_rows_windows_and_columns_make_one_engine(flavour, small, tmp_path):
+    options = BuildOptions((1, 3), (1, 4, 16), (16,)).fitted(small.manifest.window_graph)
+    store = EngineStore(small, tmp_path)
+    engine, fingerprint, reason = load_or_build(small, flavour, None, options, store)
+    assert reason.startswith("there is no engine")
+    assert load_or_build(small, flavour, None, options, store) == (engine, fingerprint, "")
+
+
+def test_float32_attention_must_be_split(flavour, small):
+    options = BuildOptions(decomposable=False).fitted(small.manifest.window_graph)
+    with pytest.raises(EngineError, match=r"not supported by a dedicated kernel.*pass decomposable=True"):
+        build_engine(small.window_graph, flavour, options)
+
+
+def lose_mask(model):
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            del node.input[3:]
+
+
+def test_an_attention_without_its_mask_is_refused(flavour, tmp_path):
+    bundle = open_bundle(write_bundle(tmp_path / "toy", change=lose_mask))
+    with pytest.raises(EngineError, match="without its boolean mask"):
+        build_engine(bundle.window_graph, flavour, BuildOptions().fitted(bundle.manifest.window_graph))
+
+
+def test_an_operator_tensorrt_does_not_know_is_named(flavour, tmp_path):
+    def spoil(model):
+        model.graph.node[-1].op_type = "NotAnOperator"
+
+    bundle = open_bundle(write_bundle(tmp_path / "toy", change=spoil))
+    with pytest.raises(EngineError, match=r"at node .*NotAnOperator"):
+        build_engine(bundle.window_graph, flavour, BuildOptions().fitted(bundle.manifest.window_graph))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", embedded_names())
+def test_a_step_of_every_shipped_model_is_built_with_all_its_masks_and_caches(flavour, tmp_path, name, precision):
+    """The decision is in float32, whatever the model is in: noise, temperature and largest logits are."""
+    bundle = open_bundle(name)
+    graph = bundle.manifest.window_graph
+    options = BuildOptions((4,), (16,), precision=precision).fitted(graph)
+    model = load_graph(bundle.window_graph)
+    convert_graph(model, precision)
+    network = parse_network(
+        flavour, save_converted(append_step(model, "scd-match"), tmp_path), options, message_log(flavour)
+    )
+    assert (network.attentions, network.caches) == (graph.layers, 2 * graph.layers)
+    definition = network.definition
+    inputs = [definition.get_input(i) for i in range(definition.num_inputs)]
+    outputs = [definition.get_output(i) for i in range(definition.num_outputs)]
+    own = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF, "bfloat16": trt.DataType.BF16}[precision]
+    kinds = {"int64": trt.DataType.INT64, "float32": trt.DataType.FLOAT, "bool": trt.DataType.BOOL, CACHE: own}
+    found = {t.name: (t in inputs, t.dtype, tuple(t.shape)) for t in (*inputs, *outputs)}
+    tensors = step_tensors(bundle.manifest)
+    assert found == {name: (t.is_input, kinds[t.dtype], t.shape(-1, -1)) for name, t in tensors.items()}
+    engine, _ = build_engine(bundle.window_graph, flavour, options, method="scd-match")
+    assert len(engine) > 1_000_000
+
+
+def test_a_step_of_an_exported_decoder_is_built(flavour, tmp_path):
+    path = write_decoder(tmp_path, Storage("int8", "float16"))
+    engine, _ = build_engine(path, flavour, BuildOptions((2,), (4,), (20,), "float16"), method="scd-match")
+    assert len(engine) > 100_000
+
+
+def test_a_step_with_every_bucket_is_built_and_stored_beside_the_window_engine(flavour, tmp_path):
+    """Engines of window and step side by side, by the real TensorRT."""
+    bundle = open_bundle(write_bundle(tmp_path / "toy"))
+    options = BuildOptions((1, 3), (1, 4, 16), (16,)).fitted(bundle.manifest.window_graph)
+    stores = [EngineStore(bundle, tmp_path / "engines", method) for method in (None, "scd-match")]
+    built = [load_or_build(bundle, flavour, None, options, store) for store in stores]
+    assert [reason.startswith("there is no engine") for _, _, reason in built] == [True, True]
+    assert [load_or_build(bundle, flavour, None, options, store)[2] for store in stores] == ["", ""]
+    assert stores[0].place(built[0][1]) != stores[1].place(built[1][1])
+
+
+def test_a_step_whose_attention_lost_its_mask_is_refused(flavour, tmp_path):
+    bundle = open_bundle(write_bundle(tmp_path / "toy", change=lose_mask))
+    options = BuildOptions().fitted(bundle.manifest.window_graph)
+    with pytest.raises(EngineError, match="without its boolean mask"):
+        build_engine(bundle.window_graph, flavour, options, method="scd-match")
+
+
+@pytest.mark.parametrize("method", ["scd-match"])
+def test_a_step_graph_with_a_noise_ring_is_not_accepted(flavour, method):
+    """TensorRT's caches have 4 axes, the ring has 3."""
+    path = open_bundle("fashion").step_graph(method)
+    if path is None:
+        pytest.skip("the embedded model has no step graph for this method")
+    with pytest.raises(EngineError, match=r"required to be 4D.*OrtStep"):
+        parse_network(flavour, path, BuildOptions(), message_log(flavour))
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-maximal"])
+def test_tensorrt_would_narrow_the_float64_of_a_step_graph(flavour, method):
+    """Why such graphs are refused before TensorRT sees them: their float64 uniforms become float32."""
+    path = open_bundle("fashion").step_graph(method)
+    if path is None:
+        pytest.skip("the embedded model has no step graph for this method")
+    log = message_log(flavour)
+    log.clear()
+    definition = trt.Builder(log.logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert trt.OnnxParser(definition, log.logger).parse_from_file(str(path))
+    inputs = [definition.get_input(i) for i in range(definition.num_inputs)]
+    assert {tensor.name: tensor.dtype for tensor in inputs}["uniforms"] == trt.DataType.FLOAT
+
+
+def test_ctrl_c_stops_a_real_build(flavour):
+    bundle = open_bundle("fashion")
+    options = BuildOptions((1, 2, 4), (1, 8, 16, 32, 64)).fitted(bundle.manifest.window_graph)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(bundle.window_graph, flavour, options)
+    timer.join()

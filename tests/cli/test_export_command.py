@@ -1,0 +1,266 @@
+"""From a checkpoint to a bundle to text, by the command line; whole or not at all, and refused in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coupled_sampling import METHODS, generate
+from coupled_sampling.backends import OrtProvider
+from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.cli import main
+from coupled_sampling.errors import CheckpointError, InvalidArgument, OutputError
+from coupled_sampling.export import ExportSettings, Storage, bundles, export_checkpoint
+from coupled_sampling.testing import check_provider
+
+save_file = pytest.importorskip("safetensors.numpy").save_file
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+WORDS = ["<end>", "the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "."]
+WIDTH, LAYERS, HIDDEN, POSITIONS = 32, 2, 64, 48
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": len(WORDS),
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": HIDDEN,
+    "max_position_embeddings": POSITIONS,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "eos_token_id": 0,
+    "tie_word_embeddings": True,
+}
+
+
+def tensors():
+    random = np.random.default_rng(0)
+    shapes = {"model.embed_tokens.weight": (len(WORDS), WIDTH), "model.norm.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        for name, rows, columns in [
+            ("self_attn.q_proj", WIDTH, WIDTH),
+            ("self_attn.k_proj", WIDTH // 2, WIDTH),
+            ("self_attn.v_proj", WIDTH // 2, WIDTH),
+            ("self_attn.o_proj", WIDTH, WIDTH),
+            ("mlp.gate_proj", HIDDEN, WIDTH),
+            ("mlp.up_proj", HIDDEN, WIDTH),
+            ("mlp.down_proj", WIDTH, HIDDEN),
+        ]:
+            shapes[f"{prefix}{name}.weight"] = (rows, columns)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}{name}.weight"] = (WIDTH,)
+    return {
+        name: random.normal(1 if len(shape) == 1 else 0, 0.3, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "little-llama"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(tensors(), folder / "model.safetensors")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=".")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_export_then_generate_text(source, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    code, said, _ = run(
+        capsys, "export", source, out, "--check", "--window", "1,8", "--batch", "1,4", "--licence", "MIT"
+    )
+    assert code == 0
+    assert "wrote" in said
+    assert "checked" in said
+    assert names(tmp_path) == ["bundle"]
+    manifest = open_bundle(out).manifest
+    assert manifest.window_graph.max_window == 8
+    assert manifest.stop_tokens == (0,)
+    assert manifest.licence == "MIT"
+    assert manifest.provenance["buckets"] == {"batch": [1, 4], "window": [1, 8]}
+    assert str(tmp_path) not in (out / "manifest.json").read_text()
+    texts = {}
+    for method in ("ar", "scd-match", "scd-gumbel"):
+        arguments = ["--prompt", "the cat sat", "--count", "3", "--length", "12", "--window", "6", "--method", method]
+        code, said, _ = run(capsys, "generate", out, "--json", "--drafting", "ngram:2", *arguments)
+        assert code == 0
+        texts[method] = json.loads(said)["texts"]
+        assert len(texts[method]) == 3
+        assert all(set(text.split()) <= set(WORDS) - {"<end>"} for text in texts[method])
+    assert texts["ar"] == texts["scd-match"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "tolerance"), [("float32", 1e-4), ("float16", 1e-4), ("bfloat16", 1e-4), ("int8", 1e-4), ("int4", 1e-4)]
+)
+def test_every_storage_gives_a_provider_that_keeps_the_contract(source, tmp_path, storage, tolerance):
+    """Also where activations might be rounded: one position's law must not depend on the window it was scored in."""
+    done = export_checkpoint(
+        source, tmp_path / "b", ExportSettings(storage=Storage(storage), windows=(1, 16), check=True)
+    )
+    limits = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2, "int8": 0.3, "int4": 3.0}
+    assert done.largest_difference < limits[storage]
+    check_provider(OrtProvider.open(tmp_path / "b", batch_size=2, threads=1), tolerance=tolerance, length=24)
+
+
+def test_progress_is_told_of_every_byte(source, tmp_path):
+    told = []
+    export_checkpoint(source, tmp_path / "b", progress=lambda count, total: told.append((count, total)))
+    total = sum(tensor.nbytes for tensor in tensors().values())
+    assert {expected for _, expected in told} == {total}
+    assert sum(count for count, _ in told) >= total
+
+
+def test_an_existing_bundle_is_kept_unless_forced(source, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    assert run(capsys, "export", source, out)[0] == 0
+    before = (out / "manifest.json").read_text()
+    code, _, error = run(capsys, "export", source, out, "--dtype", "float16")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--force" in error
+    assert (out / "manifest.json").read_text() == before
+    assert run(capsys, "export", source, out, "--dtype", "float16", "--force")[0] == 0
+    assert (out / "manifest.json").read_text() != before
+    assert names(tmp_path) == ["bundle"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    code, _, error = run(capsys, "export", source, tmp_path / "mine", "--force")
+    assert code == 2
+    assert "no bundle" in error
+    assert names(tmp_path / "mine") == ["letter.txt"]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full"), CheckpointError("bad")])
+def test_whatever_goes_wrong_nothing_half_written_remains(source, tmp_path, monkeypatch, fault):
+    out = tmp_path / "bundle"
+    export_checkpoint(source, out)
+    before = (out / "manifest.json").read_bytes()
+
+    def fails(*_):
+        raise fault
+
+    monkeypatch.setattr(bundles, "write_manifest", fails)
+    expected = OutputError if isinstance(fault, OSError) else fault if isinstance(fault, type) else type(fault)
+    with pytest.raises(expected):
+        export_checkpoint(source, out, ExportSettings(force=True))
+    assert names(tmp_path) == ["bundle"]
+    assert (out / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_bundle_survives_an_interrupt_while_it_is_replaced(source, tmp_path, monkeypatch, call):
+    """The old bundle is set aside and the new one takes its name; Ctrl-C before either leaves the old one."""
+    out, rename, calls = tmp_path / "bundle", Path.rename, []
+    export_checkpoint(source, out)
+    before = (out / "manifest.json").read_bytes()
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(source, out, ExportSettings(name="new", force=True))
+    assert names(tmp_path) == ["bundle"]
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_a_graph_that_is_not_the_reference_is_not_given_a_name(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles, "reference_logits", lambda *_: np.random.default_rng(0).normal(size=(8, len(WORDS))))
+    with pytest.raises(CheckpointError, match="differ from the reference"):
+        export_checkpoint(source, tmp_path / "b", ExportSettings(check=True))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--family", "lama"], "family is 'lama', expected auto or one of llama"),
+        (["--window", "1,x"], "window is '1,x', expected integers"),
+        (["--window", "64"], "more than the 48 positions"),
+        (["--max-length", "64"], "48"),
+        (["--quantize", "int4", "--dtype", "float16"], "give one of them"),
+        (["--batch", "0"], "batches is"),
+        (["--block", "33", "--quantize", "int8"], "block is 33"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_in_one_line(source, tmp_path, capsys, arguments, message):
+    code, _, error = run(capsys, "export", source, tmp_path / "b", *arguments)
+    assert (code, error.count("\n")) == (2, 1)
+    assert message in error
+    assert names(tmp_path) == []
+
+
+def test_checkpoints_that_cannot_be_exported_are_refused_by_name(source, tmp_path):
+    wrong = {
+        "rope_dampening": ({"rope_dampening": 2.0}, {}, "rope_dampening = 2.0"),
+        "missing": ({}, {"model.norm.weight": None}, "model.norm.weight"),
+        "shape": ({}, {"model.norm.weight": np.ones(3, np.float32)}, r"model\.norm\.weight.*3"),
+        "other": ({"model_type": "mamba"}, {}, "model_type is 'mamba'"),
+    }
+    for name, (config, changed, message) in wrong.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(CONFIG | config))
+        kept = {key: value for key, value in (tensors() | changed).items() if value is not None}
+        save_file(kept, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            export_checkpoint(folder, tmp_path / "out")
+    assert "out" not in names(tmp_path)
+
+
+def test_a_text_model_asks_for_a_text(source, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    export_checkpoint(source, out)
+    for arguments, message in [
+        ([], "give one with --prompt"),
+        (["--prompt", ""], "at least one token"),
+        (["--prompt", "the cat", "--length", "0"], "length"),
+    ]:
+        code, _, error = run(capsys, "generate", out, *arguments)
+        assert (code, error.count("\n")) == (2, 1)
+        assert message in error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_an_exported_model(source, tmp_path, method):
+    export_checkpoint(source, tmp_path / "b")
+    tokens = generate(
+        OrtProvider.open(tmp_path / "b", batch_size=2),
+        [[1, 2], [5]],
+        length=20,
+        method=method,
+        window=8,
+        drafting="ngram:2",
+    ).tokens
+    assert [len(row) for row in tokens] == [20, 20]
+
+
+def test_lengths_and_settings_are_checked(source, tmp_path):
+    with pytest.raises(InvalidArgument, match="length is 0"):
+        ExportSettings(length=0)
+    export_checkpoint(source, tmp_path / "b", ExportSettings(max_length=33, windows=(4,)))
+    assert open_bundle(tmp_path / "b").manifest.window_graph.max_length == 33

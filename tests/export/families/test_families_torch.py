@@ -1,0 +1,283 @@
+"""Exported families against transformers: small models of the real architectures with random weights, saved and read back.
+
+Every parameter is random, so that no bias is zero and no norm is one, and every case names wrong readings of its
+checkpoint that must show. Run with -s for the table of largest differences.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from coupled_sampling.export.checkpoints import open_checkpoint
+from coupled_sampling.export.families import find_family
+from coupled_sampling.export.graphs.decoder import write_decoder_graph
+from coupled_sampling.export.graphs.reference import reference_logits
+from coupled_sampling.export.graphs.rotary import Rotary
+from standins.exported_windows import LENGTH, difference_of_windows, one_thread, print_table
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+TOLERANCE, VOCABULARY = 1e-4, 61
+"""Largest difference of logits, which have a standard deviation of 1 to 10."""
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-3,
+}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 64,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "layer_norm_epsilon": 1e-3,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def rotary(**changes):
+    def wrong(description, weights):
+        return dataclasses.replace(description, rotary=dataclasses.replace(description.rotary, **changes)), weights
+
+    return wrong
+
+
+def changed(**changes):
+    return lambda description, weights: (dataclasses.replace(description, **changes), weights)
+
+
+def epsilon(description, weights):
+    return dataclasses.replace(description, norm=dataclasses.replace(description.norm, epsilon=1e-6)), weights
+
+
+def without(ending):
+    """A reading that forgets the weights of this ending: norms become 1, all else 0."""
+
+    def wrong(description, weights):
+        neutral = 1.0 if ending.endswith("norm.weight") else 0.0
+        return description, lambda name: weights(name) * 0 + neutral if name.endswith(ending) else weights(name)
+
+    return wrong
+
+
+def swapped(first, second):
+    def wrong(description, weights):
+        names = {first: second, second: first}
+
+        def read(name):
+            for ending, other in names.items():
+                if name.endswith(ending):
+                    return weights(name.removesuffix(ending) + other)
+            return weights(name)
+
+        return description, read
+
+    return wrong
+
+
+SWIGLU = swapped("mlp.gate.weight", "mlp.up.weight")
+PAIRS = rotary(pairs="interleaved")
+CASES = {
+    "Llama 2, untied": ("Llama", SIZES, [epsilon, PAIRS, SWIGLU, rotary(base=1000.0)]),
+    "Llama, linear scaling, all biases": (
+        "Llama",
+        SIZES
+        | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}
+        | {"attention_bias": True, "mlp_bias": True},
+        [
+            rotary(scaling=None),
+            without("output.bias"),
+            without("query.bias"),
+            without("gate.bias"),
+            without("down.bias"),
+        ],
+    ),
+    "Llama 3, scaled, tied": (
+        "Llama",
+        SIZES | {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "eos_token_id": [2, 5]},
+        [rotary(scaling=None), rotary(base=10000.0), PAIRS],
+    ),
+    "SmolLM2: 3 heads, 1 of keys, tied": (
+        "Llama",
+        SIZES | {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        [changed(activation="gelu_tanh")],
+    ),
+    "Llama, exact GELU, head size 20": (
+        "Llama",
+        SIZES | {"head_dim": 20, "hidden_act": "gelu"},
+        [changed(activation="gelu_tanh"), changed(attention_scale=0.3)],
+    ),
+    "Mistral, no window": ("Mistral", SIZES | {"sliding_window": None, "head_dim": 16}, [epsilon, SWIGLU]),
+    "Mistral, window = positions": ("Mistral", SIZES | {"sliding_window": LENGTH}, [changed(attention_window=8)]),
+    "Qwen 2, tied": (
+        "Qwen2",
+        SIZES | {"tie_word_embeddings": True},
+        [without("query.bias"), without("key.bias"), without("value.bias")],
+    ),
+    "Qwen 3, head size 16": (
+        "Qwen3",
+        SIZES | {"head_dim": 16, "attention_bias": True},
+        [without("query_norm.weight"), without("key_norm.weight"), without("output.bias")],
+    ),
+    "GPT-2": (
+        "GPT2",
+        GPT2,
+        [
+            epsilon,
+            changed(activation="gelu"),
+            without("up.bias"),
+            swapped("query.weight", "key.weight"),
+            without("norm.bias"),
+        ],
+    ),
+    "GPT-2, untied, unscaled, n_inner, relu": (
+        "GPT2",
+        GPT2
+        | {"tie_word_embeddings": False, "scale_attn_weights": False, "n_inner": 72, "activation_function": "relu"},
+        [changed(attention_scale=0.5), changed(activation="silu")],
+    ),
+    "ImageGPT": (
+        "ImageGPT",
+        GPT2,
+        [epsilon, changed(activation="gelu_tanh"), without("down.bias"), without("position.weight")],
+    ),
+}
+CLASSES = {name: (f"{name}Config", f"{name}ForCausalLM") for name in ("Llama", "Mistral", "Qwen2", "Qwen3")} | {
+    "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
+    "ImageGPT": ("ImageGPTConfig", "ImageGPTForCausalImageModeling"),
+}
+FURTHEST = {}
+
+one_thread = pytest.fixture(scope="module", autouse=True)(one_thread)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    print_table(FURTHEST, "transformers")
+
+
+def build(kind, sizes, seed=0):
+    """A model of the architecture, every parameter drawn anew."""
+    config_class, model_class = (getattr(transformers, name) for name in CLASSES[kind])
+    model = model_class(config_class(**sizes)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))
+            elif "lm_head" in name:
+                parameter.copy_(noise * 3 / parameter.shape[1] ** 0.5)
+            elif any(table in name for table in ("embed_tokens", "wte", "wpe")):
+                parameter.copy_(0.7 * noise)
+            else:
+                # A Conv1D is (inputs, outputs); with both near each other this is the usual scale, larger than usual.
+                parameter.copy_(1.2 * noise / min(parameter.shape) ** 0.5)
+    return model
+
+
+def logits_of(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=torch.as_tensor(tokens)[None], use_cache=False).logits[0].numpy()
+
+
+def furthest(path, model):
+    """Largest difference over ragged windows, and the spread of the logits."""
+    generated = slice(0, logits_of(model, np.zeros(1, np.int64)).shape[1])
+    return difference_of_windows(path, lambda tokens: logits_of(model, tokens), VOCABULARY, generated)
+
+
+def export(folder, tmp_path, positions=LENGTH):
+    with open_checkpoint(folder) as checkpoint:
+        exportable = find_family(checkpoint).load(checkpoint, positions)
+        path = tmp_path / "model.onnx"
+        write_decoder_graph(exportable.description, exportable.weights, path)
+    return exportable, path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_windows_are_scored_as_by_transformers(case, tmp_path):
+    kind, sizes, wrong_readings = CASES[case]
+    model = build(kind, sizes)
+    model.save_pretrained(tmp_path / "checkpoint")
+    _, path = export(tmp_path / "checkpoint", tmp_path)
+    difference, spread = FURTHEST[case] = furthest(path, model)
+    assert difference <= TOLERANCE
+    assert 1 <= spread <= 20
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, LENGTH)
+    expected = logits_of(model, tokens)
+    with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
+        exportable = find_family(checkpoint).load(checkpoint, LENGTH)
+        right = reference_logits(exportable.description, exportable.weights, tokens)[:, : expected.shape[1]]
+        assert np.abs(right - expected).max() <= TOLERANCE
+        for i, wrong_reading in enumerate(wrong_readings):
+            description, weights = wrong_reading(exportable.description, exportable.weights)
+            wrong = reference_logits(description, weights, tokens)[:, : expected.shape[1]]
+            assert np.abs(wrong - expected).max() > 20 * TOLERANCE, f"wrong reading {i} does not show"
+
+
+@pytest.mark.parametrize("kind_key", ["type", "rope_type"])
+def test_older_configurations_and_shards_are_the_same_model(tmp_path, kind_key):
+    model = build("Llama", SIZES | {"rope_parameters": LLAMA3})
+    model.save_pretrained(tmp_path / "checkpoint", max_shard_size="40KB")
+    assert len(list((tmp_path / "checkpoint").glob("*.safetensors"))) > 1
+    file = tmp_path / "checkpoint" / "config.json"
+    config = json.loads(file.read_text())
+    nested = config.pop("rope_parameters")
+    config |= {"rope_theta": nested.pop("rope_theta")}
+    config |= {"rope_scaling": {kind_key: nested.pop("rope_type"), **nested}}
+    file.write_text(json.dumps(config))
+    exportable, path = export(tmp_path / "checkpoint", tmp_path)
+    assert exportable.description.rotary != Rotary()
+    difference, spread = FURTHEST[f"Llama 3, transformers 4 keys ({kind_key}), shards"] = furthest(path, model)
+    assert difference <= TOLERANCE
+    assert spread >= 1
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_tensors_without_the_prefix(tmp_path, kind):
+    model = build(kind, (SIZES if kind == "Llama" else GPT2) | {"tie_word_embeddings": True})
+    model.base_model.save_pretrained(tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "config.json"
+    config = json.loads(file.read_text()) | {"tie_word_embeddings": True}
+    file.write_text(json.dumps(config))
+    _, path = export(tmp_path / "checkpoint", tmp_path)
+    difference, _ = FURTHEST[f"{kind} without prefix"] = furthest(path, model)
+    assert difference <= TOLERANCE
+
+
+def test_llama3_factors_of_gguf_are_transformers_frequencies():
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from coupled_sampling.export.families.config import ConfigReader
+    from coupled_sampling.export.families.rotary_settings import take_rotary
+    from coupled_sampling.export.graphs.rotary import rotary_tables
+
+    nested = LLAMA3 | {"rope_theta": 500000.0, "factor": 32.0, "original_max_position_embeddings": 8192}
+    config = transformers.LlamaConfig(**SIZES | {"head_dim": 64, "rope_parameters": nested})
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500000.0 ** (-np.arange(0, 64, 2) / 64)
+    factors = {"rope_type": "frequency_factors", "frequency_factors": (plain / frequencies.numpy()).tolist()}
+    rotary = take_rotary(ConfigReader({"rope_theta": 500000.0, "rope_scaling": factors}, "the file"), "the file", 64)
+    _, sin = rotary_tables(rotary, 64, 2)
+    np.testing.assert_allclose(np.arcsin(sin[1, 1:]), frequencies.numpy()[1:], rtol=1e-5)

@@ -1,0 +1,350 @@
+"""Exported decoders against the numpy reference: every choice a description offers, through windows of all kinds.
+
+The reference knows no caches, no windows and no joined maps. The parts it shares with the graph, the rotary tables and
+the canonical weights, are checked here against formulas of their own.
+"""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
+from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.reference import reference_logits
+from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling, rotary_tables
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+LENGTH, VOCABULARY = 18, 23
+LLAMA = DecoderDescription(
+    vocab_size=VOCABULARY, positions=LENGTH, width=24, layers=2, heads=3, mlp_width=20, rotary=Rotary(), cache_length=20
+)
+GPT2 = dataclasses.replace(
+    LLAMA,
+    norm=Norm("layer"),
+    mlp="plain",
+    activation="gelu_tanh",
+    rotary=None,
+    learned_positions=True,
+    query_key_value_bias=True,
+    attention_output_bias=True,
+    mlp_bias=True,
+    tied_head=True,
+)
+LLAMA3 = RotaryScaling("llama3", 8.0, 1.0, 4.0, 40)
+
+
+def llama(**changes):
+    return dataclasses.replace(LLAMA, **changes)
+
+
+DESCRIPTIONS = {
+    "llama": LLAMA,
+    "gpt-2": GPT2,
+    "grouped queries": llama(width=32, heads=4, kv_heads=2, head_size=8),
+    "one head of keys": llama(width=32, heads=4, kv_heads=1, head_size=8),
+    "a head size of its own": llama(head_size=6, attention_scale=0.3),
+    "interleaved pairs": llama(rotary=Rotary("interleaved")),
+    "partial rotation": llama(rotary=Rotary(size=4)),
+    "partial interleaved": llama(rotary=Rotary("interleaved", size=4)),
+    "linear scaling": llama(rotary=Rotary(scaling=RotaryScaling("linear", 4.0))),
+    "llama 3 scaling": llama(rotary=Rotary(base=500.0, scaling=LLAMA3)),
+    "grid": llama(rotary=Rotary("interleaved", grid=GridRotary(3, 5, 2))),
+    "softcaps and scales": llama(
+        attention_softcap=1.5, logit_softcap=2.0, logit_scale=1.7, embedding_scale=4.9, norm=Norm(one_plus=True)
+    ),
+    "sliding window": llama(attention_window=4),
+    "norms of outputs": llama(norm_placement="output"),
+    "norms of both": llama(norm_placement="both"),
+    "query-key rms": llama(kv_heads=1, query_key_norm=QueryKeyNorm(Norm("rms", 1e-3))),
+    "query-key rms, one plus": llama(query_key_norm=QueryKeyNorm(Norm("rms", one_plus=True))),
+    "query-key layer per head": llama(kv_heads=1, query_key_norm=QueryKeyNorm(Norm("layer"), per_head=True)),
+    "all biases": llama(query_key_value_bias=True, attention_output_bias=True, mlp_bias=True, head_bias=True),
+    "relu": llama(activation="relu"),
+    "exact gelu": llama(activation="gelu"),
+    "gated tanh gelu": llama(activation="gelu_tanh"),
+    "imagegpt": dataclasses.replace(GPT2, activation="quick_gelu", tied_head=False, generated=20, norm=Norm("rms")),
+    "layer norm without bias": llama(norm=Norm("layer", bias=False)),
+    "position offset": dataclasses.replace(GPT2, position_offset=2),
+    "tied head with bias": dataclasses.replace(GPT2, head_bias=True),
+    "tied head over a part": llama(tied_head=True, generated_first=4, generated=7, head_bias=True),
+    "no positions": llama(rotary=None),
+    "janus": llama(embedding_segments=(15, 8), generated_first=15, generated=8, head_hidden=12, head_bias=True),
+}
+
+
+def random_weights(description, seed=0):
+    random = np.random.default_rng(seed)
+
+    def draw(name, shape):
+        if name.endswith("norm.weight"):
+            return random.normal(1.0, 0.3, shape)
+        return random.normal(0, 1 / math.sqrt(shape[-1]) if len(shape) == 2 else 0.3, shape)
+
+    return {name: draw(name, shape).astype(np.float32) for name, shape in description.weight_shapes().items()}
+
+
+class Run:
+    """The graph with its caches, returned by one call and handed to the next."""
+
+    def __init__(self, model, rows):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        source = model if isinstance(model, bytes) else str(model)
+        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        self.caches = {
+            value.name: np.zeros((rows, *value.shape[1:]), types[value.type])
+            for value in self.session.get_inputs()
+            if value.name.startswith("past_key_values.")
+        }
+
+    def __call__(self, tokens, start, spare=0):
+        kv_length = np.array([int(np.max(start)) + tokens.shape[1] + spare], np.int64)
+        inputs = {"input_ids": tokens, "start": np.asarray(start, np.int64), "kv_length": kv_length}
+        logits, *present = self.session.run(None, inputs | self.caches)
+        self.caches = dict(zip(self.caches, present, strict=True))
+        return logits
+
+
+def some_tokens(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, VOCABULARY, shape)
+
+
+def furthest(found, expected):
+    """Largest difference of finite logits; the others must be equal."""
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(found[~finite], expected[~finite])
+    return np.abs(found[finite] - expected[finite]).max()
+
+
+def furthest_of_windows(run, logits):
+    """Prefill, ragged windows, and windows that go back over other tokens; the largest difference of all of them."""
+    tokens, worst = some_tokens(3, LENGTH), 0.0
+    schedule = (([0, 0, 0], 5, 0), ([5, 2, 4], 4, 1), ([9, 1, 8], 1, 0), ([3, 2, 9], 7, 0), ([10, 9, 11], 7, 2))
+    for step, (starts, width, spare) in enumerate(schedule):
+        for row, start in enumerate(starts):
+            tokens[row, start:] = some_tokens(LENGTH - start, seed=100 * step + row)
+        window = np.stack([tokens[row, start : start + width] for row, start in enumerate(starts)])
+        found = run(window, starts, spare)
+        for row, start in enumerate(starts):
+            worst = max(worst, furthest(found[row], logits(tokens[row, : start + width])[start:]))
+    return worst
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_windows_give_the_references_logits(name):
+    description = DESCRIPTIONS[name]
+    weights = random_weights(description)
+    run = Run(decoder_graph(description, weights).SerializeToString(), 3)
+    assert furthest_of_windows(run, lambda tokens: reference_logits(description, weights, tokens)) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", {"rotary": Rotary("interleaved")}),
+        ("llama", {"rotary": Rotary(base=9000.0)}),
+        ("llama", {"rotary": None}),
+        ("llama", {"activation": "gelu"}),
+        ("llama", {"norm": Norm(epsilon=1e-3)}),
+        ("llama", {"norm": Norm(one_plus=True)}),
+        ("llama", {"attention_scale": 0.36}),
+        ("llama", {"attention_window": 17}),
+        ("llama", {"embedding_scale": 1.01}),
+        ("llama", {"attention_softcap": 20.0}),
+        ("llama", {"logit_softcap": 20.0}),
+        ("exact gelu", {"activation": "gelu_tanh"}),
+        (
+            "llama 3 scaling",
+            {"rotary": Rotary(base=500.0, scaling=dataclasses.replace(LLAMA3, high_frequency_factor=5.0))},
+        ),
+        ("query-key rms", {"query_key_norm": QueryKeyNorm(Norm("rms", 1e-2))}),
+        ("position offset", {"learned_positions": True, "position_offset": 1, "positions": LENGTH + 1}),
+    ],
+)
+def test_another_model_would_be_noticed(name, change):
+    """Negative control: descriptions that differ in one choice differ by more than the tolerance of the test above."""
+    description = DESCRIPTIONS[name]
+    weights = random_weights(description)
+    other = dataclasses.replace(description, cache_length=0, **change)
+    tokens = some_tokens(LENGTH)
+    expected = reference_logits(description, weights, tokens)
+    assert furthest(reference_logits(other, weights, tokens), expected) > 1e-4
+
+
+def test_the_graph_keeps_the_documented_interface():
+    model = decoder_graph(DESCRIPTIONS["one head of keys"], random_weights(DESCRIPTIONS["one head of keys"]))
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 24)]
+    assert [len(node.input) for node in model.graph.node if node.op_type == "Attention"] == [4, 4]
+    session = Run(model.SerializeToString(), 1).session
+    found = {value.name: (value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())}
+    caches = [f"{part}.{n}.{k}" for part in ("past_key_values", "present") for n in (0, 1) for k in ("key", "value")]
+    expected = {name: ("tensor(float)", ["B", 1, 20, 8]) for name in caches}
+    expected |= {"input_ids": ("tensor(int64)", ["B", "W"]), "start": ("tensor(int64)", ["B"])}
+    expected |= {"kv_length": ("tensor(int64)", [1]), "logits": ("tensor(float)", ["B", "W", VOCABULARY])}
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-2", "grid"])
+def test_columns_beyond_the_positions_can_be_written(name):
+    """A backend may pad its windows up to cache_length."""
+    description = DESCRIPTIONS[name]
+    weights = random_weights(description)
+    logits = Run(decoder_graph(description, weights).SerializeToString(), 1)(some_tokens(1, 20), [0])
+    assert np.isfinite(logits).all()
+    expected = reference_logits(description, weights, some_tokens(1, 20)[0, :LENGTH])
+    assert furthest(logits[0, :LENGTH], expected) <= 2e-5
+
+
+def test_the_manifest_describes_the_graph():
+    graph = DESCRIPTIONS["one head of keys"].manifest("window.onnx", "float16", 9)
+    assert (graph.layers, graph.kv_heads, graph.head_size, graph.cache_length) == (2, 1, 8, 20)
+    assert (graph.dtype, graph.max_length, graph.max_window, graph.has_kv_length) == ("float16", LENGTH, 9, True)
+
+
+def test_a_tied_head_is_stored_once(tmp_path):
+    tied, untied = GPT2, dataclasses.replace(GPT2, tied_head=False)
+    sizes = [
+        write_decoder_graph(each, random_weights(each), tmp_path / "w.onnx")[0].stat().st_size
+        for each in (tied, untied)
+    ]
+    assert sizes[1] - sizes[0] >= 4 * VOCABULARY * GPT2.width
+
+
+@pytest.mark.parametrize("size", [8, 6])
+def test_rotary_tables_are_the_angles_of_the_paper(size):
+    cos, sin = rotary_tables(Rotary(base=100.0), size, 50)
+    for position in (0, 1, 7, 49):
+        for pair in range(size // 2):
+            angle = position * 100.0 ** (-2 * pair / size)
+            assert cos[position, pair] == pytest.approx(math.cos(angle), abs=1e-5)
+            assert sin[position, pair] == pytest.approx(math.sin(angle), abs=1e-5)
+
+
+def test_linear_scaling_stretches_positions():
+    plain, stretched = Rotary(), Rotary(scaling=RotaryScaling("linear", 4.0))
+    np.testing.assert_allclose(rotary_tables(stretched, 8, 40)[1][::4], rotary_tables(plain, 8, 10)[1], atol=1e-6)
+
+
+def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
+    """Position 1's angles are the frequencies; wavelengths are 2 pi over them."""
+    rotary = Rotary(base=500.0)
+    scaled = dataclasses.replace(rotary, scaling=LLAMA3)
+    (plain, changed) = (
+        np.arctan2(*(table[1] for table in reversed(rotary_tables(each, 16, 2)))) for each in (rotary, scaled)
+    )
+    for before, after in zip(plain, changed, strict=True):
+        wavelength = 2 * math.pi / before
+        if wavelength < 40 / 4:
+            assert after == pytest.approx(before, rel=1e-4)
+        elif wavelength > 40 / 1:
+            assert after == pytest.approx(before / 8, rel=1e-4)
+        else:
+            share = (40 / wavelength - 1) / 3
+            assert after == pytest.approx((1 - share) * before / 8 + share * before, rel=1e-4)
+    lengths = 2 * math.pi / plain
+    assert (lengths < 10).any()
+    assert ((lengths > 10) & (lengths < 40)).any()
+    assert (lengths > 40).any()
+
+
+def test_a_grid_turns_half_the_pairs_by_row_and_half_by_column():
+    cos, sin = rotary_tables(Rotary("interleaved", 100.0, grid=GridRotary(3, 5, 2)), 8, 19)
+    assert not cos[:2].any()
+    assert not sin[:2].any()
+    for row in range(3):
+        for column in range(5):
+            angles = [row, row * 100**-0.5, column, column * 100**-0.5]
+            np.testing.assert_allclose(cos[2 + 5 * row + column], np.cos(angles), atol=1e-5)
+            np.testing.assert_allclose(sin[2 + 5 * row + column], np.sin(angles), atol=1e-5)
+    assert (cos[17:] == 1).all()
+    assert not sin[17:].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width is 0"),
+        ({"layers": True}, "layers is True"),
+        ({"heads": 5, "head_size": 0}, "heads is 5, expected a divisor of width, 24"),
+        ({"kv_heads": 2}, "kv_heads is 2, expected a divisor of heads, 3"),
+        ({"rotary": Rotary(size=10)}, "turn 10 entries of a head, .* head_size, 8"),
+        ({"head_size": 7}, "turn 7 entries"),
+        (
+            {"head_size": 6, "rotary": Rotary(grid=GridRotary(2, 2))},
+            "turn 6 entries of a head, expected a multiple of 4",
+        ),
+        ({"activation": "tanh"}, "activation is 'tanh', expected one of 'silu'"),
+        ({"mlp": "moe"}, "mlp is 'moe'"),
+        ({"norm_placement": "after"}, "norm_placement is 'after'"),
+        ({"generated_first": 20, "generated": 4}, "generated tokens are 4 from 20 on"),
+        ({"generated_first": 23, "generated": 0}, "generated tokens are 0 from 23 on"),
+        ({"embedding_segments": (20, 4)}, "embedding_segments is"),
+        ({"tied_head": True, "head_hidden": 3}, "at most one of them"),
+        ({"cache_length": 17}, "cache_length is 17"),
+        ({"position_offset": 2}, "without learned_positions"),
+        ({"logit_softcap": -1.0}, "logit_softcap is -1.0"),
+        ({"logit_scale": math.nan}, "logit_scale is nan"),
+    ],
+)
+def test_descriptions_that_cannot_be_are_refused(change, message):
+    with pytest.raises(InvalidArgument, match=message):
+        llama(**change)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Norm("batch"), "kind of the norm is 'batch'"),
+        (lambda: Norm(epsilon=0), "epsilon of the norm is 0"),
+        (lambda: Rotary("both"), "pairs is 'both'"),
+        (lambda: Rotary(base=-1), "base of the rotary positions is -1"),
+        (lambda: Rotary(size=3), "size of the rotary positions is 3"),
+        (lambda: Rotary(scaling=LLAMA3, grid=GridRotary(1, 1)), "at most one of them"),
+        (lambda: RotaryScaling("dynamic", 2.0), "kind of rotary scaling is 'dynamic'"),
+        (lambda: RotaryScaling("linear", 0.5), "factor of rotary scaling is 0.5"),
+        (lambda: RotaryScaling("llama3", 8.0, 4.0, 1.0), "expected 0 < low < high"),
+        (lambda: GridRotary(0, 3), "a grid of 0 by 3"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(make, message):
+    with pytest.raises(InvalidArgument, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head.weight": None}, "'head.weight' is missing"),
+        ({"head.bias": np.zeros(23)}, "'head.bias' is unknown"),
+        ({"norm.weight": np.zeros(23)}, r"'norm.weight' has shape \(23,\), expected \(24,\)"),
+        ({"layers.1.mlp.up.weight": np.full((20, 24), np.inf)}, "'layers.1.mlp.up.weight' has NaN or infinite"),
+        ({"norm.weight": np.full(24, "x", dtype=object)}, "'norm.weight' is object, expected floats"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, message):
+    weights = {name: value for name, value in (random_weights(LLAMA) | change).items() if value is not None}
+    with pytest.raises(InvalidArgument, match=message):
+        decoder_graph(LLAMA, weights)
+
+
+@pytest.mark.parametrize(
+    "tokens", [np.zeros(0, int), np.zeros(19, int), np.zeros((1, 3), int), np.array([23]), np.array([-1])]
+)
+def test_sequences_that_the_reference_cannot_take_are_refused(tokens):
+    with pytest.raises(InvalidArgument, match="expected 1 to 18 tokens"):
+        reference_logits(LLAMA, random_weights(LLAMA), tokens)
+
+
+def test_importing_the_exporter_loads_no_onnx():
+    code = (
+        "import sys, coupled_sampling.export.graphs.decoder; print({'onnx', 'ml_dtypes', 'torch'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,131 @@
+"""Step graphs in bundles: written, found by the command line, and refused where they cannot be."""
+
+import json
+import shutil
+
+import pytest
+
+from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.cli import main
+from coupled_sampling.errors import InvalidArgument, OutputError
+from coupled_sampling.export import add_step_graphs
+from coupled_sampling.export.graphs.decision import STEP_METHODS
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """The embedded model as exporters wrote it before step graphs: weights inside the window graph, format 1."""
+    embedded, folder = open_bundle("fashion"), tmp_path / "plain"
+    folder.mkdir()
+    onnx.save(onnx.load(embedded.window_graph), folder / "window.onnx")
+    shutil.copy(embedded.pixel_graph, folder)
+    from coupled_sampling.bundles.opening import file_record
+
+    document = json.loads((embedded.folder / "manifest.json").read_text())
+    document |= {"format_version": 1, "files": {}}
+    del document["step_graphs"]
+    for path in folder.iterdir():
+        record = file_record(path)
+        document["files"][path.name] = {"sha256": record.sha256, "bytes": record.bytes}
+    (folder / "manifest.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_weights_are_stored_once_and_the_source_is_left_alone(plain, tmp_path):
+    before = {path.name: path.read_bytes() for path in plain.iterdir()}
+    made = add_step_graphs(plain, tmp_path / "made")
+    assert {path.name: path.read_bytes() for path in plain.iterdir()} == before
+    sizes = {name: record.bytes for name, record in made.manifest.files.items()}
+    assert sizes.pop("weights.bin") > 11e6
+    assert max(sizes.values()) < 100_000
+    assert {graph.method for graph in made.manifest.step_graphs} == set(STEP_METHODS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "plain"]
+
+
+def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
+    """So the files in the repository are those that the code in it writes."""
+    made = add_step_graphs(plain, tmp_path / "made").manifest
+    embedded = open_bundle("fashion").manifest
+    assert made.step_graphs == embedded.step_graphs
+    assert set(made.files) == set(embedded.files)
+    for graph in made.step_graphs:
+        ours, theirs = (
+            onnx.load(f / graph.file, load_external_data=False)
+            for f in (tmp_path / "made", open_bundle("fashion").folder)
+        )
+        assert [node.op_type for node in ours.graph.node] == [node.op_type for node in theirs.graph.node]
+
+
+def test_the_leanest_graph_that_can_is_chosen(plain, tmp_path):
+    made = add_step_graphs(plain, tmp_path / "made", ["sjd"])
+    assert made.step_graph("sjd").name == "step-sjd.onnx"
+    assert made.step_graph("sjd", warped=True).name == "step-sjd-warped.onnx"
+    assert made.step_graph("sjd", guided=True).name == "step-sjd-warped-guided.onnx"
+    assert made.step_graph("ar") is None
+
+
+def test_graphs_of_other_methods_stay_and_a_bundle_may_be_replaced(plain, tmp_path):
+    add_step_graphs(plain, tmp_path / "made", ["sjd"])
+    with pytest.raises(OutputError, match="it exists"):
+        add_step_graphs(tmp_path / "made", tmp_path / "made", ["ar"])
+    made = add_step_graphs(tmp_path / "made", tmp_path / "made", ["ar"], force=True)
+    assert {graph.method for graph in made.manifest.step_graphs} == {"sjd", "ar"}
+    again = add_step_graphs(made, tmp_path / "made", ["ar"], force=True)
+    assert len(again.manifest.step_graphs) == len(made.manifest.step_graphs)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [(["speculative"], "has no step graph; expected some of ar"), ([], "methods is empty"), (["x"], "method is 'x'")],
+)
+def test_methods_without_a_graph_are_refused_and_nothing_is_left(plain, tmp_path, methods, message):
+    with pytest.raises(InvalidArgument, match=message):
+        add_step_graphs(plain, tmp_path / "made", methods)
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(plain, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputError, match="it is no bundle"):
+        add_step_graphs(plain, tmp_path / "mine", force=True)
+
+
+def figures(capsys, *arguments):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_command_line_uses_the_graph_by_itself_and_says_when_it_cannot(plain, tmp_path, capsys, monkeypatch):
+    assert main(["step-graphs", str(plain), str(tmp_path / "made"), "--methods", "scd-gumbel"]) == 0
+    assert "step-scd-gumbel-warped.onnx" in capsys.readouterr().out
+    settings = ["--count", "1", "--prompt", "bag", "--out", str(tmp_path / "p.png"), "--method"]
+    trace = ["--trace", str(tmp_path / "t.json")]
+    tokens = {}
+    for step in ("graph", "host", "auto"):
+        figures(capsys, "generate", str(tmp_path / "made"), *settings, "scd-gumbel", "--step", step, *trace)
+        tokens[step] = json.loads((tmp_path / "t.json").read_text())["sequences"][0]["tokens"]
+    assert tokens["graph"] == tokens["host"] == tokens["auto"]
+
+    def refuse(*arguments, **named):
+        raise InvalidArgument("opened a step graph")
+
+    monkeypatch.setattr("coupled_sampling.backends.ort.step.OrtStep.open", refuse)
+    auto = ["generate", str(tmp_path / "made"), *settings]
+    assert main([*auto, "scd-gumbel"]) == 2
+    assert "opened a step graph" in capsys.readouterr().err
+    assert main([*auto, "scd-gumbel", "--step", "host"]) == 0
+    assert main([*auto, "sjd"]) == 0
+    assert main([*auto, "sjd", "--step", "graph"]) == 2
+    assert "no step graph for sjd with these settings" in capsys.readouterr().err
+
+
+def test_guided_generation_by_graph_is_that_of_the_host(tmp_path, capsys):
+    made = []
+    for step in ("graph", "host"):
+        figures(capsys, "generate", "--count", "2", "--guidance", "1.5", "--top-k", "40", "--step", step,
+                "--out", str(tmp_path / "p.png"), "--trace", str(tmp_path / "t.json"))  # fmt: skip
+        made.append([s["tokens"] for s in json.loads((tmp_path / "t.json").read_text())["sequences"]])
+    assert made[0] == made[1]

@@ -1,0 +1,120 @@
+"""A small random bundle for the TensorRT tests, and providers of it on the stand-ins."""
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
+from coupled_sampling.bundles.opening import Defaults, GeneratedTokens, Manifest, Prompt, file_record, write_manifest
+from coupled_sampling.export import GptDescription, save_graph, window_graph
+from standins.fake_kernels import EmulatedCuda
+from standins.fake_tensorrt import FakeTensorRT
+
+LENGTH = 40
+GPT = GptDescription(
+    vocab_size=11, generated=8, positions=LENGTH, width=8, layers=2, heads=2, mlp_width=20, cache_length=44
+)
+
+
+def write_bundle(path, *, max_window=LENGTH, change=lambda model: None, seed=0):
+    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph."""
+    path.mkdir(exist_ok=True)
+    random = np.random.default_rng(seed)
+    weights = {name: random.normal(0, 0.5, shape) for name, shape in GPT.weight_shapes().items()}
+    save_graph(window_graph(GPT, weights), path / "window.onnx")
+    import onnx
+
+    model = onnx.load(path / "window.onnx")
+    change(model)
+    onnx.save(model, path / "window.onnx")
+    manifest = Manifest(
+        name="toy",
+        description="A toy.",
+        files={"window.onnx": file_record(path / "window.onnx")},
+        window_graph=dataclasses.replace(GPT.manifest("window.onnx"), max_window=max_window),
+        vocab_size=11,
+        generated_tokens=GeneratedTokens(0, 8),
+        length=6,
+        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
+        defaults=Defaults("ar", 1, "random"),
+        licence="Apache-2.0",
+        provenance={},
+    )
+    write_manifest(path, manifest)
+    return path
+
+
+def adding(values):
+    """A change of a graph: ``values`` {token: number} are added to its logits."""
+
+    def change(model):
+        import onnx
+
+        last = next(node for node in model.graph.node if "logits" in node.output)
+        last.output[list(last.output).index("logits")] = "right"
+        added = np.zeros(11, np.float32)
+        added[list(values)] = list(values.values())
+        model.graph.initializer.append(onnx.numpy_helper.from_array(added, "added"))
+        model.graph.node.append(onnx.helper.make_node("Add", ["right", "added"], ["logits"], name="adding"))
+
+    return change
+
+
+EQUAL = {2: 2.0**40, 5: 2.0**40}
+"""What makes the two largest logits equal: whatever they were is rounded away."""
+
+
+@functools.cache
+def bindings(folder):
+    from standins.trt_behind import Behind
+
+    return Behind(folder)
+
+
+def behind_bindings(flavour, stand_in):
+    """``stand_in`` behind the real bindings in the folder that TENSORRT_BEHIND names, if they are of ``flavour``."""
+    folder = os.environ.get("TENSORRT_BEHIND")
+    if not folder or bindings(folder).flavour != flavour:
+        return stand_in
+    return bindings(folder).module(stand_in)
+
+
+class Machine:
+    """A computer with a GPU and TensorRT, both stand-ins."""
+
+    def __init__(self, *, flavour="tensorrt", cuda=None, **options):
+        self.cuda = cuda or EmulatedCuda()
+        self.trt = FakeTensorRT(self.cuda, rtx=flavour == "tensorrt-rtx", **options)
+        self.flavour = Flavour(flavour, self.trt.__version__, behind_bindings(flavour, self.trt))
+
+    def open(
+        self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), on_device=False, engines=None, progress=None, **options
+    ):
+        chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
+        device = Device(bindings=self.cuda)
+        return TrtProvider.open(
+            bundle,
+            flavour=self.flavour,
+            device=device,
+            options=chosen,
+            on_device=on_device,
+            engines=engines,
+            progress=progress,
+        )
+
+    def open_step(self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), engines=None, **options):
+        """A `TrtStep`; ``cuda`` must have its emulator."""
+        chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
+        device = Device(bindings=self.cuda)
+        return TrtStep.open(bundle, flavour=self.flavour, device=device, options=chosen, engines=engines)
+
+
+def starts(*values):
+    return np.array(values, np.int64)
+
+
+def some_tokens(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 11, shape)
