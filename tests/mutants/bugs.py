@@ -1,7 +1,7 @@
 """All planted bugs, by what they break.
 
-A bug belongs here if somebody could write it, and if it changes what the library promises: the law, the tokens at a seed,
-the speed, the bookkeeping. A change that no promise forbids is not a bug.
+A bug belongs here if somebody could write it, and if it changes what the library promises: the law, the tokens at a
+seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 """
 
 from __future__ import annotations

@@ -6,106 +6,102 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-DRAFTING = "coupled_sampling/drafting.py"
-GUIDANCE = "coupled_sampling/guidance.py"
-ORT = "backends/ort.py"
-CHECKS = "coupled_sampling/bounds.py"
-RULES = ("tests/test_drafting.py",)
-GUIDED = ("tests/test_guidance.py",)
-RUNTIME = ("tests/test_ort.py",)
+RULES = ("test_drafting",)
+GUIDED = ("test_guidance",)
+RUNTIME = ("test_ort",)
 
 BUGS = (
     Bug(
         "copy-one-too-far",
-        DRAFTING,
-        "source = position - self.lag\n",
-        "source = position - self.lag - 1\n",
+        "Copy._propose",
+        "position - self.lag",
+        "position - self.lag - 1",
         "copy:LAG copies the token LAG + 1 positions before.",
         RULES,
     ),
     Bug(
         "copy-from-the-prompt",
-        DRAFTING,
-        "source if source >= context.prompt_length else position - 1",
-        "source if source >= first else position - 1",
+        "Copy._propose",
+        "context.prompt_length",
+        "first",
         "copy:LAG copies tokens of the prompt, which are not part of the picture.",
         RULES,
     ),
     Bug(
         "ngram-finds-itself",
-        DRAFTING,
-        "sliding_window_view(tokens[:-1], size)",
-        "sliding_window_view(tokens, size)",
+        "NGram._lag",
+        "tokens[:-1]",
+        "tokens",
         "The n-gram lookup finds the very tokens it looks for, and proposes what is yet to come.",
         RULES,
     ),
     Bug(
         "ngram-takes-the-oldest",
-        DRAFTING,
-        "(int(found[-1]) + size)",
-        "(int(found[0]) + size)",
+        "NGram._lag",
+        "found[-1]",
+        "found[0]",
         "The n-gram lookup continues the first occurrence instead of the most recent.",
         RULES,
     ),
     Bug(
         "ngram-shortest-match-first",
-        DRAFTING,
-        "for size in range(min(self.size, len(tokens) - 1), 0, -1):",
-        "for size in range(1, min(self.size, len(tokens) - 1) + 1):",
+        "NGram._lag",
+        "range(min(self.size, len(tokens) - 1), 0, -1)",
+        "range(1, min(self.size, len(tokens) - 1) + 1)",
         "The n-gram lookup is content with the last token alone.",
         RULES,
     ),
     Bug(
         "random-guesses-from-zero",
-        DRAFTING,
-        "proposals.append(Proposal(self.first + np.asarray(drawn[0], np.int64)))",
-        "proposals.append(Proposal(np.asarray(drawn[0], np.int64)))",
+        "Random.propose",
+        "self.first + np.asarray(drawn[0], np.int64)",
+        "np.asarray(drawn[0], np.int64)",
         "random:FIRST:COUNT guesses outside of its range.",
         RULES,
     ),
     Bug(
         "draft-model-not-rolled-back",
-        DRAFTING,
-        "min(_common_prefix(self._held.get(row), tokens), len(tokens) - 1)",
-        "min(len(self._held.get(row, ())), len(tokens) - 1)",
+        "DraftModel._last_logits",
+        "_common_prefix(self._held.get(row), tokens)",
+        "len(self._held.get(row, ()))",
         "The draft model keeps the state of drafts that were refused.",
         RULES,
     ),
     Bug(
         "draft-model-keeps-a-view",
-        DRAFTING,
-        "self._held[row] = wanted[row][: held[row]].copy()",
-        "self._held[row] = wanted[row][: held[row]]",
+        "DraftModel._last_logits",
+        "wanted[row][: held[row]].copy()",
+        "wanted[row][: held[row]]",
         "The draft model takes tokens that changed under its hands for those it has forwarded.",
         RULES,
     ),
     Bug(
         "draft-model-ignores-the-shared-noise",
-        DRAFTING,
-        "            if shared:\n",
-        "            if not shared and False:\n",
+        "DraftModel.propose",
+        "shared",
+        "not shared and False",
         "Under match acceptance a draft model that equals the target is no longer always right.",
         RULES,
     ),
     Bug(
         "draft-model-repeats-a-uniform",
-        DRAFTING,
-        "sites = _sites(asking, offset, 1)",
-        "sites = _sites(asking, 0, 1)",
+        "DraftModel.propose",
+        "_sites(asking, offset, 1)",
+        "_sites(asking, 0, 1)",
         "All guesses of one proposal use the same uniform.",
-        ("tests/test_noise.py",),
+        ("test_noise",),
     ),
     Bug(
         "draft-laws-of-the-first-row",
-        DRAFTING,
-        "laws[context.row].append(law[i, 0, ...])",
-        "laws[context.row].append(law[0, 0, ...])",
+        "DraftModel.propose",
+        "law[i, 0, ...]",
+        "law[0, 0, ...]",
         "All rows of a batch carry the draft law of the first.",
         RULES,
     ),
     Bug(
         "guidance-weights-swapped",
-        GUIDANCE,
+        "GuidedProvider._combine",
         "(1 - self.scale) * unconditional + self.scale * finite",
         "self.scale * unconditional + (1 - self.scale) * finite",
         "The scale weights the unconditional logits.",
@@ -113,7 +109,7 @@ BUGS = (
     ),
     Bug(
         "guided-rows-stacked",
-        GUIDANCE,
+        "GuidedRows.paired",
         "both, starts, lag = np.repeat(tokens, 2, axis=0), np.repeat(start, 2), np.zeros(rows, np.int64)",
         "both, starts, lag = np.tile(tokens, (2, 1)), np.tile(start, 2), np.zeros(rows, np.int64)",
         "Conditional rows stand one after the other instead of beside their unconditional rows.",
@@ -121,15 +117,15 @@ BUGS = (
     ),
     Bug(
         "unconditional-prompt-not-forwarded",
-        GUIDANCE,
-        "            for first in range(0, max(0, pair.shift), width) if not pair.primed else ():\n",
-        "            for first in ():\n",
+        "GuidedRows.openings",
+        "range(0, max(0, pair.shift), width) if not pair.primed else ()",
+        "()",
         "The beginning of a longer unconditional prompt never reaches the model.",
         GUIDED,
     ),
     Bug(
         "other-rows-disturbed-by-priming",
-        GUIDANCE,
+        "GuidedRows.openings",
         "tokens, begins = paired.tokens.copy(), paired.start.copy()",
         "tokens, begins = 0 * paired.tokens, 0 * paired.start",
         "While an unconditional prompt is forwarded, the state of the other rows is overwritten.",
@@ -137,70 +133,80 @@ BUGS = (
     ),
     Bug(
         "unconditional-slots-not-aligned",
-        GUIDANCE,
-        "        if lag:\n",
-        "        if lag and False:\n",
+        "GuidedProvider._combine",
+        """\
+if lag:
+    missing = min(lag, conditional.shape[0])
+    kept = unconditional[: conditional.shape[0] - missing, ...]
+    unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
+""",
+        """\
+if lag and False:
+    missing = min(lag, conditional.shape[0])
+    kept = unconditional[: conditional.shape[0] - missing, ...]
+    unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
+""",
         "Where the unconditional prompt is shorter, its logits are combined with those of other positions.",
         GUIDED,
     ),
     Bug(
         "forbidden-tokens-guided",
-        GUIDANCE,
-        "return xp.where(forbidden, conditional, (1 - self.scale) * unconditional + self.scale * finite)",
-        "return (1 - self.scale) * unconditional + self.scale * finite",
+        "GuidedProvider._combine",
+        "xp.where(forbidden, conditional, (1 - self.scale) * unconditional + self.scale * finite)",
+        "(1 - self.scale) * unconditional + self.scale * finite",
         "A token that the conditional row forbids gets a finite logit.",
         GUIDED,
     ),
     Bug(
         "kv-length-one-too-short",
-        ORT,
-        "needed = int(start.max()) + width",
-        "needed = int(start.max()) + width - 1",
+        "OrtProvider.forward",
+        "int(start.max()) + width",
+        "int(start.max()) + width - 1",
         "Where a window ends just past a multiple of the step, its last slot is not attended to.",
         RUNTIME,
     ),
     Bug(
         "kv-length-of-the-first-row",
-        ORT,
-        "needed = int(start.max()) + width",
-        "needed = int(start[0]) + width",
+        "OrtProvider.forward",
+        "start.max()",
+        "start[0]",
         "Rows that are further on than the first lose a part of their context.",
         RUNTIME,
     ),
     Bug(
         "first-write-wins",
-        ORT,
-        "        self._session.run_with_iobinding(self._binding(rows, width))\n",
+        "OrtProvider._run",
+        "self._session.run_with_iobinding(self._binding(rows, width))",
         """\
-        held = [cache.copy() for _, cache in self._caches.values()]
-        self._session.run_with_iobinding(self._binding(rows, width))
-        for (_, cache), old in zip(self._caches.values(), held, strict=True):
-            np.copyto(cache, old, where=old != 0)
+held = [cache.copy() for _, cache in self._caches.values()]
+self._session.run_with_iobinding(self._binding(rows, width))
+for (_, cache), old in zip(self._caches.values(), held, strict=True):
+    np.copyto(cache, old, where=old != 0)
 """,
         "State that was written once is not replaced, so that a refused draft stays in the cache.",
         RUNTIME,
     ),
     Bug(
         "idle-rows-run-too",
-        ORT,
-        "self._session.run_with_iobinding(self._binding(rows, width))",
-        "self._session.run_with_iobinding(self._binding(self.batch_size, width))",
+        "OrtProvider._run",
+        "self._binding(rows, width)",
+        "self._binding(self.batch_size, width)",
         "Rows beyond the call's are forwarded with whatever tokens lie in the buffer.",
         RUNTIME,
     ),
     Bug(
         "stale-starts",
-        ORT,
-        "        self._start[:rows] = start\n",
-        "        self._start[:1] = start[:1]\n",
+        "OrtProvider.forward",
+        "self._start[:rows] = start",
+        "self._start[:1] = start[:1]",
         "Only the first row's start reaches the graph.",
         RUNTIME,
     ),
     Bug(
         "window-past-the-memory",
-        "coupled_sampling/bounds.py",
-        "last = provider.max_length - width\n",
-        "last = provider.max_length - width + 1\n",
+        "check_window",
+        "provider.max_length - width",
+        "provider.max_length - width + 1",
         "A window that reaches one position past the cache is not refused.",
         RUNTIME,
     ),

@@ -4,65 +4,61 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-DECISION = "export/decision_graph.py"
-STEP = "backends/trt/step.py"
-RUNNER = "backends/trt/runner.py"
-STORE = "backends/trt/store.py"
-ENGINES = ("tests/test_trt_step.py",)
-GRAPHS = ("tests/test_window_noise_graph.py",)
+ENGINES = ("test_trt_step",)
+GRAPHS = ("test_window_noise_graph",)
 
 BUGS = (
     Bug(
         "first-refusal-by-an-argmax-of-equals",
-        DECISION,
-        'first = graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)',
-        'first = graph.op("Cast", graph.op("ArgMax", graph.op("Cast", mask, to=1), axis=1, keepdims=1), to=1)',
+        "_Decision.first_true",
+        'graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)',
+        'graph.op("Cast", graph.op("ArgMax", graph.op("Cast", mask, to=1), axis=1, keepdims=1), to=1)',
         "Where ArgMax finds another of equal entries than the first, refused drafts are committed.",
         GRAPHS,
     ),
     Bug(
         "greedy-token-by-an-argmax-of-equals",
-        DECISION,
-        'argmax_is_first=self.noise == "ring"',
-        "argmax_is_first=True",
+        "_Decision.write",
+        'self.noise == "ring"',
+        "True",
         "Of equal logits a greedy row takes another than the first.",
         GRAPHS,
     ),
     Bug(
         "noise-of-the-window-and-not-of-the-position",
-        STEP,
-        'for name in ("start", *_COUNTS):\n            table',
-        "for name in _COUNTS:\n            table",
+        "TrtStep._fill_rows",
+        '("start", *_COUNTS)',
+        "_COUNTS",
         "A slot has the same noise in every window, wherever that begins.",
         ENGINES,
     ),
     Bug(
         "one-noise-for-all-sequences",
-        STEP,
-        "1, info.seed, info.sequence",
-        "1, info.seed, 0",
+        "TrtStep._fill_rows",
+        "info.sequence",
+        "0",
         "Sequences of one seed share their noise.",
         ENGINES,
     ),
     Bug(
         "rows-not-uploaded",
-        STEP,
-        "        self.stream.upload(self._rows, self._rows_host, rows * ROW.itemsize)\n",
-        "        self.stream.upload(self._rows, self._rows_host, (rows - 1) * ROW.itemsize)\n",
+        "TrtStep._make_noise",
+        "rows * ROW.itemsize",
+        "(rows - 1) * ROW.itemsize",
         "The last row gets noise of an earlier step's positions.",
         ENGINES,
     ),
     Bug(
         "outcome-before-the-stream-was-waited-for",
-        STEP,
-        "        self.stream.synchronize()\n        tokens, committed",
-        "        tokens, committed",
+        "TrtStep.step",
+        "self.stream.synchronize()",
+        "",
         "Tokens are read before they were made.",
         ENGINES,
     ),
     Bug(
         "outcome-in-memory-that-the-next-step-writes",
-        STEP,
+        "TrtStep.step",
         "Outcome(tokens[:, :width].copy(), committed.copy())",
         "Outcome(tokens[:, :width], committed)",
         "An outcome changes when the next step is made.",
@@ -70,23 +66,23 @@ BUGS = (
     ),
     Bug(
         "padding-forgotten",
-        RUNNER,
-        "        if self._has_padded or place.shape.width > place.width:\n",
-        "        if self._has_padded:\n",
+        "Runner.run",
+        "self._has_padded or place.shape.width > place.width",
+        "self._has_padded",
         "A window may start behind columns that padding wrote over.",
         ENGINES,
     ),
     Bug(
         "decision-left-out-of-the-fingerprint",
-        STORE,
-        "        if method is not None:\n            files",
-        "        if False:\n            files",
+        "Fingerprint.of",
+        "method is not None",
+        "False",
         "An engine with the decision of another release is loaded.",
         ENGINES,
     ),
     Bug(
         "step-and-window-engines-in-one-folder",
-        STORE,
+        "EngineStore.__init__",
         'stem if method is None else f"{stem}-{method}"',
         "stem",
         "Engines of window graphs and of steps replace each other.",

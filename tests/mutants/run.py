@@ -2,11 +2,12 @@
 
     python tests/mutants/run.py [--list] [--only NAME ...] [--jobs N] [--timeout SECONDS]
 
-Every bug is planted into a copy of the checkout in a temporary folder; the working tree is only read. The bug's own test
-files run first, and the whole suite if those let it pass. A bug is killed by a failing test or by exceeding the time
-limit. Before that, the copy without any bug must pass the same tests: else a failure would say nothing.
+Every bug is planted into a copy of the checkout in a temporary folder; the working tree is only read. The bug's own
+test files run first, and the whole suite if those let it pass. A bug is killed by a failing test or by exceeding the
+time limit. Before that, the copy without any bug must pass the same tests: else a failure would say nothing.
 
-Exit status: 0 if every bug was killed, 1 if one survived or the copy without bugs fails, 2 if something could not be run.
+Exit status: 0 if every bug was killed, 1 if one survived or the copy without bugs fails, 2 if something could not be
+run.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ NOT_COPIED = (
     ".venv", ".git", "build", "dist", "node_modules", "__pycache__",
     ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "*.egg-info"
 )  # fmt: skip
-NO_JUDGE = "tests/test_mutants.py"
-"""It fails wherever a bug is planted, because the bug's old text is gone: it would kill all of them, and mean nothing."""
+NO_JUDGE = "test_mutants.py"
+"""It fails wherever a bug is planted, because the right code is gone: it would kill all of them, and mean nothing."""
 PASSED, FAILED = 0, 1
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", re.MULTILINE)
 
@@ -76,8 +77,10 @@ class Suite:
         self._lock = threading.Lock()
         self._closed = False
 
-    def first_failure(self, copy: Path, tests: Sequence[str], limit: float) -> str | None:
+    def first_failure(self, copy: Path, tests: Sequence[Path], limit: float) -> str | None:
         """The first failing test among ``tests`` in ``copy``, or what else ended the run; None if all pass.
+
+        ``tests`` are test files from the root of the checkout; none means the whole suite.
 
         Raises
         ------
@@ -85,7 +88,7 @@ class Suite:
             Pytest could not collect or run the tests.
         """
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
-        command += ["-p", "hypothesis_for_mutants", f"--ignore={NO_JUDGE}", *tests]
+        command += ["-p", "hypothesis_for_mutants", f"--ignore-glob=*/{NO_JUDGE}", *map(str, tests)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment["PYTHONPATH"] = os.pathsep.join([str(copy), str(copy / "tests" / "mutants")])
         # A bug may leave a file's size and second unchanged, which is all that compiled code is checked by.
@@ -131,15 +134,13 @@ def _kill(process: subprocess.Popen[str]) -> None:
 def examine(bug: Bug, copy: Path, suite: Suite, whole_suite: bool) -> Verdict:
     """Plant ``bug`` in ``copy``, run its own test files or the whole suite, and put the source back."""
     began = time.perf_counter()
-    source = copy / bug.file
-    original = source.read_bytes()
-    bug.plant(copy)
+    tests, limit = ([], 10 * suite.limit) if whole_suite else (bug.test_paths(copy), suite.limit)
+    change = bug.plant(copy)
     try:
-        tests, limit = ((), 10 * suite.limit) if whole_suite else (bug.tests, suite.limit)
         killed_by = suite.first_failure(copy, tests, limit)
         return Verdict(bug, killed_by, whole_suite, time.perf_counter() - began)
     finally:
-        source.write_bytes(original)
+        change.undo()
 
 
 def line(verdict: Verdict) -> str:
@@ -166,7 +167,7 @@ def hunt(bugs: Sequence[Bug], folder: Path, jobs: int, suite: Suite) -> list[Ver
         copy = folder / f"copy-{number}"
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
         copies.put(copy)
-    healthy(sorted({test for bug in bugs for test in bug.tests}), folder / "copy-0", suite)
+    healthy(sorted({path for bug in bugs for path in bug.test_paths(ROOT)}), folder / "copy-0", suite)
     verdicts = _examine_all(bugs, copies, jobs, suite, whole_suite=False)
     elusive = [verdict.bug for verdict in verdicts if verdict.killed_by is None]
     if not elusive:
@@ -199,7 +200,7 @@ def _examine_all(
             raise
 
 
-def healthy(tests: Sequence[str], copy: Path, suite: Suite) -> None:
+def healthy(tests: Sequence[Path], copy: Path, suite: Suite) -> None:
     """Refuse to go on if ``tests`` (none for all) fail without a bug."""
     began = time.perf_counter()
     failure = suite.first_failure(copy, tests, 10 * suite.limit)
@@ -223,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Plant bugs one at a time and see the tests fail.")
     parser.add_argument("--list", action="store_true", help="name all bugs and what they break, run nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="plant only these")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default 1)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
+                        help="runs at the same time (default: the number of cores)")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS",
                         help="limit for a bug's own test files; the whole suite gets ten times as long (default 120)")  # fmt: skip
     options = parser.parse_args(arguments)
@@ -235,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if misfits:
             raise CannotRunError("the list does not fit the code:\n" + "\n".join(misfits))
         if options.list:
-            print("\n".join(f"{bug.name:<48} {bug.file:<32} {bug.breaks}" for bug in bugs))
+            print("\n".join(f"{bug.name:<48} {bug.within:<32} {bug.breaks}" for bug in bugs))
             return 0
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
             verdicts = hunt(bugs, Path(folder), max(1, options.jobs), suite)
