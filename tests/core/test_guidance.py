@@ -48,7 +48,7 @@ def test_guidance_decodes_the_law_of_both_prompts(prompts, unconditional, window
 UNCONDITIONAL = {
     "one": [3],
     "long": [2, 0, 1, 3, 3, 1],
-    "made from the prompt": lambda prompt: [*prompt[::-1], *prompt[:2], 1][: 1 + sum(prompt) % 6],
+    "made from the prompt": lambda prompt: [*prompt[::-1], 1, 2][: len(prompt) + 2 if len(prompt) % 2 else 1],
 }
 """Shorter than the prompts below, longer than most, and now shorter and now longer: the last one looks at all of the prompt."""
 PROMPTS = [[1], [0, 2, 3, 1], [3, 3], [2, 1, 0, 0, 3, 2, 1], [1, 2, 3]]
