@@ -21,7 +21,7 @@ from standins.table_graphs import LENGTH, VOCAB, Table, session_of, table, windo
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-ROWS, STEPS, FITS = 3, 160, 25
+ROWS, STEPS, FITS = 3, 120, 25
 """Rows; steps of a schedule; and the most positions of a request, so that rows are used many times."""
 UNCONDITIONAL = {
     "one": [3],
@@ -106,7 +106,7 @@ def run_schedule(both, session, seed, warped=True):
 
 
 def assert_same(report):
-    assert report.sites > 200
+    assert report.sites > 150
     assert not report.disagreements, report
 
 
@@ -116,12 +116,12 @@ def _short_steps_of_the_cache(monkeypatch):
     monkeypatch.setattr(ort_step, "KV_STEP", 4)
 
 
-@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize(("warped", "schedules"), [(False, 1), (True, 4)])
 @pytest.mark.parametrize("method", STEP_METHODS)
-def test_state_follows_whatever_the_loop_does(method, warped):
+def test_state_follows_whatever_the_loop_does(method, warped, schedules):
     logits = table(2)
     session = Failing(session_of(step_graph(window_model(logits, kv_length=True), method, warped=warped)))
-    for seed in range(6):
+    for seed in range(schedules):
         assert_same(run_schedule(Losing(Table(logits, ROWS), OrtStep(session, ROWS)), session, seed, warped))
 
 
@@ -131,7 +131,7 @@ def test_guided_state_follows_whatever_the_loop_does(method, unconditional):
     logits = table(3, forbidden=0)
     model = step_graph(window_model(logits, kv_length=True), method, warped=True, guided=True)
     session = Failing(session_of(model))
-    for seed in range(3):
+    for seed in range(2):
         step = OrtStep(session, ROWS, guidance=1.8, unconditional=unconditional)
         guided = GuidedProvider(Table(logits, 2 * ROWS), 1.8, unconditional)
         assert guided.max_length <= LENGTH
