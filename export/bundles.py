@@ -54,9 +54,9 @@ class ExportSettings:
         Types of weights and arithmetic.
     max_length
         Positions per sequence; None keeps the checkpoint's.
-    batches, windows
-        Batch sizes and windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs
-        them yet. The largest window is the most slots in one call. The graph itself takes any.
+    windows
+        Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The largest
+        is the most slots in one call. The graph itself takes any.
     length
         Tokens per generation; None takes the family's, or 128.
     vq
@@ -75,7 +75,6 @@ class ExportSettings:
     family: str = "auto"
     storage: Storage = field(default_factory=Storage)
     max_length: int | None = None
-    batches: tuple[int, ...] = (1,)
     windows: tuple[int, ...] = (1, 16, 32)
     length: int | None = None
     vq: str | Path | None = None
@@ -86,10 +85,8 @@ class ExportSettings:
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batches", "windows"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise InvalidArgument(f"{name} is {values}, expected one or more integers >= 1")
+        if not self.windows or min(self.windows) < 1:
+            raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
             checked_methods(self.step_graphs)
         for name in ("max_length", "length"):
@@ -246,7 +243,7 @@ def _manifest(
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
             "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
-            "buckets": {"batch": list(settings.batches), "window": list(settings.windows)},
+            "buckets": {"window": list(settings.windows)},
             "notes": list(decoding.notes),
             **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
         },

@@ -132,7 +132,7 @@ def test_an_interrupt_leaves_no_file_and_no_traceback(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "coupled_sampling.cli.entry",
+        "coupled_sampling",
         "generate",
         "--count",
         "3000",

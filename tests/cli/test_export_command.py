@@ -87,9 +87,7 @@ def names(folder):
 
 def test_export_then_generate_text(source, tmp_path, capsys):
     out = tmp_path / "bundle"
-    code, said, _ = run(
-        capsys, "export", source, out, "--check", "--window", "1,8", "--batch", "1,4", "--licence", "MIT"
-    )
+    code, said, _ = run(capsys, "export", source, out, "--check", "--window", "1,8", "--licence", "MIT")
     assert code == 0
     assert "wrote" in said
     assert "checked" in said
@@ -98,7 +96,7 @@ def test_export_then_generate_text(source, tmp_path, capsys):
     assert manifest.window_graph.max_window == 8
     assert manifest.stop_tokens == (0,)
     assert manifest.licence == "MIT"
-    assert manifest.provenance["buckets"] == {"batch": [1, 4], "window": [1, 8]}
+    assert manifest.provenance["buckets"] == {"window": [1, 8]}
     assert str(tmp_path) not in (out / "manifest.json").read_text()
     texts = {}
     for method in ("ar", "scd-match", "scd-gumbel"):
@@ -203,7 +201,7 @@ def test_a_graph_that_is_not_the_reference_is_not_given_a_name(source, tmp_path,
         (["--window", "64"], "more than the 48 positions"),
         (["--max-length", "64"], "48"),
         (["--quantize", "int4", "--dtype", "float16"], "give one of them"),
-        (["--batch", "0"], "batches is"),
+        (["--window", "0"], "windows is"),
         (["--block", "33", "--quantize", "int8"], "block is 33"),
     ],
 )
