@@ -48,6 +48,10 @@ COMMANDS: Mapping[str, Command] = {
 }
 """A new command is a module like these, and a line here."""
 
+_DESCRIPTION = """\
+Lossless parallel decoding of autoregressive models: several tokens in every
+forward pass, with exactly the law of one token at a time."""
+
 _EPILOG = """\
 `coupled-sampling COMMAND --help` says more about a command. To begin with:
 
@@ -76,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="coupled-sampling",
         usage="%(prog)s [--help] [--version] COMMAND ...",
-        description="Lossless parallel decoding of autoregressive models: several tokens per forward pass, the same law.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
