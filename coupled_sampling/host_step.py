@@ -20,13 +20,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coupled_sampling import arrays
 from coupled_sampling.acceptance import acceptance_ratio, residual
 from coupled_sampling.arrays import as_like, first_true, from_host, namespace, pick, to_host
 from coupled_sampling.contracts import (
     Array,
+    Decisions,
     Integers,
     LogitsProvider,
     Outcome,
@@ -40,19 +40,7 @@ from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise, Noise, Purpose, Sites
 from coupled_sampling.target import target_laws
 
-__all__ = ["HostStep", "Slots"]
-
-
-class Slots(NamedTuple):
-    """The sites of one step: slot j of these arrays (B, n) decides position ``sites.position[:, j]``."""
-
-    sites: Sites
-    first: int
-    """The window slot that slot 0 here is: everything before it only forwards known tokens."""
-    has_draft: NDArray[np.bool_]
-    """(B, n)."""
-    draft: Integers
-    """(B, n) the draft to test, anything where there is none."""
+__all__ = ["HostStep"]
 
 
 class Decided(NamedTuple):
@@ -110,7 +98,7 @@ class HostStep:
         logits = self._forward(window)
         if not window.draws.any():
             return Outcome(tokens, committed)
-        slots = self._slots(window)
+        slots = window.decisions()
         sites = slots.sites
         logits = logits[:, slots.first :, :]
         memory = self._laws.room(logits)
@@ -137,26 +125,7 @@ class HostStep:
             raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
         return logits
 
-    def _slots(self, window: Window) -> Slots:
-        """The sites from the first one that any row decides to the end of the window."""
-        rows, width = window.tokens.shape
-        opening = window.known - 1
-        first = int(opening[window.draws].min())
-        slot = np.arange(first, width)
-        end = np.where(window.draws, window.known + window.recycled + window.fresh, 0)
-        valid = (slot >= opening[:, None]) & (slot < end[:, None])
-        draft = np.zeros((rows, width - first), np.int64)
-        draft[:, :-1] = window.tokens[:, first + 1 :]
-        sites = Sites(
-            seed=np.array([0 if info is None else info.seed for info in window.rows], np.uint64),
-            sequence=np.array([0 if info is None else info.sequence for info in window.rows], np.uint64),
-            round=window.round,
-            position=window.start[:, None] + slot + 1,
-            valid=valid,
-        )
-        return Slots(sites, first, valid & (slot + 1 < end[:, None]), draft)
-
-    def _decide(self, target: Array, slots: Slots, window: Window) -> Decided:
+    def _decide(self, target: Array, slots: Decisions, window: Window) -> Decided:
         """Accept, correct and redraft by the method's rules."""
         if self.method.acceptance != "rejection":
             return self._decide_by_match(target, slots)
@@ -177,7 +146,7 @@ class HostStep:
             return Decided(self._correct(target, laws, refused, slots), last)
         return Decided(self._redraft(target, laws, last, slots), last)
 
-    def _decide_by_match(self, target: Array, slots: Slots) -> Decided:
+    def _decide_by_match(self, target: Array, slots: Decisions) -> Decided:
         """Every site takes the target's own token under its position's noise; drafts that equal it are accepted."""
         xp = namespace(target)
         valid = from_host(slots.sites.valid, target)
@@ -185,7 +154,7 @@ class HostStep:
         kept = from_host(slots.has_draft, target) & (own == from_host(slots.draft, target))
         return Decided(xp.astype(own, xp.int64), first_true(valid & ~kept))
 
-    def _correct(self, target: Array, laws: DraftLaws, refused: Array, slots: Slots) -> Array:
+    def _correct(self, target: Array, laws: DraftLaws, refused: Array, slots: Decisions) -> Array:
         """Maximal coupling at every site: the draft where it is kept, else a draw from the residual."""
         if isinstance(target, np.ndarray):
             rows, at = np.nonzero(refused)
@@ -194,7 +163,7 @@ class HostStep:
         drawn = self.noise.categorical(weights, slots.sites, Purpose.RESIDUAL, where=refused)
         return namespace(target).where(refused, drawn, from_host(slots.draft, target))
 
-    def _corrected(self, target: Array, laws: DraftLaws, rows: Integers, at: Integers, slots: Slots) -> Integers:
+    def _corrected(self, target: Array, laws: DraftLaws, rows: Integers, at: Integers, slots: Decisions) -> Integers:
         """The drafts (B, n), in numpy, with a draw from the residual at the sites ``(rows[k], at[k])``."""
         sites = slots.sites
         each = Sites(
@@ -210,7 +179,7 @@ class HostStep:
         tokens[rows, at] = to_host(drawn)[:, 0]
         return tokens
 
-    def _redraft(self, target: Array, laws: DraftLaws, last: Array, slots: Slots) -> Array:
+    def _redraft(self, target: Array, laws: DraftLaws, last: Array, slots: Decisions) -> Array:
         """Drafts before the ``last`` committed site, its correction, and the method's redrafts after it."""
         at_last = to_host(last)
         rows = np.flatnonzero(slots.sites.valid.any(axis=1))
@@ -224,7 +193,7 @@ class HostStep:
             return tokens
         return namespace(target).where(later, redrawn, tokens)
 
-    def _draft_laws(self, target: Array, slots: Slots, window: Window) -> DraftLaws:
+    def _draft_laws(self, target: Array, slots: Decisions, window: Window) -> DraftLaws:
         """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
         runs = []
         for b in range(len(window.start)):
@@ -241,7 +210,7 @@ class HostStep:
             runs.append(own)
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Slots, decided: Decided) -> None:
+    def _remember(self, target: Array, slots: Decisions, decided: Decided) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
             self._laws.keep(b, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])

@@ -28,14 +28,14 @@ from __future__ import annotations
 
 import threading
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import array_device, from_host, namespace
-from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.contracts import Array, Sites
 from coupled_sampling.draws import categorical, race
 
 __all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "gumbel", "race_weights", "uniforms"]
@@ -48,21 +48,6 @@ class Purpose(IntEnum):
     RESIDUAL = 1
     REDRAFT = 2
     PROPOSE = 3
-
-
-class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
-
-    seed: NDArray[np.uint64]
-    """(B,)."""
-    sequence: NDArray[np.uint64]
-    """(B,)."""
-    round: Integers
-    """(B,)."""
-    position: Integers
-    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
-    valid: NDArray[np.bool_]
-    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
 
 
 class Noise(Protocol):
