@@ -6,6 +6,7 @@ __all__ = ["BUGS"]
 
 WIDTHS = ("test_windows",)
 GRAPHS = ("test_ort_step",)
+LAW_MEMORY = ("test_alternating_laws",)
 
 BUGS = (
     Bug(
@@ -30,7 +31,7 @@ BUGS = (
         "self.widths[source]",
         "min(width, self.widths[source])",
         "Where a window is narrower than the one before, rows but the first read laws of other rows.",
-        GRAPHS,
+        LAW_MEMORY,
     ),
     Bug(
         "laws-of-the-round-before-overwritten",
@@ -38,7 +39,31 @@ BUGS = (
         "target = 1 - source",
         "target = source",
         "A step writes its laws over those it reads.",
-        GRAPHS,
+        LAW_MEMORY,
+    ),
+    Bug(
+        "rows-read-the-buffer-of-the-first",
+        "AlternatingLaws.source",
+        "len(set(owners.values())) <= 1",
+        "True",
+        "After an interruption between two rows, one of them reads laws of another round.",
+        LAW_MEMORY,
+    ),
+    Bug(
+        "half-written-laws-believed",
+        "AlternatingLaws.bind",
+        "self.books = [book.written(target, None) for book in self.books]",
+        "",
+        "Laws are said to lie in a buffer that a failed step has written over.",
+        LAW_MEMORY,
+    ),
+    Bug(
+        "only-laws-that-are-read-kept",
+        "AlternatingLaws.source",
+        "recycled or book.find(before, first, first) is not None",
+        "recycled",
+        "A narrow step whose outcome is lost takes the laws along that a wider one needs when it is done again.",
+        LAW_MEMORY,
     ),
     Bug(
         "unconditional-rows-at-the-conditional-positions",
