@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -28,13 +27,12 @@ from coupled_sampling.methods import Method
 __all__ = [
     "Array",
     "CoupledStep",
+    "Decisions",
     "Integers",
     "LogitsProvider",
-    "Noise",
     "Outcome",
     "Processor",
     "PromptObserver",
-    "Purpose",
     "RowInfo",
     "Sampling",
     "Sites",
@@ -175,15 +173,6 @@ class RowInfo:
     sampling: Sampling
 
 
-class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
-
-    ACCEPT = 0
-    RESIDUAL = 1
-    REDRAFT = 2
-    PROPOSE = 3
-
-
 class Sites(NamedTuple):
     """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
 
@@ -209,36 +198,17 @@ class Sites(NamedTuple):
         )
 
 
-class Noise(Protocol):
-    """The only three things a decoder may ask of randomness.
+class Decisions(NamedTuple):
+    """The slots of one step that decide: column j of these arrays (B, n) is slot ``first + j`` of the window."""
 
-    ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
-    mean nothing.
-    """
-
-    def bernoulli(
-        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
-    ) -> Array:
-        """True with ``probability`` (B, n), independently: bool (B, n).
-
-        With ``leading``, answers to the right of a row's first False are not used either.
-        """
-        ...
-
-    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
-        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
-        ...
-
-    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
-        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
-
-        Asked again for the same position, in any round and under any law, it uses the same noise.
-        """
-        ...
-
-    def forget(self, seed: int, sequence: int) -> None:
-        """The sequence has ended: nothing more will be asked for it."""
-        ...
+    sites: Sites
+    """What each slot decides; ``valid`` are those that decide, see `Window.decides`."""
+    first: int
+    """The first slot that any row decides; those before it only forward known tokens. W where nothing is decided."""
+    draft: Integers
+    """(B, n) the draft to test, anything where there is none."""
+    has_draft: NDArray[np.bool_]
+    """(B, n); a row's last deciding slot has none: its token is free."""
 
 
 class Window(NamedTuple):
@@ -246,6 +216,9 @@ class Window(NamedTuple):
 
     A row's slots are, from the left: ``known`` committed tokens, ``recycled`` drafts (this step's own redrafts of the
     round before, so it has their laws), ``fresh`` drafts (first guesses), then padding. An idle row has none of them.
+
+    A slot's logits are for the position after its own. So what decides is the slot of the last known token, which decides
+    about the first draft, and each slot of a draft; nothing decides in a row that does not draw.
     """
 
     tokens: Integers
@@ -268,6 +241,58 @@ class Window(NamedTuple):
     """B arrays: the row's tokens from position 0 to the end of its window, for processors."""
     fresh_laws: Sequence[Array | None]
     """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
+
+    @property
+    def end(self) -> Integers:
+        """(B,) slots that are not padding."""
+        return self.known + self.recycled + self.fresh
+
+    @property
+    def positions(self) -> Integers:
+        """(B, W) the position that each slot's logits are for."""
+        return self.start[:, None] + np.arange(1, self.tokens.shape[1] + 1)
+
+    def decided_positions(self, row: int) -> tuple[int, int]:
+        """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""
+        first = int(self.start[row] + self.known[row])
+        return first, first + int(self.recycled[row] + self.fresh[row]) + 1
+
+    def decides(self) -> NDArray[np.bool_]:
+        """(B, W) whether a slot decides."""
+        slot = np.arange(self.tokens.shape[1])
+        return self.draws[:, None] & (slot >= self.known[:, None] - 1) & (slot < self.end[:, None])
+
+    def decisions(self) -> Decisions:
+        """The slots that decide, as sites to draw at; n = 0 if no row draws.
+
+        Examples
+        --------
+        Known tokens 7 and 5, then a recycled draft 3:
+
+        >>> one = np.array([1])
+        >>> row = RowInfo(seed=0, sequence=0, sampling=Sampling())
+        >>> window = Window(
+        ...     np.array([[7, 5, 3]]), 10 * one, 2 * one, one, 0 * one, one == 1, one, [row], [np.zeros(0, int)], [None]
+        ... )
+        >>> found = window.decisions()
+        >>> found.first, found.sites.position.tolist(), found.draft[found.has_draft].tolist()
+        (1, [[12, 13]], [3])
+        """
+        rows, width = self.tokens.shape
+        first = int((self.known[self.draws] - 1).min(initial=width))
+        valid = self.decides()[:, first:]
+        draft = np.zeros((rows, width - first), np.int64)
+        draft[:, :-1] = self.tokens[:, first + 1 :]
+        has_draft = np.zeros(valid.shape, np.bool_)
+        has_draft[:, :-1] = valid[:, :-1] & valid[:, 1:]  # the draft of a slot stands in the next one
+        sites = Sites(
+            seed=np.array([0 if info is None else info.seed for info in self.rows], np.uint64),
+            sequence=np.array([0 if info is None else info.sequence for info in self.rows], np.uint64),
+            round=self.round,
+            position=self.positions[:, first:],
+            valid=valid,
+        )
+        return Decisions(sites, first, draft, has_draft)
 
 
 class Outcome(NamedTuple):

@@ -38,8 +38,8 @@ from coupled_sampling.arrays import (
     positive_difference,
     slots_of,
 )
-from coupled_sampling.contracts import Array, Integers, Noise, Purpose, Sites
-from coupled_sampling.draws import Draw, categorical, race
+from coupled_sampling.contracts import Array, Integers, Sites
+from coupled_sampling.draws import Draw, Noise, Purpose, categorical, race
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 

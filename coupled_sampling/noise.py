@@ -34,8 +34,8 @@ from numpy.random import Philox
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import filled, from_host, namespace
-from coupled_sampling.contracts import Array, Noise, Purpose, Sites
-from coupled_sampling.draws import categorical, race
+from coupled_sampling.contracts import Array, Sites
+from coupled_sampling.draws import Noise, Purpose, categorical, race
 
 __all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
 

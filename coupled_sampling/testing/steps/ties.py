@@ -269,8 +269,9 @@ class StepComparison:
         info = window.rows[b]
         if info is None:
             raise InvalidArgument(f"window.rows[{b}] is None, but the row draws")
-        known, recycled, fresh = (int(x[b]) for x in (window.known, window.recycled, window.fresh))
-        count, start, round_ = recycled + fresh + 1, int(window.start[b]) + known, int(window.round[b])
+        known, recycled, round_ = (int(x[b]) for x in (window.known, window.recycled, window.round))
+        start, end = window.decided_positions(b)
+        count = end - start
         logits = self._recorded.logits[b, known - 1 : known - 1 + count, ...]
         for processor in info.sampling.processors:
             logits = processor(logits, window.contexts[b], start + np.arange(count))
