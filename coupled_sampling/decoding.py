@@ -116,6 +116,18 @@ class Decoder:
         Rule for fresh drafts, see `coupled_sampling.drafting`.
     noise
         Where draws come from; default `CounterNoise`.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Decoder, Request
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> decoder = Decoder(TableProvider(random_table(0, 4), 4), method="scd-gumbel", window=4)
+    >>> handles = [decoder.add(Request([0], length=9)), decoder.add(Request([1], length=3, seed=1))]
+    >>> finished = []
+    >>> while decoder.active or decoder.waiting:
+    ...     finished += [commit.handle for commit in decoder.step() if commit.finished]
+    >>> handles, finished  # one row: the second request waits for the first
+    ([0, 1], [0, 1])
     """
 
     def __init__(

@@ -46,7 +46,18 @@ __all__ = [
 
 
 class DraftContext(NamedTuple):
-    """What one row asks for."""
+    """What one row asks for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext
+    >>> context = DraftContext(row=0, tokens=np.array([9, 4, 5]), prompt_length=1, wanted=2, info=RowInfo(0, 0, Sampling()), round=0)
+    >>> len(context.tokens)  # the position of the first guess
+    3
+    """
 
     row: int
     """Batch row."""
@@ -60,7 +71,15 @@ class DraftContext(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """Guesses for one row."""
+    """Guesses for one row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.drafting import Proposal
+    >>> Proposal(np.array([5, 5])).law is None  # guesses without a law are point masses
+    True
+    """
 
     tokens: Integers
     """(count,)."""
@@ -69,7 +88,25 @@ class Proposal(NamedTuple):
 
 
 class Drafting(Protocol):
-    """A rule for fresh drafts."""
+    """A rule for fresh drafts.
+
+    Examples
+    --------
+    A rule of your own, which counts upwards. It looks at nothing but the tokens to the left, so it changes no law:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.drafting import Proposal
+    >>> class Counting:
+    ...     def propose(self, contexts, noise, *, vocab_size, shared):
+    ...         return [Proposal((c.tokens[-1] + 1 + np.arange(c.wanted)) % vocab_size) for c in contexts]
+    >>> class Ring:
+    ...     vocab_size, batch_size, max_length = 5, 1, 64
+    ...     def forward(self, tokens, start):
+    ...         return 99.0 * ((tokens[..., None] + 1) % 5 == np.arange(5))
+    >>> generate(Ring(), [[0]], length=8, window=8, drafting=Counting()).traces[0].nfe
+    1
+    """
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -95,7 +132,19 @@ def _sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform guesses over ``count`` tokens from ``first`` on; by default over the whole vocabulary."""
+    """Uniform guesses over ``count`` tokens from ``first`` on; by default over the whole vocabulary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext, Random
+    >>> context = DraftContext(0, np.array([9]), 1, 4, RowInfo(0, 0, Sampling()), round=0)
+    >>> guesses = Random(first=2, count=3).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    >>> guesses.shape, bool(((guesses >= 2) & (guesses < 5)).all())
+    ((4,), True)
+    """
 
     first: int = 0
     count: int | None = None
@@ -120,7 +169,18 @@ class Random:
 
 @dataclass(frozen=True)
 class Copy:
-    """Guess the token ``lag`` positions before, if that was generated, else the token before."""
+    """Guess the token ``lag`` positions before, if that was generated, else the token before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import Copy, DraftContext
+    >>> context = DraftContext(0, np.array([9, 4, 5, 6]), 1, 5, RowInfo(0, 0, Sampling()), round=0)
+    >>> Copy(lag=3).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    array([4, 5, 6, 4, 5])
+    """
 
     lag: int
 
@@ -145,7 +205,18 @@ class Copy:
 
 
 class Repeat(Copy):
-    """Guess the token before."""
+    """Guess the token before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext, Repeat
+    >>> context = DraftContext(0, np.array([9, 4, 5, 6]), 1, 3, RowInfo(0, 0, Sampling()), round=0)
+    >>> Repeat().propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    array([6, 6, 6])
+    """
 
     def __init__(self) -> None:
         super().__init__(lag=1)
@@ -156,6 +227,16 @@ class NGram:
     """Guess what followed the most recent earlier occurrence of the last ``size`` tokens, or of fewer where there is none.
 
     Prompt lookup decoding; the prompt is searched too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext, NGram
+    >>> context = DraftContext(0, np.array([1, 2, 3, 4, 1, 2]), 1, 3, RowInfo(0, 0, Sampling()), round=0)
+    >>> NGram(size=2).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens  # after 1, 2 came 3, 4, 1
+    array([3, 4, 1])
     """
 
     size: int = 3
@@ -201,6 +282,18 @@ class DraftModel:
     -----
     The state it holds for a row is the longest common prefix of what it last forwarded and what it is asked about, so a
     refusal, another request in the row or a rollback need no signal.
+
+    Examples
+    --------
+    A draft model that is the target itself is always right. A pass over a window of 4 then commits 4 tokens, three drafts and one more:
+
+    >>> from coupled_sampling import DraftModel, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> table = random_table(0, 5)
+    >>> model, draft = TableProvider(table, 5), TableProvider(table, 5)
+    >>> tokens, traces = generate(model, [[0]], length=16, method="speculative", window=4, drafting=DraftModel(draft))
+    >>> traces[0].nfe
+    4
     """
 
     def __init__(self, provider: LogitsProvider) -> None:
@@ -302,6 +395,14 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     ------
     InvalidArgument
         No rule has that name, or its numbers are unusable.
+
+    Examples
+    --------
+    >>> from coupled_sampling.drafting import find_drafting
+    >>> find_drafting("copy:14")
+    Copy(lag=14)
+    >>> find_drafting("ngram")
+    NGram(size=3)
     """
     if not isinstance(specification, str):
         return specification

@@ -179,6 +179,22 @@ class GuidedProvider:
 
     The decoding loop says which prompt a row works on (``begin``). Used without a loop, prompts are taken to be as
     long as the unconditional one.
+
+    Examples
+    --------
+    A model that looks at the first token of its prompt, and here at an unconditional prompt, 2, of its own:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import GuidedProvider
+    >>> class ByClass:
+    ...     vocab_size, batch_size, max_length = 3, 2, 8
+    ...     def forward(self, tokens, start):
+    ...         return np.broadcast_to(np.eye(3)[tokens[:, :1]], (*tokens.shape, 3))
+    >>> guided = GuidedProvider(ByClass(), scale=3.0, unconditional=[2])
+    >>> guided.batch_size  # half of the rows
+    1
+    >>> guided.forward(np.array([[0]]), np.array([0]))  # unconditional + 3 * (conditional - unconditional)
+    array([[[ 3.,  0., -2.]]])
     """
 
     def __init__(

@@ -42,7 +42,14 @@ __all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "gumbel", "race_weights"
 
 
 class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
+    """What a uniform is for: at most one draw per position, round and purpose.
+
+    Examples
+    --------
+    >>> from coupled_sampling.noise import Purpose
+    >>> [purpose.name for purpose in Purpose]
+    ['ACCEPT', 'RESIDUAL', 'REDRAFT', 'PROPOSE']
+    """
 
     ACCEPT = 0
     RESIDUAL = 1
@@ -51,7 +58,21 @@ class Purpose(IntEnum):
 
 
 class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
+    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
+
+    Examples
+    --------
+    Three positions of one sequence, in its round 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.noise import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> sites.position.shape
+    (1, 3)
+    """
 
     seed: NDArray[np.uint64]
     """(B,)."""
@@ -69,6 +90,21 @@ class Noise(Protocol):
     """The only three things a decoder may ask of randomness.
 
     ``where`` (bool (B, n), of any array library) marks the sites whose answer will be used; answers elsewhere mean nothing.
+
+    Examples
+    --------
+    Any object with these four methods is a source of noise. One that accepts every draft shows how many passes a perfect drafter would
+    save:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class AlwaysAccept(CounterNoise):
+    ...     def bernoulli(self, probability, sites, purpose, *, where, leading=False):
+    ...         return np.ones_like(probability, bool)
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> generate(model, [[0]], length=16, method="sjd", window=4, noise=AlwaysAccept()).traces[0].nfe
+    4
     """
 
     def bernoulli(
@@ -123,13 +159,32 @@ def _words(seed: int, sequence: int, counter: tuple[int, int, int], count: int) 
 
 
 def uniforms(seed: int, sequence: int, round_: int, first: int, count: int) -> NDArray[np.float64]:
-    """The uniforms of ``count`` positions from ``first`` on: float64 (count, 4) in [0, 1), one column per `Purpose`."""
+    """The uniforms of ``count`` positions from ``first`` on: float64 (count, 4) in [0, 1), one column per `Purpose`.
+
+    Examples
+    --------
+    >>> from coupled_sampling.noise import Purpose, uniforms
+    >>> of_positions = uniforms(seed=7, sequence=0, round_=2, first=4, count=3)
+    >>> of_positions.shape
+    (3, 4)
+    >>> bool(of_positions[1, Purpose.ACCEPT] == uniforms(7, 0, 2, 5, 1)[0, Purpose.ACCEPT])  # of position 5, whichever came first
+    True
+    """
     words = _words(seed, sequence, (first, round_, 0), 4 * count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64).reshape(count, 4)
 
 
 def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """exp of the position's Gumbel noise: float64 (V,), one over independent standard exponential variables."""
+    """exp of the position's Gumbel noise: float64 (V,), one over independent standard exponential variables.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.noise import gumbel, race_weights
+    >>> weights = race_weights(seed=7, sequence=0, position=4, vocab_size=5)
+    >>> bool(np.allclose(np.log(weights), gumbel(7, 0, 4, 5)))
+    True
+    """
     words = _words(seed, sequence, (0, position, 1), vocab_size)
     # The 52 bits become the mantissa of a float in [1, 2), which gives the same numbers as (bits + 0.5) * 2**-52.
     words >>= np.uint64(12)
@@ -141,7 +196,17 @@ def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> ND
 
 
 def gumbel(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """The position's Gumbel noise: float64 (V,) independent standard Gumbel variables."""
+    """The position's Gumbel noise: float64 (V,) independent standard Gumbel variables.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.noise import gumbel
+    >>> law = np.array([0.1, 0.6, 0.3])
+    >>> draws = [int(np.argmax(np.log(law) + gumbel(0, 0, position, 3))) for position in range(1000)]
+    >>> np.bincount(draws) / 1000
+    array([0.103, 0.608, 0.289])
+    """
     return np.log(race_weights(seed, sequence, position, vocab_size))
 
 
@@ -196,6 +261,21 @@ class CounterNoise:
     """Noise for production: each draw is a pure function of (seed, sequence, position, round, purpose).
 
     It holds no state but a cache: the Gumbel noise of positions asked for lately, until the sequence is forgotten.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise
+    >>> from coupled_sampling.noise import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> law = np.full((1, 3, 10), 0.1)
+    >>> noise = CounterNoise()
+    >>> first = noise.shared(law, sites, where=sites.valid)
+    >>> bool((noise.shared(law, sites._replace(round=np.array([9])), where=sites.valid) == first).all())  # the position's own
+    True
     """
 
     def __init__(self) -> None:

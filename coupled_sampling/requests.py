@@ -33,6 +33,15 @@ class Request:
         Tokens that end the sequence; the stop token itself is committed.
     sampling
         How logits become the target law.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Request, Sampling
+    >>> Request([3, 1], length=20, seed=1, stop=[7], sampling=Sampling(temperature=0.5)).length
+    20
+    >>> Request([3], length=0)
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: length is 0, expected a number of tokens to generate, >= 1
     """
 
     prompt: Sequence[int]
@@ -55,7 +64,18 @@ class Request:
 
 
 class Commit(NamedTuple):
-    """Newly committed tokens of one sequence."""
+    """Newly committed tokens of one sequence.
+
+    Examples
+    --------
+    >>> from coupled_sampling import stream
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> commits = list(stream(TableProvider(random_table(0, 4), 4), [[0, 2]], length=6, method="ar"))
+    >>> commits[0].handle, commits[0].position, commits[0].tokens.shape, commits[0].finished
+    (0, 2, (1,), False)
+    >>> commits[-1].finished
+    True
+    """
 
     handle: int
     """What `Decoder.add` returned; in `coupled_sampling.stream`, the index of the prompt."""

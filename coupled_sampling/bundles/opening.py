@@ -63,7 +63,19 @@ MODELS = Path(__file__).parent / "models"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder, whose files have been checked, and its manifest."""
+    """An opened bundle: its folder, whose files have been checked, and its manifest.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> bundle = open_bundle("fashion")
+    >>> bundle.window_graph.name, bundle.pixel_graph.name
+    ('window.onnx', 'pixels.onnx')
+    >>> bundle.step_graph("scd-match", warped=True).name
+    'step-scd-match-warped.onnx'
+    >>> bundle.step_graph("speculative") is None
+    True
+    """
 
     folder: Path
     manifest: Manifest
@@ -97,7 +109,14 @@ class Bundle:
 
 
 def embedded_names() -> tuple[str, ...]:
-    """Names of the models shipped with the library."""
+    """Names of the models shipped with the library.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import embedded_names
+    >>> embedded_names()
+    ('fashion',)
+    """
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."))
 
 
@@ -114,6 +133,16 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     ------
     BundleError
         There is no such model or folder, or it is not an undamaged bundle of this format.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> bundle = open_bundle("fashion")
+    >>> bundle.manifest.find_prompt("Shoe"), bundle.manifest.length
+    ((263,), 196)
+    >>> open_bundle("nowhere")
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: no bundle 'nowhere': expected the folder of a bundle and found nothing there...
     """
     embedded = embedded_names()
     is_name = isinstance(path_or_name, str) and path_or_name in embedded
@@ -131,7 +160,17 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
 
 
 def file_record(path: Path) -> FileRecord:
-    """The record of a file as it is now."""
+    """The record of a file as it is now.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from coupled_sampling.bundles import file_record
+    >>> _ = Path("weights.bin").write_bytes(b"1234")
+    >>> record = file_record(Path("weights.bin"))
+    >>> record.bytes, record.sha256[:8]
+    (4, '03ac6742')
+    """
     with path.open("rb") as file:
         return FileRecord(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
@@ -143,6 +182,15 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     ------
     OutputError
         It cannot be written; nothing half-written is left.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.bundles import write_manifest
+    >>> manifest = open_bundle("fashion").manifest
+    >>> write_manifest(".", replace(manifest, description="The same model under another description.")).name
+    'manifest.json'
     """
     path = Path(folder) / MANIFEST
     partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")

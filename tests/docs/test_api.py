@@ -21,6 +21,7 @@ PLACES_OF_THEIR_OWN = {"coupled_sampling.cli": "the command line documents itsel
 WITHOUT_EXAMPLES = (
     "coupled_sampling.acceptance",
     "coupled_sampling.backends",
+    "coupled_sampling.cli",
     "coupled_sampling.couplings",
     "coupled_sampling.draws",
     "coupled_sampling.export.families",
@@ -103,6 +104,7 @@ def _to_show() -> dict[str, Any]:
         entry: value
         for entry, value in _public().items()
         if inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, BaseException))
+        if value.__module__.startswith("coupled_sampling")
     }
 
 
