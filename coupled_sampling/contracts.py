@@ -250,7 +250,8 @@ class Window(NamedTuple):
     >>> from coupled_sampling.contracts import RowInfo
     >>> one = lambda value: np.array([value])
     >>> window = Window(
-    ...     tokens=np.array([[5, 1, 1, 4]]), start=one(9), known=one(1), recycled=one(2), fresh=one(1), draws=one(True), round=one(3),
+    ...     tokens=np.array([[5, 1, 1, 4]]), start=one(9), known=one(1), recycled=one(2), fresh=one(1),
+    ...     draws=one(True), round=one(3),
     ...     rows=[RowInfo(0, 0, Sampling())], contexts=[np.array([0, 2, 2, 3, 1, 0, 1, 2, 4, 5, 1, 1, 4])], fresh_laws=[None],
     ... )
     >>> int((window.known + window.recycled + window.fresh)[0]) == window.tokens.shape[1]
@@ -284,7 +285,8 @@ class Outcome(NamedTuple):
 
     Examples
     --------
-    A row that had one known token and three drafts. Its first draft was accepted, the second corrected, and two positions redrafted:
+    A row that had one known token and three drafts. Its first draft was accepted, its second corrected; two positions were
+    redrafted:
 
     >>> import numpy as np
     >>> from coupled_sampling import Outcome

@@ -40,7 +40,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise, Noise
-from coupled_sampling.requests import Commit, Request
+from coupled_sampling.requests import Commit, Request, checked_prompt
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule, find_window_rule
 
@@ -198,7 +198,7 @@ class Decoder:
         InvalidArgument
             The prompt is empty, has tokens outside the vocabulary, or does not fit the model with what is to come.
         """
-        prompt = _checked_prompt(request, self._step.vocab_size)
+        prompt = checked_prompt(request, self._step.vocab_size)
         last_input = len(prompt) + request.length - 1
         limits = {"model": self._step.max_length, "draft model": getattr(self._drafting, "max_length", last_input)}
         for name, limit in limits.items():
@@ -367,20 +367,6 @@ def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: N
             "forward(tokens, start)"
         )
     return HostStep(model, method, noise)
-
-
-def _checked_prompt(request: Request, vocab_size: int) -> Integers:
-    """The prompt as int64, refused if it is empty or leaves the vocabulary."""
-    prompt = np.asarray(request.prompt)
-    if prompt.ndim != 1 or not prompt.size:
-        raise InvalidArgument(f"prompt has shape {prompt.shape}, expected at least one token in a flat sequence")
-    if not np.issubdtype(prompt.dtype, np.integer):
-        raise InvalidArgument(f"prompt has type {prompt.dtype}, expected integer tokens")
-    outside = (prompt < 0) | (prompt >= vocab_size)
-    if outside.any():
-        where = int(np.flatnonzero(outside)[0])
-        raise InvalidArgument(f"prompt token {where} is {prompt[where]}, expected tokens in [0, {vocab_size})")
-    return prompt.astype(np.int64)
 
 
 def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) -> Commit | None:

@@ -93,7 +93,7 @@ class Noise(Protocol):
 
     Examples
     --------
-    Any object with these four methods is a source of noise. One that accepts every draft shows how many passes a perfect drafter would
+    Any object with these four methods is a source of noise. One that accepts every draft shows what a perfect drafter would
     save:
 
     >>> import numpy as np

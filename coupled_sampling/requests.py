@@ -12,7 +12,7 @@ from coupled_sampling.contracts import Integers, Sampling
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.trace import Trace
 
-__all__ = ["Commit", "Request"]
+__all__ = ["Commit", "Request", "checked_prompt"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,17 @@ class Commit(NamedTuple):
     """Whether the sequence has ended, by length or by a stop token."""
     trace: Trace
     """The sequence's trace so far; it grows while the sequence goes on."""
+
+
+def checked_prompt(request: Request, vocab_size: int) -> Integers:
+    """The prompt as int64, refused if it is empty or leaves the vocabulary."""
+    prompt = np.asarray(request.prompt)
+    if prompt.ndim != 1 or not prompt.size:
+        raise InvalidArgument(f"prompt has shape {prompt.shape}, expected at least one token in a flat sequence")
+    if not np.issubdtype(prompt.dtype, np.integer):
+        raise InvalidArgument(f"prompt has type {prompt.dtype}, expected integer tokens")
+    outside = (prompt < 0) | (prompt >= vocab_size)
+    if outside.any():
+        where = int(np.flatnonzero(outside)[0])
+        raise InvalidArgument(f"prompt token {where} is {prompt[where]}, expected tokens in [0, {vocab_size})")
+    return prompt.astype(np.int64)

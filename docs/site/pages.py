@@ -1,9 +1,9 @@
 """Pages of the site that are not files of `docs`, and links that leave it.
 
-The README is the site's first page; the changelog, CONTRIBUTING and the examples' READMEs are pages, too. Each is written once, where
-a reader of the repository looks for it, with links that work there. So links are rewritten here: one to a file that is a page leads to
-this page, one to any other file of the repository becomes its text. A link to a file that does not exist is left as it is, and
-MkDocs, run with `--strict`, refuses it.
+The README is the site's first page; the changelog, CONTRIBUTING and the examples' READMEs are pages, too. Each is written once,
+where a reader of the repository looks for it, with links that work there. So links are rewritten here: one to a file that is a page
+leads to this page, one to any other file of the repository becomes its text. A link to a file that does not exist is left as it
+is, and MkDocs, run with `--strict`, refuses it.
 """
 
 from __future__ import annotations

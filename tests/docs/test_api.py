@@ -25,6 +25,7 @@ WITHOUT_EXAMPLES = (
     "coupled_sampling.couplings",
     "coupled_sampling.draws",
     "coupled_sampling.export.families",
+    "coupled_sampling.export.graphs.window",
     "coupled_sampling.export.pictures",
     "coupled_sampling.export.torch",
     "coupled_sampling.host_step",
@@ -58,8 +59,12 @@ def _place_and_name(entry: str) -> tuple[str, str]:
 def _packages() -> list[str]:
     """Packages that say what is public in them."""
     found = [coupled_sampling.__name__]
-    found += [module.name for module in pkgutil.walk_packages(coupled_sampling.__path__, "coupled_sampling.") if module.ispkg]
-    return [name for name in found if hasattr(importlib.import_module(name), "__all__") and name not in PLACES_OF_THEIR_OWN]
+    found += [
+        module.name for module in pkgutil.walk_packages(coupled_sampling.__path__, "coupled_sampling.") if module.ispkg
+    ]
+    return [
+        name for name in found if hasattr(importlib.import_module(name), "__all__") and name not in PLACES_OF_THEIR_OWN
+    ]
 
 
 DOCUMENTED = _documented()
@@ -68,12 +73,19 @@ PLACES = sorted({_place_and_name(entry)[0] for entry in DOCUMENTED} - set(PLACES
 
 def _public() -> dict[str, Any]:
     """Every documented object, by its entry."""
-    return {entry: getattr(importlib.import_module(place), name) for entry in DOCUMENTED for place, name in [_place_and_name(entry)]}
+    return {
+        entry: getattr(importlib.import_module(place), name)
+        for entry in DOCUMENTED
+        for place, name in [_place_and_name(entry)]
+    }
 
 
 def test_every_entry_of_the_reference_is_a_public_name():
     wrong = [
-        entry for entry in DOCUMENTED for place, name in [_place_and_name(entry)] if name not in importlib.import_module(place).__all__
+        entry
+        for entry in DOCUMENTED
+        for place, name in [_place_and_name(entry)]
+        if name not in importlib.import_module(place).__all__
     ]
     assert wrong == []
 
@@ -84,7 +96,9 @@ def test_every_public_name_is_in_the_reference(place):
     by_name: dict[str, list[Any]] = {}
     for entry, value in _public().items():
         by_name.setdefault(_place_and_name(entry)[1], []).append(value)
-    missing = [name for name in module.__all__ if not any(getattr(module, name) is value for value in by_name.get(name, ()))]
+    missing = [
+        name for name in module.__all__ if not any(getattr(module, name) is value for value in by_name.get(name, ()))
+    ]
     assert missing == [], f"list them in docs/reference, or take them out of {place}.__all__"
 
 
@@ -116,7 +130,9 @@ def _examples(value: Any, entry: str) -> doctest.DocTest | None:
     return found if section and found.examples else None
 
 
-@pytest.mark.parametrize("entry", sorted(entry for entry, value in _to_show().items() if not _is_behind(value.__module__, WITHOUT_EXAMPLES)))
+@pytest.mark.parametrize(
+    "entry", sorted(entry for entry, value in _to_show().items() if not _is_behind(value.__module__, WITHOUT_EXAMPLES))
+)
 def test_a_public_name_has_an_example_that_runs(entry, monkeypatch, tmp_path):
     value = _to_show()[entry]
     for place, packages in NEEDED.items():
@@ -127,12 +143,13 @@ def test_a_public_name_has_an_example_that_runs(entry, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     written: list[str] = []
     outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=written.append, clear_globs=False)
-    assert outcome.attempted and not outcome.failed, "".join(written)
+    assert outcome.attempted
+    assert not outcome.failed, "".join(written)
 
 
 def test_modules_without_examples_have_none_to_run():
     """A module that is done leaves the list."""
-    waiting = {place: False for place in WITHOUT_EXAMPLES}
+    waiting = dict.fromkeys(WITHOUT_EXAMPLES, False)
     for entry, value in _to_show().items():
         for place in WITHOUT_EXAMPLES:
             waiting[place] |= _is_behind(value.__module__, [place]) and _examples(value, entry) is None
