@@ -1,7 +1,7 @@
 """The type and default that the reference shows beside each documented parameter: its own.
 
-Docstrings here name parameters together where they belong together ("window, drafting, sampling"). Griffe then gives all of them the
-type of the first one.
+Docstrings here name parameters together where they belong together ("window, drafting, sampling"). Griffe then gives all of them
+the type of the first one.
 """
 
 from __future__ import annotations
