@@ -77,7 +77,7 @@ class _Row:
 
     def slots(self, end: int, width: int) -> tuple[int, int, int, int, int, bool]:
         """Of a window ``width`` wide up to position ``end``: start, known, recycled, fresh, round, whether it draws."""
-        start = max(0, end - width)
+        start = max(0, end - width)  # below ``cached`` where little is left: tokens go in again, nothing is padded
         known = min(end, self.committed)
         drafted = min(end, self.committed + self.drafted)
         return start, known - start, drafted - known, end - drafted, self.round, known == self.committed
@@ -265,7 +265,7 @@ class Decoder:
             if row is None:
                 continue
             commit = _apply(row, b, window, outcome, self.method.recycles)
-            row.began = row.began or began
+            row.began = row.began or began  # of the sequence's first step
             row.trace.seconds = time.perf_counter() - row.began
             if commit is not None:
                 done.append(commit)
@@ -285,7 +285,7 @@ class Decoder:
         active = [(b, row) for b, row in enumerate(stepped) if row is not None]
         if window.tokens.shape[1] == width and all(window.draws[b] for b, _ in active):
             slots = (window.start + window.known + window.recycled + window.fresh).tolist()
-            ends = [(row, slots[b] + 1) for b, row in active]
+            ends = [(row, slots[b] + 1) for b, row in active]  # the last slot drafts the position after it
             self._open_steps.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
         while self._open_steps and all(
             row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
@@ -301,7 +301,7 @@ class Decoder:
                 self._step.begin(b, new.tokens[: new.prompt_length])
                 if isinstance(self._drafting, PromptObserver):
                     self._drafting.begin(b, new.tokens[: new.prompt_length])
-                self._rows[b] = self._waiting.popleft()
+                self._rows[b] = self._waiting.popleft()  # not before both took it: if one raises, it waits on
 
     def _release(self, b: int) -> None:
         row, self._rows[b] = self._rows[b], None
@@ -379,13 +379,14 @@ def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) 
         return None
     end = start + known + int(window.recycled[b] + window.fresh[b])
     first, committed = row.committed, int(outcome.committed[b])
+    # The last known token's slot decides the first open position, and the last slot the position after the window.
     row.tokens[first : end + 1] = outcome.tokens[b, known - 1 : end - start]
     row.committed += committed
     row.drafted = end + 1 - row.committed if recycles else 0
-    row.cached = row.committed - 1
+    row.cached = row.committed - 1  # the last committed token was drawn here, so it was no input yet
     stopped = _first_stop(row.tokens[first : row.committed], row.stop)
     if stopped is not None:
-        row.committed = first + stopped + 1
+        row.committed = first + stopped + 1  # what was accepted behind the stop token is discarded
     row.trace.committed_per_step.append(row.committed - first)
     tokens = row.tokens[first : row.committed].copy()
     return Commit(row.handle, first, tokens, stopped is not None or row.finished(), row.trace)

@@ -104,7 +104,8 @@ class DraftModel:
 
     def _last_logits(self, wanted: dict[int, Integers]) -> Array:
         """Logits (len(wanted), 1, V) after the last token of each row's tokens, forwarding what is not held yet."""
-        rows = max(wanted) + 1
+        rows = max(wanted) + 1  # a call takes the first rows; those that ask for nothing repeat tokens that they hold
+        # The last token goes in again even where its state is held: what is wanted is its logits.
         held = {
             row: min(_common_prefix(self._held.get(row), tokens), len(tokens) - 1) for row, tokens in wanted.items()
         }

@@ -253,12 +253,13 @@ class NGram:
         lag = self._lag(context.tokens)
         tokens = np.concatenate([context.tokens, np.empty(context.wanted, np.int64)])
         for position in range(length, len(tokens)):
-            tokens[position] = tokens[position - lag]
+            tokens[position] = tokens[position - lag]  # a guess of its own once it copies past the end
         return Proposal(tokens[length:])
 
     def _lag(self, tokens: Integers) -> int:
         """How far back the most recent earlier occurrence of the longest matching suffix ends; 1 where there is none."""
         for size in range(min(self.size, len(tokens) - 1), 0, -1):
+            # Without the last token, so that the suffix does not find itself.
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], size)
             found = np.flatnonzero((windows == tokens[-size:]).all(axis=1))
             if found.size:

@@ -147,7 +147,7 @@ class _Generator(threading.local):
         inner = self._state["state"]
         inner["key"][0], inner["key"][1] = seed, sequence
         inner["counter"][:3] = counter
-        self._philox.state = self._state
+        self._philox.state = self._state  # also drops words left over from the block before
         return np.asarray(self._philox.random_raw(count), np.uint64)
 
 
@@ -190,7 +190,7 @@ def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> ND
     words >>= np.uint64(12)
     words |= np.uint64(0x3FF0000000000000)
     values = words.view(np.float64)
-    values -= 1 - 2.0**-53
+    values -= 1 - 2.0**-53  # the half unit keeps it above 0, where the logarithm is finite
     np.log(values, out=values)
     return np.divide(-1.0, values, out=values)
 
@@ -230,6 +230,7 @@ class _Races:
         if not fits or end - self._first > len(self._buffer):
             kept = self._buffer[first - self._first : self._count] if fits else self._buffer[:0]
             roomy = fits and 2 * (end - first) <= len(self._buffer)
+            # Twice what is asked for, so that rows move to the front once in a window's length and not in every step.
             buffer = self._buffer if roomy else np.empty((2 * (end - first), vocab_size), like.dtype)
             if len(kept):
                 buffer[: len(kept)] = kept

@@ -150,7 +150,7 @@ class WindowSearch:
     def record(self, rows: int, width: int, tokens: Sequence[int], seconds: float) -> None:
         """See `WindowRule`."""
         climb = self._climb(rows)
-        if width == self.widths[climb.trying]:
+        if width == self.widths[climb.trying]:  # steps are told late: this one may be of a width given up since
             climb.record(tokens, seconds)
 
     def settled(self, rows: int = 1) -> int | None:
@@ -202,7 +202,7 @@ class _Climb:
             self.resting -= 1
             if self.resting:
                 return
-            self._worse.clear()
+            self._worse.clear()  # what steps cost may have changed meanwhile; what they commit is kept
             for measured in self._measured:
                 measured.seconds.clear()
         self._choose()
@@ -229,7 +229,7 @@ class _Climb:
             better, worse = rivals[0], self.best
             if self._speed_up(rivals[0]) < 1:
                 better, worse = worse, better
-            self._worse.add(worse)
+            self._worse.add(worse)  # never asked again before the next rest, so the search ends
             self.best = better
 
     def _missing(self, rival: int) -> int | None:

@@ -110,6 +110,7 @@ class LayoutProcessor:
         xp, vocab_size = namespace(logits), logits.shape[-1]
         ends = np.cumsum([span.times for span in self.spans])
         index = np.asarray(positions) - self.prompt_length
+        # From the right, since where a span ends the next one begins.
         which = np.minimum(np.searchsorted(ends, index, side="right"), len(self.spans) - 1)
         ruled = (index >= 0) & (index < ends[-1])
         first = np.where(ruled, np.array([span.first for span in self.spans])[which], 0)

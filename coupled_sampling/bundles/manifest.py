@@ -387,7 +387,7 @@ def _check_tokens(manifest: Manifest) -> None:
     for field, tokens in prompts.items():
         usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
         expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
-        room = graph.max_length + 1 - manifest.length
+        room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
         reason = f"length is {manifest.length}, max_length {graph.max_length}"
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
 

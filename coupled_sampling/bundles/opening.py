@@ -193,7 +193,7 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     'manifest.json'
     """
     path = Path(folder) / MANIFEST
-    partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")
+    partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     try:
         partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -256,8 +256,8 @@ def _parse(kind: Any, value: Any, field: str) -> Any:
         return {key: _parse(inner[1], item, f"{field}[{key!r}]") for key, item in value.items()}
     if is_dataclass(kind):
         return _parse_record(typing.cast(type[Any], kind), value, field)
-    accepted = (int, float) if kind is float else kind
-    right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    accepted = (int, float) if kind is float else kind  # JSON has one kind of number, 1 and 1.0
+    right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))  # True is an int to Python
     expect(right, field, value, {int: "an integer", float: "a number", str: "a text", bool: "true or false"}[kind])
     return float(value) if kind is float else value
 
