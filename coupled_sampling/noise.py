@@ -27,109 +27,17 @@ decoder into its exact output law (`coupled_sampling.testing`).
 from __future__ import annotations
 
 import threading
-from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import array_device, from_host, namespace
-from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.arrays import filled, from_host, namespace
+from coupled_sampling.contracts import Array, Noise, Purpose, Sites
 from coupled_sampling.draws import categorical, race
 
-__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "gumbel", "race_weights", "uniforms"]
-
-
-class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose.
-
-    Examples
-    --------
-    >>> from coupled_sampling.noise import Purpose
-    >>> [purpose.name for purpose in Purpose]
-    ['ACCEPT', 'RESIDUAL', 'REDRAFT', 'PROPOSE']
-    """
-
-    ACCEPT = 0
-    RESIDUAL = 1
-    REDRAFT = 2
-    PROPOSE = 3
-
-
-class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
-
-    Examples
-    --------
-    Three positions of one sequence, in its round 2:
-
-    >>> import numpy as np
-    >>> from coupled_sampling.noise import Sites
-    >>> sites = Sites(
-    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
-    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
-    ... )
-    >>> sites.position.shape
-    (1, 3)
-    """
-
-    seed: NDArray[np.uint64]
-    """(B,)."""
-    sequence: NDArray[np.uint64]
-    """(B,)."""
-    round: Integers
-    """(B,)."""
-    position: Integers
-    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
-    valid: NDArray[np.bool_]
-    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
-
-
-class Noise(Protocol):
-    """The only three things a decoder may ask of randomness.
-
-    ``where`` (bool (B, n), of any array library) marks the sites whose answer will be used; answers elsewhere mean nothing.
-
-    Examples
-    --------
-    Any object with these four methods is a source of noise. One that accepts every draft shows what a perfect drafter would
-    save:
-
-    >>> import numpy as np
-    >>> from coupled_sampling import CounterNoise, generate
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> class AlwaysAccept(CounterNoise):
-    ...     def bernoulli(self, probability, sites, purpose, *, where, leading=False):
-    ...         return np.ones_like(probability, bool)
-    >>> model = TableProvider(random_table(0, 4), 4)
-    >>> generate(model, [[0]], length=16, method="sjd", window=4, noise=AlwaysAccept()).traces[0].nfe
-    4
-    """
-
-    def bernoulli(
-        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
-    ) -> Array:
-        """True with ``probability`` (B, n), independently: bool (B, n).
-
-        With ``leading``, answers to the right of a row's first False are not used either.
-        """
-        ...
-
-    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
-        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
-        ...
-
-    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
-        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
-
-        Asked again for the same position, in any round and under any law, it uses the same noise.
-        """
-        ...
-
-    def forget(self, seed: int, sequence: int) -> None:
-        """The sequence has ended: nothing more will be asked for it."""
-        ...
+__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
 
 
 _NO_UNIFORMS = np.zeros((0, 4))
@@ -193,21 +101,6 @@ def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> ND
     values -= 1 - 2.0**-53  # the half unit keeps it above 0, where the logarithm is finite
     np.log(values, out=values)
     return np.divide(-1.0, values, out=values)
-
-
-def gumbel(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """The position's Gumbel noise: float64 (V,) independent standard Gumbel variables.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coupled_sampling.noise import gumbel
-    >>> law = np.array([0.1, 0.6, 0.3])
-    >>> draws = [int(np.argmax(np.log(law) + gumbel(0, 0, position, 3))) for position in range(1000)]
-    >>> np.bincount(draws) / 1000
-    array([0.103, 0.608, 0.289])
-    """
-    return np.log(race_weights(seed, sequence, position, vocab_size))
 
 
 class _Races:
@@ -344,10 +237,10 @@ class CounterNoise:
         for b in range(rows):
             slots = np.flatnonzero(sites.valid[b])
             first, end = (int(slots[0]), int(slots[-1]) + 1) if slots.size else (0, 0)
-            pieces = [xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law))]
+            pieces = [filled((first, vocab_size), 1, law)]
             if slots.size:
                 pieces.append(self._weights(sites, b, first, end, law))
-            pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
+            pieces.append(filled((count - end, vocab_size), 1, law))
             stacked.append(xp.concat(pieces, axis=0))
         return race(law, xp.stack(stacked, axis=0))
 
