@@ -240,7 +240,14 @@ class RowInfo:
 
 
 class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
+    """What a uniform is for: at most one draw per position, round and purpose.
+
+    Examples
+    --------
+    >>> from coupled_sampling.contracts import Purpose
+    >>> [purpose.name for purpose in Purpose]
+    ['ACCEPT', 'RESIDUAL', 'REDRAFT', 'PROPOSE']
+    """
 
     ACCEPT = 0
     RESIDUAL = 1
@@ -249,7 +256,21 @@ class Purpose(IntEnum):
 
 
 class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
+    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
+
+    Examples
+    --------
+    Three positions of one sequence, in its round 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.contracts import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> sites.position.shape
+    (1, 3)
+    """
 
     seed: NDArray[np.uint64]
     """(B,)."""
@@ -278,6 +299,21 @@ class Noise(Protocol):
 
     ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
     mean nothing.
+
+    Examples
+    --------
+    Any object with these four methods is a source of noise. One that accepts every draft shows what a perfect drafter would
+    save:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class AlwaysAccept(CounterNoise):
+    ...     def bernoulli(self, probability, sites, purpose, *, where, leading=False):
+    ...         return np.ones_like(probability, bool)
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> generate(model, [[0]], length=16, method="sjd", window=4, noise=AlwaysAccept()).traces[0].nfe
+    4
     """
 
     def bernoulli(

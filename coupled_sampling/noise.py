@@ -87,11 +87,14 @@ def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> ND
 
     Examples
     --------
+    The weights are exp of Gumbel noise, so that the token with the largest product has the law:
+
     >>> import numpy as np
-    >>> from coupled_sampling.noise import gumbel, race_weights
-    >>> weights = race_weights(seed=7, sequence=0, position=4, vocab_size=5)
-    >>> bool(np.allclose(np.log(weights), gumbel(7, 0, 4, 5)))
-    True
+    >>> from coupled_sampling.noise import race_weights
+    >>> law = np.array([0.1, 0.6, 0.3])
+    >>> draws = [int(np.argmax(law * race_weights(0, 0, position, 3))) for position in range(1000)]
+    >>> np.bincount(draws) / 1000
+    array([0.103, 0.608, 0.289])
     """
     words = _words(seed, sequence, (0, position, 1), vocab_size)
     # The 52 bits become the mantissa of a float in [1, 2), which gives the same numbers as (bits + 0.5) * 2**-52.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -19,9 +19,7 @@ PLACES_OF_THEIR_OWN = {"coupled_sampling.cli": "the command line documents itsel
 """Packages that the reference need not list."""
 
 WITHOUT_EXAMPLES = (
-    "coupled_sampling.acceptance",
     "coupled_sampling.backends",
-    "coupled_sampling.cli",
     "coupled_sampling.couplings",
     "coupled_sampling.draws",
     "coupled_sampling.export.families",
@@ -126,19 +124,20 @@ def _examples(value: Any, entry: str) -> doctest.DocTest | None:
     """The ``>>>`` lines in the section Examples of a docstring."""
     text = inspect.cleandoc(value.__doc__ or "")
     _, section, examples = text.partition("\nExamples\n--------\n")
-    found = doctest.DocTestParser().get_doctest(examples, {}, entry, None, 0)
+    names = dict(vars(sys.modules[value.__module__]))  # as doctest has it: a module's examples know its own names
+    found = doctest.DocTestParser().get_doctest(examples, names, entry, None, 0)
     return found if section and found.examples else None
 
 
-@pytest.mark.parametrize(
-    "entry", sorted(entry for entry, value in _to_show().items() if not _is_behind(value.__module__, WITHOUT_EXAMPLES))
-)
+@pytest.mark.parametrize("entry", sorted(_to_show()))
 def test_a_public_name_has_an_example_that_runs(entry, monkeypatch, tmp_path):
     value = _to_show()[entry]
     for place, packages in NEEDED.items():
         for package in packages if _is_behind(value.__module__, [place]) else ():
             pytest.importorskip(package, reason=f"the example of {entry} needs {package}")
     test = _examples(value, entry)
+    if test is None and _is_behind(value.__module__, WITHOUT_EXAMPLES):
+        pytest.skip(f"{value.__module__} is on the list of modules without examples")
     assert test is not None, f"{entry} has no section Examples with >>> in its docstring"
     monkeypatch.chdir(tmp_path)
     written: list[str] = []

@@ -7,7 +7,7 @@ variation comes out as 0 and not as 1e-16.
 
 What is run so is the whole of `coupled_sampling.couplings`, the lines that numpy's users run, and `coupled_sampling.target`. What
 is not: numpy's own branches in `coupled_sampling.arrays`, `coupled_sampling.draws` and `coupled_sampling.draft_laws` (the two
-look-ups of `DraftLaws`), and `coupled_sampling.noise.CounterNoise`. Those are proved to 1e-12 in floats, or held to the general ones.
+look-ups of `DraftLaws`), and `coupled_sampling.noise.CounterNoise`. Those are proved to 1e-12 in floats, or held to the others.
 
 Temperatures are reciprocals of integers (a power of a fraction is a fraction); guidance scales are integers. Everything
 that would need a number which is no fraction is refused.
