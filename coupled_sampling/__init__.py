@@ -5,7 +5,7 @@ methods of `coupled_sampling.methods`, several tokens per forward pass, and the 
 ordinary autoregressive sampling. Contents, each module opening with its idea:
 
 - `contracts`, `methods`, `errors`: the words everything is written in;
-- `couplings`, `acceptance`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
+- `couplings`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
 - `drafting`, `draft_model`, `guidance`: where first guesses come from; classifier-free guidance;
 - `host_step`, `windows`, `decoding`, `generation`, `trace`: the loop;
 - `testing`: how to prove that a decoder is lossless;
