@@ -71,6 +71,21 @@ class LogitsProvider(Protocol):
     -----
     An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
     row works on (see `PromptObserver`) may offer ``begin``.
+
+    Examples
+    --------
+    A model that prefers to repeat its last token; it needs no memory beyond that token, so ``start`` is ignored:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import LogitsProvider, generate
+    >>> class Echo:
+    ...     vocab_size, batch_size, max_length = 4, 1, 64
+    ...     def forward(self, tokens, start):  # int64 (B, W) and (B,) -> logits (B, W, V)
+    ...         return 9.0 * (tokens[..., None] == np.arange(4))
+    >>> isinstance(Echo(), LogitsProvider)
+    True
+    >>> generate(Echo(), [[2]], length=5).tokens
+    [array([2, 2, 2, 2, 2])]
     """
 
     @property
@@ -105,7 +120,21 @@ class LogitsProvider(Protocol):
 
 @runtime_checkable
 class PromptObserver(Protocol):
-    """What a provider offers when it must be told which prompt a row works on (guidance does)."""
+    """What a provider offers when it must be told which prompt a row works on (guidance does).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> class Told:
+    ...     vocab_size, batch_size, max_length = 2, 1, 64
+    ...     def begin(self, row, prompt):
+    ...         print("row", row, "starts with", prompt)
+    ...     def forward(self, tokens, start):
+    ...         return np.zeros((*tokens.shape, 2))
+    >>> _ = generate(Told(), [[1, 0]], length=1)
+    row 0 starts with [1 0]
+    """
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts a new sequence with ``prompt`` int64 (L,)."""
@@ -113,7 +142,16 @@ class PromptObserver(Protocol):
 
 
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
-    """Most slots that ``provider``, or a step, takes in one call."""
+    """Most slots that ``provider``, or a step, takes in one call.
+
+    Examples
+    --------
+    >>> from coupled_sampling.contracts import max_window
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 3), 3, max_length=40)
+    >>> max_window(model)  # it does not say, so a window may be as long as its memory
+    40
+    """
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
 
 
@@ -136,6 +174,24 @@ class Sampling:
         Keep tokens with at least this fraction of the largest probability; in [0, 1], 0 keeps all.
     processors
         Functions from logits to logits, see `Processor`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.target import target_law
+    >>> logits = np.log([[0.5, 0.3, 0.2]])
+    >>> target_law(logits, Sampling(temperature=0.5)).round(2)
+    array([[0.66, 0.24, 0.11]])
+    >>> target_law(logits, Sampling(top_k=2)).round(3)
+    array([[0.625, 0.375, 0.   ]])
+
+    A processor that forbids token 0 everywhere:
+
+    >>> def without_0(logits, tokens, positions):
+    ...     return np.where(np.arange(logits.shape[-1]) == 0, -np.inf, logits)
+    >>> Sampling(processors=(without_0,)).warps
+    False
     """
 
     temperature: float = 1.0
@@ -166,7 +222,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RowInfo:
-    """What stays the same for a sequence while it occupies a row: whose noise it uses, and its sampling settings."""
+    """What stays the same for a sequence while it occupies a row: whose noise it uses, and its sampling settings.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> RowInfo(seed=7, sequence=0, sampling=Sampling(top_k=5)).sampling.top_k
+    5
+    """
 
     seed: int
     sequence: int
@@ -174,7 +238,21 @@ class RowInfo:
 
 
 class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
+    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
+
+    Examples
+    --------
+    Three positions of one sequence, in its round 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.contracts import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> sites.position.shape
+    (1, 3)
+    """
 
     seed: NDArray[np.uint64]
     """(B,)."""
@@ -219,6 +297,22 @@ class Window(NamedTuple):
 
     A slot's logits are for the position after its own. So what decides is the slot of the last known token, which decides
     about the first draft, and each slot of a draft; nothing decides in a row that does not draw.
+
+    Examples
+    --------
+    What a step is given when a row has one known token, two recycled drafts and one fresh draft:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = lambda value: np.array([value])
+    >>> window = Window(
+    ...     tokens=np.array([[5, 1, 1, 4]]), start=one(9), known=one(1), recycled=one(2), fresh=one(1),
+    ...     draws=one(True), round=one(3),
+    ...     rows=[RowInfo(0, 0, Sampling())], contexts=[np.array([0, 2, 2, 3, 1, 0, 1, 2, 4, 5, 1, 1, 4])], fresh_laws=[None],
+    ... )
+    >>> int((window.known + window.recycled + window.fresh)[0]) == window.tokens.shape[1]
+    True
     """
 
     tokens: Integers
@@ -296,7 +390,19 @@ class Window(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``."""
+    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``.
+
+    Examples
+    --------
+    A row that had one known token and three drafts. Its first draft was accepted, its second corrected; two positions were
+    redrafted:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Outcome
+    >>> outcome = Outcome(tokens=np.array([[1, 7, 1, 4]]), committed=np.array([2]))
+    >>> outcome.tokens[0, : outcome.committed[0]]
+    array([1, 7])
+    """
 
     tokens: Integers
     """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles)."""
@@ -309,6 +415,18 @@ class CoupledStep(Protocol):
 
     It owns what must survive between two steps of a row and need not reach the host: the provider's cache and the
     laws of the drafts it redrew.
+
+    Examples
+    --------
+    `HostStep` makes a step of a provider, and a decoder takes it in place of a model:
+
+    >>> from coupled_sampling import HostStep, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> step = HostStep(TableProvider(random_table(0, 5), 5), "scd-match")
+    >>> step.method.name, step.vocab_size
+    ('scd-match', 5)
+    >>> [len(tokens) for tokens in generate(step, [[0], [1]], length=6).tokens]
+    [6, 6]
     """
 
     @property

@@ -115,7 +115,7 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     Examples
     --------
     >>> import numpy as np
-    >>> acceptance_probability(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.2, 0.8]))
+    >>> acceptance_probability(np.array([0, 1]), np.array([[0.5, 0.5]] * 2), np.array([[0.2, 0.8]] * 2))
     array([0.4, 1. ])
     """
     target = pick(target_law, draft)

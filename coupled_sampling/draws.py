@@ -23,7 +23,14 @@ __all__ = ["Draw", "Noise", "Purpose", "categorical", "race"]
 
 
 class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
+    """What a uniform is for: at most one draw per position, round and purpose.
+
+    Examples
+    --------
+    >>> from coupled_sampling.draws import Purpose
+    >>> [purpose.name for purpose in Purpose]
+    ['ACCEPT', 'RESIDUAL', 'REDRAFT', 'PROPOSE']
+    """
 
     ACCEPT = 0
     RESIDUAL = 1
@@ -36,6 +43,21 @@ class Noise(Protocol):
 
     ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
     mean nothing.
+
+    Examples
+    --------
+    Any object with these four methods is a source of noise. One that accepts every draft shows what a perfect drafter would
+    save:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class AlwaysAccept(CounterNoise):
+    ...     def bernoulli(self, probability, sites, purpose, *, where, leading=False):
+    ...         return np.ones_like(probability, bool)
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> generate(model, [[0]], length=16, method="sjd", window=4, noise=AlwaysAccept()).traces[0].nfe
+    4
     """
 
     def bernoulli(

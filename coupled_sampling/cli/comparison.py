@@ -79,6 +79,8 @@ def compare(
 ) -> list[MethodResult]:
     """Generate ``prompts`` by each of ``methods``.
 
+    Parameters not listed here are those of `coupled_sampling.generate`.
+
     Parameters
     ----------
     open_model
@@ -88,8 +90,6 @@ def compare(
         Run ``ar`` first, whether it is named or not; without it, figures are relative to the first method.
     progress
         Called with the method and the number of new tokens.
-
-    Others are those of `coupled_sampling.generate`.
     """
     for method in methods:
         find_method(method)

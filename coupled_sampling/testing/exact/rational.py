@@ -52,6 +52,13 @@ class RationalArray:
         Numpy: objects (`fractions.Fraction` or int), int64 or bool.
     logarithms
         Whether each element is the logarithm of the fraction held.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import RationalProvider, rational_table
+    >>> RationalProvider(rational_table(0, 2), 2).forward(np.array([[0]]), np.array([0])).shape
+    (1, 1, 2)
     """
 
     __array_ufunc__ = None
@@ -340,6 +347,13 @@ class RationalProvider(TableProvider):
         Law (V,) of the next token given all tokens before it: fractions or integers that sum to exactly one.
     vocab_size, batch_size, max_length
         As in the contract.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import RationalProvider, rational_table
+    >>> len(generate(RationalProvider(rational_table(0, 3), 3), [[0]], length=5, method="scd-maximal", window=3).tokens[0])
+    5
     """
 
     def forward(self, tokens: Integers, start: Integers) -> Any:
@@ -374,6 +388,12 @@ def rational_table(seed: int, vocab_size: int, *, zeros: float = 0.0, most: int 
         Chance that a token is forbidden in a context; at least one token never is.
     most
         Weights are integers from 1 to ``most`` before they are normalised.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import rational_table
+    >>> sum(rational_table(0, 3)((0, 1)))
+    Fraction(1, 1)
     """
     cache: dict[tuple[int, ...], list[Fraction]] = {}
 
