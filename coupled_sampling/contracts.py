@@ -277,7 +277,23 @@ class Sites(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """The slots of one step that decide: column j of these arrays (B, n) is slot ``first + j`` of the window."""
+    """The slots of one step that decide: column j of these arrays (B, n) is slot ``first + j`` of the window.
+
+    Examples
+    --------
+    A known token, then two recycled drafts: three slots decide, and the last of them has no draft to test.
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = np.array([1])
+    >>> window = Window(
+    ...     np.array([[5, 3, 3]]), 9 * one, one, 2 * one, 0 * one, one == 1, one, [RowInfo(0, 0, Sampling())], [one], [None]
+    ... )
+    >>> decisions = window.decisions()
+    >>> decisions.draft, decisions.has_draft
+    (array([[3, 3, 0]]), array([[ True,  True, False]]))
+    """
 
     sites: Sites
     """What each slot decides; ``valid`` are those that decide, see `Window.decides`."""
