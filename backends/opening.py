@@ -154,6 +154,8 @@ def open_kernel_step(
 ) -> KernelStep:
     """A coupled step on a GPU: the bundle's model on ``backend``, decided by CUDA kernels where its logits lie.
 
+    Parameters not listed here are those of `open_provider`.
+
     Parameters
     ----------
     method
@@ -164,8 +166,6 @@ def open_kernel_step(
         Classifier-free guidance scale, with the bundle's unconditional prompt; 1 is none.
     cuda_graphs
         As in `open_provider`, for the model. What follows it in a step is one CUDA graph unless this is False.
-
-    Others are those of `open_provider`.
 
     Raises
     ------
@@ -229,6 +229,8 @@ def open_graph_step(
 ) -> OrtStep | TrtStep:
     """A coupled step that is one graph: the bundle's step graph, or with ``tensorrt`` and ``tensorrt-rtx`` one made for them.
 
+    Parameters not listed here are those of `open_provider`.
+
     Parameters
     ----------
     method, batch_size, guidance
@@ -237,8 +239,6 @@ def open_graph_step(
         Whether rows may have top-k, top-p and min-p; not with TensorRT.
     cuda_graphs
         As in `open_provider`. The bundle's step graphs are not captured: with ``cuda``, True is refused.
-
-    Others are those of `open_provider`.
 
     Raises
     ------

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -28,13 +27,12 @@ from coupled_sampling.methods import Method
 __all__ = [
     "Array",
     "CoupledStep",
+    "Decisions",
     "Integers",
     "LogitsProvider",
-    "Noise",
     "Outcome",
     "Processor",
     "PromptObserver",
-    "Purpose",
     "RowInfo",
     "Sampling",
     "Sites",
@@ -73,6 +71,21 @@ class LogitsProvider(Protocol):
     -----
     An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
     row works on (see `PromptObserver`) may offer ``begin``.
+
+    Examples
+    --------
+    A model that prefers to repeat its last token; it needs no memory beyond that token, so ``start`` is ignored:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import LogitsProvider, generate
+    >>> class Echo:
+    ...     vocab_size, batch_size, max_length = 4, 1, 64
+    ...     def forward(self, tokens, start):  # int64 (B, W) and (B,) -> logits (B, W, V)
+    ...         return 9.0 * (tokens[..., None] == np.arange(4))
+    >>> isinstance(Echo(), LogitsProvider)
+    True
+    >>> generate(Echo(), [[2]], length=5).tokens
+    [array([2, 2, 2, 2, 2])]
     """
 
     @property
@@ -107,7 +120,21 @@ class LogitsProvider(Protocol):
 
 @runtime_checkable
 class PromptObserver(Protocol):
-    """What a provider offers when it must be told which prompt a row works on (guidance does)."""
+    """What a provider offers when it must be told which prompt a row works on (guidance does).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> class Told:
+    ...     vocab_size, batch_size, max_length = 2, 1, 64
+    ...     def begin(self, row, prompt):
+    ...         print("row", row, "starts with", prompt)
+    ...     def forward(self, tokens, start):
+    ...         return np.zeros((*tokens.shape, 2))
+    >>> _ = generate(Told(), [[1, 0]], length=1)
+    row 0 starts with [1 0]
+    """
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts a new sequence with ``prompt`` int64 (L,)."""
@@ -115,7 +142,16 @@ class PromptObserver(Protocol):
 
 
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
-    """Most slots that ``provider``, or a step, takes in one call."""
+    """Most slots that ``provider``, or a step, takes in one call.
+
+    Examples
+    --------
+    >>> from coupled_sampling.contracts import max_window
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 3), 3, max_length=40)
+    >>> max_window(model)  # it does not say, so a window may be as long as its memory
+    40
+    """
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
 
 
@@ -138,6 +174,24 @@ class Sampling:
         Keep tokens with at least this fraction of the largest probability; in [0, 1], 0 keeps all.
     processors
         Functions from logits to logits, see `Processor`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.target import target_law
+    >>> logits = np.log([[0.5, 0.3, 0.2]])
+    >>> target_law(logits, Sampling(temperature=0.5)).round(2)
+    array([[0.66, 0.24, 0.11]])
+    >>> target_law(logits, Sampling(top_k=2)).round(3)
+    array([[0.625, 0.375, 0.   ]])
+
+    A processor that forbids token 0 everywhere:
+
+    >>> def without_0(logits, tokens, positions):
+    ...     return np.where(np.arange(logits.shape[-1]) == 0, -np.inf, logits)
+    >>> Sampling(processors=(without_0,)).warps
+    False
     """
 
     temperature: float = 1.0
@@ -168,24 +222,37 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RowInfo:
-    """What stays the same for a sequence while it occupies a row: whose noise it uses, and its sampling settings."""
+    """What stays the same for a sequence while it occupies a row: whose noise it uses, and its sampling settings.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> RowInfo(seed=7, sequence=0, sampling=Sampling(top_k=5)).sampling.top_k
+    5
+    """
 
     seed: int
     sequence: int
     sampling: Sampling
 
 
-class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
-
-    ACCEPT = 0
-    RESIDUAL = 1
-    REDRAFT = 2
-    PROPOSE = 3
-
-
 class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
+    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
+
+    Examples
+    --------
+    Three positions of one sequence, in its round 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.contracts import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> sites.position.shape
+    (1, 3)
+    """
 
     seed: NDArray[np.uint64]
     """(B,)."""
@@ -209,36 +276,33 @@ class Sites(NamedTuple):
         )
 
 
-class Noise(Protocol):
-    """The only three things a decoder may ask of randomness.
+class Decisions(NamedTuple):
+    """The slots of one step that decide: column j of these arrays (B, n) is slot ``first + j`` of the window.
 
-    ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
-    mean nothing.
+    Examples
+    --------
+    A known token, then two recycled drafts: three slots decide, and the last of them has no draft to test.
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = np.array([1])
+    >>> window = Window(
+    ...     np.array([[5, 3, 3]]), 9 * one, one, 2 * one, 0 * one, one == 1, one, [RowInfo(0, 0, Sampling())], [one], [None]
+    ... )
+    >>> decisions = window.decisions()
+    >>> decisions.draft, decisions.has_draft
+    (array([[3, 3, 0]]), array([[ True,  True, False]]))
     """
 
-    def bernoulli(
-        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
-    ) -> Array:
-        """True with ``probability`` (B, n), independently: bool (B, n).
-
-        With ``leading``, answers to the right of a row's first False are not used either.
-        """
-        ...
-
-    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
-        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
-        ...
-
-    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
-        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
-
-        Asked again for the same position, in any round and under any law, it uses the same noise.
-        """
-        ...
-
-    def forget(self, seed: int, sequence: int) -> None:
-        """The sequence has ended: nothing more will be asked for it."""
-        ...
+    sites: Sites
+    """What each slot decides; ``valid`` are those that decide, see `Window.decides`."""
+    first: int
+    """The first slot that any row decides; those before it only forward known tokens. W where nothing is decided."""
+    draft: Integers
+    """(B, n) the draft to test, anything where there is none."""
+    has_draft: NDArray[np.bool_]
+    """(B, n); a row's last deciding slot has none: its token is free."""
 
 
 class Window(NamedTuple):
@@ -246,6 +310,25 @@ class Window(NamedTuple):
 
     A row's slots are, from the left: ``known`` committed tokens, ``recycled`` drafts (this step's own redrafts of the
     round before, so it has their laws), ``fresh`` drafts (first guesses), then padding. An idle row has none of them.
+
+    A slot's logits are for the position after its own. So what decides is the slot of the last known token, which decides
+    about the first draft, and each slot of a draft; nothing decides in a row that does not draw.
+
+    Examples
+    --------
+    What a step is given when a row has one known token, two recycled drafts and one fresh draft:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = lambda value: np.array([value])
+    >>> window = Window(
+    ...     tokens=np.array([[5, 1, 1, 4]]), start=one(9), known=one(1), recycled=one(2), fresh=one(1),
+    ...     draws=one(True), round=one(3),
+    ...     rows=[RowInfo(0, 0, Sampling())], contexts=[np.array([0, 2, 2, 3, 1, 0, 1, 2, 4, 5, 1, 1, 4])], fresh_laws=[None],
+    ... )
+    >>> int((window.known + window.recycled + window.fresh)[0]) == window.tokens.shape[1]
+    True
     """
 
     tokens: Integers
@@ -269,9 +352,73 @@ class Window(NamedTuple):
     fresh_laws: Sequence[Array | None]
     """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
 
+    @property
+    def end(self) -> Integers:
+        """(B,) slots that are not padding."""
+        return self.known + self.recycled + self.fresh
+
+    @property
+    def positions(self) -> Integers:
+        """(B, W) the position that each slot's logits are for."""
+        return self.start[:, None] + np.arange(1, self.tokens.shape[1] + 1)
+
+    def decided_positions(self, row: int) -> tuple[int, int]:
+        """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""
+        first = int(self.start[row] + self.known[row])
+        return first, first + int(self.recycled[row] + self.fresh[row]) + 1
+
+    def decides(self) -> NDArray[np.bool_]:
+        """(B, W) whether a slot decides."""
+        slot = np.arange(self.tokens.shape[1])
+        return self.draws[:, None] & (slot >= self.known[:, None] - 1) & (slot < self.end[:, None])
+
+    def decisions(self) -> Decisions:
+        """The slots that decide, as sites to draw at; n = 0 if no row draws.
+
+        Examples
+        --------
+        Known tokens 7 and 5, then a recycled draft 3:
+
+        >>> one = np.array([1])
+        >>> row = RowInfo(seed=0, sequence=0, sampling=Sampling())
+        >>> window = Window(
+        ...     np.array([[7, 5, 3]]), 10 * one, 2 * one, one, 0 * one, one == 1, one, [row], [np.zeros(0, int)], [None]
+        ... )
+        >>> found = window.decisions()
+        >>> found.first, found.sites.position.tolist(), found.draft[found.has_draft].tolist()
+        (1, [[12, 13]], [3])
+        """
+        rows, width = self.tokens.shape
+        first = int((self.known[self.draws] - 1).min(initial=width))
+        valid = self.decides()[:, first:]
+        draft = np.zeros((rows, width - first), np.int64)
+        draft[:, :-1] = self.tokens[:, first + 1 :]
+        has_draft = np.zeros(valid.shape, np.bool_)
+        has_draft[:, :-1] = valid[:, :-1] & valid[:, 1:]  # the draft of a slot stands in the next one
+        sites = Sites(
+            seed=np.array([0 if info is None else info.seed for info in self.rows], np.uint64),
+            sequence=np.array([0 if info is None else info.sequence for info in self.rows], np.uint64),
+            round=self.round,
+            position=self.positions[:, first:],
+            valid=valid,
+        )
+        return Decisions(sites, first, draft, has_draft)
+
 
 class Outcome(NamedTuple):
-    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``."""
+    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``.
+
+    Examples
+    --------
+    A row that had one known token and three drafts. Its first draft was accepted, its second corrected; two positions were
+    redrafted:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Outcome
+    >>> outcome = Outcome(tokens=np.array([[1, 7, 1, 4]]), committed=np.array([2]))
+    >>> outcome.tokens[0, : outcome.committed[0]]
+    array([1, 7])
+    """
 
     tokens: Integers
     """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles)."""
@@ -284,6 +431,18 @@ class CoupledStep(Protocol):
 
     It owns what must survive between two steps of a row and need not reach the host: the provider's cache and the
     laws of the drafts it redrew.
+
+    Examples
+    --------
+    `HostStep` makes a step of a provider, and a decoder takes it in place of a model:
+
+    >>> from coupled_sampling import HostStep, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> step = HostStep(TableProvider(random_table(0, 5), 5), "scd-match")
+    >>> step.method.name, step.vocab_size
+    ('scd-match', 5)
+    >>> [len(tokens) for tokens in generate(step, [[0], [1]], length=6).tokens]
+    [6, 6]
     """
 
     @property

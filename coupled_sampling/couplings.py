@@ -38,8 +38,8 @@ from coupled_sampling.arrays import (
     positive_difference,
     slots_of,
 )
-from coupled_sampling.contracts import Array, Integers, Noise, Purpose, Sites
-from coupled_sampling.draws import Draw, categorical, race
+from coupled_sampling.contracts import Array, Integers, Sites
+from coupled_sampling.draws import Draw, Noise, Purpose, categorical, race
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 
@@ -115,7 +115,7 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     Examples
     --------
     >>> import numpy as np
-    >>> acceptance_probability(np.array([0, 1]), np.array([0.5, 0.5]), np.array([0.2, 0.8]))
+    >>> acceptance_probability(np.array([0, 1]), np.array([[0.5, 0.5]] * 2), np.array([[0.2, 0.8]] * 2))
     array([0.4, 1. ])
     """
     target = pick(target_law, draft)

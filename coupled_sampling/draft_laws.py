@@ -157,8 +157,9 @@ class KeptLaws:
         """From now on ``laws`` (n, V) are those of the row's n positions from ``position`` on, after ``round_``."""
         book = self._books.get(row, LawBook())
         target = book.target(round_)
-        self._held.setdefault(row, [None, None])[target] = laws
-        self._books[row] = book.written(target, Held(round_, position, position, position + laws.shape[0]))
+        self._books[row] = book = book.written(target, Held(round_, position, position, position + laws.shape[0]))
+        held = self._held.get(row, (None, None))
+        self._held[row] = [laws if i == target else held[i] if book[i] is not None else None for i in (0, 1)]
 
     def recall(self, row: int, round_: int, position: int, count: int) -> Array:
         """Laws (count, V) of the drafts redrawn in ``round_`` at ``position`` and after.

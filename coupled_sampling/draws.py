@@ -10,15 +10,79 @@ Both are exact at the edge: a token of zero weight is never returned, whatever t
 
 from __future__ import annotations
 
-from typing import Any
+from enum import IntEnum
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import argmax_of_product, block_sums, counting, first_true, floats, namespace, pick
-from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.contracts import Array, Integers, Sites
 
-__all__ = ["Draw", "categorical", "race"]
+__all__ = ["Draw", "Noise", "Purpose", "categorical", "race"]
+
+
+class Purpose(IntEnum):
+    """What a uniform is for: at most one draw per position, round and purpose.
+
+    Examples
+    --------
+    >>> from coupled_sampling.draws import Purpose
+    >>> [purpose.name for purpose in Purpose]
+    ['ACCEPT', 'RESIDUAL', 'REDRAFT', 'PROPOSE']
+    """
+
+    ACCEPT = 0
+    RESIDUAL = 1
+    REDRAFT = 2
+    PROPOSE = 3
+
+
+class Noise(Protocol):
+    """The only three things a decoder may ask of randomness.
+
+    ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
+    mean nothing.
+
+    Examples
+    --------
+    Any object with these four methods is a source of noise. One that accepts every draft shows what a perfect drafter would
+    save:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class AlwaysAccept(CounterNoise):
+    ...     def bernoulli(self, probability, sites, purpose, *, where, leading=False):
+    ...         return np.ones_like(probability, bool)
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> generate(model, [[0]], length=16, method="sjd", window=4, noise=AlwaysAccept()).traces[0].nfe
+    4
+    """
+
+    def bernoulli(
+        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
+    ) -> Array:
+        """True with ``probability`` (B, n), independently: bool (B, n).
+
+        With ``leading``, answers to the right of a row's first False are not used either.
+        """
+        ...
+
+    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
+        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
+        ...
+
+    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
+        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
+
+        Asked again for the same position, in any round and under any law, it uses the same noise.
+        """
+        ...
+
+    def forget(self, seed: int, sequence: int) -> None:
+        """The sequence has ended: nothing more will be asked for it."""
+        ...
 
 
 class Draw:

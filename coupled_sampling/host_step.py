@@ -16,43 +16,28 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
 from coupled_sampling.arrays import as_like, is_floating, to_host
 from coupled_sampling.contracts import (
     Array,
+    Decisions,
     Integers,
     LogitsProvider,
-    Noise,
     Outcome,
     PromptObserver,
-    Sites,
     Window,
     max_window,
 )
 from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
+from coupled_sampling.draws import Noise
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.target import target_laws
 
-__all__ = ["HostStep", "Slots"]
-
-
-class Slots(NamedTuple):
-    """The sites of one step: slot j of these arrays (B, n) decides position ``sites.position[:, j]``."""
-
-    sites: Sites
-    first: int
-    """The window slot that slot 0 here is: everything before it only forwards known tokens."""
-    has_draft: NDArray[np.bool_]
-    """(B, n)."""
-    draft: Integers
-    """(B, n) the draft to test, anything where there is none."""
+__all__ = ["HostStep"]
 
 
 class HostStep:
@@ -103,7 +88,7 @@ class HostStep:
         logits = self._forward(window)
         if not window.draws.any():
             return Outcome(tokens, committed)
-        slots = self._slots(window)
+        slots = window.decisions()
         sites = slots.sites
         logits = logits[:, slots.first :, ...]
         rounds = {b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
@@ -136,30 +121,11 @@ class HostStep:
             raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
         return logits
 
-    def _slots(self, window: Window) -> Slots:
-        """The sites from the first one that any row decides to the end of the window."""
-        rows, width = window.tokens.shape
-        opening = window.known - 1
-        first = int(opening[window.draws].min())
-        slot = np.arange(first, width)
-        end = np.where(window.draws, window.known + window.recycled + window.fresh, 0)
-        valid = (slot >= opening[:, None]) & (slot < end[:, None])
-        draft = np.zeros((rows, width - first), np.int64)
-        draft[:, :-1] = window.tokens[:, first + 1 :]
-        sites = Sites(
-            seed=np.array([0 if info is None else info.seed for info in window.rows], np.uint64),
-            sequence=np.array([0 if info is None else info.sequence for info in window.rows], np.uint64),
-            round=window.round,
-            position=window.start[:, None] + slot + 1,
-            valid=valid,
-        )
-        return Slots(sites, first, valid & (slot + 1 < end[:, None]), draft)
-
-    def _decide(self, target: Array, slots: Slots, window: Window) -> StepDecision:
+    def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
         """The rule itself, on the laws of this window's drafts."""
         return decide(self.method, target, slots.sites, self._draft_laws(target, slots, window), self.noise)
 
-    def _draft_laws(self, target: Array, slots: Slots, window: Window) -> DraftLaws:
+    def _draft_laws(self, target: Array, slots: Decisions, window: Window) -> DraftLaws:
         """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
         runs: list[list[Run]] = [[] for _ in window.start]
         for b in np.flatnonzero(window.draws).tolist():
@@ -177,7 +143,7 @@ class HostStep:
                 runs[b].append(Run(at + recycled, at + recycled + fresh, laws))
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Slots, decided: StepDecision) -> None:
+    def _remember(self, target: Array, slots: Decisions, decided: StepDecision) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
             self._laws.keep(b, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])

@@ -70,6 +70,13 @@ class ExportSettings:
         Compare logits with the float64 reference before the bundle gets its name.
     force
         Replace a bundle that is there.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import ExportSettings, Storage
+    >>> settings = ExportSettings(storage=Storage(weights="float16"), max_length=512, licence="Apache-2.0", check=True)
+    >>> settings.family
+    'auto'
     """
 
     family: str = "auto"
@@ -96,7 +103,15 @@ class ExportSettings:
 
 
 class Exported(NamedTuple):
-    """What an export did."""
+    """What an export did.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from coupled_sampling.export import Exported
+    >>> Exported(Path("tiny"), "llama", parameters=1_000_000, bytes=4_100_000, largest_difference=2e-6).family
+    'llama'
+    """
 
     folder: Path
     family: str
@@ -136,6 +151,31 @@ def export_checkpoint(
         ``out`` exists and ``force`` is not set, or cannot be written.
     MissingDependency
         A package of the extra [export] is missing.
+
+    Examples
+    --------
+    A folder as Hugging Face writes it, here with a tiny random Llama in it:
+
+    >>> import json
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.export import ExportSettings, export_checkpoint
+    >>> config = {"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    >>> config |= {"num_attention_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    >>> shapes = {"embed_tokens": (32, 16), "norm": (16,), "layers.0.input_layernorm": (16,)}
+    >>> shapes |= {"layers.0.post_attention_layernorm": (16,), "layers.0.mlp.down_proj": (16, 32)}
+    >>> shapes |= {f"layers.0.self_attn.{name}_proj": (16, 16) for name in "qkvo"}
+    >>> shapes |= {f"layers.0.mlp.{name}_proj": (32, 16) for name in ("gate", "up")}
+    >>> random = np.random.default_rng(0)
+    >>> weights = {f"model.{name}.weight": random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    >>> weights["lm_head.weight"] = random.normal(size=(32, 16)).astype(np.float32)
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/config.json").write_text(json.dumps(config))
+    >>> save_file(weights, "tiny/model.safetensors")
+    >>> exported = export_checkpoint("tiny", "bundle", ExportSettings(windows=(1, 8)))
+    >>> exported.family, exported.parameters
+    ('llama', 3632)
     """
     chosen, out = settings or ExportSettings(), Path(out)
     check_replaceable(out, force=chosen.force)

@@ -57,6 +57,13 @@ def add_step_graphs(
         ``out`` exists and ``force`` is not set, or is no bundle, or cannot be written.
     MissingDependency
         ``onnx`` is not installed.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import add_step_graphs
+    >>> bundle = add_step_graphs("fashion", "with-steps", ["scd-match"])
+    >>> bundle.step_graph("scd-match").name
+    'step-scd-match.onnx'
     """
     opened = source if isinstance(source, Bundle) else open_bundle(source)
     out = Path(out)

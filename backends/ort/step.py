@@ -3,9 +3,8 @@
 
 One call per step: tokens and counts out, O(B * W) numbers, and in besides them only the race noise of newly entered
 positions (V float32 each; about as many per step as tokens are committed). Caches and the noise ring are bound in place.
-Draft laws alternate between two buffers, so that a step whose outcome was lost on the way to the loop (Ctrl-C) finds
-the laws of the round before untouched and can be done again. After the widest window has been seen nothing large is
-allocated any more.
+Draft laws alternate between two buffers, see `coupled_sampling.law_book`, so that a step whose outcome was lost on the way
+to the loop (Ctrl-C) can be done again. After the widest window has been seen nothing large is allocated any more.
 
 Draws come from the frozen layout of `coupled_sampling.noise`, so that tokens are those of `HostStep` at the same seed, save
 where two floats tie.
@@ -31,7 +30,7 @@ from coupled_sampling.backends.ort.step_inputs import (
     temperatures,
     warp_settings,
 )
-from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldLaws, HeldNoise, NoiseRing
+from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle, open_bundle
@@ -40,6 +39,7 @@ from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise
+from coupled_sampling.refusals import Refusals
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["OrtStep"]
@@ -93,6 +93,12 @@ class OrtStep:
             self._guidance, self.max_length = guidance, self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
         self._warped = facts.warped
+        self._refusals = Refusals(
+            "this step graph",
+            laws="use HostStep for them" if self._is_rejection else None,
+            processors="use HostStep",
+            warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
+        )
         self._model_rows = 1 if self._guided is None else 2
         self._binding = HostBinding(session) if binding is None else binding
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -106,7 +112,6 @@ class OrtStep:
         }
         self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
         self._laws = AlternatingLaws(self._binding, batch_size, self.vocab_size)
-        self._source = 0
         self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
         self._candidates = 1024
         self._rows_bound = 0
@@ -243,47 +248,32 @@ class OrtStep:
         ProviderError
             ONNX Runtime failed.
         """
-        self._check(window)
+        check_window(self, window.tokens, window.start)
+        self._refusals.check(window)
         rows, width = window.tokens.shape
         # Refuses what does not fit, before anything is written.
         paired = None if self._guided is None else self._guided.paired(window.tokens, window.start)
-        if self._is_rejection:
-            self._feed_laws(window)
+        source = self._feed_laws(window) if self._is_rejection else 0
         self._feed(window)
         entered = self._feed_noise(window) if "noise" in self._inputs else {}
         if self._guided is not None and paired is not None:
             self._feed_pairs(self._guided, paired, window.draws)
-        valid = self._valid(window)
+        decides = window.decides()
         while True:
             self._run(rows, width)
-            if not self._warped or not (self._out("nucleus_short", rows, width) & valid).any():
+            if not self._warped or not (self._out("nucleus_short", rows, width) & decides).any():
                 break
             self._candidates = min(4 * self._candidates, self.vocab_size)
             self._feed_candidates(window)
-        positions = window.start[:, None] + np.arange(width) + 1
-        refuse_unusable(self._out("highest_logits", rows, width), positions, valid)
+        refuse_unusable(self._out("highest_logits", rows, width), window.positions, decides)
         self._ring.held.update(entered)
         if self._is_rejection:
-            for b in range(rows):
-                begun = int(window.start[b])
-                first, end = begun + int(window.known[b]), begun + int(self._end(window)[b]) + 1
-                self._laws.held[1 - self._source][b] = HeldLaws(int(window.round[b]), begun, first, end)
-            self._laws.shapes[1 - self._source] = (rows, width)
+            self._laws.written(1 - source, window)
         return Outcome(self._out("tokens", rows, width).copy(), self._out("committed", rows).copy())
 
     @property
     def _is_rejection(self) -> bool:
         return self.method.acceptance == "rejection"
-
-    @staticmethod
-    def _end(window: Window) -> Integers:
-        """(B,) slots that are not padding."""
-        return window.known + window.recycled + window.fresh
-
-    def _valid(self, window: Window) -> NDArray[np.bool_]:
-        slot = np.arange(window.tokens.shape[1])
-        begun = window.draws[:, None] & (slot >= window.known[:, None] - 1)
-        return begun & (slot < self._end(window)[:, None])
 
     def _out(self, name: str, *shape: int) -> NDArray[Any]:
         return self._buffers[name].shaped(*shape)
@@ -338,25 +328,23 @@ class OrtStep:
     def _feed_candidates(self, window: Window) -> None:
         self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
 
-    def _feed_laws(self, window: Window) -> None:
-        """Uniforms, the laws of the round before, and room for this round's."""
+    def _feed_laws(self, window: Window) -> int:
+        """Uniforms, the laws of the round before, and room for this round's; returns which buffer is read."""
         rows, width = window.tokens.shape
         drawn = self._buffers["uniforms"].shaped(rows, width, 3)
         fill_uniforms(window, drawn)
         self._binding.bind_input("uniforms", drawn)
-        self._source = source = self._laws.source(window)
-        held = self._laws.held[source]
-        begun = [held[b].start if b in held else 0 for b in range(rows)]
-        self._put("draft_laws_start", begun, rows)
+        source = self._laws.source(window)
+        self._put("draft_laws_start", self._laws.starts(source, rows), rows)
         self._laws.bind(source, rows, width)
+        return source
 
     def _feed_noise(self, window: Window) -> dict[int, HeldNoise]:
         """The race noise of newly entered positions; returns what the rows hold once the graph has run."""
         rows = len(window.tokens)
         if self.method.acceptance == "none":
-            position = window.start + window.known
-            own = [(p, p + 1) if draws else (p, p) for p, draws in zip(position.tolist(), window.draws, strict=True)]
-            self._enter(window, own)
+            decided = [window.decided_positions(b) for b in range(rows)]
+            self._enter(window, [(first, end if window.draws[b] else first) for b, (first, end) in enumerate(decided)])
             return {}
         missing, entered = self._ring.missing(window)
         self._enter(window, missing)
@@ -381,19 +369,3 @@ class OrtStep:
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
-
-    def _check(self, window: Window) -> None:
-        check_window(self, window.tokens, window.start)
-        if self._is_rejection and any(laws is not None for laws in window.fresh_laws):
-            raise InvalidArgument(
-                "window.fresh_laws carry laws, a step graph takes point masses; use HostStep for them"
-            )
-        for b, info in enumerate(window.rows):
-            if info is None:
-                continue
-            sampling = info.sampling
-            if sampling.processors or (sampling.warps and not self._warped):
-                raise InvalidArgument(
-                    f"row {b} asks for {sampling}, which this step graph does not have; processors need HostStep, top-k, top-p "
-                    "and min-p a step graph written with warped=True"
-                )

@@ -33,9 +33,9 @@ from coupled_sampling.backends.trt.step_graph import check_step, step_tensors
 from coupled_sampling.bounds import check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Integers, Outcome, Window
-from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
+from coupled_sampling.refusals import Refusals
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["TrtStep"]
@@ -44,6 +44,13 @@ _METHOD = "scd-match"
 _COUNTS = ("known", "recycled", "fresh")
 _INPUTS = ("input_ids", "start", *_COUNTS, "draws", "temperature")
 _OUTPUTS = ("tokens", "committed", "highest_logits")
+_REFUSALS = Refusals(
+    "a step in TensorRT",
+    processors="they need the logits on the host: use HostStep over TrtProvider (--step host)",
+    warps=(
+        "warped step graphs sum in float64, which TensorRT narrows: use KernelStep over TrtProvider (--step kernels)"
+    ),
+)
 
 
 class TrtStep(OnEngine):
@@ -169,7 +176,7 @@ class TrtStep(OnEngine):
             TensorRT or CUDA failed.
         """
         check_window(self, window.tokens, window.start)
-        self._refuse(window)
+        _REFUSALS.check(window)
         runner, width = self._runner, window.tokens.shape[1]
         place = runner.begin(window.start, width, bucket_of(self.options.window_buckets, width))
         runner.fill(place, window.tokens)
@@ -182,25 +189,8 @@ class TrtStep(OnEngine):
         runner.run(place, before=lambda: self._make_noise(place))
         self.stream.synchronize()
         tokens, committed, highest = (runner.value(name, place) for name in _OUTPUTS)
-        slot = np.arange(width)
-        end = (window.known + window.recycled + window.fresh)[:, None]
-        decides = window.draws[:, None] & (slot >= window.known[:, None] - 1) & (slot < end)
-        refuse_unusable(highest[:, :width], window.start[:, None] + slot + 1, decides)
+        refuse_unusable(highest[:, :width], window.positions, window.decides())
         return Outcome(tokens[:, :width].copy(), committed.copy())
-
-    def _refuse(self, window: Window) -> None:
-        for b, info in enumerate(window.rows):
-            if info is None:
-                continue
-            if info.sampling.processors:
-                raise InvalidArgument(
-                    f"row {b} has logits processors, which need the logits on the host; use HostStep over TrtProvider (--step host)"
-                )
-            if info.sampling.warps:
-                raise InvalidArgument(
-                    f"row {b} asks for {info.sampling}, expected neither top-k, top-p nor min-p for a step in TensorRT: warped "
-                    "step graphs sum in float64, which TensorRT narrows; use KernelStep over TrtProvider (--step kernels)"
-                )
 
     def _fill_rows(self, window: Window) -> NDArray[np.int64]:
         """Whose noise is wanted where, for the kernel; returns which rows have some, and so decide."""

@@ -42,7 +42,14 @@ def expect(condition: bool, field: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file of the bundle must be: its SHA-256 (64 lower-case hex digits) and its size in bytes."""
+    """What a file of the bundle must be: its SHA-256 (64 lower-case hex digits) and its size in bytes.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import FileRecord
+    >>> FileRecord(sha256="0" * 64, bytes=1024).bytes
+    1024
+    """
 
     sha256: str
     bytes: int
@@ -70,6 +77,13 @@ class WindowGraph:
         Most slots in one call, at most ``max_length``.
     has_kv_length
         Whether the graph has the input ``kv_length``.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> graph = open_bundle("fashion").manifest.window_graph
+    >>> (graph.layers, graph.kv_heads, graph.cache_length, graph.head_size)
+    (6, 6, 196, 32)
     """
 
     file: str
@@ -105,6 +119,12 @@ class StepGraph:
         Whether rows may have top-k, top-p and min-p.
     guided
         Whether it is for classifier-free guidance.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import StepGraph
+    >>> StepGraph("step-scd-match.onnx", "scd-match").guided
+    False
     """
 
     file: str
@@ -121,7 +141,15 @@ class StepGraph:
 
 @dataclass(frozen=True)
 class PixelGraph:
-    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels)."""
+    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels).
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> graph = open_bundle("fashion").manifest.pixel_graph
+    >>> (graph.height, graph.width, graph.channels)
+    (28, 28, 1)
+    """
 
     file: str
     height: int
@@ -135,7 +163,14 @@ class PixelGraph:
 
 @dataclass(frozen=True)
 class GeneratedTokens:
-    """The tokens the model can generate: ``first``, ..., ``first + count - 1``. Logits of others are -inf."""
+    """The tokens the model can generate: ``first``, ..., ``first + count - 1``. Logits of others are -inf.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> open_bundle("fashion").manifest.generated_tokens
+    GeneratedTokens(first=0, count=256)
+    """
 
     first: int
     count: int
@@ -143,7 +178,14 @@ class GeneratedTokens:
 
 @dataclass(frozen=True)
 class Grid:
-    """How the generated tokens lie in the picture, row by row."""
+    """How the generated tokens lie in the picture, row by row.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> open_bundle("fashion").manifest.grid
+    Grid(rows=14, columns=14)
+    """
 
     rows: int
     columns: int
@@ -151,7 +193,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with a name: its tokens, other names it goes by, and a title for people."""
+    """A prompt with a name: its tokens, other names it goes by, and a title for people.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Prompt
+    >>> Prompt(tokens=(263,), aliases=("shoe",), title="Sneaker").tokens
+    (263,)
+    """
 
     tokens: tuple[int, ...]
     aliases: tuple[str, ...]
@@ -160,7 +209,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text."""
+    """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Defaults
+    >>> Defaults(method="scd-gumbel", window=16, drafting="copy:14", top_k=100).sampling().top_k
+    100
+    """
 
     method: str
     window: int
@@ -229,6 +285,17 @@ class Manifest:
     ------
     BundleError
         A field contradicts another one.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from coupled_sampling import open_bundle
+    >>> manifest = open_bundle("fashion").manifest
+    >>> manifest.name, manifest.vocab_size, manifest.licence
+    ('fashion', 267, 'Apache-2.0')
+    >>> replace(manifest, length=300)
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: grid is Grid(rows=14, columns=14), expected rows * columns equal to the 300 ...
     """
 
     name: str
@@ -320,7 +387,7 @@ def _check_tokens(manifest: Manifest) -> None:
     for field, tokens in prompts.items():
         usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
         expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
-        room = graph.max_length + 1 - manifest.length
+        room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
         reason = f"length is {manifest.length}, max_length {graph.max_length}"
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
 

@@ -75,6 +75,8 @@ def compare(
 ) -> list[MethodResult]:
     """Generate ``prompts`` by each of ``methods``.
 
+    Parameters not listed here are those of `coupled_sampling.generate`.
+
     Parameters
     ----------
     open_model

@@ -37,6 +37,12 @@ def register_profiles() -> Any:
     ------
     ImportError
         Hypothesis is not installed.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.plugin import register_profiles
+    >>> register_profiles().get_profile("coupled-sampling-ci").derandomize
+    True
     """
     from hypothesis import settings
 

@@ -37,7 +37,17 @@ MakeStep = Callable[[LogitsProvider, Method], CoupledStep]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found about one method."""
+    """What was found about one method.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> from coupled_sampling.testing.verification import verify
+    >>> model = lambda: TableProvider(random_table(0, 3), 3, batch_size=50)
+    >>> verification = verify(model, [0], ["scd-maximal"], samples=300, positions=3, window=4)[0]
+    >>> verification.verdict, verification.recycled_share > 0
+    ('no difference seen', True)
+    """
 
     method: str
     equivalence: Equivalence
@@ -151,6 +161,14 @@ def verify(
     ------
     InvalidArgument
         An argument cannot work.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> from coupled_sampling.testing.verification import verify
+    >>> model = lambda: TableProvider(random_table(0, 3), 3, batch_size=50)
+    >>> [v.passed for v in verify(model, [0], ["sjd", "scd-match"], samples=300, positions=3, window=4)]
+    [True, True]
     """
     found = [find_method(method) for method in methods]
     if not found:

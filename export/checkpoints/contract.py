@@ -27,7 +27,17 @@ NAMES_SHOWN = 4
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of a tensor: enough to plan a graph before any weight is read."""
+    """What a header says of a tensor: enough to plan a graph before any weight is read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.checkpoints import checkpoint_of
+    >>> checkpoint = checkpoint_of({"lm_head.weight": np.zeros((32, 8), np.float32)}, {"vocab_size": 32})
+    >>> info = checkpoint.info("lm_head.weight")
+    >>> info.shape, info.dtype, info.bytes
+    ((32, 8), 'float32', 1024)
+    """
 
     shape: tuple[int, ...]
     """Row-major; a linear layer is (outputs, inputs)."""
@@ -58,6 +68,14 @@ class Checkpoint:
         Free entries of the file itself; for GGUF all its keys and values, the tokenizer included.
     close
         Lets go of the files.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.checkpoints import checkpoint_of
+    >>> with checkpoint_of({"lm_head.weight": np.zeros((32, 8), np.float32)}, {"vocab_size": 32}) as checkpoint:
+    ...     print(checkpoint.names(), checkpoint.config["vocab_size"], checkpoint.read("lm_head.weight", (32, 8)).shape)
+    ('lm_head.weight',) 32 (32, 8)
     """
 
     def __init__(
@@ -163,7 +181,10 @@ class Checkpoint:
 def checkpoint_of(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint of arrays in memory, a peer of those from files: for weights you have made yourself, and for tests.
 
+    Examples
+    --------
     >>> import numpy as np
+    >>> from coupled_sampling.export.checkpoints import checkpoint_of
     >>> checkpoint_of({"lm_head.weight": np.zeros((32, 8), np.float32)}, {"vocab_size": 32}).read("lm_head.weight").shape
     (32, 8)
     """

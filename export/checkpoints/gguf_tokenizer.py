@@ -30,7 +30,14 @@ WORDS = (
 
 
 class SpecialTokens(NamedTuple):
-    """Ids that the file names, None where it names none."""
+    """Ids that the file names, None where it names none.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.checkpoints import special_tokens
+    >>> special_tokens({"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}).end
+    2
+    """
 
     beginning: int | None
     end: int | None
@@ -40,14 +47,28 @@ class SpecialTokens(NamedTuple):
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> SpecialTokens:
-    """The ids of the special tokens of a GGUF file."""
+    """The ids of the special tokens of a GGUF file.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.checkpoints import special_tokens
+    >>> special_tokens({"tokenizer.ggml.eos_token_id": 2})
+    SpecialTokens(beginning=None, end=2, end_of_turn=None, unknown=None, padding=None)
+    """
     return SpecialTokens(
         *(metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "unknown", "padding"))
     )
 
 
 def chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """The Jinja text that turns messages into a prompt, None if the file has none."""
+    """The Jinja text that turns messages into a prompt, None if the file has none.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.checkpoints import chat_template
+    >>> chat_template({"tokenizer.chat_template": "{{ messages }}"})
+    '{{ messages }}'
+    """
     template: str | None = metadata.get("tokenizer.chat_template")
     return template
 
@@ -66,6 +87,14 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
         There is no tokenizer, it is not byte-level BPE, its pre-tokenizer is unknown or its tokens and merges disagree.
     MissingDependency
         ``tokenizers`` is not installed.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.checkpoints import gguf_tokenizer
+    >>> metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}
+    >>> metadata |= {"tokenizer.ggml.tokens": ["h", "e", "l", "he", "hel"], "tokenizer.ggml.merges": ["h e", "he l"]}
+    >>> gguf_tokenizer(metadata).encode("hell").ids
+    [4, 2]
     """
     try:
         import tokenizers

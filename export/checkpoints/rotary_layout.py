@@ -42,12 +42,27 @@ def unpermute_rotary(weight: NDArray[Any], heads: int) -> NDArray[Any]:
     ------
     InvalidArgument
         The rows do not divide into heads of an even size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.checkpoints import unpermute_rotary
+    >>> unpermute_rotary(np.arange(4), heads=1)  # neighbours 0, 1 and 2, 3 become the pairs 0, 2 and 1, 3 of rows
+    array([0, 2, 1, 3])
     """
     return _swap(weight, heads, (_half(weight, heads), 2))
 
 
 def permute_rotary(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """From halves to interleaved, the inverse of `unpermute_rotary`."""
+    """From halves to interleaved, the inverse of `unpermute_rotary`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.checkpoints import permute_rotary, unpermute_rotary
+    >>> permute_rotary(unpermute_rotary(np.arange(8), heads=2), heads=2)
+    array([0, 1, 2, 3, 4, 5, 6, 7])
+    """
     return _swap(weight, heads, (2, _half(weight, heads)))
 
 

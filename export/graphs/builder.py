@@ -55,6 +55,18 @@ class GraphBuilder:
     ----------
     tensors
         Where to write large weights to as soon as they are known; None keeps all in the graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import GraphBuilder
+    >>> graph = GraphBuilder()
+    >>> x = graph.input("x", "float32", ["B", 3])
+    >>> y = graph.output("y", "float32", ["B", 3])
+    >>> _ = graph.op("Mul", x, graph.constant("two", np.array(2, np.float32)), name=y)
+    >>> model = graph.build("doubled", "Twice its input.", {"format": "an example"})
+    >>> [node.op_type for node in model.graph.node]
+    ['Mul']
     """
 
     def __init__(self, tensors: TensorFile | None = None) -> None:
@@ -168,6 +180,13 @@ def save_graph(model: Any, path: str | Path) -> Path:
         ONNX's checker refuses it.
     OutputError
         It cannot be written; nothing half-written is left.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import pixel_graph, save_graph
+    >>> save_graph(pixel_graph(np.zeros((16, 2, 2, 1), np.uint8), rows=4, columns=4), "pixels.onnx").name
+    'pixels.onnx'
     """
     onnx, path = require_onnx(), Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -63,6 +63,16 @@ def decoder_graph(
         A weight is missing, unknown, has another shape, is not finite, or cannot be stored as asked.
     MissingDependency
         ``onnx`` is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import DecoderDescription, Rotary, decoder_graph
+    >>> description = DecoderDescription(vocab_size=32, positions=64, width=16, layers=1, heads=2, mlp_width=32, rotary=Rotary())
+    >>> weights = {name: np.zeros(shape, np.float32) for name, shape in description.weight_shapes().items()}
+    >>> model = decoder_graph(description, weights)
+    >>> [value.name for value in model.graph.output]
+    ['logits', 'present.0.key', 'present.0.value']
     """
     return _Writer(description, weights, storage or Storage(), tensors).write()
 
@@ -97,6 +107,16 @@ def write_decoder_graph(
     OutputError
         A file cannot be written. Whatever happens, nothing half-written is left, and what was there before stays until
         all is written; a graph that exists always has its own weights beside it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import DecoderDescription, Rotary, write_decoder_graph
+    >>> description = DecoderDescription(vocab_size=32, positions=64, width=16, layers=1, heads=2, mlp_width=32, rotary=Rotary())
+    >>> def weight(name):  # read, or made, when it is wanted
+    ...     return np.zeros(description.weight_shapes()[name], np.float32)
+    >>> [path.name for path in write_decoder_graph(description, weight, "window.onnx", inline=False)]
+    ['window.onnx', 'window.onnx.data']
     """
     storage, path = storage or Storage(), Path(path)
     if inline is None:

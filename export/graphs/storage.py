@@ -48,6 +48,14 @@ class Storage:
     ------
     InvalidArgument
         A type is unknown, or the two do not go together.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import Storage
+    >>> Storage(weights="int8").bytes_of((1024, 1024), matrix=True)  # a byte each, and a scale for every 32
+    1179648
+    >>> Storage(weights="float32").bytes_of((1024, 1024), matrix=True)
+    4194304
     """
 
     weights: str = "float32"

@@ -86,8 +86,8 @@ BUGS = (
     Bug(
         "draft-model-repeats-a-uniform",
         "DraftModel.propose",
-        "_sites(asking, offset, 1)",
-        "_sites(asking, 0, 1)",
+        "proposal_sites(asking, offset, 1)",
+        "proposal_sites(asking, 0, 1)",
         "All guesses of one proposal use the same uniform.",
         ("test_noise",),
     ),

@@ -8,6 +8,7 @@ __all__ = ["BUGS"]
 
 EXACT = ("test_negative_controls", "test_exact")
 MATCH = ("test_match",)
+BOOK = ("test_law_book",)
 ARRAYS = ("test_arrays", "test_draft_laws")
 
 BUGS = (
@@ -25,7 +26,7 @@ self._remember(np.where(kept[..., None], law, target), slots, decided)
     ),
     Bug(
         "refused-drafts-stay-as-drafts",
-        "decide",
+        "couplings:decide",
         "valid & (slots_of(valid) > last[..., None])",
         "valid & (slots_of(valid) > last[..., None]) & ~from_host(laws.drafted, target)",
         "Drafts after the refusal are not redrawn, while the new law is recorded for them.",
@@ -33,7 +34,7 @@ self._remember(np.where(kept[..., None], law, target), slots, decided)
     ),
     Bug(
         "accept-uniform-corrects-too",
-        "decide",
+        "couplings:decide",
         "_Asked(noise, sites, Purpose.RESIDUAL)",
         "_Asked(noise, sites, Purpose.ACCEPT)",
         "The uniform that refused a draft also chooses its correction.",
@@ -87,17 +88,17 @@ committed = np.where(window.draws, committed[window.draws].min(), 0)
     ),
     Bug(
         "padding-is-decided",
-        "HostStep._slots",
-        "window.known + window.recycled + window.fresh",
-        "width",
+        "Window.end",
+        "self.known + self.recycled + self.fresh",
+        "np.full(len(self.known), self.tokens.shape[1])",
         "Slots that only pad a short row are taken for drafts.",
         MATCH,
     ),
     Bug(
         "positions-one-too-low",
-        "HostStep._slots",
-        "window.start[:, None] + slot + 1",
-        "window.start[:, None] + slot",
+        "Window.positions",
+        "np.arange(1, self.tokens.shape[1] + 1)",
+        "np.arange(self.tokens.shape[1])",
         "A slot is named by its own position instead of the one it predicts, so processors and errors are off by one.",
         ("test_decoding", "test_target"),
     ),
@@ -180,6 +181,62 @@ committed = np.where(window.draws, committed[window.draws].min(), 0)
         "iter(fitting)",
         "The new target laws are written over the draft laws that they are to be compared with.",
         EXACT,
+    ),
+    Bug(
+        "laws-written-over-before-they-are-tested",
+        "LawBook.target",
+        "round_ - 1",
+        "round_",
+        "A step may overwrite the laws of its own drafts.",
+        BOOK,
+    ),
+    Bug(
+        "laws-of-some-drafts-only",
+        "LawBook.find",
+        "end <= held.end",
+        "first < held.end",
+        "Drafts beyond those whose laws are held are tested with whatever lies behind them.",
+        BOOK,
+    ),
+    Bug(
+        "laws-of-any-round-before",
+        "LawBook.find",
+        "held.round == round_",
+        "held.round <= round_",
+        "Drafts are tested with laws of an earlier round than theirs.",
+        BOOK,
+    ),
+    Bug(
+        "laws-of-known-tokens-taken-for-those-of-drafts",
+        "LawBook.find",
+        "held.first <= first",
+        "held.start <= first",
+        "Positions that were committed before a step have laws in it, and these are found.",
+        BOOK,
+    ),
+    Bug(
+        "lost-attempt-outlives-the-next",
+        "LawBook.written",
+        "other.round == held.round",
+        "False",
+        "Of a round that was done twice, the laws of the attempt whose outcome was lost are read.",
+        BOOK,
+    ),
+    Bug(
+        "token-behind-the-last-draft-left-out",
+        "Window.decided_positions",
+        "first + int(self.recycled[row] + self.fresh[row]) + 1",
+        "first + int(self.recycled[row] + self.fresh[row])",
+        "The law of a window's last slot is not kept, although it becomes a draft's.",
+        ("test_decisions",),
+    ),
+    Bug(
+        "free-token-tested-as-a-draft",
+        "Window.decisions",
+        "valid[:, :-1] & valid[:, 1:]",
+        "valid[:, :-1]",
+        "The last slot of a short row tests the padding behind it.",
+        ("test_decisions",),
     ),
     Bug(
         "residual-is-the-absolute-difference",

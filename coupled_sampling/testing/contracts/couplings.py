@@ -342,6 +342,15 @@ def coupling_report(
     ------
     InvalidArgument
         ``kind`` or a name in ``skip`` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import coupling_report
+    >>> def most_probable(law, uniform):  # no draw at all
+    ...     return np.argmax(law, axis=-1)
+    >>> coupling_report(most_probable, kind="shared-uniform").passed
+    False
     """
     if kind not in KINDS:
         raise InvalidArgument(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
@@ -380,6 +389,15 @@ def check_coupling(coupling: Callable[..., Array], *, kind: Kind, **settings: An
         A check failed: an AssertionError that lists all failures by name.
     InvalidArgument
         As for `coupling_report`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import check_coupling
+    >>> def inverse_cdf(law, uniform):
+    ...     return np.argmax(np.cumsum(law, axis=-1) > uniform[..., None], axis=-1)
+    >>> check_coupling(inverse_cdf, kind="shared-uniform").passed
+    True
     """
     report = coupling_report(coupling, kind=kind, **settings)
     if not report.passed:

@@ -27,6 +27,12 @@ class CheckResult:
         What is wrong: what was done, where, how much, the likely cause and what to do. None where it passed.
     notes
         What the reader should know though it is no failure: what could not be seen, and why.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import CheckResult
+    >>> CheckResult("rollback", difference=0.5, failure="state of a refused draft was kept").failure
+    'state of a refused draft was kept'
     """
 
     name: str
@@ -47,6 +53,13 @@ class Report:
         What differences were compared with.
     results
         One per check; checks that were skipped have none.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import CheckResult, Report
+    >>> report = Report("MyProvider", 1e-3, (CheckResult("causal", 0.0), CheckResult("rollback", 0.5, "state was kept")))
+    >>> report.passed, report.failures
+    (False, {'rollback': 'state was kept'})
     """
 
     subject: str

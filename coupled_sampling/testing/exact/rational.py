@@ -7,7 +7,8 @@ variation comes out as 0 and not as 1e-16.
 
 What is run so is the whole of `coupled_sampling.couplings`, the lines that numpy's users run, and `coupled_sampling.target`. What
 is not: numpy's own branches in `coupled_sampling.arrays`, `coupled_sampling.draws` and `coupled_sampling.draft_laws` (the two
-look-ups of `DraftLaws`), and `coupled_sampling.noise.CounterNoise`. Those are proved to 1e-12 in floats, or held to the general ones.
+look-ups of `DraftLaws`), and `coupled_sampling.noise.CounterNoise`. Those are proved to 1e-12 in floats, or held to the
+general ones.
 
 Temperatures are reciprocals of integers (a power of a fraction is a fraction); guidance scales are integers. Everything
 that would need a number which is no fraction is refused.
@@ -51,6 +52,13 @@ class RationalArray:
         Numpy: objects (`fractions.Fraction` or int), int64 or bool.
     logarithms
         Whether each element is the logarithm of the fraction held.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import RationalProvider, rational_table
+    >>> RationalProvider(rational_table(0, 2), 2).forward(np.array([[0]]), np.array([0])).shape
+    (1, 1, 2)
     """
 
     __array_ufunc__ = None
@@ -339,6 +347,13 @@ class RationalProvider(TableProvider):
         Law (V,) of the next token given all tokens before it: fractions or integers that sum to exactly one.
     vocab_size, batch_size, max_length
         As in the contract.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import RationalProvider, rational_table
+    >>> len(generate(RationalProvider(rational_table(0, 3), 3), [[0]], length=5, method="scd-maximal", window=3).tokens[0])
+    5
     """
 
     def forward(self, tokens: Integers, start: Integers) -> Any:
@@ -373,6 +388,12 @@ def rational_table(seed: int, vocab_size: int, *, zeros: float = 0.0, most: int 
         Chance that a token is forbidden in a context; at least one token never is.
     most
         Weights are integers from 1 to ``most`` before they are normalised.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import rational_table
+    >>> sum(rational_table(0, 3)((0, 1)))
+    Fraction(1, 1)
     """
     cache: dict[tuple[int, ...], list[Fraction]] = {}
 

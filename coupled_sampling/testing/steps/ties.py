@@ -49,7 +49,17 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class Difference:
-    """One site at which the two implementations differ."""
+    """One site at which the two implementations differ.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import Difference
+    >>> difference = Difference(
+    ...     row=0, position=7, round=3, expected=4, found=9, committed=(2, 2), kind="race", margin=1e-8, bound=1e-6
+    ... )
+    >>> difference.tie
+    True
+    """
 
     row: int
     position: int
@@ -80,7 +90,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class TieReport:
-    """What a comparison saw."""
+    """What a comparison saw.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Decoder, HostStep, Request
+    >>> from coupled_sampling.testing import StepComparison, TableProvider, random_table
+    >>> model = lambda: TableProvider(random_table(0, 5), 5)
+    >>> comparison = StepComparison(model(), HostStep(model(), "sjd"))
+    >>> decoder = Decoder(comparison, window=4)
+    >>> _ = decoder.add(Request([0], length=12))
+    >>> while decoder.active or decoder.waiting:
+    ...     _ = decoder.step()
+    >>> report = comparison.report().check()
+    >>> report.sites > 12, report.disagreements
+    (True, 0)
+    """
 
     method: str
     steps: int
@@ -181,6 +206,22 @@ class StepComparison:
     ------
     InvalidArgument
         The two do not fit together.
+
+    Examples
+    --------
+    A step in float32 beside one in float64; what differs must be a tie:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import HostStep, generate
+    >>> from coupled_sampling.testing import StepComparison, TableProvider, random_table
+    >>> class Single(TableProvider):
+    ...     def forward(self, tokens, start):
+    ...         return super().forward(tokens, start).astype(np.float32)
+    >>> table = random_table(0, 5)
+    >>> comparison = StepComparison(Single(table, 5), HostStep(Single(table, 5), "scd-maximal"))
+    >>> _ = generate(comparison, [[0]], length=12, window=4)
+    >>> comparison.report().disagreements
+    0
     """
 
     def __init__(
@@ -269,8 +310,9 @@ class StepComparison:
         info = window.rows[b]
         if info is None:
             raise InvalidArgument(f"window.rows[{b}] is None, but the row draws")
-        known, recycled, fresh = (int(x[b]) for x in (window.known, window.recycled, window.fresh))
-        count, start, round_ = recycled + fresh + 1, int(window.start[b]) + known, int(window.round[b])
+        known, recycled, round_ = (int(x[b]) for x in (window.known, window.recycled, window.round))
+        start, end = window.decided_positions(b)
+        count = end - start
         logits = self._recorded.logits[b, known - 1 : known - 1 + count, ...]
         for processor in info.sampling.processors:
             logits = processor(logits, window.contexts[b], start + np.arange(count))
