@@ -23,13 +23,13 @@ from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
-from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families import find_family, open_picture_decoder
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.storage import Storage
-from coupled_sampling.export.pictures import PictureDecoder, open_picture_decoder, write_vq_pixel_graph
+from coupled_sampling.export.pictures import PictureDecoder, write_vq_pixel_graph
 from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
 
 __all__ = ["CHECKED_TOKENS", "ExportSettings", "Exported", "export_checkpoint"]
@@ -146,7 +146,7 @@ def export_checkpoint(
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
         _check_windows(model.description, chosen)
-        with open_picture_decoder(model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
+        with open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             if pictures is not None:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint
+from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.settings import choose_positions, take_activation, take_stop_tokens
 from coupled_sampling.export.families.settings import describe as describe_decoder
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.rotary_settings import take_rotary
 from coupled_sampling.export.families.settings import choose_positions, describe, take_activation, take_stop_tokens
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm

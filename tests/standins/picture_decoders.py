@@ -9,7 +9,7 @@ import pytest
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.checkpoints import checkpoint_of
-from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families import find_family, open_picture_decoder
 from coupled_sampling.export.pictures.description import FirstFrame, Stage, VqDescription
 from coupled_sampling.export.pictures.names import LLAMAGEN, TAMING, TRANSFORMERS_EMU3, TRANSFORMERS_JANUS, places
 from coupled_sampling.export.pictures.pixel_graph import PICTURE
@@ -251,6 +251,11 @@ def loaded(config, tensors):
     """A model in memory, and its checkpoint."""
     checkpoint = checkpoint_of(tensors, config)
     return small_pictures(find_family(checkpoint).load(checkpoint)), checkpoint
+
+
+def picture_decoder_of(model, checkpoint, apart=None):
+    """The context of the model's picture decoder, found by its family."""
+    return open_picture_decoder(find_family(checkpoint, model.family), model, checkpoint, apart)
 
 
 def write(folder, config, tensors):
