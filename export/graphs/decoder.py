@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from coupled_sampling.errors import OutputError
-from coupled_sampling.export.graphs.attention import AttentionGraph, Window
+from coupled_sampling.export.graphs.attention import AttentionGraph
 from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.storage import Storage, TensorFile
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
-from coupled_sampling.export.graphs.window import slot_positions
 
 __all__ = ["INLINE_LIMIT", "decoder_graph", "write_decoder_graph"]
 
@@ -148,10 +147,8 @@ class _Writer:
         start = graph.input("start", "int64", ["B"])
         kv_length = graph.input("kv_length", "int64", [1])
         graph.output("logits", "float32", ["B", "W", description.vocab_size])
-        shape = graph.op("Shape", tokens)
-        position = slot_positions(graph, start, shape, description.cache_length)
-        window = Window(start, position, kv_length, shape, self.attention.mask(position, kv_length))
-        x = self.embedded(tokens, position)
+        window = self.attention.window(tokens, start, kv_length)
+        x = self.embedded(tokens, window.position)
         for layer in range(description.layers):
             prefix = f"layers.{layer}"
             graph.scope(f"{prefix}.")
@@ -160,7 +157,7 @@ class _Writer:
             y = self.mlp(f"{prefix}.mlp", self.input_norm(f"{prefix}.mlp", x))
             x = graph.op("Add", x, self.output_norm(f"{prefix}.mlp", y))
         graph.scope("")
-        self.head(self.norm("norm", x), shape)
+        self.head(self.norm("norm", x), window.shape)
         return graph.build(
             "window_graph",
             "Tokens of a window to logits; caches in and out. See docs/bundle-format.md of coupled-sampling.",
