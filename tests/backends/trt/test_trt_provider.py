@@ -338,7 +338,7 @@ def test_what_tensorrt_reports_is_an_error_of_ours(bundle, monkeypatch, failing,
             raise result
         return result
 
-    monkeypatch.setattr(f"fake_tensorrt.{failing}", fail)
+    monkeypatch.setattr(f"standins.fake_tensorrt.{failing}", fail)
     with pytest.raises(EngineError, match=r"TensorRT gave no reason|infer_shapes error|Error in set optimization"):
         Machine().open(bundle).forward(some_tokens(1, 4), starts(0))
 
