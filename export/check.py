@@ -18,9 +18,9 @@ from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.weights import WeightSource
 
-__all__ = ["CHECKED_TOKENS", "Opener", "check_opener", "check_reference"]
+__all__ = ["Opener", "check_opener", "check_reference"]
 
-CHECKED_TOKENS = 8
+_CHECKED_TOKENS = 8
 """Tokens whose logits are compared with the reference."""
 
 _TOLERANCE = 1e-3
@@ -53,7 +53,7 @@ def check_reference(
 ) -> float:
     """Largest difference of ``provider``'s logits from `reference_logits`, in standard deviations of a position's logits.
 
-    `CHECKED_TOKENS` random tokens are scored in two windows, so that the second one needs the state of the first.
+    A few random tokens are scored in two windows, so that the second one needs the state of the first.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def check_reference(
     CheckpointError
         ``exact`` is set, and they differ by more.
     """
-    count = min(CHECKED_TOKENS, description.positions)
+    count = min(_CHECKED_TOKENS, description.positions)
     tokens = np.random.default_rng(0).integers(0, description.vocab_size, count)
     expected = reference_logits(description, weights, tokens)
     half = count // 2

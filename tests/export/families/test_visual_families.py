@@ -11,10 +11,11 @@ import pytest
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
-from coupled_sampling.export.checkpoints import checkpoint_of, open_checkpoint
+from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.graphs.decoder import decoder_graph
 from coupled_sampling.export.graphs.reference import reference_logits
+from standins.checkpoints import checkpoint_of
 from standins.opening import on_cpu
 from standins.picture_models import (
     CODES,
