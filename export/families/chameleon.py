@@ -76,7 +76,7 @@ _VQ_TRAINING = ("lossconfig", "ckpt_path", "ignore_keys", "image_key", "monitor"
 
 
 class Chameleon:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Chameleon and Lumina-mGPT."""
 
     name = "chameleon"
 
@@ -85,7 +85,6 @@ class Chameleon:
         return bool(config.get("model_type") == "chameleon")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         where = f"the configuration of {checkpoint.path}"
         config = completed(checkpoint.config, DEFAULTS)
         reader = ConfigReader(config, where)

@@ -114,7 +114,7 @@ class _Tokens:
 
 
 class Emu3:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Emu3, from transformers and from BAAI."""
 
     name = "emu3"
 
@@ -123,7 +123,6 @@ class Emu3:
         return config.get("model_type") in ("emu3", "Emu3")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         where = f"the configuration of {checkpoint.path}"
         own = checkpoint.config.get("model_type") == "Emu3"
         area = IMAGE_AREA

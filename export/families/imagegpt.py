@@ -26,7 +26,7 @@ ARCHITECTURES = ("ImageGPTForCausalImageModeling", "ImageGPT")
 
 
 class ImageGpt:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """ImageGPT."""
 
     name = "imagegpt"
 

@@ -84,7 +84,7 @@ class _Picture:
 
 
 class Janus:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Janus and Janus-Pro, from transformers and from DeepSeek."""
 
     name = "janus"
 
@@ -95,7 +95,6 @@ class Janus:
         )
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         where = f"the configuration of {checkpoint.path}"
         reader = ConfigReader(checkpoint.config, where)
         own = checkpoint.config.get("model_type") == "multi_modality"

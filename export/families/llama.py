@@ -77,7 +77,7 @@ HARMLESS_TENSORS = ("rotary_emb.inv_freq",)
 
 
 class Llama:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Llama 1 to 3, SmolLM2, Mistral, Qwen 2 to 3."""
 
     name = "llama"
 
@@ -86,7 +86,6 @@ class Llama:
         return _relative(config) is not None
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         kind = _relative(checkpoint.config)
         if kind is None:
             raise CheckpointError(

@@ -102,7 +102,7 @@ class _Sizes:
 
 
 class LlamaGen:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """LlamaGen, class to picture."""
 
     name = "llamagen"
 

@@ -101,7 +101,7 @@ def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
 
 
 class _Writer:
-    """Writes the graph from its inputs to its outputs, once."""
+    """Writes the graph of one description, once."""
 
     def __init__(
         self, description: DecoderDescription, weights: WeightSource, storage: Storage, tensors: TensorFile | None

@@ -25,7 +25,6 @@ from standins.picture_decoders import (
     FRAMED,
     JANUS,
     JANUS_VQ,
-    LLAMAGEN_CONFIG,
     MODELS,
     NEAREST,
     ORDER,
@@ -41,7 +40,7 @@ from standins.picture_decoders import (
     stored,
     write,
 )
-from standins.picture_models import CODES, SIDE, llamagen_tensors
+from standins.picture_models import CODES, LLAMAGEN_CONFIG, SIDE, llamagen_tensors
 
 pytest.importorskip("safetensors")
 

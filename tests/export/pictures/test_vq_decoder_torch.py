@@ -18,12 +18,9 @@ from coupled_sampling.export.pictures import Stage, reference_picture, vq_pixel_
 from coupled_sampling.export.pictures.pixel_graph import PICTURE
 from standins.exported_windows import one_thread
 from standins.picture_decoders import (
-    BAAI,
     BAAI_VQ,
-    BACKBONE,
     CHAMELEON,
     DEEPSEEK,
-    LLAMAGEN_CONFIG,
     NORMED,
     ROLES,
     TAMING_VQ,
@@ -33,7 +30,17 @@ from standins.picture_decoders import (
     small_pictures,
     write,
 )
-from standins.picture_models import CODES, SIDE, WIDTH, WORDS, backbone_tensors, llamagen_tensors
+from standins.picture_models import (
+    BAAI,
+    BACKBONE,
+    CODES,
+    LLAMAGEN_CONFIG,
+    SIDE,
+    WIDTH,
+    WORDS,
+    backbone_tensors,
+    llamagen_tensors,
+)
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
