@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -29,11 +30,14 @@ __all__ = [
     "CoupledStep",
     "Integers",
     "LogitsProvider",
+    "Noise",
     "Outcome",
     "Processor",
     "PromptObserver",
+    "Purpose",
     "RowInfo",
     "Sampling",
+    "Sites",
     "Window",
     "max_window",
 ]
@@ -169,6 +173,72 @@ class RowInfo:
     seed: int
     sequence: int
     sampling: Sampling
+
+
+class Purpose(IntEnum):
+    """What a uniform is for: at most one draw per position, round and purpose."""
+
+    ACCEPT = 0
+    RESIDUAL = 1
+    REDRAFT = 2
+    PROPOSE = 3
+
+
+class Sites(NamedTuple):
+    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
+
+    seed: NDArray[np.uint64]
+    """(B,)."""
+    sequence: NDArray[np.uint64]
+    """(B,)."""
+    round: Integers
+    """(B,)."""
+    position: Integers
+    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
+    valid: NDArray[np.bool_]
+    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
+
+    def at(self, rows: Integers, slots: Integers) -> Sites:
+        """The K single sites ``(rows[k], slots[k])``, as K rows of one."""
+        return Sites(
+            seed=self.seed[rows],
+            sequence=self.sequence[rows],
+            round=self.round[rows],
+            position=self.position[rows, slots][:, None],
+            valid=np.ones((len(rows), 1), bool),
+        )
+
+
+class Noise(Protocol):
+    """The only three things a decoder may ask of randomness.
+
+    ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
+    mean nothing.
+    """
+
+    def bernoulli(
+        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
+    ) -> Array:
+        """True with ``probability`` (B, n), independently: bool (B, n).
+
+        With ``leading``, answers to the right of a row's first False are not used either.
+        """
+        ...
+
+    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
+        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
+        ...
+
+    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
+        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
+
+        Asked again for the same position, in any round and under any law, it uses the same noise.
+        """
+        ...
+
+    def forget(self, seed: int, sequence: int) -> None:
+        """The sequence has ended: nothing more will be asked for it."""
+        ...
 
 
 class Window(NamedTuple):

@@ -27,73 +27,17 @@ decoder into its exact output law (`coupled_sampling.testing`).
 from __future__ import annotations
 
 import threading
-from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import array_device, from_host, namespace
-from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.arrays import filled, from_host, namespace
+from coupled_sampling.contracts import Array, Noise, Purpose, Sites
 from coupled_sampling.draws import categorical, race
 
-__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "gumbel", "race_weights", "uniforms"]
-
-
-class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
-
-    ACCEPT = 0
-    RESIDUAL = 1
-    REDRAFT = 2
-    PROPOSE = 3
-
-
-class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
-
-    seed: NDArray[np.uint64]
-    """(B,)."""
-    sequence: NDArray[np.uint64]
-    """(B,)."""
-    round: Integers
-    """(B,)."""
-    position: Integers
-    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
-    valid: NDArray[np.bool_]
-    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
-
-
-class Noise(Protocol):
-    """The only three things a decoder may ask of randomness.
-
-    ``where`` (bool (B, n), of any array library) marks the sites whose answer will be used; answers elsewhere mean nothing.
-    """
-
-    def bernoulli(
-        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
-    ) -> Array:
-        """True with ``probability`` (B, n), independently: bool (B, n).
-
-        With ``leading``, answers to the right of a row's first False are not used either.
-        """
-        ...
-
-    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
-        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
-        ...
-
-    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
-        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
-
-        Asked again for the same position, in any round and under any law, it uses the same noise.
-        """
-        ...
-
-    def forget(self, seed: int, sequence: int) -> None:
-        """The sequence has ended: nothing more will be asked for it."""
-        ...
+__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
 
 
 _NO_UNIFORMS = np.zeros((0, 4))
@@ -138,11 +82,6 @@ def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> ND
     values -= 1 - 2.0**-53
     np.log(values, out=values)
     return np.divide(-1.0, values, out=values)
-
-
-def gumbel(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """The position's Gumbel noise: float64 (V,) independent standard Gumbel variables."""
-    return np.log(race_weights(seed, sequence, position, vocab_size))
 
 
 class _Races:
@@ -263,10 +202,10 @@ class CounterNoise:
         for b in range(rows):
             slots = np.flatnonzero(sites.valid[b])
             first, end = (int(slots[0]), int(slots[-1]) + 1) if slots.size else (0, 0)
-            pieces = [xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law))]
+            pieces = [filled((first, vocab_size), 1, law)]
             if slots.size:
                 pieces.append(self._weights(sites, b, first, end, law))
-            pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
+            pieces.append(filled((count - end, vocab_size), 1, law))
             stacked.append(xp.concat(pieces, axis=0))
         return race(law, xp.stack(stacked, axis=0))
 

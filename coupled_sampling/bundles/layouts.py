@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coupled_sampling.arrays import array_device, from_host, namespace
+from coupled_sampling.arrays import counting, from_host, namespace
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.errors import InvalidArgument
 
@@ -83,7 +83,7 @@ class LayoutProcessor:
         ruled = (index >= 0) & (index < ends[-1])
         first = np.where(ruled, np.array([span.first for span in self.spans])[which], 0)
         count = np.where(ruled, np.array([span.count for span in self.spans])[which], vocab_size)
-        every = xp.arange(vocab_size, dtype=xp.int64, device=array_device(logits))
+        every = counting(vocab_size, logits)
         low, end = (from_host(bound[:, None], logits) for bound in (first, first + count))
         nothing = xp.full_like(logits[:1, :1], -xp.inf)
         return xp.where((every >= low) & (every < end), logits, nothing)

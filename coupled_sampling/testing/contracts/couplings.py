@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import Array
+from coupled_sampling.couplings import Decision
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing.contracts.breakpoints import law_of_one, law_of_two
 from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
@@ -54,6 +55,11 @@ def distance(draft_law: Law, target_law: Law) -> float:
     return 0.5 * float(np.abs(draft_law - target_law).sum())
 
 
+def _tokens(coupled: Any) -> Array:
+    """What a coupling returned; `coupled_sampling.couplings.maximal` also says what became of the drafts."""
+    return coupled.tokens if isinstance(coupled, Decision) else coupled
+
+
 def _bounds(kind: Kind, draft_law: Law, target_law: Law) -> tuple[float, float]:
     """The promise of ``kind``."""
     variation = distance(draft_law, target_law)
@@ -67,7 +73,8 @@ class _Subject:
     """The coupling under test, called in the way of its kind."""
 
     def __init__(self, coupling: Callable[..., Array], kind: Kind, seed: int, samples: int, false_alarm: float) -> None:
-        self.coupling, self.kind, self.samples = coupling, kind, samples
+        self.kind, self.samples = kind, samples
+        self.coupling: Callable[..., Array] = lambda *arguments: _tokens(coupling(*arguments))
         self.random = np.random.default_rng(seed)
         self.false_alarm = false_alarm
         self.joint = functools.lru_cache(maxsize=None)(self._joint)

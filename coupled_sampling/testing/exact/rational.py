@@ -2,8 +2,12 @@
 
 A `RationalProvider` returns logits that are *symbols*: an array of logarithms of fractions, which remembers the fractions.
 Subtracting two of them divides the fractions, and their softmax is a law in fractions. The array carries its own namespace,
-as the array API standard provides for, so the shipped step runs on it unchanged, on the code path it takes for all arrays
-that are not numpy's. Every number in it is then exact: total variation comes out as 0 and not as 1e-16.
+as the array API standard provides for, so the shipped step runs on it unchanged. Every number in it is then exact: total
+variation comes out as 0 and not as 1e-16.
+
+What is run so is the whole of `coupled_sampling.couplings`, the lines that numpy's users run, and `coupled_sampling.target`. What
+is not: numpy's own branches in `coupled_sampling.arrays`, `coupled_sampling.draws` and `coupled_sampling.draft_laws` (the two
+look-ups of `DraftLaws`), and `coupled_sampling.noise.CounterNoise`. Those are proved to 1e-12 in floats, or held to the general ones.
 
 Temperatures are reciprocals of integers (a power of a fraction is a fraction); guidance scales are integers. Everything
 that would need a number which is no fraction is refused.
@@ -213,6 +217,10 @@ def _filled(value: int) -> Callable[..., RationalArray]:
     return make
 
 
+def _full(shape: int | tuple[int, ...], value: Any, *, dtype: Any = RATIONAL, device: Any = None) -> RationalArray:
+    return _filled(value)(shape, dtype=dtype)
+
+
 def _full_like(array: RationalArray, value: Any) -> RationalArray:
     return RationalArray(np.full(array.shape, _array(value).values[()], array.values.dtype))
 
@@ -297,6 +305,7 @@ vars(NAMESPACE).update(
     ones=_filled(1),
     zeros_like=_zeros_like,
     ones_like=lambda array: _full_like(array, 1),
+    full=_full,
     full_like=_full_like,
     where=_where,
     isfinite=_isfinite,
