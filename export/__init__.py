@@ -8,11 +8,12 @@
   for a bundle;
 - a PyTorch module of your own: `coupled_sampling.export.torch.module`, with the extra ``[torch]``.
 
-Importing this package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a
-`MissingDependency` then.
+Nothing here runs a model: an export that is to be checked takes the function that opens the bundle, an `Opener`. Importing this
+package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a `MissingDependency` then.
 """
 
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
+from coupled_sampling.export.check import Opener
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
 from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
@@ -32,6 +33,7 @@ __all__ = [
     "GraphBuilder",
     "GridRotary",
     "Norm",
+    "Opener",
     "QueryKeyNorm",
     "Rotary",
     "RotaryScaling",

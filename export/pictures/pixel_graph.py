@@ -45,20 +45,17 @@ def vq_pixel_graph(
     ----------
     description
         The decoder.
-    weights
-        A mapping or function from the names of ``description.weight_shapes()`` to arrays of any float type. Each is asked
-        for when it is needed, and let go.
+    weights, tensors
+        As for `coupled_sampling.export.decoder_graph`.
     tokens
         Which tokens are codes.
     storage
         Convolutions are stored in its type of embeddings, None means float32; all else, which is small, in float32.
-    tensors
-        Where to write large weights to; None keeps all in the graph.
 
     Returns
     -------
     onnx.ModelProto
-        Not yet checked: `coupled_sampling.export.save_graph` does. `write_vq_pixel_graph` does all of it.
+        Not yet checked; `write_vq_pixel_graph` checks and writes it.
 
     Raises
     ------
