@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.cli.pictures import require_pictures
+from coupled_sampling.contracts import LogitsProvider
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["add_export_arguments", "add_step_graphs_arguments", "run_export", "run_step_graphs"]
@@ -28,7 +30,6 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", choices=_TYPES, help="type the weights are stored in (default float32)")
     add("--quantize", choices=("int8", "int4"), help="store matrices as integers with one scale per block of inputs")
     add("--block", type=int, default=32, help="inputs that share a scale (default 32)")
-    add("--batch", default="1", help="batch sizes to record, for backends with fixed shapes (default 1)")
     add(
         "--window",
         default="1,16,32",
@@ -60,14 +61,12 @@ def run_export(arguments: argparse.Namespace) -> int:
         family=arguments.family,
         storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block),
         max_length=arguments.max_length,
-        batches=_integers("batch", arguments.batch),
         windows=_integers("window", arguments.window),
         length=arguments.length,
         vq=arguments.vq,
         step_graphs=() if arguments.step_graphs is None else _methods(arguments.step_graphs),
         name=arguments.name,
         licence=arguments.licence,
-        check=arguments.check,
         force=arguments.force,
     )
     tqdm = require_pictures("tqdm").tqdm
@@ -77,7 +76,8 @@ def run_export(arguments: argparse.Namespace) -> int:
             bar.total = max(total, bar.n + count)
             bar.update(count)
 
-        done = export_checkpoint(arguments.source, arguments.out, settings, report)
+        check = _opened if arguments.check else None
+        done = export_checkpoint(arguments.source, arguments.out, settings, report, check=check)
     if arguments.json:
         print(json.dumps({**done._asdict(), "folder": str(done.folder)}, indent=2))
         return 0
@@ -90,6 +90,13 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"{done.largest_difference:.2g} standard deviations of a position's logits"
         )
     return 0
+
+
+def _opened(bundle: Bundle, *, rows: int) -> LogitsProvider:
+    """The bundle on the CPU, to be checked."""
+    from coupled_sampling.backends import OrtProvider
+
+    return OrtProvider.open(bundle, rows)
 
 
 def add_step_graphs_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """A small random bundle for the TensorRT tests, and providers of it on the stand-ins."""
 
-import dataclasses
 import functools
 import os
 
@@ -8,43 +7,18 @@ import numpy as np
 
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
-from coupled_sampling.bundles.opening import Defaults, GeneratedTokens, Manifest, Prompt, file_record, write_manifest
-from coupled_sampling.export import GptDescription, save_graph, window_graph
 from standins.fake_kernels import EmulatedCuda
 from standins.fake_tensorrt import FakeTensorRT
+from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 LENGTH = 40
-GPT = GptDescription(
-    vocab_size=11, generated=8, positions=LENGTH, width=8, layers=2, heads=2, mlp_width=20, cache_length=44
-)
 
 
-def write_bundle(path, *, max_window=LENGTH, change=lambda model: None, seed=0):
+def write_bundle(path, *, max_window=LENGTH, change=None, seed=0):
     """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph."""
-    path.mkdir(exist_ok=True)
-    random = np.random.default_rng(seed)
-    weights = {name: random.normal(0, 0.5, shape) for name, shape in GPT.weight_shapes().items()}
-    save_graph(window_graph(GPT, weights), path / "window.onnx")
-    import onnx
-
-    model = onnx.load(path / "window.onnx")
-    change(model)
-    onnx.save(model, path / "window.onnx")
-    manifest = Manifest(
-        name="toy",
-        description="A toy.",
-        files={"window.onnx": file_record(path / "window.onnx")},
-        window_graph=dataclasses.replace(GPT.manifest("window.onnx"), max_window=max_window),
-        vocab_size=11,
-        generated_tokens=GeneratedTokens(0, 8),
-        length=6,
-        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
-        defaults=Defaults("ar", 1, "random"),
-        licence="Apache-2.0",
-        provenance={},
+    return write_toy_bundle(
+        path, toy_gpt(LENGTH, cache_length=LENGTH + 4), max_window=max_window, change=change, seed=seed
     )
-    write_manifest(path, manifest)
-    return path
 
 
 def adding(values):

@@ -1,7 +1,7 @@
 """The ONNX Runtime backend on a small random model.
 
 The oracle runs the bundle's graph in one plain call over whole sequences, without bindings or buffers of ours; that the
-graph computes the model is the claim of test_window_graph.py.
+graph computes the model is the claim of test_decoder_graph.py.
 """
 
 import dataclasses
@@ -15,51 +15,23 @@ from hypothesis import strategies as st
 
 from coupled_sampling.backends import OrtProvider, PixelDecoder
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.bundles.opening import (
-    Defaults,
-    GeneratedTokens,
-    Manifest,
-    PixelGraph,
-    Prompt,
-    file_record,
-    open_bundle,
-    write_manifest,
-)
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.contracts import LogitsProvider, max_window
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
-from coupled_sampling.export import GptDescription, pixel_graph, save_graph, window_graph
 from standins import ROOT
+from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 LENGTH = 80
-GPT = GptDescription(vocab_size=11, generated=8, positions=LENGTH, width=8, layers=2, heads=2, mlp_width=20)
+GPT = toy_gpt(LENGTH)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle")
-    random = np.random.default_rng(0)
-    weights = {name: random.normal(0, 0.5, shape) for name, shape in GPT.weight_shapes().items()}
-    save_graph(window_graph(GPT, weights), path / "window.onnx")
-    save_graph(pixel_graph(np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1), 2, 3), path / "pixels.onnx")
-    manifest = Manifest(
-        name="toy",
-        description="A toy.",
-        files={name: file_record(path / name) for name in ("window.onnx", "pixels.onnx")},
-        window_graph=dataclasses.replace(GPT.manifest("window.onnx"), max_window=70),
-        vocab_size=11,
-        generated_tokens=GeneratedTokens(0, 8),
-        length=6,
-        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
-        defaults=Defaults("ar", 1, "random"),
-        licence="Apache-2.0",
-        provenance={},
-        pixel_graph=PixelGraph("pixels.onnx", 4, 6, 1),
-    )
-    write_manifest(path, manifest)
-    return path
+    codebook = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1)
+    return write_toy_bundle(tmp_path_factory.mktemp("bundle"), GPT, max_window=70, codebook=codebook, grid=(2, 3))
 
 
 @pytest.fixture(scope="module")
