@@ -17,6 +17,7 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +28,16 @@ from coupled_sampling.acceptance import acceptance_ratio, residual
 from coupled_sampling.arrays import as_like, first_true, from_host, namespace, pick, to_host
 from coupled_sampling.contracts import (
     Array,
+    Closeable,
+    Closing,
     Integers,
     LogitsProvider,
     Outcome,
     PromptObserver,
+    Runs,
     Window,
     max_window,
+    what_runs,
 )
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.errors import ProviderError
@@ -62,7 +67,7 @@ class Decided(NamedTuple):
     last: Array
 
 
-class HostStep:
+class HostStep(Closing):
     """One coupled step over ``provider``; laws stay in the provider's array library and on its device.
 
     Parameters
@@ -90,6 +95,18 @@ class HostStep:
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws = KeptLaws()
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider; steps are decided here."""
+        return replace(what_runs(self.provider), step="host")
+
+    def close(self) -> None:
+        """Forget all laws and close the provider, if it can be closed."""
+        for row in range(self.batch_size):
+            self._laws.forget(row)
+        if isinstance(self.provider, Closeable):
+            self.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
