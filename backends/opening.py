@@ -158,7 +158,7 @@ def check_model(
     Raises
     ------
     BundleError, InvalidArgument, MissingDependency, ProviderError
-        As from `open_model`; for kernels also where the driver, the GPU or NVRTC is missing.
+        As from `open_model`; where kernels are launched, also if the driver, the GPU or NVRTC is missing.
 
     Examples
     --------
@@ -166,8 +166,8 @@ def check_model(
     'graph'
     """
     wanted = _wanted(bundle, place, rows, method, step, guidance, warped, None)
-    if wanted.step == "kernels":
-        _require_kernels(wanted.place)
+    if wanted.step in back_end(place.backend).KERNELS:
+        _require_kernels(place)
     return wanted.step
 
 

@@ -1,6 +1,6 @@
 """Where a model runs (`Place`), what is asked of a back end (`Wanted`), and the one list of back ends.
 
-A back end is a module of its own, named in `_MODULES`, and imported when its name is first used. It has four things:
+A back end is a module of its own, named in `_MODULES`, and imported when its name is first used. It has five things:
 
 ``SETTINGS``
     Which settings of `Place` it has, besides the name and ``max_window``.
@@ -8,6 +8,8 @@ A back end is a module of its own, named in `_MODULES`, and imported when its na
     Where it can have steps decided, in the order in which ``step="auto"`` prefers them: "graph" in the model's own graph,
     "kernels" by CUDA kernels over logits that it leaves on the GPU, "host" by the library. What comes after "host" is done only if
     asked for.
+``KERNELS``
+    Which of these launch the library's CUDA kernels, so that a GPU and NVRTC are looked for before anything is opened.
 ``takes(wanted)``
     None, or in words why this bundle, method and settings cannot be run so. It looks for no driver and opens nothing.
 ``open(wanted)``
@@ -162,6 +164,9 @@ class BackEnd(Protocol):
 
     @property
     def STEPS(self) -> tuple[str, ...]: ...  # noqa: N802
+
+    @property
+    def KERNELS(self) -> tuple[str, ...]: ...  # noqa: N802
 
     def takes(self, wanted: Wanted) -> str | None: ...
 

@@ -9,10 +9,11 @@ from coupled_sampling.backends.ort.step_checks import missing_step_graph, step_g
 from coupled_sampling.backends.place import Wanted
 from coupled_sampling.contracts import OpenProvider, OpenStep
 
-__all__ = ["SETTINGS", "STEPS", "open", "takes"]
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "open", "takes"]
 
 SETTINGS = frozenset({"threads"})
 STEPS = ("graph", "host")
+KERNELS = ()
 
 
 def takes(wanted: Wanted) -> str | None:

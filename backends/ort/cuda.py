@@ -19,10 +19,11 @@ from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["SETTINGS", "STEPS", "CudaOptions", "open", "open_provider", "open_step", "takes"]
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "CudaOptions", "open", "open_provider", "open_step", "takes"]
 
 SETTINGS = frozenset({"device", "threads", "cuda_graphs"})
 STEPS = ("kernels", "host", "graph")
+KERNELS = ("kernels",)
 
 
 @dataclass(frozen=True)

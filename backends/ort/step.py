@@ -9,10 +9,10 @@ allocated any more.
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding`). **On a GPU, where this was never run**, caches,
 draft laws and the noise ring lie in device memory. What crosses in a call: at most 53 bytes for each of the B * W slots, 106 for
 each row and 16 besides (tokens, starts, counts, settings, uniforms; back come tokens, counts and largest logits), and the race
-noise of newly entered positions, 4 V bytes each, to the GPU. All rows send as many positions as the one with the most of them, at least
-one; what is not new is padding. Besides, zeros cross when a window is wider than all before it, and laws after an interruption in
-the middle of the loop's own bookkeeping. A window that would be written past a cache's end is refused beforehand: on CUDA
-TensorScatter moves it to the last columns without an error.
+noise of newly entered positions, 4 V bytes each, to the GPU. All rows send as many positions as the one with the most of them, at
+least one; what is not new is padding. Besides, zeros cross when a window is wider than all before it, and laws after an
+interruption in the middle of the loop's own bookkeeping. A window that would be written past a cache's end is refused beforehand:
+on CUDA TensorScatter moves it to the last columns without an error.
 
 Draws come from the frozen layout of `coupled_sampling.noise`, so that tokens are those of `HostStep` at the same seed, save
 where two floats tie.

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GRAPHS = ROOT / "coupled_sampling" / "models" / "fashion"
+GRAPHS = ROOT / "coupled_sampling" / "bundles" / "models" / "fashion"
 RECORD = Path(__file__).with_suffix(".json")
 PROVIDER = "CUDAExecutionProvider"
 FIXED = {"B": 2, "2B": 4, "W": 8, "R": 40, "N": 5, "draft_slots": 8}
