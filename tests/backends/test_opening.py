@@ -197,7 +197,6 @@ def test_a_provider_that_does_not_say_what_runs_it_gives_its_class():
     ("settings", "match"),
     [
         ({"backend": "gpu"}, "backend is 'gpu', expected one of cpu, cuda, tensorrt, tensorrt-rtx"),
-        ({"backend": "ort-tensorrt"}, "backend is 'ort-tensorrt'"),
         ({"max_window": 0}, "max_window is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"backend": "tensorrt-rtx", "threads": 1}, "threads is 1, but backend 'tensorrt-rtx' runs nothing on the CPU"),

@@ -411,4 +411,4 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     assert made == [[20] * 4] * 4
     assert names["reason"].startswith("there is no engine")
     assert len(list((tmp_path / "engines").glob("window-*"))) == 3
-    assert len(list((tmp_path / "engines").glob("window_scd_match-*"))) == 1
+    assert len(list((tmp_path / "engines").glob("step_scd_match_tensorrt-*"))) == 1
