@@ -123,7 +123,7 @@ def decode(step: CoupledStep, rows: int, window: int, goes_on: Callable[[], bool
 def compare(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> TieReport:
     """Do step graph and HostStep decide alike? Ties of floats are told from disagreements."""
     provider = OrtProvider(bundle, open_session(bundle.window_graph, threads), rows)
-    both = StepComparison(provider, OrtStep.open_graph(path, rows, threads))
+    both = StepComparison(provider, OrtStep(open_session(path, threads), rows))
     left = iter(range(steps))
     decode(both, rows, window, lambda: next(left, None) is not None)
     return both.report()
@@ -132,7 +132,7 @@ def compare(bundle: Bundle, path: Path, method: str, rows: int, window: int, ste
 def measure(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> list[float]:
     alone, under = (OrtProvider(bundle, open_session(bundle.window_graph, threads), rows) for _ in range(2))
     width = 1 if method == "ar" else window
-    both = Compared(alone, HostStep(under, method), OrtStep.open_graph(path, rows, threads), width)
+    both = Compared(alone, HostStep(under, method), OrtStep(open_session(path, threads), rows), width)
     decode(both, rows, window, lambda: len(both.seconds) < steps + 6)
     times = 1e3 * np.array(both.seconds[6:])
     forward, host, fused = times.T

@@ -3,62 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.opening import (
-    BACKENDS,
-    ENGINES,
-    check_backend,
-    check_step_graph,
-    close_provider,
-    open_graph_step,
-    open_kernel_step,
-    open_provider,
-    require_kernels,
-    what_runs,
-)
+from coupled_sampling.backends import Place, check_model, open_model
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.trt.progress import progress_bar
-from coupled_sampling.backends.trt.step_graph import check_step
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
-from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
+from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs, Sampling
 from coupled_sampling.drafting import Drafting, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 
-__all__ = ["Job", "Ran", "describe_runs"]
+__all__ = ["Job", "describe_runs"]
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a method really ran on, and where its steps were decided."""
-
-    execution_provider: str
-    device: int | None
-    cuda_graphs: bool
-    step: str
-
-    def record(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """For people."""
-        gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
-        return f"on {self.execution_provider}{gpu}, step: {self.step}"
-
-
-def describe_runs(ran: Mapping[str, Ran]) -> str:
+def describe_runs(ran: Mapping[str, Runs]) -> str:
     """A line for each way in which methods ran."""
     ways = dict.fromkeys(ran.values())
     return "\n".join(f"{', '.join(m for m, found in ran.items() if found == way)}: {way}" for way in ways)
@@ -106,7 +75,7 @@ class Job:
                 f"guidance is {self.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"
             )
         self._check_place()
-        self.ran: dict[str, Ran] = {}
+        self.ran: dict[str, Runs] = {}
         self._pixels: PixelDecoder | None = None
 
     def _given(self, name: str, default: Any) -> Any:
@@ -149,36 +118,9 @@ class Job:
         return self.window if isinstance(self.window, int) and self.window > 0 else None
 
     def _check_place(self) -> None:
-        """Refuse what the back end does not have."""
-        backend, step = self.arguments.backend, self.arguments.step
-        arguments = self.arguments
-        check_backend(backend, arguments.threads, arguments.engines, arguments.device, arguments.cuda_graphs)
-        if step == "kernels" and backend == "cpu":
-            raise InvalidArgument(
-                f"step is 'kernels', but backend is 'cpu'; CUDA kernels decide where logits are on a GPU: choose --backend "
-                f"{', '.join(BACKENDS[1:])}, or leave --step at auto"
-            )
-        if step == "graph":
-            check_step_graph(backend, arguments.cuda_graphs)
-        if self._makes_step_engines:
-            for method in self._asked():  # before an engine is built for the first of them
-                check_step(method, self.guidance, warped=self.sampling.warps)
-        if step == "kernels" and self.bundle.manifest.layout:
-            raise InvalidArgument(
-                f"step is 'kernels', but the bundle {self.bundle.manifest.name} has a layout, which needs the host; leave "
-                "--step at auto"
-            )
-        if (
-            backend != "cpu"
-            and (step not in ("host", "graph") or self._makes_step_engines)
-            and not self.bundle.manifest.layout
-        ):
-            require_kernels(arguments.device or 0)  # before an engine is built for what can be done without them
-
-    @property
-    def _makes_step_engines(self) -> bool:
-        """Whether steps are to be made by engines of TensorRT's own, whatever step graphs the bundle has."""
-        return self.arguments.step == "graph" and self.arguments.backend in ENGINES
+        """Refuse what cannot run so, for every method, before the first of them is opened."""
+        for method in self._asked():
+            check_model(**self._wanted(method), step=self.arguments.step)
 
     def _asked(self) -> list[str]:
         """The methods that were asked for; `compare` may run ``ar`` besides."""
@@ -187,64 +129,46 @@ class Job:
         )
         return [name.strip() for name in given.split(",")]
 
+    def _wanted(self, method: str | None) -> dict[str, Any]:
+        """What to open, as `coupled_sampling.backends.open_model` takes it."""
+        given = self.arguments
+        place = Place(given.backend, given.device, given.threads, given.cuda_graphs, given.engines, self._max_window)
+        return {
+            "bundle": self.bundle, "place": place, "rows": self._rows(), "method": method, "guidance": self.guidance,
+            "warped": self.sampling.warps,
+        }  # fmt: skip
+
     def step_of(self, method: str) -> str:
         """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
         asked = self.arguments.step
-        if asked == "host":
-            return "host"
-        if self.arguments.backend != "cpu" and asked != "graph":
-            return "host" if self.bundle.manifest.layout else "kernels"
-        if self._makes_step_engines and not self.bundle.manifest.layout:
-            # What others are measured against, and nobody asked to be a graph: one token in each pass.
-            return "kernels" if method not in self._asked() else "graph"
-        graph = self.bundle.step_graph(method, warped=self.sampling.warps, guided=self.guidance != 1)
-        found = graph is not None and not self.bundle.manifest.layout
-        if asked == "graph" and not found:
-            raise InvalidArgument(
-                f"step is 'graph', but the bundle {self.bundle.manifest.name} has no step graph for {method} with these settings"
-                f"{' (a layout needs the host)' if self.bundle.manifest.layout else ''}; leave --step at auto"
-            )
-        return "graph" if found else "host"
+        if asked == "graph" and method not in self._asked():
+            # What others are measured against: nobody asked it to be a graph.
+            with contextlib.suppress(InvalidArgument):
+                return check_model(**self._wanted(method), step=asked)
+            asked = "auto"
+        return check_model(**self._wanted(method), step=asked)
 
-    def _place(self) -> dict[str, Any]:
-        """Where models run and how, as all functions take it that open one."""
-        given = {name: getattr(self.arguments, name) for name in ("threads", "device", "cuda_graphs", "engines")}
-        return {"max_window": self._max_window, **given}
-
-    def open_provider(self) -> LogitsProvider:
+    def open_provider(self) -> OpenProvider:
         """A provider of its own, guided if asked for."""
-        unconditional = self.bundle.manifest.unconditional_prompt
-        guided = self.guidance != 1 and unconditional is not None
         with progress_bar("building the engine") as progress:
-            rows = 2 * self._rows() if guided else self._rows()
-            provider = open_provider(self.bundle, self.arguments.backend, rows, progress=progress, **self._place())
-        return GuidedProvider(provider, self.guidance, unconditional) if guided and unconditional else provider
+            return cast(OpenProvider, open_model(**self._wanted(None), progress=progress))
 
-    def open_step(self, method: str) -> CoupledStep:
-        """A step of its own that is not the library's: a step graph's, or of CUDA kernels."""
-        what = self.bundle, method, self.arguments.backend, self._rows()
+    def open_model(self, method: str) -> OpenStep:
+        """A step of ``method`` of its own."""
         with progress_bar("building the engine") as progress:
-            settings: dict[str, Any] = {"guidance": self.guidance, "progress": progress, **self._place()}
-            if self.step_of(method) == "graph":
-                return open_graph_step(*what, warped=self.sampling.warps, **settings)
-            return open_kernel_step(*what, **settings)
-
-    def open_model(self, method: str) -> LogitsProvider | CoupledStep:
-        """What ``method`` runs on: a provider where the library decides, else a step."""
-        where = self.step_of(method)
-        model = self.open_provider() if where == "host" else self.open_step(method)
-        self.ran[method] = Ran(*what_runs(model), where)
-        return model
+            step = cast(OpenStep, open_model(**self._wanted(method), step=self.step_of(method), progress=progress))
+        self.ran[method] = step.runs
+        return step
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `generate` would use. ``provider`` is used if the library decides; else it is let go."""
-        where = self.step_of(method.name)
-        if where != "host":
-            # Another model is opened, which leaves its logits where they are, and one of them is enough on a GPU.
-            close_provider(provider)
-        step = HostStep(provider, method) if where == "host" else self.open_step(method.name)
-        self.ran[method.name] = Ran(*what_runs(step), where)
-        return step
+        if self.step_of(method.name) == "host":
+            step = HostStep(provider, method)
+            self.ran[method.name] = step.runs
+            return step
+        if isinstance(provider, Closeable):
+            provider.close()  # another model is opened, and one of them is enough on a GPU
+        return self.open_model(method.name)
 
     def compare(
         self, methods: Sequence[str], *, against_ar: bool, progress: Callable[[str, int], object]

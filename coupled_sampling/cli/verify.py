@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from coupled_sampling.cli.job import Ran, describe_runs
-from coupled_sampling.contracts import LogitsProvider, Sampling, max_window
+from coupled_sampling.cli.job import describe_runs
+from coupled_sampling.contracts import LogitsProvider, Runs, Sampling, max_window
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
@@ -60,7 +60,7 @@ def starting_point(
     return [*prompt, *made.tokens[0].tolist()]
 
 
-def print_verifications(results: Sequence[Verification], ran: Mapping[str, Ran], *, as_json: bool) -> int:
+def print_verifications(results: Sequence[Verification], ran: Mapping[str, Runs], *, as_json: bool) -> int:
     """Print ``results``, and what ``ran`` by method; the exit code: 1 if any method failed."""
     if as_json:
         rows = [

@@ -1,12 +1,16 @@
 """A small random bundle for the TensorRT tests, and providers of it on the stand-ins."""
 
+import contextlib
 import functools
 import os
+from unittest import mock
 
 import numpy as np
 
+from coupled_sampling.backends import Place
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
+from coupled_sampling.export.step_bundle import write_step_graphs
 from standins.fake_kernels import EmulatedCuda
 from standins.fake_tensorrt import FakeTensorRT
 from standins.toy_bundles import toy_gpt, write_toy_bundle
@@ -14,11 +18,12 @@ from standins.toy_bundles import toy_gpt, write_toy_bundle
 LENGTH = 40
 
 
-def write_bundle(path, *, max_window=LENGTH, change=None, seed=0):
-    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph."""
-    return write_toy_bundle(
-        path, toy_gpt(LENGTH, cache_length=LENGTH + 4), max_window=max_window, change=change, seed=seed
-    )
+def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=()):
+    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph; step graphs for the methods ``steps``."""
+    write_toy_bundle(path, toy_gpt(LENGTH, cache_length=LENGTH + 4), max_window=max_window, change=change, seed=seed)
+    if steps:
+        write_step_graphs(path, steps)
+    return path
 
 
 def adding(values):
@@ -64,26 +69,29 @@ class Machine:
         self.trt = FakeTensorRT(self.cuda, rtx=flavour == "tensorrt-rtx", **options)
         self.flavour = Flavour(flavour, self.trt.__version__, behind_bindings(flavour, self.trt))
 
+    @contextlib.contextmanager
+    def used(self):
+        """While it lasts, it is this computer that models are opened on."""
+        runner = "coupled_sampling.backends.trt.runner"
+        with (
+            mock.patch(f"{runner}.find_flavour", return_value=self.flavour),
+            mock.patch(f"{runner}.Device", lambda index: Device(index, bindings=self.cuda)),
+        ):
+            yield
+
     def open(
         self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), on_device=False, engines=None, progress=None, **options
     ):
         chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
-        device = Device(bindings=self.cuda)
-        return TrtProvider.open(
-            bundle,
-            flavour=self.flavour,
-            device=device,
-            options=chosen,
-            on_device=on_device,
-            engines=engines,
-            progress=progress,
-        )
+        place = Place(self.flavour.name, engines=engines)
+        with self.used():
+            return TrtProvider.open(bundle, place, chosen, on_device=on_device, progress=progress)
 
     def open_step(self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), engines=None, **options):
         """A `TrtStep`; ``cuda`` must have its emulator."""
         chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
-        device = Device(bindings=self.cuda)
-        return TrtStep.open(bundle, flavour=self.flavour, device=device, options=chosen, engines=engines)
+        with self.used():
+            return TrtStep.open(bundle, Place(self.flavour.name, engines=engines), chosen)
 
 
 def starts(*values):
