@@ -15,8 +15,9 @@ first, then drafts; a *slot* is an index into it. Slot j's context is the slots 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +27,25 @@ from coupled_sampling.methods import Method
 
 __all__ = [
     "Array",
+    "Closeable",
+    "Closing",
     "CoupledStep",
     "Decisions",
     "Integers",
     "LogitsProvider",
+    "OpenProvider",
+    "OpenStep",
     "Outcome",
     "Processor",
     "PromptObserver",
     "RowInfo",
+    "Runs",
     "Sampling",
+    "SaysWhatRuns",
     "Sites",
     "Window",
     "max_window",
+    "what_runs",
 ]
 
 Array: TypeAlias = Any
@@ -70,7 +78,8 @@ class LogitsProvider(Protocol):
     Notes
     -----
     An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
-    row works on (see `PromptObserver`) may offer ``begin``.
+    row works on (see `PromptObserver`) may offer ``begin``; one that holds memory to be given back, ``close``
+    (`Closeable`); one that knows what runs it, ``runs`` (`SaysWhatRuns`).
 
     Examples
     --------
@@ -139,6 +148,79 @@ class PromptObserver(Protocol):
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts a new sequence with ``prompt`` int64 (L,)."""
         ...
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a model really runs on, for people to read.
+
+    Parameters
+    ----------
+    execution_provider
+        ONNX Runtime's execution provider, TensorRT's name and version, or the class of a provider that does not say.
+    device
+        Number of the GPU; None is the CPU.
+    cuda_graphs
+        Whether calls of a shape seen before are launched as CUDA graphs.
+    step
+        Where steps are decided: "host" (`coupled_sampling.host_step.HostStep`), "graph" (in the model's own graph) or
+        "kernels" (by CUDA kernels, where the logits lie).
+
+    Examples
+    --------
+    >>> print(Runs("CUDAExecutionProvider", device=0))
+    on CUDAExecutionProvider (GPU 0), step: host
+    """
+
+    execution_provider: str
+    device: int | None = None
+    cuda_graphs: bool = False
+    step: str = "host"
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
+        return f"on {self.execution_provider}{gpu}, step: {self.step}"
+
+
+@runtime_checkable
+class SaysWhatRuns(Protocol):
+    """What a provider or step offers that knows what runs it."""
+
+    @property
+    def runs(self) -> Runs: ...
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """What a provider or step offers that holds memory which can be given back."""
+
+    def close(self) -> None:
+        """Give it back; what was closed cannot run any more. Closing twice does no harm."""
+        ...
+
+
+class Closing:
+    """Makes a context manager of what can be closed: the end of the ``with`` block closes it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See `Closeable.close`."""
+
+
+def what_runs(model: object) -> Runs:
+    """What runs a provider or a step; its class's name where it does not say."""
+    return model.runs if isinstance(model, SaysWhatRuns) else Runs(type(model).__name__)
 
 
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
@@ -460,6 +542,9 @@ class CoupledStep(Protocol):
     @property
     def max_window(self) -> int: ...
 
+    @property
+    def runs(self) -> Runs: ...
+
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts a new sequence: forget the one before."""
         ...
@@ -467,3 +552,32 @@ class CoupledStep(Protocol):
     def step(self, window: Window) -> Outcome:
         """Forward ``window``, accept a leading run of its drafts and redraft the rest."""
         ...
+
+    def close(self) -> None:
+        """Give back what it holds, the model under it included. See `Closeable.close`."""
+        ...
+
+
+class OpenStep(CoupledStep, Protocol):
+    """A step that was opened: a context manager that says what runs it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class OpenProvider(LogitsProvider, Protocol):
+    """A provider that was opened: a context manager that says what runs it."""
+
+    @property
+    def runs(self) -> Runs: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

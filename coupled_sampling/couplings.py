@@ -122,10 +122,9 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     proposed = draft_law.of_drafts(target_law) if isinstance(draft_law, LawsInPieces) else pick(draft_law, draft)
     xp, wide = namespace(target), floats(target)
     target, proposed = xp.astype(target, wide), xp.astype(proposed, wide)
-    # p = q must give exactly 1, and 0 / 0 must not be asked for: divide only where the quotient is below 1.
-    larger = xp.where(proposed > target, proposed, xp.ones_like(proposed))
-    ratio = xp.where(proposed > target, target / larger, xp.ones_like(target))
-    return xp.where(target > 0, ratio, xp.zeros_like(ratio))
+    # p / p is exactly 1 wherever the target gives as much as the draft law, and nothing is divided by 0.
+    larger = xp.maximum(proposed, target)
+    return target / xp.where(larger > 0, larger, xp.ones_like(larger))
 
 
 def residual(target_law: Array, draft_law: Array) -> Array:

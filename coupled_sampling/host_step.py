@@ -16,18 +16,24 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from coupled_sampling.arrays import as_like, is_floating, to_host
 from coupled_sampling.contracts import (
     Array,
+    Closeable,
+    Closing,
     Decisions,
     Integers,
     LogitsProvider,
     Outcome,
     PromptObserver,
+    Runs,
     Window,
     max_window,
+    what_runs,
 )
 from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
@@ -40,7 +46,7 @@ from coupled_sampling.target import target_laws
 __all__ = ["HostStep"]
 
 
-class HostStep:
+class HostStep(Closing):
     """One coupled step over ``provider``; laws stay in the provider's array library and on its device.
 
     Parameters
@@ -68,6 +74,18 @@ class HostStep:
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws = KeptLaws()
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider; steps are decided here."""
+        return replace(what_runs(self.provider), step="host")
+
+    def close(self) -> None:
+        """Forget all laws and close the provider, if it can be closed."""
+        for row in range(self.batch_size):
+            self._laws.forget(row)
+        if isinstance(self.provider, Closeable):
+            self.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""

@@ -119,6 +119,9 @@ class StepGraph:
         Whether rows may have top-k, top-p and min-p.
     guided
         Whether it is for classifier-free guidance.
+    noise
+        Where race noise comes from: "ring" is a memory inside the graph, "window" an input with noise for each slot, which is how
+        TensorRT takes it.
 
     Examples
     --------
@@ -131,12 +134,18 @@ class StepGraph:
     method: str
     warped: bool = False
     guided: bool = False
+    noise: str = "ring"
 
     def __post_init__(self) -> None:
         try:
             find_method(self.method)
         except InvalidArgument as error:
             raise BundleError(f"step_graphs: {error}") from error
+        expect(self.noise in ("ring", "window"), "step_graphs: noise", self.noise, "'ring' or 'window'")
+
+    def __str__(self) -> str:
+        variant = " warped" * self.warped + " guided" * self.guided
+        return f"{self.method}{variant}{' for TensorRT' * (self.noise == 'window')}"
 
 
 @dataclass(frozen=True)
@@ -356,7 +365,7 @@ def _check_files(manifest: Manifest) -> None:
     for field, graph in graphs.items():
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
-    kinds = [(graph.method, graph.warped, graph.guided) for graph in manifest.step_graphs]
+    kinds = [(graph.method, graph.warped, graph.guided, graph.noise) for graph in manifest.step_graphs]
     for i, kind in enumerate(kinds):
         expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
     tokenizer = manifest.tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coupled_sampling.cli.arguments import add_output, names
+from coupled_sampling.cli.models import open_on_cpu
 from coupled_sampling.cli.progress import byte_bar
 from coupled_sampling.cli.step_graphs import checked_methods
 from coupled_sampling.errors import InvalidArgument
@@ -96,7 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     with byte_bar("reading") as report:
-        done = export_checkpoint(arguments.source, arguments.out, settings, report)
+        check = open_on_cpu if arguments.check else None
+        done = export_checkpoint(arguments.source, arguments.out, settings, report, check=check)
     if arguments.json:
         print(json.dumps({**done._asdict(), "folder": str(done.folder)}, indent=2))
         return 0
@@ -128,7 +130,6 @@ def _settings(arguments: argparse.Namespace) -> ExportSettings:
         step_graphs=() if arguments.step_graphs is None else checked_methods(arguments.step_graphs),
         name=arguments.name,
         licence=arguments.licence,
-        check=arguments.check,
         force=arguments.force,
     )
 

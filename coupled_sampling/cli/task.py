@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
 
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
-from coupled_sampling.cli.models import (
-    ENGINES,
-    Place,
-    Ran,
-    check_models,
-    close_provider,
-    open_model,
-    progress_bar,
-    step_of,
-    what_ran,
-)
+from coupled_sampling.cli.models import check_model, open_model, progress_bar
 from coupled_sampling.cli.prompts import find_prompts, open_tokenizer
 from coupled_sampling.cli.settings import RunSettings, run_settings
-from coupled_sampling.contracts import CoupledStep, LogitsProvider
+from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 
@@ -56,38 +48,53 @@ class Task:
         prompts: Sequence[Sequence[int]],
     ) -> None:
         self.bundle, self.settings, self.tokenizer, self.prompts = bundle, settings, tokenizer, prompts
-        self.ran: dict[str, Ran] = {}
+        self.ran: dict[str, Runs] = {}
 
-    def open_model(self, method: str) -> LogitsProvider | CoupledStep:
-        """What ``method`` runs on: a provider where the library decides, else a step."""
-        step = self._step_asked(method)
+    def check(self) -> None:
+        """Refuse what cannot run so, for every method that was asked for, before the first of them is opened.
+
+        Raises
+        ------
+        InvalidArgument, MissingDependency, ProviderError
+            As from `coupled_sampling.backends.check_model`.
+        """
+        for method in self.settings.methods:
+            self._check(method, self.settings.step)
+
+    def open_model(self, method: str) -> OpenStep:
+        """A step of ``method`` of its own."""
+        settings, decoding = self.settings, self.settings.decoding
         with progress_bar("building the engine") as progress:
-            model = open_model(
-                *self._place(),
+            step = open_model(
+                self.bundle,
+                settings.place,
+                settings.rows,
                 method=method,
-                step=step,
-                warped=self._warped,
-                guidance=self._guidance,
+                step=self._step_of(method),
+                guidance=decoding.guidance,
+                warped=decoding.sampling.warps,
                 progress=progress,
             )
-        self.ran[method] = what_ran(model, self._step_of(method))
-        return model
+        self.ran[method] = step.runs
+        return step
 
-    def open_provider(self) -> LogitsProvider:
-        """A provider of its own, whatever decides steps."""
+    def open_provider(self) -> OpenProvider:
+        """A provider of its own, guided if asked for, whatever decides steps."""
+        settings = self.settings
         with progress_bar("building the engine") as progress:
-            return open_model(*self._place(), guidance=self._guidance, progress=progress)
+            return open_model(
+                self.bundle, settings.place, settings.rows, guidance=settings.decoding.guidance, progress=progress
+            )
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `open_model` would give. ``provider`` is used if the library decides; else it is let go."""
         if self._step_of(method.name) == "host":
-            self.ran[method.name] = what_ran(provider, "host")
-            return HostStep(provider, method)
-        # Another model is opened, which leaves its logits where they are, and one of them is enough on a GPU.
-        close_provider(provider)
-        step = self.open_model(method.name)
-        assert not isinstance(step, LogitsProvider)
-        return step
+            step = HostStep(provider, method)
+            self.ran[method.name] = step.runs
+            return step
+        if isinstance(provider, Closeable):
+            provider.close()  # another model is opened, and one of them is enough on a GPU
+        return self.open_model(method.name)
 
     def compare(
         self, methods: Sequence[str], *, against_ar: bool, progress: Callable[[str, int], object]
@@ -104,34 +111,27 @@ class Task:
             progress=progress,
         )
 
-    def _step_asked(self, method: str) -> str:
-        """Where steps of ``method`` are to be decided."""
-        asked, place = self.settings.step, self.settings.place
-        if asked == "graph" and place.backend in ENGINES and method not in self.settings.methods:
-            return "auto"  # `ar`, which others are measured against: an engine of it would be built, and nobody asked for one
-        return asked
-
     def _step_of(self, method: str) -> str:
-        """Where they are decided."""
-        return step_of(
+        """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
+        asked = self.settings.step
+        if asked == "graph" and method not in self.settings.methods:
+            # `ar`, which others are measured against: nobody asked for a graph of it.
+            with contextlib.suppress(InvalidArgument):
+                return self._check(method, asked)
+            asked = "auto"
+        return self._check(method, asked)
+
+    def _check(self, method: str, step: str) -> str:
+        settings, decoding = self.settings, self.settings.decoding
+        return check_model(
             self.bundle,
-            self.settings.place,
-            method,
-            step=self._step_asked(method),
-            guidance=self._guidance,
-            warped=self._warped,
+            settings.place,
+            settings.rows,
+            method=method,
+            step=step,
+            guidance=decoding.guidance,
+            warped=decoding.sampling.warps,
         )
-
-    def _place(self) -> tuple[Bundle, Place, int]:
-        return self.bundle, self.settings.place, self.settings.rows
-
-    @property
-    def _guidance(self) -> float:
-        return self.settings.decoding.guidance
-
-    @property
-    def _warped(self) -> bool:
-        return self.settings.decoding.sampling.warps
 
 
 def prepare(arguments: argparse.Namespace, *, count: int, methods: Sequence[str] = ()) -> Task:
@@ -148,13 +148,6 @@ def prepare(arguments: argparse.Namespace, *, count: int, methods: Sequence[str]
     settings = run_settings(arguments, bundle.manifest, count=count, methods=methods)
     tokenizer = open_tokenizer(bundle)
     prompts = find_prompts(bundle.manifest, tokenizer, arguments.prompt, count)
-    decoding = settings.decoding
-    check_models(
-        bundle,
-        settings.place,
-        settings.methods,
-        step=settings.step,
-        guidance=decoding.guidance,
-        warped=decoding.sampling.warps,
-    )
-    return Task(bundle, settings, tokenizer, prompts)
+    task = Task(bundle, settings, tokenizer, prompts)
+    task.check()
+    return task

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling, names
-from coupled_sampling.cli.models import Ran, describe_runs
+from coupled_sampling.cli.models import describe_runs
 from coupled_sampling.cli.progress import token_bars
 from coupled_sampling.cli.task import Task, prepare
-from coupled_sampling.contracts import Sampling, max_window
+from coupled_sampling.contracts import Runs, Sampling, max_window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.methods import find_method
@@ -141,7 +141,7 @@ def _beginning(task: Task, prompt: Sequence[int], after: int, sampling: Sampling
     return [*prompt, *made.tokens[0].tolist()]
 
 
-def _print(results: Sequence[Verification], ran: Mapping[str, Ran], *, as_json: bool) -> None:
+def _print(results: Sequence[Verification], ran: Mapping[str, Runs], *, as_json: bool) -> None:
     """Print ``results``, and what ``ran`` by method."""
     if as_json:
         rows = [

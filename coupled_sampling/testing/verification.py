@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Sampling, Window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Sampling, Window
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
@@ -109,6 +109,13 @@ class _Recorder:
     @property
     def max_window(self) -> int:
         return self.inner.max_window
+
+    @property
+    def runs(self) -> Runs:
+        return self.inner.runs
+
+    def close(self) -> None:
+        self.inner.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         self.inner.begin(row, prompt)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.export.torch.module import CacheShape, WindowCache, export_module
+from coupled_sampling.export.torch.module import CacheShape, ModuleSettings, WindowCache, export_module
 
 VOCABULARY, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, POSITIONS = 64, 48, 2, 6, 2, 8, 128
 
@@ -90,11 +90,14 @@ def main() -> None:
         Decoder().eval(),
         out,
         CacheShape(LAYERS, KV_HEADS, HEAD_SIZE, POSITIONS),
-        name="own",
-        description="A small rotary decoder with random weights.",
-        prompts={"start": [0], "other": [1, 2, 3]},
-        length=60,
-        licence="Apache-2.0",
+        ModuleSettings(
+            name="own",
+            description="A small rotary decoder with random weights.",
+            prompts={"start": [0], "other": [1, 2, 3]},
+            length=60,
+            licence="Apache-2.0",
+        ),
+        check=lambda bundle, *, rows: OrtProvider.open(bundle, rows),
     )
     print(f"wrote {bundle.folder}; ONNX Runtime agrees with the module")
     prompts = [prompt.tokens for prompt in bundle.manifest.prompts.values()]

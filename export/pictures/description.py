@@ -140,12 +140,12 @@ class VqDescription:
 
     @property
     def height(self) -> int:
-        """Of the picture."""
+        """Rows of pixels."""
         return self.rows * self.scale
 
     @property
     def width(self) -> int:
-        """Of the picture."""
+        """Columns of pixels."""
         return self.columns * self.scale
 
     def weight_shapes(self) -> Shapes:

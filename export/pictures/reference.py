@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.export.graphs.weights import WeightSource
+from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
 from coupled_sampling.export.pictures.description import VqDescription
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
-from coupled_sampling.export.pictures.pixel_graph import weight_reader
 
 __all__ = ["reference_picture", "reference_pixels", "values_to_pixels"]
 
@@ -57,7 +56,7 @@ class _Decoder:
 
     def __init__(self, description: VqDescription, weights: WeightSource) -> None:
         self.description = description
-        self.weights = weight_reader(description, weights)
+        self.weights = WeightReader(description.weight_shapes(), weights)
         self.condition: Floats | None = None
 
     def picture(self, codes: NDArray[np.int64]) -> Floats:

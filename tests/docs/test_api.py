@@ -23,7 +23,6 @@ WITHOUT_EXAMPLES = (
     "coupled_sampling.couplings",
     "coupled_sampling.draws",
     "coupled_sampling.export.families",
-    "coupled_sampling.export.graphs.window",
     "coupled_sampling.export.pictures",
     "coupled_sampling.export.torch",
     "coupled_sampling.host_step",

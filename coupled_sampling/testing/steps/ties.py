@@ -28,11 +28,14 @@ import numpy as np
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
     Array,
+    Closeable,
+    Closing,
     CoupledStep,
     Integers,
     LogitsProvider,
     Outcome,
     PromptObserver,
+    Runs,
     Window,
     max_window,
 )
@@ -187,7 +190,7 @@ class _Recorded:
         return self.logits
 
 
-class StepComparison:
+class StepComparison(Closing):
     """A coupled step that runs two and goes on with the first: give it to a `coupled_sampling.Decoder` in place of a model.
 
     Parameters
@@ -248,6 +251,17 @@ class StepComparison:
         self._disagreements: list[Difference] = []
         self._largest = (0.0, 0.0)
         self._disagreed = 0
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the step that is compared."""
+        return self.other.runs
+
+    def close(self) -> None:
+        """Close the step that is compared, and the provider if it can be closed."""
+        self.other.close()
+        if isinstance(self._recorded.provider, Closeable):
+            self._recorded.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Tell both."""
