@@ -1,6 +1,6 @@
 """Options that several commands share: which model, how to sample, and where to run.
 
-Every help text ends with the option's default. What a value is, its metavar says; shell completion goes by it (`VALUES`).
+Every help text ends with the option's default. What a value is, its metavar says; `coupled_sampling.cli.completion` goes by it.
 """
 
 from __future__ import annotations
