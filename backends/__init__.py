@@ -5,7 +5,6 @@ from coupled_sampling.backends.opening import BACKENDS, Place, check_model, open
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.backends.ort.step import OrtStep
-from coupled_sampling.backends.trt import TrtProvider, TrtStep
 
 __all__ = [
     "BACKENDS",
@@ -14,8 +13,6 @@ __all__ = [
     "OrtStep",
     "PixelDecoder",
     "Place",
-    "TrtProvider",
-    "TrtStep",
     "check_model",
     "open_model",
 ]

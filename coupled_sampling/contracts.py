@@ -27,8 +27,6 @@ from coupled_sampling.methods import Method
 
 __all__ = [
     "Array",
-    "Closeable",
-    "Closing",
     "CoupledStep",
     "Decisions",
     "Integers",
@@ -41,11 +39,9 @@ __all__ = [
     "RowInfo",
     "Runs",
     "Sampling",
-    "SaysWhatRuns",
     "Sites",
     "Window",
     "max_window",
-    "what_runs",
 ]
 
 Array: TypeAlias = Any
@@ -78,8 +74,8 @@ class LogitsProvider(Protocol):
     Notes
     -----
     An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
-    row works on (see `PromptObserver`) may offer ``begin``; one that holds memory to be given back, ``close``
-    (`Closeable`); one that knows what runs it, ``runs`` (`SaysWhatRuns`).
+    row works on (see `PromptObserver`) may offer ``begin``; one that holds memory to be given back, ``close()``; one that
+    knows what runs it, the attribute ``runs``, a `Runs`.
 
     Examples
     --------
@@ -554,12 +550,23 @@ class CoupledStep(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds, the model under it included. See `Closeable.close`."""
+        """Give back what it holds, the model under it included; it cannot run any more. Closing twice does no harm."""
         ...
 
 
 class OpenStep(CoupledStep, Protocol):
-    """A step that was opened: a context manager that says what runs it."""
+    """A step that was opened: a context manager that says what runs it.
+
+    Examples
+    --------
+    Every step of this library is one:
+
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> with HostStep(TableProvider(random_table(0, 5), 5), "scd-match") as step:
+    ...     print(step.runs)
+    on TableProvider, step: host
+    """
 
     def __enter__(self) -> Self: ...
 
@@ -569,7 +576,15 @@ class OpenStep(CoupledStep, Protocol):
 
 
 class OpenProvider(LogitsProvider, Protocol):
-    """A provider that was opened: a context manager that says what runs it."""
+    """A provider that was opened: a context manager that says what runs it.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends import open_model
+    >>> with open_model("fashion") as provider:
+    ...     provider.vocab_size, provider.runs.execution_provider
+    (267, 'CPUExecutionProvider')
+    """
 
     @property
     def runs(self) -> Runs: ...

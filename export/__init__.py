@@ -13,11 +13,10 @@ package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its
 """
 
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
-from coupled_sampling.export.check import Opener
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
-from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
+from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
-from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
+from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
@@ -30,16 +29,13 @@ __all__ = [
     "DecoderDescription",
     "ExportSettings",
     "Exported",
-    "GraphBuilder",
     "GridRotary",
     "Norm",
-    "Opener",
     "QueryKeyNorm",
     "Rotary",
     "RotaryScaling",
     "Storage",
     "add_step_graphs",
-    "decoder_graph",
     "export_checkpoint",
     "open_checkpoint",
     "pixel_graph",

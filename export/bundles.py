@@ -24,12 +24,14 @@ from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
-from coupled_sampling.export.families import find_family, open_picture_decoder
+from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.contract import Exportable
+from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.storage import Storage
-from coupled_sampling.export.pictures import PictureDecoder, write_vq_pixel_graph
+from coupled_sampling.export.pictures import write_vq_pixel_graph
+from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]

@@ -32,7 +32,7 @@ class Opener(Protocol):
     Examples
     --------
     >>> from coupled_sampling.backends import OrtProvider
-    >>> from coupled_sampling.export import Opener
+    >>> from coupled_sampling.export.check import Opener
     >>> def on_the_cpu(bundle, *, rows):
     ...     return OrtProvider.open(bundle, rows)
     >>> opener: Opener = on_the_cpu  # to pass as ``check`` to `export_checkpoint`

@@ -29,7 +29,7 @@ from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
 
-__all__ = ["MakeStep", "Verification", "verify"]
+__all__ = ["Verification", "verify"]
 
 MakeStep = Callable[[LogitsProvider, Method], CoupledStep]
 """Makes the step to verify, such as `HostStep`."""

@@ -5,18 +5,10 @@ Importing this package loads nothing heavy: ``safetensors``, ``gguf`` and ``toke
 them, and their absence is a `MissingDependency` then.
 """
 
-from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
-from coupled_sampling.export.checkpoints.gguf_config import huggingface_config
-from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
+from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
-from coupled_sampling.export.checkpoints.rotary_layout import unpermute_rotary
 
 __all__ = [
     "Checkpoint",
-    "CheckpointError",
-    "TensorInfo",
-    "gguf_tokenizer",
-    "huggingface_config",
     "open_checkpoint",
-    "unpermute_rotary",
 ]

@@ -46,7 +46,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
 
     Examples
     --------
-    >>> from coupled_sampling.export.checkpoints import gguf_tokenizer
+    >>> from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
     >>> metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}
     >>> metadata |= {"tokenizer.ggml.tokens": ["h", "e", "l", "he", "hel"], "tokenizer.ggml.merges": ["h e", "he l"]}
     >>> gguf_tokenizer(metadata).encode("hell").ids

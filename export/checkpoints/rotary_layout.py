@@ -46,7 +46,7 @@ def unpermute_rotary(weight: NDArray[Any], heads: int) -> NDArray[Any]:
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export.checkpoints import unpermute_rotary
+    >>> from coupled_sampling.export.checkpoints.rotary_layout import unpermute_rotary
     >>> unpermute_rotary(np.arange(4), heads=1)  # neighbours 0, 1 and 2, 3 become the pairs 0, 2 and 1, 3 of rows
     array([0, 2, 1, 3])
     """

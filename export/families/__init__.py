@@ -12,17 +12,14 @@ from typing import Any, cast
 
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
-from coupled_sampling.export.families.contract import Decoding, Exportable, Family, PictureFamily
-from coupled_sampling.export.families.vqgan import open_picture_decoder
+from coupled_sampling.export.families.contract import Decoding, Exportable, Family
 
 __all__ = [
     "FAMILIES",
     "Decoding",
     "Exportable",
     "Family",
-    "PictureFamily",
     "find_family",
-    "open_picture_decoder",
 ]
 
 FAMILIES: dict[str, str] = {

@@ -64,7 +64,7 @@ class GraphBuilder:
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export import GraphBuilder
+    >>> from coupled_sampling.export.graphs.builder import GraphBuilder
     >>> graph = GraphBuilder()
     >>> x = graph.input("x", "float32", ["B", 3])
     >>> y = graph.output("y", "float32", ["B", 3])

@@ -61,7 +61,8 @@ def decoder_graph(
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export import DecoderDescription, Rotary, decoder_graph
+    >>> from coupled_sampling.export import DecoderDescription, Rotary
+    >>> from coupled_sampling.export.graphs.decoder import decoder_graph
     >>> description = DecoderDescription(vocab_size=32, positions=64, width=16, layers=1, heads=2, mlp_width=32, rotary=Rotary())
     >>> weights = {name: np.zeros(shape, np.float32) for name, shape in description.weight_shapes().items()}
     >>> model = decoder_graph(description, weights)

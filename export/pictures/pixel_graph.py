@@ -46,7 +46,7 @@ def vq_pixel_graph(
     description
         The decoder.
     weights, tensors
-        As for `coupled_sampling.export.decoder_graph`.
+        As for `coupled_sampling.export.graphs.decoder.decoder_graph`.
     tokens
         Which tokens are codes.
     storage

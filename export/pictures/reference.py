@@ -39,14 +39,14 @@ def reference_picture(description: VqDescription, weights: WeightSource, codes: 
     Parameters
     ----------
     description, weights
-        As for `coupled_sampling.export.pictures.vq_pixel_graph`.
+        As for `coupled_sampling.export.pictures.pixel_graph.vq_pixel_graph`.
     codes
         int64 (B, rows * columns).
 
     Raises
     ------
     InvalidArgument
-        As for `coupled_sampling.export.pictures.vq_pixel_graph`.
+        As for `coupled_sampling.export.pictures.pixel_graph.vq_pixel_graph`.
     """
     return _Decoder(description, weights).picture(codes)
 

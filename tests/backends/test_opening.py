@@ -19,14 +19,13 @@ from coupled_sampling.backends import (
     OrtProvider,
     OrtStep,
     Place,
-    TrtProvider,
-    TrtStep,
     check_model,
     open_model,
 )
 from coupled_sampling.backends import opening as opening_module
 from coupled_sampling.backends import place as place_module
 from coupled_sampling.backends.place import back_end
+from coupled_sampling.backends.trt import TrtProvider, TrtStep
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.contracts import Closeable, LogitsProvider, Runs, SaysWhatRuns, what_runs

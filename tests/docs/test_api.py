@@ -31,14 +31,19 @@ WITHOUT_EXAMPLES = (
 """Modules, by where their code stands, whose examples are still to be written. This list only gets shorter."""
 
 NEEDED = {
+    "coupled_sampling.backends": ("onnx", "onnxruntime"),
+    "coupled_sampling.contracts.OpenProvider": ("onnxruntime",),
     "coupled_sampling.export": ("onnx", "ml_dtypes"),
     "coupled_sampling.export.checkpoints": ("safetensors", "gguf", "tokenizers"),
+    "coupled_sampling.export.families": ("safetensors",),
+    "coupled_sampling.export.torch.module.WindowCache": ("torch.onnx.ops",),
+    "coupled_sampling.export.torch.module.export_module": ("torch.onnx.ops", "onnxscript", "onnxruntime"),
     "coupled_sampling.bundles.text": ("tokenizers",),
     "coupled_sampling.testing": ("scipy",),
     "coupled_sampling.testing.strategies": ("hypothesis",),
     "coupled_sampling.testing.plugin": ("hypothesis",),
 }
-"""Packages of extras that the examples of a module need."""
+"""Packages of extras that examples need, by module or by entry."""
 
 ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 
@@ -132,7 +137,7 @@ def _examples(value: Any, entry: str) -> doctest.DocTest | None:
 def test_a_public_name_has_an_example_that_runs(entry, monkeypatch, tmp_path):
     value = _to_show()[entry]
     for place, packages in NEEDED.items():
-        for package in packages if _is_behind(value.__module__, [place]) else ():
+        for package in packages if place == entry or _is_behind(value.__module__, [place]) else ():
             pytest.importorskip(package, reason=f"the example of {entry} needs {package}")
     test = _examples(value, entry)
     if test is None and _is_behind(value.__module__, WITHOUT_EXAMPLES):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from coupled_sampling.export.checkpoints import Checkpoint, TensorInfo
+from coupled_sampling.export.checkpoints import Checkpoint
+from coupled_sampling.export.checkpoints.contract import TensorInfo
 
 
 def checkpoint_of(tensors, config):

@@ -8,7 +8,8 @@ import pytest
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
-from coupled_sampling.export.families import find_family, open_picture_decoder
+from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.pictures.description import FirstFrame, Stage, VqDescription
 from coupled_sampling.export.pictures.names import LLAMAGEN, TAMING, TRANSFORMERS_EMU3, TRANSFORMERS_JANUS, places
 from coupled_sampling.export.pictures.pixel_graph import PICTURE

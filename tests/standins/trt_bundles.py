@@ -9,7 +9,8 @@ import numpy as np
 
 from coupled_sampling.backends import Place
 from coupled_sampling.backends.cuda.device import Device
-from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
+from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep
+from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.export.step_bundle import write_step_graphs
 from standins.fake_kernels import EmulatedCuda
 from standins.fake_tensorrt import FakeTensorRT

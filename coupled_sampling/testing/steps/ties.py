@@ -56,7 +56,7 @@ class Difference:
 
     Examples
     --------
-    >>> from coupled_sampling.testing import Difference
+    >>> from coupled_sampling.testing.steps.ties import Difference
     >>> difference = Difference(
     ...     row=0, position=7, round=3, expected=4, found=9, committed=(2, 2), kind="race", margin=1e-8, bound=1e-6
     ... )

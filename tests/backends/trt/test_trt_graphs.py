@@ -13,14 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coupled_sampling.backends.trt import (
-    BuildOptions,
-    EngineError,
-    EngineStore,
-    build_engine,
-    find_flavour,
-    load_or_build,
-)
+from coupled_sampling.backends.trt import BuildOptions, EngineError, EngineStore, find_flavour, load_or_build
+from coupled_sampling.backends.trt.build import build_engine
 from coupled_sampling.backends.trt.messages import message_log
 from coupled_sampling.backends.trt.network import parse_network
 from coupled_sampling.backends.trt.precision import convert_graph, load_graph, save_converted

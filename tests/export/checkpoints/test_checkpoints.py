@@ -9,12 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.checkpoints import (
-    CheckpointError,
-    open_checkpoint,
-    unpermute_rotary,
-)
+from coupled_sampling.errors import CheckpointError, InvalidArgument
+from coupled_sampling.export.checkpoints import open_checkpoint
+from coupled_sampling.export.checkpoints.rotary_layout import unpermute_rotary
 from standins.checkpoints import interleaved_rotary
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs the extra [export]")

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coupled_sampling.export.checkpoints import (
-    CheckpointError,
-    gguf_tokenizer,
-    huggingface_config,
-    open_checkpoint,
-)
+from coupled_sampling.errors import CheckpointError
+from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.checkpoints.gguf_checkpoint import NAMES, huggingface_name
+from coupled_sampling.export.checkpoints.gguf_config import huggingface_config
 from coupled_sampling.export.checkpoints.gguf_file import GgufFile
+from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from standins.checkpoints import interleaved_rotary
 from standins.gguf_blocks import DECODERS, random_blocks
 

@@ -2,10 +2,8 @@
 
 import pytest
 
-from coupled_sampling.export.checkpoints import (
-    CheckpointError,
-    gguf_tokenizer,
-)
+from coupled_sampling.errors import CheckpointError
+from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [export]")
 quants = pytest.importorskip("gguf.quants")

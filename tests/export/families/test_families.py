@@ -12,7 +12,8 @@ import pytest
 
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
-from coupled_sampling.export.checkpoints import gguf_tokenizer, open_checkpoint
+from coupled_sampling.export.checkpoints import open_checkpoint
+from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.families import FAMILIES, find_family
 from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
 from coupled_sampling.export.graphs.reference import reference_logits

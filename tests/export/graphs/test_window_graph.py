@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling.errors import InvalidArgument, OutputError
-from coupled_sampling.export import Norm, decoder_graph, save_graph
+from coupled_sampling.export import Norm, save_graph
+from coupled_sampling.export.graphs.decoder import decoder_graph
 from standins.toy_bundles import toy_gpt, toy_weights
 
 onnx = pytest.importorskip("onnx")

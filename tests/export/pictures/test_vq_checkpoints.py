@@ -11,12 +11,9 @@ from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export import ExportSettings, export_checkpoint
-from coupled_sampling.export.pictures import (
-    reference_picture,
-    vq_pixel_graph,
-)
 from coupled_sampling.export.pictures.names import LLAMAGEN, TAMING, TRANSFORMERS_EMU3, TRANSFORMERS_JANUS, places
-from coupled_sampling.export.pictures.reference import values_to_pixels
+from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph
+from coupled_sampling.export.pictures.reference import reference_picture, values_to_pixels
 from standins.checkpoints import checkpoint_of
 from standins.picture_decoders import (
     CHAMELEON,

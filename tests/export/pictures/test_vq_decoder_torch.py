@@ -14,8 +14,9 @@ from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
-from coupled_sampling.export.pictures import Stage, reference_picture, vq_pixel_graph
-from coupled_sampling.export.pictures.pixel_graph import PICTURE
+from coupled_sampling.export.pictures import Stage
+from coupled_sampling.export.pictures.pixel_graph import PICTURE, vq_pixel_graph
+from coupled_sampling.export.pictures.reference import reference_picture
 from standins.exported_windows import one_thread
 from standins.picture_decoders import (
     BAAI_VQ,
