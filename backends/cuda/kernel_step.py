@@ -95,6 +95,19 @@ class KernelStep(Closing):
     Notes
     -----
     Laws carried by fresh drafts (draft models) and logits processors are refused: use `HostStep` for them.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place, open_model
+    >>> from coupled_sampling.backends.cuda import Device, KernelStep, PinnedLauncher, Stream
+
+    Not run here, since it needs a GPU. Over a model of one's own that leaves its logits there, and over a bundle:
+
+    >>> with KernelStep(provider, "scd-gumbel", PinnedLauncher(Stream(Device()))) as step:  # doctest: +SKIP
+    ...     generation = generate(step, [prompt], length=1024, window=64)
+    >>> with open_model("fashion", Place("cuda"), method="scd-gumbel") as step:  # doctest: +SKIP
+    ...     pictures = generate(step, [[258]], length=196, window=16)
     """
 
     def __init__(

@@ -92,7 +92,15 @@ _BLOCKS_PER_PROCESSOR = 1024 // PART_THREADS  # PART_BLOCKS in block.cuh
 
 
 def method_codes(method: Method) -> tuple[int, int]:
-    """The fields ``redraft`` and ``acceptance`` of `DECISION`."""
+    """The fields ``redraft`` and ``acceptance`` of `DECISION`.
+
+    Examples
+    --------
+    >>> from coupled_sampling import METHODS
+    >>> from coupled_sampling.backends.cuda import method_codes
+    >>> method_codes(METHODS["scd-gumbel"])
+    (3, 1)
+    """
     return _REDRAFTS[method.redraft], _ACCEPTANCES[method.acceptance]
 
 
@@ -101,7 +109,14 @@ def _chunks(vocab_size: int) -> int:
 
 
 def scratch_bytes(rows: int, width: int, vocab_size: int) -> int:
-    """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found."""
+    """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import scratch_bytes
+    >>> scratch_bytes(rows=1, width=64, vocab_size=65536)
+    18952
+    """
     return rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
 
 
@@ -153,7 +168,26 @@ class RoundTrip(Protocol):
 
 
 class Launcher(Protocol):
-    """Device memory and launches, all in one stream, which orders them."""
+    """Device memory and launches, all in one stream, which orders them.
+
+    Examples
+    --------
+    One that only says what would be launched shows what a step asks of a device:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import DECISION, decide
+    >>> class Printing:
+    ...     processors, stream = 132, 0
+    ...     def launch(self, kernel, grid, parameters):
+    ...         print(kernel, grid)
+    >>> parameters = np.zeros((), DECISION)
+    >>> parameters["width"], parameters["vocab_size"] = 16, 65536
+    >>> decide(Printing(), parameters, rows=2)
+    measure (256, 2)
+    settle (16, 2)
+    target_laws (256, 2)
+    decide (16, 2)
+    """
 
     @property
     def processors(self) -> int:
@@ -199,6 +233,22 @@ def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
 
     ``parts`` of 0 stands for `blocks_per_slot`. Nothing is allocated and nothing waited for, so that launches can be captured in a
     CUDA graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import DECISION, decide
+    >>> class Printing:  # in place of a launcher, which needs a GPU
+    ...     processors, stream = 132, 0
+    ...     def launch(self, kernel, grid, parameters):
+    ...         print(kernel, "by", int(parameters["parts"]), "blocks for a slot" if grid[0] > 16 else "(one does the work)")
+    >>> parameters = np.zeros((), DECISION)
+    >>> parameters["width"], parameters["vocab_size"], parameters["parts"] = 16, 65536, 4
+    >>> decide(Printing(), parameters, rows=1)
+    measure by 4 blocks for a slot
+    settle by 4 (one does the work)
+    target_laws by 4 blocks for a slot
+    decide by 4 (one does the work)
     """
     width, parts = int(parameters["width"]), int(parameters["parts"])
     if not parts:
@@ -222,6 +272,15 @@ def window_noise(launcher: Launcher, rows: int, count: int, width: int, vocab_si
         B, W, V.
     weights
         Address of float32 (B, W, V).
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import window_noise
+    >>> class Printing:  # in place of a launcher, which needs a GPU
+    ...     def launch(self, kernel, grid, parameters):
+    ...         print(kernel, grid, parameters)
+    >>> window_noise(Printing(), rows=4096, count=2, width=8, vocab_size=10000, weights=8192)
+    window_noise (24, 2) (4096, 8, 10000, 8192)
     """
     parameters = np.array((rows, width, vocab_size, weights), WINDOW_DRAWS)
     launcher.launch("window_noise", (width * _chunks(vocab_size), count), parameters)

@@ -51,6 +51,19 @@ class PinnedLauncher:
         Loading the kernels failed.
     MissingDependency
         NVRTC is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import ROW, Device, PinnedLauncher, Stream
+    >>> rows = np.zeros(2, ROW)
+
+    Not run here, since it needs a GPU:
+
+    >>> launcher = PinnedLauncher(Stream(Device()))  # doctest: +SKIP
+    >>> pointer = launcher.allocate(rows.nbytes)  # doctest: +SKIP
+    >>> launcher.upload(pointer, rows)  # doctest: +SKIP
+    >>> launcher.close()  # doctest: +SKIP
     """
 
     def __init__(self, stream: Stream, threads: int = 1024, *, cuda_graphs: bool = True) -> None:

@@ -32,6 +32,15 @@ class Stream:
         Where it is.
     handle
         Its number for other libraries.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import Device, Stream
+
+    Not run here, since it needs a GPU:
+
+    >>> stream = Stream(Device())  # doctest: +SKIP
+    >>> stream.synchronize()  # doctest: +SKIP
     """
 
     def __init__(self, device: Device) -> None:

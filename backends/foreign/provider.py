@@ -58,6 +58,22 @@ class ConcatenatedProvider(Closing):
     An interrupted or failed call leaves nothing to repair: it may have written state for its own window only. One provider
     must not be called from two threads at once. Caches take memory as positions are used, about three times a cache for
     graphs that copy.
+
+    Examples
+    --------
+    A bundle's graph is none of these, and is refused:
+
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends import ConcatenatedProvider
+    >>> ConcatenatedProvider.open(open_bundle("fashion").window_graph, max_length=64)
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: ...
+
+    A decoder that was downloaded (not run here, since it has to be downloaded first):
+
+    >>> model = ConcatenatedProvider.open("SmolLM2/onnx/model.onnx", batch_size=2)  # doctest: +SKIP
+    >>> model.batching  # doctest: +SKIP
+    'padded'
     """
 
     def __init__(

@@ -70,6 +70,14 @@ class OrtProvider(Closing):
     -----
     An interrupted or failed call leaves nothing to repair: it may have written state for its own window only, which the
     next call writes again. Two providers share nothing. One provider must not be called from two threads at once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends import OrtProvider
+    >>> with OrtProvider.open("fashion", batch_size=2) as model:
+    ...     model.forward(np.array([[258], [259]]), start=np.array([0, 0])).shape  # two rows of one token each
+    (2, 1, 267)
     """
 
     def __init__(

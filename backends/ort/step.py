@@ -86,6 +86,17 @@ class OrtStep(Closing):
     Notes
     -----
     Laws carried by fresh drafts (draft models) and logits processors are refused: they would have to enter the graph.
+
+    Examples
+    --------
+    >>> import onnxruntime
+    >>> from coupled_sampling import generate, open_bundle
+    >>> from coupled_sampling.backends import OrtStep
+    >>> graph = open_bundle("fashion").step_graph("scd-match")
+    >>> session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    >>> with OrtStep(session) as step:
+    ...     print(step.runs, len(generate(step, [[258]], length=8, window=4).tokens[0]))
+    on CPUExecutionProvider, step: graph 8
     """
 
     def __init__(

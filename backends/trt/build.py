@@ -64,6 +64,20 @@ def load_or_build(
         The engine could not be stored; refused before the build if that can be known.
     ProviderError
         The GPU has too little memory.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends.trt import BuildOptions, EngineStore, find_flavour, load_or_build
+    >>> bundle = open_bundle("fashion")
+    >>> options = BuildOptions(window_buckets=(1, 8)).fitted(bundle.manifest.window_graph)
+
+    Not run here, since it needs TensorRT for RTX and some minutes:
+
+    >>> store, flavour = EngineStore(bundle, "engines"), find_flavour("tensorrt-rtx")  # doctest: +SKIP
+    >>> engine, fingerprint, reason = load_or_build(bundle, flavour, None, options, store)  # doctest: +SKIP
+    >>> reason.startswith("there is no engine")  # doctest: +SKIP
+    True
     """
     fingerprint = Fingerprint.of(bundle, flavour, flavour.gpu(device), options, store.graph)
     engine, reason = store.load(fingerprint)

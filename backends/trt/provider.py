@@ -47,6 +47,18 @@ class TrtProvider(OnEngine):
     -----
     An interrupted or failed call leaves nothing to repair but what its window covers, padding included, which the next call writes
     again. One provider must not be called from two threads at once.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place
+    >>> from coupled_sampling.backends.trt import BuildOptions, TrtProvider
+    >>> options = BuildOptions(row_buckets=(4,), window_buckets=(1, 8, 32), precision="float16")
+
+    Not run here, since it needs a GPU with TensorRT:
+
+    >>> with TrtProvider.open("fashion", Place("tensorrt"), options) as provider:  # doctest: +SKIP
+    ...     pictures = generate(provider, [[258]] * 4, length=196, window=32)
     """
 
     def __init__(self, runner: Runner) -> None:

@@ -83,6 +83,22 @@ class TrtStep(OnEngine):
     -----
     Top-k, top-p, min-p and logits processors are refused: use `KernelStep` or `HostStep`. A step that was lost on the way to the
     loop (Ctrl-C) can be done again. One step must not be called from two threads at once.
+
+    Examples
+    --------
+    The bundle must have the step graph that TensorRT can run:
+
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place
+    >>> from coupled_sampling.backends.trt import BuildOptions, TrtStep
+    >>> TrtStep.open("fashion", Place("tensorrt"), BuildOptions())
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: the bundle fashion has no step graph for TensorRT; make one with ...
+
+    Not run here, since it needs a GPU with TensorRT:
+
+    >>> with TrtStep.open("fashion-steps", Place("tensorrt"), BuildOptions()) as step:  # doctest: +SKIP
+    ...     pictures = generate(step, [[258]], length=196, window=16)
     """
 
     def __init__(self, runner: Runner, launcher: Callable[[Stream], Launcher] = PinnedLauncher) -> None:

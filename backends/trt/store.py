@@ -92,6 +92,14 @@ class EngineStore:
         None is ``<bundle>.engines`` beside the bundle's folder.
     graph
         File of the bundle that the engines are built from; None is its window graph.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends.trt import EngineStore
+    >>> store = EngineStore(open_bundle("fashion"), "engines")
+    >>> store.folder.name, store.graph
+    ('engines', 'window.onnx')
     """
 
     def __init__(self, bundle: Bundle, folder: Path | str | None = None, graph: str | None = None) -> None:

@@ -48,6 +48,21 @@ def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
         No family has that name.
     CheckpointError
         No family recognises the checkpoint.
+
+    Examples
+    --------
+    >>> import json
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> from coupled_sampling.export.families import find_family
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/config.json").write_text(json.dumps({"model_type": "llama"}))
+    >>> save_file({"lm_head.weight": np.zeros((32, 8), np.float32)}, "tiny/model.safetensors")
+    >>> with open_checkpoint("tiny") as checkpoint:
+    ...     find_family(checkpoint).name
+    'llama'
     """
     if name != "auto":
         if name not in FAMILIES:

@@ -46,6 +46,14 @@ class Decoding:
         Recommended settings, those of the model's authors where they are known.
     notes
         What a user must know and the manifest has no entry for, one sentence each.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Grid, Prompt
+    >>> from coupled_sampling.export.families import Decoding
+    >>> decoding = Decoding(length=196, grid=Grid(14, 14), prompts={"shirt": Prompt((258,), (), "Shirt")}, drafting="repeat")
+    >>> decoding.stop_tokens, decoding.guidance
+    ((), 1.0)
     """
 
     length: int = 0
@@ -76,6 +84,17 @@ class Exportable:
         From a canonical name of ``description.weight_shapes()`` to the array, read from the checkpoint when it is called.
     decoding
         What decoding needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import DecoderDescription, reference_logits
+    >>> from coupled_sampling.export.families import Decoding, Exportable
+    >>> description = DecoderDescription(vocab_size=8, positions=16, width=4, layers=1, heads=2, mlp_width=8)
+    >>> zeros = {name: np.zeros(shape, np.float32) for name, shape in description.weight_shapes().items()}
+    >>> model = Exportable("mine", description, zeros.__getitem__, Decoding(length=4))
+    >>> reference_logits(model.description, model.weights, np.array([0, 1])).shape
+    (2, 8)
     """
 
     family: str
@@ -85,7 +104,16 @@ class Exportable:
 
 
 class Family(Protocol):
-    """A family of checkpoints."""
+    """A family of checkpoints.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.families import FAMILIES, Family
+    >>> from coupled_sampling.export.families.gpt2 import Gpt2
+    >>> family: Family = Gpt2()
+    >>> family.name in FAMILIES, family.recognises({"model_type": "gpt2"}), family.recognises({"model_type": "llama"})
+    (True, True, False)
+    """
 
     @property
     def name(self) -> str:

@@ -103,6 +103,17 @@ def write_vq_pixel_graph(
         As for `vq_pixel_graph`.
     OutputError
         A file cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.pictures import PictureTokens, Stage, VqDescription, write_vq_pixel_graph
+    >>> stages = (Stage(width=4, blocks=1),)
+    >>> description = VqDescription(codes=16, code_size=4, latent=4, stages=stages, rows=2, columns=2, groups=2)
+    >>> random = np.random.default_rng(0)
+    >>> weights = {name: random.normal(size=shape) for name, shape in description.weight_shapes().items()}
+    >>> [path.name for path in write_vq_pixel_graph(description, weights, PictureTokens(4, 0, 16), "pixels.onnx")]
+    ['pixels.onnx']
     """
     stored = storage or Storage()
     size = sum(stored.bytes_of(shape, matrix=False) for shape in description.weight_shapes().values())

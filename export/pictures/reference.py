@@ -22,7 +22,19 @@ Floats = NDArray[np.float64]
 def reference_pixels(
     description: VqDescription, weights: WeightSource, tokens: PictureTokens, generated: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 (B, height, width, channels) of the tokens int64 (B, tokens.length) of generations."""
+    """Pixels uint8 (B, height, width, channels) of the tokens int64 (B, tokens.length) of generations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.pictures import PictureTokens, Stage, VqDescription, reference_pixels
+    >>> stages = (Stage(width=4, blocks=1),)
+    >>> description = VqDescription(codes=16, code_size=4, latent=4, stages=stages, rows=2, columns=2, groups=2)
+    >>> random = np.random.default_rng(0)
+    >>> weights = {name: random.normal(size=shape) for name, shape in description.weight_shapes().items()}
+    >>> reference_pixels(description, weights, PictureTokens(4, 0, 16), np.array([[3, 0, 15, 7]])).shape
+    (1, 2, 2, 3)
+    """
     picture = reference_picture(description, weights, tokens.codes_of(generated))
     return np.asarray(np.floor(values_to_pixels(description, picture)), np.uint8)
 

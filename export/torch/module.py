@@ -78,6 +78,16 @@ class ModuleSettings:
     ------
     InvalidArgument
         There is no prompt.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.torch.module import ModuleSettings
+    >>> settings = ModuleSettings("own", prompts={"start": [0]}, length=60, licence="Apache-2.0")
+    >>> settings.kv_length, settings.tolerance
+    (True, 0.0001)
+    >>> ModuleSettings("own", prompts={})
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: prompts is empty, expected at least one, such as {'start': [0]}
     """
 
     name: str
@@ -135,6 +145,29 @@ def export_module(
         torch, onnxscript, onnx or, for the check, what ``check`` needs is missing.
     OutputError
         ``out`` is not ours to replace, or cannot be written.
+
+    Examples
+    --------
+    A decoder that attends with what it embeds, and with random weights:
+
+    >>> import torch
+    >>> from torch.nn.functional import scaled_dot_product_attention
+    >>> from coupled_sampling.backends import open_model
+    >>> from coupled_sampling.export.torch.module import CacheShape, ModuleSettings, export_module
+    >>> class Decoder(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.token, self.place = torch.nn.Embedding(16, 8), torch.nn.Embedding(32, 8)
+    ...         self.head = torch.nn.Linear(8, 16)
+    ...     def forward(self, input_ids, positions, cache):
+    ...         x = (self.token(input_ids) + self.place(positions))[:, None]  # (B, H, W, D), one head
+    ...         keys, values = cache.write(0, x, x)
+    ...         return self.head(scaled_dot_product_attention(x, keys, values, attn_mask=cache.mask())[:, 0])
+    >>> shape = CacheShape(layers=1, kv_heads=1, head_size=8, columns=32)
+    >>> settings = ModuleSettings("own", prompts={"start": [0]})
+    >>> bundle = export_module(Decoder().eval(), "own", shape, settings, check=open_model)
+    >>> bundle.manifest.vocab_size
+    16
     """
     check_opener(check)
     torch, out = require_torch(), Path(out)

@@ -19,12 +19,8 @@ PLACES_OF_THEIR_OWN = {"coupled_sampling.cli": "the command line documents itsel
 """Packages that the reference need not list."""
 
 WITHOUT_EXAMPLES = (
-    "coupled_sampling.backends",
     "coupled_sampling.couplings",
     "coupled_sampling.draws",
-    "coupled_sampling.export.families",
-    "coupled_sampling.export.pictures",
-    "coupled_sampling.export.torch",
     "coupled_sampling.host_step",
     "coupled_sampling.target",
 )
