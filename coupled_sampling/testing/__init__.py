@@ -23,7 +23,8 @@ from coupled_sampling.testing.exact.laws import (
     total_variation,
 )
 from coupled_sampling.testing.exact.proof import assert_lossless_exactly, shipped_decoder
-from coupled_sampling.testing.exact.rational import RationalArray, RationalProvider, rational_table
+from coupled_sampling.testing.exact.rational import RationalArray
+from coupled_sampling.testing.exact.rational_models import RationalProvider, rational_table
 from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, UnknownUniform, exact_law_from_uniforms
 from coupled_sampling.testing.samples.equivalence import Equivalence, assert_equivalent, equivalence_test
 from coupled_sampling.testing.steps.ties import Difference, StepComparison, StepsDisagree, TieReport
