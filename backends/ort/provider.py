@@ -24,8 +24,9 @@ from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.contracts import Array, Closing, Integers, Runs
+from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["KV_STEP", "OrtProvider", "check_dtype"]
 

@@ -35,8 +35,9 @@ from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
 from coupled_sampling.backends.window_tensors import CACHE, WindowTensor, cache_names
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.contracts import Closing, Integers, Runs
+from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["Fit", "OnEngine", "Runner", "Shape"]
 
