@@ -140,14 +140,7 @@ class ConcatenatedProvider(Closing):
         return cls(read_graph(file, session), session, batch_size, length, tolerance)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------

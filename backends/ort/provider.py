@@ -133,14 +133,7 @@ class OrtProvider(Closing):
         return cls(opened, open_session(opened.window_graph, threads), batch_size)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, W <= ``max_window``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------
