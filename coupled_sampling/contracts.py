@@ -14,18 +14,17 @@ first, then drafts; a *slot* is an index into it. Slot j's context is the slots 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from coupled_sampling.methods import Method
+from coupled_sampling.running import Closeable, Runs, SaysWhatRuns, what_runs
 from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling
 from coupled_sampling.slots import Decisions, Outcome, Sites, Window
 
 __all__ = [
     "Array",
     "Closeable",
-    "Closing",
     "CoupledStep",
     "Decisions",
     "Integers",
@@ -134,79 +133,6 @@ class PromptObserver(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Runs:
-    """What a model really runs on, for people to read.
-
-    Parameters
-    ----------
-    execution_provider
-        ONNX Runtime's execution provider, TensorRT's name and version, or the class of a provider that does not say.
-    device
-        Number of the GPU; None is the CPU.
-    cuda_graphs
-        Whether calls of a shape seen before are launched as CUDA graphs.
-    step
-        Where steps are decided: "host" (`coupled_sampling.host_step.HostStep`), "graph" (in the model's own graph) or
-        "kernels" (by CUDA kernels, where the logits lie).
-
-    Examples
-    --------
-    >>> print(Runs("CUDAExecutionProvider", device=0))
-    on CUDAExecutionProvider (GPU 0), step: host
-    """
-
-    execution_provider: str
-    device: int | None = None
-    cuda_graphs: bool = False
-    step: str = "host"
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
-        return f"on {self.execution_provider}{gpu}, step: {self.step}"
-
-
-@runtime_checkable
-class SaysWhatRuns(Protocol):
-    """What a provider or step offers that knows what runs it."""
-
-    @property
-    def runs(self) -> Runs: ...
-
-
-@runtime_checkable
-class Closeable(Protocol):
-    """What a provider or step offers that holds memory which can be given back."""
-
-    def close(self) -> None:
-        """Give it back; what was closed cannot run any more. Closing twice does no harm."""
-        ...
-
-
-class Closing:
-    """Makes a context manager of what can be closed: the end of the ``with`` block closes it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """See `Closeable.close`."""
-
-
-def what_runs(model: object) -> Runs:
-    """What runs a provider or a step; its class's name where it does not say."""
-    return model.runs if isinstance(model, SaysWhatRuns) else Runs(type(model).__name__)
-
-
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
     """Most slots that ``provider``, or a step, takes in one call.
 
@@ -272,7 +198,16 @@ class CoupledStep(Protocol):
 
 
 class OpenStep(CoupledStep, Protocol):
-    """A step that was opened: a context manager that says what runs it."""
+    """A step that was opened: a context manager that says what runs it.
+
+    Examples
+    --------
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> with HostStep(TableProvider(random_table(0, 5), 5), "sjd") as step:
+    ...     print(step.runs)
+    on TableProvider, step: host
+    """
 
     def __enter__(self) -> Self: ...
 
@@ -282,7 +217,16 @@ class OpenStep(CoupledStep, Protocol):
 
 
 class OpenProvider(LogitsProvider, Protocol):
-    """A provider that was opened: a context manager that says what runs it."""
+    """A provider that was opened: a context manager that says what runs it.
+
+    Examples
+    --------
+    >>> from coupled_sampling import GuidedProvider
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> with GuidedProvider(TableProvider(random_table(0, 5), 5, batch_size=2), 2.0, [1]) as model:
+    ...     model.batch_size, model.runs.execution_provider
+    (1, 'TableProvider')
+    """
 
     @property
     def runs(self) -> Runs: ...
