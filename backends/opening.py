@@ -145,8 +145,6 @@ def check_model(
 ) -> str:
     """Refuse what `open_model` would refuse with these arguments, as far as that shows before anything is opened.
 
-    Parameters not listed here are those of `open_provider`.
-
     Parameters
     ----------
     bundle, place, rows, method, step, guidance, warped

@@ -25,7 +25,6 @@ from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import (
     Array,
     Closeable,
-    Closing,
     Integers,
     LogitsProvider,
     PromptObserver,
@@ -34,6 +33,7 @@ from coupled_sampling.contracts import (
     what_runs,
 )
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.running import Closing
 
 __all__ = ["GuidedProvider", "GuidedRows", "PairedWindow"]
 

@@ -24,7 +24,6 @@ from coupled_sampling.arrays import as_like, is_floating, to_host
 from coupled_sampling.contracts import (
     Array,
     Closeable,
-    Closing,
     Decisions,
     Integers,
     LogitsProvider,
@@ -41,6 +40,7 @@ from coupled_sampling.draws import Noise
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
+from coupled_sampling.running import Closing
 from coupled_sampling.target import target_laws
 
 __all__ = ["HostStep"]

@@ -25,7 +25,6 @@ from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer,
 from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import (
     Closeable,
-    Closing,
     Integers,
     LogitsProvider,
     Outcome,
@@ -42,6 +41,7 @@ from coupled_sampling.law_book import Held, LawBook
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
+from coupled_sampling.running import Closing
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["KernelStep"]

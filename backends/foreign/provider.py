@@ -28,8 +28,9 @@ from coupled_sampling.backends.foreign.checks import check_decoder, check_paddin
 from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph, read_max_length
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
-from coupled_sampling.contracts import Closing, Integers, Runs
+from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["ConcatenatedProvider"]
 
@@ -155,14 +156,7 @@ class ConcatenatedProvider(Closing):
         return cls(read_graph(file, session), session, batch_size, length, tolerance)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------

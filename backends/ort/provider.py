@@ -24,8 +24,9 @@ from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.contracts import Array, Closing, Integers, Runs
+from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["KV_STEP", "OrtProvider", "check_dtype"]
 
@@ -140,14 +141,7 @@ class OrtProvider(Closing):
         return cls(opened, open_session(opened.window_graph, threads), batch_size)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, W <= ``max_window``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------

@@ -39,11 +39,12 @@ from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, He
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.contracts import Closing, Integers, Outcome, Runs, Window
+from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
+from coupled_sampling.running import Closing
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["OrtStep", "step_of_bundle"]

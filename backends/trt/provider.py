@@ -99,24 +99,8 @@ class TrtProvider(OnEngine):
         crossing = {"input_ids", "start"} | (set() if on_device else {"logits"})
         return cls(Runner.open(opened, window_tensors(opened.manifest), crossing, place, options, progress))
 
-    def prepare(self, rows: int | None = None) -> None:
-        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
-
-        Writes into the caches: call it before any sequence is begun.
-        """
-        count = self.batch_size if rows is None else rows
-        for width in self.options.window_buckets:
-            self.forward(np.zeros((count, width), np.int64), np.zeros(count, np.int64))
-
     def forward(self, tokens: Integers, start: Integers) -> Array:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, W <= ``max_window``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------
@@ -143,9 +127,5 @@ class TrtProvider(OnEngine):
         self.stream.synchronize()
         return runner.value("logits", fit)[:, :width]
 
-    def close(self) -> None:
-        """Give all GPU memory back; the provider cannot be used afterwards. Keeps compiled kernels for the next start.
-
-        Twice does no harm.
-        """
-        self._runner.close()
+    def _run_blank(self, rows: int, width: int) -> None:
+        self.forward(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))

@@ -35,8 +35,9 @@ from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
 from coupled_sampling.backends.window_tensors import CACHE, WindowTensor, cache_names
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.contracts import Closing, Integers, Runs
+from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["Fit", "OnEngine", "Runner", "Shape"]
 
@@ -369,3 +370,22 @@ class OnEngine(Closing):
     def captured(self) -> list[Shape]:
         """Shapes that have a CUDA graph."""
         return self._runner.captured
+
+    def prepare(self, rows: int | None = None) -> None:
+        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
+
+        Writes into the caches: call it before any sequence is begun.
+        """
+        for width in self.options.window_buckets:
+            self._run_blank(self.batch_size if rows is None else rows, width)
+
+    def _run_blank(self, rows: int, width: int) -> None:
+        """Run a window of that shape of which nothing is wanted."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give all GPU memory back; what was closed cannot be used afterwards. Keeps compiled kernels for the next start.
+
+        Twice does no harm.
+        """
+        self._runner.close()

@@ -139,19 +139,6 @@ class TrtStep(OnEngine):
         tensors, crossing = step_tensors(opened.manifest), {*_INPUTS, *_OUTPUTS}
         return cls(Runner.open(opened, tensors, crossing, place, options, progress, graph.name))
 
-    def prepare(self, rows: int | None = None) -> None:
-        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
-
-        Writes into the caches: call it before any sequence is begun.
-        """
-        count = self.batch_size if rows is None else rows
-        zeros = np.zeros(count, np.int64)
-        nothing: list[None] = [None] * count
-        for width in self.options.window_buckets:
-            tokens = np.zeros((count, width), np.int64)
-            draws = np.zeros(count, np.bool_)
-            self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
-
     def begin(self, row: int, prompt: Integers) -> None:
         """Nothing is kept that belongs to a sequence."""
 
@@ -202,12 +189,14 @@ class TrtStep(OnEngine):
         weights = self._runner.memories["noise"].address
         window_noise(self._launcher, self._rows.address, rows, width, self.vocab_size, weights)
 
-    def close(self) -> None:
-        """Give all GPU memory back; the step cannot be used afterwards. Keeps compiled kernels for the next start.
+    def _run_blank(self, rows: int, width: int) -> None:
+        zeros, nothing = np.zeros(rows, np.int64), [None] * rows
+        tokens, draws = np.zeros((rows, width), np.int64), np.zeros(rows, np.bool_)
+        self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
 
-        Twice does no harm.
-        """
-        self._runner.close()
+    def close(self) -> None:
+        """See `OnEngine.close`."""
+        super().close()
         for memory in (self._rows, self._rows_host):
             memory.free()
 

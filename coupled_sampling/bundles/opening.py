@@ -31,8 +31,8 @@ from coupled_sampling.bundles.manifest import (
     Prompt,
     StepGraph,
     WindowGraph,
-    expect,
 )
+from coupled_sampling.bundles.records import expect
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 __all__ = [

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines(manifest: Manifest) -> dict[str, str]:
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
-    steps = [f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs]
+    steps = [str(graph) for graph in manifest.step_graphs]
     unconditional = manifest.unconditional_prompt
     return {
         "name": manifest.name,

@@ -22,7 +22,7 @@ from coupled_sampling.testing.exact.laws import (
     total_variation,
 )
 from coupled_sampling.testing.exact.proof import assert_lossless_exactly, shipped_decoder
-from coupled_sampling.testing.exact.rational import RationalProvider, rational_table
+from coupled_sampling.testing.exact.rational_models import RationalProvider, rational_table
 from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, exact_law_from_uniforms
 from coupled_sampling.testing.samples.equivalence import Equivalence, assert_equivalent, equivalence_test
 from coupled_sampling.testing.steps.ties import StepComparison, StepsDisagree, TieReport

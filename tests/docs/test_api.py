@@ -28,7 +28,6 @@ WITHOUT_EXAMPLES = (
 
 NEEDED = {
     "coupled_sampling.backends": ("onnx", "onnxruntime"),
-    "coupled_sampling.contracts.OpenProvider": ("onnxruntime",),
     "coupled_sampling.export": ("onnx", "ml_dtypes"),
     "coupled_sampling.export.checkpoints": ("safetensors", "gguf", "tokenizers"),
     "coupled_sampling.export.families": ("safetensors",),

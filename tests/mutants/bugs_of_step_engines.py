@@ -4,7 +4,7 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-ENGINES = ("test_trt_step",)
+ENGINES = ("test_trt_step", "test_trt_step_refusals")
 GRAPHS = ("test_window_noise_graph",)
 
 BUGS = (

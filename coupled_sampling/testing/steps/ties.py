@@ -29,7 +29,6 @@ from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
     Array,
     Closeable,
-    Closing,
     CoupledStep,
     Integers,
     LogitsProvider,
@@ -42,6 +41,7 @@ from coupled_sampling.contracts import (
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.noise import uniforms
+from coupled_sampling.running import Closing
 from coupled_sampling.testing.steps.margins import Site, judge, worst
 from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
 
