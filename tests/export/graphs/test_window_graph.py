@@ -222,7 +222,8 @@ def test_without_onnx_the_extra_to_install_is_named():
 import sys
 sys.modules["onnx"] = None
 from coupled_sampling.errors import MissingDependency
-from coupled_sampling.export import DecoderDescription, decoder_graph
+from coupled_sampling.export import DecoderDescription
+from coupled_sampling.export.graphs.decoder import decoder_graph
 try:
     decoder_graph(DecoderDescription(3, 4, 4, 1, 1, 4), print)
 except MissingDependency as error:
