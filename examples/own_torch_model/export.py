@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from coupled_sampling import generate
-from coupled_sampling.backends import OrtProvider
+from coupled_sampling.backends import open_model
 from coupled_sampling.export.torch.module import CacheShape, ModuleSettings, WindowCache, export_module
 
 VOCABULARY, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, POSITIONS = 64, 48, 2, 6, 2, 8, 128
@@ -97,14 +97,14 @@ def main() -> None:
             length=60,
             licence="Apache-2.0",
         ),
-        check=lambda bundle, *, rows: OrtProvider.open(bundle, rows),
+        check=open_model,
     )
     print(f"wrote {bundle.folder}; ONNX Runtime agrees with the module")
     prompts = [prompt.tokens for prompt in bundle.manifest.prompts.values()]
     tokens = {}
     for method in ("ar", "scd-match", "scd-gumbel"):
-        provider = OrtProvider.open(bundle, batch_size=len(prompts))
-        result = generate(provider, prompts, length=60, method=method, window=8, drafting="random", seed=1)
+        with open_model(bundle, rows=len(prompts)) as model:
+            result = generate(model, prompts, length=60, method=method, window=8, drafting="random", seed=1)
         tokens[method] = [row.tolist() for row in result.tokens]
         print(f"{method}: {tokens[method][0][:12]} ...")
     if tokens["scd-match"] != tokens["ar"]:

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 from coupled_sampling import open_bundle
-from coupled_sampling.backends import OrtProvider
+from coupled_sampling.backends import open_model
 from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import BundleError, CheckpointError, OutputError
@@ -76,7 +76,7 @@ def find_bundle(gguf: Path | None, cache: Path, sha256: str, max_length: int) ->
         _make(cache)
         print(f"exporting {source.name} to {folder}", file=sys.stderr)
         settings = ExportSettings(name=name, licence="Apache-2.0", max_length=max_length)
-        export_checkpoint(source, folder, settings, check=_opened)
+        export_checkpoint(source, folder, settings, check=open_model)
     elif gguf is not None:
         find_gguf(gguf, cache, sha256)
     bundle = open_bundle(folder)
@@ -86,10 +86,6 @@ def find_bundle(gguf: Path | None, cache: Path, sha256: str, max_length: int) ->
             f"{folder} holds {found[0]} with {found[1]} positions, expected {name} with {max_length}; remove the folder"
         )
     return bundle
-
-
-def _opened(bundle: Bundle, *, rows: int) -> OrtProvider:
-    return OrtProvider.open(bundle, rows)
 
 
 def _fetch(path: Path, sha256: str) -> None:
