@@ -48,6 +48,9 @@ def _documented() -> list[str]:
     return [entry for page in pages for entry in ENTRY.findall(page.read_text())]
 
 
+IMPORT = re.compile(r"^from (coupled_sampling[\w.]*) import ([\w, ]+)", re.MULTILINE)
+
+
 def _place_and_name(entry: str) -> tuple[str, str]:
     place, _, name = entry.rpartition(".")
     return place, name
@@ -103,6 +106,18 @@ def test_nothing_is_documented_twice():
     assert len(DOCUMENTED) == len(set(DOCUMENTED))
     kinds = [value for value in _public().values() if inspect.isclass(value) or inspect.isfunction(value)]
     assert len({id(value) for value in kinds}) == len(kinds)
+
+
+def test_guides_import_public_names_only():
+    guides = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    imported = [
+        (guide.name, f"{place}.{name.strip()}")
+        for guide in guides
+        for place, names in IMPORT.findall(guide.read_text())
+        for name in names.split(",")
+    ]
+    assert len(imported) > 20
+    assert [(guide, entry) for guide, entry in imported if entry not in DOCUMENTED] == []
 
 
 def _is_behind(module: str, places: Any) -> bool:
