@@ -355,6 +355,12 @@ def gpu_launcher():
 def test_a_gpu_gives_the_tokens_of_host_step(gpu_launcher, method):
     drafting = "ngram" if method.startswith("speculative") else "random"
     assert compare_on(gpu_launcher, lambda: Float32Table(300), method, drafting=drafting).differences == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_gives_the_tokens_of_host_step_for_large_vocabularies(gpu_launcher, method):
+    drafting = "ngram" if method.startswith("speculative") else "random"
     large = compare_on(gpu_launcher, lambda: NormalWorld(70_000, 2), method, steps=20, length=90, drafting=drafting)
     print(f"\n{method}: {len(large.differences)} of {large.draws} draws differ: {large.differences}")
     assert len(large.differences) <= 0.02 * large.draws
