@@ -11,12 +11,12 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants check lint test-gpu test-torch test-javascript bench bench-gpu train clean
+.PHONY: demo test test-long mutants check docs test-gpu test-torch test-javascript bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
 
-test: check
+test: check docs
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-long: check
@@ -30,6 +30,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-gpu: $(filter $(VENV)-gpu/%,$(GPU_PYTHON))
 	$(GPU_PYTHON) -m pytest -m gpu --continue-on-collection-errors
@@ -72,4 +75,8 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[docs]"
 	touch $@

@@ -5,9 +5,9 @@ methods of `coupled_sampling.methods`, several tokens per forward pass, and the 
 ordinary autoregressive sampling. Contents, each module opening with its idea:
 
 - `contracts`, `methods`, `errors`: the words everything is written in;
-- `couplings`, `acceptance`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
-- `drafting`, `guidance`: where first guesses come from; classifier-free guidance;
-- `step`, `windows`, `decoding`, `generation`, `trace`: the loop;
+- `couplings`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
+- `drafting`, `draft_model`, `guidance`: where first guesses come from; classifier-free guidance;
+- `host_step`, `windows`, `decoding`, `generation`, `trace`: the loop;
 - `testing`: how to prove that a decoder is lossless;
 - `backends`, `export`: models run by ONNX Runtime; graphs written without PyTorch. Neither is imported from here.
 """
@@ -15,14 +15,14 @@ ordinary autoregressive sampling. Contents, each module opening with its idea:
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Outcome, Sampling, Window
 from coupled_sampling.decoding import Commit, Decoder, Request
-from coupled_sampling.drafting import DraftModel
+from coupled_sampling.draft_model import DraftModel
 from coupled_sampling.errors import CoupledSamplingError
 from coupled_sampling.generation import Generation, generate, stream
 from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import METHODS, Method
 from coupled_sampling.noise import CounterNoise, Noise
-from coupled_sampling.trace import Trace, summarise
+from coupled_sampling.trace import Summary, Trace, summarise
 from coupled_sampling.windows import WindowRule, WindowSearch
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "Outcome",
     "Request",
     "Sampling",
+    "Summary",
     "Trace",
     "Window",
     "WindowRule",

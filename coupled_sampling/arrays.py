@@ -6,6 +6,7 @@ is imported here but numpy: the others are recognised by the arrays a user passe
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import array_api_compat
@@ -21,17 +22,23 @@ __all__ = [
     "as_like",
     "at_least_float32",
     "block_sums",
+    "counting",
     "difference",
     "drop_below",
     "exp_in_place",
+    "filled",
     "first_true",
+    "floats",
     "from_host",
+    "integers",
+    "is_concrete",
     "is_floating",
     "largest",
     "namespace",
     "pick",
     "point_masses",
     "positive_difference",
+    "slots_of",
     "to_host",
     "total",
 ]
@@ -44,18 +51,98 @@ def namespace(array: Array) -> Any:
     return array_api_compat.array_namespace(array)
 
 
+def _is_jax(array: Array) -> bool:
+    return bool(array_api_compat.is_jax_array(array))
+
+
+def _is_mlx(array: Array) -> bool:
+    """Whether ``array`` is one of MLX, which array-api-compat does not know; it can only be if somebody imported MLX."""
+    mlx = sys.modules.get("mlx.core")
+    return mlx is not None and isinstance(array, mlx.array)
+
+
 def array_device(array: Array) -> Any:
-    """The device ``array`` is on."""
-    return array_api_compat.device(array)
+    """The device ``array`` is on; None where the library places arrays by itself (MLX, and JAX while it traces)."""
+    return None if _is_mlx(array) else array_api_compat.device(array)
 
 
-def from_host(values: NDArray[Any], like: Array, dtype: Any = None) -> Array:
-    """Numpy ``values`` as an array of the library and on the device of ``like``."""
+def _placed(array: Array) -> dict[str, Any]:
+    """Keywords that make a new array beside ``array``."""
+    device = array_device(array)
+    return {} if device is None else {"device": device}
+
+
+def floats(like: Array) -> Any:
+    """The widest real floating type that the library of ``like`` has where ``like`` is: float64 but for
+
+    JAX without ``jax_enable_x64``, MLX on a GPU, and torch on Apple's.
+    """
+    if isinstance(like, np.ndarray):
+        return np.float64
+    xp = namespace(like)
+    if _is_jax(like):
+        return sys.modules["jax"].dtypes.canonicalize_dtype(np.float64)
+    if _is_mlx(like):
+        return xp.float64 if xp.default_device() == xp.Device(xp.cpu) else xp.float32
+    if array_api_compat.is_torch_array(like) and like.device.type == "mps":
+        return xp.float32
+    return xp.float64
+
+
+def integers(like: Array) -> Any:
+    """The type of tokens in the library of ``like``: int64, but int32 for JAX without ``jax_enable_x64``."""
+    if _is_jax(like):
+        return sys.modules["jax"].dtypes.canonicalize_dtype(np.int64)
+    return namespace(like).int64
+
+
+def is_concrete(array: Array) -> bool:
+    """Whether ``array`` has values that can be looked at: not while a library traces, compiles or maps a function."""
+    if isinstance(array, np.ndarray):
+        return True
+    if array_api_compat.is_torch_array(array):
+        torch = sys.modules["torch"]
+        return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array))
+    if _is_jax(array):
+        return not isinstance(array, sys.modules["jax"].core.Tracer)
+    if _is_mlx(array):
+        try:
+            sys.modules["mlx.core"].eval(array)
+        except ValueError:  # the only sign there is: it refuses to evaluate inside a transformation
+            return False
+    return True
+
+
+def from_host(values: Any, like: Array, dtype: Any = None) -> Array:
+    """Numpy ``values`` as an array of the library and on the device of ``like``; arrays of another library are left as they are."""
+    if not isinstance(values, np.ndarray):
+        return values
     if isinstance(like, np.ndarray):
         return values if dtype is None else values.astype(dtype, copy=False)
     xp = namespace(like)
-    array = xp.asarray(values, device=array_api_compat.device(like))
-    return array if dtype is None else xp.astype(array, dtype, copy=False)
+    if _is_jax(like) and values.dtype == np.float64:
+        values = values.astype(floats(like))  # it would do so itself, and say so in a warning
+    array = xp.asarray(values, **_placed(like))
+    return array if dtype is None else xp.astype(array, dtype)
+
+
+def filled(shape: tuple[int, ...], value: float, like: Array) -> Array:
+    """An array of ``shape`` full of ``value``, in the library and type of ``like`` and beside it."""
+    if isinstance(like, np.ndarray):
+        return np.full(shape, value, like.dtype)
+    return namespace(like).full(shape, value, dtype=like.dtype, **_placed(like))
+
+
+def counting(count: int, like: Array) -> Array:
+    """0, 1, ..., count - 1 as tokens in the library of ``like`` and beside it."""
+    if isinstance(like, np.ndarray):
+        return np.arange(count)
+    return namespace(like).arange(count, dtype=integers(like), **_placed(like))
+
+
+def slots_of(mask: Array) -> Array:
+    """0, 1, ... along the last axis of ``mask`` (..., n): (n,)."""
+    return counting(mask.shape[-1], mask)
 
 
 def to_host(array: Array) -> NDArray[Any]:
@@ -99,15 +186,16 @@ def pick(array: Array, index: Array) -> Array:
 
 def first_true(mask: Array) -> Array:
     """Index of the first true entry along the last axis; 0 where there is none."""
+    if isinstance(mask, np.ndarray):
+        return mask.argmax(axis=-1)
     xp = namespace(mask)
-    return xp.argmax(xp.astype(mask, xp.int8), axis=-1)
+    # MLX answers in unsigned numbers, of which nothing may be subtracted.
+    return xp.astype(xp.argmax(xp.astype(mask, xp.int8), axis=-1), integers(mask))
 
 
 def point_masses(tokens: Array, vocab_size: int, like: Array) -> Array:
     """Laws (..., V) in the type of ``like`` with all mass on ``tokens`` (...)."""
-    xp = namespace(like)
-    every = xp.arange(vocab_size, dtype=xp.int64, device=array_api_compat.device(like))
-    return xp.astype(tokens[..., None] == every, like.dtype)
+    return namespace(like).astype(tokens[..., None] == counting(vocab_size, like), like.dtype)
 
 
 def largest(array: Array, count: int) -> Array:
@@ -201,9 +289,8 @@ def positive_difference(first: Array, second: Array) -> Array:
     if isinstance(first, np.ndarray):
         left = np.subtract(first, second)
         return np.maximum(left, 0, out=left)
-    xp = namespace(first)
-    difference = first - second
-    return xp.maximum(difference, xp.zeros((), dtype=difference.dtype, device=array_api_compat.device(difference)))
+    left = first - second
+    return namespace(first).maximum(left, filled((), 0, left))
 
 
 _TOGETHER = 1 << 15
@@ -213,7 +300,9 @@ _TOGETHER = 1 << 15
 def argmax_of_product(first: Array, second: Array) -> Array:
     """argmax(first * second) along the last axis. Numpy goes a few rows at a time, so that products stay in the cache."""
     if not isinstance(first, np.ndarray) or first.size <= _TOGETHER:
-        return namespace(first).argmax(first * second, axis=-1)
+        xp = namespace(first)
+        best = xp.argmax(first * second, axis=-1)
+        return best if isinstance(first, np.ndarray) else xp.astype(best, integers(first))
     size = first.shape[-1]
     rows = first.reshape(-1, size)
     others = np.broadcast_to(second, first.shape).reshape(-1, size)

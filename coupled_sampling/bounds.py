@@ -9,7 +9,7 @@ import numpy as np
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, max_window
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["check_positive", "check_window"]
+__all__ = ["check_window"]
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -38,6 +38,17 @@ def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any
     ------
     InvalidArgument
         A type, a shape, a start or a token is out of bounds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.bounds import check_window
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 5), 5, max_length=16)
+    >>> check_window(model, np.array([[0, 4]]), np.array([3]))
+    >>> check_window(model, np.array([[0, 5]]), np.array([3]))
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: row 0, slot 1 is token 5, expected tokens in [0, 5)
     """
     for name, array, axes in (("tokens", tokens, 2), ("start", start, 1)):
         if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.ndim != axes:

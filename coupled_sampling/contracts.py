@@ -14,42 +14,35 @@ first, then drafts; a *slot* is an index into it. Slot j's context is the slots 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
+from coupled_sampling.running import Closeable, Runs, SaysWhatRuns, what_runs
+from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling
+from coupled_sampling.slots import Decisions, Outcome, Sites, Window
 
 __all__ = [
     "Array",
+    "Closeable",
     "CoupledStep",
+    "Decisions",
     "Integers",
     "LogitsProvider",
+    "OpenProvider",
+    "OpenStep",
     "Outcome",
     "Processor",
     "PromptObserver",
     "RowInfo",
+    "Runs",
     "Sampling",
+    "SaysWhatRuns",
+    "Sites",
     "Window",
     "max_window",
+    "what_runs",
 ]
-
-Array: TypeAlias = Any
-"""An array of any library that follows the Python array API standard (numpy, torch, CuPy, JAX, ...)."""
-
-Integers: TypeAlias = NDArray[np.int64]
-"""A numpy int64 array."""
-
-Processor: TypeAlias = Callable[[Array, Integers, Integers], Array]
-"""``processor(logits (n, V), tokens (L,), positions (n,)) -> logits (n, V)``, one row at a time.
-
-``tokens`` are the row's tokens from position 0 on, drafts included; ``logits[j]`` are for ``positions[j]``, whose context is
-``tokens[:positions[j]]``. Looking further right breaks losslessness. The result must be a new array.
-"""
 
 
 @runtime_checkable
@@ -68,7 +61,23 @@ class LogitsProvider(Protocol):
     Notes
     -----
     An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
-    row works on (see `PromptObserver`) may offer ``begin``.
+    row works on (see `PromptObserver`) may offer ``begin``; one that holds memory to be given back, ``close``
+    (`Closeable`); one that knows what runs it, ``runs`` (`SaysWhatRuns`).
+
+    Examples
+    --------
+    A model that prefers to repeat its last token; it needs no memory beyond that token, so ``start`` is ignored:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import LogitsProvider, generate
+    >>> class Echo:
+    ...     vocab_size, batch_size, max_length = 4, 1, 64
+    ...     def forward(self, tokens, start):  # int64 (B, W) and (B,) -> logits (B, W, V)
+    ...         return 9.0 * (tokens[..., None] == np.arange(4))
+    >>> isinstance(Echo(), LogitsProvider)
+    True
+    >>> generate(Echo(), [[2]], length=5).tokens
+    [array([2, 2, 2, 2, 2])]
     """
 
     @property
@@ -103,7 +112,21 @@ class LogitsProvider(Protocol):
 
 @runtime_checkable
 class PromptObserver(Protocol):
-    """What a provider offers when it must be told which prompt a row works on (guidance does)."""
+    """What a provider offers when it must be told which prompt a row works on (guidance does).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> class Told:
+    ...     vocab_size, batch_size, max_length = 2, 1, 64
+    ...     def begin(self, row, prompt):
+    ...         print("row", row, "starts with", prompt)
+    ...     def forward(self, tokens, start):
+    ...         return np.zeros((*tokens.shape, 2))
+    >>> _ = generate(Told(), [[1, 0]], length=1)
+    row 0 starts with [1 0]
+    """
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts a new sequence with ``prompt`` int64 (L,)."""
@@ -111,102 +134,17 @@ class PromptObserver(Protocol):
 
 
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
-    """Most slots that ``provider``, or a step, takes in one call."""
+    """Most slots that ``provider``, or a step, takes in one call.
+
+    Examples
+    --------
+    >>> from coupled_sampling.contracts import max_window
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 3), 3, max_length=40)
+    >>> max_window(model)  # it does not say, so a window may be as long as its memory
+    40
+    """
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How logits become the target law. Applied in this order, each on the outcome of the one before:
-
-    processors, temperature, top-k, top-p, min-p, softmax. (Guidance is a provider, so it comes first.)
-
-    Parameters
-    ----------
-    temperature
-        Logits are divided by it; 0 is greedy: all mass on the first largest logit. 0, or in [1e-30, 1e30].
-    top_k
-        Keep the k largest logits and whatever ties with the k-th; None keeps all.
-    top_p
-        Keep the smallest set of most probable tokens whose mass reaches it, and ties with the last; in (0, 1], 1
-        keeps all.
-    min_p
-        Keep tokens with at least this fraction of the largest probability; in [0, 1], 0 keeps all.
-    processors
-        Functions from logits to logits, see `Processor`.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    processors: tuple[Processor, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "processors", tuple(self.processors))
-        if self.temperature != 0 and not (1e-30 <= self.temperature <= 1e30):
-            raise InvalidArgument(
-                f"temperature is {self.temperature}, expected 0 (greedy) or a number in [1e-30, 1e30] that float32 can divide by"
-            )
-        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
-        if self.top_k is not None and (not whole or self.top_k < 1):
-            raise InvalidArgument(f"top_k is {self.top_k}, expected an integer >= 1, or None to keep all tokens")
-        if not (0 < self.top_p <= 1):
-            raise InvalidArgument(f"top_p is {self.top_p}, expected a number in (0, 1]; 1 keeps all tokens")
-        if not (0 <= self.min_p <= 1):
-            raise InvalidArgument(f"min_p is {self.min_p}, expected a number in [0, 1]; 0 keeps all tokens")
-
-    @property
-    def warps(self) -> bool:
-        """Whether it cuts tokens off, by top-k, top-p or min-p."""
-        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
-
-
-@dataclass(frozen=True)
-class RowInfo:
-    """What stays the same for a sequence while it occupies a row: whose noise it uses, and its sampling settings."""
-
-    seed: int
-    sequence: int
-    sampling: Sampling
-
-
-class Window(NamedTuple):
-    """One step's input. All arrays are numpy, B rows; W is the widest row's number of slots.
-
-    A row's slots are, from the left: ``known`` committed tokens, ``recycled`` drafts (this step's own redrafts of the
-    round before, so it has their laws), ``fresh`` drafts (first guesses), then padding. An idle row has none of them.
-    """
-
-    tokens: Integers
-    """(B, W)."""
-    start: Integers
-    """(B,) position of slot 0."""
-    known: Integers
-    """(B,)."""
-    recycled: Integers
-    """(B,)."""
-    fresh: Integers
-    """(B,)."""
-    draws: NDArray[np.bool_]
-    """(B,) whether the row commits anything: false while its prompt goes on beyond the window, and for idle rows."""
-    round: Integers
-    """(B,) the sequence's own step counter."""
-    rows: Sequence[RowInfo | None]
-    """B entries, None for an idle row."""
-    contexts: Sequence[Integers]
-    """B arrays: the row's tokens from position 0 to the end of its window, for processors."""
-    fresh_laws: Sequence[Array | None]
-    """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
-
-
-class Outcome(NamedTuple):
-    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``."""
-
-    tokens: Integers
-    """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles)."""
-    committed: Integers
-    """(B,) new committed tokens: accepted drafts and one more; 0 where the row draws nothing."""
 
 
 class CoupledStep(Protocol):
@@ -214,6 +152,18 @@ class CoupledStep(Protocol):
 
     It owns what must survive between two steps of a row and need not reach the host: the provider's cache and the
     laws of the drafts it redrew.
+
+    Examples
+    --------
+    `HostStep` makes a step of a provider, and a decoder takes it in place of a model:
+
+    >>> from coupled_sampling import HostStep, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> step = HostStep(TableProvider(random_table(0, 5), 5), "scd-match")
+    >>> step.method.name, step.vocab_size
+    ('scd-match', 5)
+    >>> [len(tokens) for tokens in generate(step, [[0], [1]], length=6).tokens]
+    [6, 6]
     """
 
     @property
@@ -231,6 +181,9 @@ class CoupledStep(Protocol):
     @property
     def max_window(self) -> int: ...
 
+    @property
+    def runs(self) -> Runs: ...
+
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts a new sequence: forget the one before."""
         ...
@@ -238,3 +191,50 @@ class CoupledStep(Protocol):
     def step(self, window: Window) -> Outcome:
         """Forward ``window``, accept a leading run of its drafts and redraft the rest."""
         ...
+
+    def close(self) -> None:
+        """Give back what it holds, the model under it included. See `Closeable.close`."""
+        ...
+
+
+class OpenStep(CoupledStep, Protocol):
+    """A step that was opened: a context manager that says what runs it.
+
+    Examples
+    --------
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> with HostStep(TableProvider(random_table(0, 5), 5), "sjd") as step:
+    ...     print(step.runs)
+    on TableProvider, step: host
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class OpenProvider(LogitsProvider, Protocol):
+    """A provider that was opened: a context manager that says what runs it.
+
+    Examples
+    --------
+    >>> from coupled_sampling import GuidedProvider
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> with GuidedProvider(TableProvider(random_table(0, 5), 5, batch_size=2), 2.0, [1]) as model:
+    ...     model.batch_size, model.runs.execution_provider
+    (1, 'TableProvider')
+    """
+
+    @property
+    def runs(self) -> Runs: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,58 +1,398 @@
-"""Couplings of two consecutive draws: each has its own law, and they agree often. Pure functions.
+"""The one rule: what a decoder keeps, corrects and redraws. Pure functions; randomness is an argument.
 
-With TV the total variation distance between the two laws:
+Two consecutive draws of one position are *coupled* if each has its own law and they agree often. With TV the total variation
+distance between the two laws:
 
-============ ======================== ==========================================================================
-coupling     P(agree)                 randomness
-============ ======================== ==========================================================================
-independent  sum of p*q               one fresh uniform
+============ ========================== ========================================================================
+coupling     P(agree)                   randomness
+============ ========================== ========================================================================
+independent  sum of p*q                 one fresh uniform
 maximal      1 - TV (the most there is) two fresh uniforms, and the earlier draw with its law
-gumbel       >= (1 - TV) / (1 + TV)   one Gumbel variable per token, the same for every draw of the position
-============ ======================== ==========================================================================
+gumbel       >= (1 - TV) / (1 + TV)     one Gumbel variable per token, the same for every draw of the position
+============ ========================== ========================================================================
 
-The maximal coupling is the acceptance test itself. The Gumbel coupling needs no memory of the earlier law and agrees
-across non-consecutive rounds too (bound: Daliri, Musco and Musco, arXiv 2408.07978).
+**Rejection is the maximal coupling** (Leviathan et al. 2211.17192, Chen et al. 2302.01318): keep draft x, drawn from q, with
+probability min(1, p(x)/q(x)), else draw from the residual max(p - q, 0), normalised. The outcome has law p exactly, since
+min(p, q) + max(p - q, 0) = p. **Match** is the Gumbel coupling: draw the target's own token with noise that belongs to the
+position, and accept the draft if it is that token (bound: Daliri, Musco and Musco, arXiv 2408.07978).
+
+`decide` makes a decoding step of them, for every method of `coupled_sampling.methods` (Speculative Coupled Decoding, arXiv
+2510.24211, section 3). It is what `coupled_sampling.HostStep` runs, and what runs inside ``jax.jit`` in ``examples/jax``.
+
+All of it is traceable: no branch on the value of an array, no shape from one. Values are checked where arrays are concrete.
+Libraries without float64 or int64 compute in the widest types they have, so that a comparison may fall otherwise within their
+rounding. Nothing is promised if a draft was not drawn from the law that is passed with it.
 """
 
 from __future__ import annotations
 
-from coupled_sampling.acceptance import check_laws, rejection
-from coupled_sampling.contracts import Array
-from coupled_sampling.draws import categorical, gumbel_max
+from typing import NamedTuple
 
-__all__ = ["gumbel", "independent", "maximal"]
+from coupled_sampling.arrays import (
+    first_true,
+    floats,
+    from_host,
+    is_concrete,
+    namespace,
+    pick,
+    positive_difference,
+    slots_of,
+)
+from coupled_sampling.contracts import Array, Integers, Sites
+from coupled_sampling.draws import Draw, Noise, Purpose, categorical, race
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import Method
+
+__all__ = [
+    "Decision",
+    "LawsInPieces",
+    "StepDecision",
+    "acceptance_probability",
+    "decide",
+    "gumbel",
+    "independent",
+    "match",
+    "maximal",
+    "residual",
+]
 
 
-def independent(target_law: Array, uniform: Array) -> Array:
-    """A fresh draw from ``target_law`` (..., V) by inverse CDF of ``uniform`` (...) in [0, 1): int64 (...)."""
-    check_laws(target_law=target_law)
+class Decision(NamedTuple):
+    """What became of each draft."""
+
+    accepted: Array
+    """bool (...) whether the draft stays."""
+    tokens: Array
+    """int64 (...) the draft where it stays, the corrected token where not."""
+
+
+class StepDecision(NamedTuple):
+    """What a step decides: a token for each of its sites, and how far they are committed."""
+
+    tokens: Array
+    """int64 (B, n): accepted drafts, the corrected token, then redrafts."""
+    last: Array
+    """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
+
+
+class LawsInPieces:
+    """Draft laws that are looked up instead of being held in one array: what may stand in place of ``draft_law``.
+
+    Most of a step needs one number per draft, or the law at the few sites that were refused.
+    """
+
+    draft: Array
+    """int64 (B, n) the drafts, anything where there is none."""
+    drafted: Array
+    """bool (B, n) where there is a draft; the law of a site without one is zero, so that its residual is the target law."""
+
+    def of_drafts(self, like: Array) -> Array:
+        """What each draft's law gave it: (B, n), in the library and type of ``like``; 0 where there is no draft."""
+        raise NotImplementedError
+
+    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
+        """A draw from the residual at the sites ``where`` (B, n): int64 (B, n); with ``leading`` there is one a row."""
+        raise NotImplementedError
+
+
+def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target_law: Array) -> Array:
+    """min(1, target(draft) / draft_law(draft)): the probability with which rejection keeps a draft.
+
+    Parameters
+    ----------
+    draft
+        int64 (...) drafts.
+    draft_law
+        (..., V) laws, or the same `LawsInPieces`.
+    target_law
+        (..., V) laws.
+
+    Returns
+    -------
+    Array
+        float64 (...); exactly 1 where the two laws agree on the draft, exactly 0 where the target gives it no mass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> acceptance_probability(np.array([0, 1]), np.array([[0.5, 0.5]] * 2), np.array([[0.2, 0.8]] * 2))
+    array([0.4, 1. ])
+    """
+    target = pick(target_law, draft)
+    proposed = draft_law.of_drafts(target_law) if isinstance(draft_law, LawsInPieces) else pick(draft_law, draft)
+    xp, wide = namespace(target), floats(target)
+    target, proposed = xp.astype(target, wide), xp.astype(proposed, wide)
+    # p / p is exactly 1 wherever the target gives as much as the draft law, and nothing is divided by 0.
+    larger = xp.maximum(proposed, target)
+    return target / xp.where(larger > 0, larger, xp.ones_like(larger))
+
+
+def residual(target_law: Array, draft_law: Array) -> Array:
+    """max(target - draft_law, 0): weights (..., V) of the corrected token, not normalised.
+
+    Where nothing is left (the target exceeds the draft law nowhere, which only rounding can bring about for a draft
+    that was refused) the target law itself is returned. A draft law of zeros leaves the target law.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> residual(np.array([0.25, 0.75]), np.array([0.5, 0.5]))
+    array([0.  , 0.25])
+    """
+    xp = namespace(target_law)
+    left = positive_difference(target_law, draft_law)
+    empty = ~(xp.max(left, axis=-1, keepdims=True) > 0)
+    # In nearly every step nothing is empty, and to look is cheaper than to copy all laws; a traced array cannot be looked at.
+    if is_concrete(empty) and not bool(xp.any(empty)):
+        return left
+    return xp.where(empty, target_law, left)
+
+
+def independent(target_law: Array, uniform: Array | Draw, *, where: Array | None = None) -> Array:
+    """A fresh draw from ``target_law`` by inverse CDF.
+
+    Parameters
+    ----------
+    target_law
+        (..., V) laws.
+    uniform
+        (...) in [0, 1), or a `coupled_sampling.draws.Draw`.
+    where
+        bool (...): the only sites whose token is wanted; for a `Draw`.
+
+    Returns
+    -------
+    Array
+        int64 (...) tokens.
+
+    Raises
+    ------
+    InvalidArgument
+        A row is not a law.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> independent(np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([0.5, 0.5]))
+    array([1, 0])
+    """
+    if isinstance(uniform, Draw):
+        return uniform.categorical(target_law, where)
+    _check_laws(target_law=target_law)
     return categorical(target_law, uniform)
 
 
-def maximal(draft: Array, draft_law: Array, target_law: Array, accept_uniform: Array, residual_uniform: Array) -> Array:
-    """A draw from ``target_law`` that equals ``draft`` as often as any coupling can.
+def maximal(
+    draft: Array,
+    draft_law: Array | LawsInPieces,
+    target_law: Array,
+    accept_uniform: Array | Draw,
+    residual_uniform: Array | Draw,
+    *,
+    where: Array | None = None,
+    leading: bool = False,
+) -> Decision:
+    """Rejection: a draw from ``target_law`` that equals ``draft`` as often as any coupling can.
 
     Parameters
     ----------
     draft
         int64 (...), drawn from ``draft_law``.
-    draft_law, target_law
+    draft_law
+        (..., V) laws, or the same `LawsInPieces`.
+    target_law
         (..., V) laws.
     accept_uniform, residual_uniform
-        (...) in [0, 1), fresh.
+        (...) in [0, 1), independent of each other and of whatever noise the draft was drawn with; or each a
+        `coupled_sampling.draws.Draw`.
+    where
+        bool (...): the sites that are to be decided; default all.
+    leading
+        Whether only the sites up to the first refusal along the last axis are wanted. What follows holds the drafts.
+
+    Returns
+    -------
+    Decision
+        ``tokens`` have law ``target_law``.
+
+    Raises
+    ------
+    InvalidArgument
+        A row is not a law.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q, p = np.array([[0.5, 0.5]] * 2), np.array([[0.2, 0.8]] * 2)
+    >>> maximal(np.array([0, 1]), q, p, np.array([0.7, 0.7]), np.array([0.1, 0.1]))
+    Decision(accepted=array([False,  True]), tokens=array([1, 1]))
+    """
+    xp = namespace(target_law)
+    pieces = draft_law if isinstance(draft_law, LawsInPieces) else _Whole(draft, draft_law)
+    if isinstance(pieces, _Whole) and not isinstance(accept_uniform, Draw):
+        _check_laws(draft_law=pieces.law, target_law=target_law)
+    every = draft == draft if where is None else where  # true everywhere, in whatever type a library calls boolean
+    asked = every & from_host(pieces.drafted, target_law)
+    probability = acceptance_probability(draft, draft_law, target_law)
+    if isinstance(accept_uniform, Draw):
+        accepted = asked & accept_uniform.bernoulli(probability, asked, leading=leading)
+    else:
+        accepted = asked & (accept_uniform < probability)
+    refused = every & ~accepted
+    if leading:
+        refused = refused & (slots_of(refused) == first_true(refused)[..., None])
+    corrected = pieces.corrected(target_law, refused, residual_uniform, leading=leading)
+    return Decision(accepted, xp.where(refused, corrected, draft))
+
+
+class _Whole(LawsInPieces):
+    """An array (..., V) of draft laws."""
+
+    def __init__(self, draft: Array, law: Array) -> None:
+        self.draft, self.law = draft, law
+        self.drafted = draft == draft
+
+    def of_drafts(self, like: Array) -> Array:
+        return pick(self.law, self.draft)
+
+    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
+        weights = residual(target_law, self.law)
+        return uniform.categorical(weights, where) if isinstance(uniform, Draw) else categorical(weights, uniform)
+
+
+def gumbel(target_law: Array, gumbel_noise: Array | Draw, *, where: Array | None = None) -> Array:
+    """A draw from ``target_law`` under the position's own noise; two laws given the same noise get coupled draws.
+
+    Parameters
+    ----------
+    target_law
+        (..., V) laws.
+    gumbel_noise
+        (..., V) independent standard Gumbel variables, or a `coupled_sampling.draws.Draw`.
+    where
+        bool (...): the only sites whose token is wanted; for a `Draw`.
 
     Returns
     -------
     Array
-        int64 (...) tokens of law ``target_law``.
+        int64 (...) tokens.
+
+    Raises
+    ------
+    InvalidArgument
+        A row is not a law.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> noise = np.array([0.3, -0.2, 1.1])  # of one position
+    >>> [int(gumbel(law, noise)) for law in (np.array([0.6, 0.2, 0.2]), np.array([0.2, 0.2, 0.6]))]
+    [0, 2]
     """
-    return rejection(draft, draft_law, target_law, accept_uniform, residual_uniform).tokens
+    if isinstance(gumbel_noise, Draw):
+        return gumbel_noise.shared(target_law, where)
+    _check_laws(target_law=target_law)
+    return race(target_law, namespace(target_law).exp(gumbel_noise))
 
 
-def gumbel(target_law: Array, gumbel_noise: Array) -> Array:
-    """A draw from ``target_law`` (..., V) under the position's own ``gumbel_noise`` (..., V): int64 (...).
+def match(draft: Array, target_law: Array, gumbel_noise: Array | Draw, *, where: Array | None = None) -> Decision:
+    """Accept each draft that equals the target's own token under the position's noise.
 
-    Two laws given the same noise get coupled draws.
+    Parameters
+    ----------
+    draft
+        int64 (...), from any source.
+    target_law, gumbel_noise, where
+        As for `gumbel`.
+
+    Returns
+    -------
+    Decision
+        ``tokens`` are the target's own, whatever the drafts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> match(np.array([1, 2]), np.array([[0.6, 0.2, 0.2]] * 2), np.array([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
+    Decision(accepted=array([ True, False]), tokens=array([1, 0]))
     """
-    check_laws(target_law=target_law)
-    return gumbel_max(target_law, gumbel_noise)
+    own = gumbel(target_law, gumbel_noise, where=where)
+    return Decision(own == draft, own)
+
+
+class _Asked(Draw):
+    """The noise of a step's sites, for one purpose."""
+
+    def __init__(self, noise: Noise, sites: Sites, purpose: Purpose = Purpose.ACCEPT) -> None:
+        self._noise, self._sites, self._purpose = noise, sites, purpose
+
+    def bernoulli(self, probability: Array, where: Array, *, leading: bool) -> Array:
+        return self._noise.bernoulli(probability, self._sites, self._purpose, where=where, leading=leading)
+
+    def categorical(self, weights: Array, where: Array | None) -> Array:
+        return self._noise.categorical(weights, self._sites, self._purpose, where=where)
+
+    def shared(self, law: Array, where: Array | None) -> Array:
+        return self._noise.shared(law, self._sites, where=where)
+
+    def at(self, rows: Integers, slots: Integers) -> _Asked:
+        return _Asked(self._noise, self._sites.at(rows, slots), self._purpose)
+
+
+def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, noise: Noise) -> StepDecision:
+    """Accept, correct and redraft: the decoding step of every method.
+
+    Parameters
+    ----------
+    method
+        How drafts are accepted and redrafted.
+    target
+        (B, n, V) target laws of this pass.
+    sites
+        The B rows of n sites; those that are ``valid`` are decided.
+    laws
+        The drafts, and the laws they were drawn from. ``match`` looks at the drafts only.
+    noise
+        Where draws come from.
+
+    Returns
+    -------
+    StepDecision
+        At sites that are not valid it means nothing.
+    """
+    xp = namespace(target)
+    valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)
+    own = _Asked(noise, sites)
+    if method.acceptance == "rejection":
+        accept, correct = _Asked(noise, sites, Purpose.ACCEPT), _Asked(noise, sites, Purpose.RESIDUAL)
+        # Only the maximal coupling redraws by the test itself, so only there the test goes on behind the first refusal.
+        leading = method.redraft != "maximal"
+        accepted, tokens = maximal(draft, laws, target, accept, correct, where=valid, leading=leading)
+    else:
+        accepted, tokens = match(draft, target, own, where=valid)
+        accepted = accepted & from_host(laws.drafted, target)
+    # The first refusal; a row's last site has no draft, so there is one wherever a row decides anything.
+    last = first_true(valid & ~accepted)
+    later = valid & (slots_of(valid) > last[..., None])
+    if method.acceptance == "rejection" and method.redraft == "independent":
+        tokens = xp.where(later, independent(target, _Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
+    elif method.acceptance == "rejection" and method.redraft == "gumbel":
+        tokens = xp.where(later, gumbel(target, own, where=later), tokens)
+    return StepDecision(tokens, last)
+
+
+def _check_laws(**laws: Array) -> None:
+    """Refuse arrays (..., V) that are not laws: negative, not finite, or of total mass other than one (to 1e-3)."""
+    for name, law in laws.items():
+        if not is_concrete(law):
+            continue
+        xp = namespace(law)
+        total = xp.sum(law, axis=-1)
+        bad = ~(xp.abs(total - 1) < 1e-3) | (xp.min(law, axis=-1) < 0)
+        if bool(xp.any(bad)):
+            row = int(first_true(xp.reshape(bad, (-1,))))
+            raise InvalidArgument(
+                f"{name}: row {row} (of the leading axes, flattened) is not a law: its entries sum to "
+                f"{float(xp.reshape(total, (-1,))[row])} and the smallest is {float(xp.min(law))}; expected entries >= 0 "
+                "that sum to 1. Pass probabilities, not logits"
+            )

@@ -40,7 +40,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise, Noise
-from coupled_sampling.requests import Commit, Request
+from coupled_sampling.requests import Commit, Request, checked_prompt
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule, find_window_rule
 
@@ -77,7 +77,7 @@ class _Row:
 
     def slots(self, end: int, width: int) -> tuple[int, int, int, int, int, bool]:
         """Of a window ``width`` wide up to position ``end``: start, known, recycled, fresh, round, whether it draws."""
-        start = max(0, end - width)
+        start = max(0, end - width)  # below ``cached`` where little is left: tokens go in again, nothing is padded
         known = min(end, self.committed)
         drafted = min(end, self.committed + self.drafted)
         return start, known - start, drafted - known, end - drafted, self.round, known == self.committed
@@ -116,6 +116,18 @@ class Decoder:
         Rule for fresh drafts, see `coupled_sampling.drafting`.
     noise
         Where draws come from; default `CounterNoise`.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Decoder, Request
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> decoder = Decoder(TableProvider(random_table(0, 4), 4), method="scd-gumbel", window=4)
+    >>> handles = [decoder.add(Request([0], length=9)), decoder.add(Request([1], length=3, seed=1))]
+    >>> finished = []
+    >>> while decoder.active or decoder.waiting:
+    ...     finished += [commit.handle for commit in decoder.step() if commit.finished]
+    >>> handles, finished  # one row: the second request waits for the first
+    ([0, 1], [0, 1])
     """
 
     def __init__(
@@ -186,7 +198,7 @@ class Decoder:
         InvalidArgument
             The prompt is empty, has tokens outside the vocabulary, or does not fit the model with what is to come.
         """
-        prompt = _checked_prompt(request, self._step.vocab_size)
+        prompt = checked_prompt(request, self._step.vocab_size)
         last_input = len(prompt) + request.length - 1
         limits = {"model": self._step.max_length, "draft model": getattr(self._drafting, "max_length", last_input)}
         for name, limit in limits.items():
@@ -253,7 +265,7 @@ class Decoder:
             if row is None:
                 continue
             commit = _apply(row, b, window, outcome, self.method.recycles)
-            row.began = row.began or began
+            row.began = row.began or began  # of the sequence's first step
             row.trace.seconds = time.perf_counter() - row.began
             if commit is not None:
                 done.append(commit)
@@ -273,7 +285,7 @@ class Decoder:
         active = [(b, row) for b, row in enumerate(stepped) if row is not None]
         if window.tokens.shape[1] == width and all(window.draws[b] for b, _ in active):
             slots = (window.start + window.known + window.recycled + window.fresh).tolist()
-            ends = [(row, slots[b] + 1) for b, row in active]
+            ends = [(row, slots[b] + 1) for b, row in active]  # the last slot drafts the position after it
             self._open_steps.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
         while self._open_steps and all(
             row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
@@ -289,7 +301,7 @@ class Decoder:
                 self._step.begin(b, new.tokens[: new.prompt_length])
                 if isinstance(self._drafting, PromptObserver):
                     self._drafting.begin(b, new.tokens[: new.prompt_length])
-                self._rows[b] = self._waiting.popleft()
+                self._rows[b] = self._waiting.popleft()  # not before both took it: if one raises, it waits on
 
     def _release(self, b: int) -> None:
         row, self._rows[b] = self._rows[b], None
@@ -357,20 +369,6 @@ def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: N
     return HostStep(model, method, noise)
 
 
-def _checked_prompt(request: Request, vocab_size: int) -> Integers:
-    """The prompt as int64, refused if it is empty or leaves the vocabulary."""
-    prompt = np.asarray(request.prompt)
-    if prompt.ndim != 1 or not prompt.size:
-        raise InvalidArgument(f"prompt has shape {prompt.shape}, expected at least one token in a flat sequence")
-    if not np.issubdtype(prompt.dtype, np.integer):
-        raise InvalidArgument(f"prompt has type {prompt.dtype}, expected integer tokens")
-    outside = (prompt < 0) | (prompt >= vocab_size)
-    if outside.any():
-        where = int(np.flatnonzero(outside)[0])
-        raise InvalidArgument(f"prompt token {where} is {prompt[where]}, expected tokens in [0, {vocab_size})")
-    return prompt.astype(np.int64)
-
-
 def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) -> Commit | None:
     """Commit what was decided for ``row`` and keep its redrafts."""
     start, known = int(window.start[b]), int(window.known[b])
@@ -381,13 +379,14 @@ def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) 
         return None
     end = start + known + int(window.recycled[b] + window.fresh[b])
     first, committed = row.committed, int(outcome.committed[b])
+    # The last known token's slot decides the first open position, and the last slot the position after the window.
     row.tokens[first : end + 1] = outcome.tokens[b, known - 1 : end - start]
     row.committed += committed
     row.drafted = end + 1 - row.committed if recycles else 0
-    row.cached = row.committed - 1
+    row.cached = row.committed - 1  # the last committed token was drawn here, so it was no input yet
     stopped = _first_stop(row.tokens[first : row.committed], row.stop)
     if stopped is not None:
-        row.committed = first + stopped + 1
+        row.committed = first + stopped + 1  # what was accepted behind the stop token is discarded
     row.trace.committed_per_step.append(row.committed - first)
     tokens = row.tokens[first : row.committed].copy()
     return Commit(row.handle, first, tokens, stopped is not None or row.finished(), row.trace)

@@ -7,16 +7,17 @@ refused; so the runs are never put together into one array unless somebody asks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.acceptance import residual
-from coupled_sampling.arrays import array_device, from_host, namespace, pick, point_masses
+from coupled_sampling.arrays import filled, from_host, namespace, pick, point_masses, to_host
 from coupled_sampling.contracts import Array, Integers
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.couplings import LawsInPieces, residual
+from coupled_sampling.draws import Draw
+from coupled_sampling.law_book import Held, LawBook
 
 __all__ = ["DraftLaws", "KeptLaws", "Run"]
 
@@ -30,7 +31,7 @@ class Run(NamedTuple):
     """(end - first, V) the draft laws; None where every draft is a point mass."""
 
 
-class DraftLaws:
+class DraftLaws(LawsInPieces):
     """Draft laws q of the sites (B, n) of one step; q = 0 where there is no draft, so that its residual is the target law.
 
     Parameters
@@ -41,47 +42,65 @@ class DraftLaws:
         B sequences of runs, each from the left to the right and without overlap.
     """
 
+    draft: Integers
+    drafted: NDArray[np.bool_]
+
     def __init__(self, draft: Integers, runs: Sequence[Sequence[Run]]) -> None:
-        self._draft = draft
+        self.draft = draft
         self._runs = runs
+        self.drafted = np.zeros(draft.shape, bool)
+        for b, run in self._each():
+            self.drafted[b, run.first : run.end] = True
 
     def of_drafts(self, like: Array) -> Array:
-        """q(draft) (B, n) in the library and type of ``like``; 0 where there is no draft."""
         if isinstance(like, np.ndarray):
-            chances = np.zeros(self._draft.shape, like.dtype)
+            chances = np.zeros(self.draft.shape, like.dtype)
             for b, run in self._each():
-                drafts = self._draft[b, run.first : run.end]
+                drafts = self.draft[b, run.first : run.end]
                 chances[b, run.first : run.end] = (
                     1 if run.laws is None else run.laws[np.arange(run.end - run.first), drafts]
                 )
             return chances
-        xp, device = namespace(like), array_device(like)
-        rows = []
+        xp, rows = namespace(like), []
         for b, runs in enumerate(self._runs):
             pieces, at = [], 0
             for run in runs:
-                drafts = from_host(self._draft[b, run.first : run.end], like)
-                ones = xp.ones(run.end - run.first, dtype=like.dtype, device=device)
-                pieces.append(xp.zeros(run.first - at, dtype=like.dtype, device=device))
-                pieces.append(ones if run.laws is None else pick(run.laws, drafts))
+                drafts = from_host(self.draft[b, run.first : run.end], like)
+                pieces.append(filled((run.first - at,), 0, like))
+                pieces.append(filled((run.end - run.first,), 1, like) if run.laws is None else pick(run.laws, drafts))
                 at = run.end
-            pieces.append(xp.zeros(self._draft.shape[1] - at, dtype=like.dtype, device=device))
+            pieces.append(filled((self.draft.shape[1] - at,), 0, like))
             rows.append(xp.concat(pieces, axis=0))
         return xp.stack(rows, axis=0)
+
+    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
+        if not isinstance(uniform, Draw):
+            raise TypeError("draft laws in pieces need a Draw, not uniforms")
+        if not leading and not isinstance(target_law, np.ndarray):
+            # Many sites of a library whose arrays cannot be indexed one by one in reasonable time.
+            return uniform.categorical(residual(target_law, self.dense(target_law)), where)
+        rows, at = np.nonzero(to_host(where))
+        tokens = np.array(self.draft)
+        if len(rows):
+            weights = self.residuals(target_law, rows, at)[:, None, :]
+            every = from_host(np.ones((len(rows), 1), bool), target_law)
+            tokens[rows, at] = to_host(uniform.at(rows, at).categorical(weights, every))[:, 0]
+        return from_host(tokens, target_law)
 
     def residuals(self, target: Array, rows: Integers, slots: Integers) -> Array:
         """Residual weights (K, V) at the K sites ``(rows[k], slots[k])`` of the target laws (B, n, V)."""
         if not isinstance(target, np.ndarray):
             pairs = zip(rows.tolist(), slots.tolist(), strict=True)
-            one_by_one = [residual(target[b, j, :], self._at(b, j, target)) for b, j in pairs]
+            one_by_one = [residual(target[b, j, ...], self._at(b, j, target)) for b, j in pairs]
             return namespace(target).stack(one_by_one, axis=0)
+        # `residual`, in the memory of the one copy that has to be made anyway.
         weights = target[rows, slots]
         for own, b, j in zip(weights, rows.tolist(), slots.tolist(), strict=True):
             run = self._run_at(b, j)
             if run is None:
                 continue
             if run.laws is None:
-                own[self._draft[b, j]] = 0
+                own[self.draft[b, j]] = 0  # p <= 1: nothing is left of the drafted token
             else:
                 np.maximum(np.subtract(own, run.laws[j - run.first], out=own), 0, out=own)
         empty = ~(weights.max(axis=-1) > 0)  # see `residual`
@@ -97,49 +116,50 @@ class DraftLaws:
         xp, vocab_size = namespace(like), like.shape[-1]
         pieces, at = [], 0
         for run in self._runs[row]:
-            pieces.append(xp.zeros((run.first - at, vocab_size), dtype=like.dtype, device=array_device(like)))
-            drafts = from_host(self._draft[row, run.first : run.end], like)
+            pieces.append(filled((run.first - at, vocab_size), 0, like))
+            drafts = from_host(self.draft[row, run.first : run.end], like)
             pieces.append(point_masses(drafts, vocab_size, like) if run.laws is None else run.laws)
             at = run.end
-        blank = self._draft.shape[1] - at
-        pieces.append(xp.zeros((blank, vocab_size), dtype=like.dtype, device=array_device(like)))
+        blank = self.draft.shape[1] - at
+        pieces.append(filled((blank, vocab_size), 0, like))
         return xp.concat(pieces, axis=0)
 
     def _at(self, row: int, slot: int, like: Array) -> Array:
         """The draft law (V,) of one site."""
         run = self._run_at(row, slot)
         if run is None:
-            return namespace(like).zeros_like(like[row, slot, :])
+            return namespace(like).zeros_like(like[row, slot, ...])
         if run.laws is None:
-            return point_masses(from_host(np.asarray(self._draft[row, slot]), like), like.shape[-1], like)
-        return run.laws[slot - run.first, :]
+            return point_masses(from_host(np.asarray(self.draft[row, slot]), like), like.shape[-1], like)
+        return run.laws[slot - run.first, ...]
 
     def _run_at(self, row: int, slot: int) -> Run | None:
         return next((run for run in self._runs[row] if run.first <= slot < run.end), None)
 
-    def _each(self) -> list[tuple[int, Run]]:
-        return [(b, run) for b, runs in enumerate(self._runs) for run in runs]
+    def _each(self) -> Iterator[tuple[int, Run]]:
+        return ((b, run) for b, runs in enumerate(self._runs) for run in runs)
 
 
 class KeptLaws:
-    """The laws of every row's redrafted positions, for the two latest rounds of each.
-
-    Two, because a step whose outcome is lost on the way to the loop (Ctrl-C) is then done again, from the older one.
-    """
+    """The memory under the books: the laws of every row's redrafted positions, for the rounds that may still be asked for."""
 
     def __init__(self) -> None:
-        self._held: dict[int, dict[int, tuple[int, Array]]] = {}
+        self._books: dict[int, LawBook] = {}
+        self._held: dict[int, list[Array | None]] = {}
         self._memory: list[NDArray[Any]] = []
 
     def forget(self, row: int) -> None:
         """Drop the laws of ``row``."""
+        self._books.pop(row, None)
         self._held.pop(row, None)
 
     def keep(self, row: int, round_: int, position: int, laws: Array) -> None:
         """From now on ``laws`` (n, V) are those of the row's n positions from ``position`` on, after ``round_``."""
-        held = self._held.get(row, {})
-        before = {round_ - 1: held[round_ - 1]} if round_ - 1 in held else {}
-        self._held[row] = {**before, round_: (position, laws)}
+        book = self._books.get(row, LawBook())
+        target = book.target(round_)
+        self._books[row] = book = book.written(target, Held(round_, position, position, position + laws.shape[0]))
+        held = self._held.get(row, (None, None))
+        self._held[row] = [laws if i == target else held[i] if book[i] is not None else None for i in (0, 1)]
 
     def recall(self, row: int, round_: int, position: int, count: int) -> Array:
         """Laws (count, V) of the drafts redrawn in ``round_`` at ``position`` and after.
@@ -149,28 +169,31 @@ class KeptLaws:
         InvalidArgument
             There are none: the window's recycled drafts are not those of the outcome of that round.
         """
-        first, laws = self._held.get(row, {}).get(round_, (0, None))
-        begin = position - first
-        if laws is None or begin < 0 or begin + count > laws.shape[0]:
-            raise InvalidArgument(
-                f"window.recycled of row {row} is {count} drafts from position {position} on, but of round {round_} this "
-                f"step holds {'no laws' if laws is None else f'laws for {first} to {first + laws.shape[0] - 1}'}; "
-                "recycled drafts must be those of the outcome of the round before"
-            )
+        book = self._books.get(row, LawBook())
+        source = book.source(row, round_, position, position + count)
+        held, laws = book[source], self._held[row][source]
+        assert held is not None, "a book names a memory that holds something"
+        assert laws is not None, "what the book says is there is there"
+        begin = position - held.start
         return laws[begin : begin + count, ...]
 
-    def all(self) -> list[Array]:
-        """Every array of laws held."""
-        return [laws for rounds in self._held.values() for _, laws in rounds.values()]
-
-    def room(self, like: Array) -> NDArray[Any] | None:
-        """Numpy memory in the shape of the logits ``like`` that no kept law lies in, to be used for the next laws.
+    def room(self, like: Array, rounds: Mapping[int, int]) -> NDArray[Any] | None:
+        """Numpy memory in the shape of the logits ``like``, to be used for the next laws: nothing that is wanted lies in it.
 
         None where ``like`` is not numpy or too narrow to hold laws. Fresh memory would cost more than softmax itself.
+
+        Parameters
+        ----------
+        rounds
+            By row, the round that is about to be decided. What its book gives up for that round is gone from here on.
         """
         if not isinstance(like, np.ndarray) or like.dtype not in (np.float32, np.float64):
             return None
-        taken = {id(laws.base) for laws in self.all()}
+        for row, round_ in rounds.items():
+            if row in self._books:
+                given_up = self._books[row].target(round_)
+                self._books[row], self._held[row][given_up] = self._books[row].written(given_up, None), None
+        taken = {id(laws.base) for kept in self._held.values() for laws in kept if laws is not None}
         fitting = [block for block in self._memory if block.dtype == like.dtype and block.size >= like.size]
         free = next((block for block in fitting if id(block) not in taken), None)
         if free is None:

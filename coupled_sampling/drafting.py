@@ -11,7 +11,7 @@ specification       guess for position i
 ``repeat``          the token at i - 1
 ``copy:LAG``        the token at i - LAG: the row above in an image, the frame before in a video
 ``ngram``           what followed the most recent earlier occurrence of the last n tokens; ``ngram:N``, default 3
-`DraftModel`        a draw from any second logits provider (ordinary speculative decoding)
+`DraftModel`        a draw from any second logits provider (`coupled_sampling.draft_model`)
 =================== ==========================================================================================
 
 Where ``copy`` or ``ngram`` have nothing to go by, they repeat; where nothing was generated yet, ``copy`` and
@@ -26,16 +26,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from coupled_sampling.arrays import namespace, to_host
-from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, RowInfo, max_window
+from coupled_sampling.contracts import Array, Integers, RowInfo
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.noise import Noise, Purpose, Sites
-from coupled_sampling.target import target_laws
 
 __all__ = [
     "Copy",
     "DraftContext",
-    "DraftModel",
     "Drafting",
     "NGram",
     "Proposal",
@@ -46,7 +43,18 @@ __all__ = [
 
 
 class DraftContext(NamedTuple):
-    """What one row asks for."""
+    """What one row asks for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext
+    >>> context = DraftContext(0, tokens=np.array([9, 4, 5]), prompt_length=1, wanted=2, info=RowInfo(0, 0, Sampling()), round=0)
+    >>> len(context.tokens)  # the position of the first guess
+    3
+    """
 
     row: int
     """Batch row."""
@@ -60,7 +68,15 @@ class DraftContext(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """Guesses for one row."""
+    """Guesses for one row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.drafting import Proposal
+    >>> Proposal(np.array([5, 5])).law is None  # guesses without a law are point masses
+    True
+    """
 
     tokens: Integers
     """(count,)."""
@@ -69,7 +85,25 @@ class Proposal(NamedTuple):
 
 
 class Drafting(Protocol):
-    """A rule for fresh drafts."""
+    """A rule for fresh drafts.
+
+    Examples
+    --------
+    A rule of your own, which counts upwards. It looks at nothing but the tokens to the left, so it changes no law:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.drafting import Proposal
+    >>> class Counting:
+    ...     def propose(self, contexts, noise, *, vocab_size, shared):
+    ...         return [Proposal((c.tokens[-1] + 1 + np.arange(c.wanted)) % vocab_size) for c in contexts]
+    >>> class Ring:
+    ...     vocab_size, batch_size, max_length = 5, 1, 64
+    ...     def forward(self, tokens, start):
+    ...         return 99.0 * ((tokens[..., None] + 1) % 5 == np.arange(5))
+    >>> generate(Ring(), [[0]], length=8, window=8, drafting=Counting()).traces[0].nfe
+    1
+    """
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -81,7 +115,7 @@ class Drafting(Protocol):
         ...
 
 
-def _sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:
+def proposal_sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:
     """Sites for ``count`` guesses of each context, from its ``offset``-th on."""
     first = np.array([len(context.tokens) + offset for context in contexts], np.int64)
     return Sites(
@@ -95,7 +129,19 @@ def _sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform guesses over ``count`` tokens from ``first`` on; by default over the whole vocabulary."""
+    """Uniform guesses over ``count`` tokens from ``first`` on; by default over the whole vocabulary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext, Random
+    >>> context = DraftContext(0, np.array([9]), 1, 4, RowInfo(0, 0, Sampling()), round=0)
+    >>> guesses = Random(first=2, count=3).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    >>> guesses.shape, bool(((guesses >= 2) & (guesses < 5)).all())
+    ((4,), True)
+    """
 
     first: int = 0
     count: int | None = None
@@ -111,7 +157,7 @@ class Random:
             )
         proposals = []
         for context in contexts:
-            sites = _sites([context], 0, context.wanted)
+            sites = proposal_sites([context], 0, context.wanted)
             weights = np.ones((1, context.wanted, choices), np.float32)
             drawn = noise.categorical(weights, sites, Purpose.PROPOSE, where=sites.valid)
             proposals.append(Proposal(self.first + np.asarray(drawn[0], np.int64)))
@@ -120,7 +166,18 @@ class Random:
 
 @dataclass(frozen=True)
 class Copy:
-    """Guess the token ``lag`` positions before, if that was generated, else the token before."""
+    """Guess the token ``lag`` positions before, if that was generated, else the token before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import Copy, DraftContext
+    >>> context = DraftContext(0, np.array([9, 4, 5, 6]), 1, 5, RowInfo(0, 0, Sampling()), round=0)
+    >>> Copy(lag=3).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    array([4, 5, 6, 4, 5])
+    """
 
     lag: int
 
@@ -145,7 +202,18 @@ class Copy:
 
 
 class Repeat(Copy):
-    """Guess the token before."""
+    """Guess the token before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext, Repeat
+    >>> context = DraftContext(0, np.array([9, 4, 5, 6]), 1, 3, RowInfo(0, 0, Sampling()), round=0)
+    >>> Repeat().propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    array([6, 6, 6])
+    """
 
     def __init__(self) -> None:
         super().__init__(lag=1)
@@ -156,6 +224,16 @@ class NGram:
     """Guess what followed the most recent earlier occurrence of the last ``size`` tokens, or of fewer where there is none.
 
     Prompt lookup decoding; the prompt is searched too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.drafting import DraftContext, NGram
+    >>> context = DraftContext(0, np.array([1, 2, 3, 4, 1, 2]), 1, 3, RowInfo(0, 0, Sampling()), round=0)
+    >>> NGram(size=2).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens  # after 1, 2 came 3, 4, 1
+    array([3, 4, 1])
     """
 
     size: int = 3
@@ -175,124 +253,18 @@ class NGram:
         lag = self._lag(context.tokens)
         tokens = np.concatenate([context.tokens, np.empty(context.wanted, np.int64)])
         for position in range(length, len(tokens)):
-            tokens[position] = tokens[position - lag]
+            tokens[position] = tokens[position - lag]  # a guess of its own once it copies past the end
         return Proposal(tokens[length:])
 
     def _lag(self, tokens: Integers) -> int:
         """How far back the most recent earlier occurrence of the longest matching suffix ends; 1 where there is none."""
         for size in range(min(self.size, len(tokens) - 1), 0, -1):
+            # Without the last token, so that the suffix does not find itself.
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], size)
             found = np.flatnonzero((windows == tokens[-size:]).all(axis=1))
             if found.size:
                 return len(tokens) - (int(found[-1]) + size)
         return 1
-
-
-class DraftModel:
-    """Guesses drawn from a second, cheaper model over the same vocabulary.
-
-    Parameters
-    ----------
-    provider
-        Any `LogitsProvider` with the target's vocabulary and at least its rows. Its law is warped by each request's own
-        sampling settings and carried along, so that rejection stays exact.
-
-    Notes
-    -----
-    The state it holds for a row is the longest common prefix of what it last forwarded and what it is asked about, so a
-    refusal, another request in the row or a rollback need no signal.
-    """
-
-    def __init__(self, provider: LogitsProvider) -> None:
-        self.provider = provider
-        self.max_length = int(provider.max_length)
-        self._held: dict[int, Integers] = {}
-
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Row ``row`` starts ``prompt``: tell the provider, if it wants to know."""
-        if isinstance(self.provider, PromptObserver):
-            self._held.pop(row, None)
-            self.provider.begin(row, prompt)
-
-    def propose(
-        self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
-    ) -> list[Proposal]:
-        """See `Drafting.propose`."""
-        self._check(contexts, vocab_size)
-        tokens = {context.row: context.tokens for context in contexts}
-        laws: dict[int, list[Array]] = {context.row: [] for context in contexts}
-        for offset in range(max(context.wanted for context in contexts)):
-            asking = [context for context in contexts if context.wanted > offset]
-            logits = self._last_logits({context.row: tokens[context.row] for context in asking})
-            sites = _sites(asking, offset, 1)
-            law = target_laws(
-                logits,
-                [context.info for context in asking],
-                [tokens[context.row] for context in asking],
-                sites.position,
-                sites.valid,
-            )
-            if shared:
-                drawn = noise.shared(law, sites, where=sites.valid)
-            else:
-                drawn = noise.categorical(law, sites, Purpose.PROPOSE, where=sites.valid)
-            guesses = to_host(drawn)
-            for i, context in enumerate(asking):
-                laws[context.row].append(law[i, 0, ...])
-                tokens[context.row] = np.append(tokens[context.row], guesses[i, 0])
-        return [
-            Proposal(tokens[c.row][len(c.tokens) :], namespace(laws[c.row][0]).stack(laws[c.row], axis=0))
-            for c in contexts
-        ]
-
-    def _check(self, contexts: Sequence[DraftContext], vocab_size: int) -> None:
-        if self.provider.vocab_size != vocab_size:
-            raise InvalidArgument(
-                f"the draft model's vocabulary is {self.provider.vocab_size}, the target's {vocab_size}; they must be the same"
-            )
-        for context in contexts:
-            reach = len(context.tokens) + context.wanted - 1
-            if context.row >= self.provider.batch_size or reach > self.max_length:
-                raise InvalidArgument(
-                    f"the draft model holds {self.provider.batch_size} rows of {self.max_length} positions, but row "
-                    f"{context.row} needs {reach}; give it as many rows and positions as the target has"
-                )
-
-    def _last_logits(self, wanted: dict[int, Integers]) -> Array:
-        """Logits (len(wanted), 1, V) after the last token of each row's tokens, forwarding what is not held yet."""
-        rows = max(wanted) + 1
-        held = {
-            row: min(_common_prefix(self._held.get(row), tokens), len(tokens) - 1) for row, tokens in wanted.items()
-        }
-        while True:
-            width = min(max(len(tokens) - held[row] for row, tokens in wanted.items()), max_window(self.provider))
-            window, start = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
-            for row in range(rows):
-                tokens = wanted.get(row, self._held.get(row, np.zeros(0, np.int64)))
-                end = min(held[row] + width, len(tokens)) if row in wanted else len(tokens)
-                start[row] = max(0, end - width)
-                window[row, : end - start[row]] = tokens[start[row] : end]
-                if row in wanted:
-                    held[row] = end
-            logits = self.provider.forward(window, start)
-            for row in wanted:
-                self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
-            if all(held[row] == len(tokens) for row, tokens in wanted.items()):
-                return _stack_slots(logits, {row: len(tokens) - 1 - int(start[row]) for row, tokens in wanted.items()})
-
-
-def _common_prefix(held: Integers | None, tokens: Integers) -> int:
-    """Length of the longest common prefix."""
-    if held is None:
-        return 0
-    shorter = min(len(held), len(tokens))
-    differ = np.flatnonzero(held[:shorter] != tokens[:shorter])
-    return int(differ[0]) if differ.size else shorter
-
-
-def _stack_slots(logits: Array, slots: dict[int, int]) -> Array:
-    """``logits[row, slot]`` of each pair: (len(slots), 1, V)."""
-    return namespace(logits).stack([logits[row, slot : slot + 1, ...] for row, slot in slots.items()], axis=0)
 
 
 def find_drafting(specification: str | Drafting) -> Drafting:
@@ -302,6 +274,14 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     ------
     InvalidArgument
         No rule has that name, or its numbers are unusable.
+
+    Examples
+    --------
+    >>> from coupled_sampling.drafting import find_drafting
+    >>> find_drafting("copy:14")
+    Copy(lag=14)
+    >>> find_drafting("ngram")
+    NGram(size=3)
     """
     if not isinstance(specification, str):
         return specification

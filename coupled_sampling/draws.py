@@ -1,24 +1,111 @@
 """One law, one draw: the two elementary ways to turn noise into a token. Pure functions; the noise is an argument.
 
 - `categorical`, inverse CDF: one uniform chooses by where it falls among the cumulative sums.
-- `gumbel_max`: argmax(log law + g) with one standard Gumbel variable per token (Gumbel 1954; Maddison, Tarlow and Minka
-  2014). `race` is the same choice without the logarithm: exp(g) is one over an exponential variable, and the token
-  whose clock rings first, argmax(law * exp(g)), wins with probability its law gives it.
+- `race`, the Gumbel-max trick: argmax(log law + g) with one standard Gumbel variable g per token (Gumbel 1954; Maddison, Tarlow
+  and Minka 2014), without the logarithm. exp(g) is one over an exponential variable, and the token whose clock rings first,
+  argmax(law * exp(g)), wins with the probability that its law gives it.
 
 Both are exact at the edge: a token of zero weight is never returned, whatever the rounding.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from enum import IntEnum
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import argmax_of_product, block_sums, first_true, namespace, pick
-from coupled_sampling.contracts import Array
+from coupled_sampling.arrays import argmax_of_product, block_sums, counting, first_true, floats, namespace, pick
+from coupled_sampling.contracts import Array, Integers, Sites
 
-__all__ = ["categorical", "gumbel_max", "race"]
+__all__ = ["Draw", "Noise", "Purpose", "categorical", "race"]
+
+
+class Purpose(IntEnum):
+    """What a uniform is for: at most one draw per position, round and purpose.
+
+    Examples
+    --------
+    >>> from coupled_sampling.draws import Purpose
+    >>> [purpose.name for purpose in Purpose]
+    ['ACCEPT', 'RESIDUAL', 'REDRAFT', 'PROPOSE']
+    """
+
+    ACCEPT = 0
+    RESIDUAL = 1
+    REDRAFT = 2
+    PROPOSE = 3
+
+
+class Noise(Protocol):
+    """The only three things a decoder may ask of randomness.
+
+    ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
+    mean nothing.
+
+    Examples
+    --------
+    Any object with these four methods is a source of noise. One that accepts every draft shows what a perfect drafter would
+    save:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class AlwaysAccept(CounterNoise):
+    ...     def bernoulli(self, probability, sites, purpose, *, where, leading=False):
+    ...         return np.ones_like(probability, bool)
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> generate(model, [[0]], length=16, method="sjd", window=4, noise=AlwaysAccept()).traces[0].nfe
+    4
+    """
+
+    def bernoulli(
+        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
+    ) -> Array:
+        """True with ``probability`` (B, n), independently: bool (B, n).
+
+        With ``leading``, answers to the right of a row's first False are not used either.
+        """
+        ...
+
+    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
+        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
+        ...
+
+    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
+        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
+
+        Asked again for the same position, in any round and under any law, it uses the same noise.
+        """
+        ...
+
+    def forget(self, seed: int, sequence: int) -> None:
+        """The sequence has ended: nothing more will be asked for it."""
+        ...
+
+
+class Draw:
+    """Who answers in place of a given number: what decoders pass to couplings where a user passes uniforms or Gumbel noise.
+
+    Each method is asked for the sites ``where`` (bool, None for all) only; what it answers elsewhere means nothing.
+    """
+
+    def bernoulli(self, probability: Array, where: Array, *, leading: bool) -> Array:
+        """True with ``probability`` (...): bool (...). With ``leading``, up to the first False of the last axis."""
+        raise NotImplementedError
+
+    def categorical(self, weights: Array, where: Array | None) -> Array:
+        """A token of probability proportional to ``weights`` (..., V): int64 (...)."""
+        raise NotImplementedError
+
+    def shared(self, law: Array, where: Array | None) -> Array:
+        """The persistent draw of each position under ``law`` (..., V): int64 (...)."""
+        raise NotImplementedError
+
+    def at(self, rows: Integers, slots: Integers) -> Draw:
+        """The same for single sites: K rows of one, ``(rows[k], slots[k])`` each."""
+        raise NotImplementedError
 
 
 def _first_past(weights: Array, threshold: Array) -> Array:
@@ -26,6 +113,7 @@ def _first_past(weights: Array, threshold: Array) -> Array:
     xp = namespace(weights)
     positive = weights > 0
     past = (xp.cumulative_sum(weights, axis=-1) > threshold[..., None]) & positive
+    # Rounding may leave the threshold at the very end: then it is the last token that can be drawn at all.
     last = weights.shape[-1] - 1 - first_true(xp.flip(positive, axis=-1))
     return xp.where(xp.any(past, axis=-1), first_true(past), last)
 
@@ -60,16 +148,18 @@ def categorical(weights: Array, uniform: Array) -> Array:
         flat = _categorical_of_numpy(weights.reshape(-1, vocab_size), np.reshape(uniform, -1), block)
         return flat.reshape(weights.shape[:-1])
     xp = namespace(weights)
+    float_type = floats(weights)
     if vocab_size <= 4 * block:
-        wide = xp.astype(weights, xp.float64)
-        return _first_past(wide, xp.astype(uniform, xp.float64) * xp.sum(wide, axis=-1))
-    sums = xp.astype(block_sums(weights, block), xp.float64)
-    threshold = xp.astype(uniform, xp.float64) * xp.sum(sums, axis=-1)
+        wide = xp.astype(weights, float_type)
+        return _first_past(wide, xp.astype(uniform, float_type) * xp.sum(wide, axis=-1))
+    sums = xp.astype(block_sums(weights, block), float_type)
+    threshold = xp.astype(uniform, float_type) * xp.sum(sums, axis=-1)
     chosen = _first_past(sums, threshold)
     threshold = threshold - (pick(xp.cumulative_sum(sums, axis=-1), chosen) - pick(sums, chosen))
-    index = chosen[..., None] * block + xp.arange(block, dtype=chosen.dtype, device=weights.device)
-    inside = xp.take_along_axis(weights, xp.where(index < vocab_size, index, vocab_size - 1), axis=-1)
-    inside = xp.where(index < vocab_size, xp.astype(inside, xp.float64), 0.0)
+    index = chosen[..., None] * block + counting(block, weights)
+    within = index < vocab_size
+    inside = xp.take_along_axis(weights, xp.where(within, index, xp.full_like(index, vocab_size - 1)), axis=-1)
+    inside = xp.astype(inside, float_type) * xp.astype(within, float_type)
     return chosen * block + _first_past(inside, threshold)
 
 
@@ -114,7 +204,7 @@ def _blocks(weights: NDArray[Any], chosen: NDArray[np.int64], block: int) -> NDA
 
 
 def race(law: Array, weights: Array) -> Array:
-    """argmax(law * weights): the draw of `gumbel_max` with ``weights = exp(gumbel)`` made beforehand.
+    """argmax(law * weights): a draw from ``law`` with ``weights = exp(gumbel)`` made beforehand.
 
     Parameters
     ----------
@@ -129,21 +219,3 @@ def race(law: Array, weights: Array) -> Array:
         int64 (...) tokens.
     """
     return argmax_of_product(law, weights)
-
-
-def gumbel_max(law: Array, gumbel: Array) -> Array:
-    """argmax(log law + gumbel): a draw from ``law``.
-
-    Parameters
-    ----------
-    law
-        (..., V) laws, or weights proportional to them.
-    gumbel
-        (..., V) independent standard Gumbel variables.
-
-    Returns
-    -------
-    Array
-        int64 (...) tokens.
-    """
-    return race(law, namespace(law).exp(gumbel))

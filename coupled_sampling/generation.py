@@ -20,7 +20,17 @@ __all__ = ["Generation", "generate", "stream"]
 
 
 class Generation(NamedTuple):
-    """What `generate` returns; both lists are in the order of the prompts."""
+    """What `generate` returns; both lists are in the order of the prompts.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> generation = generate(TableProvider(random_table(0, 4), 4), [[0], [1, 2]], length=[3, 5])
+    >>> [tokens.shape for tokens in generation.tokens]
+    [(3,), (5,)]
+    >>> tokens, traces = generation  # it is a tuple, too
+    """
 
     tokens: list[Integers]
     """Generated tokens (n,), the prompt not included; shorter than asked where a stop token came."""
@@ -70,6 +80,14 @@ def stream(
 
     Parameters are those of `generate`; they are checked before the first token is asked for. ``Commit.handle`` is the
     index of the prompt.
+
+    Examples
+    --------
+    >>> from coupled_sampling import stream
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> sum(len(commit.tokens) for commit in stream(model, [[0]], length=8, method="scd-match"))
+    8
     """
     decoder = Decoder(model, method=method, window=window, drafting=drafting, noise=noise)
     for request in _requests(prompts, length, seed, stop, sampling):

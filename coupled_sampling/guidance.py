@@ -22,8 +22,18 @@ import numpy as np
 
 from coupled_sampling.arrays import at_least_float32, namespace
 from coupled_sampling.bounds import check_window
-from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, max_window
+from coupled_sampling.contracts import (
+    Array,
+    Closeable,
+    Integers,
+    LogitsProvider,
+    PromptObserver,
+    Runs,
+    max_window,
+    what_runs,
+)
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.running import Closing
 
 __all__ = ["GuidedProvider", "GuidedRows", "PairedWindow"]
 
@@ -110,7 +120,7 @@ class GuidedRows:
         both, starts, lag = np.repeat(tokens, 2, axis=0), np.repeat(start, 2), np.zeros(rows, np.int64)
         for b in range(rows):
             pair = self._pair(b)
-            begin = max(0, int(start[b]) + pair.shift)
+            begin = max(0, int(start[b]) + pair.shift)  # a shorter prompt of its own has nothing before position 0
             if begin + width > self._inner_length:
                 raise InvalidArgument(
                     f"row {b}: its unconditional row would reach position {begin + width - 1}, the model holds "
@@ -128,6 +138,7 @@ class GuidedRows:
         width = paired.tokens.shape[1]
         for row in range(len(paired.lag)):
             pair = self._pair(row)
+            # A longer prompt of its own goes in once, up to where both rows' windows begin together.
             for first in range(0, max(0, pair.shift), width) if not pair.primed else ():
                 tokens, begins = paired.tokens.copy(), paired.start.copy()
                 chunk = pair.unconditional[first : first + width]
@@ -160,7 +171,7 @@ class GuidedRows:
         return pair
 
 
-class GuidedProvider:
+class GuidedProvider(Closing):
     """``provider`` under classifier-free guidance.
 
     Parameters
@@ -179,6 +190,22 @@ class GuidedProvider:
 
     The decoding loop says which prompt a row works on (``begin``). Used without a loop, prompts are taken to be as
     long as the unconditional one.
+
+    Examples
+    --------
+    A model that looks at the first token of its prompt, and here at an unconditional prompt, 2, of its own:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import GuidedProvider
+    >>> class ByClass:
+    ...     vocab_size, batch_size, max_length = 3, 2, 8
+    ...     def forward(self, tokens, start):
+    ...         return np.broadcast_to(np.eye(3)[tokens[:, :1]], (*tokens.shape, 3))
+    >>> guided = GuidedProvider(ByClass(), scale=3.0, unconditional=[2])
+    >>> guided.batch_size  # half of the rows
+    1
+    >>> guided.forward(np.array([[0]]), np.array([0]))  # unconditional + 3 * (conditional - unconditional)
+    array([[[ 3.,  0., -2.]]])
     """
 
     def __init__(
@@ -200,6 +227,16 @@ class GuidedProvider:
         self._rows = GuidedRows(unconditional, self.batch_size, self.vocab_size, int(provider.max_length))
         self.max_length = self._rows.max_length
         self.max_window = min(max_window(provider), self.max_length)
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider."""
+        return what_runs(self.provider)
+
+    def close(self) -> None:
+        """Close the provider, if it can be closed."""
+        if isinstance(self.provider, Closeable):
+            self.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts ``prompt`` int64 (L,)."""
@@ -229,5 +266,6 @@ class GuidedProvider:
         if self.scale in (0, 1):
             return conditional if self.scale == 1 else unconditional
         forbidden = xp.isinf(conditional) & (conditional < 0)
-        finite = xp.where(forbidden, xp.zeros_like(conditional), conditional)
+        finite = xp.where(forbidden, xp.zeros_like(conditional), conditional)  # a scale times -inf may be NaN
+        # Not unconditional + scale * (conditional - unconditional), which is NaN where both rows forbid a token.
         return xp.where(forbidden, conditional, (1 - self.scale) * unconditional + self.scale * finite)

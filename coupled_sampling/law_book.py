@@ -24,7 +24,7 @@ class Held(NamedTuple):
 
     round: int
     start: int
-    """The position whose law is the memory's first entry; at most ``first``."""
+    """Where the memory begins: by how much two of these differ, its entries are shifted."""
     first: int
     end: int
 
@@ -44,14 +44,12 @@ class LawBook(NamedTuple):
     zero: Held | None = None
     one: Held | None = None
 
-    def find(self, round_: int, first: int, end: int) -> tuple[int, ...]:
-        """The memories that hold the laws of ``round_`` for all positions from ``first`` to ``end - 1``."""
-        # Both can: a row whose outcome was lost wrote the same round twice.
-        return tuple(
-            i
-            for i, held in enumerate(self)
-            if held is not None and held.round == round_ and held.first <= first and end <= held.end
-        )
+    def find(self, round_: int, first: int, end: int) -> int | None:
+        """The memory that holds the laws of ``round_`` for all positions from ``first`` to ``end - 1``; None if neither does."""
+        for memory, held in enumerate(self):
+            if held is not None and held.round == round_ and held.first <= first and end <= held.end:
+                return memory
+        return None
 
     def source(self, row: int, round_: int, first: int, end: int) -> int:
         """The memory to read those laws from.
@@ -62,19 +60,30 @@ class LawBook(NamedTuple):
             Neither holds them: the drafts of ``row`` are not those of the outcome of ``round_``.
         """
         found = self.find(round_, first, end)
-        if not found:
+        if found is None:
             holds = [f"round {h.round} for {h.first} to {h.end - 1}" for h in self if h is not None]
             raise InvalidArgument(
                 f"window.recycled of row {row} is {end - first} drafts from position {first} on, whose laws are those of round "
                 f"{round_}, but this step holds {' and '.join(holds) or 'no laws'}; recycled drafts must be those of the "
                 "outcome of the round before"
             )
-        return found[0]
+        return found
 
     def target(self, round_: int) -> int:
         """The memory that may be overwritten while ``round_`` is decided: not the one that holds the round before."""
         return 1 if self.zero is not None and self.zero.round == round_ - 1 else 0
 
+    def start(self, memory: int) -> int:
+        """The `Held.start` of ``memory``; 0 if nothing is in it."""
+        held = self[memory]
+        return 0 if held is None else held.start
+
     def written(self, memory: int, held: Held | None) -> LawBook:
-        """The book after ``held`` was written into ``memory``; None says that what was there is gone."""
-        return LawBook(held, self.one) if memory == 0 else LawBook(self.zero, held)
+        """The book after ``held`` was written into ``memory``; None says that what was there is gone.
+
+        A round that is done again replaces what it wrote before, wherever that lies: no two memories hold the same round.
+        """
+        other = self[1 - memory]
+        if held is not None and other is not None and other.round == held.round:
+            other = None
+        return LawBook(held, other) if memory == 0 else LawBook(other, held)

@@ -38,6 +38,14 @@ class Method:
         proposes afresh; "none" never drafts.
     acceptance
         "rejection" keeps the law, "match" keeps even the tokens of ``ar`` at the same seed.
+
+    Examples
+    --------
+    >>> from coupled_sampling import METHODS
+    >>> METHODS["scd-match"]
+    Method(name='scd-match', redraft='gumbel', acceptance='match')
+    >>> METHODS["speculative"].drafts, METHODS["speculative"].recycles
+    (True, False)
     """
 
     name: str
@@ -77,6 +85,15 @@ def find_method(name: str | Method) -> Method:
     ------
     InvalidArgument
         No method has that name.
+
+    Examples
+    --------
+    >>> from coupled_sampling.methods import find_method
+    >>> find_method("sjd").redraft
+    'independent'
+    >>> find_method("scd")
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: method is 'scd', expected one of ar, sjd, scd-maximal, ...
     """
     if isinstance(name, Method):
         return name

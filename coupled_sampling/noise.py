@@ -27,73 +27,17 @@ decoder into its exact output law (`coupled_sampling.testing`).
 from __future__ import annotations
 
 import threading
-from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import array_device, from_host, namespace
-from coupled_sampling.contracts import Array, Integers
-from coupled_sampling.draws import categorical, race
+from coupled_sampling.arrays import filled, from_host, namespace
+from coupled_sampling.contracts import Array, Sites
+from coupled_sampling.draws import Noise, Purpose, categorical, race
 
-__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "gumbel", "race_weights", "uniforms"]
-
-
-class Purpose(IntEnum):
-    """What a uniform is for: at most one draw per position, round and purpose."""
-
-    ACCEPT = 0
-    RESIDUAL = 1
-    REDRAFT = 2
-    PROPOSE = 3
-
-
-class Sites(NamedTuple):
-    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites."""
-
-    seed: NDArray[np.uint64]
-    """(B,)."""
-    sequence: NDArray[np.uint64]
-    """(B,)."""
-    round: Integers
-    """(B,)."""
-    position: Integers
-    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
-    valid: NDArray[np.bool_]
-    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
-
-
-class Noise(Protocol):
-    """The only three things a decoder may ask of randomness.
-
-    ``where`` (bool (B, n), of any array library) marks the sites whose answer will be used; answers elsewhere mean nothing.
-    """
-
-    def bernoulli(
-        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
-    ) -> Array:
-        """True with ``probability`` (B, n), independently: bool (B, n).
-
-        With ``leading``, answers to the right of a row's first False are not used either.
-        """
-        ...
-
-    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
-        """A token of probability proportional to ``weights`` (B, n, V), independently: int64 (B, n)."""
-        ...
-
-    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
-        """Each position's persistent draw under ``law`` (B, n, V): int64 (B, n).
-
-        Asked again for the same position, in any round and under any law, it uses the same noise.
-        """
-        ...
-
-    def forget(self, seed: int, sequence: int) -> None:
-        """The sequence has ended: nothing more will be asked for it."""
-        ...
+__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
 
 
 _NO_UNIFORMS = np.zeros((0, 4))
@@ -111,7 +55,7 @@ class _Generator(threading.local):
         inner = self._state["state"]
         inner["key"][0], inner["key"][1] = seed, sequence
         inner["counter"][:3] = counter
-        self._philox.state = self._state
+        self._philox.state = self._state  # also drops words left over from the block before
         return np.asarray(self._philox.random_raw(count), np.uint64)
 
 
@@ -123,26 +67,43 @@ def _words(seed: int, sequence: int, counter: tuple[int, int, int], count: int) 
 
 
 def uniforms(seed: int, sequence: int, round_: int, first: int, count: int) -> NDArray[np.float64]:
-    """The uniforms of ``count`` positions from ``first`` on: float64 (count, 4) in [0, 1), one column per `Purpose`."""
+    """The uniforms of ``count`` positions from ``first`` on: float64 (count, 4) in [0, 1), one column per `Purpose`.
+
+    Examples
+    --------
+    >>> from coupled_sampling.noise import Purpose, uniforms
+    >>> of_positions = uniforms(seed=7, sequence=0, round_=2, first=4, count=3)
+    >>> of_positions.shape
+    (3, 4)
+    >>> bool(of_positions[1, Purpose.ACCEPT] == uniforms(7, 0, 2, 5, 1)[0, Purpose.ACCEPT])  # of position 5, whichever came first
+    True
+    """
     words = _words(seed, sequence, (first, round_, 0), 4 * count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64).reshape(count, 4)
 
 
 def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """exp of the position's Gumbel noise: float64 (V,), one over independent standard exponential variables."""
+    """exp of the position's Gumbel noise: float64 (V,), one over independent standard exponential variables.
+
+    Examples
+    --------
+    The weights are exp of Gumbel noise, so that the token with the largest product has the law:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.noise import race_weights
+    >>> law = np.array([0.1, 0.6, 0.3])
+    >>> draws = [int(np.argmax(law * race_weights(0, 0, position, 3))) for position in range(1000)]
+    >>> np.bincount(draws) / 1000
+    array([0.103, 0.608, 0.289])
+    """
     words = _words(seed, sequence, (0, position, 1), vocab_size)
     # The 52 bits become the mantissa of a float in [1, 2), which gives the same numbers as (bits + 0.5) * 2**-52.
     words >>= np.uint64(12)
     words |= np.uint64(0x3FF0000000000000)
     values = words.view(np.float64)
-    values -= 1 - 2.0**-53
+    values -= 1 - 2.0**-53  # the half unit keeps it above 0, where the logarithm is finite
     np.log(values, out=values)
     return np.divide(-1.0, values, out=values)
-
-
-def gumbel(seed: int, sequence: int, position: int, vocab_size: int) -> NDArray[np.float64]:
-    """The position's Gumbel noise: float64 (V,) independent standard Gumbel variables."""
-    return np.log(race_weights(seed, sequence, position, vocab_size))
 
 
 class _Races:
@@ -165,6 +126,7 @@ class _Races:
         if not fits or end - self._first > len(self._buffer):
             kept = self._buffer[first - self._first : self._count] if fits else self._buffer[:0]
             roomy = fits and 2 * (end - first) <= len(self._buffer)
+            # Twice what is asked for, so that rows move to the front once in a window's length and not in every step.
             buffer = self._buffer if roomy else np.empty((2 * (end - first), vocab_size), like.dtype)
             if len(kept):
                 buffer[: len(kept)] = kept
@@ -196,6 +158,21 @@ class CounterNoise:
     """Noise for production: each draw is a pure function of (seed, sequence, position, round, purpose).
 
     It holds no state but a cache: the Gumbel noise of positions asked for lately, until the sequence is forgotten.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import CounterNoise
+    >>> from coupled_sampling.noise import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> law = np.full((1, 3, 10), 0.1)
+    >>> noise = CounterNoise()
+    >>> first = noise.shared(law, sites, where=sites.valid)
+    >>> bool((noise.shared(law, sites._replace(round=np.array([9])), where=sites.valid) == first).all())  # the position's own
+    True
     """
 
     def __init__(self) -> None:
@@ -263,10 +240,10 @@ class CounterNoise:
         for b in range(rows):
             slots = np.flatnonzero(sites.valid[b])
             first, end = (int(slots[0]), int(slots[-1]) + 1) if slots.size else (0, 0)
-            pieces = [xp.ones((first, vocab_size), dtype=law.dtype, device=array_device(law))]
+            pieces = [filled((first, vocab_size), 1, law)]
             if slots.size:
                 pieces.append(self._weights(sites, b, first, end, law))
-            pieces.append(xp.ones((count - end, vocab_size), dtype=law.dtype, device=array_device(law)))
+            pieces.append(filled((count - end, vocab_size), 1, law))
             stacked.append(xp.concat(pieces, axis=0))
         return race(law, xp.stack(stacked, axis=0))
 

@@ -12,7 +12,7 @@ from coupled_sampling.contracts import Integers, Sampling
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.trace import Trace
 
-__all__ = ["Commit", "Request"]
+__all__ = ["Commit", "Request", "checked_prompt"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,15 @@ class Request:
         Tokens that end the sequence; the stop token itself is committed.
     sampling
         How logits become the target law.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Request, Sampling
+    >>> Request([3, 1], length=20, seed=1, stop=[7], sampling=Sampling(temperature=0.5)).length
+    20
+    >>> Request([3], length=0)
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: length is 0, expected a number of tokens to generate, >= 1
     """
 
     prompt: Sequence[int]
@@ -55,7 +64,18 @@ class Request:
 
 
 class Commit(NamedTuple):
-    """Newly committed tokens of one sequence."""
+    """Newly committed tokens of one sequence.
+
+    Examples
+    --------
+    >>> from coupled_sampling import stream
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> commits = list(stream(TableProvider(random_table(0, 4), 4), [[0, 2]], length=6, method="ar"))
+    >>> commits[0].handle, commits[0].position, commits[0].tokens.shape, commits[0].finished
+    (0, 2, (1,), False)
+    >>> commits[-1].finished
+    True
+    """
 
     handle: int
     """What `Decoder.add` returned; in `coupled_sampling.stream`, the index of the prompt."""
@@ -67,3 +87,17 @@ class Commit(NamedTuple):
     """Whether the sequence has ended, by length or by a stop token."""
     trace: Trace
     """The sequence's trace so far; it grows while the sequence goes on."""
+
+
+def checked_prompt(request: Request, vocab_size: int) -> Integers:
+    """The prompt as int64, refused if it is empty or leaves the vocabulary."""
+    prompt = np.asarray(request.prompt)
+    if prompt.ndim != 1 or not prompt.size:
+        raise InvalidArgument(f"prompt has shape {prompt.shape}, expected at least one token in a flat sequence")
+    if not np.issubdtype(prompt.dtype, np.integer):
+        raise InvalidArgument(f"prompt has type {prompt.dtype}, expected integer tokens")
+    outside = (prompt < 0) | (prompt >= vocab_size)
+    if outside.any():
+        where = int(np.flatnonzero(outside)[0])
+        raise InvalidArgument(f"prompt token {where} is {prompt[where]}, expected tokens in [0, {vocab_size})")
+    return prompt.astype(np.int64)

@@ -17,7 +17,9 @@ from coupled_sampling.arrays import (
     difference,
     drop_below,
     exp_in_place,
+    floats,
     from_host,
+    integers,
     largest,
     namespace,
     point_masses,
@@ -35,12 +37,12 @@ def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array
     xp = namespace(weights)
     candidates = weights if top_k is None else largest(weights, top_k)
     ordered = xp.flip(xp.sort(candidates, axis=-1), axis=-1)
-    mass = xp.cumulative_sum(xp.astype(ordered, xp.float64), axis=-1)
-    wanted = top_p * xp.sum(xp.astype(weights, xp.float64), axis=-1, keepdims=True)
+    mass = xp.cumulative_sum(xp.astype(ordered, floats(weights)), axis=-1)
+    wanted = top_p * xp.sum(xp.astype(weights, floats(weights)), axis=-1, keepdims=True)
     slack = 8 * float(xp.finfo(weights.dtype).eps)
-    short = xp.sum(xp.astype(mass < wanted * (1 - slack), xp.int64), axis=-1, keepdims=True)
+    short = xp.sum(xp.astype(mass < wanted * (1 - slack), integers(weights)), axis=-1, keepdims=True)
     last = ordered.shape[-1] - 1
-    return xp.take_along_axis(ordered, xp.where(short < last, short, last), axis=-1)
+    return xp.take_along_axis(ordered, xp.where(short < last, short, xp.full_like(short, last)), axis=-1)
 
 
 def _warp(weights: Array, logits: Array, sampling: Sampling) -> Array:

@@ -25,6 +25,15 @@ class Trace:
     seconds
         Wall-clock time between the sequence's first and last step, both included. Sequences of a batch share their
         time.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Trace
+    >>> trace = Trace(committed_per_step=[1, 3, 0, 2])
+    >>> trace.nfe, trace.tokens, trace.tokens_per_step
+    (4, 6, 1.5)
+    >>> trace.step_of_token
+    array([0, 1, 1, 1, 3, 3])
     """
 
     committed_per_step: list[int] = field(default_factory=list)
@@ -53,7 +62,15 @@ class Trace:
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures over several sequences; spreads are between sequences."""
+    """Figures over several sequences; spreads are between sequences.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Trace, summarise
+    >>> summary = summarise([Trace([1, 3]), Trace([2, 1, 1])])
+    >>> summary.nfe_mean, summary.nfe_sem, summary.tokens_per_step
+    (2.5, 0.5, 1.6)
+    """
 
     sequences: int
     tokens: int
@@ -67,7 +84,14 @@ class Summary:
 
 
 def summarise(traces: Sequence[Trace]) -> Summary:
-    """The `Summary` of ``traces``, which must not be empty."""
+    """The `Summary` of ``traces``, which must not be empty.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Trace, summarise
+    >>> summarise([Trace([1, 3]), Trace([2, 1, 1])]).committed_histogram  # three steps of 1 token, one of 2, one of 3
+    array([0, 3, 1, 1])
+    """
     nfe = np.array([trace.nfe for trace in traces], float)
     tokens = sum(trace.tokens for trace in traces)
     steps = np.concatenate([np.asarray(trace.committed_per_step, np.int64) for trace in traces])

@@ -31,7 +31,7 @@ import numpy as np
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["LADDER", "FixedWindow", "WindowRule", "WindowSearch", "find_window_rule"]
+__all__ = ["FixedWindow", "WindowRule", "WindowSearch"]
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Widths that `WindowSearch` tries."""
@@ -54,7 +54,25 @@ _REST = 1024
 
 @runtime_checkable
 class WindowRule(Protocol):
-    """Chooses the width of each step's window from the counts and times of the steps before."""
+    """Chooses the width of each step's window from the counts and times of the steps before.
+
+    Examples
+    --------
+    A rule that widens the window where few rows share a pass:
+
+    >>> from coupled_sampling import WindowRule, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class ByRows:
+    ...     largest = 16
+    ...     def width(self, rows):
+    ...         return max(1, 16 // rows)
+    ...     def record(self, rows, width, tokens, seconds):
+    ...         pass
+    >>> isinstance(ByRows(), WindowRule)
+    True
+    >>> len(generate(TableProvider(random_table(0, 4), 4), [[0]], length=9, window=ByRows()).tokens[0])
+    9
+    """
 
     @property
     def largest(self) -> int:
@@ -74,7 +92,14 @@ class WindowRule(Protocol):
 
 
 class FixedWindow:
-    """Always the same width."""
+    """Always the same width.
+
+    Examples
+    --------
+    >>> from coupled_sampling.windows import FixedWindow
+    >>> FixedWindow(16).width(rows=4)
+    16
+    """
 
     def __init__(self, width: int) -> None:
         self.largest = width
@@ -96,6 +121,18 @@ class WindowSearch:
         Most slots the model takes.
     start
         Width to begin at.
+
+    Examples
+    --------
+    A model whose steps take the same time whatever the width, and commit half of their slots. Wider is better, and it is found:
+
+    >>> from coupled_sampling import WindowSearch
+    >>> search = WindowSearch(largest=32, start=4)
+    >>> while search.settled() is None:
+    ...     width = search.width(rows=1)
+    ...     search.record(rows=1, width=width, tokens=[max(1, width // 2)], seconds=0.01)
+    >>> search.settled()
+    32
     """
 
     def __init__(self, largest: int, start: int = 16) -> None:
@@ -113,7 +150,7 @@ class WindowSearch:
     def record(self, rows: int, width: int, tokens: Sequence[int], seconds: float) -> None:
         """See `WindowRule`."""
         climb = self._climb(rows)
-        if width == self.widths[climb.trying]:
+        if width == self.widths[climb.trying]:  # steps are told late: this one may be of a width given up since
             climb.record(tokens, seconds)
 
     def settled(self, rows: int = 1) -> int | None:
@@ -165,7 +202,7 @@ class _Climb:
             self.resting -= 1
             if self.resting:
                 return
-            self._worse.clear()
+            self._worse.clear()  # what steps cost may have changed meanwhile; what they commit is kept
             for measured in self._measured:
                 measured.seconds.clear()
         self._choose()
@@ -192,7 +229,7 @@ class _Climb:
             better, worse = rivals[0], self.best
             if self._speed_up(rivals[0]) < 1:
                 better, worse = worse, better
-            self._worse.add(worse)
+            self._worse.add(worse)  # never asked again before the next rest, so the search ends
             self.best = better
 
     def _missing(self, rival: int) -> int | None:
@@ -223,6 +260,14 @@ def find_window_rule(window: int | str | WindowRule, most: int) -> WindowRule:
     ------
     InvalidArgument
         It is none of them, or wider than the model takes.
+
+    Examples
+    --------
+    >>> from coupled_sampling.windows import find_window_rule
+    >>> find_window_rule(8, most=64).width(rows=1)
+    8
+    >>> type(find_window_rule("auto", most=64)).__name__
+    'WindowSearch'
     """
     if isinstance(window, str) and window == "auto":
         return WindowSearch(most)

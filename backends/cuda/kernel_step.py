@@ -5,8 +5,8 @@ slot's largest logit); with a `PinnedLauncher` all of it is one CUDA graph from 
 is kept in `coupled_sampling.backends.cuda.plans`. Logits, laws and noise stay on the device; noise is made there, from the frozen
 layout of `coupled_sampling.noise`. Tokens are those of `HostStep`, save where two floats tie.
 
-Each row has two memories for draft laws, of which one is read and the other written; so a step whose outcome was lost on
-the way to the loop (Ctrl-C) can be done again.
+Each row has two memories for draft laws, of which one is read and the other written, see `coupled_sampling.law_book`; so a
+step whose outcome was lost on the way to the loop (Ctrl-C) can be done again.
 
 Compiled and emulated; never run on a GPU.
 """
@@ -14,6 +14,7 @@ Compiled and emulated; never run on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,42 +23,36 @@ from coupled_sampling.backends.cuda.kernels import ROW, Launcher
 from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
 from coupled_sampling.bounds import check_window
-from coupled_sampling.contracts import Integers, LogitsProvider, Outcome, PromptObserver, RowInfo, Window, max_window
+from coupled_sampling.contracts import (
+    Closeable,
+    Integers,
+    LogitsProvider,
+    Outcome,
+    PromptObserver,
+    RowInfo,
+    Runs,
+    Window,
+    max_window,
+    what_runs,
+)
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows
+from coupled_sampling.law_book import Held, LawBook
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
+from coupled_sampling.refusals import Refusals
+from coupled_sampling.running import Closing
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["KernelStep"]
 
 
-class _Held(NamedTuple):
-    """The laws of one row in a memory: their round, the start of that window, and the positions first to end - 1."""
-
-    round: int
-    start: int
-    first: int
-    end: int
-
-
 class _RowLaws:
-    """One row's laws of two rounds."""
+    """One row's two memories of laws, and the book of what they hold."""
 
     def __init__(self, launcher: Launcher) -> None:
         self.memories = (GrowingMemory(launcher), GrowingMemory(launcher))
-        self.held: list[_Held | None] = [None, None]
-
-    def source(self, round_: int, first: int, end: int) -> int | None:
-        """Which memory has the laws of positions ``first`` to ``end - 1`` after ``round_``."""
-        for i, held in enumerate(self.held):
-            if held is not None and held.round == round_ and held.first <= first and end <= held.end:
-                return i
-        return None
-
-    def newest_before(self, round_: int) -> int:
-        """Which memory must be kept while ``round_`` is written."""
-        return next((i for i, held in enumerate(self.held) if held is not None and held.round == round_ - 1), 1)
+        self.book = LawBook()
 
 
 class _Writing(NamedTuple):
@@ -65,10 +60,10 @@ class _Writing(NamedTuple):
 
     row: _RowLaws
     memory: int
-    held: _Held
+    held: Held
 
 
-class KernelStep:
+class KernelStep(Closing):
     """A `coupled_sampling.contracts.CoupledStep` whose decisions are made by the kernels.
 
     Parameters
@@ -100,6 +95,19 @@ class KernelStep:
     Notes
     -----
     Laws carried by fresh drafts (draft models) and logits processors are refused: use `HostStep` for them.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place, open_model
+    >>> from coupled_sampling.backends.cuda import Device, KernelStep, PinnedLauncher, Stream
+
+    Not run here, since it needs a GPU. Over a model of one's own that leaves its logits there, and over a bundle:
+
+    >>> with KernelStep(provider, "scd-gumbel", PinnedLauncher(Stream(Device()))) as step:  # doctest: +SKIP
+    ...     generation = generate(step, [prompt], length=1024, window=64)
+    >>> with open_model("fashion", Place("cuda"), method="scd-gumbel") as step:  # doctest: +SKIP
+    ...     pictures = generate(step, [[258]], length=196, window=16)
     """
 
     def __init__(
@@ -132,6 +140,11 @@ class KernelStep:
             self._guided = GuidedRows(unconditional, self.batch_size, self.vocab_size, self.max_length)
             self.max_length = self._guided.max_length
         self.max_window = min(max_window(provider), self.max_length)
+        self._refusals = Refusals(
+            "the kernels",
+            laws="use HostStep for them" if self._is_rejection else None,
+            processors="change the logits on the device before they are returned, or use HostStep",
+        )
         self._launcher = launcher
         self._laws = [_RowLaws(launcher) for _ in range(self.batch_size)]
         self._plans = Plans(launcher, self.method)
@@ -142,7 +155,7 @@ class KernelStep:
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
-        self._laws[row].held = [None, None]
+        self._laws[row].book = LawBook()
         told = [(row, prompt)]
         if self._guided is not None:
             told = [(2 * row, prompt), (2 * row + 1, self._guided.begin(row, prompt))]
@@ -150,11 +163,23 @@ class KernelStep:
             for inner_row, own in told:
                 self.provider.begin(inner_row, own)
 
-    def close(self) -> None:
-        """Give all device memory back; the step must not be used afterwards."""
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider; steps are decided by the kernels."""
+        return replace(what_runs(self.provider), step="kernels")
+
+    def release(self) -> None:
+        """Give the step's own device memory back; provider and launcher stay. The step must not be used afterwards."""
         self._plans.release()
         for memory in (memory for laws in self._laws for memory in laws.memories):
             memory.release()
+
+    def close(self) -> None:
+        """Give all device memory back, and close launcher and provider, if they can be closed. Twice does no harm."""
+        self.release()
+        for one in (self._launcher, self.provider):
+            if isinstance(one, Closeable):
+                one.close()
 
     def step(self, window: Window) -> Outcome:
         """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
@@ -169,7 +194,7 @@ class KernelStep:
             The provider's logits have a wrong shape or type, or do not lie on the device.
         """
         check_window(self, window.tokens, window.start)
-        self._refuse(window)
+        self._refusals.check(window)
         rows, width = window.tokens.shape
         writing = self._fill_table(window)
         logits = self._forward(window)
@@ -177,27 +202,14 @@ class KernelStep:
             return Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
         tokens, committed, highest = self._plans.plan(rows, logits).run(self._table[:rows], window.tokens)
         if not np.isfinite(highest).all():
-            slot = np.arange(width)
-            end = (window.known + window.recycled + window.fresh)[:, None]
-            decides = window.draws[:, None] & (slot >= window.known[:, None] - 1) & (slot < end)
-            refuse_unusable(highest, window.start[:, None] + slot + 1, decides)
+            refuse_unusable(highest, window.positions, window.decides())
         for laws, memory, held in writing:
-            laws.held[memory] = held
+            laws.book = laws.book.written(memory, held)
         return Outcome(tokens.copy(), committed.copy())
 
     @property
     def _is_rejection(self) -> bool:
         return self.method.acceptance == "rejection"
-
-    def _refuse(self, window: Window) -> None:
-        if self._is_rejection and any(laws is not None for laws in window.fresh_laws):
-            raise InvalidArgument("window.fresh_laws carry laws, the kernels take point masses; use HostStep for them")
-        for b, info in enumerate(window.rows):
-            if info is not None and info.sampling.processors:
-                raise InvalidArgument(
-                    f"row {b} has logits processors, which the kernels do not run; change the logits on the device before they "
-                    "are returned, or use HostStep"
-                )
 
     def _fill_table(self, window: Window) -> list[_Writing]:
         """Say in the table what the rows are to do; returns which laws they will have written."""
@@ -225,25 +237,18 @@ class KernelStep:
     def _place_laws(self, b: int, window: Window) -> _Writing:
         """Which memory row ``b`` reads and which one it writes."""
         laws, columns = self._laws[b], self._columns
-        fields = (window.start, window.known, window.recycled, window.fresh, window.round)
-        start, known, recycled, fresh, round_ = (int(field[b]) for field in fields)
-        first, source, ahead = start + known, laws.newest_before(round_), 0
-        columns["draft_laws"][b] = 0
+        start, recycled, round_ = (int(field[b]) for field in (window.start, window.recycled, window.round))
+        first, end = window.decided_positions(b)
+        target = laws.book.target(round_)
+        columns["draft_laws"][b] = columns["draft_laws_ahead"][b] = 0
         if recycled:
-            found = laws.source(round_ - 1, first, first + recycled)
-            if found is None:
-                raise InvalidArgument(
-                    f"window.recycled of row {b} is {recycled} drafts from position {first} on, but this step does not hold "
-                    f"their laws of round {round_ - 1}; recycled drafts must be those of the outcome of the round before"
-                )
-            held, source = laws.held[found], found
-            ahead = start - (0 if held is None else held.start)
-            columns["draft_laws"][b] = laws.memories[found].pointer
-        columns["draft_laws_ahead"][b] = ahead
-        laws.held[1 - source] = None
+            source = laws.book.source(b, round_ - 1, first, first + recycled)
+            columns["draft_laws"][b] = laws.memories[source].pointer
+            columns["draft_laws_ahead"][b] = start - laws.book.start(source)
+        laws.book = laws.book.written(target, None)  # a step that fails from here on may have written over it
         size = 4 * window.tokens.shape[1] * self.vocab_size
-        columns["laws"][b] = laws.memories[1 - source].at_least(size)
-        return _Writing(laws, 1 - source, _Held(round_, start, first, first + recycled + fresh + 1))
+        columns["laws"][b] = laws.memories[target].at_least(size)
+        return _Writing(laws, target, Held(round_, start, first, end))
 
     def _forward(self, window: Window) -> DevicePointer:
         """Logits on the device; with guidance of both rows of each, and their lag in the table."""

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.ort.step_binding import HostBinding, Kept
+from coupled_sampling.backends.ort.binding import HostBinding, Kept
 from coupled_sampling.contracts import Window
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.law_book import Held, LawBook
 
-__all__ = ["AlternatingLaws", "Buffer", "HeldLaws", "HeldNoise", "NoiseRing"]
+__all__ = ["AlternatingLaws", "Buffer", "HeldNoise", "NoiseRing"]
 
 
 class Buffer:
@@ -29,90 +29,84 @@ class Buffer:
         return self.memory[:size].reshape(shape)
 
 
-class HeldLaws(NamedTuple):
-    """The laws of one row in a buffer: their round, the start of that window, and the positions first to end - 1."""
-
-    round: int
-    start: int
-    first: int
-    end: int
-
-
 class AlternatingLaws:
-    """Draft laws in two buffers: one is read, the other written, and they change places with each outcome that was used.
+    """Draft laws of all rows in two buffers, of which a step reads one and writes the other.
 
-    Which one is read follows from the rounds that a window asks for. So a step that is done again reads the laws it read
-    before, and writes over those it wrote before.
+    A graph reads one buffer for all rows. So the rows, each of which has a `LawBook` that says what the buffers hold of it,
+    must agree on one; where they do not, their laws are put together first.
     """
 
     def __init__(self, binding: HostBinding, batch_size: int, vocab_size: int) -> None:
         self._binding, self._batch_size, self._vocab_size = binding, batch_size, vocab_size
         self.buffers = [self._room(1), self._room(1)]
-        self.shapes = [(1, 1), (1, 1)]
-        """Rows and slots of what each buffer holds."""
-        self.held: tuple[dict[int, HeldLaws], dict[int, HeldLaws]] = ({}, {})
+        self.widths = [1, 1]
+        """Slots of each row in either buffer."""
+        self.books = [LawBook()] * batch_size
 
     def _room(self, width: int) -> Kept:
         """For all rows, however many there are at first: laws are read after more rows have come."""
         return self._binding.keep(np.zeros(self._batch_size * width * self._vocab_size, np.float32))
 
-    def bind(self, source: int, rows: int, width: int) -> None:
-        """Bind the buffer ``source`` for ``rows`` rows to be read, and the other one for ``width`` slots to be written."""
-        target = 1 - source
-        if self.buffers[target].size < self._batch_size * width * self._vocab_size:
-            # It is to be written over: nobody wants what is in it.
-            self.held[target].clear()
-            self.buffers[target] = self._room(width)
-        self._binding.bind_kept("draft_laws", self.buffers[source], (rows, self.shapes[source][1], self._vocab_size))
-        self._binding.bind_kept("laws", self.buffers[target], (rows, width, self._vocab_size))
-
     def forget(self, row: int) -> None:
         """Drop the laws of ``row``."""
-        for held in self.held:
-            held.pop(row, None)
+        self.books[row] = LawBook()
 
     def source(self, window: Window) -> int:
-        """Index of the buffer with the laws of all recycled drafts of ``window``.
+        """The buffer to read: it has the laws of all recycled drafts of ``window``.
 
         Raises
         ------
         InvalidArgument
             A row's recycled drafts are not those of the outcome of the round before.
         """
-        found: dict[int, list[int]] = {}
-        for b in np.flatnonzero(window.draws & (window.recycled > 0)).tolist():
-            first = int(window.start[b] + window.known[b])
-            end, round_ = first + int(window.recycled[b]), int(window.round[b]) - 1
-            found[b] = [i for i in (0, 1) if self._fits(i, b, round_, first, end)]
-            if not found[b]:
-                raise InvalidArgument(
-                    f"window.recycled of row {b} is {end - first} drafts from position {first} on, but this step does not "
-                    f"hold their laws of round {round_}; recycled drafts must be those of the outcome of the round before"
-                )
-        for i in (0, 1):
-            if all(i in choices for choices in found.values()):
-                return i
+        owners: dict[int, int] = {}
+        for b in np.flatnonzero(window.draws).tolist():
+            first, _ = window.decided_positions(b)
+            recycled, before, book = int(window.recycled[b]), int(window.round[b]) - 1, self.books[b]
+            # Laws that no draft needs now must survive too: the step may be done again with a wider window.
+            if recycled or book.find(before, first, first) is not None:
+                owners[b] = book.source(b, before, first, first + recycled)
+        if len(set(owners.values())) <= 1:
+            return next(iter(owners.values()), 0)
         # The loop was interrupted after it took the outcome of some rows and before that of others.
-        self._gather({b: choices[0] for b, choices in found.items()})
+        self._gather(owners)
         return 0
 
-    def _fits(self, i: int, row: int, round_: int, first: int, end: int) -> bool:
-        held = self.held[i].get(row)
-        return held is not None and held.round == round_ and held.first <= first and end <= held.end
+    def starts(self, source: int, rows: int) -> list[int]:
+        """Where the laws of each of the first ``rows`` rows begin in the buffer ``source``."""
+        return [book.start(source) for book in self.books[:rows]]
+
+    def bind(self, source: int, rows: int, width: int) -> None:
+        """Bind the buffer ``source`` for ``rows`` rows to be read, and the other one for ``width`` slots to be written.
+
+        What the other one held is gone from here on, whether the graph then runs or not.
+        """
+        target = 1 - source
+        self.books = [book.written(target, None) for book in self.books]
+        if self.buffers[target].size < self._batch_size * width * self._vocab_size:
+            self.buffers[target] = self._room(width)
+        self._binding.bind_kept("draft_laws", self.buffers[source], (rows, self.widths[source], self._vocab_size))
+        self._binding.bind_kept("laws", self.buffers[target], (rows, width, self._vocab_size))
+
+    def written(self, target: int, window: Window) -> None:
+        """The graph has run: the buffer ``target`` holds the laws of what ``window`` decides."""
+        self.widths[target] = window.tokens.shape[1]
+        for b in np.flatnonzero(window.draws).tolist():
+            held = Held(int(window.round[b]), int(window.start[b]), *window.decided_positions(b))
+            self.books[b] = self.books[b].written(target, held)
 
     def _gather(self, owners: dict[int, int]) -> None:
         """Put the laws of every row, which lie in the buffer it names, together in the first one."""
-        width = max(slots for _, slots in self.shapes)
+        width = max(self.widths)
         together = np.zeros((self._batch_size, width, self._vocab_size), np.float32)
-        flat, held = [self._binding.fetch(buffer) for buffer in self.buffers], {}
+        flat = [self._binding.fetch(buffer) for buffer in self.buffers]
         for b, i in owners.items():
-            slots = self.shapes[i][1]
+            slots = self.widths[i]
             size = slots * self._vocab_size
             together[b, :slots] = flat[i][b * size : (b + 1) * size].reshape(slots, self._vocab_size)
-            held[b] = self.held[i][b]
-        self.buffers[0], self.shapes[0] = self._binding.keep(together), (self._batch_size, width)
-        self.held[0].clear()
-        self.held[0].update(held)
+        self.buffers[0], self.widths[0] = self._binding.keep(together), width
+        for b, book in enumerate(self.books):
+            self.books[b] = book.written(0, book[owners[b]] if b in owners else None)
 
 
 class HeldNoise(NamedTuple):
@@ -156,8 +150,7 @@ class NoiseRing:
             if info is None or not window.draws[b]:
                 missing.append((end, end))
                 continue
-            wanted = int(window.start[b] + window.known[b])
-            beyond = wanted + int(window.recycled[b] + window.fresh[b]) + 1
+            wanted, beyond = window.decided_positions(b)
             if owner != (info.seed, info.sequence) or not first <= wanted <= end:
                 first = end = wanted
             missing.append((end, max(end, beyond)))

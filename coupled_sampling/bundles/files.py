@@ -60,7 +60,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = Path(name)
     try:
         write(partial)
-        partial.chmod(0o666 & ~_umask())
+        partial.chmod(0o666 & ~_umask())  # mkstemp made it for its owner alone
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
@@ -98,13 +98,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error}; nothing was changed") from error
     finally:
-        if aside.exists() and not out.exists():
+        if aside.exists() and not out.exists():  # interrupted between the two renames
             aside.rename(out)
         for leftover in (folder, aside):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # setting it is the only way to ask
     os.umask(mask)
     return mask

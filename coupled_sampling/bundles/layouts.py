@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coupled_sampling.arrays import array_device, from_host, namespace
+from coupled_sampling.arrays import counting, from_host, namespace
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.errors import InvalidArgument
 
@@ -23,7 +23,14 @@ __all__ = ["Layout", "LayoutProcessor", "Span"]
 
 @dataclass(frozen=True)
 class Span:
-    """``times`` consecutive generated positions whose tokens lie in ``first``, ..., ``first + count - 1``."""
+    """``times`` consecutive generated positions whose tokens lie in ``first``, ..., ``first + count - 1``.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Span
+    >>> Span(first=100, count=50, times=3)  # three positions with tokens from 100 to 149
+    Span(first=100, count=50, times=3)
+    """
 
     first: int
     count: int
@@ -37,7 +44,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """Spans from the first generated position on. Positions after the last span are free."""
+    """Spans from the first generated position on. Positions after the last span are free.
+
+    Examples
+    --------
+    Two rows of three picture tokens from 0 to 7, a row end (token 8) after each, then an end token, 9:
+
+    >>> from coupled_sampling.bundles import Layout
+    >>> layout = Layout.grid(2, 3, (0, 8), row_end=8, end=[9])
+    >>> layout.length
+    9
+    >>> layout.free()
+    array([0, 1, 2, 4, 5, 6])
+    """
 
     spans: tuple[Span, ...]
 
@@ -69,7 +88,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class LayoutProcessor:
-    """Forbids, at every generated position, the tokens outside its span. A `coupled_sampling.contracts.Processor`."""
+    """Forbids, at every generated position, the tokens outside its span. A `coupled_sampling.contracts.Processor`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.bundles import Layout
+    >>> processor = Layout.grid(1, 2, (0, 3), row_end=3).processor(prompt_length=1)
+    >>> positions = np.array([1, 2, 3])  # two picture tokens, then the row end
+    >>> np.isfinite(processor(np.zeros((3, 4)), np.array([0, 1, 1]), positions)).astype(int)
+    array([[1, 1, 1, 0],
+           [1, 1, 1, 0],
+           [0, 0, 0, 1]])
+    """
 
     spans: tuple[Span, ...]
     prompt_length: int
@@ -79,11 +110,12 @@ class LayoutProcessor:
         xp, vocab_size = namespace(logits), logits.shape[-1]
         ends = np.cumsum([span.times for span in self.spans])
         index = np.asarray(positions) - self.prompt_length
+        # From the right, since where a span ends the next one begins.
         which = np.minimum(np.searchsorted(ends, index, side="right"), len(self.spans) - 1)
         ruled = (index >= 0) & (index < ends[-1])
         first = np.where(ruled, np.array([span.first for span in self.spans])[which], 0)
         count = np.where(ruled, np.array([span.count for span in self.spans])[which], vocab_size)
-        every = xp.arange(vocab_size, dtype=xp.int64, device=array_device(logits))
+        every = counting(vocab_size, logits)
         low, end = (from_host(bound[:, None], logits) for bound in (first, first + count))
         nothing = xp.full_like(logits[:1, :1], -xp.inf)
         return xp.where((every >= low) & (every < end), logits, nothing)

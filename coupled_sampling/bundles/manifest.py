@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout, Span
+from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, expect
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
@@ -28,114 +29,21 @@ __all__ = [
     "Prompt",
     "StepGraph",
     "WindowGraph",
-    "expect",
 ]
 
 MANIFEST = "manifest.json"
 
 
-def expect(condition: bool, field: str, found: object, expected: str) -> None:
-    """Refuse ``field`` of a manifest unless ``condition`` holds: `BundleError`."""
-    if not condition:
-        raise BundleError(f"{field} is {found!r}, expected {expected}; export the bundle again")
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file of the bundle must be: its SHA-256 (64 lower-case hex digits) and its size in bytes."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class WindowGraph:
-    """What the window graph promises; its inputs and outputs are in ``docs/bundle-format.md``.
-
-    Parameters
-    ----------
-    file
-        Name of the ONNX file in the bundle.
-    opset
-        Version of the default ONNX operator set.
-    dtype
-        Type of the caches, e.g. "float32"; logits are always float32.
-    layers, kv_heads, head_size
-        There are ``2 * layers`` caches (B, kv_heads, cache_length, head_size).
-    cache_length
-        S, the static number of cache columns.
-    max_length
-        Positions that may be used, at most S.
-    max_window
-        Most slots in one call, at most ``max_length``.
-    has_kv_length
-        Whether the graph has the input ``kv_length``.
-    """
-
-    file: str
-    opset: int
-    dtype: str
-    layers: int
-    kv_heads: int
-    head_size: int
-    cache_length: int
-    max_length: int
-    max_window: int
-    has_kv_length: bool
-
-    def __post_init__(self) -> None:
-        for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
-            expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
-        for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
-            value, most = getattr(self, name), getattr(self, limit)
-            expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")
-
-
-@dataclass(frozen=True)
-class StepGraph:
-    """A graph for a whole step of one method; see ``docs/step-graph.md``.
-
-    Parameters
-    ----------
-    file
-        Name of the ONNX file in the bundle.
-    method
-        Name of the decoding method.
-    warped
-        Whether rows may have top-k, top-p and min-p.
-    guided
-        Whether it is for classifier-free guidance.
-    """
-
-    file: str
-    method: str
-    warped: bool = False
-    guided: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            find_method(self.method)
-        except InvalidArgument as error:
-            raise BundleError(f"step_graphs: {error}") from error
-
-
-@dataclass(frozen=True)
-class PixelGraph:
-    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels)."""
-
-    file: str
-    height: int
-    width: int
-    channels: int
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "channels"):
-            expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")
-
-
 @dataclass(frozen=True)
 class GeneratedTokens:
-    """The tokens the model can generate: ``first``, ..., ``first + count - 1``. Logits of others are -inf."""
+    """The tokens the model can generate: ``first``, ..., ``first + count - 1``. Logits of others are -inf.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> open_bundle("fashion").manifest.generated_tokens
+    GeneratedTokens(first=0, count=256)
+    """
 
     first: int
     count: int
@@ -143,7 +51,14 @@ class GeneratedTokens:
 
 @dataclass(frozen=True)
 class Grid:
-    """How the generated tokens lie in the picture, row by row."""
+    """How the generated tokens lie in the picture, row by row.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> open_bundle("fashion").manifest.grid
+    Grid(rows=14, columns=14)
+    """
 
     rows: int
     columns: int
@@ -151,7 +66,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with a name: its tokens, other names it goes by, and a title for people."""
+    """A prompt with a name: its tokens, other names it goes by, and a title for people.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Prompt
+    >>> Prompt(tokens=(263,), aliases=("shoe",), title="Sneaker").tokens
+    (263,)
+    """
 
     tokens: tuple[int, ...]
     aliases: tuple[str, ...]
@@ -160,7 +82,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text."""
+    """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Defaults
+    >>> Defaults(method="scd-gumbel", window=16, drafting="copy:14", top_k=100).sampling().top_k
+    100
+    """
 
     method: str
     window: int
@@ -229,6 +158,17 @@ class Manifest:
     ------
     BundleError
         A field contradicts another one.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from coupled_sampling import open_bundle
+    >>> manifest = open_bundle("fashion").manifest
+    >>> manifest.name, manifest.vocab_size, manifest.licence
+    ('fashion', 267, 'Apache-2.0')
+    >>> replace(manifest, length=300)
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: grid is Grid(rows=14, columns=14), expected rows * columns equal to the 300 ...
     """
 
     name: str
@@ -289,7 +229,7 @@ def _check_files(manifest: Manifest) -> None:
     for field, graph in graphs.items():
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
-    kinds = [(graph.method, graph.warped, graph.guided) for graph in manifest.step_graphs]
+    kinds = [(graph.method, graph.warped, graph.guided, graph.noise) for graph in manifest.step_graphs]
     for i, kind in enumerate(kinds):
         expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
     tokenizer = manifest.tokenizer
@@ -320,7 +260,7 @@ def _check_tokens(manifest: Manifest) -> None:
     for field, tokens in prompts.items():
         usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
         expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
-        room = graph.max_length + 1 - manifest.length
+        room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
         reason = f"length is {manifest.length}, max_length {graph.max_length}"
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
 

@@ -31,8 +31,8 @@ from coupled_sampling.bundles.manifest import (
     Prompt,
     StepGraph,
     WindowGraph,
-    expect,
 )
+from coupled_sampling.bundles.records import expect
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 __all__ = [
@@ -56,14 +56,26 @@ __all__ = [
 ]
 
 FORMAT = "coupled-sampling-bundle"
-FORMAT_VERSION = 2
-"""1 knew no step graphs; it is still read."""
+FORMAT_VERSION = 3
+"""1 knew no step graphs, 2 none for TensorRT; both are still read."""
 MODELS = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder, whose files have been checked, and its manifest."""
+    """An opened bundle: its folder, whose files have been checked, and its manifest.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> bundle = open_bundle("fashion")
+    >>> bundle.window_graph.name, bundle.pixel_graph.name
+    ('window.onnx', 'pixels.onnx')
+    >>> bundle.step_graph("scd-match", warped=True).name
+    'step-scd-match-warped.onnx'
+    >>> bundle.step_graph("speculative") is None
+    True
+    """
 
     folder: Path
     manifest: Manifest
@@ -79,7 +91,9 @@ class Bundle:
         graph = self.manifest.pixel_graph
         return None if graph is None else self.folder / graph.file
 
-    def step_graph(self, method: str, *, warped: bool = False, guided: bool = False) -> Path | None:
+    def step_graph(
+        self, method: str, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+    ) -> Path | None:
         """Path of the leanest step graph that can do this, None if there is none.
 
         Parameters
@@ -90,14 +104,27 @@ class Bundle:
             Whether any row has top-k, top-p or min-p; a warped graph can do without, too.
         guided
             Whether rows are guided.
+        noise
+            Where its race noise comes from; "window" for TensorRT.
         """
-        fitting = [g for g in self.manifest.step_graphs if g.method == method and g.guided == guided]
+        fitting = [
+            graph
+            for graph in self.manifest.step_graphs
+            if (graph.method, graph.guided, graph.noise) == (method, guided, noise)
+        ]
         fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
         return self.folder / fitting[0].file if fitting else None
 
 
 def embedded_names() -> tuple[str, ...]:
-    """Names of the models shipped with the library."""
+    """Names of the models shipped with the library.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import embedded_names
+    >>> embedded_names()
+    ('fashion',)
+    """
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."))
 
 
@@ -114,6 +141,16 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     ------
     BundleError
         There is no such model or folder, or it is not an undamaged bundle of this format.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> bundle = open_bundle("fashion")
+    >>> bundle.manifest.find_prompt("Shoe"), bundle.manifest.length
+    ((263,), 196)
+    >>> open_bundle("nowhere")
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: no bundle 'nowhere': expected the folder of a bundle and found nothing there...
     """
     embedded = embedded_names()
     is_name = isinstance(path_or_name, str) and path_or_name in embedded
@@ -131,7 +168,17 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
 
 
 def file_record(path: Path) -> FileRecord:
-    """The record of a file as it is now."""
+    """The record of a file as it is now.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from coupled_sampling.bundles import file_record
+    >>> _ = Path("weights.bin").write_bytes(b"1234")
+    >>> record = file_record(Path("weights.bin"))
+    >>> record.bytes, record.sha256[:8]
+    (4, '03ac6742')
+    """
     with path.open("rb") as file:
         return FileRecord(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
@@ -143,9 +190,18 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     ------
     OutputError
         It cannot be written; nothing half-written is left.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.bundles import write_manifest
+    >>> manifest = open_bundle("fashion").manifest
+    >>> write_manifest(".", replace(manifest, description="The same model under another description.")).name
+    'manifest.json'
     """
     path = Path(folder) / MANIFEST
-    partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")
+    partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     try:
         partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -208,8 +264,8 @@ def _parse(kind: Any, value: Any, field: str) -> Any:
         return {key: _parse(inner[1], item, f"{field}[{key!r}]") for key, item in value.items()}
     if is_dataclass(kind):
         return _parse_record(typing.cast(type[Any], kind), value, field)
-    accepted = (int, float) if kind is float else kind
-    right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    accepted = (int, float) if kind is float else kind  # JSON has one kind of number, 1 and 1.0
+    right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))  # True is an int to Python
     expect(right, field, value, {int: "an integer", float: "a number", str: "a text", bool: "true or false"}[kind])
     return float(value) if kind is float else value
 

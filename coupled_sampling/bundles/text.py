@@ -42,6 +42,18 @@ class Tokenizer:
         The file is not one of that library.
     MissingDependency
         The library is not installed.
+
+    Examples
+    --------
+    >>> import tokenizers
+    >>> from coupled_sampling.bundles import Tokenizer
+    >>> vocabulary = {"[UNK]": 0, "a": 1, "shoe": 2}
+    >>> inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    >>> inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    >>> inner.save("tokenizer.json")
+    >>> tokenizer = Tokenizer("tokenizer.json")
+    >>> tokenizer.encode("a shoe"), tokenizer.decode([1, 2])
+    ([1, 2], 'a shoe')
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["PROFILES", "register_profiles"]
+__all__ = ["register_profiles"]
 
 PROFILES: dict[str, dict[str, Any]] = {
     "ci": {"derandomize": True, "deadline": None, "max_examples": 100, "database": None},
@@ -37,6 +37,12 @@ def register_profiles() -> Any:
     ------
     ImportError
         Hypothesis is not installed.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.plugin import register_profiles
+    >>> register_profiles().get_profile("coupled-sampling-ci").derandomize
+    True
     """
     from hypothesis import settings
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 __all__ = [
-    "LawKind",
     "Table",
     "World",
     "batches",
@@ -61,6 +60,13 @@ class Table:
         The table has ``vocab_size ** order`` rows; tokens before the first count as 0.
     weights
         Rows of ``vocab_size`` integers >= 0, not all 0; a law is a row divided by its sum.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.strategies import Table
+    >>> table = Table(vocab_size=2, order=1, weights=((1, 3), (1, 1)))
+    >>> table((0, 1, 0))  # after token 0
+    array([0.25, 0.75])
     """
 
     vocab_size: int
@@ -99,6 +105,13 @@ class World:
         Tokens to generate, slots per step, rows of the provider.
     stop
         Tokens that end a sequence.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.strategies import Table, World
+    >>> world = World(Table(2, 0, ((1, 3),)), prompts=((0,), (1, 0)), length=4, window=2)
+    >>> world.provider().max_length
+    8
     """
 
     table: Table
@@ -183,6 +196,13 @@ def laws(vocab_size: int | None = None, kind: LawKind = "any") -> SearchStrategy
         ``zeros``: at least one token is forbidden. ``near-ties``: all masses equal up to a few units in the last
         place. ``subnormal``: one token has a mass below the smallest normal number. ``any``: one of these, the
         simplest first.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import laws
+    >>> find(laws(3, kind="flat"), lambda law: law[0] > law[1])  # the simplest such law
+    array([0.5 , 0.25, 0.25])
     """
     if kind not in ("any", *KINDS):
         raise InvalidArgument(f"kind is {kind!r}, expected any, {', '.join(KINDS)}")
@@ -203,6 +223,14 @@ def pairs_of_laws(
         As for `laws`.
     tv
         In [0, 1], or a strategy for it; by default a multiple of 1/8.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import pairs_of_laws
+    >>> draft_law, target_law = find(pairs_of_laws(2, tv=0.25), lambda pair: True)
+    >>> float(abs(draft_law - target_law).sum() / 2)
+    0.25
     """
     st = _hypothesis()
     if isinstance(tv, int | float) and not 0 <= tv <= 1:
@@ -236,7 +264,15 @@ def _tables_of_size(size: int, order: int) -> SearchStrategy[Table]:
 
 
 def tables(vocab_size: int | None = None, order: int | None = None) -> SearchStrategy[Table]:
-    """Markov models of ``order`` 0 to 2 (by default 1 or 2) with weights from 0 to 9; by default 2 or 3 tokens."""
+    """Markov models of ``order`` 0 to 2 (by default 1 or 2) with weights from 0 to 9; by default 2 or 3 tokens.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import tables
+    >>> find(tables(2, order=1), lambda table: True)
+    Table(vocab_size=2, order=1, weights=((1, 1), (1, 1)))
+    """
     st = _hypothesis()
 
     sizes = st.integers(2, 3) if vocab_size is None else _sizes(vocab_size, 1)
@@ -245,23 +281,55 @@ def tables(vocab_size: int | None = None, order: int | None = None) -> SearchStr
 
 
 def prompts(vocab_size: int, max_length: int = 3) -> SearchStrategy[tuple[int, ...]]:
-    """Prompts of 1 to ``max_length`` tokens."""
+    """Prompts of 1 to ``max_length`` tokens.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import prompts
+    >>> find(prompts(vocab_size=5), lambda prompt: len(prompt) == 2)
+    (0, 0)
+    """
     st = _hypothesis()
     return st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=max_length).map(tuple)
 
 
 def batches(vocab_size: int, max_rows: int = 3, max_length: int = 3) -> SearchStrategy[tuple[tuple[int, ...], ...]]:
-    """One to ``max_rows`` prompts, of lengths that differ."""
+    """One to ``max_rows`` prompts, of lengths that differ.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import batches
+    >>> find(batches(vocab_size=5), lambda prompts: len(prompts) == 2)
+    ((0,), (0,))
+    """
     return _hypothesis().lists(prompts(vocab_size, max_length), min_size=1, max_size=max_rows).map(tuple)
 
 
 def windows(max_window: int = 5) -> SearchStrategy[int]:
-    """Window sizes from 1 to ``max_window``."""
+    """Window sizes from 1 to ``max_window``.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import windows
+    >>> find(windows(), lambda window: window > 1)
+    2
+    """
     return _hypothesis().integers(1, max_window)
 
 
 def samplings(vocab_size: int) -> SearchStrategy[Sampling]:
-    """Sampling settings, the plain ones first: temperature 0 included, and ``top_k`` up to one more than there are tokens."""
+    """Sampling settings, the plain ones first: temperature 0 included, and ``top_k`` up to one more than there are tokens.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from coupled_sampling.testing.strategies import samplings
+    >>> find(samplings(vocab_size=5), lambda sampling: sampling.temperature < 1).temperature
+    0.5
+    """
     st = _hypothesis()
     return st.builds(
         Sampling,
@@ -275,7 +343,20 @@ def samplings(vocab_size: int) -> SearchStrategy[Sampling]:
 def worlds(
     vocab_size: int | None = None, *, max_length: int = 4, max_window: int = 4, max_rows: int = 2, stops: bool = True
 ) -> SearchStrategy[World]:
-    """Decoding problems small enough to enumerate: see `World`."""
+    """Decoding problems small enough to enumerate: see `World`.
+
+    Examples
+    --------
+    >>> from hypothesis import given, settings
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing.strategies import worlds
+    >>> @settings(max_examples=10, database=None, derandomize=True)
+    ... @given(worlds(stops=False))
+    ... def every_length_is_kept(world):
+    ...     tokens = generate(world.provider(), world.prompts, length=world.length, window=world.window).tokens
+    ...     assert [len(t) for t in tokens] == [world.length] * len(world.prompts)
+    >>> every_length_is_kept()
+    """
     st = _hypothesis()
 
     def of_table(table: Table) -> SearchStrategy[World]:

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Sampling, Window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Sampling, Window
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
@@ -29,7 +29,7 @@ from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
 
-__all__ = ["MakeStep", "Verification", "verify"]
+__all__ = ["Verification", "verify"]
 
 MakeStep = Callable[[LogitsProvider, Method], CoupledStep]
 """Makes the step to verify, such as `HostStep`."""
@@ -37,7 +37,17 @@ MakeStep = Callable[[LogitsProvider, Method], CoupledStep]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found about one method."""
+    """What was found about one method.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> from coupled_sampling.testing.verification import verify
+    >>> model = lambda: TableProvider(random_table(0, 3), 3, batch_size=50)
+    >>> verification = verify(model, [0], ["scd-maximal"], samples=300, positions=3, window=4)[0]
+    >>> verification.verdict, verification.recycled_share > 0
+    ('no difference seen', True)
+    """
 
     method: str
     equivalence: Equivalence
@@ -100,6 +110,13 @@ class _Recorder:
     def max_window(self) -> int:
         return self.inner.max_window
 
+    @property
+    def runs(self) -> Runs:
+        return self.inner.runs
+
+    def close(self) -> None:
+        self.inner.close()
+
     def begin(self, row: int, prompt: Integers) -> None:
         self.inner.begin(row, prompt)
 
@@ -151,6 +168,14 @@ def verify(
     ------
     InvalidArgument
         An argument cannot work.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> from coupled_sampling.testing.verification import verify
+    >>> model = lambda: TableProvider(random_table(0, 3), 3, batch_size=50)
+    >>> [v.passed for v in verify(model, [0], ["sjd", "scd-match"], samples=300, positions=3, window=4)]
+    [True, True]
     """
     found = [find_method(method) for method in methods]
     if not found:

@@ -25,6 +25,16 @@ class TableProvider:
         Law float64 (V,) of the next token given all tokens before it; zeros allowed.
     vocab_size, batch_size, max_length
         As in the contract.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import TableProvider
+    >>> model = TableProvider(lambda context: np.array([0.25, 0.75]), vocab_size=2)
+    >>> np.exp(model.forward(np.array([[0, 1, 1]]), np.array([0]))).shape
+    (1, 3, 2)
+    >>> model.calls
+    1
     """
 
     def __init__(
@@ -76,6 +86,13 @@ def random_table(
         Chance that a token is forbidden in a context; at least one token never is.
     concentration
         Dirichlet parameter: small is peaked, large is flat.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import random_table
+    >>> next_law = random_table(0, 3, zeros=0.3)
+    >>> next_law((0, 2)).shape, bool((next_law((0, 2)) == random_table(0, 3, zeros=0.3)((0, 2))).all())
+    ((3,), True)
     """
     cache: dict[tuple[int, ...], NDArray[np.float64]] = {}
 

@@ -75,6 +75,16 @@ def huggingface_config(
     ------
     CheckpointError
         The architecture is unknown, a key is missing, or one asks for what the architecture here does not have.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.checkpoints.gguf_config import huggingface_config
+    >>> metadata = {"general.architecture": "gpt2", "gpt2.context_length": 64, "gpt2.embedding_length": 16}
+    >>> metadata |= {"gpt2.block_count": 2, "gpt2.attention.head_count": 2, "gpt2.feed_forward_length": 64}
+    >>> metadata |= {"gpt2.attention.layer_norm_epsilon": 1e-5, "gpt2.vocab_size": 32}
+    >>> config = huggingface_config(metadata, tensors=["token_embd.weight"])
+    >>> config["model_type"], config["n_embd"], config["layer_norm_epsilon"]
+    ('gpt2', 16, 1e-05)
     """
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:

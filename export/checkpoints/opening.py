@@ -36,6 +36,20 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         There is nothing, or nothing whole, safe and known, at ``source``.
     MissingDependency
         The package that reads this format is not installed.
+
+    Examples
+    --------
+    >>> import json
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    >>> save_file({"lm_head.weight": np.zeros((32, 8), np.float32)}, "tiny/model.safetensors")
+    >>> with open_checkpoint("tiny") as checkpoint:
+    ...     print(checkpoint.kind, checkpoint.info("lm_head.weight").shape)
+    safetensors (32, 8)
     """
     source = Path(source)
     if source.is_dir():

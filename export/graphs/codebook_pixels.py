@@ -39,6 +39,14 @@ def pixel_graph(codebook: NDArray[np.uint8], rows: int, columns: int) -> Any:
         The codebook has another type or shape, or the grid is empty.
     MissingDependency
         ``onnx`` is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import pixel_graph
+    >>> model = pixel_graph(np.zeros((16, 2, 2, 1), np.uint8), rows=4, columns=4)  # 16 patches of 2 by 2
+    >>> [size.dim_value or size.dim_param for size in model.graph.output[0].type.tensor_type.shape.dim]
+    ['B', 8, 8, 1]
     """
     if codebook.dtype != np.uint8 or codebook.ndim != 4 or 0 in codebook.shape:
         raise InvalidArgument(

@@ -42,6 +42,12 @@ class Norm:
         The stored weight is the scale minus 1 (Gemma).
     bias
         Whether "layer" has a bias; "rms" never has.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import Norm
+    >>> Norm("layer", epsilon=1e-6).has_bias, Norm("rms").has_bias
+    (True, False)
     """
 
     kind: str = "rms"
@@ -70,6 +76,13 @@ class QueryKeyNorm:
     per_head
         Whether every head has a weight of its own, (heads, head_size) as in Chameleon, or all share one, (head_size,)
         as in Qwen 3.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import DecoderDescription, QueryKeyNorm
+    >>> description = DecoderDescription(32, 64, width=16, layers=1, heads=2, mlp_width=32, query_key_norm=QueryKeyNorm())
+    >>> description.weight_shapes()["layers.0.attention.query_norm.weight"]
+    (8,)
     """
 
     norm: Norm = field(default_factory=Norm)
@@ -138,6 +151,17 @@ class DecoderDescription:
     ------
     InvalidArgument
         Something cannot be, or contradicts something else.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import DecoderDescription, Rotary
+    >>> llama = DecoderDescription(
+    ...     vocab_size=32, positions=64, width=16, layers=2, heads=4, kv_heads=2, mlp_width=48, rotary=Rotary()
+    ... )
+    >>> llama.head_size, llama.cache_length
+    (4, 64)
+    >>> llama.weight_shapes()["layers.1.attention.key.weight"]  # (outputs, inputs): two heads of four
+    (8, 16)
     """
 
     vocab_size: int

@@ -47,6 +47,16 @@ def reference_logits(
     ------
     InvalidArgument
         A weight does not fit, or ``tokens`` is no sequence the decoder takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import DecoderDescription, Rotary, reference_logits
+    >>> description = DecoderDescription(vocab_size=32, positions=64, width=16, layers=1, heads=2, mlp_width=32, rotary=Rotary())
+    >>> random = np.random.default_rng(0)
+    >>> weights = {name: random.normal(size=shape) for name, shape in description.weight_shapes().items()}
+    >>> reference_logits(description, weights, np.array([3, 1, 4])).shape
+    (3, 32)
     """
     in_range = tokens.ndim == 1 and tokens.size and tokens.min() >= 0 and tokens.max() < description.vocab_size
     if not in_range or len(tokens) > description.positions:
@@ -61,7 +71,7 @@ class _Reference:
     def __init__(self, description: DecoderDescription, weights: WeightSource, dtype: np.dtype[Any]) -> None:
         self.description = description
         self.dtype = dtype
-        self.weights = WeightReader(description, weights)
+        self.weights = WeightReader(description.weight_shapes(), weights)
 
     def logits(self, tokens: NDArray[np.int64]) -> Array:
         description = self.description

@@ -34,6 +34,12 @@ class RotaryScaling:
         At least 1.
     low_frequency_factor, high_frequency_factor, original_positions
         Of "llama3".
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import Rotary, RotaryScaling
+    >>> Rotary(base=500000.0, scaling=RotaryScaling("llama3", factor=8.0)).scaling.original_positions
+    8192
     """
 
     kind: str
@@ -67,6 +73,12 @@ class GridRotary:
     prefix
         Tokens before the picture. Their cos *and* sin are zero, as in LlamaGen's own code: they are not left unturned,
         their queries and keys vanish.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import GridRotary, Rotary
+    >>> Rotary("interleaved", grid=GridRotary(rows=16, columns=16)).grid.prefix
+    1
     """
 
     rows: int
@@ -97,6 +109,14 @@ class Rotary:
         None for none.
     grid
         Two-dimensional positions; None for positions in a line.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import Rotary
+    >>> from coupled_sampling.export.graphs.rotary import rotary_tables
+    >>> cos, sin = rotary_tables(Rotary(), size=4, positions=3)
+    >>> cos.shape, cos[0], sin[0]  # position 0 does not turn
+    ((3, 2), array([1., 1.], dtype=float32), array([0., 0.], dtype=float32))
     """
 
     pairs: str = "half"

@@ -50,6 +50,16 @@ def step_graph(
         The model is no window graph, or there is no decision graph for ``method``.
     MissingDependency
         ``onnx`` is not installed.
+
+    Examples
+    --------
+    >>> import onnx
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.export import step_graph
+    >>> window = onnx.load(open_bundle("fashion").window_graph, load_external_data=False)
+    >>> step = step_graph(window, "scd-match")
+    >>> {"tokens", "committed"} <= {value.name for value in step.graph.output}
+    True
     """
     onnx = require_onnx()
     decision = decision_graph(method, _vocab_size(onnx, window_model), warped=warped, guided=guided, noise=noise)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 
-__all__ = ["Storage", "TensorFile", "dequantised", "quantised", "stored_type"]
+__all__ = ["Storage", "TensorFile", "converted", "quantised", "stored_type"]
 
 _BITS = {"int8": 8, "int4": 4}
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -48,6 +48,14 @@ class Storage:
     ------
     InvalidArgument
         A type is unknown, or the two do not go together.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export import Storage
+    >>> Storage(weights="int8").bytes_of((1024, 1024), matrix=True)  # a byte each, and a scale for every 32
+    1179648
+    >>> Storage(weights="float32").bytes_of((1024, 1024), matrix=True)
+    4194304
     """
 
     weights: str = "float32"
@@ -140,7 +148,7 @@ def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any]
     -------
     tuple
         Codes int8 or int4 (inputs, outputs), the transpose that products take, and scales float32
-        (inputs / block, outputs).
+        (inputs / block, outputs). An entry is about its code times the scale of its block.
 
     Raises
     ------
@@ -156,13 +164,6 @@ def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any]
     inverse = 1 / np.where(scales > 0, scales, 1)
     codes = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(outputs, inputs)
     return np.ascontiguousarray(codes.T).astype(stored_type(f"int{bits}")), np.ascontiguousarray(scales.T)
-
-
-def dequantised(codes: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The matrix (outputs, inputs) that codes and scales stand for."""
-    block = len(codes) // len(scales)
-    matrix: NDArray[np.float32] = (codes.astype(np.float32) * np.repeat(scales, block, axis=0)).T
-    return matrix
 
 
 class TensorFile:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from coupled_sampling import acceptance, couplings, draws
+from coupled_sampling import couplings, draws
 from coupled_sampling.arrays import to_host
 from coupled_sampling.errors import InvalidArgument
 
@@ -173,10 +173,10 @@ def test_categorical_has_the_law(vocab_size):
 
 
 @pytest.mark.parametrize("vocab_size", [1, 5, 267])
-def test_race_and_gumbel_max_are_the_same_choice_and_have_the_law(vocab_size):
+def test_race_and_gumbel_are_the_same_choice_and_have_the_law(vocab_size):
     law, n = laws(vocab_size, vocab_size, zeros=0.3), 20_000
     noise = np.random.default_rng(6).gumbel(size=(n, vocab_size))
-    tokens = draws.gumbel_max(law, noise)
+    tokens = couplings.gumbel(law, noise)
     np.testing.assert_array_equal(tokens, draws.race(law, np.exp(noise)))
     with np.errstate(divide="ignore"):
         np.testing.assert_array_equal(tokens, np.argmax(np.log(law) + noise, axis=-1))
@@ -196,7 +196,7 @@ def test_race_never_returns_zero_weight_however_large_its_noise():
 def test_equal_laws_are_always_accepted(law, accept, residual):
     law = np.array(law) / np.sum(law)
     for draft in np.flatnonzero(law):
-        decision = acceptance.rejection(np.asarray(draft), law, law, np.asarray(accept), np.asarray(residual))
+        decision = couplings.maximal(np.asarray(draft), law, law, np.asarray(accept), np.asarray(residual))
         assert decision.accepted
         assert decision.tokens == draft
 
@@ -213,7 +213,7 @@ def test_equal_laws_are_always_accepted(law, accept, residual):
 def test_rejection_never_returns_a_token_the_target_forbids(pair, accept, residual, data):
     q, p = (np.array(weights) / np.sum(weights) for weights in pair)
     draft = data.draw(st.integers(0, len(p) - 1))
-    decision = acceptance.rejection(np.asarray(draft), q, p, np.asarray(accept), np.asarray(residual))
+    decision = couplings.maximal(np.asarray(draft), q, p, np.asarray(accept), np.asarray(residual))
     assert p[int(decision.tokens)] > 0
     assert bool(decision.accepted) == (
         accept < (0 if p[draft] == 0 else 1 if q[draft] <= p[draft] else p[draft] / q[draft])
@@ -224,10 +224,10 @@ def test_rejection_never_returns_a_token_the_target_forbids(pair, accept, residu
 def test_acceptance_and_residual_add_up_to_the_target_law(seed):
     """q(x) a(x) + P(refused) residual(x) = p(x), as numbers."""
     q, p = laws(seed, 40, zeros=0.3), laws(seed + 100, 40, zeros=0.3)
-    stays = q * acceptance.acceptance_probability(
+    stays = q * couplings.acceptance_probability(
         np.arange(40), np.broadcast_to(q, (40, 40)), np.broadcast_to(p, (40, 40))
     )
-    left = acceptance.residual(p, q)
+    left = couplings.residual(p, q)
     np.testing.assert_allclose(stays + (1 - stays.sum()) * left / left.sum(), p, atol=1e-14)
     np.testing.assert_allclose(1 - stays.sum(), variation(p, q), atol=1e-14)
 
@@ -235,35 +235,47 @@ def test_acceptance_and_residual_add_up_to_the_target_law(seed):
 def test_an_empty_residual_is_the_target_law():
     p = np.array([0.3, 0.7, 0.0])
     more = p * (1 + 1e-7)
-    np.testing.assert_array_equal(acceptance.residual(p, p), p)
-    np.testing.assert_array_equal(acceptance.residual(np.stack([p, p]), np.stack([more, 0 * p])), np.stack([p, p]))
+    np.testing.assert_array_equal(couplings.residual(p, p), p)
+    np.testing.assert_array_equal(couplings.residual(np.stack([p, p]), np.stack([more, 0 * p])), np.stack([p, p]))
     for uniform, token in [(0.0, 0), (0.5, 1), (JUST_BELOW_ONE, 1)]:
-        decision = acceptance.rejection(np.asarray(0), more, p, np.asarray(JUST_BELOW_ONE), np.asarray(uniform))
+        decision = couplings.maximal(np.asarray(0), more, p, np.asarray(JUST_BELOW_ONE), np.asarray(uniform))
         assert not decision.accepted
         assert decision.tokens == token
 
 
 def test_a_residual_is_not_empty_however_small_it_is():
     p, q = np.array([0.25, 0.5, 0.25]), np.array([0.25, 0.5 + 1e-12, 0.25 - 1e-12])
-    assert np.flatnonzero(acceptance.residual(p, q)).tolist() == [2]
+    assert np.flatnonzero(couplings.residual(p, q)).tolist() == [2]
 
 
 def test_a_point_mass_is_accepted_with_the_targets_probability_and_replaced_by_another_token():
     p, q = np.array([0.25, 0.5, 0.25]), np.array([0.0, 1.0, 0.0])
-    assert acceptance.acceptance_probability(np.asarray(1), q, p) == 0.5
-    np.testing.assert_array_equal(acceptance.residual(p, q), [0.25, 0, 0.25])
+    assert couplings.acceptance_probability(np.asarray(1), q, p) == 0.5
+    np.testing.assert_array_equal(couplings.residual(p, q), [0.25, 0, 0.25])
 
 
-def test_leading_run_counts_up_to_the_first_refusal():
-    accepted = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    assert acceptance.leading_run(accepted).tolist() == [2, 0, 4, 0]
+def test_up_to_the_first_refusal_only_that_is_corrected():
+    """With ``leading`` sites behind the first refusal hold their drafts, and sites that are not asked for are not decided."""
+    generator = np.random.default_rng(3)
+    q, p = laws(1, (50, 6, 5)), laws(2, (50, 6, 5))
+    draft = draws.categorical(q, generator.random((50, 6)))
+    u, v = generator.random((2, 50, 6))
+    where = np.arange(6) >= generator.integers(0, 5, (50, 1))
+    all_sites = couplings.maximal(draft, q, p, u, v)
+    some = couplings.maximal(draft, q, p, u, v, where=where, leading=True)
+    for row in range(50):
+        refused = np.flatnonzero(where[row] & ~all_sites.accepted[row])
+        expected = draft[row].copy()
+        expected[refused[:1]] = all_sites.tokens[row, refused[:1]]
+        assert some.tokens[row].tolist() == expected.tolist()
+        assert some.accepted[row].tolist() == (where[row] & all_sites.accepted[row]).tolist()
 
 
 def test_match_returns_the_targets_own_token_whatever_the_draft():
     p, weights = laws(1, (50, 9)), np.exp(np.random.default_rng(2).gumbel(size=(50, 9)))
     own = draws.race(p, weights)
     for draft in (own, (own + 1) % 9, np.zeros(50, np.int64)):
-        decision = acceptance.match(draft, p, weights)
+        decision = couplings.match(draft, p, np.log(weights))
         np.testing.assert_array_equal(decision.tokens, own)
         np.testing.assert_array_equal(decision.accepted, own == draft)
 
@@ -276,7 +288,7 @@ def coupled(q, p, n, seed):
     generator = np.random.default_rng(seed)
     many_q, many_p = np.broadcast_to(q, (n, len(q))), np.broadcast_to(p, (n, len(p)))
     draft = draws.categorical(many_q, generator.random(n))
-    maximal = couplings.maximal(draft, many_q, many_p, generator.random(n), generator.random(n))
+    maximal = couplings.maximal(draft, many_q, many_p, generator.random(n), generator.random(n)).tokens
     noise = generator.gumbel(size=(n, len(q)))
     return draft, {
         "maximal": (draft, maximal),
@@ -331,7 +343,7 @@ def test_what_is_not_a_law_is_refused_by_name_and_row(bad):
         (lambda: couplings.gumbel(bad, np.zeros((2, 3))), "target_law"),
         (lambda: couplings.maximal(draft, bad, good, zero, zero), "draft_law"),
         (lambda: couplings.maximal(draft, good, bad, zero, zero), "target_law"),
-        (lambda: acceptance.rejection(draft, good, bad, zero, zero), "target_law"),
+        (lambda: couplings.match(draft, bad, np.zeros((2, 3))), "target_law"),
     ]:
         with pytest.raises(InvalidArgument, match=rf"{name}: row 1 .*not a law"):
             call()
@@ -353,12 +365,11 @@ def answers(convert, vocab_size, dtype):
         draws.categorical(p, u),
         draws.race(p, weights),
         couplings.independent(p, u),
-        couplings.maximal(draft, q, p, u, v),
-        *acceptance.rejection(draft, q, p, u, v),
-        *acceptance.match(draft, p, weights),
-        acceptance.leading_run(u < v),
-        acceptance.acceptance_probability(draft, q, p),
-        acceptance.residual(p, q),
+        *couplings.maximal(draft, q, p, u, v),
+        *couplings.maximal(draft, q, p, u, v, where=u < v, leading=True),
+        *couplings.match(draft, p, noise),
+        couplings.acceptance_probability(draft, q, p),
+        couplings.residual(p, q),
         couplings.gumbel(p, noise),
     ]
     assert all(isinstance(array, type(q)) for array in found)

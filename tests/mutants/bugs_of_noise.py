@@ -188,9 +188,9 @@ BUGS = (
     ),
     Bug(
         "gumbel-noise-not-in-the-exponent",
-        "gumbel_max",
-        "namespace(law).exp(gumbel)",
-        "gumbel",
+        "couplings:gumbel",
+        "namespace(target_law).exp(gumbel_noise)",
+        "gumbel_noise",
         "Gumbel-max multiplies the law by the noise itself.",
         COUPLINGS,
     ),

@@ -6,6 +6,7 @@ __all__ = ["BUGS"]
 
 WIDTHS = ("test_windows",)
 GRAPHS = ("test_ort_step",)
+LAW_MEMORY = ("test_alternating_laws",)
 
 BUGS = (
     Bug(
@@ -49,18 +50,42 @@ any(
     Bug(
         "laws-read-at-the-width-of-this-window",
         "AlternatingLaws.bind",
-        "self.shapes[source][1]",
-        "min(width, self.shapes[source][1])",
+        "self.widths[source]",
+        "min(width, self.widths[source])",
         "Where a window is narrower than the one before, rows but the first read laws of other rows.",
-        GRAPHS,
+        LAW_MEMORY,
     ),
     Bug(
         "laws-of-the-round-before-overwritten",
         "AlternatingLaws.bind",
-        "1 - source",
-        "source",
+        "target = 1 - source",
+        "target = source",
         "A step writes its laws over those it reads.",
-        GRAPHS,
+        LAW_MEMORY,
+    ),
+    Bug(
+        "rows-read-the-buffer-of-the-first",
+        "AlternatingLaws.source",
+        "len(set(owners.values())) <= 1",
+        "True",
+        "After an interruption between two rows, one of them reads laws of another round.",
+        LAW_MEMORY,
+    ),
+    Bug(
+        "half-written-laws-believed",
+        "AlternatingLaws.bind",
+        "self.books = [book.written(target, None) for book in self.books]",
+        "",
+        "Laws are said to lie in a buffer that a failed step has written over.",
+        LAW_MEMORY,
+    ),
+    Bug(
+        "only-laws-that-are-read-kept",
+        "AlternatingLaws.source",
+        "recycled or book.find(before, first, first) is not None",
+        "recycled",
+        "A narrow step whose outcome is lost takes the laws along that a wider one needs when it is done again.",
+        LAW_MEMORY,
     ),
     Bug(
         "unconditional-rows-at-the-conditional-positions",

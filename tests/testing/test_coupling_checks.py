@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coupled_sampling import acceptance, couplings, draws
+from coupled_sampling import couplings, draws
 from coupled_sampling.arrays import to_host
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing.contracts.breakpoints import law_of_one, law_of_two
@@ -61,7 +61,7 @@ def searches_from_the_left(target_law, uniform):
 def far_only(draft, draft_law, target_law, accept_uniform, residual_uniform):
     """Couples laws that are far apart and draws afresh where they are near: no bound but 1 - TV is broken."""
     near = np.abs(draft_law - target_law).sum(axis=-1) < 0.2
-    coupled = couplings.maximal(draft, draft_law, target_law, accept_uniform, residual_uniform)
+    coupled = couplings.maximal(draft, draft_law, target_law, accept_uniform, residual_uniform).tokens
     return np.where(near, couplings.independent(target_law, residual_uniform), coupled)
 
 
@@ -92,14 +92,14 @@ BROKEN = {
     "ratio upside down": (
         "marginal",
         "maximal",
-        rejection_with(lambda p, q: np.where(p > 0, q / p, 0), acceptance.residual),
+        rejection_with(lambda p, q: np.where(p > 0, q / p, 0), couplings.residual),
     ),
     "always keeps the draft": ("marginal", "maximal", lambda draft, *rest: draft),
     "one uniform for both": ("marginal", "maximal", one_uniform),
     "accepts a little less": (
         "equal-laws",
         "maximal",
-        rejection_with(lambda p, q: 0.9 * ratio(p, q), acceptance.residual),
+        rejection_with(lambda p, q: 0.9 * ratio(p, q), couplings.residual),
     ),
     "draws afresh": ("agreement", "maximal", lambda draft, q, p, u, v: couplings.independent(p, v)),
     "couples only far laws": ("monotone", "maximal", far_only),

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import HostStep, generate
-from coupled_sampling.acceptance import residual
-from coupled_sampling.host_step import Decided
+from coupled_sampling.couplings import StepDecision, residual
 from coupled_sampling.noise import Purpose
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
 from standins.old_law import OldLawForKeptDrafts
@@ -151,7 +150,7 @@ class BlockVerification(HostStep):
             kept &= self.noise.bernoulli(self._keep(slots, law, target), slots.sites, Purpose.REDRAFT, where=kept)
             drawn = self.noise.categorical(residual(target, law), slots.sites, Purpose.REDRAFT, where=later & ~kept)
             tokens = np.where(later & ~kept, drawn, tokens)
-        return Decided(tokens, last)
+        return StepDecision(tokens, last)
 
     @staticmethod
     def _keep(slots, law, target):
@@ -225,7 +224,7 @@ class CommitsTheBatchMinimum(HostStep):
         here = np.arange(slots.draft.shape[1]) == at[:, None]
         earlier = here & (decided.last > at)[:, None]
         corrected = self.noise.categorical(residual(target, law), slots.sites, Purpose.RESIDUAL, where=earlier)
-        return Decided(np.where(earlier, corrected, decided.tokens), at)
+        return StepDecision(np.where(earlier, corrected, decided.tokens), at)
 
 
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "speculative"])

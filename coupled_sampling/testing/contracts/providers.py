@@ -146,6 +146,12 @@ def provider_report(
     ------
     InvalidArgument
         A name in ``skip`` is unknown, or prompts, tokens or length do not fit the provider.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import TableProvider, provider_report, random_table
+    >>> provider_report(TableProvider(random_table(0, 5), 5), length=16).passed
+    True
     """
     unknown = sorted(set(skip) - set(PROVIDER_CHECKS))
     if unknown:
@@ -199,6 +205,20 @@ def check_provider(
         A check failed: an AssertionError that lists all failures by name.
     InvalidArgument
         As for `provider_report`.
+
+    Examples
+    --------
+    A provider that forgets what lies before its window is found:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import check_provider
+    >>> class Forgetful:
+    ...     vocab_size, batch_size, max_length = 4, 1, 32
+    ...     def forward(self, tokens, start):
+    ...         return np.cumsum(tokens, axis=1)[..., None] * np.arange(4.0) / 8
+    >>> check_provider(Forgetful(), skip=["bounds-refused", "tokens-refused"])
+    Traceback (most recent call last):
+    coupled_sampling.testing.contracts.report.CheckFailed: Forgetful fails ...
     """
     report = provider_report(
         provider,

@@ -27,6 +27,12 @@ class CheckResult:
         What is wrong: what was done, where, how much, the likely cause and what to do. None where it passed.
     notes
         What the reader should know though it is no failure: what could not be seen, and why.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.contracts.report import CheckResult
+    >>> CheckResult("rollback", difference=0.5, failure="state of a refused draft was kept").failure
+    'state of a refused draft was kept'
     """
 
     name: str
@@ -47,6 +53,13 @@ class Report:
         What differences were compared with.
     results
         One per check; checks that were skipped have none.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import TableProvider, provider_report, random_table
+    >>> report = provider_report(TableProvider(random_table(0, 5), 5), length=16)
+    >>> report.passed, report.failures, report.differences["causal"]
+    (True, {}, 0.0)
     """
 
     subject: str

@@ -30,14 +30,29 @@ _LOOK_AHEAD = 1000
 
 
 class Choice(NamedTuple):
-    """One answer on a path, and its probability given the answers before it."""
+    """One answer on a path, and its probability given the answers before it.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import exact_law_from_uniforms
+    >>> law = exact_law_from_uniforms(lambda generator: generator.random() < 0.25)
+    >>> law.shortest_path(True)
+    (Choice(text='uniform 1 is below 0.25', probability=0.25),)
+    """
 
     text: str
     probability: Probability
 
 
 class PathEstimate(NamedTuple):
-    """Number of paths, estimated without bias from random ones, with the estimate's standard error."""
+    """Number of paths, estimated without bias from random ones, with the estimate's standard error.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.exact.enumeration import PathEstimate
+    >>> PathEstimate(paths=120.0, standard_error=8.5).paths
+    120.0
+    """
 
     paths: float
     standard_error: float
@@ -117,6 +132,13 @@ class ExactLaw(Mapping[Output, Probability], Generic[Output]):
     ----------
     paths
         How many paths were taken.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import exact_law_from_uniforms
+    >>> law = exact_law_from_uniforms(lambda generator: generator.integers(2) + generator.integers(2))
+    >>> {total: str(probability) for total, probability in law.items()}, law.paths
+    ({0: '1/4', 1: '1/2', 2: '1/4'}, 4)
     """
 
     def __init__(self) -> None:

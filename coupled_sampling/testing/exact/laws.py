@@ -68,7 +68,20 @@ _WORDS: dict[Purpose, str | tuple[str, str]] = {
 
 
 class EnumeratingNoise:
-    """A `Noise` that explores every outcome; made by `exact_law`, one for each path."""
+    """A `Noise` that explores every outcome; made by `exact_law`, one for each path.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import TableProvider, exact_law, random_table
+    >>> kinds = set()
+    >>> def run(noise):
+    ...     kinds.add(type(noise).__name__)
+    ...     model = TableProvider(random_table(0, 2), 2)
+    ...     return tuple(generate(model, [[0]], length=2, method="sjd", window=2, noise=noise).tokens[0].tolist())
+    >>> round(sum(exact_law(run).values()), 9), kinds
+    (1.0, {'EnumeratingNoise'})
+    """
 
     def __init__(self, chooser: Chooser, number: Callable[[Any], Probability] = _kept) -> None:
         self._chooser = chooser
@@ -161,6 +174,17 @@ def exact_law(
     ------
     InvalidArgument
         ``arithmetic`` is neither, or there are more than ``max_paths`` paths; the message estimates how many.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
+    >>> table = random_table(0, 2)
+    >>> def run(noise):
+    ...     tokens = generate(TableProvider(table, 2), [[0]], length=3, method="scd-maximal", window=3, noise=noise).tokens
+    ...     return tuple(tokens[0].tolist())
+    >>> total_variation(exact_law(run), autoregressive_law(table, [0], 3)) < 1e-12
+    True
     """
     if arithmetic not in _NUMBERS:
         raise InvalidArgument(f"arithmetic is {arithmetic!r}, expected 'float' or 'rational'")
@@ -169,7 +193,18 @@ def exact_law(
 
 
 def expected_paths(run: Callable[[Noise], object], *, probes: int = 100, seed: int = 0) -> PathEstimate:
-    """How many paths `exact_law` would take for ``run``, estimated from ``probes`` random ones."""
+    """How many paths `exact_law` would take for ``run``, estimated from ``probes`` random ones.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> from coupled_sampling.testing.exact.laws import expected_paths
+    >>> def run(noise):
+    ...     generate(TableProvider(random_table(0, 2), 2), [[0]], length=3, method="ar", noise=noise)
+    >>> expected_paths(run).paths  # two tokens, three times
+    8.0
+    """
     return estimate_paths(lambda chooser: run(EnumeratingNoise(chooser)), probes=probes, seed=seed)
 
 
@@ -189,6 +224,12 @@ def autoregressive_law(
     -------
     dict
         Probability of every possible tuple of generated tokens.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import autoregressive_law
+    >>> autoregressive_law(lambda context: [0.25, 0.75], prompt=[0], length=2)
+    {(0, 0): 0.0625, (0, 1): 0.1875, (1, 0): 0.1875, (1, 1): 0.5625}
     """
     open_ends: dict[tuple[int, ...], Probability] = {(): 1}
     ended: dict[tuple[int, ...], Probability] = {}
@@ -206,7 +247,14 @@ def autoregressive_law(
 
 
 def joint_law(laws: Sequence[Mapping[Output, Probability]]) -> dict[tuple[Output, ...], Probability]:
-    """The law of independent outputs, one of each of ``laws``, side by side."""
+    """The law of independent outputs, one of each of ``laws``, side by side.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import joint_law
+    >>> joint_law([{"a": 0.5, "b": 0.5}, {"c": 1}])
+    {('a', 'c'): 0.5, ('b', 'c'): 0.5}
+    """
     return {
         tuple(output for output, _ in outputs): prod((chance for _, chance in outputs), start=1)
         for outputs in itertools.product(*(law.items() for law in laws))
@@ -217,6 +265,13 @@ def total_variation(first: Mapping[Output, Probability], second: Mapping[Output,
     """Total variation distance: half the sum of absolute differences; 0 for equal laws, 1 for laws without a common output.
 
     Exact, a `fractions.Fraction`, where both laws are.
+
+    Examples
+    --------
+    >>> from fractions import Fraction
+    >>> from coupled_sampling.testing import total_variation
+    >>> total_variation({0: Fraction(1, 2), 1: Fraction(1, 2)}, {0: Fraction(1, 4), 1: Fraction(3, 4)})
+    Fraction(1, 4)
     """
     distance: Probability = Fraction(0)
     for output in {**first, **second}:

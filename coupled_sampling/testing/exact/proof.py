@@ -30,7 +30,7 @@ from coupled_sampling.testing.exact.laws import (
     probability_of,
     total_variation,
 )
-from coupled_sampling.testing.exact.rational import RationalProvider
+from coupled_sampling.testing.exact.rational_models import RationalProvider
 from coupled_sampling.testing.worlds import TableProvider
 
 __all__ = ["Decode", "assert_lossless_exactly", "shipped_decoder"]
@@ -61,6 +61,13 @@ def shipped_decoder(
         As for `coupled_sampling.generate`.
     step
         Makes the coupled step; put yours here.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import assert_lossless_exactly, random_table, shipped_decoder
+    >>> decoder = shipped_decoder("sjd", window=2)
+    >>> len(assert_lossless_exactly(decoder, random_table(0, 2), [[0]], vocab_size=2, length=3))
+    8
     """
     find_method(method)
 
@@ -130,6 +137,25 @@ def assert_lossless_exactly(
         The laws differ.
     InvalidArgument
         There are too many paths, or the arguments make no model.
+
+    Examples
+    --------
+    In fractions the two laws are equal, not nearly equal:
+
+    >>> from coupled_sampling.testing import assert_lossless_exactly, rational_table, shipped_decoder
+    >>> law = assert_lossless_exactly(
+    ...     shipped_decoder("scd-maximal"), rational_table(0, 2), [[0]], vocab_size=2, length=3, arithmetic="rational"
+    ... )
+    >>> sum(law.values())
+    Fraction(1, 1)
+
+    A decoder that always repeats its prompt is caught, and told where:
+
+    >>> def stuck(model, noise, prompts, lengths):
+    ...     return [[prompt[-1]] * length for prompt, length in zip(prompts, lengths)]
+    >>> assert_lossless_exactly(stuck, lambda context: [0.5, 0.5], [[0]], vocab_size=2, length=1)
+    Traceback (most recent call last):
+    AssertionError: not lossless: total variation 0.5 from autoregressive sampling, expected at most 1e-12...
     """
     lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
     longest = max(len(prompt) + count for prompt, count in zip(prompts, lengths, strict=True))

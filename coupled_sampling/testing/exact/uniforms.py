@@ -54,7 +54,15 @@ class _Unknown:
 
 
 class UnknownUniform:
-    """``scale * u + shift`` for an unknown uniform u: compare it with numbers or arrays, scale it, shift it."""
+    """``scale * u + shift`` for an unknown uniform u: compare it with numbers or arrays, scale it, shift it.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import exact_law_from_uniforms
+    >>> law = exact_law_from_uniforms(lambda generator: 2 * generator.random() + 1 < 1.5)
+    >>> float(law[True])
+    0.25
+    """
 
     __array_ufunc__ = None  # numpy arrays leave arithmetic and comparisons to this class
     __hash__ = None  # type: ignore[assignment]
@@ -130,6 +138,13 @@ class EnumeratingGenerator:
     """Stands for a random generator: what `numpy.random.Generator` offers of uniforms and finite choices.
 
     Made by `exact_law_from_uniforms`, one for each path. Calling it draws one uniform, too.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing import exact_law_from_uniforms
+    >>> law = exact_law_from_uniforms(lambda generator: generator.choice(["a", "b"], p=[0.25, 0.75]))
+    >>> law["b"]
+    0.75
     """
 
     def __init__(self, chooser: Chooser) -> None:
@@ -203,6 +218,7 @@ def exact_law_from_uniforms(
 
     Examples
     --------
+    >>> from coupled_sampling.testing import exact_law_from_uniforms
     >>> law = exact_law_from_uniforms(lambda generator: "heads" if generator.random() < 0.25 else "tails")
     >>> float(law["heads"])
     0.25

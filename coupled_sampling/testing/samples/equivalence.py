@@ -54,7 +54,17 @@ CONTROLS_NEEDED = CONTROLS - 1
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Outcome of `equivalence_test`."""
+    """Outcome of `equivalence_test`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import equivalence_test
+    >>> coins = np.random.default_rng(0).integers(2, size=500)
+    >>> outcome = equivalence_test(coins, np.array([0.5, 0.5]))
+    >>> outcome.verdict, outcome.sizes, outcome.controls_caught
+    ('no difference seen', (500, None), 5)
+    """
 
     verdict: Verdict
     """"different": p_value <= alpha. "blind": not different, but neither were the copies with a planted bias."""
@@ -210,6 +220,15 @@ def assert_equivalent(sample: Any, other: Any, **settings: Any) -> Equivalence:
     ------
     AssertionError
         With the report, if a difference was seen or none could have been.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import assert_equivalent
+    >>> coins = np.random.default_rng(0).integers(2, size=500)
+    >>> assert_equivalent(coins, np.array([0.8, 0.2]))
+    Traceback (most recent call last):
+    AssertionError: different: chi-square test of 500 draws against a law...
     """
     result = equivalence_test(sample, other, **settings)
     if result.verdict != "no difference seen":

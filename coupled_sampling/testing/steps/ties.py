@@ -28,17 +28,20 @@ import numpy as np
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
     Array,
+    Closeable,
     CoupledStep,
     Integers,
     LogitsProvider,
     Outcome,
     PromptObserver,
+    Runs,
     Window,
     max_window,
 )
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.noise import uniforms
+from coupled_sampling.running import Closing
 from coupled_sampling.testing.steps.margins import Site, judge, worst
 from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
 
@@ -49,7 +52,17 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class Difference:
-    """One site at which the two implementations differ."""
+    """One site at which the two implementations differ.
+
+    Examples
+    --------
+    >>> from coupled_sampling.testing.steps.ties import Difference
+    >>> difference = Difference(
+    ...     row=0, position=7, round=3, expected=4, found=9, committed=(2, 2), kind="race", margin=1e-8, bound=1e-6
+    ... )
+    >>> difference.tie
+    True
+    """
 
     row: int
     position: int
@@ -80,7 +93,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class TieReport:
-    """What a comparison saw."""
+    """What a comparison saw.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Decoder, HostStep, Request
+    >>> from coupled_sampling.testing import StepComparison, TableProvider, random_table
+    >>> model = lambda: TableProvider(random_table(0, 5), 5)
+    >>> comparison = StepComparison(model(), HostStep(model(), "sjd"))
+    >>> decoder = Decoder(comparison, window=4)
+    >>> _ = decoder.add(Request([0], length=12))
+    >>> while decoder.active or decoder.waiting:
+    ...     _ = decoder.step()
+    >>> report = comparison.report().check()
+    >>> report.sites > 12, report.disagreements
+    (True, 0)
+    """
 
     method: str
     steps: int
@@ -162,7 +190,7 @@ class _Recorded:
         return self.logits
 
 
-class StepComparison:
+class StepComparison(Closing):
     """A coupled step that runs two and goes on with the first: give it to a `coupled_sampling.Decoder` in place of a model.
 
     Parameters
@@ -181,6 +209,22 @@ class StepComparison:
     ------
     InvalidArgument
         The two do not fit together.
+
+    Examples
+    --------
+    A step in float32 beside one in float64; what differs must be a tie:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import HostStep, generate
+    >>> from coupled_sampling.testing import StepComparison, TableProvider, random_table
+    >>> class Single(TableProvider):
+    ...     def forward(self, tokens, start):
+    ...         return super().forward(tokens, start).astype(np.float32)
+    >>> table = random_table(0, 5)
+    >>> comparison = StepComparison(Single(table, 5), HostStep(Single(table, 5), "scd-maximal"))
+    >>> _ = generate(comparison, [[0]], length=12, window=4)
+    >>> comparison.report().disagreements
+    0
     """
 
     def __init__(
@@ -207,6 +251,17 @@ class StepComparison:
         self._disagreements: list[Difference] = []
         self._largest = (0.0, 0.0)
         self._disagreed = 0
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the step that is compared."""
+        return self.other.runs
+
+    def close(self) -> None:
+        """Close the step that is compared, and the provider if it can be closed."""
+        self.other.close()
+        if isinstance(self._recorded.provider, Closeable):
+            self._recorded.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Tell both."""
@@ -269,8 +324,9 @@ class StepComparison:
         info = window.rows[b]
         if info is None:
             raise InvalidArgument(f"window.rows[{b}] is None, but the row draws")
-        known, recycled, fresh = (int(x[b]) for x in (window.known, window.recycled, window.fresh))
-        count, start, round_ = recycled + fresh + 1, int(window.start[b]) + known, int(window.round[b])
+        known, recycled, round_ = (int(x[b]) for x in (window.known, window.recycled, window.round))
+        start, end = window.decided_positions(b)
+        count = end - start
         logits = self._recorded.logits[b, known - 1 : known - 1 + count, ...]
         for processor in info.sampling.processors:
             logits = processor(logits, window.contexts[b], start + np.arange(count))

@@ -83,10 +83,10 @@ def test_a_step_can_be_done_again():
         later = later._replace(known=np.array([1 + count]), fresh=np.array([0]))
         second = kernels.step(later)
         assert kernels.step(later).tokens.tolist() == second.tokens.tolist()
-        with pytest.raises(InvalidArgument, match="does not hold their laws of round 3"):
+        with pytest.raises(InvalidArgument, match="laws are those of round 3, but this step holds round"):
             kernels.step(later._replace(round=np.array([4])))
         kernels.begin(0, np.array([0]))
-        with pytest.raises(InvalidArgument, match="does not hold their laws of round 0"):
+        with pytest.raises(InvalidArgument, match="laws are those of round 0, but this step holds no laws"):
             kernels.step(later)
         kernels.close()
         provider.close()

@@ -82,12 +82,12 @@ class EmulationLauncher:
 
     def __exit__(self, kind, *_):
         if kind is None:
-            self.close()
+            self.end()
         else:
             self._program.kill()
             self._program.wait()
 
-    def close(self):
+    def end(self):
         """End the program, which reports leaks and races as it goes; refuses a bad ending."""
         self._program.stdin.close()
         self._program.wait(60)
@@ -146,12 +146,28 @@ class EmulationLauncher:
     def wait(self, stream):
         raise AssertionError("nothing here has a stream")
 
+    def round_trip(self, given, made, launch):
+        return RoundTrip(self, given, made, launch)
+
     def launch(self, kernel, grid, parameters):
         self.launched.append(kernel)
         data = parameters.tobytes()
         head = struct.pack("<Q32sQQQ", ord("l"), kernel.encode(), *grid, len(data))
         self._send(head, data)
         self._receive(8)
+
+
+class RoundTrip:
+    """A `coupled_sampling.backends.cuda.kernels.RoundTrip` call by call."""
+
+    def __init__(self, launcher, given, made, launch):
+        self.given, self.made = np.zeros(given.size, np.uint8), np.zeros(made.size, np.uint8)
+        self._launcher, self._there, self._back, self._launch = launcher, given.pointer, made.pointer, launch
+
+    def run(self):
+        self._launcher.upload(self._there, self.given)
+        self._launch()
+        self._launcher.download(self._back, self.made)
 
 
 class DeviceProvider:
