@@ -7,6 +7,7 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
+from bugs_of_guidance_and_rings import BUGS as GUIDANCE_AND_RINGS
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_step_engines import BUGS as STEP_ENGINES
@@ -17,4 +18,6 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *WINDOWS_AND_STEP_GRAPHS, *STEP_ENGINES)
+BUGS: tuple[Bug, ...] = (
+    *STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *GUIDANCE_AND_RINGS, *WINDOWS_AND_STEP_GRAPHS, *STEP_ENGINES
+)  # fmt: skip
