@@ -38,13 +38,15 @@ from coupled_sampling.arrays import (
     positive_difference,
     slots_of,
 )
-from coupled_sampling.contracts import Array, Integers, Sites
-from coupled_sampling.draws import Draw, Noise, Purpose, categorical, race
+from coupled_sampling.contracts import Array, Sites
+from coupled_sampling.draws import Asked, Draw, Noise, Purpose, categorical, race
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.law_forms import DraftLawArray, LawsInPieces
 from coupled_sampling.methods import Method
 
 __all__ = [
     "Decision",
+    "DraftLawArray",
     "LawsInPieces",
     "StepDecision",
     "acceptance_probability",
@@ -75,27 +77,7 @@ class StepDecision(NamedTuple):
     """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
 
 
-class LawsInPieces:
-    """Draft laws that are looked up instead of being held in one array: what may stand in place of ``draft_law``.
-
-    Most of a step needs one number per draft, or the law at the few sites that were refused.
-    """
-
-    draft: Array
-    """int64 (B, n) the drafts, anything where there is none."""
-    drafted: Array
-    """bool (B, n) where there is a draft; the law of a site without one is zero, so that its residual is the target law."""
-
-    def of_drafts(self, like: Array) -> Array:
-        """What each draft's law gave it: (B, n), in the library and type of ``like``; 0 where there is no draft."""
-        raise NotImplementedError
-
-    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
-        """A draw from the residual at the sites ``where`` (B, n): int64 (B, n); with ``leading`` there is one a row."""
-        raise NotImplementedError
-
-
-def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target_law: Array) -> Array:
+def acceptance_probability(draft: Array, draft_law: Array | DraftLawArray | LawsInPieces, target_law: Array) -> Array:
     """min(1, target(draft) / draft_law(draft)): the probability with which rejection keeps a draft.
 
     Parameters
@@ -103,7 +85,7 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     draft
         int64 (...) drafts.
     draft_law
-        (..., V) laws, or the same `LawsInPieces`.
+        (..., V) laws; or a `DraftLawArray` or `LawsInPieces` of these drafts.
     target_law
         (..., V) laws.
 
@@ -119,7 +101,11 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     array([0.4, 1. ])
     """
     target = pick(target_law, draft)
-    proposed = draft_law.of_drafts(target_law) if isinstance(draft_law, LawsInPieces) else pick(draft_law, draft)
+    if isinstance(draft_law, LawsInPieces):
+        proposed = draft_law.of_drafts(target_law)
+    else:
+        law = draft_law.law if isinstance(draft_law, DraftLawArray) else draft_law
+        proposed = pick(from_host(law, target_law), draft)
     xp, wide = namespace(target), floats(target)
     target, proposed = xp.astype(target, wide), xp.astype(proposed, wide)
     # p = q must give exactly 1, and 0 / 0 must not be asked for: divide only where the quotient is below 1.
@@ -185,7 +171,7 @@ def independent(target_law: Array, uniform: Array | Draw, *, where: Array | None
 
 def maximal(
     draft: Array,
-    draft_law: Array | LawsInPieces,
+    draft_law: Array | DraftLawArray | LawsInPieces,
     target_law: Array,
     accept_uniform: Array | Draw,
     residual_uniform: Array | Draw,
@@ -200,7 +186,7 @@ def maximal(
     draft
         int64 (...), drawn from ``draft_law``.
     draft_law
-        (..., V) laws, or the same `LawsInPieces`.
+        (..., V) laws; or a `DraftLawArray` or `LawsInPieces` of these drafts.
     target_law
         (..., V) laws.
     accept_uniform, residual_uniform
@@ -228,12 +214,11 @@ def maximal(
     >>> maximal(np.array([0, 1]), q, p, np.array([0.7, 0.7]), np.array([0.1, 0.1]))
     Decision(accepted=array([False,  True]), tokens=array([1, 1]))
     """
-    xp = namespace(target_law)
-    pieces = draft_law if isinstance(draft_law, LawsInPieces) else _Whole(draft, draft_law)
-    if isinstance(pieces, _Whole) and not isinstance(accept_uniform, Draw):
-        _check_laws(draft_law=pieces.law, target_law=target_law)
+    has_form = isinstance(draft_law, DraftLawArray | LawsInPieces)
+    if not isinstance(accept_uniform, Draw):
+        _check_laws(target_law=target_law, **({} if has_form else {"draft_law": draft_law}))
     every = draft == draft if where is None else where  # true everywhere, in whatever type a library calls boolean
-    asked = every & from_host(pieces.drafted, target_law)
+    asked = every & from_host(draft_law.drafted, target_law) if has_form else every
     probability = acceptance_probability(draft, draft_law, target_law)
     if isinstance(accept_uniform, Draw):
         accepted = asked & accept_uniform.bernoulli(probability, asked, leading=leading)
@@ -242,23 +227,23 @@ def maximal(
     refused = every & ~accepted
     if leading:
         refused = refused & (slots_of(refused) == first_true(refused)[..., None])
-    corrected = pieces.corrected(target_law, refused, residual_uniform, leading=leading)
-    return Decision(accepted, xp.where(refused, corrected, draft))
+    corrected = _corrected(draft_law, target_law, refused, residual_uniform, leading)
+    return Decision(accepted, namespace(target_law).where(refused, corrected, draft))
 
 
-class _Whole(LawsInPieces):
-    """An array (..., V) of draft laws."""
-
-    def __init__(self, draft: Array, law: Array) -> None:
-        self.draft, self.law = draft, law
-        self.drafted = draft == draft
-
-    def of_drafts(self, like: Array) -> Array:
-        return pick(self.law, self.draft)
-
-    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
-        weights = residual(target_law, self.law)
-        return uniform.categorical(weights, where) if isinstance(uniform, Draw) else categorical(weights, uniform)
+def _corrected(
+    laws: Array | DraftLawArray | LawsInPieces, target_law: Array, where: Array, uniform: Array | Draw, leading: bool
+) -> Array:
+    """Draws from the residuals at the sites ``where``; from the target law where there is no draft."""
+    if isinstance(laws, LawsInPieces):
+        return laws.corrected(target_law, where, uniform, leading=leading)
+    if isinstance(laws, DraftLawArray):
+        weights = residual(target_law, from_host(laws.law, target_law))
+        drafted = from_host(laws.drafted, target_law)[..., None]
+        weights = namespace(target_law).where(drafted, weights, target_law)
+    else:
+        weights = residual(target_law, laws)
+    return uniform.categorical(weights, where) if isinstance(uniform, Draw) else categorical(weights, uniform)
 
 
 def gumbel(target_law: Array, gumbel_noise: Array | Draw, *, where: Array | None = None) -> Array:
@@ -321,26 +306,9 @@ def match(draft: Array, target_law: Array, gumbel_noise: Array | Draw, *, where:
     return Decision(own == draft, own)
 
 
-class _Asked(Draw):
-    """The noise of a step's sites, for one purpose."""
-
-    def __init__(self, noise: Noise, sites: Sites, purpose: Purpose = Purpose.ACCEPT) -> None:
-        self._noise, self._sites, self._purpose = noise, sites, purpose
-
-    def bernoulli(self, probability: Array, where: Array, *, leading: bool) -> Array:
-        return self._noise.bernoulli(probability, self._sites, self._purpose, where=where, leading=leading)
-
-    def categorical(self, weights: Array, where: Array | None) -> Array:
-        return self._noise.categorical(weights, self._sites, self._purpose, where=where)
-
-    def shared(self, law: Array, where: Array | None) -> Array:
-        return self._noise.shared(law, self._sites, where=where)
-
-    def at(self, rows: Integers, slots: Integers) -> _Asked:
-        return _Asked(self._noise, self._sites.at(rows, slots), self._purpose)
-
-
-def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, noise: Noise) -> StepDecision:
+def decide(
+    method: Method, target: Array, sites: Sites, laws: DraftLawArray | LawsInPieces, noise: Noise
+) -> StepDecision:
     """Accept, correct and redraft: the decoding step of every method.
 
     Parameters
@@ -363,9 +331,9 @@ def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, nois
     """
     xp = namespace(target)
     valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)
-    own = _Asked(noise, sites)
+    own = Asked(noise, sites)
     if method.acceptance == "rejection":
-        accept, correct = _Asked(noise, sites, Purpose.ACCEPT), _Asked(noise, sites, Purpose.RESIDUAL)
+        accept, correct = Asked(noise, sites, Purpose.ACCEPT), Asked(noise, sites, Purpose.RESIDUAL)
         # Only the maximal coupling redraws by the test itself, so only there the test goes on behind the first refusal.
         leading = method.redraft != "maximal"
         accepted, tokens = maximal(draft, laws, target, accept, correct, where=valid, leading=leading)
@@ -376,7 +344,7 @@ def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, nois
     last = first_true(valid & ~accepted)
     later = valid & (slots_of(valid) > last[..., None])
     if method.acceptance == "rejection" and method.redraft == "independent":
-        tokens = xp.where(later, independent(target, _Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
+        tokens = xp.where(later, independent(target, Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
     elif method.acceptance == "rejection" and method.redraft == "gumbel":
         tokens = xp.where(later, gumbel(target, own, where=later), tokens)
     return StepDecision(tokens, last)

@@ -16,7 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import argmax_of_product, block_sums, counting, first_true, floats, namespace, pick
+from coupled_sampling.arrays import (
+    argmax_of_product,
+    block_sums,
+    counting,
+    cumulative,
+    first_true,
+    floats,
+    namespace,
+    pick,
+)
 from coupled_sampling.contracts import Array, Integers, Sites
 
 __all__ = ["Draw", "Noise", "Purpose", "categorical", "race"]
@@ -108,11 +117,30 @@ class Draw:
         raise NotImplementedError
 
 
+class Asked(Draw):
+    """The noise of a step's sites, for one purpose."""
+
+    def __init__(self, noise: Noise, sites: Sites, purpose: Purpose = Purpose.ACCEPT) -> None:
+        self._noise, self._sites, self._purpose = noise, sites, purpose
+
+    def bernoulli(self, probability: Array, where: Array, *, leading: bool) -> Array:
+        return self._noise.bernoulli(probability, self._sites, self._purpose, where=where, leading=leading)
+
+    def categorical(self, weights: Array, where: Array | None) -> Array:
+        return self._noise.categorical(weights, self._sites, self._purpose, where=where)
+
+    def shared(self, law: Array, where: Array | None) -> Array:
+        return self._noise.shared(law, self._sites, where=where)
+
+    def at(self, rows: Integers, slots: Integers) -> Asked:
+        return Asked(self._noise, self._sites.at(rows, slots), self._purpose)
+
+
 def _first_past(weights: Array, threshold: Array) -> Array:
     """First index of positive weight whose cumulative sum exceeds ``threshold``, else the last of positive weight."""
     xp = namespace(weights)
     positive = weights > 0
-    past = (xp.cumulative_sum(weights, axis=-1) > threshold[..., None]) & positive
+    past = (cumulative(weights) > threshold[..., None]) & positive
     # Rounding may leave the threshold at the very end: then it is the last token that can be drawn at all.
     last = weights.shape[-1] - 1 - first_true(xp.flip(positive, axis=-1))
     return xp.where(xp.any(past, axis=-1), first_true(past), last)
@@ -155,7 +183,7 @@ def categorical(weights: Array, uniform: Array) -> Array:
     sums = xp.astype(block_sums(weights, block), float_type)
     threshold = xp.astype(uniform, float_type) * xp.sum(sums, axis=-1)
     chosen = _first_past(sums, threshold)
-    threshold = threshold - (pick(xp.cumulative_sum(sums, axis=-1), chosen) - pick(sums, chosen))
+    threshold = threshold - (pick(cumulative(sums), chosen) - pick(sums, chosen))
     index = chosen[..., None] * block + counting(block, weights)
     within = index < vocab_size
     inside = xp.take_along_axis(weights, xp.where(within, index, xp.full_like(index, vocab_size - 1)), axis=-1)

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import (
     at_least_float32,
+    cumulative,
     difference,
     drop_below,
     exp_in_place,
     floats,
     from_host,
     integers,
+    is_concrete,
     largest,
     namespace,
+    normalised,
     point_masses,
     to_host,
-    total,
 )
 from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
@@ -37,7 +39,7 @@ def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array
     xp = namespace(weights)
     candidates = weights if top_k is None else largest(weights, top_k)
     ordered = xp.flip(xp.sort(candidates, axis=-1), axis=-1)
-    mass = xp.cumulative_sum(xp.astype(ordered, floats(weights)), axis=-1)
+    mass = cumulative(xp.astype(ordered, floats(weights)))
     wanted = top_p * xp.sum(xp.astype(weights, floats(weights)), axis=-1, keepdims=True)
     slack = 8 * float(xp.finfo(weights.dtype).eps)
     short = xp.sum(xp.astype(mass < wanted * (1 - slack), integers(weights)), axis=-1, keepdims=True)
@@ -92,17 +94,16 @@ def target_law(
     if sampling.temperature != 1:
         weights /= sampling.temperature
     weights = _warp(exp_in_place(weights), logits, sampling)
-    mass = total(weights)
-    with np.errstate(invalid="ignore"):  # rows that nobody wants may hold anything; the others are refused before
-        weights /= xp.where(mass > 0, mass, xp.ones_like(mass))
-    return weights
+    return normalised(weights)
 
 
 def refuse_unusable(largest_logit: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
     """Raise for the first wanted row, given by its ``largest_logit`` (B, n), from which no law can be made.
 
-    One reduction sees all three faults: a maximum of NaN, +inf or -inf.
+    One reduction sees all three faults: a maximum of NaN, +inf or -inf. While a library traces there is nothing to see.
     """
+    if not is_concrete(largest_logit):
+        return
     highest = to_host(namespace(largest_logit).astype(largest_logit, namespace(largest_logit).float32))
     bad = wanted & ~np.isfinite(highest)
     if not bad.any():
