@@ -60,7 +60,18 @@ __all__ = [
 
 
 class Decision(NamedTuple):
-    """What became of each draft."""
+    """What became of each draft.
+
+    Examples
+    --------
+    A guess, token 0, that the target law would draw with probability 0.2, under three uniforms:
+
+    >>> import numpy as np
+    >>> guess, target = np.array([[1.0, 0.0]] * 3), np.array([[0.2, 0.8]] * 3)
+    >>> decision = maximal(np.array([0, 0, 0]), guess, target, np.array([0.1, 0.5, 0.9]), np.array([0.5, 0.5, 0.5]))
+    >>> decision.accepted.tolist(), decision.tokens.tolist()
+    ([True, False, False], [0, 1, 1])
+    """
 
     accepted: Array
     """bool (...) whether the draft stays."""
@@ -69,7 +80,15 @@ class Decision(NamedTuple):
 
 
 class StepDecision(NamedTuple):
-    """What a step decides: a token for each of its sites, and how far they are committed."""
+    """What a step decides: a token for each of its sites, and how far they are committed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> step = StepDecision(tokens=np.array([[4, 7, 1, 1]]), last=np.array([1]))
+    >>> [tokens[: last + 1].tolist() for tokens, last in zip(step.tokens, step.last, strict=True)]  # what is committed
+    [[4, 7]]
+    """
 
     tokens: Array
     """int64 (B, n): accepted drafts, the corrected token, then redrafts."""
@@ -318,7 +337,7 @@ def decide(
     target
         (B, n, V) target laws of this pass.
     sites
-        The B rows of n sites; those that are ``valid`` are decided.
+        The B rows of n sites; those that are ``valid`` are decided. The rest of it is for the noise.
     laws
         The drafts, and the laws they were drawn from. ``match`` looks at the drafts only.
     noise
@@ -328,6 +347,27 @@ def decide(
     -------
     StepDecision
         At sites that are not valid it means nothing.
+
+    Notes
+    -----
+    It can be traced with a `DraftLawArray` and a `coupled_sampling.noise.ArrayNoise`, in any one array library; ``method`` is fixed
+    while it is compiled (in JAX a static argument), and of ``sites`` only ``valid`` is needed then.
+
+    Examples
+    --------
+    Two guesses and a free site. The first guess cannot stay, so that its site is corrected and the others are drawn anew:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import METHODS
+    >>> from coupled_sampling.contracts import Sites
+    >>> from coupled_sampling.noise import ArrayNoise
+    >>> target = np.array([[[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]])
+    >>> draft, drafted = np.array([[0, 1, 0]]), np.array([[True, True, False]])
+    >>> laws = DraftLawArray(draft, drafted, np.zeros((1, 3, 2))).guessed(drafted)
+    >>> sites = Sites(None, None, None, None, valid=np.ones((1, 3), bool))
+    >>> step = decide(METHODS["sjd"], target, sites, laws, ArrayNoise(uniforms=np.full((1, 3, 4), 0.1)))
+    >>> step.tokens.tolist(), step.last.tolist()
+    ([[1, 0, 0]], [0])
     """
     xp = namespace(target)
     valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)

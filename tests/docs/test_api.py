@@ -20,14 +20,10 @@ PLACES_OF_THEIR_OWN = {"coupled_sampling.cli": "the command line documents itsel
 
 WITHOUT_EXAMPLES = (
     "coupled_sampling.backends",
-    "coupled_sampling.couplings",
-    "coupled_sampling.draws",
     "coupled_sampling.export.families",
     "coupled_sampling.export.graphs.window",
     "coupled_sampling.export.pictures",
     "coupled_sampling.export.torch",
-    "coupled_sampling.host_step",
-    "coupled_sampling.target",
 )
 """Modules, by where their code stands, whose examples are still to be written. This list only gets shorter."""
 
