@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# Tests run side by side on all cores, or on as many as JOBS says; a worker that is through takes over from another.
+JOBS ?= auto
+PARALLEL = -n $(JOBS) --dist worksteal
 # What runs the tests and benchmarks for a GPU. By default an environment of its own, since [dev] has the onnxruntime of the CPU.
 # On a machine without a package index name a Python that has the packages: make test-gpu GPU_PYTHON=python3
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
@@ -14,10 +17,10 @@ demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
 
 test: check docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-long: check
-	$(BIN)/python -m pytest --coupled-sampling-profile nightly
+	$(BIN)/python -m pytest $(PARALLEL) --coupled-sampling-profile nightly
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants/run.py

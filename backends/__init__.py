@@ -1,11 +1,10 @@
-"""Backends: exported models as logits providers. Importing this package loads no runtime; opening a model does."""
+"""Backends: `open_model` opens an exported model wherever it is to run. Importing this package loads no runtime; opening does."""
 
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
-from coupled_sampling.backends.opening import BACKENDS, open_graph_step, open_kernel_step, open_provider
+from coupled_sampling.backends.opening import BACKENDS, Place, check_model, open_model
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.backends.ort.step import OrtStep
-from coupled_sampling.backends.trt import TrtProvider, TrtStep
 
 __all__ = [
     "BACKENDS",
@@ -13,9 +12,7 @@ __all__ = [
     "OrtProvider",
     "OrtStep",
     "PixelDecoder",
-    "TrtProvider",
-    "TrtStep",
-    "open_graph_step",
-    "open_kernel_step",
-    "open_provider",
+    "Place",
+    "check_model",
+    "open_model",
 ]

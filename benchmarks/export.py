@@ -109,12 +109,12 @@ def export_by_torch(source: str, out: str) -> None:
     """The other process that is measured."""
     from export_torch import read
 
-    from coupled_sampling.export.torch.module import export_module
+    from coupled_sampling.export.torch.module import ModuleSettings, export_module
 
     began = time.perf_counter()
     decoder, cache = read(Path(source), POSITIONS)
     held = {"read_seconds": time.perf_counter() - began, "read_peak": peak_memory()}
-    bundle = export_module(decoder, out, cache, name="torch", prompts={"start": [0]}, check=False)
+    bundle = export_module(decoder, out, cache, ModuleSettings(name="torch", prompts={"start": [0]}), check=None)
     seconds = time.perf_counter() - began
     written = sum(record.bytes for record in bundle.manifest.files.values())
     print(json.dumps({"seconds": seconds, "peak": peak_memory(), "bytes": written, **held}))

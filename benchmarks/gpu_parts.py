@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling import Decoder, Request, Sampling
+from coupled_sampling import Decoder, Request, Sampling, open_bundle
+from coupled_sampling.backends import Place, open_model
 from coupled_sampling.backends.cuda.compile import CHUNK, require_nvrtc
 from coupled_sampling.backends.cuda.device import CudaError, Device
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
@@ -21,6 +22,7 @@ from coupled_sampling.backends.cuda.kernels import SHARING, Launcher, decide
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.pointers import DevicePointer
 from coupled_sampling.backends.cuda.streams import Event, Stream
+from coupled_sampling.backends.place import Wanted
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Window
 from coupled_sampling.errors import MissingDependency
 
@@ -28,7 +30,7 @@ METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 DECODED = ("ar", "scd-gumbel", "scd-match")
 SAMPLINGS = {"plain": Sampling(), "top-k 2000, top-p 0.95": Sampling(top_k=2000, top_p=0.95)}
 BLOCKS_PER_SLOT = (1, 2, 4, 8, 16)
-BACKENDS = ("cuda", "cuda-graphs", "step-graph", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("cuda", "cuda-graphs", "step-graph", "tensorrt", "tensorrt-rtx")
 """What decodes with the model: back ends of the library, ``cuda`` also with CUDA graphs, and step graphs on CUDA."""
 SPREAD = 2**28
 """Bytes of logits that are read in turn: more than any GPU's cache holds."""
@@ -196,12 +198,10 @@ def decisions(
     shared_by = int(launcher.decision["parts"])
     kernels = replayed(stream, launcher, provider.pointers, max(3, steps // len(provider.pointers)))
     step.close()
-    launcher.close()
     launcher = TimedLauncher(stream, blocks, cuda_graphs=True)
     provider = FixedLogits(launcher, width, vocab_size, 4096, 0)
     step, full_again, seconds = run_steps(launcher, provider, method, sampling, steps)
     step.close()
-    launcher.close()
     whole = statistics.median(1e3 * seconds[i] for i in full_again)
     return {
         "method": method, "blocks_per_slot": shared_by, "chosen": not blocks,
@@ -223,24 +223,24 @@ def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...]) -> tu
     return folder / "bundle", parameters
 
 
-def open_model(backend: str, bundle: Path, window: int, device: Device) -> tuple[LogitsProvider, Stream]:
+def place_of(backend: str, device: int) -> Place:
+    """Where the library runs a model for a back end of this benchmark."""
+    if backend.startswith("tensorrt"):
+        return Place(backend, device)
+    return Place("cuda", device, cuda_graphs=True if backend == "cuda-graphs" else None)
+
+
+def open_provider(backend: str, bundle: Path, window: int, device: Device) -> tuple[LogitsProvider, Stream]:
     """A provider that leaves logits on the GPU, and the stream to decide them on."""
+    place = place_of(backend, device.index)
     if backend.startswith("tensorrt"):
         from coupled_sampling.backends.trt import TrtProvider
 
-        provider = TrtProvider.open(
-            bundle, flavour=backend, device=device, options=engine_options(window), on_device=True
-        )
+        provider = TrtProvider.open(bundle, place, engine_options(window), on_device=True)
         return provider, provider.stream
-    from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
-    from coupled_sampling.backends.ort.tensorrt import TensorrtOptions
+    from coupled_sampling.backends.ort import cuda
 
-    # Rounded products would do here, where no law is checked; but the figures are to be beside those of cuda.
-    tensorrt = TensorrtOptions(max_window=window) if backend == "ort-tensorrt" else None
-    opened = OrtCudaProvider.open_on_gpu(
-        bundle, device=device.index, on_device=True, cuda_graphs=backend == "cuda-graphs", tensorrt=tensorrt
-    )
-    return opened, Stream(device)
+    return cuda.open_provider(Wanted(open_bundle(bundle), place, 1, step="kernels")), Stream(device)
 
 
 def engine_options(window: int) -> Any:
@@ -254,7 +254,7 @@ def decoding(provider: LogitsProvider, launcher: Launcher, method: str, window: 
     """Tokens per second of one sequence that `KernelStep` decides."""
     step = KernelStep(provider, method, launcher)
     found = timed_decoding(step, window, length)
-    step.close()
+    step.release()  # the next method is decoded with the same provider
     return {"decided_by": "kernels", **found}
 
 
@@ -262,22 +262,16 @@ def decoding_by_step_graph(
     bundle: Path | str, method: str, window: int, length: int, device: int = 0
 ) -> dict[str, Any]:
     """Tokens per second of one sequence that the step graph of ``bundle`` decides, run by ONNX Runtime on the GPU."""
-    from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
-
-    step = OrtCudaStep.open_on_gpu(bundle, method, device=device)
-    return {"decided_by": "step graph", **timed_decoding(step, window, length)}
+    with open_model(bundle, place_of("cuda", device), method=method, step="graph") as step:
+        return {"decided_by": "step graph", **timed_decoding(step, window, length)}
 
 
-def decoding_by_step_engine(
-    backend: str | None, bundle: Path | str, window: int, length: int, device: Device
-) -> dict[str, Any]:
+def decoding_by_step_engine(backend: str, bundle: Path | str, window: int, length: int, device: int) -> dict[str, Any]:
     """Tokens per second of one sequence whose steps, of ``scd-match``, are each one run of an engine of TensorRT."""
     from coupled_sampling.backends.trt import TrtStep
 
-    step = TrtStep.open(bundle, flavour=backend, device=device, options=engine_options(window))
-    found = timed_decoding(step, window, length)
-    step.close()
-    return {"decided_by": "step engine", **found}
+    with TrtStep.open(bundle, place_of(backend, device), engine_options(window)) as step:
+        return {"decided_by": "step engine", **timed_decoding(step, window, length)}
 
 
 def timed_decoding(step: CoupledStep, window: int, length: int) -> dict[str, Any]:
@@ -328,7 +322,8 @@ def of_kernels(arguments: argparse.Namespace, device: Device, method: str) -> It
 
 
 def of_model(arguments: argparse.Namespace) -> Iterator[Figure]:
-    graphs = DECODED if "step-graph" in arguments.backends else ()
+    engines = any(backend.startswith("tensorrt") for backend in arguments.backends)
+    graphs = DECODED if "step-graph" in arguments.backends else ("scd-match",) if engines else ()
     _, parameters = random_bundle(arguments.folder, arguments.layers, graphs)
     yield "parameters", parameters
 
@@ -342,7 +337,7 @@ def of_decoding(arguments: argparse.Namespace, device: Device, backend: str) -> 
             yield "decoding", {"backend": backend, **found}
         return
     began = time.perf_counter()
-    provider, stream = open_model(backend, bundle, window, device)
+    provider, stream = open_provider(backend, bundle, window, device)
     opened = time.perf_counter() - began
     launcher = PinnedLauncher(stream)
     for method, width in wanted:
@@ -353,7 +348,7 @@ def of_decoding(arguments: argparse.Namespace, device: Device, backend: str) -> 
         provider.close()  # its weights, before those of the engine of whole steps
         yield (
             "decoding",
-            {"backend": backend, **decoding_by_step_engine(backend, bundle, window, arguments.length, device)},
+            {"backend": backend, **decoding_by_step_engine(backend, bundle, window, arguments.length, device.index)},
         )
 
 

@@ -1,12 +1,17 @@
 """Cost of one HostStep without the forward pass, against a float32 softmax over the same array in the same run.
 
     python benchmarks/host_step.py [--json]
+    python benchmarks/host_step.py --against ../other-checkout     # the same over another checkout, in turns
 
 A decoder runs over a model whose logits are made beforehand, so that what is timed is the step alone: laws, acceptance, redraft
 and noise. Ratios are medians over steps; softmax is timed between the steps, into memory that it already has: fresh memory would
 cost it up to four times as much, or not, as the allocator pleases. "noise" is the part of the step that makes the Gumbel noise of
 newly entered positions, in softmaxes. Peak memory is counted by tracemalloc, in units of one law array (1, W, V) float32, the
 provider's own logits not counted.
+
+With ``--against`` this script runs over this checkout and over another one in turns, each time in a process of its own, and prints
+the time of a step here over the time there. Each is the least of the rounds' medians, which other work on the machine disturbs
+least.
 """
 
 from __future__ import annotations
@@ -15,8 +20,11 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 
@@ -120,11 +128,40 @@ def measure(method: str, vocab_size: int, window: int, top_k: int | None, steps:
     }
 
 
+def measured_over(checkout: Path, steps: int) -> list[dict[str, object]]:
+    """The rows of this script over the library of ``checkout``."""
+    command = [sys.executable, __file__, "--json", "--steps", str(steps)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout)["rows"])
+
+
+def compare(here: Path, there: Path, steps: int, rounds: int) -> None:
+    """Print the time of a step here over the time of one there."""
+    runs = [(measured_over(here, steps), measured_over(there, steps)) for _ in range(rounds)]
+    print(f"{here} over {there}; {rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{'method':<13}{'V':>7}{'top-k':>7}{'ms here':>9}{'ms there':>10}{'ratio':>7}{'noise, softmaxes':>18}{'peak laws':>17}"
+    )
+    for i, row in enumerate(runs[0][0]):
+        own, other = (min(float(str(run[side][i]["step_ms"])) for run in runs) for side in (0, 1))
+        laws = f"{row['peak_law_arrays']:.1f} / {runs[0][1][i]['peak_law_arrays']:.1f}"
+        print(
+            f"{row['method']:<13}{row['vocabulary']:>7}{row['top_k'] or '-':>7}{own:>9.2f}{other:>10.2f}{own / other:>7.2f}"
+            f"{row['noise_ratio']:>18.2f}{laws:>17}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=5, help="turns with --against (default 5)")
     arguments = parser.parse_args()
+    if arguments.against:
+        compare(Path(__file__).resolve().parents[1], arguments.against.resolve(), arguments.steps, arguments.rounds)
+        return
     rows = [measure(method, *size, arguments.steps) for size in SIZES for method in METHODS]
     if arguments.json:
         print(json.dumps({"machine": platform.processor() or platform.machine(), "rows": rows}, indent=2))

@@ -28,7 +28,7 @@ from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
 from coupled_sampling.contracts import CoupledStep, Integers, Outcome, Window
-from coupled_sampling.export import GptDescription, save_graph, window_graph
+from coupled_sampling.export import DecoderDescription, Norm, save_graph, write_decoder_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.testing import StepComparison, TieReport
 
@@ -39,7 +39,22 @@ POSITIONS = 256
 
 def bundle_of(folder: Path, vocab_size: int) -> Bundle:
     """A random decoder whose laws are about as peaked as a trained one's."""
-    gpt = GptDescription(vocab_size, vocab_size, POSITIONS, width=512, layers=4, heads=8, mlp_width=2048)
+    gpt = DecoderDescription(
+        vocab_size,
+        POSITIONS,
+        width=512,
+        layers=4,
+        heads=8,
+        mlp_width=2048,
+        norm=Norm("layer"),
+        mlp="plain",
+        activation="gelu",
+        learned_positions=True,
+        query_key_value_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+    )
     random = np.random.default_rng(0)
     weights = {}
     for name, shape in gpt.weight_shapes().items():
@@ -47,7 +62,7 @@ def bundle_of(folder: Path, vocab_size: int) -> Bundle:
         weights[name] = scale * random.standard_normal(shape, np.float32)
         if "norm.weight" in name:
             weights[name] = np.ones(shape, np.float32)
-    file = save_graph(window_graph(gpt, weights), folder / f"window-{vocab_size}.onnx")
+    (file,) = write_decoder_graph(gpt, weights, folder / f"window-{vocab_size}.onnx", inline=True)
     manifest = Manifest(
         name="random",
         description="Random weights.",
@@ -108,7 +123,7 @@ def decode(step: CoupledStep, rows: int, window: int, goes_on: Callable[[], bool
 def compare(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> TieReport:
     """Do step graph and HostStep decide alike? Ties of floats are told from disagreements."""
     provider = OrtProvider(bundle, open_session(bundle.window_graph, threads), rows)
-    both = StepComparison(provider, OrtStep.open_graph(path, rows, threads))
+    both = StepComparison(provider, OrtStep(open_session(path, threads), rows))
     left = iter(range(steps))
     decode(both, rows, window, lambda: next(left, None) is not None)
     return both.report()
@@ -117,7 +132,7 @@ def compare(bundle: Bundle, path: Path, method: str, rows: int, window: int, ste
 def measure(bundle: Bundle, path: Path, method: str, rows: int, window: int, steps: int, threads: int) -> list[float]:
     alone, under = (OrtProvider(bundle, open_session(bundle.window_graph, threads), rows) for _ in range(2))
     width = 1 if method == "ar" else window
-    both = Compared(alone, HostStep(under, method), OrtStep.open_graph(path, rows, threads), width)
+    both = Compared(alone, HostStep(under, method), OrtStep(open_session(path, threads), rows), width)
     decode(both, rows, window, lambda: len(both.seconds) < steps + 6)
     times = 1e3 * np.array(both.seconds[6:])
     forward, host, fused = times.T

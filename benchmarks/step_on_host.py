@@ -77,7 +77,6 @@ def measured(stream: Stream, method: str, rows: int, window: int, steps: int, *,
         loop.append(1e6 * (time.perf_counter() - began - step.seconds))
         inner.append(1e6 * step.seconds)
     step.close()
-    launcher.close()
     return {
         "method": method, "rows": rows, "window": window, "cuda_graphs": cuda_graphs,
         "step_us": statistics.median(inner[20:]), "loop_us": statistics.median(loop[20:]),

@@ -22,7 +22,7 @@ from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import METHODS, Method
 from coupled_sampling.noise import CounterNoise, Noise
-from coupled_sampling.trace import Trace, summarise
+from coupled_sampling.trace import Summary, Trace, summarise
 from coupled_sampling.windows import WindowRule, WindowSearch
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "Outcome",
     "Request",
     "Sampling",
+    "Summary",
     "Trace",
     "Window",
     "WindowRule",

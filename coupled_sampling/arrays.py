@@ -100,6 +100,8 @@ def floats(like: Array) -> Any:
 
     It is float64 everywhere but in JAX without ``jax_enable_x64``, in MLX on a GPU, and in torch on Apple's.
     """
+    if isinstance(like, np.ndarray):
+        return np.float64
     xp = namespace(like)
     if _is_jax(like):
         return sys.modules["jax"].dtypes.canonicalize_dtype(np.float64)
@@ -172,11 +174,15 @@ def unit_interval(values: NDArray[np.float64], like: Array) -> Array:
 
 def filled(shape: tuple[int, ...], value: float, like: Array) -> Array:
     """An array of ``shape`` full of ``value``, in the library and type of ``like`` and beside it."""
+    if isinstance(like, np.ndarray):
+        return np.full(shape, value, like.dtype)
     return namespace(like).full(shape, value, dtype=like.dtype, **_placed(like))
 
 
 def counting(count: int, like: Array) -> Array:
     """0, 1, ..., count - 1 as tokens in the library of ``like`` and beside it."""
+    if isinstance(like, np.ndarray):
+        return np.arange(count)
     return namespace(like).arange(count, dtype=integers(like), **_placed(like))
 
 
@@ -228,10 +234,11 @@ def pick(array: Array, index: Array) -> Array:
 
 def first_true(mask: Array) -> Array:
     """Index of the first true entry along the last axis; 0 where there is none."""
+    if isinstance(mask, np.ndarray):
+        return mask.argmax(axis=-1)
     xp = namespace(mask)
-    found = xp.argmax(xp.astype(mask, xp.int8), axis=-1)
     # MLX answers in unsigned numbers, of which nothing may be subtracted.
-    return found if isinstance(mask, np.ndarray) else xp.astype(found, integers(mask))
+    return xp.astype(xp.argmax(xp.astype(mask, xp.int8), axis=-1), integers(mask))
 
 
 def point_masses(tokens: Array, vocab_size: int, like: Array) -> Array:

@@ -40,8 +40,7 @@ from coupled_sampling.arrays import (
 )
 from coupled_sampling.contracts import Array, Sites
 from coupled_sampling.draws import Asked, Draw, Noise, Purpose, categorical, race
-from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.law_forms import DraftLawArray, LawsInPieces
+from coupled_sampling.law_forms import DraftLawArray, LawsInPieces, check_laws
 from coupled_sampling.methods import Method
 
 __all__ = [
@@ -127,10 +126,9 @@ def acceptance_probability(draft: Array, draft_law: Array | DraftLawArray | Laws
         proposed = pick(from_host(law, target_law), draft)
     xp, wide = namespace(target), floats(target)
     target, proposed = xp.astype(target, wide), xp.astype(proposed, wide)
-    # p = q must give exactly 1, and 0 / 0 must not be asked for: divide only where the quotient is below 1.
-    larger = xp.where(proposed > target, proposed, xp.ones_like(proposed))
-    ratio = xp.where(proposed > target, target / larger, xp.ones_like(target))
-    return xp.where(target > 0, ratio, xp.zeros_like(ratio))
+    # p / p is exactly 1 wherever the target gives as much as the draft law, and nothing is divided by 0.
+    larger = xp.maximum(proposed, target)
+    return target / xp.where(larger > 0, larger, xp.ones_like(larger))
 
 
 def residual(target_law: Array, draft_law: Array) -> Array:
@@ -184,7 +182,7 @@ def independent(target_law: Array, uniform: Array | Draw, *, where: Array | None
     """
     if isinstance(uniform, Draw):
         return uniform.categorical(target_law, where)
-    _check_laws(target_law=target_law)
+    check_laws(target_law=target_law)
     return categorical(target_law, uniform)
 
 
@@ -235,7 +233,7 @@ def maximal(
     """
     has_form = isinstance(draft_law, DraftLawArray | LawsInPieces)
     if not isinstance(accept_uniform, Draw):
-        _check_laws(target_law=target_law, **({} if has_form else {"draft_law": draft_law}))
+        check_laws(target_law=target_law, **({} if has_form else {"draft_law": draft_law}))
     every = draft == draft if where is None else where  # true everywhere, in whatever type a library calls boolean
     asked = every & from_host(draft_law.drafted, target_law) if has_form else every
     probability = acceptance_probability(draft, draft_law, target_law)
@@ -296,7 +294,7 @@ def gumbel(target_law: Array, gumbel_noise: Array | Draw, *, where: Array | None
     """
     if isinstance(gumbel_noise, Draw):
         return gumbel_noise.shared(target_law, where)
-    _check_laws(target_law=target_law)
+    check_laws(target_law=target_law)
     return race(target_law, namespace(target_law).exp(gumbel_noise))
 
 
@@ -388,20 +386,3 @@ def decide(
     elif method.acceptance == "rejection" and method.redraft == "gumbel":
         tokens = xp.where(later, gumbel(target, own, where=later), tokens)
     return StepDecision(tokens, last)
-
-
-def _check_laws(**laws: Array) -> None:
-    """Refuse arrays (..., V) that are not laws: negative, not finite, or of total mass other than one (to 1e-3)."""
-    for name, law in laws.items():
-        if not is_concrete(law):
-            continue
-        xp = namespace(law)
-        total = xp.sum(law, axis=-1)
-        bad = ~(xp.abs(total - 1) < 1e-3) | (xp.min(law, axis=-1) < 0)
-        if bool(xp.any(bad)):
-            row = int(first_true(xp.reshape(bad, (-1,))))
-            raise InvalidArgument(
-                f"{name}: row {row} (of the leading axes, flattened) is not a law: its entries sum to "
-                f"{float(xp.reshape(total, (-1,))[row])} and the smallest is {float(xp.min(law))}; expected entries >= 0 "
-                "that sum to 1. Pass probabilities, not logits"
-            )

@@ -22,8 +22,18 @@ import numpy as np
 
 from coupled_sampling.arrays import at_least_float32, namespace
 from coupled_sampling.bounds import check_window
-from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, max_window
+from coupled_sampling.contracts import (
+    Array,
+    Closeable,
+    Integers,
+    LogitsProvider,
+    PromptObserver,
+    Runs,
+    max_window,
+    what_runs,
+)
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.running import Closing
 
 __all__ = ["GuidedProvider", "GuidedRows", "PairedWindow"]
 
@@ -161,7 +171,7 @@ class GuidedRows:
         return pair
 
 
-class GuidedProvider:
+class GuidedProvider(Closing):
     """``provider`` under classifier-free guidance.
 
     Parameters
@@ -217,6 +227,16 @@ class GuidedProvider:
         self._rows = GuidedRows(unconditional, self.batch_size, self.vocab_size, int(provider.max_length))
         self.max_length = self._rows.max_length
         self.max_window = min(max_window(provider), self.max_length)
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider."""
+        return what_runs(self.provider)
+
+    def close(self) -> None:
+        """Close the provider, if it can be closed."""
+        if isinstance(self.provider, Closeable):
+            self.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Row ``row`` starts ``prompt`` int64 (L,)."""

@@ -16,18 +16,23 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from coupled_sampling.arrays import as_like, is_floating, to_host
 from coupled_sampling.contracts import (
     Array,
+    Closeable,
     Decisions,
     Integers,
     LogitsProvider,
     Outcome,
     PromptObserver,
+    Runs,
     Window,
     max_window,
+    what_runs,
 )
 from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
@@ -35,12 +40,13 @@ from coupled_sampling.draws import Noise
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
+from coupled_sampling.running import Closing
 from coupled_sampling.target import target_laws
 
 __all__ = ["HostStep"]
 
 
-class HostStep:
+class HostStep(Closing):
     """One coupled step over ``provider``; laws stay in the provider's array library and on its device.
 
     Parameters
@@ -81,6 +87,18 @@ class HostStep:
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws = KeptLaws()
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider; steps are decided here."""
+        return replace(what_runs(self.provider), step="host")
+
+    def close(self) -> None:
+        """Forget all laws and close the provider, if it can be closed."""
+        for row in range(self.batch_size):
+            self._laws.forget(row)
+        if isinstance(self.provider, Closeable):
+            self.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from coupled_sampling.arrays import namespace, point_masses
+from coupled_sampling.arrays import first_true, is_concrete, namespace, point_masses
 from coupled_sampling.contracts import Array
 from coupled_sampling.draws import Draw
+from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["DraftLawArray", "LawsInPieces"]
 
@@ -79,3 +80,20 @@ class LawsInPieces:
     def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
         """A draw from the residual at the sites ``where`` (B, n): int64 (B, n); with ``leading`` there is one a row."""
         raise NotImplementedError
+
+
+def check_laws(**laws: Array) -> None:
+    """Refuse arrays (..., V) that are not laws: negative, not finite, or of total mass other than one (to 1e-3)."""
+    for name, law in laws.items():
+        if not is_concrete(law):
+            continue
+        xp = namespace(law)
+        total = xp.sum(law, axis=-1)
+        bad = ~(xp.abs(total - 1) < 1e-3) | (xp.min(law, axis=-1) < 0)
+        if bool(xp.any(bad)):
+            row = int(first_true(xp.reshape(bad, (-1,))))
+            raise InvalidArgument(
+                f"{name}: row {row} (of the leading axes, flattened) is not a law: its entries sum to "
+                f"{float(xp.reshape(total, (-1,))[row])} and the smallest is {float(xp.min(law))}; expected entries >= 0 "
+                "that sum to 1. Pass probabilities, not logits"
+            )

@@ -31,7 +31,7 @@ import numpy as np
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["LADDER", "FixedWindow", "WindowRule", "WindowSearch", "find_window_rule"]
+__all__ = ["FixedWindow", "WindowRule", "WindowSearch"]
 
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Widths that `WindowSearch` tries."""

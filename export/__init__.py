@@ -3,26 +3,25 @@
 - a checkpoint becomes a bundle by `export_checkpoint`, which knows the families in `coupled_sampling.export.families`;
 - a decoder of your own becomes a graph by `write_decoder_graph`, from a `DecoderDescription` and weights, and
   `reference_logits` computes the same in numpy;
-- `window_graph` and `pixel_graph` are the writers of the embedded model; `save_graph` checks a graph and writes it;
+- `pixel_graph` writes what makes a picture of tokens and a codebook; `save_graph` checks a graph and writes it;
 - `step_graph` appends acceptance and redrafting to a window graph, so that a step is one call, and `add_step_graphs` does so
   for a bundle;
 - a PyTorch module of your own: `coupled_sampling.export.torch.module`, with the extra ``[torch]``.
 
-Importing this package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a
-`MissingDependency` then.
+Nothing here runs a model: an export that is to be checked takes the function that opens the bundle, an `Opener`. Importing this
+package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a `MissingDependency` then.
 """
 
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
-from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
+from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
-from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
+from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.export.graphs.storage import Storage
-from coupled_sampling.export.graphs.window import GptDescription, window_graph
 from coupled_sampling.export.step_bundle import add_step_graphs
 
 __all__ = [
@@ -30,8 +29,6 @@ __all__ = [
     "DecoderDescription",
     "ExportSettings",
     "Exported",
-    "GptDescription",
-    "GraphBuilder",
     "GridRotary",
     "Norm",
     "QueryKeyNorm",
@@ -39,13 +36,11 @@ __all__ = [
     "RotaryScaling",
     "Storage",
     "add_step_graphs",
-    "decoder_graph",
     "export_checkpoint",
     "open_checkpoint",
     "pixel_graph",
     "reference_logits",
     "save_graph",
     "step_graph",
-    "window_graph",
     "write_decoder_graph",
 ]

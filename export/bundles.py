@@ -18,27 +18,25 @@ from numpy.typing import NDArray
 from coupled_sampling import __version__
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
-from coupled_sampling.bundles.opening import file_record, write_manifest
-from coupled_sampling.errors import CheckpointError, InvalidArgument
+from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.contract import Exportable
+from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
-from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.storage import Storage
-from coupled_sampling.export.pictures import PictureDecoder, open_picture_decoder, write_vq_pixel_graph
+from coupled_sampling.export.pictures import write_vq_pixel_graph
+from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
 
-__all__ = ["CHECKED_TOKENS", "ExportSettings", "Exported", "export_checkpoint"]
-
-CHECKED_TOKENS = 8
-"""Tokens whose logits ``check`` compares with the reference."""
+__all__ = ["ExportSettings", "Exported", "export_checkpoint"]
 
 _GRAPH, _PIXELS, _TOKENIZER = "window.onnx", "pixels.onnx", "tokenizer.json"
-_TOLERANCE = 1e-3
 _ROOM_FOR_PROMPTS = 16
 
 
@@ -54,9 +52,9 @@ class ExportSettings:
         Types of weights and arithmetic.
     max_length
         Positions per sequence; None keeps the checkpoint's.
-    batches, windows
-        Batch sizes and windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs
-        them yet. The largest window is the most slots in one call. The graph itself takes any.
+    windows
+        Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The largest
+        is the most slots in one call. The graph itself takes any.
     length
         Tokens per generation; None takes the family's, or 128.
     vq
@@ -66,15 +64,13 @@ class ExportSettings:
         Methods to write step graphs for; see `coupled_sampling.export.add_step_graphs`.
     name, licence
         Of the bundle; None takes the source's name, and "NOASSERTION" for the licence.
-    check
-        Compare logits with the float64 reference before the bundle gets its name.
     force
         Replace a bundle that is there.
 
     Examples
     --------
     >>> from coupled_sampling.export import ExportSettings, Storage
-    >>> settings = ExportSettings(storage=Storage(weights="float16"), max_length=512, licence="Apache-2.0", check=True)
+    >>> settings = ExportSettings(storage=Storage(weights="float16"), max_length=512, licence="Apache-2.0")
     >>> settings.family
     'auto'
     """
@@ -82,21 +78,17 @@ class ExportSettings:
     family: str = "auto"
     storage: Storage = field(default_factory=Storage)
     max_length: int | None = None
-    batches: tuple[int, ...] = (1,)
     windows: tuple[int, ...] = (1, 16, 32)
     length: int | None = None
     vq: str | Path | None = None
     step_graphs: tuple[str, ...] = ()
     name: str | None = None
     licence: str | None = None
-    check: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batches", "windows"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise InvalidArgument(f"{name} is {values}, expected one or more integers >= 1")
+        if not self.windows or min(self.windows) < 1:
+            raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
             checked_methods(self.step_graphs)
         for name in ("max_length", "length"):
@@ -130,6 +122,8 @@ def export_checkpoint(
     out: str | Path,
     settings: ExportSettings | None = None,
     progress: Callable[[int, int], object] | None = None,
+    *,
+    check: Opener | None = None,
 ) -> Exported:
     """Export a checkpoint as a bundle.
 
@@ -143,11 +137,15 @@ def export_checkpoint(
         See `ExportSettings`.
     progress
         Called with the bytes of each tensor that was read, and with those of all in ``source``.
+    check
+        What opens the bundle to compare a few of its logits with the float64 reference, before the bundle gets its name, such as
+        `coupled_sampling.backends.open_model`; None compares nothing.
 
     Raises
     ------
     CheckpointError
-        A checkpoint cannot be read, or is of no family that is known, or has something that is not understood.
+        A checkpoint cannot be read, or is of no family that is known, or has something that is not understood; or weights were
+        stored as they are, and ``check`` found logits that differ by more than rounding.
     InvalidArgument
         A setting does not fit the model.
     OutputError
@@ -180,13 +178,14 @@ def export_checkpoint(
     >>> exported.family, exported.parameters
     ('llama', 3632)
     """
+    check_opener(check)
     chosen, out = settings or ExportSettings(), Path(out)
     check_replaceable(out, force=chosen.force)
     with open_checkpoint(source) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
         _check_windows(model.description, chosen)
-        with open_picture_decoder(model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
+        with open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             if pictures is not None:
@@ -197,7 +196,10 @@ def export_checkpoint(
             write_manifest(folder, manifest)
             if chosen.step_graphs:
                 manifest = write_step_graphs(folder, chosen.step_graphs)
-            difference = _difference(model, folder, chosen) if chosen.check else None
+            difference = None
+            if check is not None:
+                provider, exact = check(open_bundle(folder.absolute()), rows=1), chosen.storage.weights == "float32"
+                difference = check_reference(model.description, model.weights, provider, exact=exact)
         total = sum(record.bytes for record in manifest.files.values())
     parameters = sum(int(np.prod(shape)) for shape in model.description.weight_shapes().values())
     return Exported(out, model.family, parameters, total, difference)
@@ -286,7 +288,7 @@ def _manifest(
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
             "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
-            "buckets": {"batch": list(settings.batches), "window": list(settings.windows)},
+            "buckets": {"window": list(settings.windows)},
             "notes": list(decoding.notes),
             **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
         },
@@ -304,36 +306,3 @@ def _pixel_graph(pictures: PictureDecoder | None) -> PixelGraph | None:
         return None
     decoder = pictures.description
     return PixelGraph(_PIXELS, decoder.height, decoder.width, decoder.channels)
-
-
-def _difference(model: Exportable, folder: Path, settings: ExportSettings) -> float:
-    """Largest difference of the graph's logits from the reference's, in standard deviations of a row's logits.
-
-    Raises
-    ------
-    CheckpointError
-        Weights were stored as they are, and the difference is more than rounding.
-    """
-    from coupled_sampling.backends.ort.provider import OrtProvider
-
-    count = min(CHECKED_TOKENS, model.description.positions)
-    tokens = np.random.default_rng(0).integers(0, model.description.vocab_size, count)
-    expected = reference_logits(model.description, model.weights, tokens)
-    provider = OrtProvider.open(folder)
-    half = count // 2
-    parts = [tokens[:half], tokens[half:]] if half else [tokens]
-    starts = [0, half] if half else [0]
-    rows = [
-        provider.forward(part[None], np.array([start]))[0].copy() for part, start in zip(parts, starts, strict=True)
-    ]
-    found = np.concatenate(rows).astype(np.float64)
-    known = np.isfinite(expected)
-    spread = np.where(known, expected, 0).std(axis=-1, keepdims=True, where=known)
-    errors = np.where(known, np.abs(found - np.where(known, expected, 0)), 0)
-    largest = float((errors / spread).max())
-    if settings.storage.weights == "float32" and not largest < _TOLERANCE:
-        raise CheckpointError(
-            f"logits of the graph differ from the reference by {largest:.2g} standard deviations, expected less than {_TOLERANCE}; "
-            "nothing was written. Please report this with the checkpoint's configuration"
-        )
-    return largest

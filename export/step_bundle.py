@@ -2,7 +2,8 @@
 
 Weights are stored once: if the window graph has them inside, they move to a file of their own, to which the window graph and
 every step graph refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
-a plain and a warped graph for every method, and a warped and guided one where there is an unconditional prompt.
+a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, and for
+``scd-match`` one for TensorRT, whose noise is an input for each slot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.graphs.builder import require_onnx, save_graph
-from coupled_sampling.export.graphs.decision import STEP_METHODS
+from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import find_method
 
@@ -96,23 +97,30 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     names = checked_methods(methods)
     manifest = open_bundle(folder.absolute()).manifest
     window = _with_weights_outside(folder, manifest.window_graph.file)
-    variants = [(False, False), (True, False)]
-    if manifest.unconditional_prompt is not None:
-        variants.append((True, True))
     kept = tuple(graph for graph in manifest.step_graphs if graph.method not in names)
-    for graph in set(manifest.step_graphs) - set(kept):
-        (folder / graph.file).unlink()
+    for old in set(manifest.step_graphs) - set(kept):
+        (folder / old.file).unlink()
     added = []
     for name in names:
-        for warped, guided in variants:
-            file = f"step-{name}{'-warped' if warped else ''}{'-guided' if guided else ''}.onnx"
-            save_graph(step_graph(window, name, warped=warped, guided=guided), folder / file)
-            added.append(StepGraph(file, name, warped, guided))
+        for graph in _variants(name, guided=manifest.unconditional_prompt is not None):
+            made = step_graph(window, name, warped=graph.warped, guided=graph.guided, noise=graph.noise)
+            save_graph(made, folder / graph.file)
+            added.append(graph)
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
     written = replace(manifest, files=files, step_graphs=(*kept, *added))
     write_manifest(folder, written)
     return written
+
+
+def _variants(method: str, *, guided: bool) -> list[StepGraph]:
+    """The step graphs of ``method``, with a guided one if the bundle has a prompt for it."""
+    graphs = [StepGraph(f"step-{method}.onnx", method), StepGraph(f"step-{method}-warped.onnx", method, warped=True)]
+    if guided:
+        graphs.append(StepGraph(f"step-{method}-warped-guided.onnx", method, warped=True, guided=True))
+    if method == WINDOW_NOISE_METHOD:
+        graphs.append(StepGraph(f"step-{method}-tensorrt.onnx", method, noise="window"))
+    return graphs
 
 
 def checked_methods(methods: Sequence[str]) -> list[str]:

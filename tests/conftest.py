@@ -1,8 +1,18 @@
-"""The long profile: every property test of ours tries many more examples, new ones in every run."""
+"""What a run of the tests shares: the folder of what it compiles, and the long profile.
+
+In the long profile every property test of ours tries many more examples, new ones in every run.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+
 import pytest
+
+BUILDS = "COUPLED_SAMPLING_TEST_BUILDS"
+"""As `standins.builds.VARIABLE`, which cannot be imported here: a project without the stand-ins may copy this file."""
 
 MORE = 12
 """Times as many examples as a test's own settings ask for."""
@@ -22,3 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             function._hypothesis_internal_use_settings = settings(
                 own, max_examples=MORE * own.max_examples, derandomize=False, print_blob=True
             )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers, and a pytest that a test starts, inherit the variable and leave the folder alone.
+    if BUILDS not in os.environ:
+        os.environ[BUILDS] = tempfile.mkdtemp(prefix="coupled-sampling-builds-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(BUILDS), ignore_errors=True))

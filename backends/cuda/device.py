@@ -52,6 +52,18 @@ class Device:
         ``index`` is no number >= 0.
     MissingDependency
         ``cuda-python`` is not installed, or there is no driver, or it is too old.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import Device
+    >>> Device(-1)
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: index is -1, expected the number of a GPU, from 0
+
+    Not run here, since it needs a GPU:
+
+    >>> Device().compute_capability  # doctest: +SKIP
+    (9, 0)
     """
 
     def __init__(self, index: int = 0, bindings: Any = None) -> None:

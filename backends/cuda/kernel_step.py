@@ -14,6 +14,7 @@ Compiled and emulated; never run on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,25 @@ from coupled_sampling.backends.cuda.kernels import ROW, Launcher
 from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
 from coupled_sampling.bounds import check_window
-from coupled_sampling.contracts import Integers, LogitsProvider, Outcome, PromptObserver, RowInfo, Window, max_window
+from coupled_sampling.contracts import (
+    Closeable,
+    Integers,
+    LogitsProvider,
+    Outcome,
+    PromptObserver,
+    RowInfo,
+    Runs,
+    Window,
+    max_window,
+    what_runs,
+)
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows
 from coupled_sampling.law_book import Held, LawBook
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
+from coupled_sampling.running import Closing
 from coupled_sampling.target import refuse_unusable
 
 __all__ = ["KernelStep"]
@@ -50,7 +63,7 @@ class _Writing(NamedTuple):
     held: Held
 
 
-class KernelStep:
+class KernelStep(Closing):
     """A `coupled_sampling.contracts.CoupledStep` whose decisions are made by the kernels.
 
     Parameters
@@ -82,6 +95,19 @@ class KernelStep:
     Notes
     -----
     Laws carried by fresh drafts (draft models) and logits processors are refused: use `HostStep` for them.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place, open_model
+    >>> from coupled_sampling.backends.cuda import Device, KernelStep, PinnedLauncher, Stream
+
+    Not run here, since it needs a GPU. Over a model of one's own that leaves its logits there, and over a bundle:
+
+    >>> with KernelStep(provider, "scd-gumbel", PinnedLauncher(Stream(Device()))) as step:  # doctest: +SKIP
+    ...     generation = generate(step, [prompt], length=1024, window=64)
+    >>> with open_model("fashion", Place("cuda"), method="scd-gumbel") as step:  # doctest: +SKIP
+    ...     pictures = generate(step, [[258]], length=196, window=16)
     """
 
     def __init__(
@@ -137,11 +163,23 @@ class KernelStep:
             for inner_row, own in told:
                 self.provider.begin(inner_row, own)
 
-    def close(self) -> None:
-        """Give all device memory back; the step must not be used afterwards."""
+    @property
+    def runs(self) -> Runs:
+        """What runs the provider; steps are decided by the kernels."""
+        return replace(what_runs(self.provider), step="kernels")
+
+    def release(self) -> None:
+        """Give the step's own device memory back; provider and launcher stay. The step must not be used afterwards."""
         self._plans.release()
         for memory in (memory for laws in self._laws for memory in laws.memories):
             memory.release()
+
+    def close(self) -> None:
+        """Give all device memory back, and close launcher and provider, if they can be closed. Twice does no harm."""
+        self.release()
+        for one in (self._launcher, self.provider):
+            if isinstance(one, Closeable):
+                one.close()
 
     def step(self, window: Window) -> Outcome:
         """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.

@@ -7,23 +7,21 @@ argument, a `DECISION`. It points to B entries of `ROW`. Both tables are laid ou
 Two of the kernels read the logits, with several blocks for each slot where there are few slots; `blocks_per_slot` says how many.
 No outcome depends on it.
 
-`Launcher` is all that is asked of a device, in raw addresses and a stream handle. `DriverLauncher` is one over
-cuda-python; a CUDA graph, a memory pool or an emulator can be another.
+`Launcher` is all that is asked of a device, in raw addresses and a stream handle.
+`coupled_sampling.backends.cuda.pinned_launcher.PinnedLauncher` is one over cuda-python; an emulator can be another.
 
-Compiled and emulated; never run on a GPU. `DriverLauncher` has run over a stand-in for the driver.
+Compiled and emulated; never run on a GPU.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.cuda.compile import CHUNK, PART_THREADS, compile_kernels
-from coupled_sampling.backends.cuda.device import Device
-from coupled_sampling.backends.cuda.driver import Driver
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.backends.cuda.compile import CHUNK, PART_THREADS
 from coupled_sampling.methods import Method
 
 __all__ = [
@@ -31,8 +29,9 @@ __all__ = [
     "DRAWS",
     "ROW",
     "WINDOW_DRAWS",
-    "DriverLauncher",
     "Launcher",
+    "RoundTrip",
+    "Span",
     "blocks_per_slot",
     "decide",
     "method_codes",
@@ -93,7 +92,15 @@ _BLOCKS_PER_PROCESSOR = 1024 // PART_THREADS  # PART_BLOCKS in block.cuh
 
 
 def method_codes(method: Method) -> tuple[int, int]:
-    """The fields ``redraft`` and ``acceptance`` of `DECISION`."""
+    """The fields ``redraft`` and ``acceptance`` of `DECISION`.
+
+    Examples
+    --------
+    >>> from coupled_sampling import METHODS
+    >>> from coupled_sampling.backends.cuda import method_codes
+    >>> method_codes(METHODS["scd-gumbel"])
+    (3, 1)
+    """
     return _REDRAFTS[method.redraft], _ACCEPTANCES[method.acceptance]
 
 
@@ -102,7 +109,14 @@ def _chunks(vocab_size: int) -> int:
 
 
 def scratch_bytes(rows: int, width: int, vocab_size: int) -> int:
-    """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found."""
+    """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import scratch_bytes
+    >>> scratch_bytes(rows=1, width=64, vocab_size=65536)
+    18952
+    """
     return rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
 
 
@@ -128,8 +142,52 @@ def blocks_per_slot(slots: int, vocab_size: int, processors: int) -> int:
     return -(-chunks // chunks_per_block)
 
 
+class Span(NamedTuple):
+    """Device memory: its address and how many bytes of it are meant."""
+
+    pointer: int
+    size: int
+
+
+class RoundTrip(Protocol):
+    """What goes to the device before some launches and what comes back after them: fill ``given``, `run`, read ``made``."""
+
+    @property
+    def given(self) -> NDArray[np.uint8]:
+        """What is uploaded; always the same array."""
+        ...
+
+    @property
+    def made(self) -> NDArray[np.uint8]:
+        """What was downloaded; always the same array, written over by the next `run`."""
+        ...
+
+    def run(self) -> None:
+        """Upload, launch, download, and wait for it."""
+        ...
+
+
 class Launcher(Protocol):
-    """Device memory and launches, all in one stream, which orders them."""
+    """Device memory and launches, all in one stream, which orders them.
+
+    Examples
+    --------
+    One that only says what would be launched shows what a step asks of a device:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import DECISION, decide
+    >>> class Printing:
+    ...     processors, stream = 132, 0
+    ...     def launch(self, kernel, grid, parameters):
+    ...         print(kernel, grid)
+    >>> parameters = np.zeros((), DECISION)
+    >>> parameters["width"], parameters["vocab_size"] = 16, 65536
+    >>> decide(Printing(), parameters, rows=2)
+    measure (256, 2)
+    settle (16, 2)
+    target_laws (256, 2)
+    decide (16, 2)
+    """
 
     @property
     def processors(self) -> int:
@@ -165,12 +223,32 @@ class Launcher(Protocol):
         """Run ``kernel`` on a grid of blocks with its one argument, an array () of a structured type."""
         ...
 
+    def round_trip(self, given: Span, made: Span, launch: Callable[[], None]) -> RoundTrip:
+        """An upload to ``given``, ``launch``, whose launches are the same every time, and a download from ``made``."""
+        ...
+
 
 def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
     """Make a step's decisions: launch the kernels for ``rows`` rows with a `DECISION` () that is filled in.
 
     ``parts`` of 0 stands for `blocks_per_slot`. Nothing is allocated and nothing waited for, so that launches can be captured in a
     CUDA graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import DECISION, decide
+    >>> class Printing:  # in place of a launcher, which needs a GPU
+    ...     processors, stream = 132, 0
+    ...     def launch(self, kernel, grid, parameters):
+    ...         print(kernel, "by", int(parameters["parts"]), "blocks for a slot" if grid[0] > 16 else "(one does the work)")
+    >>> parameters = np.zeros((), DECISION)
+    >>> parameters["width"], parameters["vocab_size"], parameters["parts"] = 16, 65536, 4
+    >>> decide(Printing(), parameters, rows=1)
+    measure by 4 blocks for a slot
+    settle by 4 (one does the work)
+    target_laws by 4 blocks for a slot
+    decide by 4 (one does the work)
     """
     width, parts = int(parameters["width"]), int(parameters["parts"])
     if not parts:
@@ -194,79 +272,15 @@ def window_noise(launcher: Launcher, rows: int, count: int, width: int, vocab_si
         B, W, V.
     weights
         Address of float32 (B, W, V).
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import window_noise
+    >>> class Printing:  # in place of a launcher, which needs a GPU
+    ...     def launch(self, kernel, grid, parameters):
+    ...         print(kernel, grid, parameters)
+    >>> window_noise(Printing(), rows=4096, count=2, width=8, vocab_size=10000, weights=8192)
+    window_noise (24, 2) (4096, 8, 10000, 8192)
     """
     parameters = np.array((rows, width, vocab_size, weights), WINDOW_DRAWS)
     launcher.launch("window_noise", (width * _chunks(vocab_size), count), parameters)
-
-
-class DriverLauncher:
-    """A `Launcher` in the current CUDA context, made with cuda-python.
-
-    Parameters
-    ----------
-    stream
-        Handle of a stream; 0 is the legacy default stream.
-    threads
-        Threads of a block that has a slot for itself.
-    driver
-        What calls the driver; None starts it. A `Device` makes sure of its context, too.
-
-    Raises
-    ------
-    CudaError
-        There is no current context (make one first: whoever has arrays on the device has one), or loading failed.
-    MissingDependency
-        cuda-python or NVRTC is not installed, or there is no driver.
-    """
-
-    def __init__(self, stream: int = 0, threads: int = 1024, driver: Driver | Device | None = None) -> None:
-        self._driver = Driver() if driver is None else driver
-        self._call = self._driver.call
-        self.stream = stream
-        self._threads = threads
-        device = self._call("cuCtxGetDevice")
-        attribute = self._driver.bindings.CUdevice_attribute
-        major, minor, self.processors = (
-            int(self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
-            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
-        )
-        self._module = self._call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
-        names = ("measure", "settle", "target_laws", "decide", "noise", "window_noise")
-        self._kernels = {name: self._call("cuModuleGetFunction", self._module, name.encode()) for name in names}
-
-    def allocate(self, size: int) -> int:
-        """See `Launcher.allocate`."""
-        return int(self._call("cuMemAlloc", max(size, 1)))
-
-    def release(self, pointer: int) -> None:
-        """See `Launcher.release`."""
-        self._call("cuStreamSynchronize", self.stream)
-        self._call("cuMemFree", pointer)
-
-    def upload(self, pointer: int, values: NDArray[Any]) -> None:
-        """See `Launcher.upload`."""
-        self._call("cuMemcpyHtoDAsync", pointer, values.ctypes.data, values.nbytes, self.stream)
-
-    def download(self, pointer: int, into: NDArray[Any]) -> None:
-        """See `Launcher.download`."""
-        self._call("cuMemcpyDtoHAsync", into.ctypes.data, pointer, into.nbytes, self.stream)
-        self._call("cuStreamSynchronize", self.stream)
-
-    def wait(self, stream: int) -> None:
-        """See `Launcher.wait`."""
-        if stream == self.stream:
-            return
-        event = self._call("cuEventCreate", self._driver.bindings.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-        self._call("cuEventRecord", event, stream)
-        self._call("cuStreamWaitEvent", self.stream, event, 0)
-        self._call("cuEventDestroy", event)
-
-    def launch(self, kernel: str, grid: tuple[int, int], parameters: NDArray[Any]) -> None:
-        """See `Launcher.launch`."""
-        if kernel not in self._kernels:
-            raise InvalidArgument(f"kernel is {kernel!r}, expected one of {', '.join(self._kernels)}")
-        addresses = np.array([parameters.ctypes.data], np.uint64)
-        block, shared = (PART_THREADS if kernel in SHARING else self._threads, 1, 1), 0
-        self._call(
-            "cuLaunchKernel", self._kernels[kernel], *grid, 1, *block, shared, self.stream, addresses.ctypes.data, 0
-        )

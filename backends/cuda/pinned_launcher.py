@@ -1,12 +1,12 @@
-"""`PinnedLauncher`: a launcher for `KernelStep` on a stream of ours, whose copies go through page-locked memory.
+"""`PinnedLauncher`: kernels and copies on a stream of ours, over cuda-python, for `KernelStep` and for loops of one's own.
 
-`DriverLauncher` copies from and to whatever arrays it is given. CUDA copies pageable memory through a buffer of its own, and may
-wait for the stream first. Here an upload goes into page-locked memory and is queued, and the host goes on; only a download waits.
-On the stream of a `TrtProvider` nothing has to be waited for between model and decision: one stream orders both. What a step does
-between its logits and its outcome is one CUDA graph, once it has been done before.
+Copies go through page-locked memory: CUDA copies pageable memory through a buffer of its own, and may wait for the stream first.
+Here an upload is queued and the host goes on; only a download waits. On the stream of a `TrtProvider` nothing has to be waited for
+between model and decision: one stream orders both. What a step does between its logits and its outcome is one CUDA graph, once it
+has been done before.
 
 Memory and copies are those of `coupled_sampling.backends.cuda.device`, with its refusals of freed memory and of copies
-under way. Loading and launching kernels are `DriverLauncher`'s. Executed on stand-ins for CUDA only, never on a GPU.
+under way. Executed on stand-ins for CUDA only, never on a GPU.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.cuda.compile import PART_THREADS, compile_kernels
 from coupled_sampling.backends.cuda.device import DeviceBuffer, PinnedArray
-from coupled_sampling.backends.cuda.kernels import DriverLauncher
-from coupled_sampling.backends.cuda.round_trip import Span
+from coupled_sampling.backends.cuda.kernels import SHARING, Span
 from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["CapturedRoundTrip", "PinnedLauncher"]
 
+_KERNELS = ("measure", "settle", "target_laws", "decide", "noise", "window_noise")
 
-class PinnedLauncher(DriverLauncher):
+
+class PinnedLauncher:
     """A `coupled_sampling.backends.cuda.kernels.Launcher` on a `coupled_sampling.backends.cuda.streams.Stream`.
 
     Parameters
@@ -38,19 +40,41 @@ class PinnedLauncher(DriverLauncher):
     cuda_graphs
         Whether a `round_trip` is captured as a CUDA graph when it is run again.
 
+    Attributes
+    ----------
+    processors, stream
+        As in the contract; ``stream`` is the handle.
+
     Raises
     ------
     CudaError
         Loading the kernels failed.
     MissingDependency
         NVRTC is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import ROW, Device, PinnedLauncher, Stream
+    >>> rows = np.zeros(2, ROW)
+
+    Not run here, since it needs a GPU:
+
+    >>> launcher = PinnedLauncher(Stream(Device()))  # doctest: +SKIP
+    >>> pointer = launcher.allocate(rows.nbytes)  # doctest: +SKIP
+    >>> launcher.upload(pointer, rows)  # doctest: +SKIP
+    >>> launcher.close()  # doctest: +SKIP
     """
 
     def __init__(self, stream: Stream, threads: int = 1024, *, cuda_graphs: bool = True) -> None:
-        stream.device.use()  # in whose context kernels are loaded
-        super().__init__(stream.handle, threads, stream.device)
-        self._queue = stream
-        self._cuda_graphs = cuda_graphs
+        device = stream.device
+        device.use()  # in whose context kernels are loaded
+        self.processors = device.attribute("MULTIPROCESSOR_COUNT")
+        self.stream = stream.handle
+        self._queue, self._threads, self._cuda_graphs = stream, threads, cuda_graphs
+        major, minor = device.compute_capability
+        self._module = device.call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
+        self._kernels = {name: device.call("cuModuleGetFunction", self._module, name.encode()) for name in _KERNELS}
         self._buffers: dict[int, DeviceBuffer] = {}
         self._pinned: list[PinnedArray] = []
         self._pairs: dict[tuple[int, int], tuple[PinnedArray, PinnedArray]] = {}
@@ -86,8 +110,28 @@ class PinnedLauncher(DriverLauncher):
             self._queue.synchronize()
             into.reshape(-1).view(np.uint8)[:] = target.values[: into.nbytes]
 
+    def wait(self, stream: int) -> None:
+        """See `Launcher.wait`."""
+        if stream == self.stream:
+            return
+        call = self._queue.device.call
+        event = call("cuEventCreate", self._queue.device.bindings.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        call("cuEventRecord", event, stream)
+        call("cuStreamWaitEvent", self.stream, event, 0)
+        call("cuEventDestroy", event)
+
+    def launch(self, kernel: str, grid: tuple[int, int], parameters: NDArray[Any]) -> None:
+        """See `Launcher.launch`."""
+        if kernel not in self._kernels:
+            raise InvalidArgument(f"kernel is {kernel!r}, expected one of {', '.join(self._kernels)}")
+        addresses = np.array([parameters.ctypes.data], np.uint64)
+        block, shared = (PART_THREADS if kernel in SHARING else self._threads, 1, 1), 0
+        self._queue.device.call(
+            "cuLaunchKernel", self._kernels[kernel], *grid, 1, *block, shared, self.stream, addresses.ctypes.data, 0
+        )
+
     def round_trip(self, given: Span, made: Span, launch: Callable[[], None]) -> CapturedRoundTrip:
-        """See `coupled_sampling.backends.cuda.round_trip.RoundTripLauncher.round_trip`.
+        """See `Launcher.round_trip`. From the second time on, all of it is one CUDA graph.
 
         Parameters
         ----------
@@ -151,7 +195,7 @@ class PinnedLauncher(DriverLauncher):
 
 
 class CapturedRoundTrip:
-    """A `coupled_sampling.backends.cuda.round_trip.RoundTrip` over page-locked memory, captured when it is run again."""
+    """A `coupled_sampling.backends.cuda.kernels.RoundTrip` over page-locked memory, captured when it is run again."""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Windows have few shapes, and a model leaves its logits where they were the last time. So everything that a step would have to work
 out on the host is kept under (rows, width, where the logits lie): a step then copies its rows and tokens into an array that is
-there, runs a `coupled_sampling.backends.cuda.round_trip.RoundTrip`, and reads another one.
+there, runs a `coupled_sampling.backends.cuda.kernels.RoundTrip`, and reads another one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from coupled_sampling.backends.cuda.kernels import (
     DECISION,
     ROW,
     Launcher,
+    Span,
     blocks_per_slot,
     decide,
     method_codes,
     scratch_bytes,
 )
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer
-from coupled_sampling.backends.cuda.round_trip import Span, round_trip
 from coupled_sampling.contracts import Integers
 from coupled_sampling.methods import Method
 
@@ -113,7 +113,7 @@ class Plan:
             parameters[name] = value
         parameters["redraft"], parameters["acceptance"] = method_codes(method)
         spans = Span(given, layout.given), Span(made, layout.made)
-        self._trip = round_trip(launcher, *spans, lambda: decide(launcher, parameters, rows))
+        self._trip = launcher.round_trip(*spans, lambda: decide(launcher, parameters, rows))
         outputs = self._trip.made
         self._decided = Decided(
             outputs[: layout.tokens].view(np.int64).reshape(rows, width),

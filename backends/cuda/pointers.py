@@ -24,7 +24,15 @@ _CUDA_DEVICES = (2, 13)
 
 
 class DevicePointer(NamedTuple):
-    """A contiguous array in device memory."""
+    """A contiguous array in device memory.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import DevicePointer
+    >>> logits = DevicePointer(0x7F0000000000, shape=(1, 16, 65536), dtype="bfloat16")
+    >>> logits.stream is None  # they are there already: nothing has to be waited for
+    True
+    """
 
     pointer: int
     shape: tuple[int, ...]
@@ -68,6 +76,18 @@ def device_pointer(array: Any, stream: int = 0) -> DevicePointer:
     ------
     InvalidArgument
         It is not such an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends.cuda import device_pointer
+    >>> class OnDevice:  # as CuPy, torch and Numba say it
+    ...     __cuda_array_interface__ = {"shape": (1, 2, 8), "typestr": "<f4", "data": (4096, False), "version": 3}
+    >>> device_pointer(OnDevice())[:3]
+    (4096, (1, 2, 8), 'float32')
+    >>> device_pointer(np.zeros((1, 2, 8), np.float32))
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: array is a ndarray on a device of DLPack type 1, expected CUDA memory ...
     """
     if isinstance(array, DevicePointer):
         return array

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 from coupled_sampling.backends.cuda.device import Device, DeviceBuffer, Memory, PinnedArray
 from coupled_sampling.errors import InvalidArgument, ProviderError
 
-__all__ = ["CapturedGraph", "DeviceArray", "Event", "Stream"]
+__all__ = ["CapturedGraph", "DeviceArray", "Event", "OnStream", "Stream"]
 
 _NON_BLOCKING = 1
 
@@ -32,6 +32,15 @@ class Stream:
         Where it is.
     handle
         Its number for other libraries.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.cuda import Device, Stream
+
+    Not run here, since it needs a GPU:
+
+    >>> stream = Stream(Device())  # doctest: +SKIP
+    >>> stream.synchronize()  # doctest: +SKIP
     """
 
     def __init__(self, device: Device) -> None:
@@ -148,6 +157,14 @@ class Stream:
         """Give it back when its work is done; twice does no harm."""
         if self._finalizer.detach():
             self.device.call("cuStreamDestroy", self._handle)
+
+
+@runtime_checkable
+class OnStream(Protocol):
+    """What a provider offers whose work is queued on a stream that others may queue on, too."""
+
+    @property
+    def stream(self) -> Stream: ...
 
 
 class CapturedGraph:

@@ -28,8 +28,9 @@ from coupled_sampling.backends.foreign.checks import check_decoder, check_paddin
 from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph, read_max_length
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bounds import check_positive, check_window
-from coupled_sampling.contracts import Integers
+from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["ConcatenatedProvider"]
 
@@ -37,7 +38,7 @@ LARGEST_TOLERANCE = 0.2
 """A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
 
 
-class ConcatenatedProvider:
+class ConcatenatedProvider(Closing):
     """A `coupled_sampling.contracts.LogitsProvider` over a downloaded decoder graph. Make one with `open`.
 
     Attributes
@@ -50,12 +51,30 @@ class ConcatenatedProvider:
         ``"in place"``, ``"padded"`` or ``"one by one"``: how several rows are run.
     why_not_padded
         What the graph did with padded rows, if it was tried and refused; empty otherwise.
+    runs
+        What runs it.
 
     Notes
     -----
     An interrupted or failed call leaves nothing to repair: it may have written state for its own window only. One provider
     must not be called from two threads at once. Caches take memory as positions are used, about three times a cache for
     graphs that copy.
+
+    Examples
+    --------
+    A bundle's graph is none of these, and is refused:
+
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends import ConcatenatedProvider
+    >>> ConcatenatedProvider.open(open_bundle("fashion").window_graph, max_length=64)
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: ...
+
+    A decoder that was downloaded (not run here, since it has to be downloaded first):
+
+    >>> model = ConcatenatedProvider.open("SmolLM2/onnx/model.onnx", batch_size=2)  # doctest: +SKIP
+    >>> model.batching  # doctest: +SKIP
+    'padded'
     """
 
     def __init__(
@@ -66,6 +85,8 @@ class ConcatenatedProvider:
         self.max_length = max_length
         self.batching = "one by one"
         self.why_not_padded = ""
+        self.runs = Runs(session.get_providers()[0])
+        self._is_closed = False
         self._session = session
         self.vocab_size, in_place = probe_graph(graph, session)
         try:
@@ -135,14 +156,7 @@ class ConcatenatedProvider:
         return cls(read_graph(file, session), session, batch_size, length, tolerance)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------
@@ -154,8 +168,10 @@ class ConcatenatedProvider:
         InvalidArgument
             An argument is out of bounds; nothing was run and no state has changed.
         ProviderError
-            ONNX Runtime failed.
+            ONNX Runtime failed, or the provider was closed.
         """
+        if self._is_closed:
+            raise ProviderError("the provider was closed and cannot run any more; open the model again")
         check_window(self, tokens, start)
         rows, width = tokens.shape
         logits = self._buffer("logits", (rows, width, self.vocab_size), self.graph.logits_type)
@@ -166,6 +182,13 @@ class ConcatenatedProvider:
                 one = slice(row, row + 1)
                 self._run(tokens[one], start[one], one, logits[one])
         return logits.astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Give back all memory; the provider cannot be used afterwards. Twice does no harm."""
+        self._is_closed = True
+        self._caches.clear()
+        self._buffers.clear()
+        self._session = None
 
     def _run(self, tokens: Integers, start: Integers, rows: slice, logits: NDArray[Any]) -> None:
         """Forward the window of ``rows``, a range, in one call, and write its columns into their caches."""

@@ -23,6 +23,15 @@ class PixelDecoder:
     ----------
     shape
         (height, width, channels) of a picture.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends import PixelDecoder
+    >>> decoder = PixelDecoder.open("fashion")
+    >>> pictures = decoder(np.full((1, 196), 7))  # a picture that is all code 7
+    >>> pictures.shape, pictures.dtype
+    ((1, 28, 28, 1), dtype('uint8'))
     """
 
     def __init__(self, bundle: Bundle, session: Any) -> None:

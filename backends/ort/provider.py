@@ -1,11 +1,11 @@
-"""`OrtProvider`: a bundle's window graph as a logits provider, run by ONNX Runtime on the CPU, or with
-``device="cuda"`` on a GPU, see `coupled_sampling.backends.ort.cuda_provider`.
+"""`OrtProvider`: a bundle's window graph as a logits provider, run by ONNX Runtime.
 
-Caches live in numpy arrays that are bound as past *and* present, so that the graph writes a window into them in place
-and nothing is copied from step to step. Windows run at their exact width: padding them to a few fixed widths costs the
-padding's compute, and a width never seen before costs about as much as any other (measured: 2.1 ms exact against 2.5 ms
-padded to 32, for widths of 20 to 32). The number of cache columns to attend to is rounded up to multiples of
-`KV_STEP`, which reads a little more than needed but keeps shapes few.
+Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding` on the CPU,
+`coupled_sampling.backends.ort.device_binding` on a GPU). Caches are bound as past *and* present, so that the graph writes a
+window into them in place and nothing is copied from step to step. Windows run at their exact width: padding them to a few fixed
+widths costs the padding's compute, and a width never seen before costs about as much as any other (measured: 2.1 ms exact against
+2.5 ms padded to 32, for widths of 20 to 32). The number of cache columns to attend to is rounded up to multiples of `KV_STEP`,
+which reads a little more than needed but keeps shapes few.
 
 The arguments of every call are checked here, before the graph sees them: runtimes differ in what they do about a write
 beyond the cache, and some do it silently.
@@ -13,18 +13,20 @@ beyond the cache, and some do it silently.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from coupled_sampling.backends.ort.binding import HostBinding
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.contracts import Array, Integers
-from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.contracts import Array, Integers, Runs
+from coupled_sampling.errors import BundleError, ProviderError
+from coupled_sampling.running import Closing
 
 __all__ = ["KV_STEP", "OrtProvider", "check_dtype"]
 
@@ -32,25 +34,61 @@ KV_STEP = 32
 """``kv_length`` is rounded up to a multiple of it."""
 
 
-class OrtProvider:
-    """A `coupled_sampling.contracts.LogitsProvider` over a bundle. Make one with `open`.
+class OrtProvider(Closing):
+    """A `coupled_sampling.contracts.LogitsProvider` over a bundle.
+
+    `coupled_sampling.backends.open_model` makes one, wherever it is to run; `open` makes one on the CPU.
+
+    Parameters
+    ----------
+    bundle
+        The bundle whose window graph runs.
+    session
+        An ``onnxruntime.InferenceSession`` of it.
+    batch_size
+        Rows to hold state for.
+    binding
+        Where its tensors lie; None is the CPU.
+    column_buckets
+        Values of ``kv_length``, in order, the last one the length of the caches: a call attends to the smallest that holds its
+        windows. () rounds up to multiples of `KV_STEP`.
 
     Attributes
     ----------
     vocab_size, batch_size, max_length, max_window
         As in the contract.
-    bundle
-        The bundle it runs.
-    execution_provider
-        What ONNX Runtime runs the graph on.
+    bundle, binding, column_buckets
+        As given.
+    runs
+        What runs it.
+
+    Raises
+    ------
+    BundleError
+        The graph is not what the manifest promises, or its caches are not float32.
 
     Notes
     -----
     An interrupted or failed call leaves nothing to repair: it may have written state for its own window only, which the
     next call writes again. Two providers share nothing. One provider must not be called from two threads at once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.backends import OrtProvider
+    >>> with OrtProvider.open("fashion", batch_size=2) as model:
+    ...     model.forward(np.array([[258], [259]]), start=np.array([0, 0])).shape  # two rows of one token each
+    (2, 1, 267)
     """
 
-    def __init__(self, bundle: Bundle, session: Any, batch_size: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Any,
+        batch_size: int,
+        binding: HostBinding | None = None,
+        column_buckets: Sequence[int] = (),
+    ) -> None:
         graph = bundle.manifest.window_graph
         _check_graph(bundle, session)
         self.bundle = bundle
@@ -58,23 +96,27 @@ class OrtProvider:
         self.batch_size = batch_size
         self.max_length = graph.max_length
         self.max_window = graph.max_window
-        self.execution_provider: str = session.get_providers()[0]
-        self._session = session
-        self._columns = graph.cache_length
-        self._tensors = window_tensors(bundle.manifest)
+        self.binding = HostBinding(session) if binding is None else binding
+        self.column_buckets = tuple(column_buckets)
+        self.runs = Runs(session.get_providers()[0], self.binding.device, self.binding.cuda_graphs)
+        self._graph = graph
         shape = cache_shape(graph, batch_size)
-        self._caches = {past: (present, self._zeros(shape)) for past, present in cache_names(graph)}
-        self._tokens = np.zeros(batch_size * self.max_window, np.int64)
-        self._start = np.zeros(batch_size, np.int64)
-        self._kv_length = np.zeros(1, np.int64)
-        self._logits = self._logits_memory(batch_size * self.max_window * self.vocab_size)
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._caches = {
+            past: (present, self.binding.keep(np.zeros(shape, np.float32))) for past, present in cache_names(graph)
+        }
+        self._rows_bound = 0
+        self._columns = np.zeros(1, np.int64)
+        slots = batch_size * self.max_window
+        self.binding.reserve("input_ids", np.int64, slots)
+        self.binding.reserve("start", np.int64, batch_size)
+        self.binding.reserve("logits", np.float32, slots * self.vocab_size)
+        if graph.has_kv_length:
+            self.binding.reserve("kv_length", np.int64, 1)
+        self._is_closed = False
 
     @classmethod
-    def open(
-        cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None, device: str = "cpu"
-    ) -> OrtProvider:
-        """A provider for a bundle.
+    def open(cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None) -> OrtProvider:
+        """A provider on the CPU.
 
         Parameters
         ----------
@@ -84,102 +126,75 @@ class OrtProvider:
             Rows to hold state for.
         threads
             Threads within an operator; None lets ONNX Runtime choose.
-        device
-            "cpu", or "cuda" for the first GPU: what `coupled_sampling.backends.ort.cuda_provider.OrtCudaProvider.open`
-            does, which has more settings. "cuda" was never run on a GPU.
 
         Raises
         ------
         BundleError
             The bundle cannot be opened, or its graph is not what its manifest promises.
         InvalidArgument
-            ``batch_size`` or ``threads`` is no positive integer, or there is no such ``device``.
+            ``batch_size`` or ``threads`` is no positive integer.
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
-        if device == "cuda":
-            from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
-
-            return OrtCudaProvider.open_on_gpu(bundle, batch_size, threads=threads)
-        if device != "cpu":
-            raise InvalidArgument(f"device is {device!r}, expected 'cpu' or 'cuda'")
         check_positive("batch_size", batch_size)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         return cls(opened, open_session(opened.window_graph, threads), batch_size)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, W <= ``max_window``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------
         Array
-            float32 logits (B, W, V), -inf for tokens that are never generated. The next call writes over them.
+            float32 logits (B, W, V), -inf for tokens that are never generated: a numpy array, or of a provider that was opened to
+            leave them on the GPU a `coupled_sampling.backends.cuda.pointers.DevicePointer`. The next call writes over them.
 
         Raises
         ------
         InvalidArgument
             An argument is out of bounds; nothing was run and no state has changed.
         ProviderError
-            ONNX Runtime failed.
+            ONNX Runtime failed, or the provider was closed.
         """
+        if self._is_closed:
+            raise ProviderError("the provider was closed and cannot run any more; open the model again")
         check_window(self, tokens, start)
         rows, width = tokens.shape
-        self._tokens[: rows * width] = tokens.reshape(-1)
-        self._start[:rows] = start
-        needed = int(start.max()) + width
-        self._kv_length[0] = self._columns_for(needed)
+        binding, logits = self.binding, (rows, width, self.vocab_size)
+        self._columns[0] = self._columns_for(int(start.max()) + width)
         try:
-            self._run(rows, width)
+            binding.feed("input_ids", tokens)
+            binding.feed("start", start)
+            if self._graph.has_kv_length:
+                binding.feed("kv_length", self._columns)
+            if rows != self._rows_bound:
+                self._bind_caches(rows)
+            binding.expect("logits", logits)
+            binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
-        return self._result(rows, width)
+        return binding.made("logits", logits)
+
+    def close(self) -> None:
+        """Give back all memory, on the GPU too; the provider cannot be used afterwards. Twice does no harm."""
+        self._is_closed = True
+        self._caches.clear()
+        vars(self).pop("binding", None)
 
     def _columns_for(self, needed: int) -> int:
         """How many cache columns to attend to, where ``needed`` are written."""
-        return min(-(-needed // KV_STEP) * KV_STEP, self._columns)
+        if self.column_buckets:
+            return next(bucket for bucket in self.column_buckets if bucket >= needed)
+        return min(-(-needed // KV_STEP) * KV_STEP, self._graph.cache_length)
 
-    def _run(self, rows: int, width: int) -> None:
-        """Run the graph on what the buffers hold."""
-        self._session.run_with_iobinding(self._binding(rows, width))
-
-    def _zeros(self, shape: tuple[int, ...]) -> Any:
-        """Memory that the graph reads and writes in place."""
-        return np.zeros(shape, np.float32)
-
-    def _logits_memory(self, size: int) -> Any:
-        """Memory for ``size`` logits."""
-        return np.zeros(size, np.float32)
-
-    def _result(self, rows: int, width: int) -> Any:
-        """The logits of the last call."""
-        return self._logits[: rows * width * self.vocab_size].reshape(rows, width, self.vocab_size)
-
-    def _binding(self, rows: int, width: int) -> Any:
-        """Buffers bound for a window of this shape; the first ``rows`` rows of a buffer are where they always are."""
-        if (rows, width) not in self._bindings:
-            buffers: dict[str, NDArray[Any]] = {
-                "input_ids": self._tokens,
-                "start": self._start,
-                "kv_length": self._kv_length,
-                "logits": self._logits,
-            }
-            for past, (present, cache) in self._caches.items():
-                buffers[past] = buffers[present] = cache
-            binding = self._session.io_binding()
-            for name, tensor in self._tensors.items():
-                bind = binding.bind_input if tensor.is_input else binding.bind_output
-                buffer = buffers[name]
-                bind(name, "cpu", 0, buffer.dtype.type, tensor.shape(rows, width), buffer.ctypes.data)
-            self._bindings[rows, width] = binding
-        return self._bindings[rows, width]
+    def _bind_caches(self, rows: int) -> None:
+        """The first ``rows`` rows of a cache are where they always are."""
+        shape = cache_shape(self._graph, rows)
+        for past, (present, cache) in self._caches.items():
+            self.binding.bind_kept(past, cache, shape)
+            self.binding.bind_kept(present, cache, shape)
+        self._rows_bound = rows
 
 
 def check_dtype(bundle: Bundle, execution_provider: str) -> None:

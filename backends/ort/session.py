@@ -9,7 +9,7 @@ from typing import Any
 
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
-__all__ = ["EXECUTION_PROVIDER", "check_threads", "open_session", "require_onnxruntime"]
+__all__ = ["EXECUTION_PROVIDER", "check_threads", "open_session", "require_onnxruntime", "session_options"]
 
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 OLDEST = (1, 28)
@@ -63,6 +63,19 @@ def check_threads(threads: int | None) -> None:
         )
 
 
+def session_options(onnxruntime: Any, threads: int | None) -> Any:
+    """``SessionOptions`` that every session here has, on whatever device."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
+    options.enable_mem_pattern = False
+    # By default ONNX Runtime rounds the activations of quantised matrices to int8, differently for windows of different
+    # widths: log-probabilities of one position then differ by up to 0.8 (SmolLM2-135M), and the law depends on the decoding
+    # method. Its kernels without that rounding take ten times as long for int8. So weights are widened when they are loaded.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
 def open_session(graph: Path, threads: int | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` of ``graph`` on the CPU.
 
@@ -86,14 +99,7 @@ def open_session(graph: Path, threads: int | None = None) -> Any:
     """
     check_threads(threads)
     onnxruntime = require_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
-    options.enable_mem_pattern = False
-    # By default ONNX Runtime rounds the activations of quantised matrices to int8, differently for windows of different
-    # widths: log-probabilities of one position then differ by up to 0.8 (SmolLM2-135M), and the law depends on the decoding
-    # method. Its kernels without that rounding take ten times as long for int8. So weights are widened when they are loaded.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options = session_options(onnxruntime, threads)
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=[EXECUTION_PROVIDER])
     except Exception as error:

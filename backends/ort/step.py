@@ -1,10 +1,17 @@
-"""`OrtStep`: a step graph as a coupled step, run by ONNX Runtime on the CPU, or with ``device="cuda"`` on a GPU, see
-`coupled_sampling.backends.ort.cuda_step`.
+"""`OrtStep`: a step graph as a coupled step, run by ONNX Runtime.
 
 One call per step: tokens and counts out, O(B * W) numbers, and in besides them only the race noise of newly entered
 positions (V float32 each; about as many per step as tokens are committed). Caches and the noise ring are bound in place.
 Draft laws alternate between two buffers, see `coupled_sampling.law_book`, so that a step whose outcome was lost on the way
 to the loop (Ctrl-C) can be done again. After the widest window has been seen nothing large is allocated any more.
+
+Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding`). **On a GPU, where this was never run**, caches,
+draft laws and the noise ring lie in device memory. What crosses in a call: at most 53 bytes for each of the B * W slots, 106 for
+each row and 16 besides (tokens, starts, counts, settings, uniforms; back come tokens, counts and largest logits), and the race
+noise of newly entered positions, 4 V bytes each, to the GPU. All rows send as many positions as the one with the most of them, at
+least one; what is not new is padding. Besides, zeros cross when a window is wider than all before it, and laws after an
+interruption in the middle of the loop's own bookkeeping. A window that would be written past a cache's end is refused beforehand:
+on CUDA TensorScatter moves it to the last columns without an error.
 
 Draws come from the frozen layout of `coupled_sampling.noise`, so that tokens are those of `HostStep` at the same seed, save
 where two floats tie.
@@ -13,16 +20,14 @@ where two floats tie.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
-from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.backends.ort.step_binding import TYPES, HostBinding
-from coupled_sampling.backends.ort.step_checks import check_against_bundle, find_step_graph, step_graph_facts
+from coupled_sampling.backends.ort.step_checks import check_against_bundle, step_graph_facts
 from coupled_sampling.backends.ort.step_inputs import (
     candidates,
     fill_race_noise,
@@ -33,20 +38,35 @@ from coupled_sampling.backends.ort.step_inputs import (
 from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
 from coupled_sampling.bounds import check_positive, check_window
 from coupled_sampling.bundles.manifest import StepGraph
-from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.contracts import Integers, Outcome, Window
+from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
-from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
+from coupled_sampling.running import Closing
 from coupled_sampling.target import refuse_unusable
 
-__all__ = ["OrtStep"]
+__all__ = ["OrtStep", "step_of_bundle"]
 
 
-class OrtStep:
-    """A `coupled_sampling.contracts.CoupledStep` over a step graph. Make one with `open` or `open_graph`.
+class OrtStep(Closing):
+    """A `coupled_sampling.contracts.CoupledStep` over a step graph.
+
+    `coupled_sampling.backends.open_model` makes one of a bundle's graph; this one takes a graph that lies anywhere.
+
+    Parameters
+    ----------
+    session
+        An ``onnxruntime.InferenceSession`` of a graph that `coupled_sampling.export.step_graph` made.
+    batch_size
+        Rows to hold state for; guidance holds two of the model's for each.
+    max_window
+        Most slots of a window; None allows all of the model's positions.
+    guidance, unconditional
+        For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
+    binding
+        Where its tensors lie; None is the CPU.
 
     Attributes
     ----------
@@ -54,12 +74,30 @@ class OrtStep:
         As in the contract.
     noise
         The noise it draws from, as far as the loop and drafting rules are concerned.
-    execution_provider
-        What ONNX Runtime runs the graph on.
+    runs
+        What runs it.
+
+    Raises
+    ------
+    BundleError
+        The session's graph is no step graph.
+    InvalidArgument
+        ``batch_size`` is no positive integer, or guidance does not go with the graph.
 
     Notes
     -----
     Laws carried by fresh drafts (draft models) and logits processors are refused: they would have to enter the graph.
+
+    Examples
+    --------
+    >>> import onnxruntime
+    >>> from coupled_sampling import generate, open_bundle
+    >>> from coupled_sampling.backends import OrtStep
+    >>> graph = open_bundle("fashion").step_graph("scd-match")
+    >>> session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    >>> with OrtStep(session) as step:
+    ...     print(step.runs, len(generate(step, [[258]], length=8, window=4).tokens[0]))
+    on CPUExecutionProvider, step: graph 8
     """
 
     def __init__(
@@ -79,7 +117,6 @@ class OrtStep:
         self.batch_size = batch_size
         self.max_length = facts.max_length
         self.noise = CounterNoise()
-        self.execution_provider: str = session.get_providers()[0]
         self._guided = None
         if facts.guided != (guidance is not None and unconditional is not None):
             raise InvalidArgument(
@@ -101,6 +138,7 @@ class OrtStep:
         )
         self._model_rows = 1 if self._guided is None else 2
         self._binding = HostBinding(session) if binding is None else binding
+        self.runs = Runs(session.get_providers()[0], self._binding.device, step="graph")
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
         self._cache_shapes = {x.name: tuple(x.shape[1:]) for x in inputs if x.name.startswith("past_key_values.")}
@@ -115,122 +153,22 @@ class OrtStep:
         self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
         self._candidates = 1024
         self._rows_bound = 0
+        self._is_closed = False
 
-    @classmethod
-    def open(
-        cls,
-        bundle: Bundle | str | Path,
-        method: str | Method,
-        batch_size: int = 1,
-        threads: int | None = None,
-        *,
-        warped: bool = False,
-        guidance: float = 1.0,
-        device: str = "cpu",
-    ) -> OrtStep:
-        """A step for a bundle that has step graphs.
+    @property
+    def binding(self) -> HostBinding:
+        """Where its tensors lie."""
+        return self._binding
 
-        Parameters
-        ----------
-        bundle
-            A `Bundle`, or what `coupled_sampling.open_bundle` takes.
-        method
-            Decoding method.
-        batch_size
-            Rows to hold state for; guidance holds two of the model's for each.
-        threads
-            Threads within an operator; None lets ONNX Runtime choose.
-        warped
-            Whether rows may have top-k, top-p and min-p. It costs a sort of the largest logits in every step.
-        guidance
-            Guidance scale, with the bundle's unconditional prompt; 1 is none.
-        device
-            "cpu", or "cuda" for the first GPU: what `coupled_sampling.backends.ort.cuda_step.OrtCudaStep.open_on_gpu` does, which
-            has more settings. "cuda" was never run on a GPU.
-
-        Raises
-        ------
-        BundleError
-            The bundle cannot be opened or has no such graph, or the graph is not what the manifest promises.
-        InvalidArgument
-            ``batch_size`` or ``threads`` is no positive integer, or there is no such method or ``device``.
-        MissingDependency
-            ``onnxruntime`` is missing or too old.
-        """
-        if device == "cuda":
-            from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
-
-            return OrtCudaStep.open_on_gpu(
-                bundle, method, batch_size, warped=warped, guidance=guidance, threads=threads
-            )
-        if device != "cpu":
-            raise InvalidArgument(f"device is {device!r}, expected 'cpu' or 'cuda'")
-        check_positive("batch_size", batch_size)
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        graph, record = find_step_graph(opened, method, warped=warped, guided=guidance != 1)
-        return cls._of_bundle(opened, record, open_session(graph, threads), batch_size, guidance)
-
-    @classmethod
-    def _of_bundle(
-        cls,
-        bundle: Bundle,
-        record: StepGraph,
-        session: Any,
-        batch_size: int,
-        guidance: float,
-        binding: HostBinding | None = None,
-    ) -> Self:
-        """A step over a session of the step graph ``record`` of ``bundle``, which must be what the manifest says."""
-        name, manifest = str(bundle.folder / record.file), bundle.manifest
-        check_against_bundle(session, step_graph_facts(session, name), bundle, record, name)
-        return cls(
-            session,
-            batch_size,
-            manifest.window_graph.max_window,
-            guidance=guidance if record.guided else None,
-            unconditional=manifest.unconditional_prompt if record.guided else None,
-            binding=binding,
-        )
-
-    @classmethod
-    def open_graph(
-        cls,
-        graph: str | Path,
-        batch_size: int = 1,
-        threads: int | None = None,
-        max_window: int | None = None,
-        *,
-        guidance: float | None = None,
-        unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
-    ) -> OrtStep:
-        """A step for a step graph's file.
-
-        Parameters
-        ----------
-        graph
-            Path of a file that `coupled_sampling.export.graphs.step` made.
-        batch_size, threads
-            As in `open`.
-        max_window
-            Most slots of a window; None allows all of the model's positions.
-        guidance, unconditional
-            For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
-
-        Raises
-        ------
-        BundleError
-            The file cannot be loaded or is no step graph.
-        InvalidArgument
-            ``batch_size`` or ``threads`` is no positive integer, or guidance does not go with the graph.
-        MissingDependency
-            ``onnxruntime`` is missing or too old.
-        """
-        check_positive("batch_size", batch_size)
-        session = open_session(Path(graph), threads)
-        return cls(session, batch_size, max_window, guidance=guidance, unconditional=unconditional)
+    def close(self) -> None:
+        """Give back all memory, on the GPU too; the step cannot be used afterwards. Twice does no harm."""
+        self._is_closed = True
+        for name in ("_binding", "_caches", "_buffers", "_laws", "_ring"):
+            vars(self).pop(name, None)
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
+        self._refuse_if_closed()
         self._laws.forget(row)
         if self._guided is not None:
             self._guided.begin(row, prompt)
@@ -246,8 +184,9 @@ class OrtStep:
         InvalidLogits
             A wanted logit is NaN or +inf, or all of a slot's are -inf.
         ProviderError
-            ONNX Runtime failed.
+            ONNX Runtime failed, or the step was closed.
         """
+        self._refuse_if_closed()
         check_window(self, window.tokens, window.start)
         self._refusals.check(window)
         rows, width = window.tokens.shape
@@ -369,3 +308,38 @@ class OrtStep:
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise ProviderError("the step was closed and cannot run any more; open the model again")
+
+
+def step_of_bundle(
+    bundle: Bundle, record: StepGraph, session: Any, rows: int, guidance: float, binding: HostBinding | None = None
+) -> OrtStep:
+    """A step over a session of the step graph ``record`` of ``bundle``.
+
+    Parameters
+    ----------
+    bundle, record
+        The bundle, and what its manifest says of the graph.
+    session, rows, binding
+        As for `OrtStep`.
+    guidance
+        The scale, with the bundle's unconditional prompt, for a guided graph.
+
+    Raises
+    ------
+    BundleError
+        The graph is not what the manifest says.
+    """
+    name, manifest = str(bundle.folder / record.file), bundle.manifest
+    check_against_bundle(session, step_graph_facts(session, name), bundle, record, name)
+    return OrtStep(
+        session,
+        rows,
+        manifest.window_graph.max_window,
+        guidance=guidance if record.guided else None,
+        unconditional=manifest.unconditional_prompt if record.guided else None,
+        binding=binding,
+    )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from coupled_sampling.backends.place import Wanted, step_graphs_command
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import BundleError
 from coupled_sampling.methods import Method, find_method
 
-__all__ = ["StepGraphFacts", "check_against_bundle", "find_step_graph", "step_graph_facts"]
+__all__ = ["StepGraphFacts", "check_against_bundle", "missing_step_graph", "step_graph_facts", "step_graph_record"]
 
 _FORMAT = "coupled-sampling step graph"
 _NEWEST = 1
@@ -29,25 +29,28 @@ class StepGraphFacts(NamedTuple):
     guided: bool
 
 
-def find_step_graph(bundle: Bundle, method: str | Method, *, warped: bool, guided: bool) -> tuple[Path, StepGraph]:
-    """The file of a bundle's step graph for ``method``, and what the manifest says of it.
+def missing_step_graph(wanted: Wanted) -> str | None:
+    """Why the bundle has no step graph for what is wanted, and the command that makes it; None if it has one."""
+    bundle, method = wanted.bundle, _name(wanted)
+    if bundle.step_graph(method, warped=wanted.warped, guided=wanted.guided) is not None:
+        return None
+    asked = f"{method}{' warped' * wanted.warped}{' guided' * wanted.guided}"
+    kinds = ", ".join(map(str, bundle.manifest.step_graphs)) or "none"
+    return (
+        f"step is 'graph', but the bundle {bundle.manifest.name} has no step graph for {asked}, it has {kinds}; make one with "
+        f"`{step_graphs_command(bundle, method)}`, or leave step at 'auto'"
+    )
 
-    Raises
-    ------
-    BundleError
-        The bundle has none; the message names those it has.
-    InvalidArgument
-        There is no such method.
-    """
-    chosen, manifest = find_method(method), bundle.manifest
-    graph = bundle.step_graph(chosen.name, warped=warped, guided=guided)
-    if graph is None:
-        kinds = [f"{g.method}{' warped' * g.warped}{' guided' * g.guided}" for g in manifest.step_graphs]
-        raise BundleError(
-            f"the bundle {manifest.name} has no step graph for {chosen.name}{' warped' * warped}{' guided' * guided}, it "
-            f"has {', '.join(kinds) or 'none'}; add it with `coupled-sampling step-graphs` or use HostStep"
-        )
-    return graph, next(g for g in manifest.step_graphs if g.file == graph.name)
+
+def step_graph_record(wanted: Wanted) -> StepGraph:
+    """What the manifest says of the step graph that is wanted, which must be there."""
+    bundle = wanted.bundle
+    path = bundle.step_graph(_name(wanted), warped=wanted.warped, guided=wanted.guided)
+    return next(graph for graph in bundle.manifest.step_graphs if path is not None and graph.file == path.name)
+
+
+def _name(wanted: Wanted) -> str:
+    return "" if wanted.method is None else wanted.method.name
 
 
 def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.ort.step_binding import HostBinding, Kept
+from coupled_sampling.backends.ort.binding import HostBinding, Kept
 from coupled_sampling.contracts import Window
 from coupled_sampling.law_book import Held, LawBook
 

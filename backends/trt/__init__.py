@@ -3,8 +3,8 @@
 Importing this package loads no runtime; opening a provider or building an engine does.
 """
 
-from coupled_sampling.backends.trt.build import build_engine, load_or_build
-from coupled_sampling.backends.trt.flavour import FLAVOURS, Flavour, find_flavour
+from coupled_sampling.backends.trt.build import load_or_build
+from coupled_sampling.backends.trt.flavour import find_flavour
 from coupled_sampling.backends.trt.messages import EngineError
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.progress import progress_bar
@@ -13,14 +13,11 @@ from coupled_sampling.backends.trt.step import TrtStep
 from coupled_sampling.backends.trt.store import EngineStore
 
 __all__ = [
-    "FLAVOURS",
     "BuildOptions",
     "EngineError",
     "EngineStore",
-    "Flavour",
     "TrtProvider",
     "TrtStep",
-    "build_engine",
     "find_flavour",
     "load_or_build",
     "progress_bar",

@@ -1,4 +1,6 @@
-"""Building engines: from a bundle's window graph, or a step made from it, to bytes. What can be known beforehand is checked then.
+"""Building engines: from a bundle's window graph, or its step graph for TensorRT, to bytes.
+
+What can be known beforehand is checked then.
 
 TensorRT says why it failed in its log; that text, the node, and the option to try are in the error. Ctrl-C stops a build at its
 next step. Nothing is written until the engine is complete, so a killed build leaves nothing.
@@ -18,7 +20,6 @@ from coupled_sampling.backends.trt.network import Network, parse_network, set_pr
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.precision import convert_graph, load_graph, save_converted
 from coupled_sampling.backends.trt.progress import Progress, interruptible, progress_monitor
-from coupled_sampling.backends.trt.step_graph import append_step
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
 from coupled_sampling.backends.window_tensors import cache_shape
 from coupled_sampling.bundles.opening import Bundle
@@ -42,7 +43,7 @@ def load_or_build(
     Parameters
     ----------
     bundle, flavour, store
-        What, with which TensorRT, and where it is kept; ``store.method`` says whose step is built.
+        What, with which TensorRT, and where it is kept; ``store.graph`` says which of its graphs.
     device
         The GPU; None, without one, for `tensorrt-rtx` only.
     options
@@ -63,33 +64,41 @@ def load_or_build(
         The engine could not be stored; refused before the build if that can be known.
     ProviderError
         The GPU has too little memory.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends.trt import BuildOptions, EngineStore, find_flavour, load_or_build
+    >>> bundle = open_bundle("fashion")
+    >>> options = BuildOptions(window_buckets=(1, 8)).fitted(bundle.manifest.window_graph)
+
+    Not run here, since it needs TensorRT for RTX and some minutes:
+
+    >>> store, flavour = EngineStore(bundle, "engines"), find_flavour("tensorrt-rtx")  # doctest: +SKIP
+    >>> engine, fingerprint, reason = load_or_build(bundle, flavour, None, options, store)  # doctest: +SKIP
+    >>> reason.startswith("there is no engine")  # doctest: +SKIP
+    True
     """
-    fingerprint = Fingerprint.of(bundle, flavour, flavour.gpu(device), options, store.method)
+    fingerprint = Fingerprint.of(bundle, flavour, flavour.gpu(device), options, store.graph)
     engine, reason = store.load(fingerprint)
     if engine is not None:
         return engine, fingerprint, ""
     store.check_writable()
     if device is not None:
-        check_memory(bundle, options, device, store.method)
+        check_memory(bundle, options, device, is_step=store.graph != bundle.manifest.window_graph.file)
     timing = None if flavour.is_portable else store.cache(fingerprint, "timing-cache")
-    engine, new_timing = build_engine(
-        bundle.window_graph,
-        flavour,
-        options,
-        progress,
-        b"" if timing is None else store.read_cache(timing),
-        method=store.method,
-    )
+    known = b"" if timing is None else store.read_cache(timing)
+    engine, new_timing = build_engine(bundle.folder / store.graph, flavour, options, progress, known)
     store.save(fingerprint, engine)
     if timing is not None and new_timing:
         store.write_cache(timing, new_timing)
     return engine, fingerprint, reason
 
 
-def least_memory(bundle: Bundle, options: BuildOptions, method: str | None = None) -> dict[str, int]:
+def least_memory(bundle: Bundle, options: BuildOptions, *, is_step: bool = False) -> dict[str, int]:
     """Bytes that running needs on the GPU at the least, by purpose; what lies between layers comes on top.
 
-    The step of a ``method`` has its logits there, and noise of the same size beside the layers.
+    A step has its logits there, and noise of the same size beside the layers.
     """
     graph, size = bundle.manifest.window_graph, _BYTES[options.precision]
     weights = sum(path.stat().st_size for path in _weight_files(bundle))
@@ -98,7 +107,7 @@ def least_memory(bundle: Bundle, options: BuildOptions, method: str | None = Non
     return {
         "weights": weights * size // stored if size < stored else weights,
         "caches": 2 * graph.layers * math.prod(cache_shape(graph, rows)) * size,
-        "logits" if method is None else "noise": rows * width * bundle.manifest.vocab_size * 4,
+        "noise" if is_step else "logits": rows * width * bundle.manifest.vocab_size * 4,
     }
 
 
@@ -109,7 +118,7 @@ def _weight_files(bundle: Bundle) -> list[Path]:
     return [bundle.folder / name for name in sorted(names | {manifest.window_graph.file})]
 
 
-def check_memory(bundle: Bundle, options: BuildOptions, device: Device, method: str | None = None) -> None:
+def check_memory(bundle: Bundle, options: BuildOptions, device: Device, *, is_step: bool = False) -> None:
     """Refuse what cannot fit into the free memory of ``device``.
 
     Raises
@@ -117,7 +126,7 @@ def check_memory(bundle: Bundle, options: BuildOptions, device: Device, method: 
     ProviderError
         It cannot; says how much is needed and how much is there.
     """
-    needed = least_memory(bundle, options, method)
+    needed = least_memory(bundle, options, is_step=is_step)
     free, total = device.memory()
     if sum(needed.values()) > free:
         parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in needed.items())
@@ -134,10 +143,8 @@ def build_engine(
     options: BuildOptions,
     progress: Progress | None = None,
     timing_cache: bytes = b"",
-    *,
-    method: str | None = None,
 ) -> tuple[bytes, bytes]:
-    """Build an engine from the window graph in ``graph``.
+    """Build an engine from the window graph or step graph in ``graph``.
 
     Parameters
     ----------
@@ -151,8 +158,6 @@ def build_engine(
         Told how far it is.
     timing_cache
         Of an earlier build on the same GPU; b"" is none.
-    method
-        Whose step the engine makes: its decision is appended to the graph. None is the graph itself.
 
     Returns
     -------
@@ -166,7 +171,7 @@ def build_engine(
     EngineError
         TensorRT failed.
     InvalidArgument
-        The graph cannot be had in the precision asked, or uses float64; or there is no step for ``method``.
+        The graph cannot be had in the precision asked, or uses float64.
     KeyboardInterrupt
         Ctrl-C came; nothing was written.
     """
@@ -175,9 +180,6 @@ def build_engine(
     before = [value.type.tensor_type.elem_type for value in model.graph.input]
     convert_graph(model, options.precision)
     written = before != [value.type.tensor_type.elem_type for value in model.graph.input]
-    if method is not None:
-        # After the conversion: the decision is computed in float32, whatever the model is in.
-        model, written = append_step(model, method), True
     with tempfile.TemporaryDirectory(prefix="coupled-sampling-") as folder, interruptible() as is_cancelled:
         path = save_converted(model, Path(folder)) if written else graph
         del model

@@ -75,6 +75,18 @@ def find_flavour(name: str | None = None) -> Flavour:
         There is no flavour of that name.
     MissingDependency
         It is not installed, or too old.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.trt import find_flavour
+    >>> find_flavour("rtx")
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: flavour is 'rtx', expected one of 'tensorrt', 'tensorrt-rtx', or None ...
+
+    Not run here, since it needs one of the two packages:
+
+    >>> find_flavour().name  # doctest: +SKIP
+    'tensorrt-rtx'
     """
     if name is not None and name not in _NAMES:
         raise InvalidArgument(

@@ -50,6 +50,14 @@ class BuildOptions:
         Most scratch memory a kernel may use; None leaves it to TensorRT.
     detailed
         Whether the engine keeps the names and kernels of its layers, for profilers.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends.trt import BuildOptions
+    >>> options = BuildOptions(row_buckets=(4,), window_buckets=(1, 8, 512), precision="float16")
+    >>> options.fitted(open_bundle("fashion").manifest.window_graph).window_buckets  # the model has 196 positions
+    (1, 8, 196)
     """
 
     row_buckets: tuple[int, ...] = (1,)

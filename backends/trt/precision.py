@@ -1,13 +1,15 @@
-"""Window graphs in another floating type: a strongly typed network computes in the types its graph is written in.
+"""Graphs in another floating type: a strongly typed network computes in the types its graph is written in.
 
-Every float32 of the graph becomes float16 or bfloat16: weights, caches, and what lies between them. Logits stay float32, cast
+Of a step graph only the model is converted, up to the logits; the decision behind them stays in float32, whatever the model is in.
+
+Every float32 of the model becomes float16 or bfloat16: weights, caches, and what lies between them. Logits stay float32, cast
 once at the end. LayerNormalization and RMSNormalization keep their ``stash_type``, so sums of squares are still in float32.
 
 Rounding changes the model: decoding stays lossless with respect to the law of the converted graph, which is not the law of
 the bundle's. float16 ends at 65504: weights beyond it are refused here, activations beyond it become infinite when the engine
 runs and are refused then; bfloat16 has float32's range and fewer digits.
 
-TensorRT has no float64. Its parser narrows float64 to float32 with no more than a warning, so graphs that use it (step graphs
+TensorRT has no float64. Its parser narrows float64 to float32 with no more than a warning, so graphs that use it (most step graphs
 do, for their draws) are refused here.
 """
 
@@ -69,7 +71,7 @@ def convert_graph(model: Any, precision: str) -> None:
     Parameters
     ----------
     model
-        A window graph that computes in float32, or in ``precision`` already.
+        A window graph, or a step graph made of one, that computes in float32, or in ``precision`` already.
     precision
         "float32" changes nothing; "float16", "bfloat16".
 
@@ -97,14 +99,18 @@ def convert_graph(model: Any, precision: str) -> None:
 
 def _convert(graph: Any, precision: str) -> None:
     number = PRECISIONS[precision]
+    nodes = _of_the_model(graph)
+    values = {name for i in nodes for name in (*graph.node[i].input, *graph.node[i].output)}
     for tensor in graph.initializer:
-        _narrow(tensor, tensor.name, precision)
+        if tensor.name in values:
+            _narrow(tensor, tensor.name, precision)
     for value in (*graph.input, *graph.output):
         kind = value.type.tensor_type
-        if kind.elem_type == _FLOAT and value.name != "logits":
+        if kind.elem_type == _FLOAT and value.name in values and value.name != "logits":
             kind.elem_type = number
     del graph.value_info[:]
-    for node in graph.node:
+    for i in nodes:
+        node = graph.node[i]
         for attribute in node.attribute:
             if attribute.type == _TENSOR:
                 _narrow(attribute.t, node.name, precision)
@@ -115,8 +121,22 @@ def _convert(graph: Any, precision: str) -> None:
             elif attribute.name in ("to", "output_dtype") and attribute.i == _FLOAT:
                 attribute.i = number
         node.output[:] = ["logits.narrow" if name == "logits" else name for name in node.output]
-    cast = graph.node.add(op_type="Cast", name="logits.widen", input=["logits.narrow"], output=["logits"])
+    cast = type(graph.node[0])(op_type="Cast", name="logits.widen", input=["logits.narrow"], output=["logits"])
     cast.attribute.add(name="to", i=_FLOAT, type=2)
+    graph.node.insert(1 + nodes[-1], cast)  # before a decision, which reads the logits
+
+
+def _of_the_model(graph: Any) -> list[int]:
+    """Indices of the nodes that logits and caches are made of, in order; what else there is, is a step's decision."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    wanted = ["logits", *(value.name for value in graph.output if value.name.startswith("present."))]
+    found: set[int] = set()
+    while wanted:
+        maker = makers.get(wanted.pop())
+        if maker is not None and maker not in found:
+            found.add(maker)
+            wanted.extend(graph.node[maker].input)
+    return sorted(found)
 
 
 def _narrow(tensor: Any, name: str, precision: str) -> None:

@@ -91,7 +91,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar on the terminal from the first report on if ``tqdm`` is installed, else nothing."""
+    """A bar on the terminal from the first report on if ``tqdm`` is installed, else nothing.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends.trt import progress_bar
+    >>> with progress_bar("building") as progress:
+    ...     progress(0.5, "choosing kernels")
+    """
     try:
         from tqdm import tqdm
     except ImportError:

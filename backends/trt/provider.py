@@ -10,9 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.streams import DeviceArray
-from coupled_sampling.backends.trt.flavour import Flavour
+from coupled_sampling.backends.place import Place
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.runner import OnEngine, Runner
@@ -25,7 +24,9 @@ __all__ = ["TrtProvider"]
 
 
 class TrtProvider(OnEngine):
-    """A `coupled_sampling.contracts.LogitsProvider` over a bundle. Make one with `open`.
+    """A `coupled_sampling.contracts.LogitsProvider` over a bundle.
+
+    `coupled_sampling.backends.open_model` makes one; `open` makes one with an engine built by options of its own.
 
     Attributes
     ----------
@@ -33,10 +34,10 @@ class TrtProvider(OnEngine):
         As in the contract; ``batch_size`` and ``max_window`` are the largest buckets.
     bundle, flavour, device, stream, options
         What runs where. Work is on ``stream``.
-    execution_provider
-        The flavour's name and version.
-    cuda_graphs
-        Whether calls of a shape seen before launch a CUDA graph, where TensorRT can capture one.
+    runs
+        What runs it.
+    on_device
+        Whether `forward` leaves the logits on the GPU.
     fingerprint
         Of the engine in use.
     built_because
@@ -46,98 +47,60 @@ class TrtProvider(OnEngine):
     -----
     An interrupted or failed call leaves nothing to repair but what its window covers, padding included, which the next call writes
     again. One provider must not be called from two threads at once.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place
+    >>> from coupled_sampling.backends.trt import BuildOptions, TrtProvider
+    >>> options = BuildOptions(row_buckets=(4,), window_buckets=(1, 8, 32), precision="float16")
+
+    Not run here, since it needs a GPU with TensorRT:
+
+    >>> with TrtProvider.open("fashion", Place("tensorrt"), options) as provider:  # doctest: +SKIP
+    ...     pictures = generate(provider, [[258]] * 4, length=196, window=32)
     """
 
     def __init__(self, runner: Runner) -> None:
-        super().__init__(runner)
+        super().__init__(runner, "host")
         self.on_device = "logits" not in runner.host
 
     @classmethod
     def open(
         cls,
         bundle: Bundle | str | Path,
-        batch_size: int | None = None,
+        place: Place,
+        options: BuildOptions,
         *,
-        flavour: str | Flavour | None = None,
-        device: int | Device = 0,
-        options: BuildOptions | None = None,
-        engines: Path | str | None = None,
-        progress: Progress | None = None,
         on_device: bool = False,
-        cuda_graphs: bool = True,
+        progress: Progress | None = None,
     ) -> Self:
-        """A provider for a bundle; builds the engine if there is none that fits, which takes from seconds to minutes.
+        """A provider whose engine is built by ``options``, if there is none that fits.
 
         Parameters
         ----------
         bundle
             A `Bundle`, or what `coupled_sampling.open_bundle` takes.
-        batch_size
-            Rows to hold state for; None is what ``options`` says, or 1.
-        flavour
-            "tensorrt", "tensorrt-rtx", or None for what is installed.
-        device
-            Number of the GPU, or an opened one.
+        place
+            With the back end ``tensorrt`` or ``tensorrt-rtx``; ``max_window`` is that of ``options``.
         options
-            What the engine is built for; None is the default, for ``batch_size`` rows in the bundle's own precision.
-        engines
-            Folder of engines; None is ``<bundle>.engines``, beside the bundle.
-        progress
-            Told how far a build is; `coupled_sampling.backends.trt.progress_bar` shows it.
+            What the engine is built for.
         on_device
             Whether `forward` leaves the logits on the GPU, as a `DeviceArray`, for steps that run there.
-        cuda_graphs
-            Whether a call is captured as a CUDA graph, which later calls of its shape launch. False queues the engine in every
-            call: slower, and the place to look where results are wrong.
+        progress
+            Told how far a build is.
 
         Raises
         ------
-        BundleError, InvalidArgument, OutputError
-            The bundle, an option or the folder cannot be used.
-        CudaError
-            There is no such GPU, or no memory.
-        EngineError
-            TensorRT failed: its own message, the node, and the option to try.
-        MissingDependency
-            ``tensorrt`` or ``tensorrt-rtx``, ``cuda-python`` or ``onnx`` is missing, or the NVIDIA driver is missing or too old.
-        ProviderError
-            The GPU has too little memory; says how much is needed.
+        BundleError, CudaError, EngineError, InvalidArgument, MissingDependency, OutputError, ProviderError
+            As from `coupled_sampling.backends.trt.runner.Runner.open`.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         crossing = {"input_ids", "start"} | (set() if on_device else {"logits"})
-        return cls(
-            Runner.open(
-                opened,
-                window_tensors(opened.manifest),
-                crossing,
-                batch_size,
-                flavour=flavour,
-                device=device,
-                options=options,
-                engines=engines,
-                cuda_graphs=cuda_graphs,
-                progress=progress,
-            )
-        )
-
-    def prepare(self, rows: int | None = None) -> None:
-        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
-
-        Writes into the caches: call it before any sequence is begun.
-        """
-        count = self.batch_size if rows is None else rows
-        for width in self.options.window_buckets:
-            self.forward(np.zeros((count, width), np.int64), np.zeros(count, np.int64))
+        return cls(Runner.open(opened, window_tensors(opened.manifest), crossing, place, options, progress))
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
-        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`.
-
-        Parameters
-        ----------
-        tokens
-            int64 (B, W), B <= ``batch_size``, W <= ``max_window``, all in [0, V).
-        start
-            int64 (B,), ``start[b] + W <= max_length``.
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 
         Returns
         -------
@@ -155,18 +118,14 @@ class TrtProvider(OnEngine):
         check_window(self, tokens, start)
         runner, width = self._runner, tokens.shape[1]
         # Padded logits would not lie together on the device, so there each width has a graph of its own.
-        place = runner.begin(start, width, width if self.on_device else bucket_of(self.options.window_buckets, width))
-        runner.fill(place, tokens)
-        runner.run(place)
+        fit = runner.begin(start, width, width if self.on_device else bucket_of(self.options.window_buckets, width))
+        runner.fill(fit, tokens)
+        runner.run(fit)
         if self.on_device:
-            shape = (place.shape.rows, place.shape.width, self.vocab_size)
+            shape = (fit.shape.rows, fit.shape.width, self.vocab_size)
             return DeviceArray(runner.memories["logits"].address, shape, np.float32, self.stream)
         self.stream.synchronize()
-        return runner.value("logits", place)[:, :width]
+        return runner.value("logits", fit)[:, :width]
 
-    def close(self) -> None:
-        """Give all GPU memory back; the provider cannot be used afterwards. Keeps compiled kernels for the next start.
-
-        Twice does no harm.
-        """
-        self._runner.close()
+    def _run_blank(self, rows: int, width: int) -> None:
+        self.forward(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))

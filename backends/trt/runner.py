@@ -25,20 +25,21 @@ from numpy.typing import NDArray
 from coupled_sampling.backends.cuda.device import Device, DeviceBuffer, PinnedArray
 from coupled_sampling.backends.cuda.driver import CAPTURE_CODES, CudaError
 from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
+from coupled_sampling.backends.place import Place
 from coupled_sampling.backends.trt.build import check_memory, load_or_build
 from coupled_sampling.backends.trt.engine import Context, Engine
-from coupled_sampling.backends.trt.flavour import Flavour, find_flavour
+from coupled_sampling.backends.trt.flavour import find_flavour
 from coupled_sampling.backends.trt.messages import EngineError
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
 from coupled_sampling.backends.trt.store import EngineStore, Fingerprint
 from coupled_sampling.backends.window_tensors import CACHE, WindowTensor, cache_names
-from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.contracts import Integers
+from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.running import Closing
 
-__all__ = ["OnEngine", "Place", "Runner", "Shape"]
+__all__ = ["Fit", "OnEngine", "Runner", "Shape"]
 
 _TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "bool": "BOOL"}
 _BYTES = {"int64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}
@@ -53,8 +54,8 @@ class Shape(NamedTuple):
     columns: int
 
 
-class Place(NamedTuple):
-    """A window in the engine: its shape with padding, whether that is a bucket's, and where it lies without padding."""
+class Fit(NamedTuple):
+    """Where a window fits in the engine: its shape with padding, whether that is a bucket's, and where it lies without padding."""
 
     shape: Shape
     is_bucket: bool
@@ -142,54 +143,59 @@ class Runner:
         bundle: Bundle,
         tensors: Mapping[str, WindowTensor],
         crossing: Collection[str],
-        batch_size: int | None,
-        *,
-        flavour: str | Flavour | None,
-        device: int | Device,
-        options: BuildOptions | None,
-        engines: Path | str | None,
-        cuda_graphs: bool,
-        progress: Progress | None,
-        method: str | None = None,
+        place: Place,
+        options: BuildOptions,
+        progress: Progress | None = None,
+        graph: str | None = None,
     ) -> Self:
-        """A runner; builds the engine if there is none that fits. ``method`` is that of a step graph, None for the window graph.
+        """A runner; builds the engine if there is none that fits, which takes from seconds to minutes.
 
-        Others are those of `coupled_sampling.backends.trt.TrtProvider.open`, with its errors.
+        Parameters
+        ----------
+        bundle, tensors, crossing
+            As for the class.
+        place
+            Which TensorRT, on which GPU, with engines in which folder, and whether with CUDA graphs.
+        options
+            What the engine is built for.
+        progress
+            Told how far a build is; `coupled_sampling.backends.trt.progress_bar` shows it.
+        graph
+            File of the bundle that is built; None is its window graph.
+
+        Raises
+        ------
+        BundleError, InvalidArgument, OutputError
+            The bundle, an option or the folder cannot be used.
+        CudaError
+            There is no such GPU, or no memory.
+        EngineError
+            TensorRT failed: its own message, the node, and the option to try.
+        MissingDependency
+            ``tensorrt`` or ``tensorrt-rtx``, ``cuda-python`` or ``onnx`` is missing, or the NVIDIA driver is missing or too old.
+        ProviderError
+            The GPU has too little memory; says how much is needed.
         """
-        chosen = flavour if isinstance(flavour, Flavour) else find_flavour(flavour)
-        graph = bundle.manifest.window_graph
-        if batch_size is not None:
-            check_positive("batch_size", batch_size)
-        if options is None:
-            options = BuildOptions(row_buckets=(batch_size or 1,), precision=graph.dtype)
-        if batch_size not in (None, options.batch_size):
-            raise InvalidArgument(
-                f"batch_size is {batch_size}, but options.row_buckets is {options.row_buckets}, expected the same largest number; "
-                "give only one of them"
-            )
-        fitted = options.fitted(graph)
-        gpu = device if isinstance(device, Device) else Device(device)
-        store = EngineStore(bundle, engines, method)
-        plan, fingerprint, reason = load_or_build(bundle, chosen, gpu, fitted, store, progress)
-        check_memory(bundle, fitted, gpu, method)
+        flavour = find_flavour(place.backend)
+        fitted = options.fitted(bundle.manifest.window_graph)
+        gpu = Device(place.device or 0)
+        store = EngineStore(bundle, place.engines, graph)
+        plan, fingerprint, reason = load_or_build(bundle, flavour, gpu, fitted, store, progress)
+        check_memory(bundle, fitted, gpu, is_step=graph is not None)
         kernels = store.cache(fingerprint, "runtime-cache")
-        engine = Engine(plan, chosen, gpu, store.read_cache(kernels))
-        runner = cls(bundle, engine, fitted, fingerprint, tensors, crossing, cuda_graphs=cuda_graphs)
+        engine = Engine(plan, flavour, gpu, store.read_cache(kernels))
+        captures = place.cuda_graphs is not False
+        runner = cls(bundle, engine, fitted, fingerprint, tensors, crossing, cuda_graphs=captures)
         runner.built_because = reason
         runner._runtime_cache = (store, kernels)
         return runner
-
-    @property
-    def name(self) -> str:
-        """The flavour's name and version."""
-        return f"{self.engine.flavour.name} {self.engine.flavour.version}"
 
     @property
     def captured(self) -> list[Shape]:
         """Shapes that have a CUDA graph."""
         return [shape for shape, prepared in self._prepared.items() if prepared.graph is not None]
 
-    def begin(self, start: Integers, width: int, bucket: int) -> Place:
+    def begin(self, start: Integers, width: int, bucket: int) -> Fit:
         """Where a window of ``width`` slots, padded to ``bucket`` if that fits, runs; the host's memory may be written afterwards.
 
         Raises
@@ -205,24 +211,24 @@ class Runner:
         fits = last + bucket <= self.bundle.manifest.window_graph.cache_length
         slots = bucket if fits else width
         columns = bucket_of(self.options.column_buckets, last + slots)
-        return Place(Shape(len(start), slots, columns), fits, start, width)
+        return Fit(Shape(len(start), slots, columns), fits, start, width)
 
-    def value(self, name: str, place: Place) -> NDArray[Any]:
-        """The host's memory of a tensor, as it crosses with a window at ``place``."""
-        shape = self._tensors[name].shape(place.shape.rows, place.shape.width)
+    def value(self, name: str, fit: Fit) -> NDArray[Any]:
+        """The host's memory of a tensor, as it crosses with a window at ``fit``."""
+        shape = self._tensors[name].shape(fit.shape.rows, fit.shape.width)
         return self.host[name].values[: math.prod(shape)].reshape(shape)
 
-    def fill(self, place: Place, tokens: Integers) -> None:
+    def fill(self, fit: Fit, tokens: Integers) -> None:
         """Write ``input_ids``, padded with each row's last token, and ``start``."""
-        window = self.value("input_ids", place)
-        window[:, : place.width], window[:, place.width :] = tokens, tokens[:, -1:]
-        self.value("start", place)[...] = place.start
+        window = self.value("input_ids", fit)
+        window[:, : fit.width], window[:, fit.width :] = tokens, tokens[:, -1:]
+        self.value("start", fit)[...] = fit.start
 
-    def prepare(self, place: Place) -> Prepared:
-        """The context for a window at ``place``, made and bound the first time."""
-        if place.shape in self._prepared:
-            return self._prepared[place.shape]
-        graph, shape = self.bundle.manifest.window_graph, place.shape
+    def prepare(self, fit: Fit) -> Prepared:
+        """The context for a window at ``fit``, made and bound the first time."""
+        if fit.shape in self._prepared:
+            return self._prepared[fit.shape]
+        graph, shape = self.bundle.manifest.window_graph, fit.shape
         columns = self.device.pinned((1,), np.int64)
         columns.values[0] = shape.columns
         if graph.has_kv_length and not self.engine.in_host_memory(_COLUMNS):
@@ -236,31 +242,31 @@ class Runner:
         context.bind({**self.memories, _COLUMNS: columns}, shapes)
         return self._prepared.setdefault(shape, Prepared(context, columns))
 
-    def run(self, place: Place, before: Callable[[], None] = lambda: None) -> None:
+    def run(self, fit: Fit, before: Callable[[], None] = lambda: None) -> None:
         """Queue a run on what lies in the host's memory; outputs that cross are there once the stream is synchronised.
 
         ``before`` queues what else the engine needs, on the same stream. It is captured with the rest and not called again for
         windows of the same shape: what differs between them must lie in memory.
         """
-        prepared = self.prepare(place)
-        if self._has_padded or place.shape.width > place.width:
-            self._note_padding(place.start, place.width, place.shape.width)
+        prepared = self.prepare(fit)
+        if self._has_padded or fit.shape.width > fit.width:
+            self._note_padding(fit.start, fit.width, fit.shape.width)
         if prepared.graph is not None:
             self.stream.launch(prepared.graph)
         else:
-            self._first_time(prepared, place, before)
+            self._first_time(prepared, fit, before)
 
-    def _first_time(self, prepared: Prepared, place: Place, before: Callable[[], None]) -> None:
+    def _first_time(self, prepared: Prepared, fit: Fit, before: Callable[[], None]) -> None:
         """Run without a graph, as TensorRT wants before a capture, then capture for the next time."""
-        self._queue(prepared, place.shape, before)
-        if not (place.is_bucket and self.cuda_graphs) or prepared.cannot_be_captured:
+        self._queue(prepared, fit.shape, before)
+        if not (fit.is_bucket and self.cuda_graphs) or prepared.cannot_be_captured:
             return
         self.stream.synchronize()
         refusal = "" if prepared.context.is_capturable() else "TensorRT cannot capture them"
         if not refusal:
             try:
                 with self.stream.capture() as graph:
-                    self._queue(prepared, place.shape, before)
+                    self._queue(prepared, fit.shape, before)
             except EngineError as error:  # `tensorrt` cannot be asked beforehand; it refuses in a capture
                 refusal = str(error)
             except CudaError as error:  # or queues what a capture may not hold
@@ -270,7 +276,7 @@ class Runner:
         if refusal:
             prepared.cannot_be_captured = True
             warnings.warn(
-                f"windows of {place.shape.rows} rows and {place.shape.width} slots run without a CUDA graph: {refusal}",
+                f"windows of {fit.shape.rows} rows and {fit.shape.width} slots run without a CUDA graph: {refusal}",
                 stacklevel=5,
             )
             return
@@ -346,21 +352,40 @@ class Runner:
         self.stream.free()
 
 
-class OnEngine:
+class OnEngine(Closing):
     """What a provider and a step over an engine have in common: what they tell of their `Runner`."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, step: str) -> None:
         self.bundle, self.options, self.fingerprint = runner.bundle, runner.options, runner.fingerprint
         self.flavour, self.device, self.engine = runner.engine.flavour, runner.device, runner.engine
-        self.stream, self.cuda_graphs = runner.stream, runner.cuda_graphs
+        self.stream = runner.stream
         self.vocab_size = runner.bundle.manifest.vocab_size
         self.batch_size, self.max_window = runner.options.batch_size, runner.options.max_window
         self.max_length = runner.max_length
         self.built_because = runner.built_because
-        self.execution_provider = runner.name
+        self.runs = Runs(f"{self.flavour.name} {self.flavour.version}", self.device.index, runner.cuda_graphs, step)
         self._runner = runner
 
     @property
     def captured(self) -> list[Shape]:
         """Shapes that have a CUDA graph."""
         return self._runner.captured
+
+    def prepare(self, rows: int | None = None) -> None:
+        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
+
+        Writes into the caches: call it before any sequence is begun.
+        """
+        for width in self.options.window_buckets:
+            self._run_blank(self.batch_size if rows is None else rows, width)
+
+    def _run_blank(self, rows: int, width: int) -> None:
+        """Run a window of that shape of which nothing is wanted."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give all GPU memory back; what was closed cannot be used afterwards. Keeps compiled kernels for the next start.
+
+        Twice does no harm.
+        """
+        self._runner.close()

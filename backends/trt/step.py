@@ -2,8 +2,11 @@
 
 A step is one small upload (the window and whose noise it wants), one kernel that makes the noise where the engine reads it, the
 engine, and one small download (tokens, counts and each slot's largest logit). All of that is captured together: what changes from
-step to step lies in memory. The graph is made from the bundle's window graph when the engine is built, see
-`coupled_sampling.backends.trt.step_graph`; how it is run is in `coupled_sampling.backends.trt.runner`.
+step to step lies in memory. How an engine is run is in `coupled_sampling.backends.trt.runner`.
+
+The engine is built from the bundle's step graph for TensorRT (``docs/step-graph.md``). Its noise is an input for each slot of the
+window, since TensorRT's caches have 4 axes and the ring of other step graphs has 3; and it has no float64, which TensorRT
+would narrow without an error. The other methods need one or the other.
 
 Noise is that of `coupled_sampling.noise`, by the kernel ``window_noise``; a position's is made anew in every step that decides it,
 so none is ever kept that could belong to another. Tokens are those of `HostStep` over the same logits, save where two floats tie.
@@ -21,26 +24,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.cuda import compile as compiling
-from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernels import ROW, Launcher, window_noise
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
-from coupled_sampling.backends.trt.flavour import Flavour
+from coupled_sampling.backends.place import Place, step_graphs_command
 from coupled_sampling.backends.trt.options import BuildOptions, bucket_of
 from coupled_sampling.backends.trt.progress import Progress
-from coupled_sampling.backends.trt.runner import OnEngine, Place, Runner
-from coupled_sampling.backends.trt.step_graph import check_step, step_tensors
+from coupled_sampling.backends.trt.runner import Fit, OnEngine, Runner
+from coupled_sampling.backends.window_tensors import WindowTensor, window_tensors
 from coupled_sampling.bounds import check_window
+from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Integers, Outcome, Window
-from coupled_sampling.methods import Method, find_method
+from coupled_sampling.errors import BundleError
+from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
 from coupled_sampling.target import refuse_unusable
 
-__all__ = ["TrtStep"]
+__all__ = ["STEP_METHOD", "TrtStep", "missing_step_graph", "step_tensors"]
 
-_METHOD = "scd-match"
+STEP_METHOD = "scd-match"
+"""The method whose steps TensorRT makes."""
+
 _COUNTS = ("known", "recycled", "fresh")
 _INPUTS = ("input_ids", "start", *_COUNTS, "draws", "temperature")
 _OUTPUTS = ("tokens", "committed", "highest_logits")
@@ -54,7 +60,9 @@ _REFUSALS = Refusals(
 
 
 class TrtStep(OnEngine):
-    """A `coupled_sampling.contracts.CoupledStep` over a bundle. Make one with `open`.
+    """A `coupled_sampling.contracts.CoupledStep` over a bundle.
+
+    `coupled_sampling.backends.open_model` makes one; `open` makes one with an engine built by options of its own.
 
     Attributes
     ----------
@@ -64,10 +72,8 @@ class TrtStep(OnEngine):
         The noise it draws from, as far as the loop and drafting rules are concerned.
     bundle, flavour, device, stream, options, engine
         What runs where. Work is on ``stream``.
-    execution_provider
-        The flavour's name and version.
-    cuda_graphs
-        Whether steps of a shape seen before are launched as CUDA graphs.
+    runs
+        What runs it.
     fingerprint
         Of the engine in use.
     built_because
@@ -77,11 +83,27 @@ class TrtStep(OnEngine):
     -----
     Top-k, top-p, min-p and logits processors are refused: use `KernelStep` or `HostStep`. A step that was lost on the way to the
     loop (Ctrl-C) can be done again. One step must not be called from two threads at once.
+
+    Examples
+    --------
+    The bundle must have the step graph that TensorRT can run:
+
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.backends import Place
+    >>> from coupled_sampling.backends.trt import BuildOptions, TrtStep
+    >>> TrtStep.open("fashion", Place("tensorrt"), BuildOptions())
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: the bundle fashion has no step graph for TensorRT; make one with ...
+
+    Not run here, since it needs a GPU with TensorRT:
+
+    >>> with TrtStep.open("fashion-steps", Place("tensorrt"), BuildOptions()) as step:  # doctest: +SKIP
+    ...     pictures = generate(step, [[258]], length=196, window=16)
     """
 
     def __init__(self, runner: Runner, launcher: Callable[[Stream], Launcher] = PinnedLauncher) -> None:
-        super().__init__(runner)
-        self.method = find_method(_METHOD)
+        super().__init__(runner, "graph")
+        self.method = find_method(STEP_METHOD)
         self.noise = CounterNoise()
         self._launcher = launcher(runner.stream)
         self._rows_host = self.device.pinned((self.batch_size,), ROW)
@@ -89,76 +111,33 @@ class TrtStep(OnEngine):
 
     @classmethod
     def open(
-        cls,
-        bundle: Bundle | str | Path,
-        method: str | Method = _METHOD,
-        batch_size: int | None = None,
-        *,
-        guidance: float = 1.0,
-        flavour: str | Flavour | None = None,
-        device: int | Device = 0,
-        options: BuildOptions | None = None,
-        engines: Path | str | None = None,
-        cuda_graphs: bool = True,
-        progress: Progress | None = None,
+        cls, bundle: Bundle | str | Path, place: Place, options: BuildOptions, *, progress: Progress | None = None
     ) -> Self:
-        """A step for a bundle; builds the engine if there is none that fits, which takes from seconds to minutes.
+        """A step whose engine is built by ``options``, if there is none that fits.
 
         Parameters
         ----------
         bundle
-            A `Bundle`, or what `coupled_sampling.open_bundle` takes. It needs no step graph of its own.
-        method, guidance
-            ``scd-match`` and 1: TensorRT makes no other step.
-        batch_size, flavour, device, options, engines, cuda_graphs, progress
+            A `Bundle`, or what `coupled_sampling.open_bundle` takes, with a step graph for TensorRT.
+        place, options, progress
             As for `coupled_sampling.backends.trt.TrtProvider.open`.
 
         Raises
         ------
-        BundleError, InvalidArgument, OutputError
-            The bundle, an option or the folder cannot be used; or ``method`` or ``guidance`` is not what TensorRT can do: says why,
-            and what can.
-        CudaError
-            There is no such GPU, or no memory.
-        EngineError
-            TensorRT failed: its own message, the node, and the option to try.
+        BundleError
+            The bundle has no step graph for TensorRT; names the command that makes it.
         MissingDependency
-            ``tensorrt`` or ``tensorrt-rtx``, ``cuda-python``, NVRTC or ``onnx`` is missing, or the NVIDIA driver is missing or too
-            old. Looked for before an engine is built.
-        ProviderError
-            The GPU has too little memory; says how much is needed.
+            NVRTC is missing, which is looked for before an engine is built.
+        CudaError, EngineError, InvalidArgument, MissingDependency, OutputError, ProviderError
+            As from `coupled_sampling.backends.trt.runner.Runner.open`.
         """
-        found = check_step(method, guidance)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        graph = opened.step_graph(STEP_METHOD, noise="window")
+        if graph is None:
+            raise BundleError(missing_step_graph(opened))
         compiling.require_nvrtc()
-        return cls(
-            Runner.open(
-                opened,
-                step_tensors(opened.manifest),
-                {*_INPUTS, *_OUTPUTS},
-                batch_size,
-                flavour=flavour,
-                device=device,
-                options=options,
-                engines=engines,
-                cuda_graphs=cuda_graphs,
-                progress=progress,
-                method=found.name,
-            )
-        )
-
-    def prepare(self, rows: int | None = None) -> None:
-        """Run every window bucket once for ``rows`` rows (None: all) and capture its graph, before requests arrive.
-
-        Writes into the caches: call it before any sequence is begun.
-        """
-        count = self.batch_size if rows is None else rows
-        zeros = np.zeros(count, np.int64)
-        nothing: list[None] = [None] * count
-        for width in self.options.window_buckets:
-            tokens = np.zeros((count, width), np.int64)
-            draws = np.zeros(count, np.bool_)
-            self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
+        tensors, crossing = step_tensors(opened.manifest), {*_INPUTS, *_OUTPUTS}
+        return cls(Runner.open(opened, tensors, crossing, place, options, progress, graph.name))
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Nothing is kept that belongs to a sequence."""
@@ -178,17 +157,17 @@ class TrtStep(OnEngine):
         check_window(self, window.tokens, window.start)
         _REFUSALS.check(window)
         runner, width = self._runner, window.tokens.shape[1]
-        place = runner.begin(window.start, width, bucket_of(self.options.window_buckets, width))
-        runner.fill(place, window.tokens)
+        fit = runner.begin(window.start, width, bucket_of(self.options.window_buckets, width))
+        runner.fill(fit, window.tokens)
         for name in _COUNTS:
-            runner.value(name, place)[...] = getattr(window, name)
-        runner.value("draws", place)[...] = self._fill_rows(window)
-        runner.value("temperature", place)[...] = [
+            runner.value(name, fit)[...] = getattr(window, name)
+        runner.value("draws", fit)[...] = self._fill_rows(window)
+        runner.value("temperature", fit)[...] = [
             1.0 if info is None else info.sampling.temperature for info in window.rows
         ]
-        runner.run(place, before=lambda: self._make_noise(place))
+        runner.run(fit, before=lambda: self._make_noise(fit))
         self.stream.synchronize()
-        tokens, committed, highest = (runner.value(name, place) for name in _OUTPUTS)
+        tokens, committed, highest = (runner.value(name, fit) for name in _OUTPUTS)
         refuse_unusable(highest[:, :width], window.positions, window.decides())
         return Outcome(tokens[:, :width].copy(), committed.copy())
 
@@ -203,18 +182,46 @@ class TrtStep(OnEngine):
                 table["draws"][b], table["seed"][b], table["sequence"][b] = 1, info.seed, info.sequence
         return np.asarray(table["draws"])
 
-    def _make_noise(self, place: Place) -> None:
+    def _make_noise(self, fit: Fit) -> None:
         """Queue what makes the engine's noise."""
-        rows, width, _ = place.shape
+        rows, width, _ = fit.shape
         self.stream.upload(self._rows, self._rows_host, rows * ROW.itemsize)
         weights = self._runner.memories["noise"].address
         window_noise(self._launcher, self._rows.address, rows, width, self.vocab_size, weights)
 
-    def close(self) -> None:
-        """Give all GPU memory back; the step cannot be used afterwards. Keeps compiled kernels for the next start.
+    def _run_blank(self, rows: int, width: int) -> None:
+        zeros, nothing = np.zeros(rows, np.int64), [None] * rows
+        tokens, draws = np.zeros((rows, width), np.int64), np.zeros(rows, np.bool_)
+        self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
 
-        Twice does no harm.
-        """
-        self._runner.close()
+    def close(self) -> None:
+        """See `OnEngine.close`."""
+        super().close()
         for memory in (self._rows, self._rows_host):
             memory.free()
+
+
+def missing_step_graph(bundle: Bundle) -> str | None:
+    """That a bundle has no step graph for TensorRT, and the command that makes it; None if it has one."""
+    if bundle.step_graph(STEP_METHOD, noise="window") is not None:
+        return None
+    return (
+        f"the bundle {bundle.manifest.name} has no step graph for TensorRT; make one with "
+        f"`{step_graphs_command(bundle, STEP_METHOD)}`"
+    )
+
+
+def step_tensors(manifest: Manifest) -> dict[str, WindowTensor]:
+    """All inputs and outputs of the step graph by name; ``docs/step-graph.md`` is the reference."""
+    tensors = window_tensors(manifest)
+    del tensors["logits"]
+    rows, sites = ("rows",), ("rows", "slots")
+    tensors |= {name: WindowTensor(True, "int64", rows) for name in ("known", "recycled", "fresh")}
+    return tensors | {
+        "draws": WindowTensor(True, "bool", rows),
+        "temperature": WindowTensor(True, "float32", rows),
+        "noise": WindowTensor(True, "float32", (*sites, manifest.vocab_size)),
+        "tokens": WindowTensor(False, "int64", sites),
+        "committed": WindowTensor(False, "int64", rows),
+        "highest_logits": WindowTensor(False, "float32", sites),
+    }

@@ -19,7 +19,6 @@ from typing import Any
 
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.backends.trt.options import BuildOptions
-from coupled_sampling.backends.trt.step_graph import step_digest
 from coupled_sampling.bundles.files import whole_folder, write_whole
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import OutputError
@@ -37,7 +36,7 @@ class Fingerprint:
     Parameters
     ----------
     files
-        SHA-256 of the graph and of its weights' files, by name; of a step's engine also of the decision that is appended.
+        SHA-256 of the graph and of its weights' files, by name.
     flavour, version
         Which TensorRT.
     gpu
@@ -55,16 +54,15 @@ class Fingerprint:
 
     @classmethod
     def of(
-        cls, bundle: Bundle, flavour: Flavour, gpu: str, options: BuildOptions, method: str | None = None
+        cls, bundle: Bundle, flavour: Flavour, gpu: str, options: BuildOptions, graph: str | None = None
     ) -> Fingerprint:
-        """The fingerprint of an engine of ``bundle``'s window graph, or of the step of ``method`` made from it."""
-        graph, manifest = bundle.manifest.window_graph.file, bundle.manifest
-        graphs = {other.file for other in manifest.step_graphs}
+        """The fingerprint of an engine of ``graph``, a file of ``bundle``; None is its window graph."""
+        manifest = bundle.manifest
+        built = manifest.window_graph.file if graph is None else graph
+        graphs = {manifest.window_graph.file} | {other.file for other in manifest.step_graphs}
         graphs |= {manifest.pixel_graph.file} if manifest.pixel_graph else set()
-        others = {name for name in manifest.files if name in graphs or name == manifest.tokenizer} - {graph}
+        others = {name for name in manifest.files if name in graphs or name == manifest.tokenizer} - {built}
         files = {name: record.sha256 for name, record in sorted(manifest.files.items()) if name not in others}
-        if method is not None:
-            files[f"decision of {method}"] = step_digest(method, manifest.vocab_size)
         return cls(files, flavour.name, flavour.version, gpu, options.record())
 
     def slot(self, graph: str) -> str:
@@ -92,20 +90,26 @@ class EngineStore:
         The bundle.
     folder
         None is ``<bundle>.engines`` beside the bundle's folder.
-    method
-        Whose step the engines make; None for the window graph's own.
+    graph
+        File of the bundle that the engines are built from; None is its window graph.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends.trt import EngineStore
+    >>> store = EngineStore(open_bundle("fashion"), "engines")
+    >>> store.folder.name, store.graph
+    ('engines', 'window.onnx')
     """
 
-    def __init__(self, bundle: Bundle, folder: Path | str | None = None, method: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, folder: Path | str | None = None, graph: str | None = None) -> None:
         beside = bundle.folder.absolute().with_name(f"{bundle.folder.absolute().name}.engines")
         self.folder = beside if folder is None else Path(folder)
-        self.method = method
-        stem = Path(bundle.manifest.window_graph.file).stem
-        self._graph = stem if method is None else f"{stem}-{method}"
+        self.graph = bundle.manifest.window_graph.file if graph is None else graph
 
     def place(self, fingerprint: Fingerprint) -> Path:
         """The folder of an engine."""
-        return self.folder / fingerprint.slot(self._graph)
+        return self.folder / fingerprint.slot(Path(self.graph).stem)
 
     def load(self, fingerprint: Fingerprint) -> tuple[bytes | None, str]:
         """The engine with this ``fingerprint``, or None and why there is none."""

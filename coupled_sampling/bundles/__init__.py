@@ -8,7 +8,7 @@
 - `models`: the model that comes with the library.
 """
 
-from coupled_sampling.bundles.layouts import Layout, LayoutProcessor, Span
+from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import (
     Defaults,
     FileRecord,
@@ -30,7 +30,6 @@ __all__ = [
     "GeneratedTokens",
     "Grid",
     "Layout",
-    "LayoutProcessor",
     "Manifest",
     "PixelGraph",
     "Prompt",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout, Span
+from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, expect
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
@@ -28,137 +29,9 @@ __all__ = [
     "Prompt",
     "StepGraph",
     "WindowGraph",
-    "expect",
 ]
 
 MANIFEST = "manifest.json"
-
-
-def expect(condition: bool, field: str, found: object, expected: str) -> None:
-    """Refuse ``field`` of a manifest unless ``condition`` holds: `BundleError`."""
-    if not condition:
-        raise BundleError(f"{field} is {found!r}, expected {expected}; export the bundle again")
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file of the bundle must be: its SHA-256 (64 lower-case hex digits) and its size in bytes.
-
-    Examples
-    --------
-    >>> from coupled_sampling.bundles import FileRecord
-    >>> FileRecord(sha256="0" * 64, bytes=1024).bytes
-    1024
-    """
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class WindowGraph:
-    """What the window graph promises; its inputs and outputs are in ``docs/bundle-format.md``.
-
-    Parameters
-    ----------
-    file
-        Name of the ONNX file in the bundle.
-    opset
-        Version of the default ONNX operator set.
-    dtype
-        Type of the caches, e.g. "float32"; logits are always float32.
-    layers, kv_heads, head_size
-        There are ``2 * layers`` caches (B, kv_heads, cache_length, head_size).
-    cache_length
-        S, the static number of cache columns.
-    max_length
-        Positions that may be used, at most S.
-    max_window
-        Most slots in one call, at most ``max_length``.
-    has_kv_length
-        Whether the graph has the input ``kv_length``.
-
-    Examples
-    --------
-    >>> from coupled_sampling import open_bundle
-    >>> graph = open_bundle("fashion").manifest.window_graph
-    >>> (graph.layers, graph.kv_heads, graph.cache_length, graph.head_size)
-    (6, 6, 196, 32)
-    """
-
-    file: str
-    opset: int
-    dtype: str
-    layers: int
-    kv_heads: int
-    head_size: int
-    cache_length: int
-    max_length: int
-    max_window: int
-    has_kv_length: bool
-
-    def __post_init__(self) -> None:
-        for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
-            expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
-        for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
-            value, most = getattr(self, name), getattr(self, limit)
-            expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")
-
-
-@dataclass(frozen=True)
-class StepGraph:
-    """A graph for a whole step of one method; see ``docs/step-graph.md``.
-
-    Parameters
-    ----------
-    file
-        Name of the ONNX file in the bundle.
-    method
-        Name of the decoding method.
-    warped
-        Whether rows may have top-k, top-p and min-p.
-    guided
-        Whether it is for classifier-free guidance.
-
-    Examples
-    --------
-    >>> from coupled_sampling.bundles import StepGraph
-    >>> StepGraph("step-scd-match.onnx", "scd-match").guided
-    False
-    """
-
-    file: str
-    method: str
-    warped: bool = False
-    guided: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            find_method(self.method)
-        except InvalidArgument as error:
-            raise BundleError(f"step_graphs: {error}") from error
-
-
-@dataclass(frozen=True)
-class PixelGraph:
-    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels).
-
-    Examples
-    --------
-    >>> from coupled_sampling import open_bundle
-    >>> graph = open_bundle("fashion").manifest.pixel_graph
-    >>> (graph.height, graph.width, graph.channels)
-    (28, 28, 1)
-    """
-
-    file: str
-    height: int
-    width: int
-    channels: int
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "channels"):
-            expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")
 
 
 @dataclass(frozen=True)
@@ -356,7 +229,7 @@ def _check_files(manifest: Manifest) -> None:
     for field, graph in graphs.items():
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
-    kinds = [(graph.method, graph.warped, graph.guided) for graph in manifest.step_graphs]
+    kinds = [(graph.method, graph.warped, graph.guided, graph.noise) for graph in manifest.step_graphs]
     for i, kind in enumerate(kinds):
         expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
     tokenizer = manifest.tokenizer

@@ -31,8 +31,8 @@ from coupled_sampling.bundles.manifest import (
     Prompt,
     StepGraph,
     WindowGraph,
-    expect,
 )
+from coupled_sampling.bundles.records import expect
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 __all__ = [
@@ -56,8 +56,8 @@ __all__ = [
 ]
 
 FORMAT = "coupled-sampling-bundle"
-FORMAT_VERSION = 2
-"""1 knew no step graphs; it is still read."""
+FORMAT_VERSION = 3
+"""1 knew no step graphs, 2 none for TensorRT; both are still read."""
 MODELS = Path(__file__).parent / "models"
 
 
@@ -91,7 +91,9 @@ class Bundle:
         graph = self.manifest.pixel_graph
         return None if graph is None else self.folder / graph.file
 
-    def step_graph(self, method: str, *, warped: bool = False, guided: bool = False) -> Path | None:
+    def step_graph(
+        self, method: str, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+    ) -> Path | None:
         """Path of the leanest step graph that can do this, None if there is none.
 
         Parameters
@@ -102,8 +104,14 @@ class Bundle:
             Whether any row has top-k, top-p or min-p; a warped graph can do without, too.
         guided
             Whether rows are guided.
+        noise
+            Where its race noise comes from; "window" for TensorRT.
         """
-        fitting = [g for g in self.manifest.step_graphs if g.method == method and g.guided == guided]
+        fitting = [
+            graph
+            for graph in self.manifest.step_graphs
+            if (graph.method, graph.guided, graph.noise) == (method, guided, noise)
+        ]
         fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
         return self.folder / fitting[0].file if fitting else None
 

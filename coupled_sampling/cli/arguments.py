@@ -1,6 +1,6 @@
-"""The command line's options that a `coupled_sampling.cli.job.Job` reads: which model, how to sample, and where to run.
+"""Options that several commands share: which model, how to sample, and where to run.
 
-Each function makes a parser to be named in ``parents`` by the commands that take these options.
+Every help text ends with the option's default. What a value is, its metavar says; `coupled_sampling.cli.completion` goes by it.
 """
 
 from __future__ import annotations
@@ -8,60 +8,105 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coupled_sampling.backends.opening import BACKENDS
 from coupled_sampling.bundles.opening import embedded_names
+from coupled_sampling.cli.models import BACKENDS, STEPS
+from coupled_sampling.methods import METHODS
 
-__all__ = ["STEPS", "model_arguments", "running_arguments", "sampling_arguments"]
+__all__ = ["METHOD_NAMES", "add_model", "add_output", "add_running", "add_sampling", "names"]
 
-STEPS = ("auto", "host", "graph", "kernels")
-"""Where steps are decided."""
+METHOD_NAMES = ", ".join(METHODS)
+"""For help texts."""
 
 
-def model_arguments() -> argparse.ArgumentParser:
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, as the type of an option."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model."""
-    parser = argparse.ArgumentParser(add_help=False)
+    embedded = ", ".join(embedded_names())
     parser.add_argument(
         "model",
+        metavar="MODEL",
         nargs="?",
         default="fashion",
-        help=f"a bundle's folder, or an embedded model: {', '.join(embedded_names())}",
+        help=f"a bundle's folder, or the name of an embedded model: {embedded} (default: %(default)s)",
     )
-    return parser
 
 
-def sampling_arguments() -> argparse.ArgumentParser:
+def add_sampling(parser: argparse.ArgumentParser) -> None:
     """What to sample, and how."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument
+    add = parser.add_argument_group("sampling").add_argument
     add(
         "--prompt",
-        help="names from `inspect`, separated by commas (default: all in turn); a text, for models that read text",
+        metavar="NAMES",
+        help="what to begin with: names that `coupled-sampling inspect` lists, separated by commas; for a language model, a text, "
+        "which must be given (default: all names in turn)",
     )
-    add("--length", type=int, help="most tokens per sequence, for models that read text")
-    add("--window", type=_window, help="most tokens forwarded per step; auto finds the fastest")
-    add("--drafting", help="first guesses: random, repeat, copy:LAG, ngram:N")
-    add("--temperature", type=float, help="0 is greedy")
-    add("--top-k", type=int)
-    add("--top-p", type=float)
-    add("--min-p", type=float)
-    add("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
-    add("--seed", type=int, default=0)
-    return parser
+    add(
+        "--length",
+        type=int,
+        metavar="N",
+        help="most tokens per sequence; a picture has a fixed number (default: the bundle's)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="below 1 likely tokens become likelier; 0 is greedy: always the likeliest (default: the bundle's)",
+    )
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: the bundle's)")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that together have probability P; 1 keeps all (default: the bundle's)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="drop tokens less likely than P times the likeliest; 0 keeps all (default: the bundle's)",
+    )
+    add(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance: how strongly the prompt counts; 1 is none (default: the bundle's)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same tokens (default: %(default)s)")
+    add(
+        "--window",
+        type=_window,
+        metavar="W",
+        help="most tokens in one forward pass; auto finds the fastest while it decodes (default: the bundle's)",
+    )
+    add(
+        "--drafting",
+        metavar="RULE",
+        help="first guesses: random, repeat, copy:LAG or ngram:N; they change the speed, never the law (default: the bundle's)",
+    )
 
 
-def running_arguments() -> argparse.ArgumentParser:
-    """Where to run, and what to print about it."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument
-    add("--batch-size", type=int, help="sequences decoded together (default 1; verify: 16)")
+def add_running(parser: argparse.ArgumentParser, batch_size: int = 1) -> None:
+    """Where to run; ``batch_size`` is the default."""
+    add = parser.add_argument_group("where it runs").add_argument
+    add(
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        metavar="N",
+        help="most sequences decoded together (default: %(default)s)",
+    )
     add(
         "--backend",
         choices=BACKENDS,
         default="cpu",
-        help="what runs the model: ONNX Runtime on the CPU (default), on CUDA, with TensorRT's execution provider; or TensorRT, "
-        "TensorRT-RTX. All but cpu were never run on a GPU",
+        help="what runs the model: cpu and cuda are ONNX Runtime, tensorrt and tensorrt-rtx an engine of TensorRT's own. All but "
+        "cpu were never run on a GPU (default: %(default)s)",
     )
-    add("--device", type=int, metavar="N", help="which GPU, as `nvidia-smi -L` counts (default 0)")
+    add("--device", type=int, metavar="N", help="which GPU, as `nvidia-smi -L` counts (default: 0, the first)")
     add(
         "--cuda-graphs",
         action=argparse.BooleanOptionalAction,
@@ -71,18 +116,22 @@ def running_arguments() -> argparse.ArgumentParser:
         "--step",
         choices=STEPS,
         default="auto",
-        help="where steps are decided: by the library, in a step graph (the bundle's: cpu, cuda; of scd-match: "
-        "tensorrt, tensorrt-rtx), or by CUDA kernels (all but cpu). auto: on the CPU graph if the bundle has one, on a GPU kernels",
+        help="where drafts are accepted and redrawn. host: by the library. graph: in one graph with the model (the bundle's own on "
+        "cpu and cuda, one made for scd-match on tensorrt and tensorrt-rtx). kernels: by CUDA kernels, on all but cpu. auto: on "
+        "the CPU in a graph if the bundle has one, on a GPU by kernels (default: %(default)s)",
     )
     add(
         "--engines",
         type=Path,
         metavar="FOLDER",
-        help="where TensorRT's engines are kept (default: beside the bundle's folder)",
+        help="where TensorRT's engines are kept (default: the bundle's folder with .engines behind its name)",
     )
-    add("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
-    add("--json", action="store_true", help="print figures as JSON")
-    return parser
+    add("--threads", type=int, metavar="N", help="threads within an operator (default: ONNX Runtime's choice)")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """What is printed."""
+    parser.add_argument("--json", action="store_true", help="print JSON for programs instead of text for people")
 
 
 def _window(text: str) -> int | str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
-from coupled_sampling.drafting import Drafting
+from coupled_sampling.cli.settings import DecodingSettings
+from coupled_sampling.contracts import CoupledStep, LogitsProvider
 from coupled_sampling.generation import Generation, generate
 from coupled_sampling.methods import find_method
 from coupled_sampling.trace import Summary, summarise
@@ -67,13 +67,9 @@ def compare(
     open_model: Callable[[str], LogitsProvider | CoupledStep],
     prompts: Sequence[Sequence[int]],
     methods: Sequence[str],
+    settings: DecodingSettings,
     *,
-    length: int,
-    window: int | str,
-    drafting: str | Drafting,
-    seed: int,
-    sampling: Sampling | Sequence[Sampling],
-    stop: Sequence[int] = (),
+    seed: int = 0,
     against_ar: bool = True,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[MethodResult]:
@@ -86,13 +82,27 @@ def compare(
     open_model
         Opens the model, or a step, for the method of that name; each method gets one of its own, warmed up by one forward pass of
         each kind before the clock starts.
+    prompts
+        Tokens of each prompt.
+    methods
+        Names of methods.
+    settings
+        How all of them decode; its own method is not looked at.
+    seed
+        Of all noise.
     against_ar
         Run ``ar`` first, whether it is named or not; without it, figures are relative to the first method.
     progress
         Called with the method and the number of new tokens.
+
+    Raises
+    ------
+    InvalidArgument, ProviderError
+        As from `coupled_sampling.generate`.
     """
     for method in methods:
         find_method(method)
+    length, window, samplings = settings.length, settings.window, settings.samplings(prompts)
     ordered = list(dict.fromkeys(["ar", *methods] if against_ar else methods))
 
     def measured(method: str, reference: MethodResult | None) -> MethodResult:
@@ -107,10 +117,10 @@ def compare(
                 length=tokens,
                 method=method,
                 window=window,
-                drafting=drafting,
+                drafting=settings.drafting,
                 seed=seed,
-                sampling=sampling if isinstance(sampling, Sampling) else sampling[: len(chosen)],
-                stop=stop,
+                sampling=samplings[: len(chosen)],
+                stop=settings.stop,
                 progress=report if tokens == length else None,
             )
 

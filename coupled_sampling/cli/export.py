@@ -1,83 +1,104 @@
-"""``coupled-sampling export`` and ``step-graphs``: a checkpoint into a bundle, and step graphs into a bundle."""
+"""``coupled-sampling export``: a checkpoint into a bundle."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coupled_sampling.cli.pictures import require_pictures
+from coupled_sampling.cli.arguments import add_output, names
+from coupled_sampling.cli.models import open_on_cpu
+from coupled_sampling.cli.progress import byte_bar
+from coupled_sampling.cli.step_graphs import checked_methods
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["add_export_arguments", "add_step_graphs_arguments", "run_export", "run_step_graphs"]
+if TYPE_CHECKING:
+    from coupled_sampling.export.bundles import ExportSettings
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "make a bundle from a checkpoint"
+DESCRIPTION = """\
+Make a bundle, the folder that all other commands work on, from a checkpoint: a
+folder of Hugging Face, a .safetensors file with config.json beside it, or a .gguf
+file. Nothing is downloaded, PyTorch is not needed, and a bundle appears whole or
+not at all."""
+EXAMPLES = """\
+  # a folder of Hugging Face, and a look at whether the logits are right
+  coupled-sampling export CHECKPOINT OUT --check
+  # a file of llama.cpp
+  coupled-sampling export model.gguf OUT --max-length 512
+  # with whole steps as graphs
+  coupled-sampling export CHECKPOINT OUT --step-graphs all"""
 
 _TYPES = ("float32", "float16", "bfloat16")
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``export``."""
     add = parser.add_argument
     add(
         "source",
+        metavar="CHECKPOINT",
         type=Path,
         help="a Hugging Face folder, a .safetensors file with config.json beside it, or a .gguf file",
     )
-    add("out", type=Path, help="the bundle's folder, to be made")
-    add("--family", default="auto", help="what the checkpoint is; default: told by its configuration")
-    add("--dtype", default="float32", choices=_TYPES, help="type the weights are stored in (default float32)")
-    add("--quantize", choices=("int8", "int4"), help="store matrices as integers with one scale per block of inputs")
-    add("--block", type=int, default=32, help="inputs that share a scale (default 32)")
-    add("--batch", default="1", help="batch sizes to record, for backends with fixed shapes (default 1)")
+    add("out", metavar="OUT", type=Path, help="the bundle's folder, to be made")
+    add(
+        "--family",
+        default="auto",
+        metavar="NAME",
+        help="what the checkpoint is; auto goes by its configuration (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        default="float32",
+        choices=_TYPES,
+        help="the type that weights are stored in (default: %(default)s)",
+    )
+    add(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="store matrices as integers with one scale per block of inputs (default: none)",
+    )
+    add("--block", type=int, default=32, metavar="N", help="inputs that share a scale (default: %(default)s)")
     add(
         "--window",
         default="1,16,32",
-        help="windows to record; the largest is the most slots in one call (default 1,16,32)",
+        metavar="WINDOWS",
+        help="widths to record; the largest is the most tokens in one forward pass (default: %(default)s)",
     )
-    add("--max-length", type=int, help="positions per sequence (default: the checkpoint's)")
-    add("--length", type=int, help="tokens per generation (default: the family's)")
+    add("--max-length", type=int, metavar="N", help="positions per sequence (default: the checkpoint's)")
+    add("--length", type=int, metavar="N", help="tokens per generation (default: the family's)")
     add(
         "--vq",
         type=Path,
-        help="a folder or .safetensors file with the picture decoder, where the model's own has none (LlamaGen, Chameleon, Emu3)",
+        metavar="PATH",
+        help="a folder or .safetensors file with the decoder of pictures, where the model's own has none: LlamaGen, Chameleon, "
+        "Emu3 (default: the checkpoint's own, if it has one)",
     )
-    add("--step-graphs", metavar="METHODS", help="also write step graphs: methods separated by commas, or all")
-    add("--name", help="name of the bundle (default: that of the source)")
-    add("--licence", help="SPDX identifier of the weights' licence")
+    add(
+        "--step-graphs",
+        type=names,
+        metavar="METHODS",
+        help="also write step graphs, for methods separated by commas, or all (default: none)",
+    )
+    add("--name", metavar="NAME", help="name of the bundle (default: that of the checkpoint)")
+    add("--licence", metavar="ID", help="SPDX identifier of the weights' licence (default: NOASSERTION)")
     add("--check", action="store_true", help="compare a few logits with a float64 reference")
     add("--force", action="store_true", help="replace a bundle that is there")
-    add("--json", action="store_true", help="print what was done as JSON")
+    add_output(parser)
 
 
-def run_export(arguments: argparse.Namespace) -> int:
-    """Export with a progress bar over the checkpoint's bytes, and say what was done."""
-    from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
-    from coupled_sampling.export.graphs.storage import Storage
+def run(arguments: argparse.Namespace) -> int:
+    """Export, and say what was done."""
+    from coupled_sampling.export.bundles import export_checkpoint
 
-    if arguments.quantize and arguments.dtype != "float32":
-        raise InvalidArgument(f"quantize is {arguments.quantize} and dtype {arguments.dtype}; give one of them")
-    settings = ExportSettings(
-        family=arguments.family,
-        storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block),
-        max_length=arguments.max_length,
-        batches=_integers("batch", arguments.batch),
-        windows=_integers("window", arguments.window),
-        length=arguments.length,
-        vq=arguments.vq,
-        step_graphs=() if arguments.step_graphs is None else _methods(arguments.step_graphs),
-        name=arguments.name,
-        licence=arguments.licence,
-        check=arguments.check,
-        force=arguments.force,
-    )
-    tqdm = require_pictures("tqdm").tqdm
-    with tqdm(unit="B", unit_scale=True, desc="reading", file=sys.stderr, disable=None) as bar:
-
-        def report(count: int, total: int) -> None:
-            bar.total = max(total, bar.n + count)
-            bar.update(count)
-
-        done = export_checkpoint(arguments.source, arguments.out, settings, report)
+    settings = _settings(arguments)
+    with byte_bar("reading") as report:
+        check = open_on_cpu if arguments.check else None
+        done = export_checkpoint(arguments.source, arguments.out, settings, report, check=check)
     if arguments.json:
         print(json.dumps({**done._asdict(), "folder": str(done.folder)}, indent=2))
         return 0
@@ -92,32 +113,25 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_step_graphs_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``step-graphs``, beside the model."""
-    parser.add_argument("out", type=Path, help="the new bundle's folder")
-    parser.add_argument("--methods", default="all", help="methods separated by commas (default: all that can be)")
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there, the model itself, too")
+def _settings(arguments: argparse.Namespace) -> ExportSettings:
+    """What was asked for, as the exporter takes it."""
+    from coupled_sampling.export.bundles import ExportSettings
+    from coupled_sampling.export.graphs.storage import Storage
 
-
-def run_step_graphs(arguments: argparse.Namespace) -> int:
-    """Add step graphs to a bundle, and say which."""
-    from coupled_sampling.export.step_bundle import add_step_graphs
-
-    made = add_step_graphs(arguments.model, arguments.out, _methods(arguments.methods), force=arguments.force)
-    print(f"wrote {made.folder}: step graphs {', '.join(graph.file for graph in made.manifest.step_graphs)}")
-    return 0
-
-
-def _methods(text: str) -> tuple[str, ...]:
-    from coupled_sampling.export.graphs.decision import STEP_METHODS
-
-    chosen = STEP_METHODS if text == "all" else tuple(part.strip() for part in text.split(","))
-    for name in chosen:
-        if name not in STEP_METHODS:
-            raise InvalidArgument(
-                f"step graphs are asked for {name!r}, expected all, or some of {', '.join(STEP_METHODS)}"
-            )
-    return chosen
+    if arguments.quantize and arguments.dtype != "float32":
+        raise InvalidArgument(f"quantize is {arguments.quantize} and dtype {arguments.dtype}; give one of them")
+    return ExportSettings(
+        family=arguments.family,
+        storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block),
+        max_length=arguments.max_length,
+        windows=_integers("window", arguments.window),
+        length=arguments.length,
+        vq=arguments.vq,
+        step_graphs=() if arguments.step_graphs is None else checked_methods(arguments.step_graphs),
+        name=arguments.name,
+        licence=arguments.licence,
+        force=arguments.force,
+    )
 
 
 def _integers(name: str, text: str) -> tuple[int, ...]:

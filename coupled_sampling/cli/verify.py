@@ -1,4 +1,4 @@
-"""``coupled-sampling verify``: what its command line means, and what it prints."""
+"""``coupled-sampling verify``: is the law of a method's tokens, on this model and this machine, that of ordinary sampling?"""
 
 from __future__ import annotations
 
@@ -7,61 +7,142 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from coupled_sampling.cli.job import Ran, describe_runs
-from coupled_sampling.contracts import LogitsProvider, Sampling, max_window
-from coupled_sampling.drafting import Drafting
+from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling, names
+from coupled_sampling.cli.models import describe_runs
+from coupled_sampling.cli.progress import token_bars
+from coupled_sampling.cli.task import Task, prepare
+from coupled_sampling.contracts import Runs, Sampling, max_window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.methods import find_method
-from coupled_sampling.testing.verification import MakeStep, Verification, verify
+from coupled_sampling.testing.verification import Verification, verify
 
-__all__ = ["add_verify_arguments", "check_verify_arguments", "print_verifications", "run_verification"]
+__all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "test that methods are lossless"
+DESCRIPTION = """\
+Test that methods do not change what a model says. Many short continuations of
+one beginning are drawn by ar, one token per pass, and by each method, and their
+joint laws are compared. The report says what the test could have seen. The exit
+code is 1 if a difference was seen, or if none could have been."""
+EXAMPLES = """\
+  # four methods on the embedded model
+  coupled-sampling verify
+  # one of them, by a sharper test
+  coupled-sampling verify --methods scd-maximal --samples 5000
+  # on a language model
+  coupled-sampling verify FOLDER --prompt "Once upon a time" --window 8"""
 
 
-def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that only ``verify`` has."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``verify``."""
+    add_model(parser)
     add = parser.add_argument
-    add("--methods", default="sjd,scd-maximal,scd-gumbel,scd-match")
-    add("--samples", type=int, default=1500, help="continuations per method (default 1500)")
-    add("--positions", type=int, default=6, help="tokens per continuation, tested jointly (default 6)")
-    add("--after", type=int, help="tokens made by ar before the continuations begin (default: 0.4 of a sequence)")
-    add("--alpha", type=float, default=1e-3, help="false-alarm rate of the whole run (default 0.001)")
+    add(
+        "--methods",
+        type=names,
+        default="sjd,scd-maximal,scd-gumbel,scd-match",
+        metavar="METHODS",
+        help=f"some of {METHOD_NAMES}, separated by commas (default: %(default)s)",
+    )
+    add("--samples", type=int, default=1500, metavar="N", help="continuations by each (default: %(default)s)")
+    add(
+        "--positions",
+        type=int,
+        default=6,
+        metavar="N",
+        help="tokens per continuation, tested jointly (default: %(default)s)",
+    )
+    add(
+        "--after",
+        type=int,
+        metavar="N",
+        help="tokens that ar makes before continuations begin (default: 0.4 of a sequence)",
+    )
+    add(
+        "--alpha",
+        type=float,
+        default=1e-3,
+        metavar="RATE",
+        help="how often a right implementation fails, for all methods together (default: %(default)s)",
+    )
+    add_output(parser)
+    add_sampling(parser)
+    add_running(parser, batch_size=16)
 
 
-def check_verify_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot work before a model is opened."""
-    for name in arguments.methods.split(","):
-        find_method(name.strip())
+def run(arguments: argparse.Namespace) -> int:
+    """Verify and print the report; the exit code is 1 if any method failed."""
+    _check(arguments)
+    task = prepare(arguments, count=arguments.samples, methods=arguments.methods)
+    if arguments.prompt is not None and "," in arguments.prompt:
+        raise InvalidArgument(
+            f"prompt is {arguments.prompt!r}, expected one name: verify continues one prompt many times"
+        )
+    with token_bars(arguments.samples * arguments.positions) as report:
+        results = _verify(arguments, task, report)
+    _print(results, task.ran, as_json=arguments.json)
+    return 0 if all(one.passed for one in results) else 1
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot work before a bundle is opened."""
+    for method in arguments.methods:
+        find_method(method)
     for name, least in (("samples", 2), ("positions", 1)):
         if getattr(arguments, name) < least:
             raise InvalidArgument(f"{name} is {getattr(arguments, name)}, expected at least {least}")
     if not 0 < arguments.alpha < 1:
         raise InvalidArgument(f"alpha is {arguments.alpha}, expected a probability between 0 and 1, such as 0.001")
+    if arguments.after is not None and arguments.after < 0:
+        raise InvalidArgument(f"after is {arguments.after}, expected a number of tokens >= 0")
 
 
-def starting_point(
-    open_model: Callable[[], LogitsProvider], prompt: Sequence[int], after: int, sampling: Sampling, seed: int
-) -> list[int]:
-    """``prompt`` and ``after`` tokens that AR makes from it, with noise that no continuation uses."""
-    if after < 0:
-        raise InvalidArgument(f"after is {after}, expected a number of tokens >= 0")
+def _verify(arguments: argparse.Namespace, task: Task, progress: Callable[[str, int], object]) -> list[Verification]:
+    """Make the common beginning, then verify."""
+    settings, decoding = task.settings, task.settings.decoding
+    after = round(0.4 * decoding.length) if arguments.after is None else arguments.after
+    if after + arguments.positions > decoding.length:
+        raise InvalidArgument(
+            f"after is {after} and positions {arguments.positions}, together more than the {decoding.length} tokens of a sequence"
+        )
+    prompt = task.prompts[0]
+    (sampling,) = decoding.samplings([prompt])
+    return verify(
+        task.open_provider,
+        _beginning(task, prompt, after, sampling),
+        list(settings.methods),
+        samples=settings.count,
+        positions=arguments.positions,
+        window=decoding.window,
+        drafting=decoding.drafting,
+        sampling=sampling,
+        seed=settings.seed,
+        alpha=arguments.alpha,
+        make_step=task.make_step,
+        progress=progress,
+    )
+
+
+def _beginning(task: Task, prompt: Sequence[int], after: int, sampling: Sampling) -> list[int]:
+    """``prompt`` and ``after`` tokens that ar makes from it, with noise that no continuation uses."""
     if after == 0:
         return list(prompt)
-    model = open_model()
+    model = task.open_provider()
     made = generate(
         model,
         [prompt],
         length=after,
         method="ar",
         window=min(32, max_window(model)),
-        seed=(seed - 1) % 2**64,
+        seed=(task.settings.seed - 1) % 2**64,
         sampling=sampling,
     )
     return [*prompt, *made.tokens[0].tolist()]
 
 
-def print_verifications(results: Sequence[Verification], ran: Mapping[str, Ran], *, as_json: bool) -> int:
-    """Print ``results``, and what ``ran`` by method; the exit code: 1 if any method failed."""
+def _print(results: Sequence[Verification], ran: Mapping[str, Runs], *, as_json: bool) -> None:
+    """Print ``results``, and what ``ran`` by method."""
     if as_json:
         rows = [
             {**asdict(one), "verdict": one.verdict, "passed": one.passed, **ran[one.method].record()} for one in results
@@ -70,43 +151,8 @@ def print_verifications(results: Sequence[Verification], ran: Mapping[str, Ran],
             row["equivalence"]["distance"] = row["equivalence"]["distance"]._asdict()
             row["equivalence"]["detectable"] = [one._asdict() for one in row["equivalence"]["detectable"]]
         print(json.dumps(rows, indent=2))
-    else:
-        print("\n\n".join(one.report() for one in results))
-        failed = [f"{one.method} ({one.verdict})" for one in results if not one.passed]
-        print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
-        print(describe_runs(ran))
-    return 0 if all(one.passed for one in results) else 1
-
-
-def run_verification(
-    arguments: argparse.Namespace,
-    open_model: Callable[[], LogitsProvider],
-    make_step: MakeStep,
-    prompt: Sequence[int],
-    *,
-    length: int,
-    window: int | str,
-    drafting: str | Drafting,
-    sampling: Sampling,
-    progress: Callable[[str, int], object],
-) -> list[Verification]:
-    """Make the common beginning, then verify."""
-    after = round(0.4 * length) if arguments.after is None else arguments.after
-    if after + arguments.positions > length:
-        raise InvalidArgument(
-            f"after is {after} and positions {arguments.positions}, together more than the {length} tokens of a sequence"
-        )
-    return verify(
-        open_model,
-        starting_point(open_model, prompt, after, sampling, arguments.seed),
-        [name.strip() for name in arguments.methods.split(",")],
-        samples=arguments.samples,
-        positions=arguments.positions,
-        window=window,
-        drafting=drafting,
-        sampling=sampling,
-        seed=arguments.seed,
-        alpha=arguments.alpha,
-        make_step=make_step,
-        progress=progress,
-    )
+        return
+    print("\n\n".join(one.report() for one in results))
+    failed = [f"{one.method} ({one.verdict})" for one in results if not one.passed]
+    print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
+    print(describe_runs(ran))

@@ -10,45 +10,36 @@
 - models small enough for it: `TableProvider`, `RationalProvider`, `random_table`, `rational_table`.
 """
 
-from coupled_sampling.testing.contracts.couplings import COUPLING_CHECKS, check_coupling, coupling_report
-from coupled_sampling.testing.contracts.providers import PROVIDER_CHECKS, check_provider, provider_report
-from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
-from coupled_sampling.testing.exact.enumeration import Choice, ExactLaw, PathEstimate
+from coupled_sampling.testing.contracts.couplings import check_coupling, coupling_report
+from coupled_sampling.testing.contracts.providers import check_provider, provider_report
+from coupled_sampling.testing.contracts.report import CheckFailed, Report
+from coupled_sampling.testing.exact.enumeration import ExactLaw
 from coupled_sampling.testing.exact.laws import (
     EnumeratingNoise,
     autoregressive_law,
     exact_law,
-    expected_paths,
     joint_law,
     total_variation,
 )
 from coupled_sampling.testing.exact.proof import assert_lossless_exactly, shipped_decoder
-from coupled_sampling.testing.exact.rational import RationalArray, RationalProvider, rational_table
-from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, UnknownUniform, exact_law_from_uniforms
+from coupled_sampling.testing.exact.rational_models import RationalProvider, rational_table
+from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, exact_law_from_uniforms
 from coupled_sampling.testing.samples.equivalence import Equivalence, assert_equivalent, equivalence_test
-from coupled_sampling.testing.steps.ties import Difference, StepComparison, StepsDisagree, TieReport
+from coupled_sampling.testing.steps.ties import StepComparison, StepsDisagree, TieReport
 from coupled_sampling.testing.worlds import TableProvider, random_table
 
 __all__ = [
-    "COUPLING_CHECKS",
-    "PROVIDER_CHECKS",
     "CheckFailed",
-    "CheckResult",
-    "Choice",
-    "Difference",
     "EnumeratingGenerator",
     "EnumeratingNoise",
     "Equivalence",
     "ExactLaw",
-    "PathEstimate",
-    "RationalArray",
     "RationalProvider",
     "Report",
     "StepComparison",
     "StepsDisagree",
     "TableProvider",
     "TieReport",
-    "UnknownUniform",
     "assert_equivalent",
     "assert_lossless_exactly",
     "autoregressive_law",
@@ -58,7 +49,6 @@ __all__ = [
     "equivalence_test",
     "exact_law",
     "exact_law_from_uniforms",
-    "expected_paths",
     "joint_law",
     "provider_report",
     "random_table",

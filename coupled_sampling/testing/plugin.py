@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["PROFILES", "register_profiles"]
+__all__ = ["register_profiles"]
 
 PROFILES: dict[str, dict[str, Any]] = {
     "ci": {"derandomize": True, "deadline": None, "max_examples": 100, "database": None},

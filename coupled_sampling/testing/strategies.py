@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 __all__ = [
-    "LawKind",
     "Table",
     "World",
     "batches",

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Sampling, Window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Sampling, Window
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
@@ -29,7 +29,7 @@ from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
 
-__all__ = ["MakeStep", "Verification", "verify"]
+__all__ = ["Verification", "verify"]
 
 MakeStep = Callable[[LogitsProvider, Method], CoupledStep]
 """Makes the step to verify, such as `HostStep`."""
@@ -109,6 +109,13 @@ class _Recorder:
     @property
     def max_window(self) -> int:
         return self.inner.max_window
+
+    @property
+    def runs(self) -> Runs:
+        return self.inner.runs
+
+    def close(self) -> None:
+        self.inner.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         self.inner.begin(row, prompt)

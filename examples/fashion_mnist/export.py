@@ -31,7 +31,7 @@ from coupled_sampling.bundles.opening import (
     open_bundle,
     write_manifest,
 )
-from coupled_sampling.export import GptDescription, pixel_graph, save_graph, window_graph
+from coupled_sampling.export import DecoderDescription, Norm, pixel_graph, save_graph, write_decoder_graph
 from coupled_sampling.export.step_bundle import write_step_graphs
 
 WINDOW_GRAPH, PIXEL_GRAPH = "window.onnx", "pixels.onnx"
@@ -51,8 +51,18 @@ ALIASES = {
 }
 
 
-def description(shape: Shape, epsilon: float) -> GptDescription:
-    return GptDescription(
+NAMES = {
+    "attention_norm": "attention_norm",
+    "attention_out": "attention.output",
+    "mlp_norm": "mlp_norm",
+    "mlp_in": "mlp.up",
+    "mlp_out": "mlp.down",
+}
+"""Weights of a layer: their names in model.py, and the exporter's."""
+
+
+def description(shape: Shape, epsilon: float) -> DecoderDescription:
+    return DecoderDescription(
         vocab_size=shape.vocabulary,
         generated=shape.codes,
         positions=shape.positions,
@@ -60,11 +70,36 @@ def description(shape: Shape, epsilon: float) -> GptDescription:
         layers=shape.layers,
         heads=shape.heads,
         mlp_width=4 * shape.width,
-        norm_epsilon=epsilon,
+        norm=Norm("layer", epsilon),
+        mlp="plain",
+        activation="gelu",
+        learned_positions=True,
+        query_key_value_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        head_bias=True,
     )
 
 
-def manifest(shape: Shape, gpt: GptDescription, files: dict[str, FileRecord], figures: dict) -> Manifest:
+def weights(model: Model) -> dict[str, np.ndarray]:
+    """The model's weights by the exporter's names."""
+    named = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.numpy()
+        if not name.startswith("blocks."):
+            named[name] = value
+            continue
+        _, layer, module, part = name.split(".")
+        if module == "attention_in":
+            # Queries, keys and values are one map in model.py.
+            for each, third in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+                named[f"layers.{layer}.attention.{each}.{part}"] = third
+        else:
+            named[f"layers.{layer}.{NAMES[module]}.{part}"] = value
+    return named
+
+
+def manifest(shape: Shape, gpt: DecoderDescription, files: dict[str, FileRecord], figures: dict) -> Manifest:
     side = GRID * PATCH
     return Manifest(
         name="fashion",
@@ -136,7 +171,7 @@ def export(checkpoint: Path, folder: Path) -> Manifest:
     model = Model(shape).eval()
     model.load_state_dict(state["model"])
     gpt = description(shape, model.norm.eps)
-    save_graph(window_graph(gpt, {k: v.numpy() for k, v in model.state_dict().items()}), folder / WINDOW_GRAPH)
+    write_decoder_graph(gpt, weights(model), folder / WINDOW_GRAPH)
     save_graph(pixel_graph(state["codebook"].reshape(-1, PATCH, PATCH, 1), GRID, GRID), folder / PIXEL_GRAPH)
     files = {name: file_record(folder / name) for name in (WINDOW_GRAPH, PIXEL_GRAPH)}
     written = manifest(shape, gpt, files, state["figures"])

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from coupled_sampling import generate
-from coupled_sampling.backends import OrtProvider
-from coupled_sampling.export.torch.module import CacheShape, WindowCache, export_module
+from coupled_sampling.backends import open_model
+from coupled_sampling.export.torch.module import CacheShape, ModuleSettings, WindowCache, export_module
 
 VOCABULARY, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, POSITIONS = 64, 48, 2, 6, 2, 8, 128
 
@@ -90,18 +90,21 @@ def main() -> None:
         Decoder().eval(),
         out,
         CacheShape(LAYERS, KV_HEADS, HEAD_SIZE, POSITIONS),
-        name="own",
-        description="A small rotary decoder with random weights.",
-        prompts={"start": [0], "other": [1, 2, 3]},
-        length=60,
-        licence="Apache-2.0",
+        ModuleSettings(
+            name="own",
+            description="A small rotary decoder with random weights.",
+            prompts={"start": [0], "other": [1, 2, 3]},
+            length=60,
+            licence="Apache-2.0",
+        ),
+        check=open_model,
     )
     print(f"wrote {bundle.folder}; ONNX Runtime agrees with the module")
     prompts = [prompt.tokens for prompt in bundle.manifest.prompts.values()]
     tokens = {}
     for method in ("ar", "scd-match", "scd-gumbel"):
-        provider = OrtProvider.open(bundle, batch_size=len(prompts))
-        result = generate(provider, prompts, length=60, method=method, window=8, drafting="random", seed=1)
+        with open_model(bundle, rows=len(prompts)) as model:
+            result = generate(model, prompts, length=60, method=method, window=8, drafting="random", seed=1)
         tokens[method] = [row.tolist() for row in result.tokens]
         print(f"{method}: {tokens[method][0][:12]} ...")
     if tokens["scd-match"] != tokens["ar"]:

@@ -25,6 +25,7 @@ from coupled_sampling.backends import OrtProvider
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
+from coupled_sampling.cli.settings import DecodingSettings
 from coupled_sampling.contracts import LogitsProvider, Sampling
 from coupled_sampling.drafting import find_drafting
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
@@ -57,29 +58,14 @@ def run(
     model: LogitsProvider,
     prompt: Sequence[int],
     methods: Sequence[str],
-    *,
-    length: int,
-    window: int,
-    drafting: str,
+    settings: DecodingSettings,
     seed: int,
-    temperature: float,
-    stop: Sequence[int],
 ) -> list[MethodResult]:
     """``prompt`` continued by ``ar``, then by the other ``methods``, with the same noise.
 
     All use the one model: a new sequence starts at position 0 and overwrites what the one before left.
     """
-    return compare(
-        lambda _: model,
-        [prompt],
-        methods,
-        length=length,
-        window=window,
-        drafting=drafting,
-        seed=seed,
-        sampling=Sampling(temperature=temperature),
-        stop=stop,
-    )
+    return compare(lambda _: model, [prompt], methods, settings, seed=seed)
 
 
 def figures(result: MethodResult) -> dict[str, Any]:
@@ -132,12 +118,14 @@ def _generate(given: argparse.Namespace) -> int:
         OrtProvider.open(bundle, threads=given.threads),
         prompt,
         methods,
-        length=given.length,
-        window=given.window,
-        drafting=given.drafting,
-        seed=given.seed,
-        temperature=given.temperature,
-        stop=bundle.manifest.stop_tokens,
+        DecodingSettings(
+            given.length,
+            window=given.window,
+            drafting=given.drafting,
+            sampling=Sampling(temperature=given.temperature),
+            stop=bundle.manifest.stop_tokens,
+        ),
+        given.seed,
     )
     rows = [figures(result) for result in results]
     texts = [tokenizer.decode(result.generation.tokens[0].tolist()) for result in results]

@@ -28,6 +28,8 @@ from coupled_sampling import __version__
 from coupled_sampling.backends import OrtProvider
 from coupled_sampling.bundles.files import check_writable, write_whole
 from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.cli.settings import DecodingSettings
+from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 
 PROMPTS = {
@@ -124,9 +126,14 @@ def measure(given: argparse.Namespace) -> None:
         if tuple(settings[key] for key in KEYS) in done:
             continue
         prompt = tokenizer.encode(smollm2.TURNS.format(PROMPTS[settings["prompt"]]))
-        rest = {name: settings[name] for name in ("seed", "drafting", "window", "temperature")}
-        stop = bundle.manifest.stop_tokens
-        results = generate.run(model, prompt, methods, length=given.length, stop=stop, **rest)
+        decoding = DecodingSettings(
+            given.length,
+            window=settings["window"],
+            drafting=settings["drafting"],
+            sampling=Sampling(temperature=settings["temperature"]),
+            stop=bundle.manifest.stop_tokens,
+        )
+        results = generate.run(model, prompt, methods, decoding, settings["seed"])
         rows = [{name: _short(value) for name, value in generate.figures(result).items()} for result in results]
         runs.append({**settings, "load": round(os.getloadavg()[0], 1), "methods": rows})
         write(given.out, provenance, runs)

@@ -19,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 from coupled_sampling import open_bundle
+from coupled_sampling.backends import open_model
 from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import BundleError, CheckpointError, OutputError
@@ -74,8 +75,8 @@ def find_bundle(gguf: Path | None, cache: Path, sha256: str, max_length: int) ->
         source = find_gguf(gguf, cache, sha256)
         _make(cache)
         print(f"exporting {source.name} to {folder}", file=sys.stderr)
-        settings = ExportSettings(name=name, licence="Apache-2.0", max_length=max_length, check=True)
-        export_checkpoint(source, folder, settings)
+        settings = ExportSettings(name=name, licence="Apache-2.0", max_length=max_length)
+        export_checkpoint(source, folder, settings, check=open_model)
     elif gguf is not None:
         find_gguf(gguf, cache, sha256)
     bundle = open_bundle(folder)

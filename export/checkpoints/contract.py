@@ -16,14 +16,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 
-__all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "checkpoint_of"]
+__all__ = ["Checkpoint", "CheckpointError", "TensorInfo"]
 
-NAMES_SHOWN = 4
+_NAMES_SHOWN = 4
 
 
 class TensorInfo(NamedTuple):
@@ -32,9 +31,13 @@ class TensorInfo(NamedTuple):
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export.checkpoints import checkpoint_of
-    >>> checkpoint = checkpoint_of({"lm_head.weight": np.zeros((32, 8), np.float32)}, {"vocab_size": 32})
-    >>> info = checkpoint.info("lm_head.weight")
+    >>> from pathlib import Path
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/config.json").write_text('{"vocab_size": 32}')
+    >>> save_file({"lm_head.weight": np.zeros((32, 8), np.float32)}, "tiny/model.safetensors")
+    >>> info = open_checkpoint("tiny").info("lm_head.weight")
     >>> info.shape, info.dtype, info.bytes
     ((32, 8), 'float32', 1024)
     """
@@ -72,8 +75,13 @@ class Checkpoint:
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export.checkpoints import checkpoint_of
-    >>> with checkpoint_of({"lm_head.weight": np.zeros((32, 8), np.float32)}, {"vocab_size": 32}) as checkpoint:
+    >>> from pathlib import Path
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/config.json").write_text('{"vocab_size": 32}')
+    >>> save_file({"lm_head.weight": np.zeros((32, 8), np.float32)}, "tiny/model.safetensors")
+    >>> with open_checkpoint("tiny") as checkpoint:
     ...     print(checkpoint.names(), checkpoint.config["vocab_size"], checkpoint.read("lm_head.weight", (32, 8)).shape)
     ('lm_head.weight',) 32 (32, 8)
     """
@@ -81,7 +89,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        kind: Literal["safetensors", "gguf", "memory"],
+        kind: Literal["safetensors", "gguf"],
         config: Mapping[str, Any],
         tensors: Mapping[str, TensorInfo],
         load: Callable[[str], NDArray[Any]],
@@ -178,24 +186,11 @@ class Checkpoint:
         self.close()
 
 
-def checkpoint_of(tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint of arrays in memory, a peer of those from files: for weights you have made yourself, and for tests.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coupled_sampling.export.checkpoints import checkpoint_of
-    >>> checkpoint_of({"lm_head.weight": np.zeros((32, 8), np.float32)}, {"vocab_size": 32}).read("lm_head.weight").shape
-    (32, 8)
-    """
-    path = Path("memory")
-    table = {key: TensorInfo(array.shape, array.dtype.name, array.nbytes, path) for key, array in tensors.items()}
-    return Checkpoint(path, "memory", config, table, lambda name: np.array(tensors[name]))
-
-
 def _closest(name: str, names: Iterable[str]) -> str:
     names = list(names)
-    close = difflib.get_close_matches(name, names, NAMES_SHOWN)
+    close = difflib.get_close_matches(name, names, _NAMES_SHOWN)
     if close:
         return f"close names are {', '.join(close)}"
-    return f"it has {len(names)} tensors: {', '.join(names[:NAMES_SHOWN])}{', ...' if len(names) > NAMES_SHOWN else ''}"
+    return (
+        f"it has {len(names)} tensors: {', '.join(names[:_NAMES_SHOWN])}{', ...' if len(names) > _NAMES_SHOWN else ''}"
+    )

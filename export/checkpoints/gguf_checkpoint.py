@@ -28,8 +28,6 @@ __all__ = ["huggingface_name", "open_gguf"]
 ROTARY_FACTORS = "rope_freqs.weight"
 """Becomes ``rope_scaling`` of the configuration; Hugging Face's files have no such tensor."""
 
-OUTPUT = "output.weight"
-
 LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",

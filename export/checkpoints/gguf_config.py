@@ -78,7 +78,7 @@ def huggingface_config(
 
     Examples
     --------
-    >>> from coupled_sampling.export.checkpoints import huggingface_config
+    >>> from coupled_sampling.export.checkpoints.gguf_config import huggingface_config
     >>> metadata = {"general.architecture": "gpt2", "gpt2.context_length": 64, "gpt2.embedding_length": 16}
     >>> metadata |= {"gpt2.block_count": 2, "gpt2.attention.head_count": 2, "gpt2.feed_forward_length": 64}
     >>> metadata |= {"gpt2.attention.layer_norm_epsilon": 1e-5, "gpt2.vocab_size": 32}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
-__all__ = ["GgufFile", "GgufTensor", "require_gguf"]
+__all__ = ["GgufFile", "GgufTensor"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -47,7 +47,7 @@ PLAIN = {
 """Types that numpy has; the rest are blocks, bfloat16 among them."""
 
 
-def require_gguf() -> Any:
+def _require_gguf() -> Any:
     """The package ``gguf``.
 
     Raises
@@ -90,7 +90,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._gguf = require_gguf()
+        self._gguf = _require_gguf()
         self._size = path.stat().st_size
         self._file: BinaryIO = path.open("rb")
         try:

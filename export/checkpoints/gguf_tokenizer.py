@@ -6,71 +6,27 @@ and the *name* of the pre-tokenizer; the rule behind a name is known here for th
 without a rule is refused, since a wrong cut gives plausible tokens and a worse model. Rules: Radford et al. 2019 for
 GPT-2, the ``tokenizer.json`` files of SmolLM2, Qwen2 and Llama 3 for the others.
 
-SentencePiece tokenizers (``tokenizer.ggml.model`` is ``llama``) are not built. The chat template is given as text;
+SentencePiece tokenizers (``tokenizer.ggml.model`` is ``llama``) are not built. The chat template stays in the metadata, as text;
 running it takes a Jinja engine, which is the caller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
-__all__ = ["PRE_TOKENIZERS", "SpecialTokens", "chat_template", "gguf_tokenizer", "special_tokens"]
+__all__ = ["gguf_tokenizer"]
 
 CONTROL, USER_DEFINED = 3, 4
 """Token types that are matched in the text before it is cut: markers, and words added later."""
 
-WORDS = (
+_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Cut of Qwen2 and Llama 3, which differ in how many digits, at @, stay together."""
-
-
-class SpecialTokens(NamedTuple):
-    """Ids that the file names, None where it names none.
-
-    Examples
-    --------
-    >>> from coupled_sampling.export.checkpoints import special_tokens
-    >>> special_tokens({"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}).end
-    2
-    """
-
-    beginning: int | None
-    end: int | None
-    end_of_turn: int | None
-    unknown: int | None
-    padding: int | None
-
-
-def special_tokens(metadata: Mapping[str, Any]) -> SpecialTokens:
-    """The ids of the special tokens of a GGUF file.
-
-    Examples
-    --------
-    >>> from coupled_sampling.export.checkpoints import special_tokens
-    >>> special_tokens({"tokenizer.ggml.eos_token_id": 2})
-    SpecialTokens(beginning=None, end=2, end_of_turn=None, unknown=None, padding=None)
-    """
-    return SpecialTokens(
-        *(metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "unknown", "padding"))
-    )
-
-
-def chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """The Jinja text that turns messages into a prompt, None if the file has none.
-
-    Examples
-    --------
-    >>> from coupled_sampling.export.checkpoints import chat_template
-    >>> chat_template({"tokenizer.chat_template": "{{ messages }}"})
-    '{{ messages }}'
-    """
-    template: str | None = metadata.get("tokenizer.chat_template")
-    return template
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
@@ -90,7 +46,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
 
     Examples
     --------
-    >>> from coupled_sampling.export.checkpoints import gguf_tokenizer
+    >>> from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
     >>> metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}
     >>> metadata |= {"tokenizer.ggml.tokens": ["h", "e", "l", "he", "hel"], "tokenizer.ggml.merges": ["h e", "he l"]}
     >>> gguf_tokenizer(metadata).encode("hell").ids
@@ -108,9 +64,9 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
         raise CheckpointError(
             f"tokenizer.ggml.model is {model!r}, expected 'gpt2' (byte-level BPE); use the tokenizer.json of the model's folder"
         )
-    if name not in PRE_TOKENIZERS:
+    if name not in _PRE_TOKENIZERS:
         raise CheckpointError(
-            f"tokenizer.ggml.pre is {name!r}, expected one of {', '.join(PRE_TOKENIZERS)}; "
+            f"tokenizer.ggml.pre is {name!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
             "use the tokenizer.json of the model's folder"
         )
     tokens = metadata.get("tokenizer.ggml.tokens") or []
@@ -119,7 +75,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
     tokenizer.decoder = decoders.ByteLevel()
-    PRE_TOKENIZERS[name](tokenizers, tokenizer)
+    _PRE_TOKENIZERS[name](tokenizers, tokenizer)
     _add_special_tokens(tokenizers, tokenizer, metadata, tokens)
     return tokenizer
 
@@ -144,7 +100,7 @@ def _add_special_tokens(tokenizers: Any, tokenizer: Any, metadata: Mapping[str, 
     added = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED]
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in markers])
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
-    beginning = special_tokens(metadata).beginning
+    beginning = metadata.get("tokenizer.ggml.bos_token_id")
     if (
         metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.pre"] == "llama-bpe")
         and beginning is not None
@@ -168,7 +124,7 @@ def _single_digits(tokenizers: Any, tokenizer: Any) -> None:
 
 def _words(tokenizers: Any, tokenizer: Any, digits: str) -> None:
     cuts = tokenizers.pre_tokenizers
-    words = cuts.Split(tokenizers.Regex(WORDS.replace("@", digits)), behavior="isolated")
+    words = cuts.Split(tokenizers.Regex(_WORDS.replace("@", digits)), behavior="isolated")
     tokenizer.pre_tokenizer = cuts.Sequence([words, cuts.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
@@ -181,7 +137,7 @@ def _llama3(tokenizers: Any, tokenizer: Any) -> None:
     _words(tokenizers, tokenizer, digits="{1,3}")
 
 
-PRE_TOKENIZERS: Mapping[str, Callable[[Any, Any], None]] = {
+_PRE_TOKENIZERS: Mapping[str, Callable[[Any, Any], None]] = {
     "gpt-2": _byte_level,
     "smollm": _single_digits,
     "qwen2": _qwen2,

@@ -1,4 +1,4 @@
-"""Two orders of the rows of a query or key projection under rotary positions, and the way between them.
+"""Two orders of the rows of a query or key projection under rotary positions, and the way from one to the other.
 
 A rotary embedding turns pairs of coordinates of a head of d coordinates. Which pairs is a convention:
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["permute_rotary", "unpermute_rotary"]
+__all__ = ["unpermute_rotary"]
 
 
 def unpermute_rotary(weight: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -46,35 +46,15 @@ def unpermute_rotary(weight: NDArray[Any], heads: int) -> NDArray[Any]:
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export.checkpoints import unpermute_rotary
+    >>> from coupled_sampling.export.checkpoints.rotary_layout import unpermute_rotary
     >>> unpermute_rotary(np.arange(4), heads=1)  # neighbours 0, 1 and 2, 3 become the pairs 0, 2 and 1, 3 of rows
     array([0, 2, 1, 3])
     """
-    return _swap(weight, heads, (_half(weight, heads), 2))
-
-
-def permute_rotary(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """From halves to interleaved, the inverse of `unpermute_rotary`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coupled_sampling.export.checkpoints import permute_rotary, unpermute_rotary
-    >>> permute_rotary(unpermute_rotary(np.arange(8), heads=2), heads=2)
-    array([0, 1, 2, 3, 4, 5, 6, 7])
-    """
-    return _swap(weight, heads, (2, _half(weight, heads)))
-
-
-def _swap(weight: NDArray[Any], heads: int, inner: tuple[int, int]) -> NDArray[Any]:
-    return weight.reshape(heads, *inner, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _half(weight: NDArray[Any], heads: int) -> int:
     rows = weight.shape[0] if weight.ndim else 0
     if heads < 1 or rows < 1 or rows % (2 * heads):
         raise InvalidArgument(
             f"weight has shape {weight.shape}, expected rows that divide into {heads} heads of an even size; "
             "for keys give the number of key and value heads"
         )
-    return rows // heads // 2
+    pairs = weight.reshape(heads, rows // heads // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)

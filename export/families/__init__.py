@@ -1,12 +1,12 @@
 """Families of models: each maps the checkpoints of one kind to a description and weights.
 
-A family is a module of this package with a class; `FAMILIES` says which. Modules are imported when a checkpoint is looked at.
+A family is a file of this package with a class, and a line in `FAMILIES`. Its file knows the model's tokens and, where there are
+any, its pictures. Files are imported when a checkpoint is looked at.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,28 +14,29 @@ from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.families.contract import Decoding, Exportable, Family
 
-__all__ = ["FAMILIES", "Decoding", "Exportable", "Family", "family_names", "find_family"]
+__all__ = [
+    "FAMILIES",
+    "Decoding",
+    "Exportable",
+    "Family",
+    "find_family",
+]
 
-FAMILIES: dict[str, tuple[str, str]] = {
-    "llama": ("llama", "Llama"),
-    "gpt2": ("gpt2", "Gpt2"),
-    "imagegpt": ("imagegpt", "ImageGpt"),
-    "janus": ("janus", "Janus"),
-    "llamagen": ("llamagen", "LlamaGen"),
-    "chameleon": ("chameleon", "Chameleon"),
-    "emu3": ("emu3", "Emu3"),
+FAMILIES: dict[str, str] = {
+    "llama": "Llama",
+    "gpt2": "Gpt2",
+    "imagegpt": "ImageGpt",
+    "janus": "Janus",
+    "llamagen": "LlamaGen",
+    "chameleon": "Chameleon",
+    "emu3": "Emu3",
 }
-"""Module and class of every family, by the name that ``--family`` takes."""
-
-
-def family_names() -> tuple[str, ...]:
-    """Names of all families whose file is there."""
-    return tuple(name for name, (module, _) in FAMILIES.items() if importlib.util.find_spec(f"{__name__}.{module}"))
+"""Class of every family, by the name that ``--family`` takes and its file has."""
 
 
 def _family(name: str) -> Family:
-    module, kind = FAMILIES[name]
-    return cast(Family, getattr(importlib.import_module(f"{__name__}.{module}"), kind)())
+    module = importlib.import_module(f"{__name__}.{name}")
+    return cast(Family, getattr(module, FAMILIES[name])())
 
 
 def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
@@ -47,18 +48,32 @@ def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
         No family has that name.
     CheckpointError
         No family recognises the checkpoint.
+
+    Examples
+    --------
+    >>> import json
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> from coupled_sampling.export.families import find_family
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/config.json").write_text(json.dumps({"model_type": "llama"}))
+    >>> save_file({"lm_head.weight": np.zeros((32, 8), np.float32)}, "tiny/model.safetensors")
+    >>> with open_checkpoint("tiny") as checkpoint:
+    ...     find_family(checkpoint).name
+    'llama'
     """
-    names = family_names()
     if name != "auto":
-        if name not in names:
-            raise InvalidArgument(f"family is {name!r}, expected auto or one of {', '.join(names)}")
+        if name not in FAMILIES:
+            raise InvalidArgument(f"family is {name!r}, expected auto or one of {', '.join(FAMILIES)}")
         return _family(name)
-    for candidate in names:
+    for candidate in FAMILIES:
         family = _family(candidate)
         if family.recognises(checkpoint.config):
             return family
     raise CheckpointError(f"{checkpoint.path} is of no family that can be exported: {_identity(checkpoint.config)}; known are "
-                          f"{', '.join(names)}. Name one with --family if the checkpoint is of its kind")  # fmt: skip
+                          f"{', '.join(FAMILIES)}. Name one with --family if the checkpoint is of its kind")  # fmt: skip
 
 
 def _identity(config: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 from coupled_sampling.bundles.manifest import Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import Place, layer_name
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.llama import HARMLESS_TENSORS, LAYER_NAMES
-from coupled_sampling.export.families.places import Place, layer_name
 from coupled_sampling.export.families.rotary_settings import take_rotary
 from coupled_sampling.export.families.settings import choose_positions, take_activation
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm

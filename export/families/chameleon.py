@@ -8,16 +8,25 @@ Chameleon's picture is 32 by 32 tokens without anything between. Lumina-mGPT, kn
 the configuration, says rows and columns before the picture and ends every row with a token, which is forced here as in its
 own decoding. Sources: facebookresearch/chameleon, ``chameleon/inference``; Alpha-VLLM/Lumina-mGPT, ``inference_solver.py``
 and its README; transformers' ``ChameleonForConditionalGeneration``.
+
+Both models' picture decoder is a VQGAN of taming-transformers, from a checkpoint of its own: transformers' Chameleon reads
+pictures only, so that its checkpoints lack it. The authors publish it as ``vqgan.ckpt`` and ``vqgan.yaml``: save the entry
+"state_dict" with safetensors, under its names, and the YAML as JSON in ``config.json`` beside it. A picture token's name spells
+its code, a letter for each digit (A is 0) between ``IMGIMG`` and ``Z``. Fractions of pixels are cut off. Sources:
+facebookresearch/chameleon, ``chameleon/inference/vqgan.py``, ``image_tokenizer.py`` and ``vocab.py``; Alpha-VLLM/Lumina-mGPT,
+``data/item_processor.py``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import read_places
 from coupled_sampling.export.families.backbone import (
     backbone_places,
     completed,
@@ -28,9 +37,11 @@ from coupled_sampling.export.families.backbone import (
 )
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import read_places
 from coupled_sampling.export.families.settings import describe
+from coupled_sampling.export.families.vqgan import picture_decoder, stages
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.pictures.contract import PictureDecoder
+from coupled_sampling.export.pictures.names import TAMING
 
 __all__ = ["Chameleon"]
 
@@ -59,10 +70,13 @@ SIDE, LUMINA_SIDE, GRID_SIDE = 32, 48, 2
 """Tokens in a row of a picture: of Chameleon, and of Lumina-mGPT at 768 by 768 pixels; a grid is 2 by 2 tokens."""
 
 _LUMINA_KEYS = ("mask_image_logits", "z_loss_weight")
+_NAME = re.compile(rf"{PICTURE}([A-J]+)Z")
+_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
+_VQ_TRAINING = ("lossconfig", "ckpt_path", "ignore_keys", "image_key", "monitor", "scheduler_config", "lr_g_factor")
 
 
 class Chameleon:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Chameleon and Lumina-mGPT."""
 
     name = "chameleon"
 
@@ -71,7 +85,6 @@ class Chameleon:
         return bool(config.get("model_type") == "chameleon")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         where = f"the configuration of {checkpoint.path}"
         config = completed(checkpoint.config, DEFAULTS)
         reader = ConfigReader(config, where)
@@ -103,6 +116,13 @@ class Chameleon:
         weights = read_places(checkpoint, places, others(checkpoint, "model.vqmodel."))
         decoding = (_lumina if lumina else _chameleon)(description, pictures, vocabulary, config["bos_token_id"])
         return Exportable(self.name, description, weights, decoding)
+
+    def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
+        """The picture decoder in ``separate`` with the token names of ``checkpoint``; None without one."""
+        if separate is None:
+            return None
+        codes = _codes(checkpoint.config.get("vocabulary_map") or {}, f"the configuration of {checkpoint.path}")
+        return picture_decoder(model, separate, TAMING, _vq_choices(separate), codes=codes)
 
 
 def _head_size(config: Mapping[str, Any]) -> int:
@@ -162,3 +182,66 @@ def _lumina(
             "other sizes need another, and the unconditional prompt must say the same size.",
         ),
     )
+
+
+def _codes(vocabulary: Mapping[str, int], where: str) -> dict[int, int]:
+    """The code of every picture token.
+
+    >>> _codes({"IMGIMGBAZ": 4, "<s>": 0}, "an example")
+    {4: 10}
+    """
+    codes = {}
+    for name, token in vocabulary.items():
+        if not name.startswith(PICTURE):
+            continue
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise CheckpointError(
+                f"{where}: vocabulary_map has the picture token {name!r}, expected {PICTURE}, letters A to J for digits, and Z"
+            )
+        codes[int(token)] = int(found[1].translate(_DIGITS))
+    return codes
+
+
+def _vq_choices(separate: Checkpoint) -> dict[str, Any]:
+    """What the picture decoder's configuration says of its description."""
+    where = f"the configuration of {separate.path}"
+    reader = ConfigReader(separate.config, where)
+    if "model" in separate.config:
+        model = reader.part("model", f"{where}, model")
+        reader.finish()
+        target = model.take("target", "VQModel")
+        if str(target).rpartition(".")[2] != "VQModel":
+            raise CheckpointError(f"{where}, model: target is {target!r}, and only a VQModel can be exported")
+        model.ignore("base_learning_rate")
+        where = f"{where}, model, params"
+        reader = model.part("params", where)
+        model.finish()
+    decoder = reader.part("ddconfig")
+    choices = _vq_decoder_choices(decoder)
+    decoder.finish()
+    choices |= {"codes": reader.take("n_embed"), "code_size": reader.take("embed_dim")}
+    reader.take("remap", None, accepted=(None,))
+    reader.take("colorize_nlabels", None, accepted=(None,))
+    reader.ignore("sane_index_shape", *_VQ_TRAINING)
+    reader.finish()
+    return choices
+
+
+def _vq_decoder_choices(reader: ConfigReader) -> dict[str, Any]:
+    multipliers, resolution = reader.take("ch_mult", [1, 2, 4, 8]), reader.take("resolution")
+    coarsest = len(multipliers) - 1
+    # Its code counts from the coarsest resolution, rounded down, upwards.
+    resolutions = {k: resolution // 2**coarsest * 2 ** (coarsest - k) for k in range(len(multipliers))}
+    attended = reader.take("attn_resolutions")
+    levels = {k for k, size in resolutions.items() if size in attended}
+    reader.take("resamp_with_conv", True, accepted=(True,))
+    for key in ("give_pre_end", "tanh_out", "use_linear_attn"):
+        reader.take(key, False, accepted=(False,))
+    reader.take("attn_type", "vanilla", accepted=("vanilla",))
+    reader.ignore("double_z", "in_channels", "dropout")
+    return {
+        "latent": reader.take("z_channels"),
+        "stages": stages(reader.take("ch"), multipliers, reader.take("num_res_blocks"), levels),
+        "channels": reader.take("out_ch"),
+    }

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.contract import CheckpointError
 
-__all__ = ["HARMLESS", "ConfigReader", "require_tensors"]
+__all__ = ["HARMLESS", "ConfigReader"]
 
 _KEYS = (
     "_name_or_path _attn_implementation architectures model_type torch_dtype dtype transformers_version use_cache "
@@ -94,28 +94,3 @@ class ConfigReader:
                 f"{self._where} has keys that are not understood: {listed}. They may change the numbers, so the export stops here; "
                 "if they have no effect, remove them from the configuration"
             )
-
-
-def require_tensors(checkpoint: Checkpoint, wanted: Collection[str], harmless: Collection[str] = ()) -> None:
-    """Refuse a checkpoint that lacks a tensor of ``wanted`` or has others than these.
-
-    Parameters
-    ----------
-    harmless
-        Endings of the names of tensors that may be left over, such as ``rotary_emb.inv_freq``.
-
-    Raises
-    ------
-    CheckpointError
-        A tensor is missing or left over.
-    """
-    for name in wanted:
-        checkpoint.info(name)  # refuses a missing one, naming it and its neighbours
-    known = set(wanted)
-    left = [name for name in checkpoint.names() if name not in known and not name.endswith(tuple(harmless))]
-    if left:
-        listed = ", ".join(left[:4]) + (" ..." if len(left) > 4 else "")
-        raise CheckpointError(
-            f"{checkpoint.path} has {len(left)} tensors that this family does not use: {listed}; they may change the "
-            "numbers, so the export stops here. Is the family right?"
-        )

@@ -1,6 +1,6 @@
 """What a family of models is to the exporter: a function from a checkpoint to a description, weights and ways of decoding.
 
-A family is one small file with one class. It reads the configuration through a
+A family is one file with one class. It reads the configuration through a
 `coupled_sampling.export.families.config.ConfigReader`, so that a key it does not know is refused and never ignored, and gives
 every canonical weight of `coupled_sampling.export.graphs.description.DecoderDescription` a place in the checkpoint. What decoding
 needs beside the model, such as the tokens a picture is made of and how they are laid out, goes into `Decoding` and from
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -19,8 +19,9 @@ from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.pictures.contract import PictureDecoder
 
-__all__ = ["Decoding", "Exportable", "Family"]
+__all__ = ["Decoding", "Exportable", "Family", "PictureFamily"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class Decoding:
         Recommended settings, those of the model's authors where they are known.
     notes
         What a user must know and the manifest has no entry for, one sentence each.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import Grid, Prompt
+    >>> from coupled_sampling.export.families import Decoding
+    >>> decoding = Decoding(length=196, grid=Grid(14, 14), prompts={"shirt": Prompt((258,), (), "Shirt")}, drafting="repeat")
+    >>> decoding.stop_tokens, decoding.guidance
+    ((), 1.0)
     """
 
     length: int = 0
@@ -75,6 +84,17 @@ class Exportable:
         From a canonical name of ``description.weight_shapes()`` to the array, read from the checkpoint when it is called.
     decoding
         What decoding needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export import DecoderDescription, reference_logits
+    >>> from coupled_sampling.export.families import Decoding, Exportable
+    >>> description = DecoderDescription(vocab_size=8, positions=16, width=4, layers=1, heads=2, mlp_width=8)
+    >>> zeros = {name: np.zeros(shape, np.float32) for name, shape in description.weight_shapes().items()}
+    >>> model = Exportable("mine", description, zeros.__getitem__, Decoding(length=4))
+    >>> reference_logits(model.description, model.weights, np.array([0, 1])).shape
+    (2, 8)
     """
 
     family: str
@@ -84,7 +104,16 @@ class Exportable:
 
 
 class Family(Protocol):
-    """A family of checkpoints."""
+    """A family of checkpoints.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.families import FAMILIES, Family
+    >>> from coupled_sampling.export.families.gpt2 import Gpt2
+    >>> family: Family = Gpt2()
+    >>> family.name in FAMILIES, family.recognises({"model_type": "gpt2"}), family.recognises({"model_type": "llama"})
+    (True, True, False)
+    """
 
     @property
     def name(self) -> str:
@@ -103,5 +132,34 @@ class Family(Protocol):
         CheckpointError
             A key of the configuration is unknown or has a value that is not supported, or a tensor is missing, has another
             shape, or is left over.
+        """
+        ...
+
+
+@runtime_checkable
+class PictureFamily(Family, Protocol):
+    """A family that knows the decoder of its pictures, too."""
+
+    def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
+        """The picture decoder of ``model``, which has a grid.
+
+        Parameters
+        ----------
+        model, checkpoint
+            What `load` made, and of what.
+        separate
+            A checkpoint of the picture decoder alone; None if there is none.
+
+        Returns
+        -------
+        PictureDecoder or None
+            None if neither checkpoint holds one.
+
+        Raises
+        ------
+        CheckpointError
+            As for `load`, or it has other codes than the model has picture tokens.
+        InvalidArgument
+            ``separate`` is given, but the decoder lies in ``checkpoint``.
         """
         ...

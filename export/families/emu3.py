@@ -5,18 +5,26 @@ Read are transformers' ``Emu3ForConditionalGeneration``, whose ``vocabulary_map`
 ends, the end of the frame and the end of the picture are forced, as in its own decoding.
 
 Sources: baaivision/Emu3, ``image_generation.py``, ``emu3/mllm/utils_emu3.py`` and ``emu3/mllm/configuration_emu3.py``.
+
+The picture decoder is one of videos, of which a picture is the first frame; `FirstFrame` says what is left of its convolutions
+in time. transformers' checkpoints hold it; BAAI's is a checkpoint of its own, Emu3-VisionTokenizer. Sources: baaivision/Emu3,
+``emu3/tokenizer/modeling_emu3visionvq.py`` and ``image_processing_emu3visionvq.py``, which cuts fractions of pixels off;
+``Emu3VQVAE`` of transformers.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import read_places
 from coupled_sampling.export.families.backbone import (
     backbone_places,
     completed,
@@ -27,9 +35,12 @@ from coupled_sampling.export.families.backbone import (
 )
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import read_places
 from coupled_sampling.export.families.settings import describe
+from coupled_sampling.export.families.vqgan import picture_decoder, stages
 from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.pictures.contract import PictureDecoder
+from coupled_sampling.export.pictures.description import FirstFrame
+from coupled_sampling.export.pictures.names import TAMING, TRANSFORMERS_EMU3
 
 __all__ = ["Emu3"]
 
@@ -76,6 +87,11 @@ _SHAPES = {
 }
 """Beginning of the decoder's tensors, and the head, in checkpoints of several generations."""
 
+_VQ_PREFIXES = ("model.vqmodel.", "vqmodel.")
+"""Beginning of the picture decoder's tensors, in the same."""
+
+_PICTURE_NAME = re.compile(r"<\|visual token (\d+)\|>")
+
 
 @dataclass(frozen=True)
 class _Tokens:
@@ -98,7 +114,7 @@ class _Tokens:
 
 
 class Emu3:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Emu3, from transformers and from BAAI."""
 
     name = "emu3"
 
@@ -107,7 +123,6 @@ class Emu3:
         return config.get("model_type") in ("emu3", "Emu3")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         where = f"the configuration of {checkpoint.path}"
         own = checkpoint.config.get("model_type") == "Emu3"
         area = IMAGE_AREA
@@ -131,8 +146,32 @@ class Emu3:
         shapes = _SHAPES["own" if own else "transformers"]
         prefix, head = next((shape for shape in shapes if shape[1] in checkpoint), shapes[0])
         places = backbone_places(description, prefix, head)
-        weights = read_places(checkpoint, places, others(checkpoint, "vqmodel.", "model.vqmodel."))
+        weights = read_places(checkpoint, places, others(checkpoint, *_VQ_PREFIXES))
         return Exportable(self.name, description, weights, _decoding(description, tokens, side))
+
+    def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
+        """The picture decoder in ``checkpoint`` or in ``separate``; None if there is none."""
+        codes = _codes(checkpoint.config.get("vocabulary_map"))
+        prefixes = [p for p in _VQ_PREFIXES if any(name.startswith(f"{p}decoder.") for name in checkpoint.names())]
+        if separate is not None:
+            if prefixes:
+                raise InvalidArgument(
+                    f"vq is {str(separate.path)!r}, but {checkpoint.path} holds a picture decoder itself; leave vq out"
+                )
+            reader = ConfigReader(separate.config, f"the configuration of {separate.path}")
+            choices = _vq_choices(reader, "z_channels", "ch", "ch_mult")
+            reader.ignore("double_z", "in_channels", "dropout")
+            reader.finish()
+            return picture_decoder(model, separate, TAMING, choices, codes=codes)
+        if not prefixes:
+            return None
+        where = f"the configuration of {checkpoint.path}, vq_config"
+        reader = ConfigReader(checkpoint.config.get("vq_config") or {}, where)
+        choices = _vq_choices(reader, "latent_channels", "base_channels", "channel_multiplier")
+        reader.take("num_attention_heads", 1, accepted=(1,))
+        reader.ignore("hidden_size", "attention_dropout", "double_latent", "in_channels")
+        reader.finish()
+        return picture_decoder(model, checkpoint, TRANSFORMERS_EMU3, choices, prefix=prefixes[0], codes=codes)
 
 
 def _named_tokens(checkpoint: Checkpoint, where: str, side: int) -> _Tokens:
@@ -184,3 +223,27 @@ def _decoding(description: DecoderDescription, tokens: _Tokens, side: int) -> De
             'negative prompt instead ("lowres, bad anatomy, ..."), which is text and needs the tokenizer.',
         ),
     )
+
+
+def _codes(vocabulary: Mapping[str, int] | None) -> dict[int, int] | None:
+    """The code of every picture token; None if their names are not known, and they are in order."""
+    if not vocabulary:
+        return None
+    names = ((_PICTURE_NAME.fullmatch(name), token) for name, token in vocabulary.items())
+    return {int(token): int(found[1]) for found, token in names if found}
+
+
+def _vq_choices(reader: ConfigReader, latent: str, width: str, multipliers: str) -> dict[str, Any]:
+    """What both configurations say, under the names that differ; defaults are those of both classes."""
+    factor, blocks = reader.take("temporal_downsample_factor", 4), reader.take("num_res_blocks", 2)
+    if not isinstance(factor, int) or factor < 1:
+        raise CheckpointError(f"temporal_downsample_factor is {factor!r}, expected an integer >= 1")
+    levels = reader.take("attn_resolutions", [3])
+    return {
+        "codes": reader.take("codebook_size", 32768),
+        "code_size": reader.take("embed_dim", 4),
+        "latent": reader.take(latent, 4),
+        "stages": stages(reader.take(width, 256), reader.take(multipliers, [1, 2, 2, 4]), blocks, levels),
+        "channels": reader.take("out_channels", 3),
+        "frame": FirstFrame(blocks, int(math.log2(factor))),
+    }

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint
+from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.settings import choose_positions, take_activation, take_stop_tokens
 from coupled_sampling.export.families.settings import describe as describe_decoder
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
@@ -39,7 +39,7 @@ HARMLESS_TENSORS = (".attn.bias", ".attn.masked_bias")
 
 
 class Gpt2:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """GPT-2."""
 
     name = "gpt2"
 
@@ -49,7 +49,6 @@ class Gpt2:
         return bool(config.get("model_type", "gpt2" if named else None) == "gpt2")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         reader = ConfigReader(checkpoint.config, f"the configuration of {checkpoint.path}")
         choices = take_choices(reader, activation="gelu_new")
         table_rows = choices["positions"]

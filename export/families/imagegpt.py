@@ -13,10 +13,10 @@ from typing import Any
 
 from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import read_places
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.gpt2 import HARMLESS_TENSORS, gpt2_places, prefix_of, take_choices
-from coupled_sampling.export.families.places import read_places
 from coupled_sampling.export.families.settings import choose_positions, describe
 from coupled_sampling.export.graphs.description import Norm
 
@@ -26,7 +26,7 @@ ARCHITECTURES = ("ImageGPTForCausalImageModeling", "ImageGPT")
 
 
 class ImageGpt:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """ImageGPT."""
 
     name = "imagegpt"
 

@@ -6,6 +6,10 @@ token ``text vocabulary + c``, its row of the embedding is computed once, at exp
 
 Sources: deepseek-ai/Janus, ``generation_inference.py`` and ``janus/models/modeling_vlm.py``; ``JanusForConditionalGeneration``
 of transformers. Checkpoints of both are read. Text answers and pictures as input are not exported.
+
+The picture decoder is LlamaGen's VQ-16, in the model's own checkpoint, with code vectors scaled to length 1. Sources:
+deepseek-ai/Janus, ``janus/models/vq_model.py`` and ``generation_inference.py``, which cuts fractions of pixels off;
+``JanusVQVAE`` of transformers.
 """
 
 from __future__ import annotations
@@ -20,14 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.manifest import Grid
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import Place, read_places
 from coupled_sampling.export.families.backbone import backbone_places, completed, empty_prompt, others, take_backbone
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import Place, read_places
 from coupled_sampling.export.families.settings import describe
+from coupled_sampling.export.families.vqgan import picture_decoder, read_sizes, stages
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.reference import activation
+from coupled_sampling.export.pictures.contract import PictureDecoder
+from coupled_sampling.export.pictures.names import LLAMAGEN, TRANSFORMERS_JANUS
 
 __all__ = ["Janus"]
 
@@ -49,6 +57,8 @@ PADS = 24
 
 BEGIN, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
 _ROWS_AT_ONCE = 1024
+_OWN_VQ_PREFIX, _VQ_PREFIX = "gen_vision_model.", "model.vqmodel."
+"""Beginning of the picture decoder's tensors, in DeepSeek's checkpoints and in transformers'."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class _Picture:
 
 
 class Janus:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Janus and Janus-Pro, from transformers and from DeepSeek."""
 
     name = "janus"
 
@@ -85,7 +95,6 @@ class Janus:
         )
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         where = f"the configuration of {checkpoint.path}"
         reader = ConfigReader(checkpoint.config, where)
         own = checkpoint.config.get("model_type") == "multi_modality"
@@ -112,6 +121,19 @@ class Janus:
         weights = _Weights(checkpoint, description, picture, layout)
         return Exportable(self.name, description, weights, _decoding(checkpoint, description, picture))
 
+    def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
+        """The picture decoder in ``checkpoint``; None if it holds none."""
+        if separate is not None:
+            raise InvalidArgument(
+                f"vq is {str(separate.path)!r}, but Janus' picture decoder is in its own checkpoint; leave vq out"
+            )
+        own = checkpoint.config.get("model_type") == "multi_modality"
+        prefix, naming = (_OWN_VQ_PREFIX, LLAMAGEN) if own else (_VQ_PREFIX, TRANSFORMERS_JANUS)
+        if not any(name.startswith(f"{prefix}decoder.") for name in checkpoint.names()):
+            return None
+        choices = _own_vq_choices(checkpoint) if own else _vq_choices(model, checkpoint)
+        return picture_decoder(model, checkpoint, naming, choices | {"normalised_codes": True}, prefix=prefix)
+
 
 def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
     vision = reader.take("vision_config", {})
@@ -124,7 +146,7 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
         head_hidden=width,
         count=vision.get("num_image_tokens", IMAGE_TOKENS),
     )
-    # The rest describes the decoder of pictures, which `coupled_sampling.export.pictures.janus` reads.
+    # The rest describes the decoder of pictures, which `_vq_choices` reads.
     part.ignore(
         *("image_token_embed_dim", "double_latent", "latent_channels", "in_channels", "out_channels", "base_channels"),
         *("channel_multiplier", "num_res_blocks", "num_patches", "depth"),
@@ -137,7 +159,7 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
         aligner=tuple(f"model.generation_aligner.{name}" for name in aligner),
         hidden="model.generation_head.proj_out",
         head="model.generation_head.vision_head",
-        others=("model.vision_model.", "model.aligner.", "model.vqmodel.", "lm_head."),
+        others=("model.vision_model.", "model.aligner.", _VQ_PREFIX, "lm_head."),
     )
 
 
@@ -160,7 +182,7 @@ def _take_own(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
         aligner=tuple(f"gen_aligner.layers.{2 * i}" for i in range(depth)),
         hidden="gen_head.output_mlp_projector",
         head="gen_head.vision_head",
-        others=("vision_model.", "aligner.", "gen_vision_model.", "language_model.lm_head."),
+        others=("vision_model.", "aligner.", _OWN_VQ_PREFIX, "language_model.lm_head."),
     )
 
 
@@ -247,3 +269,43 @@ def _unconditional(checkpoint: Checkpoint) -> tuple[int, ...] | None:
         return (numbers[BEGIN], *([numbers[PAD]] * PADS), numbers[BEGIN_OF_IMAGE])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _vq_choices(model: Exportable, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What transformers' configuration says of the picture decoder's description."""
+    where = f"the configuration of {checkpoint.path}, vq_config"
+    reader = ConfigReader(checkpoint.config.get("vq_config") or {}, where)
+    multipliers = reader.take("channel_multiplier", [1, 1, 2, 2, 4])
+    choices = {
+        "codes": reader.take("num_embeddings", 16384),
+        "code_size": reader.take("embed_dim", 8),
+        "latent": reader.take("latent_channels", 256),
+        # Only the coarsest stage, which is the last multiplier, has attention.
+        "stages": stages(
+            reader.take("base_channels", 128), multipliers, reader.take("num_res_blocks", 2), {len(multipliers) - 1}
+        ),
+        "channels": reader.take("out_channels", 3),
+    }
+    grid = model.decoding.grid
+    side = grid.rows if grid else 0
+    reader.take("num_patches", side, accepted=(side,))
+    reader.ignore("double_latent", "in_channels", "dropout")
+    # Of the aligner and the head, which the decoder of tokens has read.
+    reader.ignore("projection_dim", "num_hidden_layers", "hidden_act", "image_token_embed_dim", "depth")
+    reader.finish()
+    return choices
+
+
+def _own_vq_choices(checkpoint: Checkpoint) -> dict[str, Any]:
+    """DeepSeek's code takes the class ``VQ-16`` as it is, so that the tensors say all."""
+    where = f"the configuration of {checkpoint.path}, gen_vision_config"
+    reader = ConfigReader(checkpoint.config.get("gen_vision_config") or {}, where)
+    reader.take("cls", "VQ-16", accepted=("VQ-16",))
+    params = reader.take("params", {})
+    reader.finish()
+    inner = ConfigReader(params, f"{where}, params")
+    sizes = read_sizes(checkpoint, LLAMAGEN, _OWN_VQ_PREFIX)
+    for key, name in (("image_token_size", "codes"), ("n_embed", "code_size")):
+        inner.take(key, sizes[name], accepted=(sizes[name],))
+    inner.finish()
+    return sizes

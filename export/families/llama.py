@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.rotary_settings import take_rotary
 from coupled_sampling.export.families.settings import choose_positions, describe, take_activation, take_stop_tokens
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
@@ -77,7 +77,7 @@ HARMLESS_TENSORS = ("rotary_emb.inv_freq",)
 
 
 class Llama:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """Llama 1 to 3, SmolLM2, Mistral, Qwen 2 to 3."""
 
     name = "llama"
 
@@ -86,7 +86,6 @@ class Llama:
         return _relative(config) is not None
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` shortens the longest sequence, None keeps the checkpoint's."""
         kind = _relative(checkpoint.config)
         if kind is None:
             raise CheckpointError(

@@ -8,10 +8,17 @@ has cos = sin = 0, so that its query and key vanish. Source: FoundationVision/Ll
 Its checkpoints are ``.pt`` files without a configuration. Convert the state dict (the entry "model", "module" or
 "state_dict") with safetensors and write a ``config.json`` beside it: ``{"model_type": "llamagen", "block_size": 576}``, where
 ``block_size`` is the number of tokens in a picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may
-be said besides. What makes pixels of codes is a checkpoint of its own, see `coupled_sampling.export.pictures.llamagen`.
+be said besides.
 
 Text to picture is not exported: its prompt is not tokens but 120 vectors of T5, projected, of which some are masked, and a
 window graph takes tokens only.
+
+The picture decoders, VQ-16 and VQ-8, are checkpoints of their own. They are published as ``.pt`` files whose entry "model" is
+the state dict; saved with safetensors it keeps its names: ``quantize.embedding.weight``, ``post_quant_conv.*``,
+``decoder.conv_in.*``, ``decoder.mid.0``, ``.1`` and ``.2``, ``decoder.conv_blocks.N`` with ``res.N``, ``attn.N`` and
+``upsample.conv``, ``decoder.norm_out.*`` and ``decoder.conv_out.*``. ``config.json`` beside it may be ``{}``, or hold keys of the
+published ``ModelArgs``; sizes are read off the tensors. Source: FoundationVision/LlamaGen,
+``tokenizer/tokenizer_image/vq_model.py``; pixels are rounded as in ``autoregressive/sample/sample_c2i.py``, to the nearest.
 """
 
 from __future__ import annotations
@@ -27,12 +34,15 @@ from numpy.typing import NDArray
 
 from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.places import Place, layer_name, read_places
 from coupled_sampling.export.families.settings import choose_positions, describe
+from coupled_sampling.export.families.vqgan import picture_decoder, read_sizes
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary
+from coupled_sampling.export.pictures.contract import PictureDecoder
+from coupled_sampling.export.pictures.names import LLAMAGEN
 
 __all__ = ["KEYS", "LlamaGen"]
 
@@ -71,6 +81,13 @@ _DROPOUTS = (
     "drop_path_rate",
     "class_dropout_prob",
 )
+_VQ_TRAINING = (
+    "codebook_show_usage",
+    "commit_loss_beta",
+    "entropy_loss_ratio",
+    "encoder_ch_mult",
+    "dropout_p",
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class _Sizes:
 
 
 class LlamaGen:
-    """The family, a `coupled_sampling.export.families.contract.Family`."""
+    """LlamaGen, class to picture."""
 
     name = "llamagen"
 
@@ -118,6 +135,12 @@ class LlamaGen:
         reader.finish()
         weights = read_places(checkpoint, _places(description), _HARMLESS_TENSORS)
         return Exportable(self.name, description, weights, _decoding(description, side, classes))
+
+    def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
+        """The picture decoder in ``separate``; None without one."""
+        if separate is None:
+            return None
+        return picture_decoder(model, separate, LLAMAGEN, _vq_choices(separate))
 
 
 def _sizes(checkpoint: Checkpoint) -> _Sizes:
@@ -219,3 +242,18 @@ def _decoding(description: DecoderDescription, side: int, classes: int) -> Decod
             "without top_k.",
         ),
     )
+
+
+def _vq_choices(separate: Checkpoint) -> dict[str, Any]:
+    """What the tensors say of the picture decoder's description, which its configuration may say again."""
+    reader = ConfigReader(separate.config, f"the configuration of {separate.path}")
+    sizes = read_sizes(separate, LLAMAGEN)
+    for key, name in (("codebook_size", "codes"), ("codebook_embed_dim", "code_size"), ("z_channels", "latent")):
+        reader.take(key, sizes[name], accepted=(sizes[name],))
+    stages = sizes["stages"]
+    multipliers = [stage.width // stages[-1].width for stage in reversed(stages)]
+    reader.take("decoder_ch_mult", multipliers, accepted=(multipliers,))
+    normalised = reader.take("codebook_l2_norm", True, accepted=(True, False))
+    reader.ignore(*_VQ_TRAINING)
+    reader.finish()
+    return sizes | {"normalised_codes": normalised, "rounding": "nearest"}

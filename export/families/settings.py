@@ -9,9 +9,9 @@ from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointE
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.graphs.description import DecoderDescription
 
-__all__ = ["ACTIVATION_NAMES", "choose_positions", "describe", "take_activation", "take_stop_tokens"]
+__all__ = ["choose_positions", "describe", "take_activation", "take_stop_tokens"]
 
-ACTIVATION_NAMES = {
+_ACTIVATION_NAMES = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -29,7 +29,7 @@ ACTIVATION_NAMES = {
 
 def take_activation(reader: ConfigReader, key: str, default: str) -> str:
     """Our name of the activation ``key`` of the configuration."""
-    return ACTIVATION_NAMES[reader.take(key, default, accepted=tuple(ACTIVATION_NAMES))]
+    return _ACTIVATION_NAMES[reader.take(key, default, accepted=tuple(_ACTIVATION_NAMES))]
 
 
 def choose_positions(asked: int | None, most: int) -> int:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.rotary import rotary_tables
-from coupled_sampling.export.graphs.window import cache_names, context_mask
 
 __all__ = ["AttentionGraph", "Window"]
 
@@ -50,10 +50,13 @@ class AttentionGraph:
                 linear.vector(f"rotary.{part}", table) for part, table in zip(("cos", "sin"), tables, strict=True)
             ]
 
-    def mask(self, position: str, kv_length: str) -> str:
-        """Columns each slot attends to, boolean (B, 1, W, kv_length)."""
-        description = self.description
-        return context_mask(self.graph, position, kv_length, description.cache_length, description.attention_window)
+    def window(self, tokens: str, start: str, kv_length: str) -> Window:
+        """What all layers share of a window ``tokens`` (B, W)."""
+        graph, columns = self.graph, self.description.cache_length
+        shape = graph.op("Shape", tokens)
+        position = _slot_positions(graph, start, shape, columns)
+        mask = _context_mask(graph, position, kv_length, columns, self.description.attention_window)
+        return Window(start, position, kv_length, shape, mask)
 
     def write(self, layer: int, x: str, window: Window) -> str:
         """What attention makes of ``x`` (B * W, width); writes the window's keys and values into the layer's caches."""
@@ -85,7 +88,7 @@ class AttentionGraph:
         graph, description = self.graph, self.description
         shape: list[str | int] = ["B", description.kv_heads, description.cache_length, description.head_size]
         read = []
-        for (past, present), update in zip(cache_names(layer), updates, strict=True):
+        for (past, present), update in zip(_cache_names(layer), updates, strict=True):
             graph.input(past, self.linear.storage.compute, shape)
             graph.output(present, self.linear.storage.compute, shape)
             graph.op("TensorScatter", past, update, window.start, name=present, axis=-2, mode="linear")
@@ -136,3 +139,37 @@ class AttentionGraph:
             interleaved=int(rotary.pairs == "interleaved"),
             rotary_embedding_dim=partial,
         )
+
+
+def _cache_names(layer: int) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Names of a layer's caches: (past key, present key), (past value, present value)."""
+    key, value = ((f"past_key_values.{layer}.{part}", f"present.{layer}.{part}") for part in ("key", "value"))
+    return key, value
+
+
+def _slot_positions(graph: GraphBuilder, start: str, shape: str, columns: int) -> str:
+    """Position (B, W) of every slot. ``start`` is (B,), ``shape`` int64 (2,): (B, W), ``columns`` is S."""
+    width = graph.op("Slice", shape, graph.integers(1), graph.integers(2))
+    slots = graph.op("Slice", _counting(graph, columns), graph.integers(0), width)
+    return graph.op("Add", graph.op("Unsqueeze", start, graph.integers(1)), slots)
+
+
+def _context_mask(graph: GraphBuilder, position: str, kv_length: str, columns: int, reach: int = 0) -> str:
+    """Which cache columns each slot attends to: boolean (B, 1, W, kv_length).
+
+    The one place that says what a slot's context is: all columns up to its own, so every slot before it in the window
+    and all state below ``start``; with ``reach``, the last that many of them. ``position`` is (B, W), ``kv_length``
+    int64 (1,), ``columns`` is S.
+    """
+    every = graph.op("Slice", _counting(graph, columns), graph.integers(0), kv_length)
+    own = graph.op("Unsqueeze", position, graph.integers(2))
+    allowed = graph.op("LessOrEqual", every, own)
+    if reach:
+        near = graph.op("Greater", every, graph.op("Sub", own, graph.integers(reach)))
+        allowed = graph.op("And", allowed, near)
+    return graph.op("Unsqueeze", allowed, graph.integers(1))
+
+
+def _counting(graph: GraphBuilder, count: int) -> str:
+    """The constant 0, 1, ..., ``count - 1``."""
+    return graph.constant("columns", np.arange(count, dtype=np.int64))

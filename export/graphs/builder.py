@@ -1,13 +1,15 @@
 """Building and saving ONNX graphs: the one place where ``onnx`` is imported.
 
 A `GraphBuilder` collects nodes and constants and names them; `save_graph` refuses a graph that ONNX's own checker or
-shape inference refuses, and writes the others atomically.
+shape inference refuses, and writes the others atomically. `write_graph` does so for graphs of many weights, which it keeps in
+a file beside the graph.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from coupled_sampling import __version__
 from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.storage import TensorFile
 
-__all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph"]
+__all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph", "write_graph"]
 
 OPSET = 24
 """Version of the default operator set: the first with TensorScatter."""
+
+INLINE_LIMIT = 2**26
+"""Bytes of weights up to which they are kept in the graph itself; protobuf ends at 2^31."""
 
 PRODUCER = "coupled-sampling"
 
@@ -59,7 +64,7 @@ class GraphBuilder:
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export import GraphBuilder
+    >>> from coupled_sampling.export.graphs.builder import GraphBuilder
     >>> graph = GraphBuilder()
     >>> x = graph.input("x", "float32", ["B", 3])
     >>> y = graph.output("y", "float32", ["B", 3])
@@ -202,3 +207,56 @@ def save_graph(model: Any, path: str | Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def write_graph(
+    path: str | Path, make: Callable[[TensorFile | None], Any], size: int, inline: bool | None = None
+) -> tuple[Path, ...]:
+    """Make a graph, check it and write it, with large weights in a file beside it where they are many.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    make
+        From the file that large weights go to, or None for none, to the ``onnx.ModelProto``.
+    size
+        About how many bytes its weights take.
+    inline
+        Whether weights are kept in the graph, or in ``<path>.data`` beside it; None means up to `INLINE_LIMIT` they are.
+
+    Returns
+    -------
+    tuple of Path
+        The files written: ``path``, and ``<path>.data`` if there is one.
+
+    Raises
+    ------
+    InvalidArgument
+        ONNX's checker refuses the graph.
+    OutputError
+        A file cannot be written. Whatever happens, nothing half-written is left, and what was there before stays until
+        all is written; a graph that exists always has its own weights beside it.
+    """
+    path = Path(path)
+    data = path.with_name(f"{path.name}.data")
+    inside = size <= INLINE_LIMIT if inline is None else inline
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=".partial") as folder:
+            partial = Path(folder)
+            if inside:
+                save_graph(make(None), partial / path.name)
+            else:
+                with TensorFile(partial / data.name) as tensors:
+                    model = make(tensors)
+                save_graph(model, partial / path.name)
+            path.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
+            if not inside:
+                (partial / data.name).replace(data)
+            (partial / path.name).replace(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
+    return (path,) if inside else (path, data)

@@ -29,13 +29,16 @@ from coupled_sampling.export.graphs.decision_draws import (
 from coupled_sampling.export.graphs.decision_law import TargetLaw, guided_logits, target_law
 from coupled_sampling.methods import Method, find_method
 
-__all__ = ["NOISE", "STEP_METHODS", "decision_graph"]
+__all__ = ["NOISE", "STEP_METHODS", "WINDOW_NOISE_METHOD", "decision_graph"]
 
 STEP_METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 """Methods that have a decision graph."""
 
 NOISE = ("ring", "window")
 """Where race noise comes from: a ring of positions inside the graph, or an input with a row for each slot."""
+
+WINDOW_NOISE_METHOD = "scd-match"
+"""The method whose noise can be an input: it then needs neither float64 nor a ring, so TensorRT can build it."""
 
 _ACCEPT, _RESIDUAL, _REDRAFT = range(3)
 
@@ -90,7 +93,7 @@ def decision_graph(
         raise InvalidArgument(f"vocab_size is {vocab_size}, expected an integer >= 1")
     if noise not in NOISE:
         raise InvalidArgument(f"noise is {noise!r}, expected one of {', '.join(map(repr, NOISE))}")
-    if noise == "window" and (chosen.name != "scd-match" or warped or guided):
+    if noise == "window" and (chosen.name != WINDOW_NOISE_METHOD or warped or guided):
         raise InvalidArgument(
             f"noise is 'window' and method {chosen.name!r}, warped {warped}, guided {guided}; expected scd-match, neither "
             "warped nor guided: the others compute in float64 or have no ring; leave noise at 'ring'"

@@ -2,32 +2,26 @@
 
 Inputs, outputs and rules are in ``docs/bundle-format.md``, the model is what `DecoderDescription` says. Standard
 operators only, opset 24. Everything between the embedding and the logits is a matrix (B * W, width), so that every
-linear map is a single Gemm. Weights are read one after another and, beyond `INLINE_LIMIT`, written to a second file as they come.
+linear map is a single Gemm. Weights are read one after another and, where there are many, written to a second file as they come.
 
 That the graph computes the model is not promised but checked: compare with `reference_logits`.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coupled_sampling.errors import OutputError
-from coupled_sampling.export.graphs.attention import AttentionGraph, Window
-from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
+from coupled_sampling.export.graphs.attention import AttentionGraph
+from coupled_sampling.export.graphs.builder import GraphBuilder, write_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.storage import Storage, TensorFile
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
-from coupled_sampling.export.graphs.window import slot_positions
 
-__all__ = ["INLINE_LIMIT", "decoder_graph", "write_decoder_graph"]
-
-INLINE_LIMIT = 2**26
-"""Bytes of weights up to which they are kept in the graph itself; protobuf ends at 2^31."""
+__all__ = ["decoder_graph", "write_decoder_graph"]
 
 _FLOAT32 = 1
 
@@ -67,7 +61,8 @@ def decoder_graph(
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling.export import DecoderDescription, Rotary, decoder_graph
+    >>> from coupled_sampling.export import DecoderDescription, Rotary
+    >>> from coupled_sampling.export.graphs.decoder import decoder_graph
     >>> description = DecoderDescription(vocab_size=32, positions=64, width=16, layers=1, heads=2, mlp_width=32, rotary=Rotary())
     >>> weights = {name: np.zeros(shape, np.float32) for name, shape in description.weight_shapes().items()}
     >>> model = decoder_graph(description, weights)
@@ -90,10 +85,8 @@ def write_decoder_graph(
     ----------
     description, weights, storage
         As for `decoder_graph`.
-    path
-        The ONNX file.
-    inline
-        Whether weights are kept in it, or in ``<path>.data`` beside it; None means up to `INLINE_LIMIT` they are.
+    path, inline
+        As for `coupled_sampling.export.graphs.builder.write_graph`.
 
     Returns
     -------
@@ -118,29 +111,9 @@ def write_decoder_graph(
     >>> [path.name for path in write_decoder_graph(description, weight, "window.onnx", inline=False)]
     ['window.onnx', 'window.onnx.data']
     """
-    storage, path = storage or Storage(), Path(path)
-    if inline is None:
-        inline = _stored_bytes(description, storage) <= INLINE_LIMIT
-    data = path.with_name(f"{path.name}.data")
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=".partial") as folder:
-            partial = Path(folder)
-            if inline:
-                save_graph(decoder_graph(description, weights, storage), partial / path.name)
-            else:
-                with TensorFile(partial / data.name) as tensors:
-                    model = decoder_graph(description, weights, storage, tensors)
-                save_graph(model, partial / path.name)
-            path.unlink(missing_ok=True)
-            data.unlink(missing_ok=True)
-            if not inline:
-                (partial / data.name).replace(data)
-            (partial / path.name).replace(path)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
-    return (path,) if inline else (path, data)
+    stored = storage or Storage()
+    size = _stored_bytes(description, stored)
+    return write_graph(path, lambda tensors: decoder_graph(description, weights, stored, tensors), size, inline)
 
 
 def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
@@ -150,14 +123,14 @@ def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
 
 
 class _Writer:
-    """Writes the graph from its inputs to its outputs, once."""
+    """Writes the graph of one description, once."""
 
     def __init__(
         self, description: DecoderDescription, weights: WeightSource, storage: Storage, tensors: TensorFile | None
     ) -> None:
         self.description = description
         self.storage = storage
-        self.weights = WeightReader(description, weights)
+        self.weights = WeightReader(description.weight_shapes(), weights)
         self.graph = GraphBuilder(tensors)
         self.linear = Linear(self.graph, self.weights, storage)
         self.attention = AttentionGraph(description, self.linear)
@@ -168,10 +141,8 @@ class _Writer:
         start = graph.input("start", "int64", ["B"])
         kv_length = graph.input("kv_length", "int64", [1])
         graph.output("logits", "float32", ["B", "W", description.vocab_size])
-        shape = graph.op("Shape", tokens)
-        position = slot_positions(graph, start, shape, description.cache_length)
-        window = Window(start, position, kv_length, shape, self.attention.mask(position, kv_length))
-        x = self.embedded(tokens, position)
+        window = self.attention.window(tokens, start, kv_length)
+        x = self.embedded(tokens, window.position)
         for layer in range(description.layers):
             prefix = f"layers.{layer}"
             graph.scope(f"{prefix}.")
@@ -180,7 +151,7 @@ class _Writer:
             y = self.mlp(f"{prefix}.mlp", self.input_norm(f"{prefix}.mlp", x))
             x = graph.op("Add", x, self.output_norm(f"{prefix}.mlp", y))
         graph.scope("")
-        self.head(self.norm("norm", x), shape)
+        self.head(self.norm("norm", x), window.shape)
         return graph.build(
             "window_graph",
             "Tokens of a window to logits; caches in and out. See docs/bundle-format.md of coupled-sampling.",

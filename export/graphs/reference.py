@@ -71,7 +71,7 @@ class _Reference:
     def __init__(self, description: DecoderDescription, weights: WeightSource, dtype: np.dtype[Any]) -> None:
         self.description = description
         self.dtype = dtype
-        self.weights = WeightReader(description, weights)
+        self.weights = WeightReader(description.weight_shapes(), weights)
 
     def logits(self, tokens: NDArray[np.int64]) -> Array:
         description = self.description

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 
-__all__ = ["Storage", "TensorFile", "dequantised", "quantised", "stored_type"]
+__all__ = ["Storage", "TensorFile", "converted", "quantised", "stored_type"]
 
 _BITS = {"int8": 8, "int4": 4}
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -148,7 +148,7 @@ def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any]
     -------
     tuple
         Codes int8 or int4 (inputs, outputs), the transpose that products take, and scales float32
-        (inputs / block, outputs).
+        (inputs / block, outputs). An entry is about its code times the scale of its block.
 
     Raises
     ------
@@ -164,13 +164,6 @@ def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any]
     inverse = 1 / np.where(scales > 0, scales, 1)
     codes = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(outputs, inputs)
     return np.ascontiguousarray(codes.T).astype(stored_type(f"int{bits}")), np.ascontiguousarray(scales.T)
-
-
-def dequantised(codes: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The matrix (outputs, inputs) that codes and scales stand for."""
-    block = len(codes) // len(scales)
-    matrix: NDArray[np.float32] = (codes.astype(np.float32) * np.repeat(scales, block, axis=0)).T
-    return matrix
 
 
 class TensorFile:

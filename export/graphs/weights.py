@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.description import DecoderDescription
 
 __all__ = ["WeightReader", "WeightSource"]
 
@@ -23,10 +22,12 @@ WeightSource = Mapping[str, NDArray[Any]] | Callable[[str], NDArray[Any]]
 class WeightReader:
     """Weights of a description, each checked whenever it is read.
 
-    Attributes
+    Parameters
     ----------
     shapes
-        ``description.weight_shapes()``.
+        ``description.weight_shapes()`` of any kind of description.
+    source
+        Where they come from.
 
     Raises
     ------
@@ -34,8 +35,8 @@ class WeightReader:
         A mapping's names are not exactly those of the description.
     """
 
-    def __init__(self, description: DecoderDescription, source: WeightSource) -> None:
-        self.shapes = description.weight_shapes()
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], source: WeightSource) -> None:
+        self.shapes = shapes
         self._read = source if callable(source) else source.__getitem__
         if isinstance(source, Mapping):
             wrong = sorted(set(source) ^ set(self.shapes))

@@ -1,29 +1,23 @@
 """Picture decoders: VQGANs that turn a model's tokens into pixels, written as the pixel graph of a bundle.
 
-- `VqDescription` says what a decoder is, `vq_pixel_graph` and `write_vq_pixel_graph` write it, with the `PictureTokens` that say
-  which tokens are its codes;
-- `reference_picture` and `reference_pixels` compute the same in numpy and float64;
-- `open_picture_decoder` finds and understands the decoder of a model of the families Janus, LlamaGen, Chameleon and Emu3.
+- `VqDescription` says what a decoder is, `write_vq_pixel_graph` writes it, with the `PictureTokens` that say which tokens are its
+  codes;
+- `reference_pixels` computes the same in numpy and float64.
 
-Encoders, which turn pixels into tokens, are not exported.
+Which decoder belongs to a checkpoint is for its family to say (`coupled_sampling.export.families`). Encoders, which turn pixels
+into tokens, are not exported.
 """
 
-from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.pictures.description import FirstFrame, Stage, VqDescription
-from coupled_sampling.export.pictures.opening import open_picture_decoder
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
-from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph, write_vq_pixel_graph
-from coupled_sampling.export.pictures.reference import reference_picture, reference_pixels
+from coupled_sampling.export.pictures.pixel_graph import write_vq_pixel_graph
+from coupled_sampling.export.pictures.reference import reference_pixels
 
 __all__ = [
     "FirstFrame",
-    "PictureDecoder",
     "PictureTokens",
     "Stage",
     "VqDescription",
-    "open_picture_decoder",
-    "reference_picture",
     "reference_pixels",
-    "vq_pixel_graph",
     "write_vq_pixel_graph",
 ]

@@ -37,6 +37,15 @@ class Stage:
         How many there are.
     attention
         Whether each is followed by an attention.
+
+    Examples
+    --------
+    A decoder of two stages: 4 by 4 codes become 8 by 8 pixels.
+
+    >>> from coupled_sampling.export.pictures import Stage, VqDescription
+    >>> stages = (Stage(width=8, blocks=1, attention=True), Stage(width=4, blocks=1))
+    >>> VqDescription(codes=16, code_size=4, latent=4, stages=stages, rows=4, columns=4, groups=2).height
+    8
     """
 
     width: int
@@ -60,6 +69,15 @@ class FirstFrame:
         How many there are of each.
     epsilon
         Of the batch norms.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.pictures import FirstFrame, Stage, VqDescription
+    >>> frame = FirstFrame(blocks=1, convolutions=1)
+    >>> stages = (Stage(width=4, blocks=1),)
+    >>> description = VqDescription(16, 4, latent=4, stages=stages, rows=2, columns=2, groups=2, frame=frame)
+    >>> sum(name.startswith("frame.") for name in description.weight_shapes())
+    14
     """
 
     blocks: int
@@ -96,6 +114,16 @@ class VqDescription:
     ------
     InvalidArgument
         A size is not positive, a width is no multiple of ``groups``, or ``rounding`` is unknown.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.pictures import Stage, VqDescription
+    >>> stages = (Stage(width=8, blocks=1), Stage(width=4, blocks=1))
+    >>> description = VqDescription(codes=16, code_size=4, latent=4, stages=stages, rows=4, columns=4, groups=2)
+    >>> description.scale, description.height, description.width, description.channels
+    (2, 8, 8, 3)
+    >>> description.weight_shapes()["codebook"]
+    (16, 4)
     """
 
     codes: int
@@ -140,12 +168,12 @@ class VqDescription:
 
     @property
     def height(self) -> int:
-        """Of the picture."""
+        """Rows of pixels."""
         return self.rows * self.scale
 
     @property
     def width(self) -> int:
-        """Of the picture."""
+        """Columns of pixels."""
         return self.columns * self.scale
 
     def weight_shapes(self) -> Shapes:

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.families.places import Place, read_places
+from coupled_sampling.export.checkpoints.places import Place, read_places
 from coupled_sampling.export.pictures.description import Stage, VqDescription
 
 __all__ = [

@@ -36,6 +36,16 @@ class PictureTokens:
     ------
     InvalidArgument
         A number is out of range, or a code occurs twice.
+
+    Examples
+    --------
+    Tokens from 100 on are codes, and every third token ends a row:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.export.pictures import PictureTokens
+    >>> tokens = PictureTokens(length=6, first=100, count=16, positions=(0, 1, 3, 4))
+    >>> tokens.codes_of(np.array([[100, 107, 9, 115, 101, 9]]))
+    array([[ 0,  7, 15,  1]])
     """
 
     length: int

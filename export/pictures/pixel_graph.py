@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.builder import GraphBuilder, save_graph
-from coupled_sampling.export.graphs.decoder import INLINE_LIMIT
-from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.builder import GraphBuilder, write_graph
 from coupled_sampling.export.graphs.storage import Storage, TensorFile, converted
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
 from coupled_sampling.export.pictures.description import VqDescription
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 
-__all__ = ["PICTURE", "vq_pixel_graph", "weight_reader", "write_vq_pixel_graph"]
+__all__ = ["PICTURE", "vq_pixel_graph", "write_vq_pixel_graph"]
 
 PICTURE = "picture"
 """Name of the value that holds the decoder's output before it is made pixels."""
@@ -32,12 +30,6 @@ PICTURE = "picture"
 _FLOAT32, _UINT8 = 1, 2
 _SHORTEST = 1e-12
 """Code vectors shorter than this are divided by it instead of by their length, as torch does."""
-
-
-def weight_reader(description: VqDescription, weights: WeightSource) -> WeightReader:
-    """Weights by the names of ``description.weight_shapes()``, each checked when it is read."""
-    # The reader asks a description for nothing but `weight_shapes`.
-    return WeightReader(cast(DecoderDescription, description), weights)
 
 
 def vq_pixel_graph(
@@ -53,20 +45,17 @@ def vq_pixel_graph(
     ----------
     description
         The decoder.
-    weights
-        A mapping or function from the names of ``description.weight_shapes()`` to arrays of any float type. Each is asked
-        for when it is needed, and let go.
+    weights, tensors
+        As for `coupled_sampling.export.graphs.decoder.decoder_graph`.
     tokens
         Which tokens are codes.
     storage
         Convolutions are stored in its type of embeddings, None means float32; all else, which is small, in float32.
-    tensors
-        Where to write large weights to; None keeps all in the graph.
 
     Returns
     -------
     onnx.ModelProto
-        Not yet checked: `coupled_sampling.export.save_graph` does. `write_vq_pixel_graph` does all of it.
+        Not yet checked; `write_vq_pixel_graph` checks and writes it.
 
     Raises
     ------
@@ -94,21 +83,19 @@ def write_vq_pixel_graph(
     storage: Storage | None = None,
     inline: bool | None = None,
 ) -> tuple[Path, ...]:
-    """Write and check the pixel graph of a decoder, into a folder where nothing depends on what was there before.
+    """Write and check the pixel graph of a decoder, in about the memory of its largest weight.
 
     Parameters
     ----------
     description, weights, tokens, storage
         As for `vq_pixel_graph`.
-    path
-        The ONNX file.
-    inline
-        Whether weights are kept in it, or in ``<path>.data`` beside it; None means up to `INLINE_LIMIT` they are.
+    path, inline
+        As for `coupled_sampling.export.graphs.builder.write_graph`.
 
     Returns
     -------
     tuple of Path
-        The files written.
+        The files written: ``path``, and ``<path>.data`` if there is one.
 
     Raises
     ------
@@ -116,17 +103,23 @@ def write_vq_pixel_graph(
         As for `vq_pixel_graph`.
     OutputError
         A file cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.pictures import PictureTokens, Stage, VqDescription, write_vq_pixel_graph
+    >>> stages = (Stage(width=4, blocks=1),)
+    >>> description = VqDescription(codes=16, code_size=4, latent=4, stages=stages, rows=2, columns=2, groups=2)
+    >>> random = np.random.default_rng(0)
+    >>> weights = {name: random.normal(size=shape) for name, shape in description.weight_shapes().items()}
+    >>> [path.name for path in write_vq_pixel_graph(description, weights, PictureTokens(4, 0, 16), "pixels.onnx")]
+    ['pixels.onnx']
     """
-    path, storage = Path(path), storage or Storage()
-    if inline is None:
-        size = sum(storage.bytes_of(shape, matrix=False) for shape in description.weight_shapes().values())
-        inline = size <= INLINE_LIMIT
-    if inline:
-        return (save_graph(vq_pixel_graph(description, weights, tokens, storage), path),)
-    data = path.with_name(f"{path.name}.data")
-    with TensorFile(data) as tensors:
-        model = vq_pixel_graph(description, weights, tokens, storage, tensors)
-    return save_graph(model, path), data
+    stored = storage or Storage()
+    size = sum(stored.bytes_of(shape, matrix=False) for shape in description.weight_shapes().values())
+    return write_graph(
+        path, lambda tensors: vq_pixel_graph(description, weights, tokens, stored, tensors), size, inline
+    )
 
 
 class _Writer:
@@ -143,7 +136,7 @@ class _Writer:
         self.description = description
         self.tokens = tokens
         self.stored = stored
-        self.weights = weight_reader(description, weights)
+        self.weights = WeightReader(description.weight_shapes(), weights)
         self.graph = GraphBuilder(tensors)
         self.doublings = 0
         self.condition: str | None = None

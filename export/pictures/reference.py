@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.export.graphs.weights import WeightSource
+from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
 from coupled_sampling.export.pictures.description import VqDescription
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
-from coupled_sampling.export.pictures.pixel_graph import weight_reader
 
 __all__ = ["reference_picture", "reference_pixels", "values_to_pixels"]
 
@@ -23,7 +22,19 @@ Floats = NDArray[np.float64]
 def reference_pixels(
     description: VqDescription, weights: WeightSource, tokens: PictureTokens, generated: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 (B, height, width, channels) of the tokens int64 (B, tokens.length) of generations."""
+    """Pixels uint8 (B, height, width, channels) of the tokens int64 (B, tokens.length) of generations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.export.pictures import PictureTokens, Stage, VqDescription, reference_pixels
+    >>> stages = (Stage(width=4, blocks=1),)
+    >>> description = VqDescription(codes=16, code_size=4, latent=4, stages=stages, rows=2, columns=2, groups=2)
+    >>> random = np.random.default_rng(0)
+    >>> weights = {name: random.normal(size=shape) for name, shape in description.weight_shapes().items()}
+    >>> reference_pixels(description, weights, PictureTokens(4, 0, 16), np.array([[3, 0, 15, 7]])).shape
+    (1, 2, 2, 3)
+    """
     picture = reference_picture(description, weights, tokens.codes_of(generated))
     return np.asarray(np.floor(values_to_pixels(description, picture)), np.uint8)
 
@@ -40,14 +51,14 @@ def reference_picture(description: VqDescription, weights: WeightSource, codes: 
     Parameters
     ----------
     description, weights
-        As for `coupled_sampling.export.pictures.vq_pixel_graph`.
+        As for `coupled_sampling.export.pictures.pixel_graph.vq_pixel_graph`.
     codes
         int64 (B, rows * columns).
 
     Raises
     ------
     InvalidArgument
-        As for `coupled_sampling.export.pictures.vq_pixel_graph`.
+        As for `coupled_sampling.export.pictures.pixel_graph.vq_pixel_graph`.
     """
     return _Decoder(description, weights).picture(codes)
 
@@ -57,7 +68,7 @@ class _Decoder:
 
     def __init__(self, description: VqDescription, weights: WeightSource) -> None:
         self.description = description
-        self.weights = weight_reader(description, weights)
+        self.weights = WeightReader(description.weight_shapes(), weights)
         self.condition: Floats | None = None
 
     def picture(self, codes: NDArray[np.int64]) -> Floats:

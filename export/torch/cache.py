@@ -55,6 +55,15 @@ class CacheShape:
         D: width of one head.
     columns
         S: positions the caches can hold.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.torch.module import CacheShape
+    >>> CacheShape(layers=2, kv_heads=2, head_size=8, columns=128).columns
+    128
+    >>> CacheShape(layers=2, kv_heads=2, head_size=8, columns=0)
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: cache.columns is 0, expected an integer >= 1
     """
 
     layers: int
@@ -86,6 +95,19 @@ class WindowCache:
         int64 (B, W): position of every slot.
     kv_length
         Attend only to columns below it; None means all S.
+
+    Examples
+    --------
+    Two slots at positions 0 and 1, and a third to come:
+
+    >>> import torch
+    >>> from coupled_sampling.export.torch.module import CacheShape, WindowCache
+    >>> cache = WindowCache(CacheShape(layers=1, kv_heads=1, head_size=4, columns=3).zeros(1), torch.tensor([[0, 1]]))
+    >>> keys, values = cache.write(0, torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
+    >>> keys.shape
+    torch.Size([1, 1, 3, 4])
+    >>> cache.mask()[0, 0].tolist()
+    [[True, False, False], [True, True, False]]
     """
 
     def __init__(self, caches: Sequence[Any], positions: Any, kv_length: Any = None) -> None:

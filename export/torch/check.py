@@ -1,20 +1,22 @@
 """Whether an exported graph is what it should be: its interface against the promise, its logits against the module.
 
 The module's logits come from one pass over whole sequences, so that they depend on no cache and no window. Two things
-must equal them: the module itself, window by window, which shows that it uses its cache and its mask; and the graph in
-ONNX Runtime with past and present in one buffer, which shows that the export is right. The windows are ragged, and each
+must equal them: the module itself, window by window, which shows that it uses its cache and its mask; and the graph as a
+logits provider, which shows that the export is right. The windows are ragged, and each
 is forwarded with wrong tokens in its second half first, so that state must be replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arrays import to_host
+from coupled_sampling.bundles.manifest import GeneratedTokens
+from coupled_sampling.contracts import Array, LogitsProvider, max_window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET
 from coupled_sampling.export.torch.cache import CacheShape, require_torch
@@ -24,7 +26,7 @@ __all__ = ["CHECKED_POSITIONS", "check_logits", "check_window_graph"]
 CHECKED_POSITIONS = 48
 """Positions that are compared, if the model has so many."""
 
-Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]]
+Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], Array]
 
 
 def check_window_graph(model: Any, cache: CacheShape, vocab_size: int, kv_length: bool) -> None:
@@ -84,7 +86,9 @@ def _check_interface(model: Any, cache: CacheShape, vocab_size: int, kv_length: 
             )
 
 
-def check_logits(wrapped: Any, cache: CacheShape, folder: Path, tolerance: float) -> float:
+def check_logits(
+    wrapped: Any, cache: CacheShape, provider: LogitsProvider, generated: GeneratedTokens, tolerance: float
+) -> float:
     """Refuse a bundle whose logits are not the module's.
 
     Parameters
@@ -93,8 +97,10 @@ def check_logits(wrapped: Any, cache: CacheShape, folder: Path, tolerance: float
         The module with the inputs and outputs of a window graph.
     cache
         Sizes of its caches.
-    folder
-        The bundle.
+    provider
+        The bundle, opened with two rows.
+    generated
+        The tokens to compare with.
     tolerance
         Largest difference allowed.
 
@@ -107,20 +113,14 @@ def check_logits(wrapped: Any, cache: CacheShape, folder: Path, tolerance: float
     ------
     InvalidArgument
         They differ, or are not finite.
-    MissingDependency
-        ``onnxruntime`` is missing.
     """
-    from coupled_sampling.backends import OrtProvider
-
-    provider = OrtProvider.open(folder, batch_size=2)
     count = min(provider.max_length, CHECKED_POSITIONS)
-    first = provider.bundle.manifest.generated_tokens
     random = np.random.default_rng(0)
-    tokens = random.integers(first.first, first.first + first.count, (2, count))
+    tokens = random.integers(generated.first, generated.first + generated.count, (2, count))
     expected = _eager(wrapped, cache)(tokens, np.zeros(2, np.int64))
     if np.isnan(expected).any() or np.isposinf(expected).any():
         raise InvalidArgument("the module's logits have NaN or +inf, expected finite ones or -inf; check the weights")
-    widths = [width for width in (5, 1, count) if width <= min(provider.max_window, count)]
+    widths = [width for width in (5, 1, count) if width <= min(max_window(provider), count)]
     own = max(_worst(_eager(wrapped, cache), tokens, expected, width) for width in widths)
     if not own <= tolerance:
         raise InvalidArgument(
@@ -133,7 +133,7 @@ def check_logits(wrapped: Any, cache: CacheShape, folder: Path, tolerance: float
     worst = max(exported, alone)
     if not worst <= tolerance:
         raise InvalidArgument(
-            f"logits of ONNX Runtime differ from the module's by {worst:.1e}, allowed {tolerance:.0e}: the exported "
+            f"logits of the graph differ from the module's by {worst:.1e}, allowed {tolerance:.0e}: the exported "
             "graph is not the module; does it branch on B or W, or on values? Nothing was written"
         )
     return worst
@@ -164,7 +164,7 @@ def _worst(forward: Forward, tokens: NDArray[np.int64], expected: NDArray[Any], 
         half_wrong = window.copy()
         half_wrong[:, width // 2 :] = window[:, ::-1][:, width // 2 :]
         forward(half_wrong, start)
-        logits = forward(window, start)
+        logits = to_host(forward(window, start))
         target = np.take_along_axis(expected, slots[..., None], 1)
         if not np.array_equal(np.isneginf(logits), np.isneginf(target)):
             return float("inf")

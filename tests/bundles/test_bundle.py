@@ -14,6 +14,7 @@ from coupled_sampling.bundles.opening import (
     Manifest,
     PixelGraph,
     Prompt,
+    StepGraph,
     WindowGraph,
     embedded_names,
     file_record,
@@ -85,7 +86,7 @@ def test_optional_parts_may_be_absent_or_null(folder):
 def test_the_manifest_is_plain_json_with_format_and_version(folder):
     document = json.loads((folder / "manifest.json").read_text())
     assert document["format"] == "coupled-sampling-bundle"
-    assert document["format_version"] == 2
+    assert document["format_version"] == 3
     assert document["window_graph"]["cache_length"] == 16
     assert document["prompts"]["sneaker"] == {"tokens": [5], "aliases": ["shoe", "Trainer"], "title": "Sneaker"}
 
@@ -146,9 +147,25 @@ def test_a_foreign_manifest_is_refused(folder, content):
         open_bundle(folder)
 
 
+def test_step_graphs_of_format_2_are_read_as_they_were():
+    """The shipped bundle is one: its records do not say where noise comes from, which is a ring."""
+    embedded = open_bundle("fashion")
+    document = json.loads((embedded.folder / "manifest.json").read_text())
+    assert document["format_version"] == 2
+    assert not any("noise" in record for record in document["step_graphs"])
+    assert {graph.noise for graph in embedded.manifest.step_graphs} == {"ring"}
+    assert embedded.step_graph("scd-match").name == "step-scd-match.onnx"
+    assert embedded.step_graph("scd-match", noise="window") is None
+
+
+def test_a_step_graph_has_noise_of_a_kind_that_is_known():
+    with pytest.raises(BundleError, match="step_graphs: noise is 'queue', expected 'ring' or 'window'"):
+        StepGraph("step.onnx", "scd-match", noise="queue")
+
+
 def test_a_newer_format_asks_for_an_upgrade(folder):
-    edit(folder, lambda document: document.update(format_version=3, something_new=1))
-    with pytest.raises(BundleError, match=r"format_version is 3.*up to 2.*upgrade"):
+    edit(folder, lambda document: document.update(format_version=4, something_new=1))
+    with pytest.raises(BundleError, match=r"format_version is 4.*up to 3.*upgrade"):
         open_bundle(folder)
 
 

@@ -1,86 +1,46 @@
-"""``--backend`` and ``--step`` of the command line, and `open_provider`, on stand-ins for CUDA, TensorRT and ``onnxruntime-gpu``.
+"""``--backend`` and ``--step`` of the command line, on stand-ins for CUDA, TensorRT and ``onnxruntime-gpu``.
 
-The stand-ins keep the rules of what they stand for and compute on the CPU; kernels are emulated. Nothing ran on a GPU.
+Nothing ran on a GPU. What is opened from Python is in ``tests/backends/test_opening.py``.
 """
 
 import dataclasses
 import json
 import sys
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from coupled_sampling import generate
-from coupled_sampling.backends import BACKENDS, OrtProvider
-from coupled_sampling.backends.cuda import kernels
-from coupled_sampling.backends.opening import open_graph_step, open_kernel_step, open_provider, what_runs
-from coupled_sampling.backends.ort import gpu_session as ort_gpu_session
+from coupled_sampling.backends import BACKENDS
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.cli import main
-from coupled_sampling.errors import BundleError, InvalidArgument
-from standins.cuda_emulation.emulation import PLAIN, EmulationLauncher
+from coupled_sampling.export import add_step_graphs
 from standins.fake_cuda import Code
-from standins.fake_kernels import EmulatedCuda
-from standins.fake_onnxruntime import FakeRuntime
-from standins.fake_tensorrt import FakeTensorRT
-from standins.trt_bundles import write_bundle
 
 pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 pytest.importorskip("tqdm")
+gpu_machine = pytest.importorskip("standins.gpu_machine")
+trt_bundles = pytest.importorskip("standins.trt_bundles")
 
-RAN = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "ort-tensorrt": "TensorrtExecutionProvider",
-    "tensorrt": "tensorrt 11.4.0",
-    "tensorrt-rtx": "tensorrt-rtx 1.7.1",
-}
+RAN, CAPTURING = gpu_machine.RAN, gpu_machine.CAPTURING
 GPU = BACKENDS[1:]
-CAPTURING = ("tensorrt", "tensorrt-rtx")
-"""Back ends that launch CUDA graphs unless they are told not to."""
-RUN_BY_ORT = ("cuda", "ort-tensorrt")
 ENGINE_GRAPH = ("--backend", "tensorrt", "--step", "graph")
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    return write_bundle(tmp_path / "toy")
+    return trt_bundles.write_bundle(tmp_path / "toy")
 
 
-class WatchedCuda(EmulatedCuda):
-    """Notes which GPUs' contexts were asked for."""
-
-    def __init__(self):
-        super().__init__()
-        self.retained = []
-
-    def cuDevicePrimaryCtxRetain(self, device):  # noqa: N802 - CUDA's name
-        self.retained.append(device)
-        return super().cuDevicePrimaryCtxRetain(device)
+@pytest.fixture
+def stepping(bundle):
+    """The same with step graphs for ``scd-match``, TensorRT's among them."""
+    return trt_bundles.write_bundle(bundle, steps=["scd-match"])
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A computer with a GPU and all packages; every one of them a stand-in."""
-    cuda = WatchedCuda()
-    found = SimpleNamespace(
-        cuda=cuda,
-        onnxruntime=FakeRuntime(cuda=cuda),
-        tensorrt=FakeTensorRT(cuda),
-        rtx=FakeTensorRT(cuda, rtx=True, version="1.7.1"),
-    )
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: found.onnxruntime)
-    monkeypatch.setitem(sys.modules, "tensorrt", found.tensorrt)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", found.rtx)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0)))
-    monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
-    with EmulationLauncher(PLAIN) as emulator:
-        cuda.emulator = emulator
+    with gpu_machine.gpu_machine(monkeypatch) as found:
         yield found
 
 
@@ -146,8 +106,8 @@ def test_everything_is_on_the_gpu_asked_for(machine, bundle, capsys, backend, st
     machine.cuda.devices = machine.onnxruntime.devices = 2
     rows = compared(capsys, bundle, "--backend", backend, "--step", step, "--device", 1)
     assert {row["device"] for row in rows} == {1}
-    assert {session.device for session in machine.onnxruntime.sessions} == ({1} if backend in RUN_BY_ORT else set())
-    assert set(machine.cuda.retained) == (set() if backend in RUN_BY_ORT and step == "host" else {1})
+    assert {session.device for session in machine.onnxruntime.sessions} == ({1} if backend == "cuda" else set())
+    assert set(machine.cuda.retained) == (set() if backend == "cuda" and step == "host" else {1})
 
 
 @pytest.mark.parametrize("step", ["host", "kernels"])
@@ -176,28 +136,28 @@ def test_a_step_graph_runs_on_the_gpu_asked_for(machine, capsys):
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_a_step_engine_decodes_as_the_cpu_does_and_ar_beside_it_says_what_it_is(machine, bundle, capsys, backend):
-    """The bundle has no step graphs: TensorRT's is made from the window graph."""
+def test_a_step_engine_decodes_as_the_cpu_does_and_ar_beside_it_says_what_it_is(machine, stepping, capsys, backend):
     settings = ["--methods", "scd-match", "--drafting", "copy:1"]
-    expected = compared(capsys, bundle, *settings)
-    found = compared(capsys, bundle, *settings, "--backend", backend, "--step", "graph")
+    expected = compared(capsys, stepping, *settings, "--step", "host")
+    found = compared(capsys, stepping, *settings, "--backend", backend, "--step", "graph")
     ran = {"ar": "kernels", "scd-match": "graph"}
     place = {"execution_provider": RAN[backend], "device": 0, "cuda_graphs": True}
     assert found == [{**row, **place, "step": ran[str(row["method"])]} for row in expected]
     assert found[-1]["identical_to_ar"]
-    names = sorted(path.name.split("-")[0] for path in (bundle.parent / "toy.engines").iterdir() if path.is_dir())
-    assert names == ["window", "window_scd_match"]
+    names = sorted(path.name.split("-")[0] for path in (stepping.parent / "toy.engines").iterdir() if path.is_dir())
+    assert names == ["step_scd_match_tensorrt", "window"]
 
 
-def test_generate_and_verify_run_a_step_engine(machine, bundle, capsys, tmp_path):
+def test_generate_and_verify_run_a_step_engine(machine, stepping, capsys, tmp_path):
     settings = ["--methods", "scd-match", "--samples", 60, "--positions", 3, "--after", 1, "--window", 3]
-    _, text, error = run(capsys, "verify", bundle, *settings, *ENGINE_GRAPH, "--json")
+    _, text, error = run(capsys, "verify", stepping, *settings, *ENGINE_GRAPH, "--json")
     (row,) = json.loads(text)
     assert (row["execution_provider"], row["step"]) == ("tensorrt 11.4.0", "graph"), error
     assert row["differing_tokens"] == 0
     pytest.importorskip("PIL")
+    shipped = add_step_graphs("fashion", tmp_path / "fashion-steps", ["scd-match"]).folder
     out = ["--out", tmp_path / "x.png", "--engines", tmp_path / "engines"]
-    settings = ["--prompt", "shoe", "--count", 1, "--window", 32, "--method", "scd-match"]
+    settings = [shipped, "--prompt", "shoe", "--count", 1, "--window", 32, "--method", "scd-match"]
     code, text, error = run(capsys, "generate", *settings, *out, *ENGINE_GRAPH)
     assert code == 0, error
     assert text.splitlines()[0].endswith(" s, on tensorrt 11.4.0 (GPU 0, CUDA graphs), step: graph")
@@ -211,7 +171,7 @@ def test_a_layout_is_no_step_engine(machine, bundle, capsys):
     write_manifest(bundle, dataclasses.replace(manifest, layout=(Span(0, 4, 3), Span(4, 4, 3))))
     code, _, error = run(capsys, "compare", bundle, "--count", 1, "--methods", "scd-match", *ENGINE_GRAPH)
     assert (code, error.count("\n")) == (2, 1)
-    assert "a layout needs the host" in error
+    assert "the bundle toy has a layout, which needs the host" in error
 
 
 def test_pictures_are_made_and_the_line_says_on_what(machine, tmp_path, capsys):
@@ -284,16 +244,12 @@ def built_without_cuda(machine, monkeypatch):
     machine.onnxruntime.available = ["CPUExecutionProvider"]
 
 
-def tensorrt_left_out(machine, monkeypatch):
-    machine.onnxruntime.used = "CUDAExecutionProvider"
-
-
 def without_gpu(machine, monkeypatch):
     machine.onnxruntime.used = "CPUExecutionProvider"
 
 
-def rounding(machine, monkeypatch):
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+def without_step_graphs(machine, monkeypatch):
+    """The bundle has none."""
 
 
 def nothing(machine, monkeypatch):
@@ -304,14 +260,11 @@ def nothing(machine, monkeypatch):
     ("spoil", "arguments", "words"),
     [
         (built_without_cuda, ["--backend", "cuda"], "built without CUDA, it has CPUExecutionProvider"),
-        (built_without_cuda, ["--backend", "ort-tensorrt"], "built without TensorRT"),
-        (tensorrt_left_out, ["--backend", "ort-tensorrt"], "libnvinfer.so.10"),
         (
             without_gpu,
             ["--backend", "cuda", "--step", "host"],
             "expected CUDAExecutionProvider: it could not use GPU 0",
         ),
-        (rounding, ["--backend", "ort-tensorrt"], "Start Python with NVIDIA_TF32_OVERRIDE=0"),
         (without("tensorrt"), ["--backend", "tensorrt"], "tensorrt could not be imported"),
         (without("tensorrt"), ["--backend", "tensorrt"], "pip install 'coupled-sampling[tensorrt]'"),
         (without("tensorrt_rtx"), ["--backend", "tensorrt-rtx"], "pip install 'coupled-sampling[tensorrt-rtx]'"),
@@ -327,21 +280,17 @@ def nothing(machine, monkeypatch):
         (failing(Code.CUDA_ERROR_NO_DEVICE), ["--backend", "tensorrt-rtx"], "no NVIDIA GPU is visible"),
         (
             nothing,
-            ["--backend", "ort-tensorrt", "--step", "graph"],
-            "step graphs run on cpu, cuda, tensorrt, tensorrt-rtx only; leave --step at auto",
-        ),
-        (
-            nothing,
             [*ENGINE_GRAPH, "--methods", "scd-match,sjd"],
             "method is 'sjd', expected 'scd-match' for a step in TensorRT",
         ),
         (nothing, [*ENGINE_GRAPH, "--methods", "ar"], "method is 'ar', expected 'scd-match' for a step in TensorRT"),
-        (nothing, [*ENGINE_GRAPH, "--methods", "scd-gumbel"], "use KernelStep over TrtProvider"),
+        (nothing, [*ENGINE_GRAPH, "--methods", "scd-gumbel"], "leave step at 'auto', and CUDA kernels decide"),
         (nothing, [*ENGINE_GRAPH, "--methods", "scd-match", "--top-k", "3"], "neither top-k, top-p nor min-p"),
         (without("cuda.bindings.nvrtc"), [*ENGINE_GRAPH, "--methods", "scd-match"], "CUDA kernels need"),
         (without("tensorrt"), [*ENGINE_GRAPH, "--methods", "scd-match"], "tensorrt could not be imported"),
+        (without_step_graphs, [*ENGINE_GRAPH, "--methods", "scd-match"], "toy-steps --methods scd-match`, or"),
         (nothing, ["--step", "kernels"], "step is 'kernels', but backend is 'cpu'"),
-        (nothing, ["--step", "graph"], "has no step graph for"),
+        (without_step_graphs, ["--step", "graph"], "has no step graph for"),
         (nothing, ["--backend", "tensorrt", "--threads", "2"], "threads is 2, but backend 'tensorrt'"),
         (nothing, ["--backend", "cuda", "--threads", "0"], "threads is 0"),
         (nothing, ["--backend", "cuda", "--engines", "here"], "engines is 'here', but backend 'cuda' builds none"),
@@ -355,7 +304,6 @@ def nothing(machine, monkeypatch):
         ),
         (nothing, ["--cuda-graphs"], "cuda_graphs is True, but backend 'cpu' runs on no GPU"),
         (nothing, ["--no-cuda-graphs"], "cuda_graphs is False, but backend 'cpu' runs on no GPU"),
-        (nothing, ["--backend", "ort-tensorrt", "--cuda-graphs"], "or choose one of cuda, tensorrt, tensorrt-rtx"),
         (nothing, ["--backend", "cuda", "--step", "graph", "--cuda-graphs"], "step graphs of bundles are not captured"),
         (nothing, ["--backend", "cuda", "--device", "-1"], "device is -1, expected the number of a GPU, from 0"),
         (nothing, ["--backend", "cuda", "--device", "1"], "there are 1 GPUs, number 1 was asked"),
@@ -368,6 +316,8 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(
     machine, bundle, capsys, monkeypatch, command, spoil, arguments, words
 ):
     spoil(machine, monkeypatch)
+    if "graph" in arguments and spoil is not without_step_graphs:
+        trt_bundles.write_bundle(bundle, steps=["scd-match"])
     less = ["--count", "1"] if command == "compare" else ["--samples", "2", "--positions", "2"]
     code, text, error = run(capsys, command, bundle, *less, *arguments)
     assert (code, text) == (2, "")
@@ -391,16 +341,6 @@ def test_an_unknown_back_end_is_refused(capsys):
     assert "invalid choice: 'rocm'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("backend", ["cuda", "ort-tensorrt"])
-def test_half_precision_is_refused_where_caches_are_float32(machine, bundle, backend):
-    opened = open_bundle(bundle)
-    half = dataclasses.replace(opened.manifest.window_graph, dtype="float16")
-    spoiled = dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, window_graph=half))
-    with pytest.raises(BundleError, match=f"dtype is 'float16', expected 'float32' on {RAN[backend]}.*use TensorRT"):
-        open_provider(spoiled, backend)
-    assert machine.onnxruntime.sessions == []
-
-
 def test_pictures_need_onnxruntime_whatever_runs_the_model(machine, capsys, monkeypatch, tmp_path):
     """Said before the work, and before an engine is built."""
     pytest.importorskip("PIL")
@@ -411,78 +351,9 @@ def test_pictures_need_onnxruntime_whatever_runs_the_model(machine, capsys, monk
     assert machine.tensorrt.built == 0
 
 
-# The same from Python.
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_provider_is_opened_by_name(machine, bundle, backend):
-    provider = open_provider(bundle, backend, 2)
-    assert (provider.batch_size, what_runs(provider).execution_provider) == (2, RAN[backend])
-    tokens = np.random.default_rng(0).integers(0, 11, (2, 5))
-    expected = OrtProvider.open(bundle, 2, threads=1).forward(tokens, np.zeros(2, np.int64))
-    np.testing.assert_allclose(provider.forward(tokens, np.zeros(2, np.int64)), expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("backend", ["ort-tensorrt", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("step", ["host", "kernels"])
 def test_engines_are_kept_where_asked(machine, bundle, tmp_path, capsys, backend, step):
     compared(capsys, bundle, "--backend", backend, "--step", step, "--engines", tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir())
     assert not (tmp_path / "toy.engines").exists()
-
-
-@pytest.mark.parametrize("backend", GPU)
-def test_a_step_is_opened_by_name(machine, bundle, backend):
-    settings = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
-    step = open_kernel_step(bundle, "scd-gumbel", backend, 2)
-    assert what_runs(step) == (RAN[backend], 0, backend in CAPTURING)
-    found = generate(step, [[8], [3, 1]], **settings)
-    expected = generate(OrtProvider.open(bundle, 2), [[8], [3, 1]], method="scd-gumbel", **settings)
-    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
-    assert machine.cuda.waits == [], "model and decision are on one stream, or the model is done"
-
-
-@pytest.mark.parametrize("backend", ["cpu", "cuda", "tensorrt", "tensorrt-rtx"])
-def test_a_step_graph_is_opened_by_name(machine, tmp_path, backend):
-    settings = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
-    where = {"engines": tmp_path} if "tensorrt" in backend else {}
-    step = open_graph_step("fashion", "scd-match", backend, 2, max_window=4, **where)
-    assert what_runs(step) == (RAN[backend], None if backend == "cpu" else 0, backend in CAPTURING)
-    found = generate(step, [[258], [259]], **settings)
-    expected = generate(OrtProvider.open("fashion", 2), [[258], [259]], method="scd-match", **settings)
-    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
-
-
-@pytest.mark.parametrize(
-    ("call", "match"),
-    [
-        (
-            lambda bundle: open_graph_step(bundle, "scd-match", "ort-tensorrt"),
-            "backend is 'ort-tensorrt', and step graphs run on cpu, cuda, tensorrt, tensorrt-rtx only",
-        ),
-        (lambda bundle: open_graph_step(bundle, "scd-match", "tensorrt", warped=True), "warped is True"),
-        (lambda bundle: open_graph_step(bundle, "scd-match", "tensorrt", max_window=0), "max_window is 0"),
-        (lambda bundle: open_graph_step(bundle, "sjd", "tensorrt"), "method is 'sjd', expected 'scd-match'"),
-        (lambda bundle: open_provider(bundle, "gpu"), "backend is 'gpu', expected one of cpu, cuda, ort-tensorrt"),
-        (lambda bundle: open_provider(bundle, batch_size=0), "batch_size is 0"),
-        (lambda bundle: open_provider(bundle, max_window=0), "max_window is 0"),
-        (lambda bundle: open_provider(bundle, on_device=True), "on_device is True, but backend is 'cpu'"),
-        (lambda bundle: open_provider(bundle, "tensorrt-rtx", threads=1), "runs nothing on the CPU"),
-        (lambda bundle: open_provider(bundle, "cuda", device=-1), "device is -1"),
-        (lambda bundle: open_provider(bundle, "cuda", device=True), "device is True, expected the number of a GPU"),
-        (lambda bundle: open_provider(bundle, device=0), "device is 0, but backend 'cpu' runs on no GPU"),
-        (lambda bundle: open_provider(bundle, "cuda", cuda_graphs="yes"), "cuda_graphs is 'yes', expected True, False"),
-        (
-            lambda bundle: open_graph_step(bundle, "sjd", "cuda", cuda_graphs=True),
-            "step graphs of bundles are not captured",
-        ),
-        (lambda bundle: open_graph_step(bundle, "sjd", cuda_graphs=True), "backend 'cpu' runs on no GPU"),
-        (lambda bundle: open_kernel_step(bundle, "sjd", "cuda", engines="x"), "engines is 'x'"),
-        (lambda bundle: open_kernel_step(bundle, "sjd", "cpu"), "kernels decide where logits are on a GPU"),
-        (lambda bundle: open_kernel_step(bundle, "magic", "cuda"), "magic"),
-        (lambda bundle: open_kernel_step(bundle, "sjd", "cuda", guidance=2.0), "no unconditional prompt"),
-    ],
-)
-def test_arguments_that_cannot_work_are_refused(machine, bundle, call, match):
-    with pytest.raises(InvalidArgument, match=match):
-        call(bundle)

@@ -11,8 +11,9 @@ from coupled_sampling.backends import OrtProvider
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import CheckpointError, InvalidArgument, OutputError
-from coupled_sampling.export import ExportSettings, Storage, bundles, export_checkpoint
+from coupled_sampling.export import ExportSettings, Storage, bundles, check, export_checkpoint
 from coupled_sampling.testing import check_provider
+from standins.opening import on_cpu
 
 save_file = pytest.importorskip("safetensors.numpy").save_file
 tokenizers = pytest.importorskip("tokenizers")
@@ -87,9 +88,7 @@ def names(folder):
 
 def test_export_then_generate_text(source, tmp_path, capsys):
     out = tmp_path / "bundle"
-    code, said, _ = run(
-        capsys, "export", source, out, "--check", "--window", "1,8", "--batch", "1,4", "--licence", "MIT"
-    )
+    code, said, _ = run(capsys, "export", source, out, "--check", "--window", "1,8", "--licence", "MIT")
     assert code == 0
     assert "wrote" in said
     assert "checked" in said
@@ -98,7 +97,7 @@ def test_export_then_generate_text(source, tmp_path, capsys):
     assert manifest.window_graph.max_window == 8
     assert manifest.stop_tokens == (0,)
     assert manifest.licence == "MIT"
-    assert manifest.provenance["buckets"] == {"batch": [1, 4], "window": [1, 8]}
+    assert manifest.provenance["buckets"] == {"window": [1, 8]}
     assert str(tmp_path) not in (out / "manifest.json").read_text()
     texts = {}
     for method in ("ar", "scd-match", "scd-gumbel"):
@@ -116,9 +115,8 @@ def test_export_then_generate_text(source, tmp_path, capsys):
 )
 def test_every_storage_gives_a_provider_that_keeps_the_contract(source, tmp_path, storage, tolerance):
     """Also where activations might be rounded: one position's law must not depend on the window it was scored in."""
-    done = export_checkpoint(
-        source, tmp_path / "b", ExportSettings(storage=Storage(storage), windows=(1, 16), check=True)
-    )
+    settings = ExportSettings(storage=Storage(storage), windows=(1, 16))
+    done = export_checkpoint(source, tmp_path / "b", settings, check=on_cpu)
     limits = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2, "int8": 0.3, "int4": 3.0}
     assert done.largest_difference < limits[storage]
     check_provider(OrtProvider.open(tmp_path / "b", batch_size=2, threads=1), tolerance=tolerance, length=24)
@@ -189,9 +187,9 @@ def test_a_bundle_survives_an_interrupt_while_it_is_replaced(source, tmp_path, m
 
 
 def test_a_graph_that_is_not_the_reference_is_not_given_a_name(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(bundles, "reference_logits", lambda *_: np.random.default_rng(0).normal(size=(8, len(WORDS))))
+    monkeypatch.setattr(check, "reference_logits", lambda *_: np.random.default_rng(0).normal(size=(8, len(WORDS))))
     with pytest.raises(CheckpointError, match="differ from the reference"):
-        export_checkpoint(source, tmp_path / "b", ExportSettings(check=True))
+        export_checkpoint(source, tmp_path / "b", check=on_cpu)
     assert names(tmp_path) == []
 
 
@@ -203,7 +201,7 @@ def test_a_graph_that_is_not_the_reference_is_not_given_a_name(source, tmp_path,
         (["--window", "64"], "more than the 48 positions"),
         (["--max-length", "64"], "48"),
         (["--quantize", "int4", "--dtype", "float16"], "give one of them"),
-        (["--batch", "0"], "batches is"),
+        (["--window", "0"], "windows is (0,), expected one or more integers >= 1"),
         (["--block", "33", "--quantize", "int8"], "block is 33"),
     ],
 )

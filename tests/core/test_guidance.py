@@ -45,6 +45,30 @@ def test_guidance_decodes_the_law_of_both_prompts(prompts, unconditional, window
         np.testing.assert_array_equal(tokens[i], expected)
 
 
+UNCONDITIONAL = {
+    "one": [3],
+    "long": [2, 0, 1, 3, 3, 1],
+    "made from the prompt": lambda prompt: [*prompt[::-1], 1, 2][: len(prompt) + 2 if len(prompt) % 2 else 1],
+}
+"""Shorter than the prompts below, longer than most, and now shorter and now longer: the last one looks at all of the prompt."""
+PROMPTS = [[1], [0, 2, 3, 1], [3, 3], [2, 1, 0, 0, 3, 2, 1], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("method", ["scd-match", "scd-maximal"])
+@pytest.mark.parametrize("window", [1, 2, 4, 7])
+@pytest.mark.parametrize("unconditional", UNCONDITIONAL.values(), ids=UNCONDITIONAL)
+def test_rows_that_are_used_again_forget_the_pair_of_prompts_before(unconditional, window, method):
+    """Five prompts over two rows: every row goes on to prompts that are shifted by other numbers than the ones before."""
+    settings = {"length": 7, "method": method, "window": window, "seed": 8, "drafting": "repeat"}
+    guided = GuidedProvider(TableProvider(TABLE, V, 4, 40), 2.5, unconditional)
+    found = generate(guided, PROMPTS, **settings).tokens
+    for i, prompt in enumerate(PROMPTS):
+        own = unconditional(np.array(prompt)) if callable(unconditional) else unconditional
+        oracle = TableProvider(guided_law(prompt, own, 2.5), V, max_length=40)
+        expected = generate(_Only(oracle, prompt), [prompt] * (i + 1), **settings).tokens[i]
+        np.testing.assert_array_equal(found[i], expected)
+
+
 class _Only:
     """The oracle, asked only past its prompt: laws inside the prompt do not exist for it."""
 
@@ -73,6 +97,35 @@ def test_a_forbidden_token_stays_forbidden():
     logits = guided.forward(np.array([[0]]), np.zeros(1, np.int64))
     assert logits[0, 0, 2] == -np.inf
     assert np.isfinite(logits[0, 0, :2]).all()
+    nothing_of_it = GuidedProvider(TableProvider(table, 3, 2), 0.0, [1])
+    assert nothing_of_it.forward(np.array([[0]]), np.zeros(1, np.int64))[0, 0, 2] == np.log(0.2)
+
+
+def test_the_model_is_told_both_prompts_row_by_row():
+    class Conditioned(TableProvider):
+        told = ()
+
+        def begin(self, row, prompt):
+            self.told = (*self.told, (row, list(prompt)))
+
+    inner = Conditioned(TABLE, V, 4)
+    guided = GuidedProvider(inner, 1.5, lambda prompt: [*prompt, 3])
+    guided.begin(1, np.array([1, 2]))
+    guided.begin(0, np.array([0]))
+    assert sorted(inner.told) == [(0, [0]), (1, [0, 3]), (2, [1, 2]), (3, [1, 2, 3])]
+
+
+def test_half_precision_is_combined_in_float32():
+    class Half(TableProvider):
+        def forward(self, tokens, start):
+            return super().forward(tokens, start).astype(np.float16)
+
+    guided = GuidedProvider(Half(TABLE, V, 2), 7.3, [3])
+    tokens = np.array([[0, 2]])
+    logits = guided.forward(tokens, np.zeros(1, np.int64))
+    both = Half(TABLE, V, 2).forward(np.array([[0, 2], [3, 2]]), np.zeros(2, np.int64)).astype(np.float32)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits[0], both[1] + 7.3 * (both[0] - both[1]), rtol=1e-5)
 
 
 def test_what_cannot_be_guided_is_refused():
@@ -89,6 +142,22 @@ def test_what_cannot_be_guided_is_refused():
     guided = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, lambda prompt: [0] * 8)
     with pytest.raises(InvalidArgument, match="unconditional row would reach"):
         generate(guided, [[1]], length=9, window=4)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8])
+def test_what_just_fits_is_decoded_and_one_position_more_is_refused(window):
+    """A fixed unconditional prompt of 5 leaves 12 - 4 positions to a row; one that is made from the prompt is judged by pass."""
+    fixed = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, [0] * 5)
+    assert (fixed.max_length, fixed.max_window) == (8, 8)
+    made = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, lambda prompt: [0] * 5)
+    assert (made.max_length, made.max_window) == (12, 12)
+    for guided, refusal in (
+        (fixed, "cached positions"),
+        (made, "unconditional row would reach position 12, the model holds 12"),
+    ):
+        assert len(generate(guided, [[1]], length=8, window=window, method="scd-match").tokens[0]) == 8
+        with pytest.raises(InvalidArgument, match=refusal):
+            generate(guided, [[1]], length=9, window=window, method="ar")
 
 
 def test_rows_of_very_different_prompts_fit_together_if_each_fits_alone():

@@ -18,24 +18,19 @@ from standins import ROOT
 PLACES_OF_THEIR_OWN = {"coupled_sampling.cli": "the command line documents itself: docs/command-line.md"}
 """Packages that the reference need not list."""
 
-WITHOUT_EXAMPLES = (
-    "coupled_sampling.backends",
-    "coupled_sampling.export.families",
-    "coupled_sampling.export.graphs.window",
-    "coupled_sampling.export.pictures",
-    "coupled_sampling.export.torch",
-)
-"""Modules, by where their code stands, whose examples are still to be written. This list only gets shorter."""
-
 NEEDED = {
+    "coupled_sampling.backends": ("onnx", "onnxruntime"),
     "coupled_sampling.export": ("onnx", "ml_dtypes"),
     "coupled_sampling.export.checkpoints": ("safetensors", "gguf", "tokenizers"),
+    "coupled_sampling.export.families": ("safetensors",),
+    "coupled_sampling.export.torch.module.WindowCache": ("torch.onnx.ops",),
+    "coupled_sampling.export.torch.module.export_module": ("torch.onnx.ops", "onnxscript", "onnxruntime"),
     "coupled_sampling.bundles.text": ("tokenizers",),
     "coupled_sampling.testing": ("scipy",),
     "coupled_sampling.testing.strategies": ("hypothesis",),
     "coupled_sampling.testing.plugin": ("hypothesis",),
 }
-"""Packages of extras that the examples of a module need."""
+"""Packages of extras that examples need, by module or by entry."""
 
 ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 
@@ -43,6 +38,9 @@ ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 def _documented() -> list[str]:
     pages = sorted((ROOT / "docs").rglob("*.md"))
     return [entry for page in pages for entry in ENTRY.findall(page.read_text())]
+
+
+IMPORT = re.compile(r"^from (coupled_sampling[\w.]*) import ([\w, ]+)", re.MULTILINE)
 
 
 def _place_and_name(entry: str) -> tuple[str, str]:
@@ -102,6 +100,18 @@ def test_nothing_is_documented_twice():
     assert len({id(value) for value in kinds}) == len(kinds)
 
 
+def test_guides_import_public_names_only():
+    guides = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    imported = [
+        (guide.name, f"{place}.{name.strip()}")
+        for guide in guides
+        for place, names in IMPORT.findall(guide.read_text())
+        for name in names.split(",")
+    ]
+    assert len(imported) > 20
+    assert [(guide, entry) for guide, entry in imported if entry not in DOCUMENTED] == []
+
+
 def _is_behind(module: str, places: Any) -> bool:
     return any(module == place or module.startswith(f"{place}.") for place in places)
 
@@ -129,23 +139,12 @@ def _examples(value: Any, entry: str) -> doctest.DocTest | None:
 def test_a_public_name_has_an_example_that_runs(entry, monkeypatch, tmp_path):
     value = _to_show()[entry]
     for place, packages in NEEDED.items():
-        for package in packages if _is_behind(value.__module__, [place]) else ():
+        for package in packages if place == entry or _is_behind(value.__module__, [place]) else ():
             pytest.importorskip(package, reason=f"the example of {entry} needs {package}")
     test = _examples(value, entry)
-    if test is None and _is_behind(value.__module__, WITHOUT_EXAMPLES):
-        pytest.skip(f"{value.__module__} is on the list of modules without examples")
     assert test is not None, f"{entry} has no section Examples with >>> in its docstring"
     monkeypatch.chdir(tmp_path)
     written: list[str] = []
     outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=written.append, clear_globs=False)
     assert outcome.attempted
     assert not outcome.failed, "".join(written)
-
-
-def test_modules_without_examples_have_none_to_run():
-    """A module that is done leaves the list."""
-    waiting = dict.fromkeys(WITHOUT_EXAMPLES, False)
-    for entry, value in _to_show().items():
-        for place in WITHOUT_EXAMPLES:
-            waiting[place] |= _is_behind(value.__module__, [place]) and _examples(value, entry) is None
-    assert [place for place, still in waiting.items() if not still] == []

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Sampling
-from coupled_sampling.backends.cuda import kernels
+from coupled_sampling.backends.cuda import pinned_launcher
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.errors import CoupledSamplingError, MissingDependency, ProviderError
@@ -44,7 +44,7 @@ def gpu(parts):
 def device(monkeypatch):
     """A stand-in with emulated kernels, whose clock counts events."""
     cuda = EmulatedCuda(memory=2**33)
-    monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda capability, threads: b"")
     with EmulationLauncher(PLAIN) as emulator:
         cuda.emulator = emulator
         yield Device(bindings=cuda)
@@ -135,11 +135,11 @@ def test_decoding_counts_tokens_and_steps(parts):
 
 def test_decoding_by_step_graph_counts_tokens_and_steps(parts, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from coupled_sampling.backends.ort import gpu_session as ort_gpu_session
+    from coupled_sampling.backends.ort import cuda_session
     from standins.fake_onnxruntime import FakeRuntime
 
     fake = FakeRuntime()
-    monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
+    monkeypatch.setattr(cuda_session, "require_onnxruntime", lambda install: fake)
     found = parts.decoding_by_step_graph("fashion", "ar", 1, 12)
     coupled = parts.decoding_by_step_graph("fashion", "scd-gumbel", 4, 12)
     assert (found["decided_by"], found["method"], found["tokens_per_step"]) == ("step graph", "ar", 1)
@@ -150,19 +150,18 @@ def test_decoding_by_step_graph_counts_tokens_and_steps(parts, monkeypatch):
     assert 12 / coupled["tokens_per_step"] < other < 24
 
 
-@pytest.mark.parametrize("backend", ["cuda", "cuda-graphs", "ort-tensorrt"])
+@pytest.mark.parametrize("backend", ["cuda", "cuda-graphs"])
 def test_the_model_is_opened_by_every_back_end_of_onnx_runtime(parts, device, monkeypatch, tmp_path, backend):
     pytest.importorskip("onnxruntime")
     from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
-    from coupled_sampling.backends.ort import gpu_session as ort_gpu_session
+    from coupled_sampling.backends.ort import cuda_session
     from standins.fake_onnxruntime import FakeRuntime
 
     trt_bundles = pytest.importorskip("standins.trt_bundles")
     fake = FakeRuntime(cuda=device.bindings)
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
+    monkeypatch.setattr(cuda_session, "require_onnxruntime", lambda install: fake)
     bundle = trt_bundles.write_bundle(tmp_path / "toy")
-    provider, stream = parts.open_model(backend, bundle, 8, device)
+    provider, stream = parts.open_provider(backend, bundle, 8, device)
     found = parts.decoding(provider, PinnedLauncher(stream), "scd-gumbel", 4, 12)
     assert found["tokens_per_step"] >= 1
     (session,) = fake.sessions
@@ -175,12 +174,11 @@ def test_decoding_by_a_step_engine_counts_tokens_and_steps(parts, monkeypatch, t
     from standins.trt_bundles import Machine, write_bundle
 
     machine = Machine()
-    monkeypatch.setattr("coupled_sampling.backends.trt.runner.find_flavour", lambda name: machine.flavour)
-    monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: b"")
-    with EmulationLauncher(PLAIN) as emulator:
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda capability, threads: b"")
+    with EmulationLauncher(PLAIN) as emulator, machine.used():
         machine.cuda.emulator = emulator
-        bundle = write_bundle(tmp_path / "toy")
-        found = parts.decoding_by_step_engine(None, bundle, 4, 20, Device(bindings=machine.cuda))
+        bundle = write_bundle(tmp_path / "toy", steps=["scd-match"])
+        found = parts.decoding_by_step_engine("tensorrt", bundle, 4, 20, 0)
     assert (found["decided_by"], found["method"], found["window"]) == ("step engine", "scd-match", 4)
     assert 1 < found["tokens_per_step"] <= 4
     assert machine.cuda.live() == []

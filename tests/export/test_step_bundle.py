@@ -49,9 +49,9 @@ def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
     """So the files in the repository are those that the code in it writes."""
     made = add_step_graphs(plain, tmp_path / "made").manifest
     embedded = open_bundle("fashion").manifest
-    assert made.step_graphs == embedded.step_graphs
-    assert set(made.files) == set(embedded.files)
-    for graph in made.step_graphs:
+    assert tuple(graph for graph in made.step_graphs if graph.noise == "ring") == embedded.step_graphs
+    assert set(made.files) == {*embedded.files, "step-scd-match-tensorrt.onnx"}
+    for graph in embedded.step_graphs:
         ours, theirs = (
             onnx.load(f / graph.file, load_external_data=False)
             for f in (tmp_path / "made", open_bundle("fashion").folder)
@@ -65,6 +65,16 @@ def test_the_leanest_graph_that_can_is_chosen(plain, tmp_path):
     assert made.step_graph("sjd", warped=True).name == "step-sjd-warped.onnx"
     assert made.step_graph("sjd", guided=True).name == "step-sjd-warped-guided.onnx"
     assert made.step_graph("ar") is None
+
+
+def test_scd_match_has_a_graph_for_tensorrt_that_is_chosen_only_if_asked_for(plain, tmp_path):
+    made = add_step_graphs(plain, tmp_path / "made", ["scd-match", "scd-gumbel"])
+    assert made.step_graph("scd-match").name == "step-scd-match.onnx"
+    assert made.step_graph("scd-match", noise="window").name == "step-scd-match-tensorrt.onnx"
+    assert made.step_graph("scd-gumbel", noise="window") is None
+    assert [str(graph) for graph in made.manifest.step_graphs if graph.noise == "window"] == ["scd-match for TensorRT"]
+    model = onnx.load(made.folder / "step-scd-match-tensorrt.onnx", load_external_data=False)
+    assert {entry.key: entry.value for entry in model.metadata_props}["noise"] == "window"
 
 
 def test_graphs_of_other_methods_stay_and_a_bundle_may_be_replaced(plain, tmp_path):
@@ -112,14 +122,14 @@ def test_command_line_uses_the_graph_by_itself_and_says_when_it_cannot(plain, tm
     def refuse(*arguments, **named):
         raise InvalidArgument("opened a step graph")
 
-    monkeypatch.setattr("coupled_sampling.backends.ort.step.OrtStep.open", refuse)
+    monkeypatch.setattr("coupled_sampling.backends.ort.cpu.step_of_bundle", refuse)
     auto = ["generate", str(tmp_path / "made"), *settings]
     assert main([*auto, "scd-gumbel"]) == 2
     assert "opened a step graph" in capsys.readouterr().err
     assert main([*auto, "scd-gumbel", "--step", "host"]) == 0
     assert main([*auto, "sjd"]) == 0
     assert main([*auto, "sjd", "--step", "graph"]) == 2
-    assert "no step graph for sjd with these settings" in capsys.readouterr().err
+    assert "no step graph for sjd, it has scd-gumbel, scd-gumbel warped" in capsys.readouterr().err
 
 
 def test_guided_generation_by_graph_is_that_of_the_host(tmp_path, capsys):

@@ -175,30 +175,35 @@ if lag and False:
     ),
     Bug(
         "first-write-wins",
-        "OrtProvider._run",
-        "self._session.run_with_iobinding(self._binding(rows, width))",
+        "OrtProvider.forward",
+        "binding.run()",
         """\
-held = [cache.copy() for _, cache in self._caches.values()]
-self._session.run_with_iobinding(self._binding(rows, width))
+held = [cache.memory.copy() for _, cache in self._caches.values()]
+binding.run()
 for (_, cache), old in zip(self._caches.values(), held, strict=True):
-    np.copyto(cache, old, where=old != 0)
+    np.copyto(cache.memory, old, where=old != 0)
 """,
         "State that was written once is not replaced, so that a refused draft stays in the cache.",
         RUNTIME,
     ),
     Bug(
         "idle-rows-run-too",
-        "OrtProvider._run",
-        "self._binding(rows, width)",
-        "self._binding(self.batch_size, width)",
-        "Rows beyond the call's are forwarded with whatever tokens lie in the buffer.",
+        "OrtProvider.forward",
+        "rows, width = tokens.shape",
+        """\
+idle = self.batch_size - len(tokens)
+tokens = np.pad(tokens, ((0, idle), (0, 0)))
+start = np.pad(start, (0, idle))
+rows, width = tokens.shape
+""",
+        "Rows beyond the call's are forwarded, too, and lose their state.",
         RUNTIME,
     ),
     Bug(
         "stale-starts",
         "OrtProvider.forward",
-        "self._start[:rows] = start",
-        "self._start[:1] = start[:1]",
+        'binding.feed("start", start)',
+        'binding.feed("start", np.pad(start[:1], (0, rows - 1)))',
         "Only the first row's start reaches the graph.",
         RUNTIME,
     ),

@@ -4,7 +4,7 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-ENGINES = ("test_trt_step",)
+ENGINES = ("test_trt_step", "test_trt_step_refusals")
 GRAPHS = ("test_window_noise_graph",)
 
 BUGS = (
@@ -67,7 +67,7 @@ BUGS = (
     Bug(
         "padding-forgotten",
         "Runner.run",
-        "self._has_padded or place.shape.width > place.width",
+        "self._has_padded or fit.shape.width > fit.width",
         "self._has_padded",
         "A window may start behind columns that padding wrote over.",
         ENGINES,
@@ -75,16 +75,16 @@ BUGS = (
     Bug(
         "decision-left-out-of-the-fingerprint",
         "Fingerprint.of",
-        "method is not None",
-        "False",
+        "manifest.window_graph.file if graph is None else graph",
+        "manifest.window_graph.file",
         "An engine with the decision of another release is loaded.",
         ENGINES,
     ),
     Bug(
         "step-and-window-engines-in-one-folder",
-        "EngineStore.__init__",
-        'stem if method is None else f"{stem}-{method}"',
-        "stem",
+        "EngineStore.place",
+        "Path(self.graph).stem",
+        '"window"',
         "Engines of window graphs and of steps replace each other.",
         ENGINES,
     ),

@@ -18,6 +18,28 @@ BUGS = (
         WIDTHS,
     ),
     Bug(
+        "rule-told-while-the-last-draft-is-open",
+        "Decoder._remember",
+        "slots[b] + 1",
+        "slots[b]",
+        "The time of a step is known while the draft after its last slot is still to be tested.",
+        WIDTHS,
+    ),
+    Bug(
+        "rule-told-when-one-row-is-through",
+        "Decoder._remember",
+        """\
+all(
+    row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
+)""",
+        """\
+any(
+    row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
+)""",
+        "The time of a step is known while drafts of another row are still to be tested.",
+        WIDTHS,
+    ),
+    Bug(
         "mean-of-times-instead-of-the-median",
         "_Climb._speed_up",
         "np.median",

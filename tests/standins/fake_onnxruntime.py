@@ -11,16 +11,17 @@ with the real ``onnxruntime``. What ONNX Runtime would do wrong in silence raise
 """
 
 import ctypes
+import weakref
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 
-from coupled_sampling.backends.ort.step_binding import TYPES
+from coupled_sampling.backends.ort.binding import TYPES
 from standins.fake_cuda import RuleBroken
 
-CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 ON_THE_HOST = ("kv_length",)
 """Inputs that CUDA's kernels read on the host."""
 SHAPES = ("Shape", "Slice", "Concat")
@@ -37,8 +38,6 @@ class FakeRuntime:
         The execution provider that sessions come to; None is the first that was asked for.
     fails
         What opening a session says, if it fails.
-    on_tensorrt
-        Operators that TensorRT takes, where it is asked and they are not excluded.
     cuda
         A `FakeCuda` whose memory it uses, so that kernels find the logits there.
     devices
@@ -53,13 +52,12 @@ class FakeRuntime:
         on_cpu=("Slice", "Concat"),
         used=None,
         fails=None,
-        on_tensorrt=("Gemm", "Attention", "Gelu"),
         cuda=None,
         devices=1,
     ):
         self.cuda, self.devices = cuda, devices
-        self.on_cpu, self.used, self.fails, self.on_tensorrt = on_cpu, used, fails, on_tensorrt
-        self.available = [TENSORRT, CUDA, CPU]
+        self.on_cpu, self.used, self.fails = on_cpu, used, fails
+        self.available = [CUDA, CPU]
         self.memory, self.next, self.sessions, self.preloaded = {}, 0x7F0000000000, [], 0
         self.crossed, self.limit = Counter(), None
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=self.on_the_device)
@@ -84,7 +82,15 @@ class FakeRuntime:
             address = self.cuda.take(values.nbytes)
             self.memory[address] = self.cuda.blocks[address].content.view(values.dtype).reshape(values.shape)
             self.memory[address][...] = values
-        return Value(self, address, values.shape, values.dtype)
+        value = Value(self, address, values.shape, values.dtype)
+        weakref.finalize(value, self.give_back, address)
+        return value
+
+    def give_back(self, address):
+        """Memory goes with the value that owns it; whoever still has its address is caught by `at`."""
+        del self.memory[address]
+        if self.cuda is not None:
+            self.cuda.blocks[address].freed = True
 
     def warm(self, limit):
         """From now on nothing is allocated, and no array but race noise crosses that has more than ``limit`` bytes."""
@@ -191,16 +197,12 @@ class Session:
         return [*names[first:], CPU]
 
     def place_of(self, operator):
-        if operator in self.runtime.on_cpu:
-            return CPU
-        excluded = self.settings.get(TENSORRT, {}).get("trt_op_types_to_exclude", "").split(",")
-        takes = TENSORRT in self.settings and operator in self.runtime.on_tensorrt and operator not in excluded
-        return TENSORRT if takes else CUDA
+        return CPU if operator in self.runtime.on_cpu else CUDA
 
     def get_provider_graph_assignment_info(self):
         assert self.options.entries["session.record_ep_graph_assignment_info"] == "1"
         nodes = [node for part in self.real.get_provider_graph_assignment_info() for node in part.get_nodes()]
-        places = {TENSORRT: [], CUDA: [], CPU: []}
+        places = {CUDA: [], CPU: []}
         for node in nodes:
             places[self.place_of(node.op_type)].append(node)
         return [SimpleNamespace(ep_name=name, get_nodes=lambda found=found: found) for name, found in places.items()]

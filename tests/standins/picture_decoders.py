@@ -8,18 +8,17 @@ import pytest
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
-from coupled_sampling.export.checkpoints import checkpoint_of
 from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.pictures.description import FirstFrame, Stage, VqDescription
 from coupled_sampling.export.pictures.names import LLAMAGEN, TAMING, TRANSFORMERS_EMU3, TRANSFORMERS_JANUS, places
 from coupled_sampling.export.pictures.pixel_graph import PICTURE
+from standins.checkpoints import checkpoint_of
 from standins.picture_models import (
+    BAAI,
+    BACKBONE,
     CODES,
-    EPSILON,
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    LAYERS,
+    LLAMAGEN_CONFIG,
     SIDE,
     WIDTH,
     WORDS,
@@ -31,14 +30,6 @@ from standins.picture_models import (
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-BACKBONE = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "intermediate_size": HIDDEN,
-    "rms_norm_eps": EPSILON,
-}
 ORDER = tuple(np.random.default_rng(5).permutation(CODES).tolist())
 """The code of Chameleon's and Emu3's picture tokens, one after the other."""
 
@@ -66,18 +57,6 @@ EMU3 = {
     "text_config": BACKBONE | {"vocab_size": WORDS, "max_position_embeddings": 9216},
     "vocabulary_map": ROLES | {f"<|visual token {c:06d}|>": 25 + i for i, c in enumerate(ORDER)},
     "vq_config": EMU3_VQ,
-}
-BAAI = BACKBONE | {
-    "model_type": "Emu3",
-    "vocab_size": WORDS,
-    "max_position_embeddings": 64,
-    "eol_token_id": 17,
-    "eof_token_id": 18,
-    "bos_token_id": 20,
-    "img_token_id": 22,
-    "boi_token_id": 23,
-    "eoi_token_id": 24,
-    "image_area": (8 * SIDE) ** 2,
 }
 JANUS_VQ = {
     "num_embeddings": CODES,
@@ -112,13 +91,6 @@ DEEPSEEK = {
         "model_type": "gen_vision",
         "params": {"image_token_size": CODES, "n_embed": 5},
     },
-}
-LLAMAGEN_CONFIG = {
-    "model_type": "llamagen",
-    "block_size": SIDE**2,
-    "n_head": HEADS,
-    "num_classes": 6,
-    "norm_eps": EPSILON,
 }
 TAMING_VQ = {
     "model": {
@@ -251,6 +223,11 @@ def loaded(config, tensors):
     """A model in memory, and its checkpoint."""
     checkpoint = checkpoint_of(tensors, config)
     return small_pictures(find_family(checkpoint).load(checkpoint)), checkpoint
+
+
+def picture_decoder_of(model, checkpoint, apart=None):
+    """The context of the model's picture decoder, found by its family."""
+    return open_picture_decoder(find_family(checkpoint, model.family), model, checkpoint, apart)
 
 
 def write(folder, config, tensors):

@@ -7,6 +7,38 @@ import numpy as np
 WIDTH, HEADS, KV_HEADS, HIDDEN, LAYERS, WORDS, CODES, EPSILON, SIDE = 16, 4, 2, 20, 2, 37, 12, 1e-3, 3
 SIZE = WIDTH // HEADS
 
+BACKBONE = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "intermediate_size": HIDDEN,
+    "rms_norm_eps": EPSILON,
+}
+"""Keys of a configuration that picture models built on Llama share."""
+
+BAAI = BACKBONE | {
+    "model_type": "Emu3",
+    "vocab_size": WORDS,
+    "max_position_embeddings": 64,
+    "eol_token_id": 17,
+    "eof_token_id": 18,
+    "bos_token_id": 20,
+    "img_token_id": 22,
+    "boi_token_id": 23,
+    "eoi_token_id": 24,
+    "image_area": (8 * SIDE) ** 2,
+}
+"""Emu3 as BAAI configures it."""
+
+LLAMAGEN_CONFIG = {
+    "model_type": "llamagen",
+    "block_size": SIDE**2,
+    "n_head": HEADS,
+    "num_classes": 6,
+    "norm_eps": EPSILON,
+}
+
 
 def draw(shapes, seed=0):
     random = np.random.default_rng(seed)

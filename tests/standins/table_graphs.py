@@ -1,4 +1,7 @@
-"""A model that is a table, as a window graph whose cache is the tokens themselves and as a provider in numpy."""
+"""A model that is a table, as a window graph whose cache is the tokens themselves and as a provider in numpy.
+
+Its logits depend on every token before, so state that is wrong anywhere shows.
+"""
 
 import numpy as np
 
@@ -9,17 +12,22 @@ WIDE = 150
 """A vocabulary that is searched in two levels, the last block shorter than the others."""
 
 
-def table(seed, vocab_size=VOCAB):
-    """Logits of the next token given the last two, with forbidden tokens."""
+def table(seed, vocab_size=VOCAB, forbidden=0.15):
+    """Logits of the next token given the last one and a checksum of all tokens, with a share of forbidden ones."""
     random = np.random.default_rng(seed)
     logits = 2 * random.standard_normal((vocab_size, vocab_size, vocab_size), np.float32)
-    logits[random.random(logits.shape) < 0.15] = -np.inf
+    logits[random.random(logits.shape) < forbidden] = -np.inf
     logits[..., 0] = np.where(np.isinf(logits).all(-1), 0, logits[..., 0])
     return logits
 
 
+def weights_of(vocab_size):
+    """What a token counts for in the checksum, by its position; never nothing, so that each position matters."""
+    return 1 + np.arange(LENGTH) % (vocab_size - 1)
+
+
 class Table:
-    """The oracle's model: HostStep looks the same table up with numpy. A window's first slot sees its own token only."""
+    """The oracle's model: HostStep looks the same table up with numpy."""
 
     def __init__(self, logits, batch_size=1):
         self.logits, self.batch_size = logits, batch_size
@@ -27,15 +35,15 @@ class Table:
         self.held = np.zeros((batch_size, LENGTH), np.int64)
 
     def forward(self, tokens, start):
-        before = np.empty_like(tokens)
-        for b, first in enumerate(start.tolist()):
-            self.held[b, first : first + tokens.shape[1]] = tokens[b]
-            before[b] = self.held[b, np.maximum(first + np.arange(tokens.shape[1]) - 1, 0)]
-        return self.logits[before, tokens]
+        rows = np.arange(len(start))[:, None]
+        at = start[:, None] + np.arange(tokens.shape[1])
+        self.held[rows, at] = tokens
+        sums = np.cumsum((self.held + 1) * weights_of(self.vocab_size), axis=1)[rows, at]
+        return self.logits[sums % self.vocab_size, tokens]
 
 
-def window_model(logits):
-    """The same table as a window graph; its cache is the tokens themselves."""
+def window_model(logits, kv_length=False):
+    """The same table as a window graph; its cache is the tokens themselves, of which ``kv_length`` columns are looked at."""
     vocab_size, graph = logits.shape[-1], GraphBuilder()
     ids, start = graph.input("input_ids", "int64", ["B", "W"]), graph.input("start", "int64", ["B"])
     past = graph.input("past_key_values.0.key", "int64", ["B", 1, LENGTH, 1])
@@ -44,11 +52,15 @@ def window_model(logits):
     graph.output("present.0.key", "int64", ["B", 1, LENGTH, 1])
     width = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2))
     zero, one = (graph.constant(f"number.{i}", np.array(i, np.int64)) for i in (0, 1))
-    slot = graph.op("Range", zero, width, one)
-    before = graph.op("Sub", graph.op("Add", graph.op("Unsqueeze", start, graph.integers(1)), slot), one)
+    at = graph.op("Add", graph.op("Unsqueeze", start, graph.integers(1)), graph.op("Range", zero, width, one))
     held = graph.op("Reshape", "present.0.key", graph.integers(-1, LENGTH))
-    before = graph.op("GatherElements", held, graph.op("Max", before, zero), axis=1)
-    index = graph.op("Concat", *(graph.op("Unsqueeze", x, graph.integers(2)) for x in (before, ids)), axis=2)
+    counted = graph.op("Mul", graph.op("Add", held, one), graph.constant("weights", weights_of(vocab_size)))
+    if kv_length:
+        seen = graph.op("Less", graph.constant("columns", np.arange(LENGTH)), graph.input("kv_length", "int64", [1]))
+        counted = graph.op("Where", seen, counted, zero)
+    sums = graph.op("GatherElements", graph.op("CumSum", counted, one), at, axis=1)
+    sums = graph.op("Mod", sums, graph.constant("vocabulary", np.array(vocab_size)))
+    index = graph.op("Concat", *(graph.op("Unsqueeze", x, graph.integers(2)) for x in (sums, ids)), axis=2)
     graph.op("GatherND", graph.constant("table", logits), index, name="logits")
     graph.output("logits", "float32", ["B", "W", vocab_size])
     return graph.build("table", "A table.", {"max_length": str(LENGTH)})

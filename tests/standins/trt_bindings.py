@@ -19,8 +19,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from standins.builds import built
 
 SOURCE = Path(__file__).with_name("trt_library.cpp")
 PACKAGES = {"tensorrt": "tensorrt_bindings", "tensorrt-rtx": "tensorrt_rtx_bindings"}
@@ -90,6 +91,20 @@ class Library:
         return ctypes.addressof(self._kept[-1])
 
 
+def build_libraries(names):
+    """A folder with libraries called ``names``, of which the first has the functions."""
+    command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++17"]
+
+    def compile_in(folder):
+        first, *others = [folder / name for name in names]
+        subprocess.run([*command, SOURCE, "-o", first, f"-Wl,-soname,{first.name}"], check=True)
+        for path in others:  # their functions are those of the first, so that there is one queue of answers
+            nothing = ["-x", "c", "/dev/null", "-x", "none", first]
+            subprocess.run(["g++", "-shared", "-o", path, f"-Wl,-soname,{path.name}", *nothing], check=True)
+
+    return built((command, SOURCE.read_text("utf-8"), names), compile_in)
+
+
 def load(folder):
     """The module that is the package in ``folder``, and the `Library` beneath it."""
     package = Path(folder).name
@@ -97,19 +112,11 @@ def load(folder):
     needed = sorted(set(re.findall(rb"lib(?:nv|tensorrt_)\w+\.so\.\d+", binary.read_bytes())))
     sys.path.insert(0, str(Path(folder).parent))
     sys.modules[package.replace("bindings", "libs")] = None  # TensorRT itself, which the package would load
-    with tempfile.TemporaryDirectory() as scratch:
-        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++17", str(SOURCE), "-o"]
-        paths = [Path(scratch) / name.decode() for name in needed]
-        for path in paths:
-            if path == paths[0]:
-                subprocess.run([*command, path, f"-Wl,-soname,{path.name}"], check=True)
-            else:  # its functions are those of the first, so that there is one queue of answers
-                source = ["-x", "c", "/dev/null", "-x", "none", paths[0]]
-                subprocess.run(["g++", "-shared", "-o", path, f"-Wl,-soname,{path.name}", *source], check=True)
-        library = Library(str(paths[0]))
-        for path in paths[1:]:
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        module = importlib.import_module(package)
+    paths = [build_libraries(tuple(name.decode() for name in needed)) / name.decode() for name in needed]
+    library = Library(str(paths[0]))
+    for path in paths[1:]:
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    module = importlib.import_module(package)
     return module, library
 
 

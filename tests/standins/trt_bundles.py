@@ -1,49 +1,29 @@
 """A small random bundle for the TensorRT tests, and providers of it on the stand-ins."""
 
-import dataclasses
+import contextlib
 import functools
 import os
+from unittest import mock
 
 import numpy as np
 
+from coupled_sampling.backends import Place
 from coupled_sampling.backends.cuda.device import Device
-from coupled_sampling.backends.trt import BuildOptions, Flavour, TrtProvider, TrtStep
-from coupled_sampling.bundles.opening import Defaults, GeneratedTokens, Manifest, Prompt, file_record, write_manifest
-from coupled_sampling.export import GptDescription, save_graph, window_graph
+from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep
+from coupled_sampling.backends.trt.flavour import Flavour
+from coupled_sampling.export.step_bundle import write_step_graphs
 from standins.fake_kernels import EmulatedCuda
 from standins.fake_tensorrt import FakeTensorRT
+from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 LENGTH = 40
-GPT = GptDescription(
-    vocab_size=11, generated=8, positions=LENGTH, width=8, layers=2, heads=2, mlp_width=20, cache_length=44
-)
 
 
-def write_bundle(path, *, max_window=LENGTH, change=lambda model: None, seed=0):
-    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph."""
-    path.mkdir(exist_ok=True)
-    random = np.random.default_rng(seed)
-    weights = {name: random.normal(0, 0.5, shape) for name, shape in GPT.weight_shapes().items()}
-    save_graph(window_graph(GPT, weights), path / "window.onnx")
-    import onnx
-
-    model = onnx.load(path / "window.onnx")
-    change(model)
-    onnx.save(model, path / "window.onnx")
-    manifest = Manifest(
-        name="toy",
-        description="A toy.",
-        files={"window.onnx": file_record(path / "window.onnx")},
-        window_graph=dataclasses.replace(GPT.manifest("window.onnx"), max_window=max_window),
-        vocab_size=11,
-        generated_tokens=GeneratedTokens(0, 8),
-        length=6,
-        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
-        defaults=Defaults("ar", 1, "random"),
-        licence="Apache-2.0",
-        provenance={},
-    )
-    write_manifest(path, manifest)
+def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=()):
+    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph; step graphs for the methods ``steps``."""
+    write_toy_bundle(path, toy_gpt(LENGTH, cache_length=LENGTH + 4), max_window=max_window, change=change, seed=seed)
+    if steps:
+        write_step_graphs(path, steps)
     return path
 
 
@@ -90,26 +70,29 @@ class Machine:
         self.trt = FakeTensorRT(self.cuda, rtx=flavour == "tensorrt-rtx", **options)
         self.flavour = Flavour(flavour, self.trt.__version__, behind_bindings(flavour, self.trt))
 
+    @contextlib.contextmanager
+    def used(self):
+        """While it lasts, it is this computer that models are opened on."""
+        runner = "coupled_sampling.backends.trt.runner"
+        with (
+            mock.patch(f"{runner}.find_flavour", return_value=self.flavour),
+            mock.patch(f"{runner}.Device", lambda index: Device(index, bindings=self.cuda)),
+        ):
+            yield
+
     def open(
         self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), on_device=False, engines=None, progress=None, **options
     ):
         chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
-        device = Device(bindings=self.cuda)
-        return TrtProvider.open(
-            bundle,
-            flavour=self.flavour,
-            device=device,
-            options=chosen,
-            on_device=on_device,
-            engines=engines,
-            progress=progress,
-        )
+        place = Place(self.flavour.name, engines=engines)
+        with self.used():
+            return TrtProvider.open(bundle, place, chosen, on_device=on_device, progress=progress)
 
     def open_step(self, bundle, *, rows=3, windows=(1, 4, 16), columns=(), engines=None, **options):
         """A `TrtStep`; ``cuda`` must have its emulator."""
         chosen = BuildOptions(row_buckets=(rows,), window_buckets=windows, column_buckets=columns, **options)
-        device = Device(bindings=self.cuda)
-        return TrtStep.open(bundle, flavour=self.flavour, device=device, options=chosen, engines=engines)
+        with self.used():
+            return TrtStep.open(bundle, Place(self.flavour.name, engines=engines), chosen)
 
 
 def starts(*values):

@@ -3,8 +3,6 @@
 Every broken provider differs from `TableProvider` in one respect only.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -169,36 +167,9 @@ def test_settings_that_cannot_be_are_refused(arguments, message):
 def toy(tmp_path_factory):
     """A small random model as a bundle."""
     pytest.importorskip("onnx")
-    from coupled_sampling.bundles.opening import (
-        Defaults,
-        GeneratedTokens,
-        Manifest,
-        Prompt,
-        file_record,
-        write_manifest,
-    )
-    from coupled_sampling.export import GptDescription, save_graph, window_graph
+    from standins.toy_bundles import toy_gpt, write_toy_bundle
 
-    path = tmp_path_factory.mktemp("bundle")
-    gpt = GptDescription(vocab_size=11, generated=8, positions=72, width=8, layers=2, heads=2, mlp_width=20)
-    random = np.random.default_rng(0)
-    weights = {name: random.normal(0, 0.5, shape) for name, shape in gpt.weight_shapes().items()}
-    save_graph(window_graph(gpt, weights), path / "window.onnx")
-    manifest = Manifest(
-        name="toy",
-        description="A toy.",
-        files={"window.onnx": file_record(path / "window.onnx")},
-        window_graph=dataclasses.replace(gpt.manifest("window.onnx"), max_window=50),
-        vocab_size=11,
-        generated_tokens=GeneratedTokens(0, 8),
-        length=6,
-        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
-        defaults=Defaults("ar", 1, "random"),
-        licence="Apache-2.0",
-        provenance={},
-    )
-    write_manifest(path, manifest)
-    return path
+    return write_toy_bundle(tmp_path_factory.mktemp("bundle"), toy_gpt(72), max_window=50)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -13,12 +13,12 @@ from coupled_sampling.testing import (
     autoregressive_law,
     exact_law,
     exact_law_from_uniforms,
-    expected_paths,
     random_table,
     rational_table,
     shipped_decoder,
     total_variation,
 )
+from coupled_sampling.testing.exact.laws import expected_paths
 
 WORLDS = [(2, 4, 3), (3, 3, 3), (3, 3, 2), (4, 2, 4)]
 """Vocabulary, length, window."""

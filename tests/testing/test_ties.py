@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from coupled_sampling import Decoder, HostStep, Request, Sampling
-from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.ort.step import OrtStep
+from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from coupled_sampling.noise import CounterNoise, race_weights, uniforms
@@ -59,7 +58,7 @@ def model(next_law, rows=1, vocab_size=VOCAB):
 def test_the_embedded_model(method, warped, record_property):
     pytest.importorskip("onnxruntime")
     bundle = open_bundle("fashion")
-    step = OrtStep.open(bundle, method, 3, threads=1, warped=warped)
+    step = open_model(bundle, Place(threads=1), 3, method=method, step="graph", warped=warped)
     warps = [Sampling(0.8, top_p=0.9), Sampling(top_k=20, min_p=0.02), Sampling(0)]
     requests = [
         Request([prompt], length, seed=3, sequence=i, sampling=warps[i] if warped else Sampling())

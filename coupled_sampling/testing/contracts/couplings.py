@@ -26,113 +26,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import Array
-from coupled_sampling.couplings import Decision
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.testing.contracts.breakpoints import law_of_one, law_of_two
+from coupled_sampling.testing.contracts.coupling_subject import (
+    EXACT,
+    JUST_BELOW_ONE,
+    KINDS,
+    Bound,
+    Kind,
+    Law,
+    Subject,
+    bounds,
+    distance,
+)
 from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
 
 __all__ = ["COUPLING_CHECKS", "Bound", "Kind", "check_coupling", "coupling_report", "joint_law"]
-
-Law: TypeAlias = NDArray[np.float64]
-Kind: TypeAlias = Literal["independent", "maximal", "gumbel", "shared-uniform"]
-Bound: TypeAlias = Callable[[Law, Law], tuple[float, float]]
-"""``bound(draft_law, target_law) -> (least, most)`` probability of agreement."""
-
-KINDS = ("independent", "maximal", "gumbel", "shared-uniform")
-EXACT = 1e-9
-JUST_BELOW_ONE = 1 - 2.0**-53
-
-
-def distance(draft_law: Law, target_law: Law) -> float:
-    """Total variation distance."""
-    return 0.5 * float(np.abs(draft_law - target_law).sum())
-
-
-def _tokens(coupled: Any) -> Array:
-    """What a coupling returned; `coupled_sampling.couplings.maximal` also says what became of the drafts."""
-    return coupled.tokens if isinstance(coupled, Decision) else coupled
-
-
-def _bounds(kind: Kind, draft_law: Law, target_law: Law) -> tuple[float, float]:
-    """The promise of ``kind``."""
-    variation = distance(draft_law, target_law)
-    if kind == "independent":
-        return (float((draft_law * target_law).sum()),) * 2
-    least = {"maximal": 1 - variation, "gumbel": (1 - variation) / (1 + variation), "shared-uniform": 0.0}[kind]
-    return least, 1 - variation
-
-
-class _Subject:
-    """The coupling under test, called in the way of its kind."""
-
-    def __init__(self, coupling: Callable[..., Array], kind: Kind, seed: int, samples: int, false_alarm: float) -> None:
-        self.kind, self.samples = kind, samples
-        self.coupling: Callable[..., Array] = lambda *arguments: _tokens(coupling(*arguments))
-        self.random = np.random.default_rng(seed)
-        self.false_alarm = false_alarm
-        self.joint = functools.lru_cache(maxsize=None)(self._joint)
-
-    def pairs(self) -> list[tuple[Law, Law]]:
-        """Pairs of laws, masses multiples of a fraction that the grid sees: near and far, with and without zeros."""
-        found = [([1, 1], [1, 1]), ([3, 1], [1, 3]), ([1, 0], [0, 1]), ([2, 1, 1], [1, 1, 2]), ([0, 1, 3], [3, 1, 0])]
-        found += [([5, 5, 1, 0, 1], [0, 2, 6, 3, 1]), ([0, 0, 1], [1, 1, 0]), ([4, 3, 2, 1], [4, 3, 1, 2])]
-        for size in (3, 4, 5, 6):
-            weights = self.random.integers(0, 5, (2, size))
-            weights[:, self.random.integers(size)] += 1
-            found.append((weights[0].tolist(), weights[1].tolist()))
-        return [(np.array(q) / sum(q), np.array(p) / sum(p)) for q, p in found]
-
-    def call(self, draft: Any, draft_law: Law, target_law: Law, *uniforms: Any) -> NDArray[np.int64]:
-        """Tokens (n,) for n drafts and uniforms of the same two laws."""
-        many = (len(uniforms[0]), len(target_law))
-        later = np.broadcast_to(target_law, many)
-        if self.kind == "maximal":
-            tokens = self.coupling(draft, np.broadcast_to(draft_law, many), later, *uniforms)
-        else:
-            tokens = self.coupling(later, uniforms[0])
-        return np.asarray(to_host(tokens)).astype(np.int64)
-
-    def _joint(self, draft_law: bytes, target_law: bytes) -> Law:
-        q, p = np.frombuffer(draft_law), np.frombuffer(target_law)
-        size = len(q)
-        if self.kind == "gumbel":
-            noise = np.random.default_rng(self.random.integers(2**63)).gumbel(size=(self.samples, size))
-            first, second = self.call(None, q, q, noise), self.call(None, p, p, noise)
-            return np.bincount(first * size + second, minlength=size**2).reshape(size, size) / self.samples
-        if self.kind == "shared-uniform":
-            both = law_of_one(lambda u: self.call(None, q, q, u) * size + self.call(None, p, p, u), size**2)
-            return both.reshape(size, size)
-        if self.kind == "independent":
-            return np.outer(q, law_of_one(lambda u: self.call(None, q, p, u), size))
-        rows = [law_of_two(lambda u, v, x=x: self.call(np.full(len(u), x), q, p, u, v), size) for x in range(size)]  # type: ignore[misc]
-        return q[:, None] * np.stack(rows)
-
-    def slack(self, size: int | None) -> float:
-        """How far a right coupling's numbers may be off: a law of ``size`` tokens in TV, or a probability if None."""
-        if self.kind != "gumbel":
-            return EXACT
-        alarm = self.false_alarm / 200  # comparisons in all, generously counted
-        if size is None:
-            return float(np.sqrt(np.log(2 / alarm) / (2 * self.samples)))
-        return 0.5 * float(np.sqrt(2 * np.log(2.0**size / alarm) / self.samples))
-
-    def joint_of(self, draft_law: Law, target_law: Law) -> Law:
-        """Joint law (V, V): earlier draw by later draw."""
-        return self.joint(draft_law.tobytes(), target_law.tobytes())
 
 
 def _numbers(law: Law) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in law) + ")"
 
 
-def _marginal(subject: _Subject, bound: Bound) -> str | None:
+def _marginal(subject: Subject, bound: Bound) -> str | None:
     for q, p in subject.pairs():
         joint = subject.joint_of(q, p)
         for which, found, law in (("later", joint.sum(axis=0), p), ("earlier", joint.sum(axis=1), q)):
@@ -146,7 +68,7 @@ def _marginal(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _agreement(subject: _Subject, bound: Bound) -> str | None:
+def _agreement(subject: Subject, bound: Bound) -> str | None:
     for q, p in subject.pairs():
         agreement = float(np.trace(subject.joint_of(q, p)))
         least, most = bound(q, p)
@@ -158,7 +80,7 @@ def _agreement(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _equal_laws(subject: _Subject, bound: Bound) -> str | None:
+def _equal_laws(subject: Subject, bound: Bound) -> str | None:
     for q, p in subject.pairs():
         for law in (q, p):
             agreement = float(np.trace(subject.joint_of(law, law)))
@@ -167,7 +89,7 @@ def _equal_laws(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _support(subject: _Subject, bound: Bound) -> str | None:
+def _support(subject: Subject, bound: Bound) -> str | None:
     ends = np.array([0.0, 2.0**-60, 0.25, 0.5, 0.75, JUST_BELOW_ONE])
     first, second = (grid.reshape(-1) for grid in np.meshgrid(ends, ends))
     for q, p in [*subject.pairs(), (np.array([0.5, 0, 0.5, 0]), np.array([0, 0.5, 0, 0.5]))]:
@@ -187,7 +109,7 @@ def _support(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _monotone(subject: _Subject, bound: Bound) -> str | None:
+def _monotone(subject: Subject, bound: Bound) -> str | None:
     for q, p in subject.pairs():
         least = 1.0
         for share in np.linspace(0, 1, 5):
@@ -202,7 +124,7 @@ def _monotone(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _permutation(subject: _Subject, bound: Bound) -> str | None:
+def _permutation(subject: Subject, bound: Bound) -> str | None:
     for q, p in subject.pairs():
         order = subject.random.permutation(len(p))
         if subject.kind == "gumbel":
@@ -222,7 +144,7 @@ def _permutation(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _batches(subject: _Subject, bound: Bound) -> str | None:
+def _batches(subject: Subject, bound: Bound) -> str | None:
     arguments, _ = _some_arguments(subject, (3, 2))
     kept = [argument.copy() for argument in arguments]
     together = to_host(subject.coupling(*arguments))
@@ -237,7 +159,7 @@ def _batches(subject: _Subject, bound: Bound) -> str | None:
     return None
 
 
-def _some_arguments(subject: _Subject, shape: tuple[int, ...]) -> tuple[list[NDArray[Any]], int]:
+def _some_arguments(subject: Subject, shape: tuple[int, ...]) -> tuple[list[NDArray[Any]], int]:
     """Arguments of the coupling with leading axes ``shape``, and the vocabulary."""
     size, random = 6, subject.random
     q, p = (random.dirichlet(np.ones(size), shape) for _ in range(2))
@@ -249,7 +171,7 @@ def _some_arguments(subject: _Subject, shape: tuple[int, ...]) -> tuple[list[NDA
     return [draft, q, p, random.random(shape), random.random(shape)], size
 
 
-Check: TypeAlias = Callable[[_Subject, Bound], str | None]
+Check: TypeAlias = Callable[[Subject, Bound], str | None]
 
 COUPLING_CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "support": (_support, KINDS),
@@ -266,11 +188,11 @@ A shared uniform agrees more or less often as tokens are renamed, and an indepen
 """
 
 
-def _run(check: Check, bound: Bound, subject: _Subject) -> str | None:
+def _run(check: Check, bound: Bound, subject: Subject) -> str | None:
     return check(subject, bound)
 
 
-def _array_libraries(subject: _Subject, namespaces: Sequence[Any]) -> str | None:
+def _array_libraries(subject: Subject, namespaces: Sequence[Any]) -> str | None:
     arguments, _ = _some_arguments(subject, (40,))
     expected = to_host(subject.coupling(*arguments))
     for namespace in namespaces:
@@ -303,7 +225,7 @@ def joint_law(
         Laws (V,).
     """
     q, p = np.asarray(draft_law, np.float64), np.asarray(target_law, np.float64)
-    return _Subject(coupling, kind, seed, samples, 1e-6).joint_of(q, p)
+    return Subject(coupling, kind, seed, samples, 1e-6).joint_of(q, p)
 
 
 def coupling_report(
@@ -357,8 +279,8 @@ def coupling_report(
     unknown = sorted(set(skip) - {*COUPLING_CHECKS, "array-libraries"})
     if unknown:
         raise InvalidArgument(f"skip has {unknown}, expected names among {[*COUPLING_CHECKS, 'array-libraries']}")
-    promised = bound or functools.partial(_bounds, kind)
-    runs: dict[str, Callable[[_Subject], str | None]] = {
+    promised = bound or functools.partial(bounds, kind)
+    runs: dict[str, Callable[[Subject], str | None]] = {
         name: functools.partial(_run, check, promised)
         for name, (check, kinds) in COUPLING_CHECKS.items()
         if kind in kinds
@@ -370,13 +292,13 @@ def coupling_report(
         if name in skip:
             continue
         try:
-            failure = run(_Subject(coupling, kind, seed, samples, false_alarm))
+            failure = run(Subject(coupling, kind, seed, samples, false_alarm))
         except Exception as error:
             # A coupling may raise anything; it was given laws and noise within their bounds.
             failure = f"{type(error).__name__}: {error}"
         results.append(CheckResult(name, failure=failure))
     subject = getattr(coupling, "__name__", type(coupling).__name__)
-    tolerated = _Subject(coupling, kind, seed, samples, false_alarm).slack(None)
+    tolerated = Subject(coupling, kind, seed, samples, false_alarm).slack(None)
     return Report(f"{subject}, kind {kind}", tolerated, tuple(results))
 
 

@@ -30,7 +30,7 @@ class CheckResult:
 
     Examples
     --------
-    >>> from coupled_sampling.testing import CheckResult
+    >>> from coupled_sampling.testing.contracts.report import CheckResult
     >>> CheckResult("rollback", difference=0.5, failure="state of a refused draft was kept").failure
     'state of a refused draft was kept'
     """
@@ -56,10 +56,10 @@ class Report:
 
     Examples
     --------
-    >>> from coupled_sampling.testing import CheckResult, Report
-    >>> report = Report("MyProvider", 1e-3, (CheckResult("causal", 0.0), CheckResult("rollback", 0.5, "state was kept")))
-    >>> report.passed, report.failures
-    (False, {'rollback': 'state was kept'})
+    >>> from coupled_sampling.testing import TableProvider, provider_report, random_table
+    >>> report = provider_report(TableProvider(random_table(0, 5), 5), length=16)
+    >>> report.passed, report.failures, report.differences["causal"]
+    (True, {}, 0.0)
     """
 
     subject: str

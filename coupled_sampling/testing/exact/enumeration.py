@@ -49,7 +49,7 @@ class PathEstimate(NamedTuple):
 
     Examples
     --------
-    >>> from coupled_sampling.testing import PathEstimate
+    >>> from coupled_sampling.testing.exact.enumeration import PathEstimate
     >>> PathEstimate(paths=120.0, standard_error=8.5).paths
     120.0
     """

@@ -198,7 +198,8 @@ def expected_paths(run: Callable[[Noise], object], *, probes: int = 100, seed: i
     Examples
     --------
     >>> from coupled_sampling import generate
-    >>> from coupled_sampling.testing import TableProvider, expected_paths, random_table
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> from coupled_sampling.testing.exact.laws import expected_paths
     >>> def run(noise):
     ...     generate(TableProvider(random_table(0, 2), 2), [[0]], length=3, method="ar", noise=noise)
     >>> expected_paths(run).paths  # two tokens, three times

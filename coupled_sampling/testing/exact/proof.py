@@ -30,7 +30,7 @@ from coupled_sampling.testing.exact.laws import (
     probability_of,
     total_variation,
 )
-from coupled_sampling.testing.exact.rational import RationalProvider
+from coupled_sampling.testing.exact.rational_models import RationalProvider
 from coupled_sampling.testing.worlds import TableProvider
 
 __all__ = ["Decode", "assert_lossless_exactly", "shipped_decoder"]

@@ -183,7 +183,9 @@ class Shuffles:
         observed = self._combine(self._summarise(statistics))
         largest = self._combined[-max(len(self._combined) // 20, 10) :]
         share = len(largest) / len(self._combined)
-        tail = share * np.exp(-(observed - largest[0]) / max(float(largest.mean() - largest[0]), 1e-9))
+        # Below the tail's beginning the ranks are used, so the distance from there is never negative.
+        beyond = np.maximum(observed - largest[0], 0)
+        tail = share * np.exp(-beyond / max(float(largest.mean() - largest[0]), 1e-9))
         return np.where(observed > largest[0], tail, self.p_values(statistics))
 
 

@@ -28,17 +28,20 @@ import numpy as np
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
     Array,
+    Closeable,
     CoupledStep,
     Integers,
     LogitsProvider,
     Outcome,
     PromptObserver,
+    Runs,
     Window,
     max_window,
 )
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.noise import uniforms
+from coupled_sampling.running import Closing
 from coupled_sampling.testing.steps.margins import Site, judge, worst
 from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
 
@@ -53,7 +56,7 @@ class Difference:
 
     Examples
     --------
-    >>> from coupled_sampling.testing import Difference
+    >>> from coupled_sampling.testing.steps.ties import Difference
     >>> difference = Difference(
     ...     row=0, position=7, round=3, expected=4, found=9, committed=(2, 2), kind="race", margin=1e-8, bound=1e-6
     ... )
@@ -187,7 +190,7 @@ class _Recorded:
         return self.logits
 
 
-class StepComparison:
+class StepComparison(Closing):
     """A coupled step that runs two and goes on with the first: give it to a `coupled_sampling.Decoder` in place of a model.
 
     Parameters
@@ -248,6 +251,17 @@ class StepComparison:
         self._disagreements: list[Difference] = []
         self._largest = (0.0, 0.0)
         self._disagreed = 0
+
+    @property
+    def runs(self) -> Runs:
+        """What runs the step that is compared."""
+        return self.other.runs
+
+    def close(self) -> None:
+        """Close the step that is compared, and the provider if it can be closed."""
+        self.other.close()
+        if isinstance(self._recorded.provider, Closeable):
+            self._recorded.provider.close()
 
     def begin(self, row: int, prompt: Integers) -> None:
         """Tell both."""

@@ -8,7 +8,7 @@ import * as ort from "onnxruntime-web";
 import { BundleError } from "./errors.js";
 
 const FORMAT = "coupled-sampling-bundle";
-const NEWEST = 2;
+const NEWEST = 3;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
 // More threads would need a cross-origin isolated page.
@@ -59,10 +59,16 @@ export class Bundle {
     this.#read = read;
   }
 
-  /** Methods that have a plain step graph: neither warped nor guided. */
+  /** Step graphs that are neither warped nor guided, nor TensorRT's, whose noise is another input. */
+  get #plain() {
+    return this.manifest.step_graphs.filter(
+      ({ warped, guided, noise = "ring" }) => !warped && !guided && noise === "ring",
+    );
+  }
+
+  /** Methods that have a plain step graph. */
   get methods() {
-    const plain = this.manifest.step_graphs.filter((graph) => !graph.warped && !graph.guided);
-    return METHODS.filter((method) => plain.some((graph) => graph.method === method));
+    return METHODS.filter((method) => this.#plain.some((graph) => graph.method === method));
   }
 
   /** Tokens of a prompt, by its name or an alias, whatever the case. */
@@ -78,7 +84,7 @@ export class Bundle {
     if (!this.methods.includes(method)) {
       throw new RangeError(`method is ${JSON.stringify(method)}, this bundle has ${this.methods.join(", ")}`);
     }
-    const graph = this.manifest.step_graphs.find((x) => x.method === method && !x.warped && !x.guided);
+    const graph = this.#plain.find((one) => one.method === method);
     return this.#open(graph.file);
   }
 

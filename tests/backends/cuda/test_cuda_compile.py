@@ -11,7 +11,8 @@ import pytest
 
 from coupled_sampling.backends.cuda import compile as compiling
 from coupled_sampling.backends.cuda.compile import CompilationFailed, compile_kernels, kernel_sources
-from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, WINDOW_DRAWS, DriverLauncher
+from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, WINDOW_DRAWS
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer, parse_capsule
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 from standins.cuda_emulation.emulation import PLAIN, EmulationLauncher
@@ -51,10 +52,10 @@ def test_what_cannot_be_compiled_is_refused(nvrtc, architecture, threads, name):
         compile_kernels(architecture, threads)
 
 
-def test_without_a_driver_the_launcher_says_what_to_install(monkeypatch):
+def test_without_a_driver_the_device_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(MissingDependency, match=r"coupled-sampling\[gpu\]"):
-        DriverLauncher()
+        Device()
 
 
 def test_without_nvrtc_compiling_says_what_to_install(monkeypatch):

@@ -12,6 +12,8 @@ from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderErro
 from standins import ROOT
 from standins.cuda_emulation.comparison import PROMPTS, WARPED, Float32Table, NormalWorld, window_of
 from standins.cuda_emulation.emulation import PLAIN, DeviceProvider, EmulationLauncher
+from standins.schedules import ROWS, UNCONDITIONAL, Losing, run_schedule
+from standins.table_graphs import Table, table
 
 
 def test_generation_through_the_loop_is_that_of_host_step():
@@ -175,3 +177,33 @@ def test_logits_of_another_stream_are_waited_for():
         assert launcher.launched == ["wait for 7", "measure", "settle", "target_laws", "decide"]
         kernels.close()
         provider.close()
+
+
+class Failing(DeviceProvider):
+    """Its calls fail when told to."""
+
+    fails = False
+
+    def forward(self, tokens, start):
+        if self.fails:
+            self.fails = False
+            raise ProviderError("out of memory")
+        return super().forward(tokens, start)
+
+
+@pytest.mark.parametrize("unconditional", [None, *UNCONDITIONAL.values()], ids=["unguided", *UNCONDITIONAL])
+@pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+def test_state_follows_whatever_the_loop_does(method, unconditional):
+    logits, guided = table(3, forbidden=0), unconditional is not None
+    settings = {"guidance": 1.8, "unconditional": unconditional} if guided else {}
+    for seed in range(1 if guided else 3):
+        with EmulationLauncher(PLAIN) as launcher:
+            provider = Failing(Table(logits, 2 * ROWS if guided else ROWS), launcher)
+            kernels = KernelStep(provider, method, launcher, **settings)
+            oracle = Table(logits, 2 * ROWS if guided else ROWS)
+            oracle = GuidedProvider(oracle, 1.8, unconditional) if guided else oracle
+            report = run_schedule(Losing(oracle, kernels, logits_error=1e-5 if guided else 0), provider, seed, 100)
+            kernels.close()
+            provider.close()
+        assert report.sites > 150
+        assert not report.disagreements, report

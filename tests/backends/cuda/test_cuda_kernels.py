@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Sampling
-from coupled_sampling.backends.cuda.kernels import ROW, WINDOW_DRAWS, DriverLauncher, window_noise
+from coupled_sampling.backends.cuda.kernels import ROW, WINDOW_DRAWS, window_noise
+from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
+from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.methods import METHODS
 from coupled_sampling.noise import _words, race_weights, uniforms
 from coupled_sampling.target import target_law
@@ -25,6 +27,7 @@ from standins.cuda_emulation.comparison import (
     tie_ridden_logits,
 )
 from standins.cuda_emulation.emulation import AS_SHIPPED, PLAIN, QUICKLY_SANITIZED, THREADED, EmulationLauncher
+from standins.on_a_gpu import gpu, opened
 
 
 @pytest.fixture(scope="module")
@@ -343,16 +346,8 @@ def test_a_race_is_noticed(old, new):
 
 @pytest.fixture
 def gpu_launcher():
-    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
-    try:
-        found = driver.cuInit(0)[0]
-    except RuntimeError as error:
-        pytest.skip(f"there is no NVIDIA driver: {error}")
-    if found != driver.CUresult.CUDA_SUCCESS:
-        pytest.skip(f"there is no GPU: cuInit gave {found.name}")
-    context = driver.cuDevicePrimaryCtxRetain(driver.cuDeviceGet(0)[1])[1]
-    driver.cuCtxSetCurrent(context)
-    return DriverLauncher()
+    device = gpu()
+    return opened(lambda: PinnedLauncher(Stream(device)))
 
 
 @pytest.mark.gpu
@@ -360,6 +355,12 @@ def gpu_launcher():
 def test_a_gpu_gives_the_tokens_of_host_step(gpu_launcher, method):
     drafting = "ngram" if method.startswith("speculative") else "random"
     assert compare_on(gpu_launcher, lambda: Float32Table(300), method, drafting=drafting).differences == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_gives_the_tokens_of_host_step_for_large_vocabularies(gpu_launcher, method):
+    drafting = "ngram" if method.startswith("speculative") else "random"
     large = compare_on(gpu_launcher, lambda: NormalWorld(70_000, 2), method, steps=20, length=90, drafting=drafting)
     print(f"\n{method}: {len(large.differences)} of {large.draws} draws differ: {large.differences}")
     assert len(large.differences) <= 0.02 * large.draws

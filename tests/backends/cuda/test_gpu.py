@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from coupled_sampling import generate
-from coupled_sampling.backends import OrtProvider
+from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
-from coupled_sampling.backends.opening import close_provider, open_kernel_step, open_provider, what_runs
+from coupled_sampling.contracts import Runs
 from standins.cuda_emulation.comparison import Float32Table, NormalWorld, compare_on
 from standins.on_a_gpu import gpu, opened
 
@@ -91,10 +91,10 @@ def same_beginnings(found, expected):
 def test_kernels_over_onnx_runtime_give_the_tokens_of_the_cpu(method, cuda_graphs):
     settings = {"length": 196, "window": 16, "drafting": "copy:14", "seed": 0}
     prompts = [[258], [259], [261]]
-    step = opened(lambda: open_kernel_step("fashion", method, "cuda", 2, cuda_graphs=cuda_graphs))
-    assert what_runs(step) == ("CUDAExecutionProvider", 0, cuda_graphs)
-    found = generate(step, prompts, **settings).tokens
-    close_provider(step)
+    place = Place("cuda", cuda_graphs=cuda_graphs)
+    with opened(lambda: open_model("fashion", place, 2, method=method)) as step:
+        assert step.runs == Runs("CUDAExecutionProvider", 0, cuda_graphs, "kernels")
+        found = generate(step, prompts, **settings).tokens
     expected = generate(OrtProvider.open("fashion", 2), prompts, method=method, **settings).tokens
     same = same_beginnings(found, expected)
     print(f"\n{method}: {same} of 196 tokens are the same at the beginning")
@@ -103,6 +103,6 @@ def test_kernels_over_onnx_runtime_give_the_tokens_of_the_cpu(method, cuda_graph
 
 def test_host_steps_over_onnx_runtime_give_the_tokens_of_the_cpu():
     settings = {"length": 196, "window": 16, "drafting": "copy:14", "seed": 0, "method": "scd-match"}
-    found = generate(opened(lambda: open_provider("fashion", "cuda", 2)), [[258], [259]], **settings).tokens
+    found = generate(opened(lambda: open_model("fashion", Place("cuda"), 2)), [[258], [259]], **settings).tokens
     expected = generate(OrtProvider.open("fashion", 2), [[258], [259]], **settings).tokens
     assert max(same_beginnings(found, expected)) > 100

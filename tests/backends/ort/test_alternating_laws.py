@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling import Sampling
-from coupled_sampling.backends.ort.step_binding import Kept
+from coupled_sampling.backends.ort.binding import Kept
 from coupled_sampling.backends.ort.step_state import AlternatingLaws
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import InvalidArgument

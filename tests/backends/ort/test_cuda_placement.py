@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from coupled_sampling.backends.ort.cuda_provider import SHAPE_OPERATORS
+from coupled_sampling.backends.ort.cuda_session import SHAPE_OPERATORS
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from standins import ROOT
 from standins.cuda_placement import GRAPHS, RECORD, environment_of, placement, signatures
@@ -60,7 +60,7 @@ def test_every_node_was_placed(graphs, version, name):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_window_graph_leaves_only_arithmetic_on_shapes_to_the_cpu(version):
-    """Else `OrtCudaProvider` would refuse the shipped model."""
+    """Else the back end ``cuda`` would refuse the shipped model."""
     placed = operators(VERSIONS[version]["on_cpu"]["window.onnx"])
     assert placed
     assert set(placed) <= SHAPE_OPERATORS
@@ -122,18 +122,18 @@ BINDINGS = """
 import os, sys
 import numpy as np
 from coupled_sampling.backends.ort import session
-from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
 from coupled_sampling.errors import ProviderError
+from standins.on_cuda import cuda_provider
 
 session._is_installed = lambda name: name == "onnxruntime-gpu"  # the package of the CPU is in this environment, too
 for on_device in (False, True):
-    provider = OrtCudaProvider.open_on_gpu("fashion", batch_size=3, on_device=on_device)
-    print(provider.execution_provider, sorted(provider.on_cpu))
+    provider = cuda_provider("fashion", 3, on_device=on_device)
+    print(provider.runs.execution_provider, sorted(provider.binding.on_cpu))
     for rows, width, start in ((3, 5, 0), (2, 1, 5), (3, 5, 5), (1, 8, 20)):
         logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
         print(type(logits).__name__, logits.shape == (rows, width, 267))
 try:
-    OrtCudaProvider.open_on_gpu("fashion", cpu_nodes="none")
+    cuda_provider("fashion", cpu_nodes="none")
 except ProviderError as error:
     print("cpu_nodes='none' forbids" in str(error))
 sys.stdout.flush()
@@ -145,36 +145,30 @@ GRAPHS_OF_CUDA = """
 import os, sys
 import numpy as np
 from coupled_sampling.backends.ort import session
-from coupled_sampling.backends.ort.cuda_provider import OrtCudaProvider
-from coupled_sampling.backends.ort.tensorrt import TensorrtOptions
-from coupled_sampling.errors import MissingDependency
+from standins.on_cuda import cuda_provider
 import onnxruntime
 
 session._is_installed = lambda name: name == "onnxruntime-gpu"
 onnxruntime.set_default_logger_severity(1)
 for on_device in (False, True):
-    provider = OrtCudaProvider.open_on_gpu("fashion", batch_size=3, on_device=on_device, cuda_graphs=True, column_buckets=(64,))
+    provider = cuda_provider("fashion", 3, on_device=on_device, cuda_graphs=True, column_buckets=(64,))
     for rows, width, start in 4 * ((3, 5, 0),) + 3 * ((2, 1, 5),) + 3 * ((3, 5, 60),):
         print("call", rows, width, start, file=sys.stderr, flush=True)
         logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
         assert logits.shape == (rows, width, 267)
-    print(type(logits).__name__, provider.captured)
-try:
-    OrtCudaProvider.open_on_gpu("fashion", tensorrt=TensorrtOptions(engines=sys.argv[1], tf32=True))
-except MissingDependency as error:
-    print("libnvinfer.so.10" in str(error), os.path.exists(sys.argv[1]))
+    print(type(logits).__name__, provider.binding.captured)
 sys.stdout.flush()
 os._exit(0)
 """
 
 
-def test_the_package_captures_and_replays(environment, tmp_path):
+def test_the_package_captures_and_replays(environment):
     """What it says in its log. Nothing is computed, but whether a session may capture, and when it does, is its own answer."""
-    command = [sys.executable, "-c", GRAPHS_OF_CUDA, str(tmp_path / "engines")]
+    command = [sys.executable, "-c", GRAPHS_OF_CUDA]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     captured = "[(3, 5, 64), (2, 1, 64), (3, 5, 196)]"
-    assert result.stdout.splitlines() == [f"ndarray {captured}", f"DevicePointer {captured}", "True False"]
+    assert result.stdout.splitlines() == [f"ndarray {captured}", f"DevicePointer {captured}"]
     said = re.findall(
         r"^call .*|Start another run|Capturing the cuda graph|Replaying the captured", result.stderr, re.MULTILINE
     )
@@ -207,15 +201,15 @@ import json, os, sys
 import numpy as np
 import onnxruntime
 from standins.cuda_placement import counted
+from standins.on_cuda import cuda_step
 from coupled_sampling.backends.ort import session, step as ort_step
-from coupled_sampling.backends.ort.cuda_step import OrtCudaStep
 from coupled_sampling.contracts import RowInfo, Sampling, Window
 
 session._is_installed = lambda name: name == "onnxruntime-gpu"
 ort_step.refuse_unusable = lambda *_: None  # logits are what was in memory
 method, guided = sys.argv[1], sys.argv[2] == "guided"
 rows, width = 3, 1 if method == "ar" else 8
-step = OrtCudaStep.open_on_gpu("fashion", method, rows, guidance=1.5 if guided else 1.0)
+step = cuda_step("fashion", method, rows, guidance=1.5 if guided else 1.0)
 if guided:
     step._warped = False  # a bool output that says "again" for ever
     step._buffers["nucleus_short"].shaped(rows, width)
@@ -241,7 +235,7 @@ os._exit(0)
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_what_crosses_in_a_step(environment, method, guided):
-    """ONNX Runtime's own requests to CUDA, counted to the byte: it copies what `OrtCudaStep` says and allocates nothing."""
+    """ONNX Runtime's own requests to CUDA, counted to the byte: it copies what `OrtStep` says and allocates nothing."""
     command = [sys.executable, "-c", STEPS, method, "guided" if guided else "plain"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -1,7 +1,7 @@
 """The ONNX Runtime backend on a small random model.
 
 The oracle runs the bundle's graph in one plain call over whole sequences, without bindings or buffers of ours; that the
-graph computes the model is the claim of test_window_graph.py.
+graph computes the model is the claim of test_decoder_graph.py.
 """
 
 import dataclasses
@@ -15,51 +15,23 @@ from hypothesis import strategies as st
 
 from coupled_sampling.backends import OrtProvider, PixelDecoder
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.bundles.opening import (
-    Defaults,
-    GeneratedTokens,
-    Manifest,
-    PixelGraph,
-    Prompt,
-    file_record,
-    open_bundle,
-    write_manifest,
-)
-from coupled_sampling.contracts import LogitsProvider, max_window
+from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.contracts import LogitsProvider, Runs, max_window
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
-from coupled_sampling.export import GptDescription, pixel_graph, save_graph, window_graph
 from standins import ROOT
+from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 LENGTH = 80
-GPT = GptDescription(vocab_size=11, generated=8, positions=LENGTH, width=8, layers=2, heads=2, mlp_width=20)
+GPT = toy_gpt(LENGTH)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle")
-    random = np.random.default_rng(0)
-    weights = {name: random.normal(0, 0.5, shape) for name, shape in GPT.weight_shapes().items()}
-    save_graph(window_graph(GPT, weights), path / "window.onnx")
-    save_graph(pixel_graph(np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1), 2, 3), path / "pixels.onnx")
-    manifest = Manifest(
-        name="toy",
-        description="A toy.",
-        files={name: file_record(path / name) for name in ("window.onnx", "pixels.onnx")},
-        window_graph=dataclasses.replace(GPT.manifest("window.onnx"), max_window=70),
-        vocab_size=11,
-        generated_tokens=GeneratedTokens(0, 8),
-        length=6,
-        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
-        defaults=Defaults("ar", 1, "random"),
-        licence="Apache-2.0",
-        provenance={},
-        pixel_graph=PixelGraph("pixels.onnx", 4, 6, 1),
-    )
-    write_manifest(path, manifest)
-    return path
+    codebook = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1)
+    return write_toy_bundle(tmp_path_factory.mktemp("bundle"), GPT, max_window=70, codebook=codebook, grid=(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +74,8 @@ def test_it_keeps_the_contract(provider):
 
 
 def test_the_execution_provider_in_use_is_reported(provider):
-    assert provider.execution_provider == "CPUExecutionProvider"
+    assert provider.runs == Runs("CPUExecutionProvider")
+    assert str(provider.runs) == "on CPUExecutionProvider, step: host"
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -142,6 +115,14 @@ def test_columns_that_are_not_needed_are_not_read(provider, oracle):
     close(provider.forward(tokens, starts(0))[0], oracle(tokens[0]))
 
 
+def test_a_closed_provider_says_so(folder):
+    with OrtProvider.open(folder) as provider:
+        provider.forward(some_tokens(1, 4), starts(0))
+    provider.close()
+    with pytest.raises(ProviderError, match="was closed and cannot run any more"):
+        provider.forward(some_tokens(1, 4), starts(0))
+
+
 def test_two_providers_share_nothing(folder, oracle):
     one, other = OrtProvider.open(folder), OrtProvider.open(folder)
     tokens, others = some_tokens(1, 10), some_tokens(1, 10, seed=9)
@@ -158,22 +139,23 @@ NOT_IN_PLACE = "in-place optimization not activated"
 
 def test_the_cache_is_written_in_place(provider, capfd):
     """ONNX Runtime warns whenever TensorScatter has to copy a cache; the next test shows that it would have."""
-    addresses = {name: cache.ctypes.data for name, (_, cache) in provider._caches.items()}
+    caches = dict(provider._caches)
+    addresses = {past: cache.address for past, (_, cache) in caches.items()}
     provider.forward(some_tokens(2, 4), starts(3, 10))
     provider.forward(some_tokens(2, 4), starts(3, 10))
     assert NOT_IN_PLACE not in capfd.readouterr().err
-    assert {name: cache.ctypes.data for name, (_, cache) in provider._caches.items()} == addresses
-    for _, cache in provider._caches.values():
-        written = np.abs(cache).max(axis=(1, 3)) > 0
+    assert {past: cache.address for past, (_, cache) in provider._caches.items()} == addresses
+    for _, cache in caches.values():
+        written = np.abs(cache.memory).max(axis=(1, 3)) > 0
         expected = np.zeros((3, LENGTH), bool)
         expected[0, 3:7] = expected[1, 10:14] = True
         np.testing.assert_array_equal(written, expected)
 
 
 def test_separate_buffers_would_be_copied_and_the_runtime_says_so(provider, capfd):
-    inputs = {name: cache for name, (_, cache) in provider._caches.items()}
+    inputs = {name: cache.memory for name, (_, cache) in provider._caches.items()}
     inputs |= {"input_ids": some_tokens(3, 4), "start": starts(0, 0, 0), "kv_length": starts(LENGTH)}
-    provider._session.run(None, inputs)
+    provider.binding._session.run(None, inputs)
     assert NOT_IN_PLACE in capfd.readouterr().err
 
 
@@ -186,13 +168,13 @@ def test_an_interrupted_call_can_simply_be_made_again(provider, oracle):
             self.session.run_with_iobinding(binding)
             raise KeyboardInterrupt
 
-    tokens, session = some_tokens(1, 10), provider._session
+    tokens, session = some_tokens(1, 10), provider.binding._session
     provider.forward(tokens[:, :6], starts(0))
     provider.forward(some_tokens(1, 4, seed=4), starts(6))
-    provider._session = Interrupted(session)
+    provider.binding._session = Interrupted(session)
     with pytest.raises(KeyboardInterrupt):
         provider.forward(some_tokens(1, 4, seed=5), starts(6))
-    provider._session = session
+    provider.binding._session = session
     close(provider.forward(tokens[:, 6:], starts(6))[0], oracle(tokens[0])[6:])
 
 
@@ -218,7 +200,7 @@ def test_an_interrupted_call_can_simply_be_made_again(provider, oracle):
 def test_a_call_out_of_bounds_is_refused_and_changes_nothing(provider, tokens, start, message):
     with pytest.raises(InvalidArgument, match=message):
         provider.forward(tokens, start)
-    assert all(not cache.any() for _, cache in provider._caches.values())
+    assert all(not cache.memory.any() for _, cache in provider._caches.values())
 
 
 def test_the_last_position_can_be_used(provider, oracle):

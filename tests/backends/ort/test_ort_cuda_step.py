@@ -1,5 +1,6 @@
-"""The step graph on CUDA: `OrtCudaStep` on the stand-in of `fake_onnxruntime`, beside `OrtStep`. Nothing ran on a GPU; the tests
-marked ``gpu`` do, where there is one.
+"""The step graph on CUDA: `OrtStep` on the stand-in of `fake_onnxruntime`, beside itself on the CPU.
+
+Nothing ran on a GPU; the tests marked ``gpu`` do, where there is one.
 """
 
 import dataclasses
@@ -8,15 +9,17 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, Request, Sampling, generate
-from coupled_sampling.backends.ort import gpu_session as ort_gpu_session
-from coupled_sampling.backends.ort.cuda_step import DeviceBinding, OrtCudaStep
-from coupled_sampling.backends.ort.step import OrtStep
+from coupled_sampling.backends import Place, open_model
+from coupled_sampling.backends.ort import cuda_session
+from coupled_sampling.backends.ort.device_binding import DeviceBinding
 from coupled_sampling.backends.ort.step_state import AlternatingLaws
 from coupled_sampling.bundles.opening import open_bundle
-from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
+from coupled_sampling.contracts import Runs
+from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from standins.fake_cuda import RuleBroken
 from standins.on_a_gpu import opened
+from standins.on_cuda import cuda_step
 
 onnxruntime = pytest.importorskip("onnxruntime")
 fake_onnxruntime = pytest.importorskip("standins.fake_onnxruntime")
@@ -40,10 +43,14 @@ def runtime(monkeypatch):
 
     def install(**settings):
         fake = fake_onnxruntime.FakeRuntime(**settings)
-        monkeypatch.setattr(ort_gpu_session, "require_onnxruntime", lambda install: fake)
+        monkeypatch.setattr(cuda_session, "require_onnxruntime", lambda install: fake)
         return fake
 
     return install
+
+
+def on_the_cpu(bundle, method, rows, **settings):
+    return open_model(bundle, Place(threads=1), rows, method=method, step="graph", **settings)
 
 
 def tokens(step, **settings):
@@ -56,9 +63,9 @@ def tokens(step, **settings):
 def test_tokens_are_those_of_the_cpu(bundle, runtime, method, variant):
     """Rows end at different times and others take their place, so numbers of rows and widths change under way."""
     fake, settings = runtime(), VARIANTS[variant]
-    step = OrtCudaStep.open_on_gpu(bundle, method, 2, **settings)
+    step = cuda_step(bundle, method, 2, **settings)
     sampling = {"sampling": CUTS} if settings else {}
-    expected = tokens(OrtStep.open(bundle, method, 2, threads=1, **settings), **sampling)
+    expected = tokens(on_the_cpu(bundle, method, 2, **settings), **sampling)
     assert tokens(step, **sampling) == expected
     assert fake.sessions[0].runs > 10
     assert len({tuple(row) for row in expected}) == 3
@@ -78,7 +85,7 @@ def most(width, rows, steps):
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_nothing_is_allocated_and_nothing_large_crosses_once_warm(bundle, runtime, method, variant):
     fake, settings = runtime(), VARIANTS[variant]
-    step = OrtCudaStep.open_on_gpu(bundle, method, 3, **settings)
+    step = cuda_step(bundle, method, 3, **settings)
     sampling = {"sampling": CUTS} if settings else {}
     tokens(step, **sampling)
     session, before = fake.sessions[0], fake.sessions[0].runs
@@ -95,7 +102,7 @@ def test_nothing_is_allocated_and_nothing_large_crosses_once_warm(bundle, runtim
 @pytest.mark.parametrize("method", ["ar", "scd-gumbel", "scd-match"])
 def test_the_noise_of_a_position_crosses_once(bundle, runtime, method):
     fake = runtime()
-    step = OrtCudaStep.open_on_gpu(bundle, method)
+    step = cuda_step(bundle, method)
     positions = []
     original = step._enter
     step._enter = lambda window, own: positions.extend(range(*own[0])) or original(window, own)
@@ -111,7 +118,7 @@ def test_the_noise_of_a_position_crosses_once(bundle, runtime, method):
 def test_a_wider_window_is_not_warm(bundle, runtime):
     """The control for the tests above: that the stand-in refuses."""
     fake = runtime()
-    step = OrtCudaStep.open_on_gpu(bundle, "scd-gumbel", 3)
+    step = cuda_step(bundle, "scd-gumbel", 3)
     tokens(step)
     fake.warm(largest(13, 3))
     with pytest.raises(RuleBroken, match="allocated on the device although all is warm"):
@@ -124,7 +131,7 @@ def test_a_wider_window_is_not_warm(bundle, runtime):
 @pytest.mark.parametrize("method", REJECTING)
 def test_laws_written_over_while_they_are_read_are_caught(bundle, runtime, monkeypatch, method):
     runtime()
-    step = OrtCudaStep.open_on_gpu(bundle, method)
+    step = cuda_step(bundle, method)
 
     def one_buffer(self, source, rows, width):
         self.buffers[0] = self.buffers[1] = (
@@ -141,7 +148,7 @@ def test_laws_written_over_while_they_are_read_are_caught(bundle, runtime, monke
 def test_inputs_are_bound_anew_in_every_call(bundle, runtime, monkeypatch):
     """Bound once, as on the CPU, the graph would go on with the first call's tokens."""
     runtime()
-    expected = tokens(OrtStep.open(bundle, "scd-match", 3, threads=1))
+    expected = tokens(on_the_cpu(bundle, "scd-match", 3))
     own, bound = DeviceBinding.bind_input, {}
 
     def once(self, name, values):
@@ -151,7 +158,7 @@ def test_inputs_are_bound_anew_in_every_call(bundle, runtime, monkeypatch):
 
     monkeypatch.setattr(DeviceBinding, "bind_input", once)
     try:
-        found = tokens(OrtCudaStep.open_on_gpu(bundle, "scd-match", 3))
+        found = tokens(cuda_step(bundle, "scd-match", 3))
     except InvalidArgument:
         return  # counts of another step took the loop astray
     assert found != expected
@@ -178,15 +185,15 @@ def test_interruptions_change_nothing(bundle, runtime, method):
                 found[commit.handle].extend(commit.tokens.tolist())
         return found
 
-    expected = tokens_of(OrtStep.open(bundle, method, 2, threads=1), False)
-    assert tokens_of(OrtCudaStep.open_on_gpu(bundle, method, 2), True) == expected
+    expected = tokens_of(on_the_cpu(bundle, method, 2), False)
+    assert tokens_of(cuda_step(bundle, method, 2), True) == expected
     assert (fake.crossed["fetched"] > 0) == (method in REJECTING)
 
 
 def test_a_window_past_the_caches_is_refused_before_it_runs(bundle, runtime):
     """On CUDA it would be written to the last columns without an error."""
     fake = runtime()
-    step = OrtCudaStep.open_on_gpu(bundle, "scd-match")
+    step = cuda_step(bundle, "scd-match")
     decoder = Decoder(step, window=6, drafting="repeat")
     decoder.add(Request([256], 20))
     decoder.step()
@@ -200,18 +207,12 @@ def test_a_window_past_the_caches_is_refused_before_it_runs(bundle, runtime):
 
 def test_it_opens_as_providers_do(bundle, runtime):
     fake = runtime()
-    step = OrtStep.open(bundle, "sjd", 2, threads=3, device="cuda")
-    assert isinstance(step, OrtCudaStep)
-    assert set(step.on_cpu) == {"Slice", "Concat"}
+    step = open_model(bundle, Place("cuda", threads=3), 2, method="sjd", step="graph")
+    assert step.runs == Runs(CUDA, 0, step="graph")
+    assert set(step.binding.on_cpu) == {"Slice", "Concat"}
     (session,) = fake.sessions
     assert session.providers == [(CUDA, {"device_id": "0", "use_tf32": "0"})]
     assert session.options.intra_op_num_threads == 3
-    with pytest.raises(InvalidArgument, match="device is 'gpu', expected 'cpu' or 'cuda'"):
-        OrtStep.open(bundle, "sjd", device="gpu")
-    with pytest.raises(InvalidArgument, match="device is -1"):
-        OrtCudaStep.open_on_gpu(bundle, "sjd", device=-1)
-    with pytest.raises(BundleError, match="no step graph for speculative, it has"):
-        OrtCudaStep.open_on_gpu(bundle, "speculative")
 
 
 def test_nodes_on_the_cpu_are_refused(bundle, runtime):
@@ -219,20 +220,20 @@ def test_nodes_on_the_cpu_are_refused(bundle, runtime):
     with pytest.raises(
         ProviderError, match=r"no CUDA kernel for .*step-sjd.onnx.*ArgMax \(\d+\), TensorScatter \(12\); install"
     ):
-        OrtCudaStep.open_on_gpu(bundle, "sjd")
-    assert OrtCudaStep.open_on_gpu(bundle, "sjd", cpu_nodes="any").on_cpu["TensorScatter"] == 12
+        cuda_step(bundle, "sjd")
+    assert cuda_step(bundle, "sjd", cpu_nodes="any").binding.on_cpu["TensorScatter"] == 12
     with pytest.raises(ProviderError, match="cpu_nodes='none' forbids"):
-        OrtCudaStep.open_on_gpu(bundle, "sjd", cpu_nodes="none")
+        cuda_step(bundle, "sjd", cpu_nodes="none")
     runtime(used="CPUExecutionProvider")
     with pytest.raises(ProviderError, match="on CPUExecutionProvider, expected CUDAExecutionProvider"):
-        OrtCudaStep.open_on_gpu(bundle, "sjd")
+        cuda_step(bundle, "sjd")
 
 
 def test_a_package_without_cuda_is_refused(bundle):
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime was built with CUDA")
     with pytest.raises(MissingDependency, match=r"built without CUDA.*coupled-sampling\[gpu\]"):
-        OrtStep.open(bundle, "sjd", device="cuda")
+        open_model(bundle, Place("cuda"), method="sjd", step="graph")
 
 
 @pytest.mark.gpu
@@ -241,13 +242,13 @@ def test_a_package_without_cuda_is_refused(bundle):
 def test_on_a_gpu_tokens_are_those_of_the_cpu(bundle, method, variant):
     """But for ties: a GPU's sums and exponentials differ in their last bits, and after a tie a sequence goes its own way."""
     settings = VARIANTS[variant]
-    step = opened(lambda: OrtCudaStep.open_on_gpu(bundle, method, 2, **settings))
+    step = opened(lambda: cuda_step(bundle, method, 2, **settings))
     sampling = {"sampling": CUTS} if settings else {}
-    expected = tokens(OrtStep.open(bundle, method, 2, **settings), **sampling)
+    expected = tokens(on_the_cpu(bundle, method, 2, **settings), **sampling)
     found = tokens(step, **sampling)
     print(
-        dict(step.on_cpu),
+        dict(step.binding.on_cpu),
         [sum(a == b for a, b in zip(x, y, strict=True)) for x, y in zip(found, expected, strict=True)],
     )
-    assert set(step.on_cpu) <= ort_gpu_session.SHAPE_OPERATORS
+    assert set(step.binding.on_cpu) <= cuda_session.SHAPE_OPERATORS
     assert sum(x == y for x, y in zip(found, expected, strict=True)) >= 2

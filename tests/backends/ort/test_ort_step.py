@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling, generate
-from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.ort.step import OrtStep
+from coupled_sampling.backends import OrtProvider, OrtStep, Place, open_model
+from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.errors import BundleError, InvalidArgument
@@ -31,9 +31,13 @@ def bundle():
 def test_tokens_and_traces_are_those_of_host_step(bundle, method, warped, batch_size):
     settings = {"length": [196, 60, 110], "window": 16, "drafting": "copy:14", "seed": 3}
     settings |= {"sampling": WARPED if warped else Sampling()}
-    ours = generate(OrtStep.open(bundle, method, batch_size, threads=1, warped=warped), PROMPTS, **settings)
+    ours = generate(of_bundle(bundle, method, batch_size, warped=warped), PROMPTS, **settings)
     host = generate(HostStep(OrtProvider.open(bundle, batch_size, threads=1), method), PROMPTS, **settings)
     assert_same(ours, host)
+
+
+def of_bundle(bundle, method, rows=1, **settings):
+    return open_model(bundle, Place(threads=1), rows, method=method, step="graph", **settings)
 
 
 def assert_same(ours, host):
@@ -52,7 +56,7 @@ def test_guided_tokens_and_traces_are_those_of_a_guided_provider(bundle, method,
     settings |= {"drafting": "copy:14", "sampling": [Sampling(0.8, top_k=50), Sampling(), Sampling(top_p=0.9)]}
     graph = bundle.step_graph(method, guided=True)
     for unconditional in (null, (*null, 3, 5), lambda prompt: null * max(1, 5 - len(prompt))):
-        step = OrtStep.open_graph(graph, 2, threads=1, guidance=scale, unconditional=unconditional)
+        step = OrtStep(open_session(graph, 1), 2, guidance=scale, unconditional=unconditional)
         inner = OrtProvider.open(bundle, 4, threads=1)
         host = HostStep(GuidedProvider(inner, scale, unconditional), method)
         assert step.max_length == host.max_length
@@ -85,7 +89,7 @@ def test_sequences_that_join_others_under_way(bundle, method, warped):
         (11, [257], 30, Sampling(0.7)),
     ]
     for window in (5, 16):
-        ours = decoded(OrtStep.open(bundle, method, 3, threads=1, warped=warped), arrivals, window)
+        ours = decoded(of_bundle(bundle, method, 3, warped=warped), arrivals, window)
         host = decoded(HostStep(OrtProvider.open(bundle, 3, threads=1), method), arrivals, window)
         assert ours == host
 
@@ -105,14 +109,14 @@ def test_windows_of_changing_width(bundle, method):
             self.steps += 1
 
     arrivals = [(0, [256], 80, Sampling()), (2, [259], 60, Sampling())]
-    ours = decoded(OrtStep.open(bundle, method, 2, threads=1), arrivals, Erratic())
+    ours = decoded(of_bundle(bundle, method, 2), arrivals, Erratic())
     host = decoded(HostStep(OrtProvider.open(bundle, 2, threads=1), method), arrivals, Erratic())
     assert ours == host
 
 
 def test_guidance_of_the_bundle(bundle):
     settings = {"length": 40, "window": 8, "seed": 1, "drafting": "repeat"}
-    ours = generate(OrtStep.open(bundle, "scd-gumbel", threads=1, guidance=1.5), [[257]], **settings)
+    ours = generate(of_bundle(bundle, "scd-gumbel", guidance=1.5), [[257]], **settings)
     inner = OrtProvider.open(bundle, 2, threads=1)
     host = HostStep(GuidedProvider(inner, 1.5, bundle.manifest.unconditional_prompt), "scd-gumbel")
     assert_same(ours, generate(host, [[257]], **settings))
@@ -120,13 +124,13 @@ def test_guidance_of_the_bundle(bundle):
 
 def test_another_seed_gives_other_tokens(bundle):
     """Equality would be hollow if the noise did not reach the graph."""
-    step = OrtStep.open(bundle, "scd-gumbel", threads=1)
+    step = of_bundle(bundle, "scd-gumbel")
     one, other = (generate(step, [[256]], length=30, window=8, seed=seed).tokens[0] for seed in (3, 4))
     assert one.tolist() != other.tolist()
 
 
 def test_nothing_large_is_allocated_after_warm_up(bundle):
-    step = OrtStep.open(bundle, "scd-gumbel", threads=1)
+    step = of_bundle(bundle, "scd-gumbel")
     generate(step, [[256]], length=60, window=16, drafting="copy:14", seed=1)
 
     def addresses():
@@ -140,7 +144,7 @@ def test_nothing_large_is_allocated_after_warm_up(bundle):
 
 
 def test_caches_and_noise_are_written_in_place(bundle, capfd):
-    step = OrtStep.open(bundle, "scd-gumbel", threads=1)
+    step = of_bundle(bundle, "scd-gumbel")
     generate(step, [[256]], length=40, window=8)
     assert "in-place optimization not activated" not in capfd.readouterr().err
 
@@ -157,39 +161,40 @@ def copied(bundle, tmp_path):
     return change
 
 
-def test_a_method_without_a_graph_is_refused(copied):
+def test_a_method_without_a_graph_is_refused_with_the_command_that_makes_it(copied):
     folder = copied(step_graphs=(StepGraph("step-sjd.onnx", "sjd"),))
-    with pytest.raises(BundleError, match="no step graph for ar, it has sjd"):
-        OrtStep.open(folder, "ar")
-    with pytest.raises(BundleError, match="no step graph for sjd warped"):
-        OrtStep.open(folder, "sjd", warped=True)
-    with pytest.raises(BundleError, match="no step graph for scd-gumbel guided, it has none"):
-        OrtStep.open(copied(step_graphs=()), "scd-gumbel", guidance=2.0)
+    command = f"coupled-sampling step-graphs {folder} b-steps --methods ar"
+    with pytest.raises(InvalidArgument, match=f"no step graph for ar, it has sjd; make one with `{command}`"):
+        of_bundle(folder, "ar")
+    with pytest.raises(InvalidArgument, match="no step graph for sjd warped"):
+        of_bundle(folder, "sjd", warped=True)
+    with pytest.raises(InvalidArgument, match="no step graph for scd-gumbel guided, it has none"):
+        of_bundle(copied(step_graphs=()), "scd-gumbel", guidance=2.0)
 
 
 def test_a_graph_of_another_method_than_the_manifest_says_is_refused(copied):
     folder = copied(step_graphs=(StepGraph("step-sjd.onnx", "scd-gumbel"),))
     with pytest.raises(BundleError, match=r"method 'sjd', the manifest promises 'scd-gumbel'"):
-        OrtStep.open(folder, "scd-gumbel")
+        of_bundle(folder, "scd-gumbel")
 
 
 def test_a_graph_whose_shapes_are_not_the_manifests_is_refused(bundle, copied):
     graph = bundle.manifest.window_graph
     with pytest.raises(BundleError, match="vocab_size 267, the manifest promises 268"):
-        OrtStep.open(copied(vocab_size=268), "sjd")
+        of_bundle(copied(vocab_size=268), "sjd")
     fewer_heads = dataclasses.replace(graph, kv_heads=3)
     with pytest.raises(BundleError, match=r"12 caches of sizes \[\[6, 196, 32\]\], .* promises 12 of \[3, 196, 32\]"):
-        OrtStep.open(copied(vocab_size=267, window_graph=fewer_heads), "sjd")
+        of_bundle(copied(vocab_size=267, window_graph=fewer_heads), "sjd")
     shorter = dataclasses.replace(graph, max_length=195, max_window=9)
     with pytest.raises(BundleError, match="max_length 196, the manifest promises 195"):
-        OrtStep.open(copied(window_graph=shorter, length=190, grid=None), "sjd")
+        of_bundle(copied(window_graph=shorter, length=190, grid=None), "sjd")
 
 
 def test_a_graph_of_another_variant_than_the_manifest_says_is_refused(copied):
     with pytest.raises(BundleError, match="warped True, the manifest promises False"):
-        OrtStep.open(copied(step_graphs=(StepGraph("step-sjd-warped.onnx", "sjd"),)), "sjd")
+        of_bundle(copied(step_graphs=(StepGraph("step-sjd-warped.onnx", "sjd"),)), "sjd")
     with pytest.raises(BundleError, match="guided True, the manifest promises False"):
-        OrtStep.open(copied(step_graphs=(StepGraph("step-sjd-warped-guided.onnx", "sjd", True),)), "sjd")
+        of_bundle(copied(step_graphs=(StepGraph("step-sjd-warped-guided.onnx", "sjd", True),)), "sjd")
 
 
 def test_a_newer_graph_and_one_with_a_missing_output_are_refused(bundle, tmp_path):
@@ -202,24 +207,24 @@ def test_a_newer_graph_and_one_with_a_missing_output_are_refused(bundle, tmp_pat
     onnx.helper.set_model_props(newer, {p.key: p.value for p in model.metadata_props} | {"format_version": "2"})
     onnx.save(newer, path)
     with pytest.raises(BundleError, match="format version 2, this library runs up to 1; upgrade"):
-        OrtStep.open_graph(path)
+        OrtStep(open_session(path))
     del model.graph.output[[value.name for value in model.graph.output].index("laws")]
     onnx.save(model, path)
     with pytest.raises(
         BundleError, match=r"'laws' is missing, a step graph of scd-gumbel has \('float', \(None, None, 267\)\)"
     ):
-        OrtStep.open_graph(path)
+        OrtStep(open_session(path))
 
 
 def test_a_window_graph_is_no_step_graph(bundle):
     with pytest.raises(
         BundleError, match="has format 'coupled-sampling window graph', expected 'coupled-sampling step graph'"
     ):
-        OrtStep.open_graph(bundle.window_graph)
+        OrtStep(open_session(bundle.window_graph))
 
 
 def test_guidance_must_go_with_the_graph(bundle):
     with pytest.raises(InvalidArgument, match="not guided and takes neither"):
-        OrtStep.open_graph(bundle.step_graph("sjd"), guidance=2.0, unconditional=[266])
+        OrtStep(open_session(bundle.step_graph("sjd")), guidance=2.0, unconditional=[266])
     with pytest.raises(InvalidArgument, match="guided and needs both"):
-        OrtStep.open_graph(bundle.step_graph("sjd", guided=True), guidance=2.0)
+        OrtStep(open_session(bundle.step_graph("sjd", guided=True)), guidance=2.0)

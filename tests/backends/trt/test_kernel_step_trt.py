@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Sampling, generate
-from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.cuda import kernels
+from coupled_sampling.backends import OrtProvider, Place, open_model
+from coupled_sampling.backends.cuda import pinned_launcher
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import DeviceArray, Stream
-from coupled_sampling.backends.trt import TrtProvider
+from coupled_sampling.backends.trt import find_flavour
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from standins.cuda_emulation.emulation import PLAIN, EmulationLauncher
@@ -47,7 +47,9 @@ def with_kernels(emulator, monkeypatch):
 
     def install(cuda):
         cuda.emulator = emulator
-        monkeypatch.setattr(kernels, "compile_kernels", lambda capability, threads: f"{capability} {threads}".encode())
+        monkeypatch.setattr(
+            pinned_launcher, "compile_kernels", lambda capability, threads: f"{capability} {threads}".encode()
+        )
 
     return install
 
@@ -68,12 +70,12 @@ def expect_the_tokens_of_host_step(bundle, launcher, provider, method="scd-gumbe
     settings = {"length": 20, "window": 6, "seed": 3, "drafting": "repeat", "sampling": sampling or Sampling()}
     step = KernelStep(provider, method, launcher)
     found = generate(step, PROMPTS, **settings)
-    step.close()
     expected = generate(OrtProvider.open(bundle, batch_size=3, threads=1), PROMPTS, method=method, **settings)
     for one, other in zip(found.tokens, expected.tokens, strict=True):
         assert one.tolist() == other.tolist()
     for one, other in zip(found.traces, expected.traces, strict=True):
         assert one.committed_per_step == other.committed_per_step
+    return step
 
 
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
@@ -83,13 +85,13 @@ def test_generation_gives_the_tokens_of_host_step(bundle, with_kernels, method, 
     with_kernels(machine.cuda)
     provider = machine.open(bundle, on_device=True)
     launcher = PinnedLauncher(provider.stream)
-    expect_the_tokens_of_host_step(bundle, launcher, provider, method, sampling)
+    step = expect_the_tokens_of_host_step(bundle, launcher, provider, method, sampling)
     assert machine.cuda.waits == []
     assert len(provider.captured) > 1
-    launcher.close()
-    launcher.close()
-    provider.close()
-    assert machine.cuda.live() == []
+    step.close()
+    assert machine.cuda.live() == [], "the step closes the launcher and the provider"
+    for one in (step, launcher, provider):
+        one.close()  # twice does no harm
 
 
 def test_another_stream_waits_for_the_logits(bundle, with_kernels):
@@ -220,7 +222,6 @@ def test_logits_that_lie_elsewhere_every_time_take_no_more_memory(bundle, with_k
     assert sum(block.pinned for block in machine.cuda.live()) == before
     assert machine.cuda.calls.count("cuLaunchKernel") == 40
     step.close()
-    launcher.close()
     assert not machine.cuda.calls.count("cuStreamBeginCapture")
 
 
@@ -274,12 +275,11 @@ def test_addresses_that_are_not_the_launchers_are_refused(launcher_of):
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["sjd", "scd-gumbel"])
 def test_on_a_gpu_the_kernels_give_the_tokens_of_host_step(bundle, tmp_path, method):
-    provider = opened(lambda: TrtProvider.open(bundle, batch_size=3, on_device=True, engines=tmp_path))
-    launcher = opened(lambda: PinnedLauncher(provider.stream))
-    settings = {"length": 20, "window": 6, "seed": 3, "drafting": "repeat"}
-    step = KernelStep(provider, method, launcher)
-    found = generate(step, PROMPTS, **settings)
-    expected = generate(TrtProvider.open(bundle, batch_size=3, engines=tmp_path), PROMPTS, method=method, **settings)
+    place, settings = Place(find_flavour().name, engines=tmp_path), {"length": 20, "window": 6, "seed": 3}
+    with opened(lambda: open_model(bundle, place, 3, method=method, step="kernels")) as step:
+        found = generate(step, PROMPTS, drafting="repeat", **settings)
+    with open_model(bundle, place, 3, method=method, step="host") as step:
+        expected = generate(step, PROMPTS, drafting="repeat", **settings)
     # Near ties may fall otherwise on the device, and all that follows with them.
     same = [
         int((np.asarray(a) == np.asarray(b)).cumprod().sum())

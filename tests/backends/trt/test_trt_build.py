@@ -398,7 +398,9 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr("coupled_sampling.backends.trt.find_flavour", lambda name: rtx.flavour)
     monkeypatch.setattr("coupled_sampling.backends.cuda.driver._require_bindings", lambda: machine.cuda)
     monkeypatch.setattr("coupled_sampling.backends.cuda.compile.require_nvrtc", lambda: None)
-    monkeypatch.setattr("coupled_sampling.backends.cuda.kernels.compile_kernels", lambda capability, threads: b"")
+    monkeypatch.setattr(
+        "coupled_sampling.backends.cuda.pinned_launcher.compile_kernels", lambda capability, threads: b""
+    )
     monkeypatch.chdir(tmp_path)
     names, made = {}, []
     with EmulationLauncher(PLAIN) as emulator:
@@ -409,4 +411,4 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     assert made == [[20] * 4] * 4
     assert names["reason"].startswith("there is no engine")
     assert len(list((tmp_path / "engines").glob("window-*"))) == 3
-    assert len(list((tmp_path / "engines").glob("window_scd_match-*"))) == 1
+    assert len(list((tmp_path / "engines").glob("step_scd_match_tensorrt-*"))) == 1

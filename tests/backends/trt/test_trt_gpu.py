@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, Request, Sampling, generate
-from coupled_sampling.backends import OrtProvider
+from coupled_sampling.backends import OrtProvider, Place
 from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep, find_flavour
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.errors import InvalidLogits
+from coupled_sampling.export import add_step_graphs
 from coupled_sampling.testing import StepComparison, check_provider
 from standins.on_a_gpu import gpu, opened
 from standins.trt_bundles import EQUAL, adding, write_bundle
@@ -32,10 +33,19 @@ def engines(tmp_path_factory):
     return tmp_path_factory.mktemp("engines")
 
 
+@pytest.fixture(scope="module")
+def stepping(tmp_path_factory):
+    """The shipped model with a step graph for TensorRT."""
+    pytest.importorskip("onnx")
+    return add_step_graphs("fashion", tmp_path_factory.mktemp("bundle") / "fashion-steps", ["scd-match"])
+
+
+def place(machine, engines):
+    return Place(machine[0].name, engines=engines)
+
+
 def open_provider(machine, engines, rows=2, **options):
-    flavour, device = machine
-    chosen = BuildOptions((rows,), (1, 8, 32), **options)
-    return TrtProvider.open("fashion", flavour=flavour, device=device, options=chosen, engines=engines)
+    return TrtProvider.open("fashion", place(machine, engines), BuildOptions((rows,), (1, 8, 32), **options))
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("float16", 0.1), ("bfloat16", 0.3)])
@@ -64,12 +74,11 @@ def test_it_gives_the_tokens_of_the_cpu_backend(machine, engines):
     assert max(same) > 100
 
 
-def test_a_step_engine_gives_the_tokens_of_host_step_over_the_same_engine(machine, engines):
+def test_a_step_engine_gives_the_tokens_of_host_step_over_the_same_engine(machine, engines, stepping):
     """Logits of two engines may differ in the last bit: near ties may fall otherwise, and all that follows with them."""
-    flavour, device = machine
     settings = {"length": 195, "window": 16, "drafting": "repeat", "seed": 0}
     prompts, options = [[258], [259]], BuildOptions((2,), (1, 8, 32))
-    step = opened(lambda: TrtStep.open("fashion", flavour=flavour, device=device, options=options, engines=engines))
+    step = opened(lambda: TrtStep.open(stepping, place(machine, engines), options))
     found = generate(step, prompts, **settings).tokens
     assert [row.tolist() for row in generate(step, prompts, **settings).tokens] == [row.tolist() for row in found]
     expected = generate(open_provider(machine, engines), prompts, method="scd-match", **settings).tokens
@@ -79,11 +88,10 @@ def test_a_step_engine_gives_the_tokens_of_host_step_over_the_same_engine(machin
     step.close()
 
 
-def test_a_step_engine_differs_from_host_step_by_ties_only(machine, engines):
+def test_a_step_engine_differs_from_host_step_by_ties_only(machine, engines, stepping):
     """Site by site: a first refusal that is not the first, or noise of another position, is a disagreement."""
-    flavour, device = machine
     options = BuildOptions((2,), (1, 8, 32))
-    step = opened(lambda: TrtStep.open("fashion", flavour=flavour, device=device, options=options, engines=engines))
+    step = opened(lambda: TrtStep.open(stepping, place(machine, engines), options))
     both = StepComparison(open_provider(machine, engines), step, logits_error=2e-3)
     decoder = Decoder(both, window=16, drafting="repeat")
     for sequence in range(4):
@@ -99,13 +107,13 @@ def test_a_step_engine_differs_from_host_step_by_ties_only(machine, engines):
 
 
 def open_toy_step(machine, bundle, engines):
-    flavour, device = machine
-    options = BuildOptions((1,), (8,))
-    return opened(lambda: TrtStep.open(bundle, flavour=flavour, device=device, options=options, engines=engines))
+    return opened(lambda: TrtStep.open(bundle, place(machine, engines), BuildOptions((1,), (8,))))
 
 
 def test_a_greedy_step_engine_takes_the_first_of_equal_logits(machine, tmp_path):
-    step = open_toy_step(machine, write_bundle(tmp_path / "toy", change=adding(EQUAL)), tmp_path / "engines")
+    step = open_toy_step(
+        machine, write_bundle(tmp_path / "toy", change=adding(EQUAL), steps=["scd-match"]), tmp_path / "engines"
+    )
     made = generate(step, [[8]], length=20, window=8, drafting="repeat", seed=0, sampling=Sampling(0))
     assert set(made.tokens[0].tolist()) == {2}
     step.close()
@@ -113,7 +121,9 @@ def test_a_greedy_step_engine_takes_the_first_of_equal_logits(machine, tmp_path)
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_a_step_engine_reports_unusable_logits(machine, tmp_path, fault):
-    step = open_toy_step(machine, write_bundle(tmp_path / "toy", change=adding({3: fault})), tmp_path / "engines")
+    step = open_toy_step(
+        machine, write_bundle(tmp_path / "toy", change=adding({3: fault}), steps=["scd-match"]), tmp_path / "engines"
+    )
     with pytest.raises(InvalidLogits):
         generate(step, [[8]], length=4, window=8, drafting="repeat", seed=0)
     step.close()

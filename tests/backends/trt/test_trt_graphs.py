@@ -1,4 +1,4 @@
-"""Every shipped window graph, and the step made of it, parsed and built by the real ``tensorrt-rtx``, which does so without a GPU.
+"""Every shipped window graph, and its step graph for TensorRT, parsed and built by the real ``tensorrt-rtx``, which needs no GPU.
 
 Built is all: without a GPU an engine cannot be loaded, let alone run. What TensorRT does not accept is recorded here too, so that a
 version that does is noticed.
@@ -13,23 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coupled_sampling.backends.trt import (
-    BuildOptions,
-    EngineError,
-    EngineStore,
-    build_engine,
-    find_flavour,
-    load_or_build,
-)
+from coupled_sampling.backends.trt import BuildOptions, EngineError, EngineStore, find_flavour, load_or_build
+from coupled_sampling.backends.trt.build import build_engine
 from coupled_sampling.backends.trt.messages import message_log
 from coupled_sampling.backends.trt.network import parse_network
 from coupled_sampling.backends.trt.precision import convert_graph, load_graph, save_converted
-from coupled_sampling.backends.trt.step_graph import append_step, step_tensors
+from coupled_sampling.backends.trt.step import STEP_METHOD, step_tensors
 from coupled_sampling.backends.window_tensors import CACHE
 from coupled_sampling.bundles.opening import embedded_names, open_bundle
+from coupled_sampling.export import add_step_graphs
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.export.graphs.storage import Storage
 from standins.trt_bundles import write_bundle
 
@@ -141,14 +137,12 @@ def test_an_operator_tensorrt_does_not_know_is_named(flavour, tmp_path):
 @pytest.mark.parametrize("name", embedded_names())
 def test_a_step_of_every_shipped_model_is_built_with_all_its_masks_and_caches(flavour, tmp_path, name, precision):
     """The decision is in float32, whatever the model is in: noise, temperature and largest logits are."""
-    bundle = open_bundle(name)
-    graph = bundle.manifest.window_graph
+    bundle = add_step_graphs(name, tmp_path / "steps", [STEP_METHOD])
+    graph, path = bundle.manifest.window_graph, bundle.step_graph(STEP_METHOD, noise="window")
     options = BuildOptions((4,), (16,), precision=precision).fitted(graph)
-    model = load_graph(bundle.window_graph)
+    model = load_graph(path)
     convert_graph(model, precision)
-    network = parse_network(
-        flavour, save_converted(append_step(model, "scd-match"), tmp_path), options, message_log(flavour)
-    )
+    network = parse_network(flavour, save_converted(model, tmp_path), options, message_log(flavour))
     assert (network.attentions, network.caches) == (graph.layers, 2 * graph.layers)
     definition = network.definition
     inputs = [definition.get_input(i) for i in range(definition.num_inputs)]
@@ -158,21 +152,23 @@ def test_a_step_of_every_shipped_model_is_built_with_all_its_masks_and_caches(fl
     found = {t.name: (t in inputs, t.dtype, tuple(t.shape)) for t in (*inputs, *outputs)}
     tensors = step_tensors(bundle.manifest)
     assert found == {name: (t.is_input, kinds[t.dtype], t.shape(-1, -1)) for name, t in tensors.items()}
-    engine, _ = build_engine(bundle.window_graph, flavour, options, method="scd-match")
+    engine, _ = build_engine(path, flavour, options)
     assert len(engine) > 1_000_000
 
 
 def test_a_step_of_an_exported_decoder_is_built(flavour, tmp_path):
-    path = write_decoder(tmp_path, Storage("int8", "float16"))
-    engine, _ = build_engine(path, flavour, BuildOptions((2,), (4,), (20,), "float16"), method="scd-match")
+    window = load_graph(write_decoder(tmp_path, Storage("int8", "float16")))
+    path = save_converted(step_graph(window, STEP_METHOD, noise="window"), tmp_path)
+    engine, _ = build_engine(path, flavour, BuildOptions((2,), (4,), (20,), "float16"))
     assert len(engine) > 100_000
 
 
 def test_a_step_with_every_bucket_is_built_and_stored_beside_the_window_engine(flavour, tmp_path):
     """Engines of window and step side by side, by the real TensorRT."""
-    bundle = open_bundle(write_bundle(tmp_path / "toy"))
+    bundle = open_bundle(write_bundle(tmp_path / "toy", steps=[STEP_METHOD]))
     options = BuildOptions((1, 3), (1, 4, 16), (16,)).fitted(bundle.manifest.window_graph)
-    stores = [EngineStore(bundle, tmp_path / "engines", method) for method in (None, "scd-match")]
+    graphs = (None, bundle.step_graph(STEP_METHOD, noise="window").name)
+    stores = [EngineStore(bundle, tmp_path / "engines", graph) for graph in graphs]
     built = [load_or_build(bundle, flavour, None, options, store) for store in stores]
     assert [reason.startswith("there is no engine") for _, _, reason in built] == [True, True]
     assert [load_or_build(bundle, flavour, None, options, store)[2] for store in stores] == ["", ""]
@@ -180,10 +176,10 @@ def test_a_step_with_every_bucket_is_built_and_stored_beside_the_window_engine(f
 
 
 def test_a_step_whose_attention_lost_its_mask_is_refused(flavour, tmp_path):
-    bundle = open_bundle(write_bundle(tmp_path / "toy", change=lose_mask))
+    bundle = open_bundle(write_bundle(tmp_path / "toy", change=lose_mask, steps=[STEP_METHOD]))
     options = BuildOptions().fitted(bundle.manifest.window_graph)
     with pytest.raises(EngineError, match="without its boolean mask"):
-        build_engine(bundle.window_graph, flavour, options, method="scd-match")
+        build_engine(bundle.step_graph(STEP_METHOD, noise="window"), flavour, options)
 
 
 @pytest.mark.parametrize("method", ["scd-match"])

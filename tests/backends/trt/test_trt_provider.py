@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.backends.cuda.device import CudaError, Device
+from coupled_sampling.backends.cuda.device import CudaError
 from coupled_sampling.backends.cuda.pointers import device_pointer
 from coupled_sampling.backends.cuda.streams import DeviceArray
-from coupled_sampling.backends.trt import BuildOptions, EngineError, TrtProvider
+from coupled_sampling.backends.trt import EngineError
 from coupled_sampling.contracts import LogitsProvider, max_window
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 from coupled_sampling.testing import check_provider
@@ -309,17 +309,6 @@ def test_an_engine_that_copies_its_caches_is_refused(bundle, monkeypatch):
     monkeypatch.setattr("standins.fake_tensorrt.ICudaEngine.get_aliased_input_tensor", lambda self, name: None)
     with pytest.raises(EngineError, match=r"present\.0\.key lies in None"):
         Machine().open(bundle)
-
-
-def test_rows_are_asked_for_once(bundle):
-    machine = Machine()
-    device = Device(bindings=machine.cuda)
-    provider = TrtProvider.open(bundle, 2, flavour=machine.flavour, device=device)
-    assert (provider.batch_size, provider.options.precision, provider.max_window) == (2, "float32", LENGTH)
-    with pytest.raises(InvalidArgument, match=r"batch_size is 2, but options\.row_buckets is \(1, 3\)"):
-        TrtProvider.open(bundle, 2, flavour=machine.flavour, device=device, options=BuildOptions((1, 3)))
-    with pytest.raises(InvalidArgument, match="batch_size is 0"):
-        TrtProvider.open(bundle, 0, flavour=machine.flavour, device=device)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
-from coupled_sampling.export.checkpoints import (
-    CheckpointError,
-    checkpoint_of,
-    open_checkpoint,
-    permute_rotary,
-    unpermute_rotary,
-)
+from coupled_sampling.errors import CheckpointError, InvalidArgument
+from coupled_sampling.export.checkpoints import open_checkpoint
+from coupled_sampling.export.checkpoints.rotary_layout import unpermute_rotary
+from standins.checkpoints import interleaved_rotary
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs the extra [export]")
 
@@ -200,18 +196,6 @@ def test_a_tensor_of_another_shape_than_the_header_promised_is_refused(tmp_path)
             checkpoint.read("layer.int8.weight")
 
 
-def test_memory_checkpoints_are_peers():
-    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
-    with checkpoint_of({"w": weight}, CONFIG) as checkpoint:
-        found = checkpoint.read("w", (2, 3))
-        np.testing.assert_array_equal(found, weight)
-        found[:] = 0
-        assert weight.any()
-        assert "w" in checkpoint
-        assert "v" not in checkpoint
-    assert issubclass(CheckpointError, CoupledSamplingError)
-
-
 def turn(vector, angles, pairs):
     """Each pair of coordinates turned by its angle: rotary positions from their definition."""
     turned = vector.copy()
@@ -239,7 +223,7 @@ def test_rotary_layouts_give_the_same_attention(heads):
     moved = unpermute_rotary(query, heads), unpermute_rotary(key, heads)
     np.testing.assert_allclose(scores(*moved, halves), expected, atol=1e-12)
     assert not np.allclose(scores(query, key, halves), expected, atol=1e-3)
-    np.testing.assert_array_equal(permute_rotary(moved[0], heads), query)
+    np.testing.assert_array_equal(interleaved_rotary(moved[0], heads), query)
     bias = np.arange(heads * size)
     np.testing.assert_array_equal(unpermute_rotary(bias[:, None], heads)[:, 0], unpermute_rotary(bias, heads))
 

@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coupled_sampling.export.checkpoints import (
-    CheckpointError,
-    chat_template,
-    gguf_tokenizer,
-    huggingface_config,
-    open_checkpoint,
-    permute_rotary,
-)
+from coupled_sampling.errors import CheckpointError
+from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.checkpoints.gguf_checkpoint import NAMES, huggingface_name
+from coupled_sampling.export.checkpoints.gguf_config import huggingface_config
 from coupled_sampling.export.checkpoints.gguf_file import GgufFile
+from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
+from standins.checkpoints import interleaved_rotary
 from standins.gguf_blocks import DECODERS, random_blocks
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [export]")
@@ -141,7 +138,7 @@ def test_rotary_rows_are_as_huggingface_has_them(tmp_path, architecture):
     if architecture == "llama":  # what llama.cpp's converter does
         for name, array in original.items():
             heads = {"attn_q": HEADS, "attn_k": KEY_HEADS}.get(name.split(".")[-2])
-            written[name] = array if heads is None else permute_rotary(array, heads)
+            written[name] = array if heads is None else interleaved_rotary(array, heads)
         assert not np.array_equal(written["blk.1.attn_k.weight"], original["blk.1.attn_k.weight"])
     with open_checkpoint(write_gguf(tmp_path / "a.gguf", written, architecture)) as checkpoint:
         assert len(checkpoint.names()) == len(original)
@@ -348,4 +345,3 @@ def test_smollm2_tokenizer(smollm2):
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert tokenizer.encode("<|im_start|>user\nHi<|im_end|>").ids == [1, 4093, 198, 26843, 2]
     assert tokenizer.encode("2024").tokens == ["2", "0", "2", "4"]
-    assert "<|im_start|>" in chat_template(smollm2.metadata)

@@ -2,12 +2,8 @@
 
 import pytest
 
-from coupled_sampling.export.checkpoints import (
-    CheckpointError,
-    chat_template,
-    gguf_tokenizer,
-    special_tokens,
-)
+from coupled_sampling.errors import CheckpointError
+from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [export]")
 quants = pytest.importorskip("gguf.quants")
@@ -51,9 +47,6 @@ def test_a_tokenizer_round_trips(pre):
     assert tokenizer.decode(tokenizer.encode("<user>hello").ids) == "hello"
     apart = {"smollm", "qwen2"}
     assert tokenizer.encode("12").tokens == (["1", "2"] if pre in apart else ["12"])
-    assert special_tokens(metadata) == (None, 0, None, None, None)
-    assert chat_template(metadata) == "{{ messages }}"
-    assert chat_template({}) is None
 
 
 def test_a_tokenizer_begins_texts_where_the_file_says_so():

@@ -4,7 +4,6 @@ Every parameter is random, so that no bias is zero and no norm is one, and every
 checkpoint that must show. Run with -s for the table of largest differences.
 """
 
-import dataclasses
 import json
 
 import numpy as np
@@ -13,9 +12,9 @@ import pytest
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
-from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import Rotary
 from standins.exported_windows import LENGTH, difference_of_windows, one_thread, print_table
+from standins.wrong_readings import assert_they_show, changed, epsilon, rotary, without
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -52,31 +51,6 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-
-
-def rotary(**changes):
-    def wrong(description, weights):
-        return dataclasses.replace(description, rotary=dataclasses.replace(description.rotary, **changes)), weights
-
-    return wrong
-
-
-def changed(**changes):
-    return lambda description, weights: (dataclasses.replace(description, **changes), weights)
-
-
-def epsilon(description, weights):
-    return dataclasses.replace(description, norm=dataclasses.replace(description.norm, epsilon=1e-6)), weights
-
-
-def without(ending):
-    """A reading that forgets the weights of this ending: norms become 1, all else 0."""
-
-    def wrong(description, weights):
-        neutral = 1.0 if ending.endswith("norm.weight") else 0.0
-        return description, lambda name: weights(name) * 0 + neutral if name.endswith(ending) else weights(name)
-
-    return wrong
 
 
 def swapped(first, second):
@@ -228,12 +202,8 @@ def test_windows_are_scored_as_by_transformers(case, tmp_path):
     expected = logits_of(model, tokens)
     with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
         exportable = find_family(checkpoint).load(checkpoint, LENGTH)
-        right = reference_logits(exportable.description, exportable.weights, tokens)[:, : expected.shape[1]]
-        assert np.abs(right - expected).max() <= TOLERANCE
-        for i, wrong_reading in enumerate(wrong_readings):
-            description, weights = wrong_reading(exportable.description, exportable.weights)
-            wrong = reference_logits(description, weights, tokens)[:, : expected.shape[1]]
-            assert np.abs(wrong - expected).max() > 20 * TOLERANCE, f"wrong reading {i} does not show"
+        generated = slice(expected.shape[1])
+        assert_they_show(exportable, wrong_readings, tokens, expected, generated, TOLERANCE)
 
 
 @pytest.mark.parametrize("kind_key", ["type", "rope_type"])

@@ -11,18 +11,18 @@ import pytest
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
-from coupled_sampling.export.checkpoints import checkpoint_of, open_checkpoint
+from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.graphs.decoder import decoder_graph
 from coupled_sampling.export.graphs.reference import reference_logits
+from standins.checkpoints import checkpoint_of
+from standins.opening import on_cpu
 from standins.picture_models import (
+    BAAI,
+    BACKBONE,
     CODES,
     EMU3_HEAD,
-    EPSILON,
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    LAYERS,
+    LLAMAGEN_CONFIG,
     SIDE,
     WIDTH,
     WORDS,
@@ -34,14 +34,6 @@ from standins.picture_models import (
     llamagen_tensors,
 )
 
-BACKBONE = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "intermediate_size": HIDDEN,
-    "rms_norm_eps": EPSILON,
-}
 NAMED = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 4 + i for i in range(CODES)}
 CHAMELEON = BACKBONE | {
     "model_type": "chameleon",
@@ -61,18 +53,6 @@ EMU3 = {
     "vocabulary_map": ROLES | {"0": 15, "9": 14, "*": 9} | {f"<|visual token {i:06d}|>": 25 + i for i in range(CODES)},
     "vq_config": {"anything": 1},
 }
-EMU3_OWN = BACKBONE | {
-    "model_type": "Emu3",
-    "vocab_size": WORDS,
-    "max_position_embeddings": 64,
-    "eol_token_id": 17,
-    "eof_token_id": 18,
-    "bos_token_id": 20,
-    "img_token_id": 22,
-    "boi_token_id": 23,
-    "eoi_token_id": 24,
-    "image_area": (8 * SIDE) ** 2,
-}
 JANUS = {
     "model_type": "janus",
     "text_config": BACKBONE | {"vocab_size": WORDS, "max_position_embeddings": 700},
@@ -80,7 +60,6 @@ JANUS = {
     "vq_config": {"num_embeddings": CODES, "embed_dim": 5, "projection_dim": WIDTH, "num_hidden_layers": 2},
     "image_token_id": 3,
 }
-LLAMAGEN = {"model_type": "llamagen", "block_size": SIDE**2, "n_head": HEADS, "num_classes": 6, "norm_eps": EPSILON}
 
 
 NORMED = backbone_tensors("model.", heads_normed=True) | {"model.vqmodel.encoder.weight": np.zeros(3, np.float32)}
@@ -95,13 +74,13 @@ MODELS = {
         joint_logits("text_model.model.", EMU3_HEAD, slice(17, WORDS), base=1e6),
     ),
     "emu3, own": (
-        EMU3_OWN,
+        BAAI,
         backbone_tensors("model."),
         slice(17, WORDS),
         joint_logits("model.", "lm_head.weight", slice(17, WORDS), base=1e6),
     ),
     "janus": (JANUS, janus_tensors(), slice(WORDS, WORDS + CODES), janus_logits),
-    "llamagen": (LLAMAGEN, llamagen_tensors(), slice(CODES), llamagen_logits),
+    "llamagen": (LLAMAGEN_CONFIG, llamagen_tensors(), slice(CODES), llamagen_logits),
 }
 
 
@@ -179,20 +158,20 @@ REFUSED = {
     "unknown key of Emu3": ("emu3", EMU3 | {"mystery": 1}, f"{GATED}: mystery = 1"),
     "unknown key of its text": ("emu3", nested(EMU3, "text_config", mystery=1), f"{GATED}: mystery = 1"),
     "no frame end": ("emu3", EMU3 | {"vocabulary_map": {"<|visual token 000000|>": 3}}, "has no .*extra_201"),
-    "unknown key of BAAI's": ("emu3, own", EMU3_OWN | {"mystery": 1}, f"{GATED}: mystery = 1"),
+    "unknown key of BAAI's": ("emu3, own", BAAI | {"mystery": 1}, f"{GATED}: mystery = 1"),
     "unknown key of Janus": ("janus", JANUS | {"mystery": 1}, f"{GATED}: mystery = 1"),
     "unknown key of its codes": ("janus", nested(JANUS, "vq_config", mystery=1), f"{GATED}: mystery = 1"),
     "unknown key of its words": ("janus", nested(JANUS, "text_config", mystery=1), f"{GATED}: mystery = 1"),
     "activation of Janus": ("janus", nested(JANUS, "vq_config", hidden_act="relu"), "hidden_act is 'relu'"),
     "picture of Janus": ("janus", nested(JANUS, "vision_config", num_image_tokens=8), "num_image_tokens is 8"),
-    "unknown key of LlamaGen": ("llamagen", LLAMAGEN | {"mystery": 1}, f"{GATED}: mystery = 1"),
-    "text to picture": ("llamagen", LLAMAGEN | {"gpt_type": "t2i"}, "gpt_type is 't2i'"),
-    "block": ("llamagen", LLAMAGEN | {"block_size": 8}, "block_size is 8"),
-    "no block": ("llamagen", {key: LLAMAGEN[key] for key in ("model_type", "n_head")}, "no 'block_size'"),
-    "width": ("llamagen", LLAMAGEN | {"dim": 32}, "dim is 32"),
-    "classes": ("llamagen", LLAMAGEN | {"num_classes": 9}, "has 7 rows, expected 9 or 10"),
-    "no heads": ("llamagen", LLAMAGEN | {"n_head": None}, "say n_head"),
-    "prefix": ("llamagen", LLAMAGEN | {"cls_token_num": 120}, "cls_token_num is 120"),
+    "unknown key of LlamaGen": ("llamagen", LLAMAGEN_CONFIG | {"mystery": 1}, f"{GATED}: mystery = 1"),
+    "text to picture": ("llamagen", LLAMAGEN_CONFIG | {"gpt_type": "t2i"}, "gpt_type is 't2i'"),
+    "block": ("llamagen", LLAMAGEN_CONFIG | {"block_size": 8}, "block_size is 8"),
+    "no block": ("llamagen", {key: LLAMAGEN_CONFIG[key] for key in ("model_type", "n_head")}, "no 'block_size'"),
+    "width": ("llamagen", LLAMAGEN_CONFIG | {"dim": 32}, "dim is 32"),
+    "classes": ("llamagen", LLAMAGEN_CONFIG | {"num_classes": 9}, "has 7 rows, expected 9 or 10"),
+    "no heads": ("llamagen", LLAMAGEN_CONFIG | {"n_head": None}, "say n_head"),
+    "prefix": ("llamagen", LLAMAGEN_CONFIG | {"cls_token_num": 120}, "cls_token_num is 120"),
 }
 
 
@@ -285,7 +264,7 @@ def test_decoding_of_emu3():
 
 
 def test_decoding_of_baais_emu3():
-    exportable = load("emu3, own", EMU3_OWN)
+    exportable = load("emu3, own", BAAI)
     decoding = exportable.decoding
     assert (decoding.grid, decoding.drafting) == (Grid(3, 3), "copy:4")
     assert decoding.unconditional_prompt == (20, 23, 18, 9, 18, 22)
@@ -327,7 +306,7 @@ def test_bundles_can_be_written_and_have_the_familys_settings(model, tmp_path):
     config, tensors, _, _ = MODELS[model]
     (source / "config.json").write_text(json.dumps(config))
     safetensors.save_file(tensors, str(source / "model.safetensors"))
-    exported = export_checkpoint(source, tmp_path / "bundle", ExportSettings(windows=(1, 8), check=True))
+    exported = export_checkpoint(source, tmp_path / "bundle", ExportSettings(windows=(1, 8)), check=on_cpu)
     assert exported.largest_difference < 1e-3
     written = json.loads((exported.folder / "manifest.json").read_text())
     decoding = load(model).decoding

@@ -16,9 +16,9 @@ from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import Norm, QueryKeyNorm
-from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary
 from standins.exported_windows import LENGTH, difference_of_windows, one_thread, print_table
+from standins.wrong_readings import assert_they_show, changed, epsilon, rotary, without
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -230,31 +230,6 @@ def llamagen(folder, *, heads=4, kv_heads=4):
     return logits, (0, CODES), CODES + classes + 1
 
 
-def changed(**changes):
-    return lambda description, weights: (dataclasses.replace(description, **changes), weights)
-
-
-def rotary(**changes):
-    def wrong(description, weights):
-        return dataclasses.replace(description, rotary=dataclasses.replace(description.rotary, **changes)), weights
-
-    return wrong
-
-
-def epsilon(description, weights):
-    return dataclasses.replace(description, norm=dataclasses.replace(description.norm, epsilon=1e-6)), weights
-
-
-def without(ending):
-    """A reading that forgets the weights of this ending: norms become 1, all else 0."""
-
-    def wrong(description, weights):
-        neutral = 1.0 if ending.endswith("norm.weight") else 0.0
-        return description, lambda name: weights(name) * 0 + neutral if name.endswith(ending) else weights(name)
-
-    return wrong
-
-
 def rolled(ending):
     """A reading whose rows are one off: of tokens, or of heads."""
 
@@ -339,12 +314,7 @@ def test_windows_are_scored_as_by_pytorch(case, tmp_path):
         assert 1 <= spread <= 20
         tokens = np.random.default_rng(1).integers(0, vocabulary, LENGTH)
         expected = scores(tokens)
-        right = reference_logits(exportable.description, exportable.weights, tokens)
-        assert np.abs(right[:, generated] - expected).max() <= TOLERANCE
-        for i, wrong_reading in enumerate(wrong_readings):
-            description, weights = wrong_reading(exportable.description, exportable.weights)
-            wrong = reference_logits(description, weights, tokens)[:, generated]
-            assert np.abs(wrong - expected).max() > 20 * TOLERANCE, f"wrong reading {i} does not show"
+        assert_they_show(exportable, wrong_readings, tokens, expected, generated, TOLERANCE)
 
 
 def test_transformers_forbids_the_picture_tokens_that_are_exported(tmp_path):

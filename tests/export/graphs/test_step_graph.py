@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling
+from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import BundleError, InvalidArgument, InvalidLogits
@@ -278,7 +279,7 @@ def test_weights_in_a_second_file_are_shared(tmp_path):
     model = onnx.load(tmp_path / "window.onnx", load_external_data=False)
     for method in STEP_METHODS:
         path = save_graph(step_graph(model, method), tmp_path / f"{method}.onnx")
-        both = Both(OrtStep.open_graph(path, threads=1), HostStep(Table(logits), method))
+        both = Both(OrtStep(open_session(path, 1)), HostStep(Table(logits), method))
         finish(Decoder(both, window=4), [Request([1], 9)])
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["weights", "window.onnx", *(f"{m}.onnx" for m in STEP_METHODS)]

@@ -22,7 +22,7 @@ from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import Rotary
-from coupled_sampling.export.graphs.storage import Storage, dequantised, quantised, stored_type
+from coupled_sampling.export.graphs.storage import Storage, quantised, stored_type
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -75,6 +75,11 @@ def graph_logits(model, exact=True):
 
 def reference(description, weights):
     return np.stack([reference_logits(description, weights, row) for row in TOKENS])
+
+
+def dequantised(codes, scales):
+    """The matrix (outputs, inputs) that codes and scales stand for."""
+    return (codes.astype(np.float32) * np.repeat(scales, len(codes) // len(scales), axis=0)).T
 
 
 def narrowed(description, storage):
@@ -224,7 +229,7 @@ def test_weights_in_a_second_file_are_the_same_weights(storage, description, tmp
 
 def test_small_models_are_one_file_and_large_ones_two(tmp_path, monkeypatch):
     assert len(write_decoder_graph(DECODER, WEIGHTS[DECODER], tmp_path / "w.onnx")) == 1
-    monkeypatch.setattr(importlib.import_module("coupled_sampling.export.graphs.decoder"), "INLINE_LIMIT", 100_000)
+    monkeypatch.setattr(importlib.import_module("coupled_sampling.export.graphs.builder"), "INLINE_LIMIT", 100_000)
     assert len(write_decoder_graph(DECODER, WEIGHTS[DECODER], tmp_path / "w.onnx")) == 2
     assert len(write_decoder_graph(DECODER, WEIGHTS[DECODER], tmp_path / "w.onnx", Storage("int4"))) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["w.onnx"]

@@ -1,6 +1,7 @@
-"""The written graphs, run as they are: plain ONNX Runtime calls with numpy caches, no backend of ours.
+"""The window graph of a GPT, run as it is: plain ONNX Runtime calls with numpy caches, no backend of ours.
 
-The oracle is a GPT in numpy that knows no caches and no windows: whole sequences in, logits out.
+The oracle is a GPT in numpy that knows no caches and no windows: whole sequences in, logits out. It shares nothing with
+the exporter, not even `reference_logits`, which test_decoder_graph.py compares every kind of decoder with.
 """
 
 import itertools
@@ -14,36 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling.errors import InvalidArgument, OutputError
-from coupled_sampling.export import GptDescription, pixel_graph, save_graph, window_graph
+from coupled_sampling.export import Norm, save_graph
+from coupled_sampling.export.graphs.decoder import decoder_graph
+from standins.toy_bundles import toy_gpt, toy_weights
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-GPT = GptDescription(
-    vocab_size=11,
-    generated=8,
-    positions=12,
-    width=8,
-    layers=2,
-    heads=2,
-    mlp_width=20,
-    norm_epsilon=1e-3,
-    cache_length=14,
-)
-
-
-def random_weights(description, seed=0):
-    random = np.random.default_rng(seed)
-    return {name: random.normal(0, 0.5, shape) for name, shape in description.weight_shapes().items()}
-
-
-WEIGHTS = random_weights(GPT)
+GPT = toy_gpt(12, cache_length=14, norm=Norm("layer", 1e-3))
+WEIGHTS = toy_weights(GPT)
 
 
 def oracle_norm(x, scale, shift):
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + GPT.norm_epsilon) * scale + shift
+    return (x - mean) / np.sqrt(variance + GPT.norm.epsilon) * scale + shift
 
 
 def oracle_logits(tokens, weights=WEIGHTS):
@@ -59,17 +45,18 @@ def oracle_logits(tokens, weights=WEIGHTS):
     size = GPT.width // GPT.heads
     x = weights["embedding.weight"][tokens] + weights["position.weight"][: len(tokens)]
     for layer in range(GPT.layers):
-        block = f"blocks.{layer}"
-        query, key, value = np.split(linear(f"{block}.attention_in", norm(f"{block}.attention_norm", x)), 3, axis=-1)
+        block = f"layers.{layer}"
+        normed = norm(f"{block}.attention_norm", x)
+        query, key, value = (linear(f"{block}.attention.{part}", normed) for part in ("query", "key", "value"))
         mixed = np.zeros_like(x)
         for head in range(GPT.heads):
             part = slice(head * size, (head + 1) * size)
             for i in range(len(tokens)):
                 score = np.exp(key[: i + 1, part] @ query[i, part] / math.sqrt(size))
                 mixed[i, part] = score / score.sum() @ value[: i + 1, part]
-        x = x + linear(f"{block}.attention_out", mixed)
-        hidden = linear(f"{block}.mlp_in", norm(f"{block}.mlp_norm", x))
-        x = x + linear(f"{block}.mlp_out", hidden * (1 + erf(hidden / math.sqrt(2))) / 2)
+        x = x + linear(f"{block}.attention.output", mixed)
+        hidden = linear(f"{block}.mlp.up", norm(f"{block}.mlp_norm", x))
+        x = x + linear(f"{block}.mlp.down", hidden * (1 + erf(hidden / math.sqrt(2))) / 2)
     never = np.full((len(tokens), GPT.vocab_size - GPT.generated), -np.inf)
     return np.concatenate([linear("head", norm("norm", x)), never], axis=-1)
 
@@ -97,7 +84,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return save_graph(window_graph(GPT, WEIGHTS), tmp_path_factory.mktemp("graph") / "window.onnx")
+    return save_graph(decoder_graph(GPT, WEIGHTS), tmp_path_factory.mktemp("graph") / "window.onnx")
 
 
 def some_tokens(*shape, seed=0):
@@ -189,14 +176,6 @@ def test_tokens_that_are_never_generated_have_minus_infinity(path):
     assert np.isfinite(logits[..., :8]).all()
 
 
-def test_columns_beyond_the_positions_can_be_written_but_change_nothing(path):
-    """A backend may pad its windows up to cache_length."""
-    tokens = some_tokens(1, 14)
-    logits = Run(path, 1)(tokens, [0])
-    close(logits[0, :12], oracle_logits(tokens[0, :12]))
-    assert np.isfinite(logits[..., :8]).all()
-
-
 def test_writing_beyond_the_cache_is_refused_by_the_runtime(path):
     run = Run(path, 1)
     with pytest.raises(Exception, match=r"(?i)scatter|write_indices|out of"):
@@ -213,52 +192,8 @@ def test_only_standard_operators_of_opset_24_and_no_nonpad_kv_seqlen(path):
     assert model.doc_string
 
 
-def test_the_interface_is_the_documented_one(path):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    cache = ["B", 2, 14, 4]
-    inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
-    outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
-    assert inputs.pop("input_ids") == ("tensor(int64)", ["B", "W"])
-    assert inputs.pop("start") == ("tensor(int64)", ["B"])
-    assert inputs.pop("kv_length") == ("tensor(int64)", [1])
-    assert outputs.pop("logits") == ("tensor(float)", ["B", "W", 11])
-    parts = [f"{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
-    assert inputs == {f"past_key_values.{part}": ("tensor(float)", cache) for part in parts}
-    assert outputs == {f"present.{part}": ("tensor(float)", cache) for part in parts}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 0}, "width is 0"),
-        ({"heads": 3}, "heads is 3, expected a divisor of width, 8"),
-        ({"generated": 12}, "generated is 12, expected at most vocab_size, 11"),
-        ({"cache_length": 11}, "cache_length is 11"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused(change, message):
-    sizes = {"vocab_size": 11, "generated": 8, "positions": 12, "width": 8, "layers": 2, "heads": 2, "mlp_width": 20}
-    with pytest.raises(InvalidArgument, match=message):
-        GptDescription(**(sizes | change))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"head.bias": None}, "'head.bias' is missing"),
-        ({"lm_head.weight": np.zeros(3)}, "'lm_head.weight' is unknown"),
-        ({"head.bias": np.zeros(11)}, r"'head.bias' has shape \(11,\), expected \(8,\)"),
-        ({"head.bias": np.full(8, np.nan)}, "'head.bias' has NaN"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(change, message):
-    weights = {name: value for name, value in (WEIGHTS | change).items() if value is not None}
-    with pytest.raises(InvalidArgument, match=message):
-        window_graph(GPT, weights)
-
-
 def test_the_checker_refuses_what_is_no_graph_and_nothing_is_written(tmp_path):
-    model = window_graph(GPT, WEIGHTS)
+    model = decoder_graph(GPT, WEIGHTS)
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(InvalidArgument, match="not a valid ONNX graph"):
         save_graph(model, tmp_path / "window.onnx")
@@ -273,52 +208,13 @@ def test_a_write_that_fails_leaves_the_old_graph(tmp_path, monkeypatch):
     path.write_bytes(b"old")
     monkeypatch.setattr("pathlib.Path.replace", refuse)
     with pytest.raises(OutputError, match="No space left"):
-        save_graph(window_graph(GPT, WEIGHTS), path)
+        save_graph(decoder_graph(GPT, WEIGHTS), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_pixels_of_tokens_lie_where_the_grid_puts_them(tmp_path):
-    codebook = np.random.default_rng(0).integers(0, 256, (9, 2, 3, 2)).astype(np.uint8)
-    path = save_graph(pixel_graph(codebook, 4, 5), tmp_path / "pixels.onnx")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    tokens = np.random.default_rng(1).integers(0, 9, (3, 20))
-    (pixels,) = session.run(None, {"tokens": tokens})
-    assert (pixels.dtype, pixels.shape) == (np.uint8, (3, 8, 15, 2))
-    for picture in range(3):
-        for row in range(4):
-            for column in range(5):
-                patch = pixels[picture, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
-                np.testing.assert_array_equal(patch, codebook[tokens[picture, 5 * row + column]])
-
-
-@pytest.mark.parametrize("token", [9, -1])
-def test_a_token_without_pixels_is_an_error_never_a_picture(tmp_path, token):
-    path = save_graph(pixel_graph(np.zeros((9, 1, 1, 1), np.uint8), 1, 1), tmp_path / "pixels.onnx")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    with pytest.raises(Exception, match=r"(?i)indices"):
-        session.run(None, {"tokens": np.array([[token]])})
-
-
-@pytest.mark.parametrize(
-    ("codebook", "grid", "message"),
-    [
-        (np.zeros((9, 2, 2, 1)), (2, 2), "codebook is float64"),
-        (np.zeros((9, 4), np.uint8), (2, 2), r"codebook is uint8 of shape \(9, 4\)"),
-        (np.zeros((9, 2, 2, 1), np.uint8), (0, 2), "grid is 0 by 2"),
-    ],
-)
-def test_codebooks_that_cannot_be_are_refused(codebook, grid, message):
-    with pytest.raises(InvalidArgument, match=message):
-        pixel_graph(codebook, *grid)
-
-
 def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
-def test_importing_the_exporter_loads_no_onnx():
-    assert run_python("import sys, coupled_sampling.export; print('onnx' in sys.modules)").strip() == "False"
 
 
 def test_without_onnx_the_extra_to_install_is_named():
@@ -326,11 +222,10 @@ def test_without_onnx_the_extra_to_install_is_named():
 import sys
 sys.modules["onnx"] = None
 from coupled_sampling.errors import MissingDependency
-from coupled_sampling.export import GptDescription, window_graph
-import numpy as np
-gpt = GptDescription(3, 3, 4, 4, 1, 1, 4)
+from coupled_sampling.export import DecoderDescription
+from coupled_sampling.export.graphs.decoder import decoder_graph
 try:
-    window_graph(gpt, {name: np.zeros(shape) for name, shape in gpt.weight_shapes().items()})
+    decoder_graph(DecoderDescription(3, 4, 4, 1, 1, 4), print)
 except MissingDependency as error:
     print(error)
 """

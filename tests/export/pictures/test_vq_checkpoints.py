@@ -11,14 +11,10 @@ from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export import ExportSettings, export_checkpoint
-from coupled_sampling.export.checkpoints import checkpoint_of
-from coupled_sampling.export.pictures import (
-    open_picture_decoder,
-    reference_picture,
-    vq_pixel_graph,
-)
 from coupled_sampling.export.pictures.names import LLAMAGEN, TAMING, TRANSFORMERS_EMU3, TRANSFORMERS_JANUS, places
-from coupled_sampling.export.pictures.reference import values_to_pixels
+from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph
+from coupled_sampling.export.pictures.reference import reference_picture, values_to_pixels
+from standins.checkpoints import checkpoint_of
 from standins.picture_decoders import (
     CHAMELEON,
     EMU3,
@@ -26,7 +22,6 @@ from standins.picture_decoders import (
     FRAMED,
     JANUS,
     JANUS_VQ,
-    LLAMAGEN_CONFIG,
     MODELS,
     NEAREST,
     ORDER,
@@ -36,12 +31,13 @@ from standins.picture_decoders import (
     assert_same_pixels,
     generated,
     loaded,
+    picture_decoder_of,
     random_weights,
     run,
     stored,
     write,
 )
-from standins.picture_models import CODES, SIDE, llamagen_tensors
+from standins.picture_models import CODES, LLAMAGEN_CONFIG, SIDE, llamagen_tensors
 
 pytest.importorskip("safetensors")
 
@@ -87,7 +83,7 @@ def test_a_checkpoint_gives_the_decoder_the_codes_and_the_pixels(name, tmp_path)
     apart = write(tmp_path / "vq", own, decoder) if own is not None else None
     tokens, codes = generated(model, 2)
     named = np.array(ORDER)[codes] if "vocabulary_map" in config else codes
-    with open_picture_decoder(model, checkpoint, apart) as found:
+    with picture_decoder_of(model, checkpoint, apart) as found:
         assert found.description == description
         np.testing.assert_array_equal(found.tokens.codes_of(tokens), named)
         weights = {weight: found.weights(weight) for weight in description.weight_shapes()}
@@ -110,9 +106,9 @@ def test_missing_left_over_and_wrong_tensors_are_refused(name, tmp_path):
     def open_with(changed):
         if own is None:
             whole = checkpoint_of(tensors | changed, config)
-            return open_picture_decoder(model, whole, None)
+            return picture_decoder_of(model, whole, None)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        return open_picture_decoder(model, checkpoint, write(folder, own, changed))
+        return picture_decoder_of(model, checkpoint, write(folder, own, changed))
 
     needed = [place.tensor for place in places(description, naming, prefix).values()]
     assert len(needed) > 60
@@ -176,7 +172,7 @@ def test_what_is_not_understood_is_refused_by_name(case, tmp_path):
         checkpoint = checkpoint_of(tensors | decoder, config | {"vq_config": config["vq_config"] | changes})
     else:
         checkpoint, apart = checkpoint_of(tensors, config), write(tmp_path / "vq", own | changes, decoder)
-    with pytest.raises(CheckpointError, match=message), open_picture_decoder(model, checkpoint, apart):
+    with pytest.raises(CheckpointError, match=message), picture_decoder_of(model, checkpoint, apart):
         pass
 
 
@@ -187,19 +183,19 @@ def test_configurations_may_leave_out_what_is_default(tmp_path):
     checkpoint = checkpoint_of(
         MODELS["janus"][1] | stored(PLAIN, TRANSFORMERS_JANUS, "model.vqmodel."), JANUS | {"vq_config": bare}
     )
-    with pytest.raises(CheckpointError, match=r"decoder\.up\.0\.block\.2"), open_picture_decoder(model, checkpoint):
+    with pytest.raises(CheckpointError, match=r"decoder\.up\.0\.block\.2"), picture_decoder_of(model, checkpoint):
         pass
     model, _ = loaded(EMU3, MODELS["emu3"][1])
     bare = {key: EMU3_VQ[key] for key in ("codebook_size",)}
     tensors = MODELS["emu3"][1] | stored(FRAMED, TRANSFORMERS_EMU3, "vqmodel.")
     with (
         pytest.raises(CheckpointError, match=r"decoder\.time_res_stack\.1"),
-        open_picture_decoder(model, checkpoint_of(tensors, EMU3 | {"vq_config": bare})),
+        picture_decoder_of(model, checkpoint_of(tensors, EMU3 | {"vq_config": bare})),
     ):
         pass
     flat = write(tmp_path / "flat", TAMING_VQ["model"]["params"], stored(TAMED, TAMING))
     model, checkpoint = loaded(CHAMELEON, MODELS["chameleon"][1])
-    with open_picture_decoder(model, checkpoint, flat) as found:
+    with picture_decoder_of(model, checkpoint, flat) as found:
         assert found.description == TAMED
 
 
@@ -220,7 +216,7 @@ def test_names_that_spell_no_codes_are_refused(vocabulary, message, tmp_path):
     inner = own["model"]["params"] | {"n_embed": 3}
     smaller = stored(dataclasses.replace(description, codes=3), naming)
     apart = write(tmp_path / "vq", {"model": {"params": inner}}, smaller)
-    with pytest.raises(CheckpointError, match=message), open_picture_decoder(model, checkpoint, apart):
+    with pytest.raises(CheckpointError, match=message), picture_decoder_of(model, checkpoint, apart):
         pass
 
 
@@ -240,7 +236,7 @@ def test_a_decoder_where_none_belongs_is_refused(tmp_path):
     for case, (model, checkpoint) in cases.items():
         with (
             pytest.raises(InvalidArgument, match=messages.get(case, case)),
-            open_picture_decoder(model, checkpoint, apart),
+            picture_decoder_of(model, checkpoint, apart),
         ):
             pass
 
@@ -249,7 +245,7 @@ def test_a_decoder_where_none_belongs_is_refused(tmp_path):
 def test_a_model_without_its_decoder_has_no_pixels(name):
     config, tensors, *_ = MODELS[name]
     model, checkpoint = loaded(config, tensors)
-    with open_picture_decoder(model, checkpoint) as found:
+    with picture_decoder_of(model, checkpoint) as found:
         assert found is None
 
 

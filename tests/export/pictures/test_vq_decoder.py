@@ -8,16 +8,9 @@ import pytest
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export import Storage
 from coupled_sampling.export.graphs.builder import save_graph
-from coupled_sampling.export.pictures import (
-    PictureTokens,
-    Stage,
-    VqDescription,
-    reference_picture,
-    reference_pixels,
-    vq_pixel_graph,
-    write_vq_pixel_graph,
-)
-from coupled_sampling.export.pictures.reference import values_to_pixels
+from coupled_sampling.export.pictures import PictureTokens, Stage, VqDescription, reference_pixels, write_vq_pixel_graph
+from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph
+from coupled_sampling.export.pictures.reference import reference_picture, values_to_pixels
 from standins.picture_decoders import (
     FRAMED,
     NEAREST,

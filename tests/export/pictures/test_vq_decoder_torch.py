@@ -14,25 +14,34 @@ from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
-from coupled_sampling.export.pictures import Stage, open_picture_decoder, reference_picture, vq_pixel_graph
-from coupled_sampling.export.pictures.pixel_graph import PICTURE
+from coupled_sampling.export.pictures import Stage
+from coupled_sampling.export.pictures.pixel_graph import PICTURE, vq_pixel_graph
+from coupled_sampling.export.pictures.reference import reference_picture
 from standins.exported_windows import one_thread
 from standins.picture_decoders import (
-    BAAI,
     BAAI_VQ,
-    BACKBONE,
     CHAMELEON,
     DEEPSEEK,
-    LLAMAGEN_CONFIG,
     NORMED,
     ROLES,
     TAMING_VQ,
     deepseek_tensors,
     generated,
+    picture_decoder_of,
     small_pictures,
     write,
 )
-from standins.picture_models import CODES, SIDE, WIDTH, WORDS, backbone_tensors, llamagen_tensors
+from standins.picture_models import (
+    BAAI,
+    BACKBONE,
+    CODES,
+    LLAMAGEN_CONFIG,
+    SIDE,
+    WIDTH,
+    WORDS,
+    backbone_tensors,
+    llamagen_tensors,
+)
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -203,7 +212,7 @@ def test_pictures_are_those_of_pytorch(case, tmp_path):
     decode, apart = make(tmp_path / "checkpoint", **settings)
     with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
         model = small_pictures(find_family(checkpoint).load(checkpoint))
-        with open_picture_decoder(model, checkpoint, apart) as found:
+        with picture_decoder_of(model, checkpoint, apart) as found:
             tokens, _ = generated(model, 3)
             codes = found.tokens.codes_of(tokens)
             with torch.no_grad():

@@ -16,8 +16,9 @@ from coupled_sampling.errors import BundleError, InvalidArgument, MissingDepende
 from coupled_sampling.export.torch import graph as torch_graph
 from coupled_sampling.export.torch.cache import CacheShape, WindowCache
 from coupled_sampling.export.torch.check import check_window_graph
-from coupled_sampling.export.torch.module import export_module
+from coupled_sampling.export.torch.module import ModuleSettings, export_module
 from standins import ROOT
+from standins.opening import on_cpu
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -61,9 +62,10 @@ class Small(torch.nn.Module):
         return self.head(x + mixed.transpose(1, 2).flatten(2))
 
 
-def export(folder, module=None, shape=SHAPE, **arguments):
+def export(folder, module=None, shape=SHAPE, *, check=on_cpu, **settings):
     module = Small().eval() if module is None else module
-    return export_module(module, folder, shape, **({"name": "small", "prompts": PROMPTS} | arguments))
+    chosen = ModuleSettings(**({"name": "small", "prompts": PROMPTS} | settings))
+    return export_module(module, folder, shape, chosen, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_a_module_that_behaves_otherwise_at_one_slot_is_refused(tmp_path):
         export(tmp_path / "out", Small("branch on W").eval())
 
 
-@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("check", [on_cpu, None])
 def test_a_graph_that_is_not_the_module_is_found_by_the_check(tmp_path, monkeypatch, check):
     cleaned = torch_graph._cleaned
 
@@ -193,12 +195,12 @@ def test_a_graph_that_is_not_the_module_is_found_by_the_check(tmp_path, monkeypa
         return model
 
     monkeypatch.setattr(torch_graph, "_cleaned", spoilt)
-    if check:
+    if check is not None:
         with pytest.raises(InvalidArgument, match=r"differ from the module's by 1\.0e-03"):
             export(tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
     else:
-        assert export(tmp_path / "out", check=False).manifest.provenance["export"]["checked"] is False
+        assert export(tmp_path / "out", check=None).manifest.provenance["export"]["checked"] is False
 
 
 def set_opset(model):
@@ -263,6 +265,7 @@ class OtherSignature(torch.nn.Module):
         ({"max_length": 21}, InvalidArgument, "max_length is 21, expected 1 to .*20"),
         ({"generated": (5, 7)}, InvalidArgument, "generated is"),
         ({"prompts": {}}, InvalidArgument, "prompts is empty"),
+        ({"check": True}, InvalidArgument, "check is True, expected what opens a bundle"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(tmp_path, arguments, error, message):
@@ -273,7 +276,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, arguments, error, message)
 
 def test_prompts_and_length_beyond_the_cache_are_refused(tmp_path):
     with pytest.raises(BundleError, match="max_length 20"):
-        export(tmp_path / "out", length=21, check=False)
+        export(tmp_path / "out", length=21, check=None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +315,7 @@ def test_a_write_in_eager_mode_changes_its_columns_and_no_others():
 def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependency, match=r"coupled-sampling\[torch\]"):
-        export_module(None, tmp_path / "out", SHAPE, name="none", prompts=PROMPTS)
+        export_module(None, tmp_path / "out", SHAPE, ModuleSettings("none", PROMPTS), check=on_cpu)
 
 
 def test_importing_the_exporter_loads_no_torch():

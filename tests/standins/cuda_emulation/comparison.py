@@ -95,7 +95,7 @@ def compare_on(
     while (decoder.active or decoder.waiting) and steps != 0:
         decoder.step()
         steps = None if steps is None else steps - 1
-    kernels.close()
+    kernels.release()  # the launcher may be wanted again
     provider.close()
     assert both.draws > 20
     return both

@@ -18,6 +18,7 @@ import pytest
 
 from coupled_sampling.backends.cuda.compile import kernel_sources
 from coupled_sampling.backends.cuda.pointers import DevicePointer
+from standins.builds import built
 
 HERE = Path(__file__).parent
 COMMON = ("-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
@@ -31,7 +32,6 @@ QUICKLY_SANITIZED = (*SANITIZED, "-O0")
 PLAIN = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=64", "-DPART_THREADS=64")
 AS_SHIPPED = ("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024")
 THREADED = ("-DTHREADED", "-DTHREADS=64", "-DPART_THREADS=128", "-fsanitize=thread")
-FOLDER = tempfile.TemporaryDirectory(prefix="cuda-emulation-")
 
 
 @cache
@@ -42,22 +42,25 @@ def build(options=SANITIZED, replacement=None):
         pytest.skip(f"the emulation needs Linux, this is {sys.platform}")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA kernels are emulated by compiling them as C++")
-    folder = Path(tempfile.mkdtemp(dir=FOLDER.name))
     sources = kernel_sources()
     if replacement is not None:
         old, new = replacement
         found = [name for name, text in sources.items() for _ in range(text.count(old))]
         assert len(found) == 1, f"{old!r} is in {found}, expected once"
         sources[found[0]] = sources[found[0]].replace(old, new)
-    for name, text in sources.items():
-        (folder / name).write_text(text, "utf-8")
-    program = folder / "emulator"
-    command = [compiler, *COMMON, *options, f"-I{folder}", f"-I{HERE}", str(HERE / "emulator.cpp"), "-o", str(program)]
-    result = subprocess.run([*command, "-lpthread"], capture_output=True, text=True)
-    if result.returncode and "cannot find -l" in result.stderr:
-        pytest.skip(f"g++ has no sanitizer libraries: {result.stderr.splitlines()[-1]}")
-    assert result.returncode == 0, result.stderr
-    return program
+    command = [compiler, *COMMON, *options]
+
+    def compile_in(folder):
+        for name, text in sources.items():
+            (folder / name).write_text(text, "utf-8")
+        places = (f"-I{folder}", f"-I{HERE}", str(HERE / "emulator.cpp"), "-o", str(folder / "emulator"))
+        result = subprocess.run([*command, *places, "-lpthread"], capture_output=True, text=True)
+        if result.returncode and "cannot find -l" in result.stderr:
+            pytest.skip(f"g++ has no sanitizer libraries: {result.stderr.splitlines()[-1]}")
+        assert result.returncode == 0, result.stderr
+
+    ours = [(HERE / name).read_text("utf-8") for name in ("emulator.cpp", "shim.h")]
+    return built((command, sources, ours), compile_in) / "emulator"
 
 
 class EmulationLauncher:
@@ -79,12 +82,12 @@ class EmulationLauncher:
 
     def __exit__(self, kind, *_):
         if kind is None:
-            self.close()
+            self.end()
         else:
             self._program.kill()
             self._program.wait()
 
-    def close(self):
+    def end(self):
         """End the program, which reports leaks and races as it goes; refuses a bad ending."""
         self._program.stdin.close()
         self._program.wait(60)
@@ -143,12 +146,28 @@ class EmulationLauncher:
     def wait(self, stream):
         raise AssertionError("nothing here has a stream")
 
+    def round_trip(self, given, made, launch):
+        return RoundTrip(self, given, made, launch)
+
     def launch(self, kernel, grid, parameters):
         self.launched.append(kernel)
         data = parameters.tobytes()
         head = struct.pack("<Q32sQQQ", ord("l"), kernel.encode(), *grid, len(data))
         self._send(head, data)
         self._receive(8)
+
+
+class RoundTrip:
+    """A `coupled_sampling.backends.cuda.kernels.RoundTrip` call by call."""
+
+    def __init__(self, launcher, given, made, launch):
+        self.given, self.made = np.zeros(given.size, np.uint8), np.zeros(made.size, np.uint8)
+        self._launcher, self._there, self._back, self._launch = launcher, given.pointer, made.pointer, launch
+
+    def run(self):
+        self._launcher.upload(self._there, self.given)
+        self._launch()
+        self._launcher.download(self._back, self.made)
 
 
 class DeviceProvider:

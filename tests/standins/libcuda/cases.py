@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from coupled_sampling.backends.cuda import kernels
+from coupled_sampling.backends.cuda import pinned_launcher
 from coupled_sampling.backends.cuda.compile import compile_kernels
 from coupled_sampling.backends.cuda.device import CudaError, Device
-from coupled_sampling.backends.cuda.kernels import DRAWS, DriverLauncher
+from coupled_sampling.backends.cuda.kernels import DRAWS
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.noise import race_weights
@@ -35,14 +35,6 @@ def stream(device):
 def draws(position, weights, vocab_size=500):
     """The argument of the kernel ``noise`` for seed 3, sequence 4."""
     return np.array((3, 4, position, 0, vocab_size, 0, 0, weights), DRAWS)
-
-
-def test_without_a_context_the_launcher_says_so():
-    """First of all, while this thread has none."""
-    with pytest.raises(
-        CudaError, match=r"cuCtxGetDevice failed: CUDA_ERROR_INVALID_CONTEXT \(201\).*has no CUDA context"
-    ):
-        DriverLauncher()
 
 
 def test_a_device_says_what_it_is(device):
@@ -139,6 +131,6 @@ def test_a_launcher_waits_for_another_stream(device, stream):
 
 
 def test_kernels_for_another_gpu_are_refused(stream, monkeypatch):
-    monkeypatch.setattr(kernels, "compile_kernels", lambda architecture, threads: compile_kernels(80, threads))
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda architecture, threads: compile_kernels(80, threads))
     with pytest.raises(CudaError, match=r"CUDA_ERROR_NO_BINARY_FOR_GPU \(209\).*build it again on this machine"):
         PinnedLauncher(stream)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
-from coupled_sampling.export.families.config import require_tensors
 
 __all__ = ["Place", "layer_name", "read_places", "require_tied_head"]
 
@@ -69,7 +68,7 @@ def read_places(
     CheckpointError
         A tensor is missing, left over, or has another shape.
     """
-    require_tensors(checkpoint, dict.fromkeys(place.tensor for place in places.values()), harmless)
+    _require_tensors(checkpoint, dict.fromkeys(place.tensor for place in places.values()), harmless)
     for name, place in places.items():
         found = checkpoint.info(place.tensor).shape
         if found != place.shape:
@@ -83,6 +82,31 @@ def read_places(
         return place.weight(checkpoint.read(place.tensor, place.shape))
 
     return read
+
+
+def _require_tensors(checkpoint: Checkpoint, wanted: Collection[str], harmless: Collection[str] = ()) -> None:
+    """Refuse a checkpoint that lacks a tensor of ``wanted`` or has others than these.
+
+    Parameters
+    ----------
+    harmless
+        Endings of the names of tensors that may be left over, such as ``rotary_emb.inv_freq``.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing or left over.
+    """
+    for name in wanted:
+        checkpoint.info(name)  # refuses a missing one, naming it and its neighbours
+    known = set(wanted)
+    left = [name for name in checkpoint.names() if name not in known and not name.endswith(tuple(harmless))]
+    if left:
+        listed = ", ".join(left[:4]) + (" ..." if len(left) > 4 else "")
+        raise CheckpointError(
+            f"{checkpoint.path} has {len(left)} tensors that this family does not use: {listed}; they may change the "
+            "numbers, so the export stops here. Is the family right?"
+        )
 
 
 def require_tied_head(checkpoint: Checkpoint, embedding: str, head: str) -> None:

@@ -1,0 +1,32 @@
+"""The back end ``cpu``: ONNX Runtime on the CPU. What its parts are for is in `coupled_sampling.backends.place`."""
+
+from __future__ import annotations
+
+from coupled_sampling.backends.ort.provider import OrtProvider
+from coupled_sampling.backends.ort.session import open_session
+from coupled_sampling.backends.ort.step import step_of_bundle
+from coupled_sampling.backends.ort.step_checks import missing_step_graph, step_graph_record
+from coupled_sampling.backends.place import Wanted
+from coupled_sampling.contracts import OpenProvider, OpenStep
+
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "open", "takes"]
+
+SETTINGS = frozenset({"threads"})
+STEPS = ("graph", "host")
+KERNELS = ()
+
+
+def takes(wanted: Wanted) -> str | None:
+    """A step graph must be in the bundle; anything else is taken."""
+    return missing_step_graph(wanted) if wanted.step == "graph" else None
+
+
+def open(wanted: Wanted) -> OpenProvider | OpenStep:  # noqa: A001 - it is called as cpu.open
+    """A provider, or the step of the bundle's step graph."""
+    bundle, threads = wanted.bundle, wanted.place.threads
+    if wanted.step == "graph":
+        record = step_graph_record(wanted)
+        return step_of_bundle(
+            bundle, record, open_session(bundle.folder / record.file, threads), wanted.rows, wanted.guidance
+        )
+    return OrtProvider(bundle, open_session(bundle.window_graph, threads), wanted.model_rows)

@@ -1,0 +1,146 @@
+"""What a manifest says of its files: a checksum for each, and what each graph promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.methods import find_method
+
+__all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "expect"]
+
+
+def expect(condition: bool, field: str, found: object, expected: str) -> None:
+    """Refuse ``field`` of a manifest unless ``condition`` holds: `BundleError`."""
+    if not condition:
+        raise BundleError(f"{field} is {found!r}, expected {expected}; export the bundle again")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the bundle must be: its SHA-256 (64 lower-case hex digits) and its size in bytes.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import FileRecord
+    >>> FileRecord(sha256="0" * 64, bytes=1024).bytes
+    1024
+    """
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class WindowGraph:
+    """What the window graph promises; its inputs and outputs are in ``docs/bundle-format.md``.
+
+    Parameters
+    ----------
+    file
+        Name of the ONNX file in the bundle.
+    opset
+        Version of the default ONNX operator set.
+    dtype
+        Type of the caches, e.g. "float32"; logits are always float32.
+    layers, kv_heads, head_size
+        There are ``2 * layers`` caches (B, kv_heads, cache_length, head_size).
+    cache_length
+        S, the static number of cache columns.
+    max_length
+        Positions that may be used, at most S.
+    max_window
+        Most slots in one call, at most ``max_length``.
+    has_kv_length
+        Whether the graph has the input ``kv_length``.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> graph = open_bundle("fashion").manifest.window_graph
+    >>> (graph.layers, graph.kv_heads, graph.cache_length, graph.head_size)
+    (6, 6, 196, 32)
+    """
+
+    file: str
+    opset: int
+    dtype: str
+    layers: int
+    kv_heads: int
+    head_size: int
+    cache_length: int
+    max_length: int
+    max_window: int
+    has_kv_length: bool
+
+    def __post_init__(self) -> None:
+        for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
+            expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
+        for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
+            value, most = getattr(self, name), getattr(self, limit)
+            expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """A graph for a whole step of one method; see ``docs/step-graph.md``.
+
+    Parameters
+    ----------
+    file
+        Name of the ONNX file in the bundle.
+    method
+        Name of the decoding method.
+    warped
+        Whether rows may have top-k, top-p and min-p.
+    guided
+        Whether it is for classifier-free guidance.
+    noise
+        Where race noise comes from: "ring" is a memory inside the graph, "window" an input with noise for each slot, which is how
+        TensorRT takes it.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import StepGraph
+    >>> StepGraph("step-scd-match.onnx", "scd-match").guided
+    False
+    """
+
+    file: str
+    method: str
+    warped: bool = False
+    guided: bool = False
+    noise: str = "ring"
+
+    def __post_init__(self) -> None:
+        try:
+            find_method(self.method)
+        except InvalidArgument as error:
+            raise BundleError(f"step_graphs: {error}") from error
+        expect(self.noise in ("ring", "window"), "step_graphs: noise", self.noise, "'ring' or 'window'")
+
+    def __str__(self) -> str:
+        variant = " warped" * self.warped + " guided" * self.guided
+        return f"{self.method}{variant}{' for TensorRT' * (self.noise == 'window')}"
+
+
+@dataclass(frozen=True)
+class PixelGraph:
+    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels).
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> graph = open_bundle("fashion").manifest.pixel_graph
+    >>> (graph.height, graph.width, graph.channels)
+    (28, 28, 1)
+    """
+
+    file: str
+    height: int
+    width: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "channels"):
+            expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")

@@ -1,0 +1,132 @@
+"""``coupled-sampling generate``: pictures or texts by one method."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coupled_sampling.bundles.files import check_writable, write_whole
+from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling
+from coupled_sampling.cli.comparison import MethodResult
+from coupled_sampling.cli.models import PixelDecoder, open_pixels
+from coupled_sampling.cli.pictures import require_pictures, write_grid
+from coupled_sampling.cli.progress import token_bars
+from coupled_sampling.cli.task import Task, prepare
+from coupled_sampling.errors import InvalidArgument
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "make pictures or texts"
+DESCRIPTION = """\
+Make pictures or texts with a model, several tokens in every forward pass. What
+comes out has exactly the law of ordinary sampling, one token at a time: only the
+number of passes differs. A picture model writes a PNG, a language model prints
+its texts."""
+EXAMPLES = """\
+  # 16 pictures by the embedded model, in grid.png
+  coupled-sampling generate
+  # four shoes and four bags
+  coupled-sampling generate --prompt shoe,bag --count 8
+  # the very pictures that one token at a time gives, and how much sooner
+  coupled-sampling generate --method scd-match --beside-ar
+  # a text, by a language model that `coupled-sampling export` made a bundle of
+  coupled-sampling generate FOLDER --prompt "Once upon a time" --count 1"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``generate``."""
+    add_model(parser)
+    add = parser.add_argument
+    add("--count", type=int, default=16, metavar="N", help="sequences to make (default: %(default)s)")
+    add("--method", metavar="METHOD", help=f"how to decode: {METHOD_NAMES} (default: the bundle's)")
+    add("--out", type=Path, default=Path("grid.png"), metavar="FILE", help="PNG to write (default: %(default)s)")
+    add(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="JSON to write: the tokens of every sequence and the steps that made them (default: none)",
+    )
+    add("--beside-ar", action="store_true", help="also decode the same prompts one token at a time, and print both")
+    add_output(parser)
+    add_sampling(parser)
+    add_running(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decode, write the picture or print the texts, and say how fast it was."""
+    if arguments.trace:
+        check_writable(arguments.trace)
+    task = prepare(arguments, count=arguments.count, methods=() if arguments.method is None else (arguments.method,))
+    # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
+    pixels = _open_pixels(task, arguments.out, arguments.trace) if task.tokenizer is None else None
+    with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
+        results = task.compare(task.settings.methods, against_ar=arguments.beside_ar, progress=report)
+    result = results[-1]
+    tokens = result.generation.tokens
+    if pixels is not None:
+        write_grid(pixels(np.stack(tokens)), arguments.out)
+    if arguments.trace:
+        trace = json.dumps(_trace(task, result))
+        write_whole(arguments.trace, lambda partial: partial.write_text(trace))
+    texts = [] if task.tokenizer is None else [task.tokenizer.decode(row.tolist()) for row in tokens]
+    figures = _figures(task, results, beside_ar=arguments.beside_ar)
+    if arguments.json:
+        made = {"texts": texts} if texts else {"out": str(arguments.out)}
+        print(json.dumps({**made, "methods": figures}, indent=2))
+        return 0
+    for text in texts:
+        print(f"{text}\n")
+    for row in figures:
+        print(
+            f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
+            f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s, {task.ran[str(row['method'])]}"
+        )
+    if not texts:
+        print(f"wrote {arguments.out}")
+    return 0
+
+
+def _open_pixels(task: Task, out: Path, trace: Path | None) -> PixelDecoder:
+    """What makes pictures of tokens, once it is known that there will be a file."""
+    check_writable(out)
+    if trace and trace.resolve() == out.resolve():
+        raise InvalidArgument(f"out and trace are both {out}; name two files")
+    require_pictures("PIL.Image")
+    manifest = task.bundle.manifest
+    if manifest.pixel_graph is None:
+        raise InvalidArgument(f"the bundle {manifest.name} has no token-to-pixel graph, so it makes no pictures")
+    return open_pixels(task.bundle, task.settings.place)
+
+
+def _figures(task: Task, results: Sequence[MethodResult], *, beside_ar: bool) -> list[dict[str, Any]]:
+    """What ``--json`` says about methods: without `ar` beside them, nothing that compares."""
+    figures = [{**result.figures(), **task.ran[result.method].record()} for result in results]
+    if not beside_ar:
+        for name in ("speedup_nfe", "speedup_seconds", "identical_to_ar"):
+            figures[0].pop(name)
+    return figures
+
+
+def _trace(task: Task, result: MethodResult) -> dict[str, Any]:
+    sequences = [
+        {
+            "prompt": list(prompt),
+            "tokens": tokens.tolist(),
+            "committed_per_step": trace.committed_per_step,
+            "step_of_token": trace.step_of_token.tolist(),
+            "seconds": trace.seconds,
+        }
+        for prompt, tokens, trace in zip(task.prompts, *result.generation, strict=True)
+    ]
+    settings = task.settings
+    return {
+        "method": result.method,
+        "seed": settings.seed,
+        "window": settings.decoding.window,
+        "sequences": sequences,
+    }

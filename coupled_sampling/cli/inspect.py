@@ -1,0 +1,64 @@
+"""``coupled-sampling inspect``: what a bundle is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from coupled_sampling.bundles.manifest import Manifest
+from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.cli.arguments import add_model
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "say what a bundle is"
+DESCRIPTION = """\
+Say what a model is: its vocabulary, its prompts, its default settings, and where
+its weights come from. Every file of the bundle is checked on the way."""
+EXAMPLES = """\
+  # the embedded model
+  coupled-sampling inspect
+  # a bundle that `coupled-sampling export` made
+  coupled-sampling inspect FOLDER"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``inspect``."""
+    add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Open the bundle and print what its manifest says."""
+    manifest = open_bundle(arguments.model).manifest
+    if arguments.json:
+        print(json.dumps(asdict(manifest), indent=2, default=dict))
+        return 0
+    for name, value in _lines(manifest).items():
+        print(f"{name + ':':<15}{value}")
+    return 0
+
+
+def _lines(manifest: Manifest) -> dict[str, str]:
+    graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
+    steps = [str(graph) for graph in manifest.step_graphs]
+    unconditional = manifest.unconditional_prompt
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "vocabulary": f"{manifest.vocab_size} tokens, of which {manifest.generated_tokens.count} from "
+        f"{manifest.generated_tokens.first} on are generated",
+        "positions": f"{graph.max_length} per row; a sequence is {manifest.length} generated tokens",
+        "window": f"up to {graph.max_window} tokens per forward pass",
+        "graph": f"{graph.file}, opset {graph.opset}, {graph.dtype}, {graph.layers} layers",
+        "step graphs": ", ".join(steps) or "none",
+        "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {graph.cache_length}, {graph.head_size})",
+        "grid": f"{grid.rows} x {grid.columns} tokens" if grid else "none",
+        "pixels": f"{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
+        "prompts": ", ".join(manifest.prompts),
+        "unconditional": str(unconditional) if unconditional else "none (no guidance)",
+        "defaults": ", ".join(f"{k} {v}" for k, v in asdict(manifest.defaults).items()),
+        "licence": manifest.licence,
+        "provenance": json.dumps(dict(manifest.provenance), default=dict),
+    }

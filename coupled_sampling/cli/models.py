@@ -1,0 +1,43 @@
+"""Opening what a method runs on: the only module of the command line that knows the back ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coupled_sampling.backends import BACKENDS, Place, check_model, open_model
+from coupled_sampling.backends.ort.pixels import PixelDecoder
+from coupled_sampling.backends.trt.progress import progress_bar
+from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.contracts import OpenProvider, Runs
+
+__all__ = [
+    "BACKENDS",
+    "STEPS",
+    "PixelDecoder",
+    "Place",
+    "check_model",
+    "describe_runs",
+    "open_model",
+    "open_on_cpu",
+    "open_pixels",
+    "progress_bar",
+]
+
+STEPS = ("auto", "host", "graph", "kernels")
+"""Where steps are decided: the back end's choice, by the library, in a graph with the model, by CUDA kernels."""
+
+
+def open_on_cpu(bundle: Bundle, *, rows: int) -> OpenProvider:
+    """A bundle that was just made, to be checked."""
+    return open_model(bundle, rows=rows)
+
+
+def open_pixels(bundle: Bundle, place: Place) -> PixelDecoder:
+    """The decoder of pictures. It runs in ONNX Runtime on the CPU, wherever the model does."""
+    return PixelDecoder.open(bundle, place.threads)
+
+
+def describe_runs(ran: Mapping[str, Runs]) -> str:
+    """A line for each way in which methods, the keys of ``ran``, ran."""
+    ways = dict.fromkeys(ran.values())
+    return "\n".join(f"{', '.join(m for m, found in ran.items() if found == way)}: {way}" for way in ways)

@@ -1,0 +1,57 @@
+"""Progress bars on standard error; results alone go to standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from coupled_sampling.cli.pictures import require_pictures
+
+__all__ = ["byte_bar", "token_bars"]
+
+
+@contextlib.contextmanager
+def token_bars(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar of ``total`` tokens for each method in turn; gives ``report(method, count)``.
+
+    Raises
+    ------
+    MissingDependency
+        tqdm is not installed.
+    """
+    tqdm = require_pictures("tqdm").tqdm
+    bars: dict[str, Any] = {}
+
+    def report(method: str, count: int) -> None:
+        if method not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[method] = tqdm(total=total, desc=method, unit="token", file=sys.stderr, disable=None)
+        bars[method].update(count)
+
+    try:
+        yield report
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+@contextlib.contextmanager
+def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """One bar of bytes; gives ``report(count, total)``, where a later total may be larger.
+
+    Raises
+    ------
+    MissingDependency
+        tqdm is not installed.
+    """
+    tqdm = require_pictures("tqdm").tqdm
+    with tqdm(unit="B", unit_scale=True, desc=title, file=sys.stderr, disable=None) as bar:
+
+        def report(count: int, total: int) -> None:
+            bar.total = max(total, bar.n + count)
+            bar.update(count)
+
+        yield report

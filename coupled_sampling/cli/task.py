@@ -1,0 +1,153 @@
+"""What a command that decodes works on: a bundle, the settings and the prompts, and the models that are opened for them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Sequence
+
+from coupled_sampling.bundles.opening import Bundle, open_bundle
+from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.cli.comparison import MethodResult, compare
+from coupled_sampling.cli.models import check_model, open_model, progress_bar
+from coupled_sampling.cli.prompts import find_prompts, open_tokenizer
+from coupled_sampling.cli.settings import RunSettings, run_settings
+from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.host_step import HostStep
+from coupled_sampling.methods import Method
+
+__all__ = ["Task", "prepare"]
+
+
+class Task:
+    """A bundle decoded by some settings.
+
+    Parameters
+    ----------
+    bundle
+        The model.
+    settings
+        What to do with it.
+    tokenizer
+        Of a model that reads text, else None.
+    prompts
+        Tokens of the prompt of every sequence.
+
+    Attributes
+    ----------
+    ran
+        By method, what it ran on, from the moment on that it was opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: RunSettings,
+        tokenizer: Tokenizer | None,
+        prompts: Sequence[Sequence[int]],
+    ) -> None:
+        self.bundle, self.settings, self.tokenizer, self.prompts = bundle, settings, tokenizer, prompts
+        self.ran: dict[str, Runs] = {}
+
+    def check(self) -> None:
+        """Refuse what cannot run so, for every method that was asked for, before the first of them is opened.
+
+        Raises
+        ------
+        InvalidArgument, MissingDependency, ProviderError
+            As from `coupled_sampling.backends.check_model`.
+        """
+        for method in self.settings.methods:
+            self._check(method, self.settings.step)
+
+    def open_model(self, method: str) -> OpenStep:
+        """A step of ``method`` of its own."""
+        settings, decoding = self.settings, self.settings.decoding
+        with progress_bar("building the engine") as progress:
+            step = open_model(
+                self.bundle,
+                settings.place,
+                settings.rows,
+                method=method,
+                step=self._step_of(method),
+                guidance=decoding.guidance,
+                warped=decoding.sampling.warps,
+                progress=progress,
+            )
+        self.ran[method] = step.runs
+        return step
+
+    def open_provider(self) -> OpenProvider:
+        """A provider of its own, guided if asked for, whatever decides steps."""
+        settings = self.settings
+        with progress_bar("building the engine") as progress:
+            return open_model(
+                self.bundle, settings.place, settings.rows, guidance=settings.decoding.guidance, progress=progress
+            )
+
+    def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
+        """The step to verify: what `open_model` would give. ``provider`` is used if the library decides; else it is let go."""
+        if self._step_of(method.name) == "host":
+            step = HostStep(provider, method)
+            self.ran[method.name] = step.runs
+            return step
+        if isinstance(provider, Closeable):
+            provider.close()  # another model is opened, and one of them is enough on a GPU
+        return self.open_model(method.name)
+
+    def compare(
+        self, methods: Sequence[str], *, against_ar: bool, progress: Callable[[str, int], object]
+    ) -> list[MethodResult]:
+        """Run ``methods`` on the prompts."""
+        settings = self.settings
+        return compare(
+            self.open_model,
+            self.prompts,
+            methods,
+            settings.decoding,
+            seed=settings.seed,
+            against_ar=against_ar,
+            progress=progress,
+        )
+
+    def _step_of(self, method: str) -> str:
+        """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
+        asked = self.settings.step
+        if asked == "graph" and method not in self.settings.methods:
+            # `ar`, which others are measured against: nobody asked for a graph of it.
+            with contextlib.suppress(InvalidArgument):
+                return self._check(method, asked)
+            asked = "auto"
+        return self._check(method, asked)
+
+    def _check(self, method: str, step: str) -> str:
+        settings, decoding = self.settings, self.settings.decoding
+        return check_model(
+            self.bundle,
+            settings.place,
+            settings.rows,
+            method=method,
+            step=step,
+            guidance=decoding.guidance,
+            warped=decoding.sampling.warps,
+        )
+
+
+def prepare(arguments: argparse.Namespace, *, count: int, methods: Sequence[str] = ()) -> Task:
+    """Open the bundle that ``arguments`` name, and check everything that can be known before its model is opened.
+
+    ``count`` and ``methods`` are those of `coupled_sampling.cli.settings.run_settings`.
+
+    Raises
+    ------
+    BundleError, InvalidArgument, MissingDependency, ProviderError
+        There is no such bundle, or something that was asked for cannot work.
+    """
+    bundle = open_bundle(arguments.model)
+    settings = run_settings(arguments, bundle.manifest, count=count, methods=methods)
+    tokenizer = open_tokenizer(bundle)
+    prompts = find_prompts(bundle.manifest, tokenizer, arguments.prompt, count)
+    task = Task(bundle, settings, tokenizer, prompts)
+    task.check()
+    return task

@@ -1,0 +1,207 @@
+"""One step's input and result: a window of slots, which of them decide, and what came of it.
+
+A *window* is the consecutive positions forwarded in one step, known (committed) tokens first, then drafts; a *slot* is an index
+into it. Slot j's context is the slots before it and the state below ``start``. A *site* is a place where a draw is wanted: a
+position of a sequence in a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.sampling import Array, Integers, RowInfo
+
+__all__ = ["Decisions", "Outcome", "Sites", "Window"]
+
+
+class Sites(NamedTuple):
+    """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
+
+    Examples
+    --------
+    Three positions of one sequence, in its round 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.contracts import Sites
+    >>> sites = Sites(
+    ...     seed=np.array([7], np.uint64), sequence=np.array([0], np.uint64), round=np.array([2]),
+    ...     position=np.array([[4, 5, 6]]), valid=np.ones((1, 3), bool),
+    ... )
+    >>> sites.position.shape
+    (1, 3)
+    """
+
+    seed: NDArray[np.uint64]
+    """(B,)."""
+    sequence: NDArray[np.uint64]
+    """(B,)."""
+    round: Integers
+    """(B,)."""
+    position: Integers
+    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
+    valid: NDArray[np.bool_]
+    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
+
+    def at(self, rows: Integers, slots: Integers) -> Sites:
+        """The K single sites ``(rows[k], slots[k])``, as K rows of one."""
+        return Sites(
+            seed=self.seed[rows],
+            sequence=self.sequence[rows],
+            round=self.round[rows],
+            position=self.position[rows, slots][:, None],
+            valid=np.ones((len(rows), 1), bool),
+        )
+
+
+class Decisions(NamedTuple):
+    """The slots of one step that decide: column j of these arrays (B, n) is slot ``first + j`` of the window.
+
+    Examples
+    --------
+    A known token, then two recycled drafts: three slots decide, and the last of them has no draft to test.
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = np.array([1])
+    >>> window = Window(
+    ...     np.array([[5, 3, 3]]), 9 * one, one, 2 * one, 0 * one, one == 1, one, [RowInfo(0, 0, Sampling())], [one], [None]
+    ... )
+    >>> decisions = window.decisions()
+    >>> decisions.draft, decisions.has_draft
+    (array([[3, 3, 0]]), array([[ True,  True, False]]))
+    """
+
+    sites: Sites
+    """What each slot decides; ``valid`` are those that decide, see `Window.decides`."""
+    first: int
+    """The first slot that any row decides; those before it only forward known tokens. W where nothing is decided."""
+    draft: Integers
+    """(B, n) the draft to test, anything where there is none."""
+    has_draft: NDArray[np.bool_]
+    """(B, n); a row's last deciding slot has none: its token is free."""
+
+
+class Window(NamedTuple):
+    """One step's input. All arrays are numpy, B rows; W is the widest row's number of slots.
+
+    A row's slots are, from the left: ``known`` committed tokens, ``recycled`` drafts (this step's own redrafts of the
+    round before, so it has their laws), ``fresh`` drafts (first guesses), then padding. An idle row has none of them.
+
+    A slot's logits are for the position after its own. So what decides is the slot of the last known token, which decides
+    about the first draft, and each slot of a draft; nothing decides in a row that does not draw.
+
+    Examples
+    --------
+    What a step is given when a row has one known token, two recycled drafts and one fresh draft:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = lambda value: np.array([value])
+    >>> window = Window(
+    ...     tokens=np.array([[5, 1, 1, 4]]), start=one(9), known=one(1), recycled=one(2), fresh=one(1),
+    ...     draws=one(True), round=one(3),
+    ...     rows=[RowInfo(0, 0, Sampling())], contexts=[np.array([0, 2, 2, 3, 1, 0, 1, 2, 4, 5, 1, 1, 4])], fresh_laws=[None],
+    ... )
+    >>> int((window.known + window.recycled + window.fresh)[0]) == window.tokens.shape[1]
+    True
+    """
+
+    tokens: Integers
+    """(B, W)."""
+    start: Integers
+    """(B,) position of slot 0."""
+    known: Integers
+    """(B,)."""
+    recycled: Integers
+    """(B,)."""
+    fresh: Integers
+    """(B,)."""
+    draws: NDArray[np.bool_]
+    """(B,) whether the row commits anything: false while its prompt goes on beyond the window, and for idle rows."""
+    round: Integers
+    """(B,) the sequence's own step counter."""
+    rows: Sequence[RowInfo | None]
+    """B entries, None for an idle row."""
+    contexts: Sequence[Integers]
+    """B arrays: the row's tokens from position 0 to the end of its window, for processors."""
+    fresh_laws: Sequence[Array | None]
+    """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
+
+    @property
+    def end(self) -> Integers:
+        """(B,) slots that are not padding."""
+        return self.known + self.recycled + self.fresh
+
+    @property
+    def positions(self) -> Integers:
+        """(B, W) the position that each slot's logits are for."""
+        return self.start[:, None] + np.arange(1, self.tokens.shape[1] + 1)
+
+    def decided_positions(self, row: int) -> tuple[int, int]:
+        """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""
+        first = int(self.start[row] + self.known[row])
+        return first, first + int(self.recycled[row] + self.fresh[row]) + 1
+
+    def decides(self) -> NDArray[np.bool_]:
+        """(B, W) whether a slot decides."""
+        slot = np.arange(self.tokens.shape[1])
+        return self.draws[:, None] & (slot >= self.known[:, None] - 1) & (slot < self.end[:, None])
+
+    def decisions(self) -> Decisions:
+        """The slots that decide, as sites to draw at; n = 0 if no row draws.
+
+        Examples
+        --------
+        Known tokens 7 and 5, then a recycled draft 3:
+
+        >>> one = np.array([1])
+        >>> row = RowInfo(seed=0, sequence=0, sampling=Sampling())
+        >>> window = Window(
+        ...     np.array([[7, 5, 3]]), 10 * one, 2 * one, one, 0 * one, one == 1, one, [row], [np.zeros(0, int)], [None]
+        ... )
+        >>> found = window.decisions()
+        >>> found.first, found.sites.position.tolist(), found.draft[found.has_draft].tolist()
+        (1, [[12, 13]], [3])
+        """
+        rows, width = self.tokens.shape
+        first = int((self.known[self.draws] - 1).min(initial=width))
+        valid = self.decides()[:, first:]
+        draft = np.zeros((rows, width - first), np.int64)
+        draft[:, :-1] = self.tokens[:, first + 1 :]
+        has_draft = np.zeros(valid.shape, np.bool_)
+        has_draft[:, :-1] = valid[:, :-1] & valid[:, 1:]  # the draft of a slot stands in the next one
+        sites = Sites(
+            seed=np.array([0 if info is None else info.seed for info in self.rows], np.uint64),
+            sequence=np.array([0 if info is None else info.sequence for info in self.rows], np.uint64),
+            round=self.round,
+            position=self.positions[:, first:],
+            valid=valid,
+        )
+        return Decisions(sites, first, draft, has_draft)
+
+
+class Outcome(NamedTuple):
+    """One step's result, in numpy. ``tokens[b, j]`` is for position ``start[b] + j + 1``.
+
+    Examples
+    --------
+    A row that had one known token and three drafts. Its first draft was accepted, its second corrected; two positions were
+    redrafted:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Outcome
+    >>> outcome = Outcome(tokens=np.array([[1, 7, 1, 4]]), committed=np.array([2]))
+    >>> outcome.tokens[0, : outcome.committed[0]]
+    array([1, 7])
+    """
+
+    tokens: Integers
+    """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles)."""
+    committed: Integers
+    """(B,) new committed tokens: accepted drafts and one more; 0 where the row draws nothing."""

@@ -1,0 +1,102 @@
+"""Whether a bundle that was just written gives the logits that it should.
+
+The exporter runs no model. Whoever wants a check hands over the function that opens bundles, an `Opener`; what it opens is
+compared with the reference in numpy before the bundle gets its name.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from coupled_sampling.arrays import to_host
+from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.contracts import LogitsProvider
+from coupled_sampling.errors import CheckpointError, InvalidArgument
+from coupled_sampling.export.graphs.description import DecoderDescription
+from coupled_sampling.export.graphs.reference import reference_logits
+from coupled_sampling.export.graphs.weights import WeightSource
+
+__all__ = ["Opener", "check_opener", "check_reference"]
+
+_CHECKED_TOKENS = 8
+"""Tokens whose logits are compared with the reference."""
+
+_TOLERANCE = 1e-3
+
+
+class Opener(Protocol):
+    """What opens a bundle to check it: `coupled_sampling.backends.open_model`, or a function of one's own.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends import OrtProvider
+    >>> from coupled_sampling.export.check import Opener
+    >>> def on_the_cpu(bundle, *, rows):
+    ...     return OrtProvider.open(bundle, rows)
+    >>> opener: Opener = on_the_cpu  # to pass as ``check`` to `export_checkpoint`
+    """
+
+    def __call__(self, bundle: Bundle, *, rows: int) -> LogitsProvider:
+        """A provider of ``bundle`` that holds ``rows`` sequences."""
+        ...
+
+
+def check_opener(check: Opener | None) -> None:
+    """Refuse what cannot open a bundle before an export is begun.
+
+    Raises
+    ------
+    InvalidArgument
+        ``check`` is neither a function nor None.
+    """
+    if check is not None and not callable(check):
+        raise InvalidArgument(
+            f"check is {check!r}, expected what opens a bundle, such as coupled_sampling.backends.open_model, or None for no check"
+        )
+
+
+def check_reference(
+    description: DecoderDescription, weights: WeightSource, provider: LogitsProvider, *, exact: bool
+) -> float:
+    """Largest difference of ``provider``'s logits from `reference_logits`, in standard deviations of a position's logits.
+
+    A few random tokens are scored in two windows, so that the second one needs the state of the first.
+
+    Parameters
+    ----------
+    description, weights
+        As for `coupled_sampling.export.reference_logits`.
+    provider
+        What should give the same logits.
+    exact
+        Whether its weights are ``weights`` as they are, so that a difference of more than rounding is a fault.
+
+    Raises
+    ------
+    CheckpointError
+        ``exact`` is set, and they differ by more.
+    """
+    count = min(_CHECKED_TOKENS, description.positions)
+    tokens = np.random.default_rng(0).integers(0, description.vocab_size, count)
+    expected = reference_logits(description, weights, tokens)
+    half = count // 2
+    found = np.concatenate(
+        [
+            # The next call may reuse the memory of this one's logits.
+            np.array(to_host(provider.forward(tokens[None, start:end], np.array([start])))[0], np.float64)
+            for start, end in ((0, half), (half, count))
+            if end > start
+        ]
+    )
+    known = np.isfinite(expected)
+    spread = np.where(known, expected, 0).std(axis=-1, keepdims=True, where=known)
+    errors = np.where(known, np.abs(found - np.where(known, expected, 0)), 0)
+    largest = float((errors / spread).max())
+    if exact and not largest < _TOLERANCE:
+        raise CheckpointError(
+            f"logits of the graph differ from the reference by {largest:.2g} standard deviations, expected less than "
+            f"{_TOLERANCE}; nothing was written. Please report this with the checkpoint's configuration"
+        )
+    return largest

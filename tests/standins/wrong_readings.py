@@ -1,0 +1,47 @@
+"""Wrong readings of a checkpoint: functions from a description and its weights to those of another model.
+
+A test of an exporter must see each of them, else it would not see the exporter make that mistake.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from coupled_sampling.export import reference_logits
+
+__all__ = ["assert_they_show", "changed", "epsilon", "rotary", "without"]
+
+
+def changed(**changes):
+    return lambda description, weights: (dataclasses.replace(description, **changes), weights)
+
+
+def rotary(**changes):
+    def wrong(description, weights):
+        return dataclasses.replace(description, rotary=dataclasses.replace(description.rotary, **changes)), weights
+
+    return wrong
+
+
+def epsilon(description, weights):
+    return dataclasses.replace(description, norm=dataclasses.replace(description.norm, epsilon=1e-6)), weights
+
+
+def without(ending):
+    """A reading that forgets the weights of this ending: norms become 1, all else 0."""
+
+    def wrong(description, weights):
+        neutral = 1.0 if ending.endswith("norm.weight") else 0.0
+        return description, lambda name: weights(name) * 0 + neutral if name.endswith(ending) else weights(name)
+
+    return wrong
+
+
+def assert_they_show(exportable, wrong_readings, tokens, expected, generated, tolerance):
+    """The right reading gives the ``expected`` logits of the ``generated`` tokens, every wrong one others."""
+    right = reference_logits(exportable.description, exportable.weights, tokens)
+    assert np.abs(right[:, generated] - expected).max() <= tolerance
+    for i, wrong_reading in enumerate(wrong_readings):
+        description, weights = wrong_reading(exportable.description, exportable.weights)
+        wrong = reference_logits(description, weights, tokens)[:, generated]
+        assert np.abs(wrong - expected).max() > 20 * tolerance, f"wrong reading {i} does not show"
