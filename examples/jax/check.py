@@ -13,7 +13,7 @@ from decode import State
 from model import Params, Shape, empty_cache, forward
 
 from coupled_sampling import Decoder, LogitsProvider, Method, Outcome, Request, Window
-from coupled_sampling.testing import Difference, StepComparison
+from coupled_sampling.testing import StepComparison, TieReport
 
 TOLERANCE = 1e-4
 """How far logits may be apart."""
@@ -36,7 +36,7 @@ def logits_apart(params: Params, shape: Shape, provider: LogitsProvider, tokens:
 
 def first_difference(
     decoded: State, row: int, provider: LogitsProvider, method: Method, request: Request, window: int, drafting: str
-) -> Difference | None:
+) -> TieReport | None:
     """Where the library first decides otherwise than ``decoded`` did for ``request`` in its ``row``; None if nowhere."""
     replay = _Replay(decoded, row, method, provider)
     comparison = StepComparison(provider, replay, logits_error=TOLERANCE)
@@ -44,9 +44,9 @@ def first_difference(
     decoder.add(request)
     while decoder.active or decoder.waiting:
         decoder.step()
-        seen = comparison.report().examples
-        if seen:
-            return seen[0]  # from here on the two have other drafts
+        report = comparison.report()
+        if report.examples:
+            return report  # from here on the two have other drafts
     return None
 
 

@@ -111,8 +111,8 @@ def as_the_library(job: Job, method: Method, decoded: list[State], provider: Log
             differences += [] if found is None else [(sequence, found)]
     print(f"    every decision is the library's in {len(job.prompts) - len(differences)} of {len(job.prompts)}")
     for sequence, found in differences:
-        print(f"    prompt {sequence}: {'a float tie' if found.tie else 'DIFFERENT'}: {found}")
-    return all(found.tie for _, found in differences)
+        print(f"    prompt {sequence}: {'DIFFERENT' if found.disagreements else 'a float tie'}: {found.examples[0]}")
+    return not any(found.disagreements for _, found in differences)
 
 
 def main() -> int:
@@ -138,10 +138,10 @@ def main() -> int:
         prompts, sampling = list(range(arguments.count)), Sampling()
         print(f"random weights: {shape.parameters / 1e9:.2f} billion parameters, {shape.dtype}")
     else:
-        from coupled_sampling.backends import OrtProvider
+        from coupled_sampling.backends import open_model
 
         bundle = open_bundle("fashion")
-        manifest, provider = bundle.manifest, OrtProvider.open(bundle)
+        manifest, provider = bundle.manifest, open_model(bundle)
         shape, params = read_bundle(bundle.folder)
         named = [prompt.tokens[0] for prompt in manifest.prompts.values()]
         prompts = [named[i % len(named)] for i in range(arguments.count)]
