@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants check docs test-gpu test-torch test-javascript bench bench-gpu train clean
+.PHONY: demo test test-long mutants check docs test-gpu test-torch test-frameworks test-javascript bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -42,6 +42,10 @@ test-gpu: $(filter $(VENV)-gpu/%,$(GPU_PYTHON))
 test-torch: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)" onnxscript transformers
 	$(BIN)/python -m pytest -m torch
+
+test-frameworks: $(VENV)/.dev
+	$(BIN)/python -m pip install -q "$(TORCH)" -e ".[jax,mlx]"
+	$(BIN)/python -m pytest -m frameworks
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund

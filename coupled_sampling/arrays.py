@@ -2,6 +2,9 @@
 
 Everything else is written against ``xp``, the namespace of the array at hand as array-api-compat gives it. No library
 is imported here but numpy: the others are recognised by the arrays a user passes in.
+
+Everything here may also run while a library traces: inside ``jax.jit`` and ``jax.vmap``, ``torch.compile``, ``torch.vmap``,
+``mlx.core.compile`` and ``mlx.core.vmap``, and while CUDA graphs are captured. Only `is_concrete` and `to_host` look at values.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ __all__ = [
     "at_least_float32",
     "block_sums",
     "counting",
+    "cumulative",
     "difference",
     "drop_below",
     "exp_in_place",
@@ -35,34 +39,53 @@ __all__ = [
     "is_floating",
     "largest",
     "namespace",
+    "normalised",
     "pick",
     "point_masses",
     "positive_difference",
     "slots_of",
     "to_host",
     "total",
+    "unit_interval",
 ]
+
+
+def _is_from(module: str, name: str, array: Array) -> bool:
+    """Whether ``array`` is of the class ``name`` of a library, which it can only be if somebody imported that.
+
+    array-api-compat asks the same, through a cache that torch.compile warns of.
+    """
+    library = sys.modules.get(module)
+    return library is not None and isinstance(array, getattr(library, name))
+
+
+def _is_torch(array: Array) -> bool:
+    return _is_from("torch", "Tensor", array)
+
+
+def _is_jax(array: Array) -> bool:
+    return _is_from("jax", "Array", array)
+
+
+def _is_mlx(array: Array) -> bool:
+    return _is_from("mlx.core", "array", array)
 
 
 def namespace(array: Array) -> Any:
     """The array API namespace of ``array``."""
     if isinstance(array, np.ndarray):
         return array_api_compat.numpy
+    if _is_torch(array):
+        from array_api_compat import torch  # imports torch itself, which is there
+
+        return torch
     return array_api_compat.array_namespace(array)
-
-
-def _is_jax(array: Array) -> bool:
-    return bool(array_api_compat.is_jax_array(array))
-
-
-def _is_mlx(array: Array) -> bool:
-    """Whether ``array`` is one of MLX, which array-api-compat does not know; it can only be if somebody imported MLX."""
-    mlx = sys.modules.get("mlx.core")
-    return mlx is not None and isinstance(array, mlx.array)
 
 
 def array_device(array: Array) -> Any:
     """The device ``array`` is on; None where the library places arrays by itself (MLX, and JAX while it traces)."""
+    if _is_torch(array):
+        return array.device
     return None if _is_mlx(array) else array_api_compat.device(array)
 
 
@@ -73,9 +96,9 @@ def _placed(array: Array) -> dict[str, Any]:
 
 
 def floats(like: Array) -> Any:
-    """The widest real floating type that the library of ``like`` has where ``like`` is: float64 but for
+    """The widest real floating type that the library of ``like`` has where ``like`` is.
 
-    JAX without ``jax_enable_x64``, MLX on a GPU, and torch on Apple's.
+    It is float64 everywhere but in JAX without ``jax_enable_x64``, in MLX on a GPU, and in torch on Apple's.
     """
     if isinstance(like, np.ndarray):
         return np.float64
@@ -84,7 +107,7 @@ def floats(like: Array) -> Any:
         return sys.modules["jax"].dtypes.canonicalize_dtype(np.float64)
     if _is_mlx(like):
         return xp.float64 if xp.default_device() == xp.Device(xp.cpu) else xp.float32
-    if array_api_compat.is_torch_array(like) and like.device.type == "mps":
+    if _is_torch(like) and like.device.type == "mps":
         return xp.float32
     return xp.float64
 
@@ -96,13 +119,24 @@ def integers(like: Array) -> Any:
     return namespace(like).int64
 
 
+def _has_no_float64(like: Array) -> bool:
+    return "float64" not in str(floats(like))
+
+
 def is_concrete(array: Array) -> bool:
-    """Whether ``array`` has values that can be looked at: not while a library traces, compiles or maps a function."""
+    """Whether ``array`` has values that can be looked at: not while a library traces, compiles or maps a function.
+
+    Nor while a CUDA graph is captured, when nothing may come to the host.
+    """
     if isinstance(array, np.ndarray):
         return True
-    if array_api_compat.is_torch_array(array):
+    if _is_torch(array):
         torch = sys.modules["torch"]
-        return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array))
+        if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array):
+            return False
+        return not (array.is_cuda and torch.cuda.is_current_stream_capturing())
+    if _is_from("cupy", "ndarray", array):
+        return not sys.modules["cupy"].cuda.get_current_stream().is_capturing()
     if _is_jax(array):
         return not isinstance(array, sys.modules["jax"].core.Tracer)
     if _is_mlx(array):
@@ -119,11 +153,23 @@ def from_host(values: Any, like: Array, dtype: Any = None) -> Array:
         return values
     if isinstance(like, np.ndarray):
         return values if dtype is None else values.astype(dtype, copy=False)
-    xp = namespace(like)
-    if _is_jax(like) and values.dtype == np.float64:
-        values = values.astype(floats(like))  # it would do so itself, and say so in a warning
-    array = xp.asarray(values, **_placed(like))
+    xp, placed = namespace(like), _placed(like)
+    if _has_no_float64(like) and values.dtype == np.float64:
+        values = values.astype(np.float32)  # left to themselves, JAX would warn and torch fail
+    elif _is_mlx(like) and values.dtype == np.float64:
+        placed["dtype"] = xp.float64  # left to itself, it takes float32
+    array = xp.asarray(values, **placed)
     return array if dtype is None else xp.astype(array, dtype)
+
+
+def unit_interval(values: NDArray[np.float64], like: Array) -> Array:
+    """Numpy ``values`` in [0, 1) in the library and on the device of ``like``, as wide as it can: still in [0, 1).
+
+    To float32 the largest of them would be rounded to 1, and a draft of probability 1 be refused.
+    """
+    if not isinstance(like, np.ndarray) and _has_no_float64(like):
+        values = np.minimum(values, 1 - 2.0**-24)  # a float32
+    return from_host(values, like)
 
 
 def filled(shape: tuple[int, ...], value: float, like: Array) -> Array:
@@ -146,12 +192,14 @@ def slots_of(mask: Array) -> Array:
 
 
 def to_host(array: Array) -> NDArray[Any]:
-    """``array`` as numpy, copied from its device if it is on one."""
+    """``array`` as numpy, copied from its device if it is on one; bfloat16, which numpy has not, as float32."""
     if isinstance(array, np.ndarray):
         return array
-    if array_api_compat.is_torch_array(array):
+    if "bfloat16" in str(array.dtype):
+        array = at_least_float32(array)
+    if _is_torch(array):
         return np.asarray(array.detach().cpu())
-    if array_api_compat.is_cupy_array(array):
+    if _is_from("cupy", "ndarray", array):
         return np.asarray(array.get())
     return np.asarray(array)
 
@@ -205,7 +253,7 @@ def largest(array: Array, count: int) -> Array:
     """
     if isinstance(array, np.ndarray):
         return _largest_of_numpy(array, count)
-    if array_api_compat.is_torch_array(array):
+    if _is_torch(array):
         return array.topk(count, dim=-1, sorted=False).values
     return namespace(array).sort(array, axis=-1)[..., array.shape[-1] - count :]
 
@@ -275,6 +323,25 @@ def block_sums(array: Array, block: int) -> Array:
         rest = namespace(array).sum(array[..., whole * block :], axis=-1)
         sums = namespace(array).concat([sums, rest[..., None]], axis=-1)
     return sums
+
+
+def cumulative(array: Array) -> Array:
+    """Cumulative sums of ``array`` along the last axis."""
+    if _is_torch(array):
+        return array.cumsum(
+            -1
+        )  # what array-api-compat would call, after a look into a cache that torch.compile warns of
+    return namespace(array).cumulative_sum(array, axis=-1)
+
+
+def normalised(weights: Array) -> Array:
+    """``weights`` (..., V), the caller's own, divided by their sums; rows that sum to zero stay as they are."""
+    mass = total(weights)
+    if not isinstance(weights, np.ndarray):
+        xp = namespace(weights)
+        return weights / xp.where(mass > 0, mass, xp.ones_like(mass))
+    with np.errstate(invalid="ignore"):  # rows that nobody wants may hold anything; the others are refused before
+        return np.divide(weights, np.where(mass > 0, mass, np.ones_like(mass)), out=weights)
 
 
 def total(array: Array) -> Array:

@@ -38,13 +38,14 @@ from coupled_sampling.arrays import (
     positive_difference,
     slots_of,
 )
-from coupled_sampling.contracts import Array, Integers, Sites
-from coupled_sampling.draws import Draw, Noise, Purpose, categorical, race
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.contracts import Array, Sites
+from coupled_sampling.draws import Asked, Draw, Noise, Purpose, categorical, race
+from coupled_sampling.law_forms import DraftLawArray, LawsInPieces, check_laws
 from coupled_sampling.methods import Method
 
 __all__ = [
     "Decision",
+    "DraftLawArray",
     "LawsInPieces",
     "StepDecision",
     "acceptance_probability",
@@ -58,7 +59,18 @@ __all__ = [
 
 
 class Decision(NamedTuple):
-    """What became of each draft."""
+    """What became of each draft.
+
+    Examples
+    --------
+    A guess, token 0, that the target law would draw with probability 0.2, under three uniforms:
+
+    >>> import numpy as np
+    >>> guess, target = np.array([[1.0, 0.0]] * 3), np.array([[0.2, 0.8]] * 3)
+    >>> decision = maximal(np.array([0, 0, 0]), guess, target, np.array([0.1, 0.5, 0.9]), np.array([0.5, 0.5, 0.5]))
+    >>> decision.accepted.tolist(), decision.tokens.tolist()
+    ([True, False, False], [0, 1, 1])
+    """
 
     accepted: Array
     """bool (...) whether the draft stays."""
@@ -67,7 +79,15 @@ class Decision(NamedTuple):
 
 
 class StepDecision(NamedTuple):
-    """What a step decides: a token for each of its sites, and how far they are committed."""
+    """What a step decides: a token for each of its sites, and how far they are committed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> step = StepDecision(tokens=np.array([[4, 7, 1, 1]]), last=np.array([1]))
+    >>> [tokens[: last + 1].tolist() for tokens, last in zip(step.tokens, step.last, strict=True)]  # what is committed
+    [[4, 7]]
+    """
 
     tokens: Array
     """int64 (B, n): accepted drafts, the corrected token, then redrafts."""
@@ -75,27 +95,7 @@ class StepDecision(NamedTuple):
     """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
 
 
-class LawsInPieces:
-    """Draft laws that are looked up instead of being held in one array: what may stand in place of ``draft_law``.
-
-    Most of a step needs one number per draft, or the law at the few sites that were refused.
-    """
-
-    draft: Array
-    """int64 (B, n) the drafts, anything where there is none."""
-    drafted: Array
-    """bool (B, n) where there is a draft; the law of a site without one is zero, so that its residual is the target law."""
-
-    def of_drafts(self, like: Array) -> Array:
-        """What each draft's law gave it: (B, n), in the library and type of ``like``; 0 where there is no draft."""
-        raise NotImplementedError
-
-    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
-        """A draw from the residual at the sites ``where`` (B, n): int64 (B, n); with ``leading`` there is one a row."""
-        raise NotImplementedError
-
-
-def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target_law: Array) -> Array:
+def acceptance_probability(draft: Array, draft_law: Array | DraftLawArray | LawsInPieces, target_law: Array) -> Array:
     """min(1, target(draft) / draft_law(draft)): the probability with which rejection keeps a draft.
 
     Parameters
@@ -103,7 +103,7 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     draft
         int64 (...) drafts.
     draft_law
-        (..., V) laws, or the same `LawsInPieces`.
+        (..., V) laws; or a `DraftLawArray` or `LawsInPieces` of these drafts.
     target_law
         (..., V) laws.
 
@@ -119,7 +119,11 @@ def acceptance_probability(draft: Array, draft_law: Array | LawsInPieces, target
     array([0.4, 1. ])
     """
     target = pick(target_law, draft)
-    proposed = draft_law.of_drafts(target_law) if isinstance(draft_law, LawsInPieces) else pick(draft_law, draft)
+    if isinstance(draft_law, LawsInPieces):
+        proposed = draft_law.of_drafts(target_law)
+    else:
+        law = draft_law.law if isinstance(draft_law, DraftLawArray) else draft_law
+        proposed = pick(from_host(law, target_law), draft)
     xp, wide = namespace(target), floats(target)
     target, proposed = xp.astype(target, wide), xp.astype(proposed, wide)
     # p / p is exactly 1 wherever the target gives as much as the draft law, and nothing is divided by 0.
@@ -178,13 +182,13 @@ def independent(target_law: Array, uniform: Array | Draw, *, where: Array | None
     """
     if isinstance(uniform, Draw):
         return uniform.categorical(target_law, where)
-    _check_laws(target_law=target_law)
+    check_laws(target_law=target_law)
     return categorical(target_law, uniform)
 
 
 def maximal(
     draft: Array,
-    draft_law: Array | LawsInPieces,
+    draft_law: Array | DraftLawArray | LawsInPieces,
     target_law: Array,
     accept_uniform: Array | Draw,
     residual_uniform: Array | Draw,
@@ -199,7 +203,7 @@ def maximal(
     draft
         int64 (...), drawn from ``draft_law``.
     draft_law
-        (..., V) laws, or the same `LawsInPieces`.
+        (..., V) laws; or a `DraftLawArray` or `LawsInPieces` of these drafts.
     target_law
         (..., V) laws.
     accept_uniform, residual_uniform
@@ -227,12 +231,11 @@ def maximal(
     >>> maximal(np.array([0, 1]), q, p, np.array([0.7, 0.7]), np.array([0.1, 0.1]))
     Decision(accepted=array([False,  True]), tokens=array([1, 1]))
     """
-    xp = namespace(target_law)
-    pieces = draft_law if isinstance(draft_law, LawsInPieces) else _Whole(draft, draft_law)
-    if isinstance(pieces, _Whole) and not isinstance(accept_uniform, Draw):
-        _check_laws(draft_law=pieces.law, target_law=target_law)
+    has_form = isinstance(draft_law, DraftLawArray | LawsInPieces)
+    if not isinstance(accept_uniform, Draw):
+        check_laws(target_law=target_law, **({} if has_form else {"draft_law": draft_law}))
     every = draft == draft if where is None else where  # true everywhere, in whatever type a library calls boolean
-    asked = every & from_host(pieces.drafted, target_law)
+    asked = every & from_host(draft_law.drafted, target_law) if has_form else every
     probability = acceptance_probability(draft, draft_law, target_law)
     if isinstance(accept_uniform, Draw):
         accepted = asked & accept_uniform.bernoulli(probability, asked, leading=leading)
@@ -241,23 +244,23 @@ def maximal(
     refused = every & ~accepted
     if leading:
         refused = refused & (slots_of(refused) == first_true(refused)[..., None])
-    corrected = pieces.corrected(target_law, refused, residual_uniform, leading=leading)
-    return Decision(accepted, xp.where(refused, corrected, draft))
+    corrected = _corrected(draft_law, target_law, refused, residual_uniform, leading)
+    return Decision(accepted, namespace(target_law).where(refused, corrected, draft))
 
 
-class _Whole(LawsInPieces):
-    """An array (..., V) of draft laws."""
-
-    def __init__(self, draft: Array, law: Array) -> None:
-        self.draft, self.law = draft, law
-        self.drafted = draft == draft
-
-    def of_drafts(self, like: Array) -> Array:
-        return pick(self.law, self.draft)
-
-    def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
-        weights = residual(target_law, self.law)
-        return uniform.categorical(weights, where) if isinstance(uniform, Draw) else categorical(weights, uniform)
+def _corrected(
+    laws: Array | DraftLawArray | LawsInPieces, target_law: Array, where: Array, uniform: Array | Draw, leading: bool
+) -> Array:
+    """Draws from the residuals at the sites ``where``; from the target law where there is no draft."""
+    if isinstance(laws, LawsInPieces):
+        return laws.corrected(target_law, where, uniform, leading=leading)
+    if isinstance(laws, DraftLawArray):
+        weights = residual(target_law, from_host(laws.law, target_law))
+        drafted = from_host(laws.drafted, target_law)[..., None]
+        weights = namespace(target_law).where(drafted, weights, target_law)
+    else:
+        weights = residual(target_law, laws)
+    return uniform.categorical(weights, where) if isinstance(uniform, Draw) else categorical(weights, uniform)
 
 
 def gumbel(target_law: Array, gumbel_noise: Array | Draw, *, where: Array | None = None) -> Array:
@@ -291,7 +294,7 @@ def gumbel(target_law: Array, gumbel_noise: Array | Draw, *, where: Array | None
     """
     if isinstance(gumbel_noise, Draw):
         return gumbel_noise.shared(target_law, where)
-    _check_laws(target_law=target_law)
+    check_laws(target_law=target_law)
     return race(target_law, namespace(target_law).exp(gumbel_noise))
 
 
@@ -320,26 +323,9 @@ def match(draft: Array, target_law: Array, gumbel_noise: Array | Draw, *, where:
     return Decision(own == draft, own)
 
 
-class _Asked(Draw):
-    """The noise of a step's sites, for one purpose."""
-
-    def __init__(self, noise: Noise, sites: Sites, purpose: Purpose = Purpose.ACCEPT) -> None:
-        self._noise, self._sites, self._purpose = noise, sites, purpose
-
-    def bernoulli(self, probability: Array, where: Array, *, leading: bool) -> Array:
-        return self._noise.bernoulli(probability, self._sites, self._purpose, where=where, leading=leading)
-
-    def categorical(self, weights: Array, where: Array | None) -> Array:
-        return self._noise.categorical(weights, self._sites, self._purpose, where=where)
-
-    def shared(self, law: Array, where: Array | None) -> Array:
-        return self._noise.shared(law, self._sites, where=where)
-
-    def at(self, rows: Integers, slots: Integers) -> _Asked:
-        return _Asked(self._noise, self._sites.at(rows, slots), self._purpose)
-
-
-def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, noise: Noise) -> StepDecision:
+def decide(
+    method: Method, target: Array, sites: Sites, laws: DraftLawArray | LawsInPieces, noise: Noise
+) -> StepDecision:
     """Accept, correct and redraft: the decoding step of every method.
 
     Parameters
@@ -349,7 +335,7 @@ def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, nois
     target
         (B, n, V) target laws of this pass.
     sites
-        The B rows of n sites; those that are ``valid`` are decided.
+        The B rows of n sites; those that are ``valid`` are decided. The rest of it is for the noise.
     laws
         The drafts, and the laws they were drawn from. ``match`` looks at the drafts only.
     noise
@@ -359,12 +345,33 @@ def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, nois
     -------
     StepDecision
         At sites that are not valid it means nothing.
+
+    Notes
+    -----
+    It can be traced with a `DraftLawArray` and a `coupled_sampling.noise.ArrayNoise`, in any one array library; ``method`` is fixed
+    while it is compiled (in JAX a static argument), and of ``sites`` only ``valid`` is needed then.
+
+    Examples
+    --------
+    Two guesses and a free site. The first guess cannot stay, so that its site is corrected and the others are drawn anew:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import METHODS
+    >>> from coupled_sampling.contracts import Sites
+    >>> from coupled_sampling.noise import ArrayNoise
+    >>> target = np.array([[[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]])
+    >>> draft, drafted = np.array([[0, 1, 0]]), np.array([[True, True, False]])
+    >>> laws = DraftLawArray(draft, drafted, np.zeros((1, 3, 2))).guessed(drafted)
+    >>> sites = Sites(None, None, None, None, valid=np.ones((1, 3), bool))
+    >>> step = decide(METHODS["sjd"], target, sites, laws, ArrayNoise(uniforms=np.full((1, 3, 4), 0.1)))
+    >>> step.tokens.tolist(), step.last.tolist()
+    ([[1, 0, 0]], [0])
     """
     xp = namespace(target)
     valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)
-    own = _Asked(noise, sites)
+    own = Asked(noise, sites)
     if method.acceptance == "rejection":
-        accept, correct = _Asked(noise, sites, Purpose.ACCEPT), _Asked(noise, sites, Purpose.RESIDUAL)
+        accept, correct = Asked(noise, sites, Purpose.ACCEPT), Asked(noise, sites, Purpose.RESIDUAL)
         # Only the maximal coupling redraws by the test itself, so only there the test goes on behind the first refusal.
         leading = method.redraft != "maximal"
         accepted, tokens = maximal(draft, laws, target, accept, correct, where=valid, leading=leading)
@@ -375,24 +382,7 @@ def decide(method: Method, target: Array, sites: Sites, laws: LawsInPieces, nois
     last = first_true(valid & ~accepted)
     later = valid & (slots_of(valid) > last[..., None])
     if method.acceptance == "rejection" and method.redraft == "independent":
-        tokens = xp.where(later, independent(target, _Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
+        tokens = xp.where(later, independent(target, Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
     elif method.acceptance == "rejection" and method.redraft == "gumbel":
         tokens = xp.where(later, gumbel(target, own, where=later), tokens)
     return StepDecision(tokens, last)
-
-
-def _check_laws(**laws: Array) -> None:
-    """Refuse arrays (..., V) that are not laws: negative, not finite, or of total mass other than one (to 1e-3)."""
-    for name, law in laws.items():
-        if not is_concrete(law):
-            continue
-        xp = namespace(law)
-        total = xp.sum(law, axis=-1)
-        bad = ~(xp.abs(total - 1) < 1e-3) | (xp.min(law, axis=-1) < 0)
-        if bool(xp.any(bad)):
-            row = int(first_true(xp.reshape(bad, (-1,))))
-            raise InvalidArgument(
-                f"{name}: row {row} (of the leading axes, flattened) is not a law: its entries sum to "
-                f"{float(xp.reshape(total, (-1,))[row])} and the smallest is {float(xp.min(law))}; expected entries >= 0 "
-                "that sum to 1. Pass probabilities, not logits"
-            )

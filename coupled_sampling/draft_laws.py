@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import filled, from_host, namespace, pick, point_masses, to_host
 from coupled_sampling.contracts import Array, Integers
-from coupled_sampling.couplings import LawsInPieces, residual
+from coupled_sampling.couplings import residual
 from coupled_sampling.draws import Draw
 from coupled_sampling.law_book import Held, LawBook
+from coupled_sampling.law_forms import LawsInPieces
 
 __all__ = ["DraftLaws", "KeptLaws", "Run"]
 

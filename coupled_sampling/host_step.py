@@ -61,6 +61,19 @@ class HostStep(Closing):
     Notes
     -----
     Nothing larger than (B, W) reaches the host: each site's largest logit (is it usable), the tokens and the counts.
+
+    The provider's arrays may be numpy's, or those of torch, JAX, MLX or CuPy, in any floating type. Half precision is widened to
+    float32 before anything is decided; JAX without ``jax_enable_x64`` decides in float32 throughout.
+
+    Examples
+    --------
+    A step takes a model's place wherever one is asked for:
+
+    >>> from coupled_sampling import HostStep, generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> step = HostStep(TableProvider(random_table(0, 4), 4), "scd-maximal")
+    >>> generate(step, [[0]], length=6, window=4).tokens[0].shape
+    (6,)
     """
 
     def __init__(

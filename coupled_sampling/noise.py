@@ -27,17 +27,18 @@ decoder into its exact output law (`coupled_sampling.testing`).
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import filled, from_host, namespace
+from coupled_sampling.arrays import filled, from_host, namespace, unit_interval
 from coupled_sampling.contracts import Array, Sites
 from coupled_sampling.draws import Noise, Purpose, categorical, race
+from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
+__all__ = ["ArrayNoise", "CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
 
 
 _NO_UNIFORMS = np.zeros((0, 4))
@@ -206,13 +207,13 @@ class CounterNoise:
         self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
     ) -> Array:
         """See `Noise.bernoulli`: uniform < probability."""
-        return from_host(self._uniform(sites, purpose), probability) < probability
+        return unit_interval(self._uniform(sites, purpose), probability) < probability
 
     def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
         """See `Noise.categorical`: inverse CDF of the uniform."""
         uniform = self._uniform(sites, purpose)
         if not isinstance(weights, np.ndarray):
-            return categorical(weights, from_host(uniform, weights))
+            return categorical(weights, unit_interval(uniform, weights))
         tokens = np.zeros(uniform.shape, np.int64)
         slots = np.flatnonzero(where.any(axis=0))
         if slots.size:
@@ -261,3 +262,55 @@ class CounterNoise:
         """Drop the sequence's cached noise."""
         self._races.pop((seed, sequence), None)
         self._uniforms.pop((seed, sequence), None)
+
+
+class ArrayNoise(NamedTuple):
+    """Noise that was made beforehand: arrays of any library, beside the sites that ask for it.
+
+    It looks at no site and at no value, so that a step on it can be traced. A named tuple: JAX, torch and MLX know it as a tree of
+    arrays. Where its numbers come from is up to you: from `uniforms` and `race_weights`, the tokens are those of `CounterNoise`.
+
+    Examples
+    --------
+    The noise of positions 4 to 6 in round 2, as `CounterNoise` would draw it:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.noise import ArrayNoise, race_weights, uniforms
+    >>> noise = ArrayNoise(
+    ...     uniforms(seed=7, sequence=0, round_=2, first=4, count=3)[None],
+    ...     np.stack([race_weights(7, 0, position, vocab_size=10) for position in (4, 5, 6)])[None],
+    ... )
+    >>> noise.uniforms.shape, noise.race_weights.shape
+    ((1, 3, 4), (1, 3, 10))
+    """
+
+    uniforms: Array | None = None
+    """(B, n, 4) in [0, 1), a column per `Purpose`: new ones in every round. ``match`` asks for none."""
+    race_weights: Array | None = None
+    """(B, n, V) exp of Gumbel noise: the same for a position in every round. ``sjd`` and ``scd-maximal`` ask for none."""
+
+    def bernoulli(
+        self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
+    ) -> Array:
+        """See `Noise.bernoulli`: uniform < probability."""
+        return self._of(purpose) < probability
+
+    def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
+        """See `Noise.categorical`: inverse CDF of the uniform."""
+        return categorical(weights, self._of(purpose))
+
+    def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
+        """See `Noise.shared`: argmax(law * exp(g)) with the position's Gumbel noise g."""
+        if self.race_weights is None:
+            raise InvalidArgument(
+                "race_weights is None, but this method draws with shared noise; pass (B, n, V) of them"
+            )
+        return race(law, self.race_weights)
+
+    def forget(self, seed: int, sequence: int) -> None:
+        """There is nothing to forget."""
+
+    def _of(self, purpose: Purpose) -> Array:
+        if self.uniforms is None:
+            raise InvalidArgument("uniforms is None, but this method accepts by rejection; pass (B, n, 4) of them")
+        return self.uniforms[..., int(purpose)]

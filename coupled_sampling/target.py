@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import (
     at_least_float32,
+    cumulative,
     difference,
     drop_below,
     exp_in_place,
     floats,
     from_host,
     integers,
+    is_concrete,
     largest,
     namespace,
+    normalised,
     point_masses,
     to_host,
-    total,
 )
 from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
@@ -37,7 +39,7 @@ def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array
     xp = namespace(weights)
     candidates = weights if top_k is None else largest(weights, top_k)
     ordered = xp.flip(xp.sort(candidates, axis=-1), axis=-1)
-    mass = xp.cumulative_sum(xp.astype(ordered, floats(weights)), axis=-1)
+    mass = cumulative(xp.astype(ordered, floats(weights)))
     wanted = top_p * xp.sum(xp.astype(weights, floats(weights)), axis=-1, keepdims=True)
     slack = 8 * float(xp.finfo(weights.dtype).eps)
     short = xp.sum(xp.astype(mass < wanted * (1 - slack), integers(weights)), axis=-1, keepdims=True)
@@ -81,6 +83,24 @@ def target_law(
     Array
         ``memory``, or a new array, float32 or float64. Where a row of logits is not usable (NaN, +inf, all -inf) the outcome is not
         meaningful: `target_laws` refuses such rows by name.
+
+    Notes
+    -----
+    It can be traced. The mass that top-p keeps is summed in the widest type that the library has; in float32 a token within
+    rounding of the threshold may be kept or not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.target import target_law
+    >>> logits = np.log(np.array([0.5, 0.25, 0.15, 0.1]))
+    >>> target_law(logits, Sampling()).round(3).tolist()
+    [0.5, 0.25, 0.15, 0.1]
+    >>> target_law(logits, Sampling(top_p=0.7)).round(3).tolist()
+    [0.667, 0.333, 0.0, 0.0]
+    >>> target_law(logits, Sampling(temperature=0)).tolist()
+    [1.0, 0.0, 0.0, 0.0]
     """
     xp = namespace(logits)
     logits = at_least_float32(logits)
@@ -92,17 +112,31 @@ def target_law(
     if sampling.temperature != 1:
         weights /= sampling.temperature
     weights = _warp(exp_in_place(weights), logits, sampling)
-    mass = total(weights)
-    with np.errstate(invalid="ignore"):  # rows that nobody wants may hold anything; the others are refused before
-        weights /= xp.where(mass > 0, mass, xp.ones_like(mass))
-    return weights
+    return normalised(weights)
 
 
 def refuse_unusable(largest_logit: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
     """Raise for the first wanted row, given by its ``largest_logit`` (B, n), from which no law can be made.
 
-    One reduction sees all three faults: a maximum of NaN, +inf or -inf.
+    One reduction sees all three faults: a maximum of NaN, +inf or -inf. While a library traces there is nothing to see.
+
+    Raises
+    ------
+    InvalidLogits
+        It names the row and the position.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.target import refuse_unusable
+    >>> largest, positions = np.array([[1.5, np.nan]]), np.array([[7, 8]])
+    >>> refuse_unusable(largest, positions, wanted=np.array([[True, False]]))
+    >>> refuse_unusable(largest, positions, wanted=np.array([[True, True]]))
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidLogits: logits of row 0 for position 8 hold NaN; expected finite numbers, ...
     """
+    if not is_concrete(largest_logit):
+        return
     highest = to_host(namespace(largest_logit).astype(largest_logit, namespace(largest_logit).float32))
     bad = wanted & ~np.isfinite(highest)
     if not bad.any():
@@ -166,6 +200,25 @@ def target_laws(
     ------
     InvalidLogits
         A wanted slot has NaN, +inf or nothing but -inf, before or after its processors.
+
+    Notes
+    -----
+    It can be traced, but for rows with processors under ``torch.compile``: these are told tokens and positions as numpy arrays,
+    and torch traces numpy, too. While a library traces, no row is refused.
+
+    Examples
+    --------
+    Two rows of one slot, one of them greedy:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.target import target_laws
+    >>> logits = np.log(np.array([[[0.7, 0.3]], [[0.7, 0.3]]]))
+    >>> rows = [RowInfo(seed=0, sequence=0, sampling=Sampling()), RowInfo(seed=0, sequence=1, sampling=Sampling(temperature=0))]
+    >>> contexts = [np.array([5]), np.array([5])]
+    >>> target_laws(logits, rows, contexts, positions=np.array([[1], [1]]), wanted=np.ones((2, 1), bool)).round(2).tolist()
+    [[[0.7, 0.3]], [[1.0, 0.0]]]
     """
     xp = namespace(logits)
     if any(info is not None and info.sampling.processors for info in rows):

@@ -24,6 +24,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "examples/smollm2/README.md": "examples/smollm2.md",
     "examples/own_torch_model/README.md": "examples/own_torch_model.md",
+    "examples/jax/README.md": "examples/jax.md",
     "examples/javascript/README.md": "examples/javascript.md",
 }
 """Files of the repository by the pages they become."""

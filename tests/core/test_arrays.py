@@ -7,6 +7,7 @@ import pytest
 
 from coupled_sampling import METHODS, DraftModel, HostStep, Sampling, arrays, generate
 from coupled_sampling.testing import TableProvider, random_table
+from standins.frameworks import TRANSFORMATIONS, Framework
 
 LIBRARIES = [
     pytest.param("array_api_strict"),
@@ -36,6 +37,71 @@ def test_other_libraries_give_the_same_tokens(name, method, settings):
     got = generate(Foreign(library, table, 6, 2), prompts, **arguments).tokens
     for own, other in zip(expected, got, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+class OfType(TableProvider):
+    """A table whose logits are a framework's arrays, rounded to one of its types; without one, the same numbers in numpy."""
+
+    def __init__(self, framework, dtype, *arguments):
+        super().__init__(*arguments)
+        self.framework, self.dtype = framework, dtype
+
+    def forward(self, tokens, start):
+        logits = super().forward(tokens, start).astype(np.float32)
+        if self.dtype == "bfloat16":  # eight bits of the mantissa, rounded to even
+            bits = logits.view(np.uint32)
+            logits = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+        return logits if self.framework is None else self.framework.array(logits, self.dtype)
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_providers_of_frameworks_give_the_same_tokens(name, method, dtype):
+    framework, table = Framework(name), random_table(3, 6, zeros=0.2)
+    for settings in (Sampling(), Sampling(0.8, top_k=3, top_p=0.9, min_p=0.05), Sampling(0.0)):
+        arguments = {"length": 14, "method": method, "window": 5, "drafting": "copy:2", "seed": 2, "sampling": settings}
+        prompts = [[0], [1, 2, 3], [4]]
+        expected = generate(OfType(None, dtype, table, 6, 2), prompts, **arguments).tokens
+        got = generate(OfType(framework, dtype, table, 6, 2), prompts, **arguments).tokens
+        for own, other in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_a_draft_model_of_a_framework_may_stand_beside_numpy(name):
+    framework, table, other = Framework(name), random_table(3, 6), random_table(4, 6)
+    found = []
+    for drafts in (None, framework):
+        drafting = DraftModel(OfType(drafts, "bfloat16", other, 6, 1))
+        model = TableProvider(table, 6, 1)
+        found.append(generate(model, [[0]], length=14, method="speculative", window=5, drafting=drafting).tokens[0])
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_arrays_come_to_the_host_in_a_type_that_numpy_has(name, dtype):
+    values = np.array([0.0, 1.0, -2.0], np.float32)
+    host = arrays.to_host(Framework(name).array(values, dtype))
+    assert host.dtype == ("int32" if dtype == "int32" else "float32")
+    np.testing.assert_array_equal(host, values)
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_numbers_from_the_host_keep_what_the_library_can_hold(name):
+    framework, values = Framework(name), np.array([1 / 3, 2.0**-60, 1 - 2.0**-53])
+    array = arrays.from_host(values, framework.array(np.ones(1, np.float32)))
+    host = arrays.to_host(array)
+    assert host.dtype == (np.float32 if name == "jax" else np.float64)
+    np.testing.assert_array_equal(host, values.astype(host.dtype))
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

@@ -20,6 +20,7 @@ HEAVY = (
     "hypothesis",
     "tqdm",
     "jax",
+    "mlx",
     "cupy",
     "cuda",
     "tensorrt",

@@ -18,14 +18,6 @@ from standins import ROOT
 PLACES_OF_THEIR_OWN = {"coupled_sampling.cli": "the command line documents itself: docs/command-line.md"}
 """Packages that the reference need not list."""
 
-WITHOUT_EXAMPLES = (
-    "coupled_sampling.couplings",
-    "coupled_sampling.draws",
-    "coupled_sampling.host_step",
-    "coupled_sampling.target",
-)
-"""Modules, by where their code stands, whose examples are still to be written. This list only gets shorter."""
-
 NEEDED = {
     "coupled_sampling.backends": ("onnx", "onnxruntime"),
     "coupled_sampling.export": ("onnx", "ml_dtypes"),
@@ -150,20 +142,9 @@ def test_a_public_name_has_an_example_that_runs(entry, monkeypatch, tmp_path):
         for package in packages if place == entry or _is_behind(value.__module__, [place]) else ():
             pytest.importorskip(package, reason=f"the example of {entry} needs {package}")
     test = _examples(value, entry)
-    if test is None and _is_behind(value.__module__, WITHOUT_EXAMPLES):
-        pytest.skip(f"{value.__module__} is on the list of modules without examples")
     assert test is not None, f"{entry} has no section Examples with >>> in its docstring"
     monkeypatch.chdir(tmp_path)
     written: list[str] = []
     outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=written.append, clear_globs=False)
     assert outcome.attempted
     assert not outcome.failed, "".join(written)
-
-
-def test_modules_without_examples_have_none_to_run():
-    """A module that is done leaves the list."""
-    waiting = dict.fromkeys(WITHOUT_EXAMPLES, False)
-    for entry, value in _to_show().items():
-        for place in WITHOUT_EXAMPLES:
-            waiting[place] |= _is_behind(value.__module__, [place]) and _examples(value, entry) is None
-    assert [place for place, still in waiting.items() if not still] == []

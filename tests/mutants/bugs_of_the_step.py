@@ -35,8 +35,8 @@ self._remember(np.where(kept[..., None], law, target), slots, decided)
     Bug(
         "accept-uniform-corrects-too",
         "couplings:decide",
-        "_Asked(noise, sites, Purpose.RESIDUAL)",
-        "_Asked(noise, sites, Purpose.ACCEPT)",
+        "Asked(noise, sites, Purpose.RESIDUAL)",
+        "Asked(noise, sites, Purpose.ACCEPT)",
         "The uniform that refused a draft also chooses its correction.",
         ("test_noise",),
     ),
