@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# Python compiles modules when they are imported; most of what is installed never is, so compiling all would cost half of the time.
+INSTALL = $(BIN)/python -m pip install -q --no-compile
 # Tests run side by side on all cores, or on as many as JOBS says; a worker that is through takes over from another.
 JOBS ?= auto
 PARALLEL = -n $(JOBS) --dist worksteal
@@ -74,13 +76,13 @@ $(VENV)-gpu/bin/python: pyproject.toml
 	touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[cpu,pictures]"
+	$(INSTALL) -e ".[cpu,pictures]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -16,7 +16,30 @@ from coupled_sampling.noise import Noise
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule
 
-__all__ = ["Generation", "generate", "stream"]
+__all__ = ["DecoderSettings", "Generation", "generate", "stream"]
+
+
+class DecoderSettings(TypedDict, total=False):
+    """The settings of a `Decoder` that `generate` and `stream` pass on to it, as keywords.
+
+    Examples
+    --------
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.generation import DecoderSettings
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> settings: DecoderSettings = {"method": "scd-match", "window": 4, "drafting": "repeat"}
+    >>> generate(TableProvider(random_table(0, 4), 4), [[0]], length=6, **settings).tokens[0].shape
+    (6,)
+    """
+
+    method: str | Method
+    """Default "scd-gumbel"."""
+    window: int | str | WindowRule
+    """Default 32."""
+    drafting: str | Drafting
+    """Default "random"."""
+    noise: Noise | None
+    """Default `CounterNoise`, or the noise of a `CoupledStep`, beside which none may be given."""
 
 
 class Generation(NamedTuple):
@@ -68,13 +91,10 @@ def stream(
     prompts: Sequence[Sequence[int]],
     *,
     length: int | Sequence[int],
-    method: str | Method = "scd-gumbel",
-    window: int | str | WindowRule = 32,
-    drafting: str | Drafting = "random",
     seed: int = 0,
     stop: Sequence[int] = (),
     sampling: Sampling | Sequence[Sampling] | None = None,
-    noise: Noise | None = None,
+    **decoder: Unpack[DecoderSettings],
 ) -> Iterator[Commit]:
     """Generate, yielding each sequence's newly committed tokens as soon as they are final.
 
@@ -89,10 +109,10 @@ def stream(
     >>> sum(len(commit.tokens) for commit in stream(model, [[0]], length=8, method="scd-match"))
     8
     """
-    decoder = Decoder(model, method=method, window=window, drafting=drafting, noise=noise)
+    loop = Decoder(model, **decoder)
     for request in _requests(prompts, length, seed, stop, sampling):
-        decoder.add(request)
-    return _steps(decoder)
+        loop.add(request)
+    return _steps(loop)
 
 
 def generate(
@@ -100,14 +120,11 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     length: int | Sequence[int],
-    method: str | Method = "scd-gumbel",
-    window: int | str | WindowRule = 32,
-    drafting: str | Drafting = "random",
     seed: int = 0,
     stop: Sequence[int] = (),
     sampling: Sampling | Sequence[Sampling] | None = None,
-    noise: Noise | None = None,
     progress: Callable[[int], object] | None = None,
+    **decoder: Unpack[DecoderSettings],
 ) -> Generation:
     """Continue every prompt.
 
@@ -119,18 +136,16 @@ def generate(
         Token sequences, each of at least one token.
     length
         Tokens to generate, the prompt not counted: one for all, or one each.
-    method, window, drafting
-        See `Decoder`.
     seed
         Prompt i uses the noise of (seed, i), whatever the batch.
     stop
         Tokens that end a sequence; the stop token is the last of its tokens.
     sampling
         One `Sampling` for all, or one each; default: the model's own law at temperature 1.
-    noise
-        Where draws come from; default `CounterNoise`, or the noise of the `CoupledStep`, beside which none may be given.
     progress
         Called after every commit with the number of new tokens.
+    **decoder
+        ``method="scd-gumbel"``, ``window=32``, ``drafting="random"`` and ``noise=None``, as for `Decoder`.
 
     Returns
     -------
@@ -159,18 +174,7 @@ def generate(
     """
     parts: list[list[Integers]] = [[] for _ in prompts]
     traces = [Trace() for _ in prompts]
-    for commit in stream(
-        model,
-        prompts,
-        length=length,
-        method=method,
-        window=window,
-        drafting=drafting,
-        seed=seed,
-        stop=stop,
-        sampling=sampling,
-        noise=noise,
-    ):
+    for commit in stream(model, prompts, length=length, seed=seed, stop=stop, sampling=sampling, **decoder):
         parts[commit.handle].append(commit.tokens)
         traces[commit.handle] = commit.trace
         if progress is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -126,6 +126,24 @@ class _Recorder:
         return outcome
 
 
+class Decoding(TypedDict, total=False):
+    """How `verify` decodes, as keywords."""
+
+    window: int | str
+    drafting: str | Drafting
+    sampling: Sampling | None
+    seed: int
+
+
+class _Decoding(NamedTuple):
+    """`Decoding` with its defaults; it takes no other names."""
+
+    window: int | str = 16
+    drafting: str | Drafting = "random"
+    sampling: Sampling | None = None
+    seed: int = 0
+
+
 def verify(
     open_model: Callable[[], LogitsProvider],
     prompt: Sequence[int],
@@ -133,13 +151,10 @@ def verify(
     *,
     samples: int = 1500,
     positions: int = 6,
-    window: int | str = 16,
-    drafting: str | Drafting = "random",
-    sampling: Sampling | None = None,
-    seed: int = 0,
     alpha: float = 1e-3,
     make_step: MakeStep = HostStep,
     progress: Callable[[str, int], object] | None = None,
+    **decoding: Unpack[Decoding],
 ) -> list[Verification]:
     """Test each of ``methods`` against ordinary sampling.
 
@@ -153,16 +168,15 @@ def verify(
         Continuations for each method, and for AR; at least 2, and some hundreds to see anything.
     positions
         Tokens per continuation, tested jointly.
-    window, drafting, sampling
-        As for `coupled_sampling.generate`.
-    seed
-        AR has the noise of ``seed``, the k-th method that of ``seed + k`` modulo 2**64, so that all samples are independent.
     alpha
         Family-wise: the chance that any of the methods is called different although none is.
     make_step
         Makes the step to verify; AR, the reference, is always a `HostStep`.
     progress
         Called with a method's name and the number of new tokens.
+    **decoding
+        ``window=16``, ``drafting="random"`` and ``sampling=None`` as for `coupled_sampling.generate`, and ``seed=0``: AR has its
+        noise, the k-th method that of ``seed + k`` modulo 2**64, so that all samples are independent.
 
     Raises
     ------
@@ -186,6 +200,9 @@ def verify(
     if not 0 < alpha < 1:
         raise InvalidArgument(f"alpha is {alpha}, expected a probability between 0 and 1, such as 0.001")
 
+    settings = _Decoding(**decoding)
+    seed = settings.seed
+
     def sample(method: Method, make: MakeStep, own_seed: int) -> tuple[Integers, float]:
         step = make(open_model(), method)
         recorder = _Recorder(step)
@@ -195,12 +212,12 @@ def verify(
             recorder,
             [prompt] * int(samples),
             length=int(positions),
-            window=window,
-            drafting=drafting,
             seed=own_seed % 2**64,
-            sampling=sampling,
             noise=noise,
             progress=None if progress is None else lambda count: progress(method.name, count),
+            window=settings.window,
+            drafting=settings.drafting,
+            sampling=settings.sampling,
         ).tokens
         return np.array(tokens), recorder.decided / (samples * positions)
 

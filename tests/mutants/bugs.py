@@ -7,9 +7,11 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
+from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_step_engines import BUGS as STEP_ENGINES
+from bugs_of_step_graphs import BUGS as STEP_GRAPHS
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_step import BUGS as STEP
 from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
@@ -17,4 +19,6 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-BUGS: tuple[Bug, ...] = (*STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *WINDOWS_AND_STEP_GRAPHS, *STEP_ENGINES)
+BUGS: tuple[Bug, ...] = (
+    *STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *GUIDANCE, *WINDOWS_AND_STEP_GRAPHS, *STEP_GRAPHS, *STEP_ENGINES
+)  # fmt: skip

@@ -40,6 +40,8 @@ NOT_COPIED = (
 )  # fmt: skip
 NO_JUDGE = "test_mutants.py"
 """It fails wherever a bug is planted, because the right code is gone: it would kill all of them, and mean nothing."""
+BUILDS = "COUPLED_SAMPLING_TEST_BUILDS"
+"""The variable that names the folder of what tests compile, see ``standins/builds.py``."""
 PASSED, FAILED = 0, 1
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", re.MULTILINE)
 
@@ -93,6 +95,9 @@ class Suite:
         environment["PYTHONPATH"] = os.pathsep.join([str(copy), str(copy / "tests" / "mutants")])
         # A bug may leave a file's size and second unchanged, which is all that compiled code is checked by.
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        # What the tests compile is the same for most bugs; a bug in what is compiled makes a build of its own.
+        environment[BUILDS] = str(copy.parent / BUILDS)
+        (copy.parent / BUILDS).mkdir(exist_ok=True)
         with self._lock:
             if self._closed:
                 raise CannotRunError("stopped")

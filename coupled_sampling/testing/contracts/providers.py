@@ -19,7 +19,7 @@ Differences are the largest absolute difference of two log-probabilities after l
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 from coupled_sampling.contracts import Array, Integers, LogitsProvider
 from coupled_sampling.errors import InvalidArgument
@@ -98,17 +98,32 @@ PROVIDER_CHECKS: dict[str, Check] = {
 """Every check by name but ``attributes``, in the order in which they run: what others rely on comes first."""
 
 
+class Sequences(TypedDict, total=False):
+    """Which sequences `provider_report` forwards, as keywords."""
+
+    seed: int
+    tokens: Sequence[int] | None
+    prompts: Sequence[Sequence[int]] | None
+    length: int | None
+
+
+class ProviderSettings(Sequences, total=False):
+    """All keywords of `provider_report`."""
+
+    tolerance: float
+    reference: Callable[[Integers], Array] | None
+    fresh: Callable[[], LogitsProvider] | None
+    skip: Collection[str]
+
+
 def provider_report(
     provider: LogitsProvider,
     *,
     tolerance: float = 1e-3,
-    seed: int = 0,
-    tokens: Sequence[int] | None = None,
-    prompts: Sequence[Sequence[int]] | None = None,
-    length: int | None = None,
     reference: Callable[[Integers], Array] | None = None,
     fresh: Callable[[], LogitsProvider] | None = None,
     skip: Collection[str] = (),
+    **sequences: Unpack[Sequences],
 ) -> Report:
     """What every check found. Failures are in the report, none is raised.
 
@@ -118,16 +133,6 @@ def provider_report(
         The provider under test. Its state is overwritten.
     tolerance
         Largest difference of log-probabilities that passes.
-    seed
-        Chooses the tokens that are forwarded.
-    tokens
-        Tokens to choose from; the whole vocabulary by default.
-    prompts
-        What sequences begin with, row b's with ``prompts[b % len(prompts)]``; told to a provider that has ``begin``. By
-        default nothing, or one token for a provider that has ``begin``.
-    length
-        Positions per sequence, prompt included; by default 40 more than the longest prompt, or ``max_length`` if that
-        is less. The cost is about 60 sequences of this length.
     reference
         ``reference(tokens (T,)) -> logits (T, V)``, the model computed in some other way; ``[j]`` is for position j + 1.
     fresh
@@ -136,6 +141,11 @@ def provider_report(
     skip
         Names of checks to leave out, see `PROVIDER_CHECKS`: for example ``bounds-refused``
         for an engine that crashes the process.
+    **sequences
+        Which sequences are forwarded. ``seed=0`` chooses their tokens, among ``tokens`` (default: the whole vocabulary).
+        ``prompts`` is what they begin with, row b's with ``prompts[b % len(prompts)]``; told to a provider that has ``begin``. By
+        default nothing, or one token for a provider that has ``begin``. ``length`` is positions per sequence, prompt included; by
+        default 40 more than the longest prompt, or ``max_length`` if that is less. The cost is about 60 sequences of this length.
 
     Returns
     -------
@@ -162,9 +172,8 @@ def provider_report(
     checks.attributes(provider, record)
     results = [record.result()]
     if record.failure is None:
-        probe = Probe(
-            provider, tokens=tokens, prompts=prompts, length=length, seed=seed, fresh=fresh, reference=reference
-        )
+        chosen: Sequences = {"seed": 0, "tokens": None, "prompts": None, "length": None, **sequences}
+        probe = Probe(provider, fresh=fresh, reference=reference, **chosen)
         results += _results(probe, tolerance, [name for name in PROVIDER_CHECKS if name not in skip])
     return Report(type(provider).__name__, tolerance, tuple(results))
 
@@ -185,18 +194,7 @@ def _results(probe: Probe, tolerance: float, names: Sequence[str]) -> list[Check
     return results
 
 
-def check_provider(
-    provider: LogitsProvider,
-    *,
-    tolerance: float = 1e-3,
-    seed: int = 0,
-    tokens: Sequence[int] | None = None,
-    prompts: Sequence[Sequence[int]] | None = None,
-    length: int | None = None,
-    reference: Callable[[Integers], Array] | None = None,
-    fresh: Callable[[], LogitsProvider] | None = None,
-    skip: Collection[str] = (),
-) -> Report:
+def check_provider(provider: LogitsProvider, **settings: Unpack[ProviderSettings]) -> Report:
     """`provider_report`, raising if anything failed. Parameters are the same.
 
     Raises
@@ -220,17 +218,7 @@ def check_provider(
     Traceback (most recent call last):
     coupled_sampling.testing.contracts.report.CheckFailed: Forgetful fails ...
     """
-    report = provider_report(
-        provider,
-        tolerance=tolerance,
-        seed=seed,
-        tokens=tokens,
-        prompts=prompts,
-        length=length,
-        reference=reference,
-        fresh=fresh,
-        skip=skip,
-    )
+    report = provider_report(provider, **settings)
     if not report.passed:
         raise CheckFailed(report)
     return report

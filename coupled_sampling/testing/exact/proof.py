@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
 from coupled_sampling.drafting import Drafting
@@ -88,6 +88,22 @@ def shipped_decoder(
     return decode
 
 
+class Enumeration(TypedDict, total=False):
+    """How `assert_lossless_exactly` enumerates, as keywords."""
+
+    arithmetic: Arithmetic
+    tolerance: float | None
+    max_paths: int
+
+
+class _Enumeration(NamedTuple):
+    """`Enumeration` with its defaults; it takes no other names."""
+
+    arithmetic: Arithmetic = "float"
+    tolerance: float | None = None
+    max_paths: int = 100_000
+
+
 def assert_lossless_exactly(
     decode: Decode,
     next_law: NextLaw,
@@ -97,9 +113,7 @@ def assert_lossless_exactly(
     length: int | Sequence[int],
     stop: Sequence[int] = (),
     rows: int | None = None,
-    arithmetic: Arithmetic = "float",
-    tolerance: float | None = None,
-    max_paths: int = 100_000,
+    **enumeration: Unpack[Enumeration],
 ) -> ExactLaw[Outputs]:
     """Refuse a decoder whose exact joint law of outputs is not that of autoregressive sampling.
 
@@ -119,12 +133,10 @@ def assert_lossless_exactly(
         Tokens that end a sequence; ``decode`` must be told of them, too.
     rows
         Rows of the model; default one per prompt. Fewer makes prompts wait and rows be used again.
-    arithmetic
-        "rational" needs a ``next_law`` of fractions and gives distances without rounding.
-    tolerance
-        Largest total variation that passes; default 1e-12, or exactly 0 for rational arithmetic.
-    max_paths
-        Refuse beyond this many.
+    **enumeration
+        ``arithmetic="float"``: "rational" needs a ``next_law`` of fractions and gives distances without rounding.
+        ``tolerance=None``: largest total variation that passes; 1e-12, or exactly 0 for rational arithmetic.
+        ``max_paths=100_000``: refuse beyond this many.
 
     Returns
     -------
@@ -157,6 +169,7 @@ def assert_lossless_exactly(
     Traceback (most recent call last):
     AssertionError: not lossless: total variation 0.5 from autoregressive sampling, expected at most 1e-12...
     """
+    arithmetic, tolerance, max_paths = _Enumeration(**enumeration)
     lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
     longest = max(len(prompt) + count for prompt, count in zip(prompts, lengths, strict=True))
     kind = TableProvider if arithmetic == "float" else RationalProvider

@@ -207,3 +207,20 @@ def test_state_follows_whatever_the_loop_does(method, unconditional):
             provider.close()
         assert report.sites > 150
         assert not report.disagreements, report
+
+
+def test_the_model_is_told_both_prompts_row_by_row():
+    class Conditioned(Table):
+        told = ()
+
+        def begin(self, row, prompt):
+            self.told = (*self.told, (row, list(prompt)))
+
+    model = Conditioned(table(0), 4)
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = DeviceProvider(model, launcher)
+        kernels = KernelStep(provider, "sjd", launcher, guidance=2.0, unconditional=lambda prompt: [*prompt, 3])
+        kernels.begin(1, np.array([1, 2]))
+        kernels.begin(0, np.array([0]))
+        kernels.close()
+    assert sorted(model.told) == [(0, [0]), (1, [0, 3]), (2, [1, 2]), (3, [1, 2, 3])]

@@ -7,9 +7,9 @@ import contextlib
 
 import numpy as np
 import pytest
-from coupled_sampling.backends.ort.step_binding import Kept
 
 from coupled_sampling import Decoder, Request
+from coupled_sampling.backends.ort.binding import Kept
 from coupled_sampling.backends.ort.step_state import NoiseRing
 from coupled_sampling.contracts import Outcome
 from coupled_sampling.errors import ProviderError

@@ -91,10 +91,10 @@ def vars_of(sampling):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_law_is_right_or_said_to_want_more_candidates(session, count):
-    logits = logits_of(session.vocab_size, len(GRID))
-    wanting = 0
-    for few in range(0, len(GRID), 16):  # a call takes as many candidates as its widest top-k wants
-        samplings, own = GRID[few : few + 16], logits[few : few + 16]
+    """Few rows a call, of any settings: a call takes the candidates that the neediest of its rows wants."""
+    logits, wanting = logits_of(session.vocab_size, len(GRID)), 0
+    for chosen in np.array_split(np.random.default_rng(count).permutation(len(GRID)), len(GRID) // 3):
+        samplings, own = [GRID[i] for i in chosen], logits[chosen]
         laws, short = laws_of(session, own, samplings, count)
         for b, sampling in enumerate(samplings):
             right = ~short[b]
@@ -105,3 +105,19 @@ def test_a_law_is_right_or_said_to_want_more_candidates(session, count):
                 assert right.all(), f"{sampling} needs no more"
         wanting += short.sum()
     assert wanting > 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.6])
+@pytest.mark.parametrize("kept", [1, 2, 3, 4, 5])
+def test_a_nucleus_whose_mass_is_just_top_p_takes_no_token_more(kept, temperature):
+    """Chances 1/2, 1/4, ... whose sums are rounded to one side or the other of top-p."""
+    halves = 0.5 ** np.minimum(np.arange(1, VOCAB + 1), VOCAB - 1)
+    assert halves.sum() == 1
+    random = np.random.default_rng(kept)
+    shifts = random.uniform(-0.5, 0.5, (40, 1, 1))
+    logits = np.float32(temperature * np.log(halves) + shifts)
+    samplings = [Sampling(temperature, top_p=float(halves[:kept].sum()))] * len(logits)
+    session = session_of(decision_graph("scd-maximal", VOCAB, warped=True))
+    laws, _ = laws_of(session, logits, samplings)
+    expected = np.where(np.arange(VOCAB) < kept, halves, 0) / halves[:kept].sum()
+    np.testing.assert_allclose(laws[:, 0], np.broadcast_to(expected, (len(laws), VOCAB)), atol=1e-4)

@@ -15,6 +15,7 @@ from coupled_sampling.errors import BundleError, InvalidArgument, InvalidLogits
 from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.decision import STEP_METHODS, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
+from coupled_sampling.target import target_law
 from coupled_sampling.testing import StepComparison
 from standins.table_graphs import LENGTH, VOCAB, WIDE, Table, finish, session_of, table, window_model
 
@@ -239,7 +240,7 @@ def test_guided_logits_are_those_of_guided_provider(scale):
     random = np.random.default_rng(5)
     logits = random.standard_normal((4, 6, VOCAB)).astype(np.float32)
     logits[::2][random.random((2, 6, VOCAB)) < 0.2] = -np.inf
-    if scale < 1:
+    if scale <= 1:
         logits[1::2][random.random((2, 6, VOCAB)) < 0.2] = -np.inf
     logits[..., 0] = 1.0
 
@@ -265,6 +266,45 @@ def test_guided_logits_are_those_of_guided_provider(scale):
     for row, lag in ((0, 2), (1, 0)):  # slots before the unconditional prompt begins decide nothing
         np.testing.assert_array_equal(highest[row, lag:], expected[row, lag:].max(-1))
         np.testing.assert_array_equal(tokens[row, lag:], expected[row, lag:].argmax(-1))
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB, WIDE])
+@pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
+def test_where_the_residual_is_empty_the_target_law_is_drawn_from(method, vocab_size):
+    """By rounding, no token may have more chance than its draft law gave it, and the draft be refused all the same."""
+    slots, rows = 4, 50
+    random = np.random.default_rng(1)
+    logits = random.standard_normal((rows, slots, vocab_size)).astype(np.float32)
+    logits[random.random(logits.shape) < 0.5] = -np.inf
+    logits[..., 1] = 0
+    law = target_law(logits, Sampling())
+    drawn = random.random((rows, slots, 3))
+    drawn[:, 0, 0] = 0.9  # the acceptance ratio is 1/2
+    nothing = np.zeros(rows, np.int64)
+    feeds = {
+        "logits": logits, "input_ids": np.ones((rows, slots), np.int64), "start": nothing, "known": nothing + 1,
+        "recycled": nothing + slots - 1, "fresh": nothing, "draws": np.ones(rows, bool),
+        "temperature": np.ones(rows, np.float32), "uniforms": drawn, "draft_laws": 2 * law, "draft_laws_start": nothing,
+    }  # fmt: skip
+    if method == "scd-gumbel":
+        noise = np.ones((rows, slots, vocab_size), np.float32)
+        feeds |= {"noise": noise, "noise_start": nothing + 1, "past_noise": np.tile(noise, (1, 3, 1))}
+    tokens, committed = session_of(decision_graph(method, vocab_size)).run(["tokens", "committed"], feeds)
+    assert (committed == 1).all()
+    # The token whose stretch of the cumulative law the uniform lies in.
+    expected = [int(np.searchsorted(np.cumsum(p, dtype=float), u * p.sum(dtype=float), "right"))
+                for p, u in zip(law[:, 0], drawn[:, 0, 1], strict=True)]  # fmt: skip
+    assert tokens[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_an_outcome_stays_what_it_is(method):
+    step, known = ort_step(table(0), method), 3 if method == "ar" else 1
+    outcome = step.step(one_row([1, 2, 3], known))
+    before = outcome.tokens.tolist(), outcome.committed.tolist()
+    for token in range(VOCAB):
+        step.step(one_row([token, 4, 0], known))
+    assert (outcome.tokens.tolist(), outcome.committed.tolist()) == before
 
 
 def test_weights_in_a_second_file_are_shared(tmp_path):
