@@ -104,6 +104,14 @@ def test_numbers_from_the_host_keep_what_the_library_can_hold(name):
     np.testing.assert_array_equal(host, values.astype(host.dtype))
 
 
+def test_a_uniform_stays_below_one_where_there_is_no_float64(monkeypatch):
+    library = pytest.importorskip("array_api_strict")
+    monkeypatch.setattr(arrays, "floats", lambda like: library.float32)
+    uniform = arrays.unit_interval(np.array([0.0, 0.3, 1 - 2.0**-53]), library.ones(1))
+    assert uniform.dtype == library.float32
+    np.testing.assert_array_equal(arrays.to_host(uniform), np.array([0.0, 0.3, 1 - 2.0**-24], np.float32))
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_laws_stay_in_their_library_and_a_draft_model_may_use_another(name):
     library = pytest.importorskip(name)

@@ -7,6 +7,7 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 LAWS = ("test_target",)
+FORMS = ("test_law_forms",)
 
 BUGS = (
     Bug(
@@ -194,5 +195,29 @@ if sampling.temperature != 1:
         "others[: len(rows[some])]",
         "Long rows take the noise of the first rows.",
         ("test_arrays",),
+    ),
+    Bug(
+        "uniform-rounded-to-one",
+        "unit_interval",
+        "np.minimum(values, 1 - 2.0**-24)",
+        "values",
+        "Where a library has no float64, a draft of probability one can be refused.",
+        ("test_arrays",),
+    ),
+    Bug(
+        "law-of-a-site-without-a-draft",
+        "couplings:_corrected",
+        "namespace(target_law).where(drafted, weights, target_law)",
+        "weights",
+        "A free token is drawn from what is left of a law that means nothing.",
+        FORMS,
+    ),
+    Bug(
+        "guesses-keep-their-old-laws",
+        "DraftLawArray.guessed",
+        "xp.where(where[..., None], certain, law)",
+        "law",
+        "A guess is tested as if it had been drawn from whatever law lies there.",
+        FORMS,
     ),
 )

@@ -194,4 +194,12 @@ BUGS = (
         "Gumbel-max multiplies the law by the noise itself.",
         COUPLINGS,
     ),
+    Bug(
+        "one-uniform-of-arrays-for-all-purposes",
+        "ArrayNoise._of",
+        "self.uniforms[..., int(purpose)]",
+        "self.uniforms[..., 0]",
+        "In a traced step the uniform that refused a draft also chooses its correction.",
+        ("test_law_forms",),
+    ),
 )
