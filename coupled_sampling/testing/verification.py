@@ -133,6 +133,7 @@ class Decoding(TypedDict, total=False):
     drafting: str | Drafting
     sampling: Sampling | None
     seed: int
+    progress: Callable[[str, int], object] | None
 
 
 class _Decoding(NamedTuple):
@@ -142,6 +143,7 @@ class _Decoding(NamedTuple):
     drafting: str | Drafting = "random"
     sampling: Sampling | None = None
     seed: int = 0
+    progress: Callable[[str, int], object] | None = None
 
 
 def verify(
@@ -153,7 +155,6 @@ def verify(
     positions: int = 6,
     alpha: float = 1e-3,
     make_step: MakeStep = HostStep,
-    progress: Callable[[str, int], object] | None = None,
     **decoding: Unpack[Decoding],
 ) -> list[Verification]:
     """Test each of ``methods`` against ordinary sampling.
@@ -172,11 +173,10 @@ def verify(
         Family-wise: the chance that any of the methods is called different although none is.
     make_step
         Makes the step to verify; AR, the reference, is always a `HostStep`.
-    progress
-        Called with a method's name and the number of new tokens.
     **decoding
         ``window=16``, ``drafting="random"`` and ``sampling=None`` as for `coupled_sampling.generate`, and ``seed=0``: AR has its
-        noise, the k-th method that of ``seed + k`` modulo 2**64, so that all samples are independent.
+        noise, the k-th method that of ``seed + k`` modulo 2**64, so that all samples are independent. ``progress=None`` is called
+        with a method's name and the number of new tokens.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def verify(
         raise InvalidArgument(f"alpha is {alpha}, expected a probability between 0 and 1, such as 0.001")
 
     settings = _Decoding(**decoding)
-    seed = settings.seed
+    seed, progress = settings.seed, settings.progress
 
     def sample(method: Method, make: MakeStep, own_seed: int) -> tuple[Integers, float]:
         step = make(open_model(), method)
