@@ -79,10 +79,10 @@ class Suite:
         self._lock = threading.Lock()
         self._closed = False
 
-    def first_failure(self, copy: Path, tests: Sequence[Path], limit: float) -> str | None:
+    def first_failure(self, copy: Path, tests: Sequence[Path], limit: float, workers: int = 1) -> str | None:
         """The first failing test among ``tests`` in ``copy``, or what else ended the run; None if all pass.
 
-        ``tests`` are test files from the root of the checkout; none means the whole suite.
+        ``tests`` are test files from the root of the checkout; none means the whole suite. ``workers`` run them side by side.
 
         Raises
         ------
@@ -91,6 +91,7 @@ class Suite:
         """
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
         command += ["-p", "hypothesis_for_mutants", f"--ignore-glob=*/{NO_JUDGE}", *map(str, tests)]
+        command += ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment["PYTHONPATH"] = os.pathsep.join([str(copy), str(copy / "tests" / "mutants")])
         # A bug may leave a file's size and second unchanged, which is all that compiled code is checked by.
@@ -172,12 +173,12 @@ def hunt(bugs: Sequence[Bug], folder: Path, jobs: int, suite: Suite) -> list[Ver
         copy = folder / f"copy-{number}"
         shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
         copies.put(copy)
-    healthy(sorted({path for bug in bugs for path in bug.test_paths(ROOT)}), folder / "copy-0", suite)
+    healthy(sorted({path for bug in bugs for path in bug.test_paths(ROOT)}), folder / "copy-0", suite, jobs)
     verdicts = _examine_all(bugs, copies, jobs, suite, whole_suite=False)
     elusive = [verdict.bug for verdict in verdicts if verdict.killed_by is None]
     if not elusive:
         return verdicts
-    healthy([], folder / "copy-0", suite)
+    healthy([], folder / "copy-0", suite, jobs)
     last = {verdict.bug: verdict for verdict in _examine_all(elusive, copies, jobs, suite, whole_suite=True)}
     return [last.get(verdict.bug, verdict) for verdict in verdicts]
 
@@ -205,10 +206,10 @@ def _examine_all(
             raise
 
 
-def healthy(tests: Sequence[Path], copy: Path, suite: Suite) -> None:
+def healthy(tests: Sequence[Path], copy: Path, suite: Suite, workers: int) -> None:
     """Refuse to go on if ``tests`` (none for all) fail without a bug."""
     began = time.perf_counter()
-    failure = suite.first_failure(copy, tests, 10 * suite.limit)
+    failure = suite.first_failure(copy, tests, 10 * suite.limit, workers)
     if failure is not None:
         raise UnhealthyError(f"without any bug, the tests fail: {failure}")
     name = f"{len(tests)} test files" if tests else "the whole suite"

@@ -60,7 +60,7 @@ def run_schedule(both, model, seed, steps, warped=True):
     random = np.random.default_rng(seed)
     rule = Erratic(random)
     decoder = Decoder(both, window=rule, drafting=str(random.choice(["repeat", "random", "copy:3"])))
-    under_way = set()
+    under_way, faulty = set(), False
     for _ in range(steps):
         chance = random.random(6)
         if chance[0] < 0.3 and decoder.active + decoder.waiting < ROWS + 1:
@@ -74,9 +74,10 @@ def run_schedule(both, model, seed, steps, warped=True):
             gone = int(random.choice(sorted(under_way)))
             decoder.remove(gone)
             under_way.discard(gone)
-        if chance[2] < 0.15:
+        if chance[2] < (0.6 if faulty else 0.15):  # what is done again may be done in windows of another width
             rule.change()
         both.loses, model.fails = chance[3] < 0.1, chance[4] < 0.1
+        faulty = both.loses or model.fails
         with contextlib.suppress(KeyboardInterrupt, ProviderError):
             under_way -= {commit.handle for commit in decoder.step() if commit.finished}
     return both.report()

@@ -91,7 +91,7 @@ def decoded(seed, faults, sequences=3):
             gone = int(random.choice(sorted(under_way)))
             decoder.remove(gone)
             under_way.discard(gone)
-        if chance[2] < 0.15:
+        if chance[2] < (0.6 if step.fault else 0.15):  # what is done again may be done in windows of another width
             rule.change()
         step.fault = random.choice(["before", "after", "lost"]) if chance[3] < faults else None
         with contextlib.suppress(KeyboardInterrupt, ProviderError):
