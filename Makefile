@@ -44,8 +44,8 @@ test-torch: $(VENV)/.dev
 	$(BIN)/python -m pytest -m torch
 
 test-frameworks: $(VENV)/.dev
-	$(BIN)/python -m pip install -q "$(TORCH)" -e ".[jax,mlx]"
-	$(BIN)/python -m pytest -m frameworks
+	$(INSTALL) "$(TORCH)" -e ".[jax,mlx]"
+	$(BIN)/python -m pytest $(PARALLEL) -m frameworks
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund

@@ -21,6 +21,8 @@ __all__ = ["Decisions", "Outcome", "Sites", "Window"]
 class Sites(NamedTuple):
     """Where draws are wanted: whose noise, which position, which round. Numpy; B rows of n sites.
 
+    In a traced function ``valid`` is an array of its library, and the rest may be None unless the noise looks at it.
+
     Examples
     --------
     Three positions of one sequence, in its round 2:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -54,22 +54,43 @@ class Job:
         make = partial(tables, method, self.shape.vocab_size, length=self.length, seed=self.seed)
         return make(rows=len(batch), first_row=batch.start)
 
-    def timed(self, method: Method, run: Callable[..., object]) -> tuple[list[object], float, float]:
-        """What ``run`` made of each batch, the seconds of all (median), and those of compiling."""
-        batches = [
-            (self.params, jnp.asarray([self.prompts[i] for i in batch], jnp.int32), self.randomness(method, batch))
-            for batch in self.batches()
-        ]
-        common = {"shape": self.shape, "length": self.length, "sampling": self.sampling}
+    def arguments(self, method: Method) -> list[tuple[Params, jax.Array, Randomness]]:
+        """What a loop is called with for each batch."""
+        prompts = [jnp.asarray([self.prompts[i] for i in batch], jnp.int32) for batch in self.batches()]
+        noise = [self.randomness(method, batch) for batch in self.batches()]
+        return [(self.params, *both) for both in zip(prompts, noise, strict=True)]
+
+
+@dataclass
+class Run:
+    """A jitted loop over all batches, and what it took."""
+
+    method: Method
+    loop: Callable[..., object]
+    batches: list[tuple[Params, jax.Array, Randomness]]
+    found: list[object] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Of each run over all batches, the first not among them."""
+
+    def once(self) -> float:
         begin = time.perf_counter()
-        # A last batch of fewer rows is compiled apart.
-        jax.block_until_ready([run(*batch, **common) for batch in (batches[0], batches[-1])])
-        compiling, seconds = time.perf_counter() - begin, []
-        for _ in range(self.repeats):
-            begin = time.perf_counter()
-            found = [jax.block_until_ready(run(*batch, **common)) for batch in batches]
-            seconds.append(time.perf_counter() - begin)
-        return found, float(np.median(seconds)), compiling
+        self.found = [jax.block_until_ready(self.loop(*batch)) for batch in self.batches]
+        return time.perf_counter() - begin
+
+
+def runs_of(job: Job, methods: Sequence[Method]) -> list[Run]:
+    """``ar`` and the ``methods``, compiled, then timed in turns: so that other work on the machine disturbs all alike."""
+    common = {"shape": job.shape, "length": job.length, "sampling": job.sampling}
+    runs = [Run(METHODS["ar"], partial(decode_ar, **common), job.arguments(METHODS["ar"]))]
+    for method in methods:
+        loop = partial(decode, method=method, window=job.window, lag=job.lag, **common)
+        runs.append(Run(method, loop, job.arguments(method)))
+    for run in runs:
+        run.once()
+    for _ in range(job.repeats):
+        for run in runs:
+            run.seconds.append(run.once())
+    return runs
 
 
 def tokens_of(job: Job, decoded: list[State]) -> np.ndarray:
@@ -78,26 +99,21 @@ def tokens_of(job: Job, decoded: list[State]) -> np.ndarray:
 
 def report(job: Job, methods: Sequence[Method], provider: LogitsProvider | None) -> bool:
     """Decode with ``ar`` and each method, and print what it took; whether all is as it must be."""
-    ar, ar_seconds, compiling = job.timed(METHODS["ar"], decode_ar)
-    ar_tokens, ar_passes, fine = np.concatenate(ar), job.length * len(job.batches()), True
-    print(f"{'method':<18}{'passes':>8}{'tokens/p.':>10}{'seconds':>9}{'ms a pass':>11}{'speed':>7}{'compiling':>11}")
-
-    def line(name: str, passes: int, seconds: float, compiling: float) -> None:
-        figures = (
-            f"{passes:>8}{len(job.prompts) * job.length / passes:>10.2f}{seconds:>9.2f}{1e3 * seconds / passes:>11.2f}"
+    runs, fine = runs_of(job, methods), True
+    ar_tokens, ar_seconds = np.concatenate(runs[0].found), float(np.median(runs[0].seconds))
+    print(f"{'method':<18}{'passes':>8}{'tokens/pass':>13}{'seconds':>9}{'ms/pass':>9}{'speed':>8}")
+    for run in runs:
+        drafts, seconds = run.method.drafts, float(np.median(run.seconds))
+        passes = sum(int(state.passes) for state in run.found) if drafts else job.length * len(job.batches())
+        per_pass, speed = len(job.prompts) * job.length / passes, ar_seconds / seconds
+        print(
+            f"{run.method.name:<18}{passes:>8}{per_pass:>13.2f}{seconds:>9.2f}{1e3 * seconds / passes:>9.2f}{speed:>7.2f}x"
         )
-        print(f"{name:<18}{figures}{ar_seconds / seconds:>6.2f}x{compiling:>10.1f}s")
-
-    line("ar", ar_passes, ar_seconds, compiling)
-    for method in methods:
-        run = partial(decode, method=method, window=job.window, lag=job.lag)
-        decoded, seconds, compiling = job.timed(method, run)
-        line(method.name, sum(int(state.passes) for state in decoded), seconds, compiling)
-        if method.acceptance == "match":
-            same = int((tokens_of(job, decoded) == ar_tokens).all(axis=1).sum())
+        if run.method.acceptance == "match":
+            same = int((tokens_of(job, run.found) == ar_tokens).all(axis=1).sum())
             print(f"    the tokens are ar's in {same} of {len(job.prompts)}")
-        if provider is not None and job.noise == "tables":
-            fine &= as_the_library(job, method, decoded, provider)
+        if drafts and provider is not None and job.noise == "tables":
+            fine &= as_the_library(job, run.method, run.found, provider)
     return fine
 
 
@@ -130,6 +146,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is printed (default 3)")
     parser.add_argument("--random-weights", choices=sorted(SHAPES), help="a model of this size, for timing only")
     arguments = parser.parse_args()
+    methods = [find_method(name) for name in arguments.methods.split(",") if name]
+    if not all(method.drafts for method in methods):
+        parser.error("--methods: ar is run anyway, in a loop of its own; name methods that draft")
     print(f"JAX {jax.__version__} on {jax.devices()[0].device_kind}")
     provider, fine = None, True
     if arguments.random_weights:
@@ -158,7 +177,6 @@ def main() -> int:
         shape, params, prompts, length, arguments.window, lag, sampling, arguments.seed, arguments.rows,
         arguments.noise, arguments.repeats,
     )  # fmt: skip
-    methods = [find_method(name) for name in arguments.methods.split(",") if name]
     return 0 if report(job, methods, provider) and fine else 1
 
 
