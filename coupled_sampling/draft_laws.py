@@ -17,6 +17,7 @@ from coupled_sampling.arrays import filled, from_host, namespace, pick, point_ma
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.couplings import residual
 from coupled_sampling.draws import Draw
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.law_book import Held, LawBook
 from coupled_sampling.law_forms import LawsInPieces
 
@@ -76,7 +77,10 @@ class DraftLaws(LawsInPieces):
 
     def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
         if not isinstance(uniform, Draw):
-            raise TypeError("draft laws in pieces need a Draw, not uniforms")
+            raise InvalidArgument(
+                f"residual_uniform is a {type(uniform).__name__}, expected a Draw: draft laws in pieces are for the decoding loop; "
+                "with uniforms pass laws as an array, such as DraftLaws.dense gives"
+            )
         if not leading and not isinstance(target_law, np.ndarray):
             # Many sites of a library whose arrays cannot be indexed one by one in reasonable time.
             return uniform.categorical(residual(target_law, self.dense(target_law)), where)

@@ -50,8 +50,7 @@ class Purpose(IntEnum):
 class Noise(Protocol):
     """The only three things a decoder may ask of randomness.
 
-    ``where`` (bool (B, n), of any array library; None for all) marks the sites whose answer will be used; answers elsewhere
-    mean nothing.
+    ``where`` (bool (B, n), of any array library) marks the sites whose answer will be used; answers elsewhere mean nothing.
 
     Examples
     --------
@@ -140,13 +139,16 @@ class Asked(Draw):
         return self._noise.bernoulli(probability, self._sites, self._purpose, where=where, leading=leading)
 
     def categorical(self, weights: Array, where: Array | None) -> Array:
-        return self._noise.categorical(weights, self._sites, self._purpose, where=where)
+        return self._noise.categorical(weights, self._sites, self._purpose, where=self._all_if_none(where))
 
     def shared(self, law: Array, where: Array | None) -> Array:
-        return self._noise.shared(law, self._sites, where=where)
+        return self._noise.shared(law, self._sites, where=self._all_if_none(where))
 
     def at(self, rows: Integers, slots: Integers) -> Asked:
         return Asked(self._noise, self._sites.at(rows, slots), self._purpose)
+
+    def _all_if_none(self, where: Array | None) -> Array:
+        return self._sites.valid if where is None else where
 
 
 def _first_past(weights: Array, threshold: Array) -> Array:

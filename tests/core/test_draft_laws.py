@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from coupled_sampling.arrays import to_host
+from coupled_sampling.contracts import Sites
+from coupled_sampling.couplings import gumbel, independent, maximal
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
+from coupled_sampling.draws import Asked, Purpose
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.noise import CounterNoise
 
 array_api_strict = pytest.importorskip("array_api_strict")
 
@@ -95,3 +99,19 @@ def test_laws_are_recalled_by_round_and_position():
     kept.forget(0)
     with pytest.raises(InvalidArgument, match="no laws"):
         kept.recall(0, 4, 22, 1)
+
+
+def test_pieces_are_for_the_loop_and_say_so():
+    target, laws, _ = world(np.array)
+    with pytest.raises(InvalidArgument, match="residual_uniform is a ndarray, expected a Draw"):
+        maximal(DRAFT, laws, target, np.zeros(DRAFT.shape), np.zeros(DRAFT.shape))
+
+
+def test_a_draw_is_for_all_sites_unless_some_are_named():
+    """`independent` and `gumbel` with a step's noise and no ``where``."""
+    one = np.arange(2).astype(np.uint64)
+    sites = Sites(one, one, np.zeros(2, int), np.array([[3, 4], [7, 8]]), np.ones((2, 2), bool))
+    law = np.random.default_rng(0).dirichlet(np.ones(V), (2, 2))
+    asked = Asked(CounterNoise(), sites, Purpose.REDRAFT)
+    for coupling in (independent, gumbel):
+        np.testing.assert_array_equal(coupling(law, asked), coupling(law, asked, where=sites.valid))

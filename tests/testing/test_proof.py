@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import METHODS, GuidedProvider, HostStep, Sampling, generate
+from coupled_sampling.couplings import DraftLawArray
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import (
     RationalProvider,
@@ -52,6 +53,25 @@ def test_fractions_through_stops_ragged_rows_and_rows_used_again(method):
         rows=1,
         arithmetic="rational",
     )
+
+
+class LawsAsArrays(HostStep):
+    """The shipped step with its draft laws in one array, the form that jitted code passes to `decide`."""
+
+    def _draft_laws(self, target, slots, window):
+        laws = super()._draft_laws(target, slots, window)
+        if self.method.acceptance != "rejection":
+            return DraftLawArray(laws.draft, laws.drafted, None)
+        return DraftLawArray(laws.draft, laws.drafted, laws.dense(target))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_laws_as_arrays_are_exact_too(method):
+    decode = shipped_decoder(method, window=3, step=LawsAsArrays)
+    law = assert_lossless_exactly(
+        decode, rational_table(2, 3), [[0], [1, 2]], vocab_size=3, length=[3, 2], arithmetic="rational"
+    )
+    assert sum(law.values()) == 1
 
 
 def warped(law, sampling):

@@ -34,7 +34,7 @@ struct Decision {
 enum Redraft { NO_REDRAFT = 0, INDEPENDENT = 1, MAXIMAL = 2, GUMBEL = 3 };
 enum Acceptance { NO_ACCEPTANCE = 0, REJECTION = 1, MATCH = 2 };
 
-// Which slots decide something and which of them test a draft: `HostStep._slots`.
+// Which slots decide something and which of them test a draft: `Window.decisions`.
 struct Slot {
     int first, drafts_end, end;  // of the row: the first deciding slot, one past the last draft's slot, one past the last
     int recycled_end;
