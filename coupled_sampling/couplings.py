@@ -119,11 +119,8 @@ def acceptance_probability(draft: Array, draft_law: Array | DraftLawArray | Laws
     array([0.4, 1. ])
     """
     target = pick(target_law, draft)
-    if isinstance(draft_law, LawsInPieces):
-        proposed = draft_law.of_drafts(target_law)
-    else:
-        law = draft_law.law if isinstance(draft_law, DraftLawArray) else draft_law
-        proposed = pick(from_host(law, target_law), draft)
+    has_form = isinstance(draft_law, DraftLawArray | LawsInPieces)
+    proposed = draft_law.of_drafts(target_law) if has_form else pick(from_host(draft_law, target_law), draft)
     xp, wide = namespace(target), floats(target)
     target, proposed = xp.astype(target, wide), xp.astype(proposed, wide)
     # p / p is exactly 1 wherever the target gives as much as the draft law, and nothing is divided by 0.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from coupled_sampling.arrays import first_true, is_concrete, namespace, point_masses
+from coupled_sampling.arrays import first_true, from_host, is_concrete, namespace, pick, point_masses
 from coupled_sampling.contracts import Array
 from coupled_sampling.draws import Draw
 from coupled_sampling.errors import InvalidArgument
@@ -39,6 +39,10 @@ class DraftLawArray(NamedTuple):
     """bool (B, n) where there is a draft."""
     law: Array | None
     """(B, n, V) their laws; where there is no draft, anything. None will do for ``match``, which asks for no law."""
+
+    def of_drafts(self, like: Array) -> Array:
+        """What each draft's law gave it: (B, n), in the library of ``like``; where there is no draft, anything."""
+        return pick(from_host(self.law, like), from_host(self.draft, like))
 
     def guessed(self, where: Array) -> DraftLawArray:
         """The same with point masses at the sites ``where``, bool (B, n): drafts that were guessed, not drawn."""
