@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,16 @@ class TableProvider:
             laws[where] = self.next_law(context)
         with np.errstate(divide="ignore"):
             return np.log(laws)
+
+    @property
+    def forks(self) -> bool:
+        """See `coupled_sampling.contracts.Forks`."""
+        return True
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """See `coupled_sampling.contracts.Forks.fork`."""
+        for target in targets:
+            self._held[target, :length] = self._held[source, :length]
 
     def write(self, tokens: Integers, start: Integers) -> dict[tuple[int, int], tuple[int, ...]]:
         """Take a window in; returns what each (row, slot) of it now has before it and in it."""

@@ -52,13 +52,13 @@ def test_every_call_obeys_the_contract_and_traces_add_up(method, window, batch, 
     prompts = [[i % V] * prompt for i, (prompt, _) in enumerate(shapes)]
     lengths = [length for _, length in shapes]
     tokens, traces = generate(provider, prompts, length=lengths, method=method, window=window, drafting=drafting)
-    assert max(provider.widths) <= window
+    assert max(provider.widths) <= max(window, *(prompt - 1 for prompt, _ in shapes), 1)
     for own, trace, prompt, length in zip(tokens, traces, prompts, lengths, strict=True):
         assert len(own) == trace.tokens == length == len(trace.step_of_token)
         assert (np.diff(trace.step_of_token) >= 0).all()
-        chunks = -(-len(prompt) // window)
-        assert trace.committed_per_step[: chunks - 1] == [0] * (chunks - 1)
-        assert all(count >= 1 for count in trace.committed_per_step[chunks - 1 :])
+        chunks = int(len(prompt) > window)  # one as wide as the prompt
+        assert trace.committed_per_step[:chunks] == [0] * chunks
+        assert all(count >= 1 for count in trace.committed_per_step[chunks:])
     if method == "ar":
         assert all(count <= 1 for trace in traces for count in trace.committed_per_step)
 
