@@ -328,14 +328,14 @@ def target_laws(
         usable = np.isfinite(found)
         for b, (slot, _) in faults.items():
             usable[b, slot:] = False
-        bad = wanted & ~usable
-        if not bad.any():
+        if usable.all():
             return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, None)
+        bad = wanted & ~usable
         faults = _fault_of(found, positions, bad) | {b: f for b, f in faults.items() if bad[b].argmax() == f[0]}
-        harmless = from_host(~bad, logits)[..., None]
+        harmless = from_host(usable, logits)[..., None]
     else:
         harmless = usable[..., None]
-    # Finite numbers, so that no NaN spreads from a slot that nothing may come of.
+    # Finite numbers, so that no NaN spreads from a slot that nothing may come of, and nothing overflows there.
     logits = xp.where(harmless, logits, xp.zeros_like(logits))
     highest = xp.where(harmless, highest, xp.zeros_like(highest))
     return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, faults or None)

@@ -1,6 +1,6 @@
 """The decision graph against HostStep, law by law and token by token, on tables that ONNX Runtime looks up itself."""
 
-import dataclasses
+import copy
 
 import numpy as np
 import pytest
@@ -17,7 +17,18 @@ from coupled_sampling.export.graphs.decision import STEP_METHODS, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.target import target_law
 from coupled_sampling.testing import StepComparison
-from standins.table_graphs import LENGTH, VOCAB, WIDE, Table, finish, session_of, table, window_model
+from standins.table_graphs import (
+    FAULTS,
+    LENGTH,
+    VOCAB,
+    WIDE,
+    Table,
+    finish,
+    session_of,
+    table,
+    window_model,
+    with_dead_states,
+)
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -35,7 +46,8 @@ class Both:
         self.vocab_size, self.batch_size = reference.vocab_size, reference.batch_size
         self.max_length = self.max_window = LENGTH
         self.noise = reference.noise
-        self.compared = 0
+        self.compared = self.closed = 0
+        self.failed = []
 
     def takes(self, request):
         return self.ours.takes(request) or self.reference.takes(request)
@@ -52,6 +64,14 @@ class Both:
             sites = slice(int(window.known[b]) - 1, end)
             np.testing.assert_array_equal(found.tokens[b, sites], expected.tokens[b, sites])
             self.compared += end - sites.start
+            self.closed += int((expected.tokens[b, sites] < 0).sum())
+        for outcome in (found, expected):
+            for b in np.flatnonzero(window.draws):
+                last = outcome.tokens[b, window.known[b] - 2 + outcome.committed[b]]
+                assert (last < 0) == (b in outcome.failures)
+        messages = [{b: str(error) for b, error in outcome.failures.items()} for outcome in (found, expected)]
+        assert messages[0] == messages[1]
+        self.failed += messages[0].values()
         return expected
 
 
@@ -153,11 +173,9 @@ def test_interruptions_anywhere_change_nothing(method):
         calls = 0
         while decoder.active or decoder.waiting:
             calls += 1
-            saved = (
-                dataclasses.replace(decoder._rows[0], tokens=decoder._rows[0].tokens.copy())
-                if decoder._rows[0]
-                else None
-            )
+            saved = copy.copy(decoder._rows[0])
+            if saved is not None:
+                saved.tokens = saved.tokens.copy()
             try:
                 commits = decoder.step()
             except KeyboardInterrupt:
@@ -184,24 +202,47 @@ def test_recycled_drafts_of_another_round_are_refused():
     decoder = Decoder(step, window=4, drafting="repeat")
     decoder.add(Request([0], length=12))
     decoder.step()
-    while not (window := decoder._window(decoder.window)).recycled[0]:
+    windows, forward = [], step.step
+    step.step = lambda window: windows.append(window) or forward(window)
+    while not windows or not windows[-1].recycled[0]:
         decoder.step()
     with pytest.raises(InvalidArgument, match="round before"):
-        step.step(window._replace(round=window.round + 5))
+        forward(windows[-1]._replace(round=windows[-1].round + 5))
 
 
 @pytest.mark.parametrize("method", ["ar", "scd-gumbel"])
-@pytest.mark.parametrize(("fault", "found"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "nothing but -inf")])
-def test_unusable_logits_are_refused_by_row_and_position(method, fault, found):
+@pytest.mark.parametrize(("fault", "found"), [(np.nan, "NaN"), (np.inf, "+inf"), (-np.inf, "nothing but -inf")])
+def test_unusable_logits_are_told_by_row_and_position(method, fault, found):
     logits = table(0, WIDE)
     logits[:, 5] = -np.inf if fault == -np.inf else 0
     if fault != -np.inf:
         logits[:, 5, 70] = fault
     step = ort_step(logits, method)
-    window = one_row([3, 5], known=2)
-    with pytest.raises(InvalidLogits, match=f"row 0 for position 2 hold {found}"):
-        step.step(window)
-    step.step(one_row([5, 3], known=2))  # a known slot's logits are nobody's business
+    outcome = step.step(one_row([3, 5], known=2))
+    assert outcome.committed.tolist() == [1]
+    assert outcome.tokens[0, 1] == -1
+    assert isinstance(outcome.failures[0], InvalidLogits)
+    assert f"row 0 for position 2 hold {found}" in str(outcome.failures[0])
+    assert not step.step(one_row([5, 3], known=2)).failures  # a known slot's logits are nobody's business
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, warped, fault):
+    """Nothing of a dead slot comes to the slots beside it, to the count, or to the laws of the next round."""
+    for size, window, reachable in ((VOCAB, 6, 0.0), (VOCAB, 9, 0.02), (WIDE, 5, 0.02)):
+        logits = with_dead_states(table(1, size), fault, reachable)
+        both = Both(ort_step(logits, method, 3, warped=warped), HostStep(Table(logits, 3), method))
+        samplings = WARPED + SAMPLINGS if warped else SAMPLINGS
+        requests = [
+            Request([1 + i % 3] * (1 + i % 4), 24 - i, seed=i, sequence=i, sampling=samplings[i % len(samplings)])
+            for i in range(14)
+        ]
+        finish(Decoder(both, window=window, drafting=f"random:{size - 3}:3"), requests)
+        assert both.compared > 150
+        assert both.closed > 100 or method == "ar"
+        assert bool(both.failed) == (reachable > 0)
 
 
 def one_row(tokens, known, sampling=None):
@@ -254,8 +295,8 @@ def test_guided_logits_are_those_of_guided_provider(scale):
             return logits
 
     guided = GuidedProvider(Prepared(), scale, [0])
-    guided.begin(0, np.array([1, 2, 3]))
-    guided.begin(1, np.array([1]))
+    guided.begin(0, Request([1, 2, 3], 1))
+    guided.begin(1, Request([1], 1))
     expected = guided.forward(np.zeros((2, 6), np.int64), np.array([0, 4]))
     session = session_of(decision_graph("scd-match", VOCAB, guided=True))
     feeds = {
