@@ -24,12 +24,16 @@ from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
 from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import (
+    Array,
     Closeable,
+    Forks,
     Integers,
     LogitsProvider,
     Outcome,
+    ReadsPrompts,
     RequestObserver,
     RowInfo,
+    RowRanges,
     Runs,
     Selective,
     Window,
@@ -47,6 +51,9 @@ from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
 
 __all__ = ["KernelStep"]
+
+_PROMPT_CHUNK = 256
+"""Chunk of a provider that does not say, as in `coupled_sampling.host_step.HostStep`."""
 
 
 class _RowLaws:
@@ -193,6 +200,40 @@ class KernelStep(Closing):
             if isinstance(one, Closeable):
                 one.close()
 
+    @property
+    def prompt_chunk(self) -> int:
+        """See `coupled_sampling.contracts.ReadsPrompts`."""
+        wanted = self.provider.prompt_chunk if isinstance(self.provider, ReadsPrompts) else _PROMPT_CHUNK
+        return max(1, min(int(wanted), self.max_window))
+
+    @property
+    def touches_all(self) -> bool:
+        """With guidance, too: it forwards what unconditional prompts have before the rows' own in calls over all rows."""
+        return self._guided is not None or not isinstance(self.provider, RowRanges)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Not with guidance, nor where the provider is told requests: they may be all that differs."""
+        return self._guided is None and not isinstance(self.provider, RequestObserver)
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """Forward known tokens; the logits stay where they are. See `coupled_sampling.contracts.PromptReader.read`."""
+        check_window(self, tokens, start)
+        if self._guided is None and isinstance(self.provider, RowRanges):
+            self.provider.forward_rows(tokens, start, rows)
+        else:
+            self._run_model(tokens, start)
+
+    @property
+    def forks(self) -> bool:
+        """Whether the provider can, and there is no unconditional row beside. See `coupled_sampling.contracts.Forks`."""
+        return self._guided is None and isinstance(self.provider, Forks) and self.provider.forks
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """See `coupled_sampling.contracts.Forks.fork`."""
+        assert isinstance(self.provider, Forks), "who forks asks first whether it can be done"
+        self.provider.fork(source, targets, length)
+
     def step(self, window: Window) -> Outcome:
         """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
 
@@ -258,21 +299,25 @@ class KernelStep(Closing):
         columns["laws"][b] = laws.memories[target].at_least(size)
         return _Writing(laws, target, Held(round_, start, first, end))
 
-    def _forward(self, window: Window) -> DevicePointer:
-        """Logits on the device; with guidance of both rows of each, and their lag in the table."""
-        tokens, start = window.tokens, window.start
+    def _run_model(self, tokens: Integers, start: Integers) -> Array:
+        """What the provider returns; with guidance of both rows of each, and their lag in the table."""
         if self._guided is not None:
             paired = self._guided.paired(tokens, start)
             for opening, begins in self._guided.openings(paired):
                 self.provider.forward(opening, begins)
             self._columns["guidance_lag"][: len(start)] = paired.lag
             tokens, start = paired.tokens, paired.start
-        found = self.provider.forward(tokens, start)
+        return self.provider.forward(tokens, start)
+
+    def _forward(self, window: Window) -> DevicePointer:
+        """Logits on the device; with guidance of both rows of each."""
+        found = self._run_model(window.tokens, window.start)
         try:
             logits = device_pointer(found, self._launcher.stream)
         except InvalidArgument as error:
             raise ProviderError(f"forward returned logits that the kernels cannot read: {error}") from error
-        expected = (*tokens.shape, self.vocab_size)
+        rows, width = window.tokens.shape
+        expected = (rows if self._guided is None else 2 * rows, width, self.vocab_size)
         if logits.shape != expected or logits.dtype not in LOGITS_TYPES:
             raise ProviderError(
                 f"forward returned {logits.dtype} of shape {logits.shape}, expected logits of shape {expected}: (rows, window, "

@@ -5,15 +5,23 @@ import re
 import numpy as np
 import pytest
 
-from coupled_sampling import GuidedProvider, HostStep, Sampling, generate
+from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling, generate
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
 from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
 from standins import ROOT
-from standins.cuda_emulation.comparison import PROMPTS, WARPED, Float32Table, NormalWorld, window_of
+from standins.cuda_emulation.comparison import (
+    PROMPTS,
+    WARPED,
+    BothSteps,
+    Float32Table,
+    NormalWorld,
+    compare_on,
+    window_of,
+)
 from standins.cuda_emulation.emulation import PLAIN, DeviceProvider, EmulationLauncher
 from standins.schedules import ROWS, UNCONDITIONAL, Losing, run_schedule
-from standins.table_graphs import Table, table
+from standins.table_graphs import FAULTS, VOCAB, WIDE, Table, finish, table, with_dead_states
 
 
 def test_generation_through_the_loop_is_that_of_host_step():
@@ -51,8 +59,8 @@ def test_guidance_is_that_of_guided_provider(method, scale, unconditional):
 
 
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
-@pytest.mark.parametrize(("value", "found"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "nothing but -inf")])
-def test_unusable_logits_are_refused_by_row_and_position(method, value, found):
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "NaN"), (np.inf, "+inf"), (-np.inf, "nothing but -inf")])
+def test_unusable_logits_are_told_by_row_and_position(method, value, found):
     class Broken(NormalWorld):
         def forward(self, tokens, start):
             logits = super().forward(tokens, start).copy()
@@ -64,10 +72,42 @@ def test_unusable_logits_are_refused_by_row_and_position(method, value, found):
     with EmulationLauncher() as launcher:
         provider = DeviceProvider(Broken(11, 2), launcher)
         kernels = KernelStep(provider, method, launcher)
-        with pytest.raises(InvalidLogits, match=f"row 0 for position 6 hold {found}"):
+        with pytest.raises(InvalidLogits, match=re.escape(f"row 0 for position 6 hold {found}")):
             generate(kernels, [[0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]], length=8, window=4, drafting="repeat")
         kernels.close()
         provider.close()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, fault):
+    """Nothing of a dead slot comes to the slots beside it, to the count, or to the laws of the next round."""
+    prompts = [[1 + i % 3] * (1 + i % 4) for i in range(8)]
+    with EmulationLauncher(PLAIN) as launcher:
+        for size, window, reachable in ((VOCAB, 6, 0.0), (WIDE, 8, 0.1)):
+            logits = with_dead_states(table(1, size), fault, reachable)
+            settings = {"drafting": f"random:{size - 3}:3", "prompts": prompts, "window": window}
+            both = compare_on(launcher, lambda logits=logits: Table(logits, 3), method, **settings)
+            assert both.differences == []
+            assert both.closed > 40 or method == "ar"
+            assert (both.failed > 0) == (reachable > 0)
+
+
+@pytest.mark.parametrize("fault", ["none possible", "NaN"])
+@pytest.mark.parametrize("method", ["scd-maximal", "scd-match"])
+def test_guided_drafts_end_there_too(method, fault):
+    logits = with_dead_states(table(2, forbidden=0), fault, reachable=0.02)
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = DeviceProvider(Table(logits, 4), launcher)
+        kernels = KernelStep(provider, method, launcher, guidance=1.0, unconditional=[1])
+        both = BothSteps(HostStep(GuidedProvider(Table(logits, 4), 1.0, [1]), method), kernels)
+        requests = [Request([1 + i % 3], 20, seed=i) for i in range(6)]
+        finish(Decoder(both, window=6, drafting="random:4:3"), requests)
+        kernels.close()
+        provider.close()
+    assert both.differences == []
+    assert both.closed > 40
+    assert both.failed
 
 
 def test_a_step_can_be_done_again():
@@ -85,7 +125,7 @@ def test_a_step_can_be_done_again():
         assert kernels.step(later).tokens.tolist() == second.tokens.tolist()
         with pytest.raises(InvalidArgument, match="laws are those of round 3, but this step holds round"):
             kernels.step(later._replace(round=np.array([4])))
-        kernels.begin(0, np.array([0]))
+        kernels.begin(0, Request([0], 1))
         with pytest.raises(InvalidArgument, match="laws are those of round 0, but this step holds no laws"):
             kernels.step(later)
         kernels.close()
@@ -213,14 +253,14 @@ def test_the_model_is_told_both_prompts_row_by_row():
     class Conditioned(Table):
         told = ()
 
-        def begin(self, row, prompt):
-            self.told = (*self.told, (row, list(prompt)))
+        def begin(self, row, request):
+            self.told = (*self.told, (row, list(request.prompt)))
 
     model = Conditioned(table(0), 4)
     with EmulationLauncher(PLAIN) as launcher:
         provider = DeviceProvider(model, launcher)
         kernels = KernelStep(provider, "sjd", launcher, guidance=2.0, unconditional=lambda prompt: [*prompt, 3])
-        kernels.begin(1, np.array([1, 2]))
-        kernels.begin(0, np.array([0]))
+        kernels.begin(1, Request([1, 2], 1))
+        kernels.begin(0, Request([0], 1))
         kernels.close()
     assert sorted(model.told) == [(0, [0]), (1, [0, 3]), (2, [1, 2]), (3, [1, 2, 3])]
