@@ -92,16 +92,13 @@ class AttentionGraph:
         to its left, which must not depend on it. Its keys and values become 0, and its query NaN, so that its own logits are NaN.
         """
         graph, description, dtype = self.graph, self.description, np.dtype(self.linear.storage.compute)
-        size, most = description.head_size, np.finfo(dtype).max
+        size = description.head_size
         fill = np.zeros((description.heads + 2 * description.kv_heads) * size, dtype)
         fill[: description.heads * size] = np.nan
-        small = joined
-        if dtype == np.float16:
-            # So that sums of finite numbers are finite.
-            small = graph.op("Mul", joined, graph.constant("attention.scale_of_sums", np.array(2.0**-15, dtype)))
-        # The sum is finite where all are, and costs a read.
-        total = graph.op("Abs", graph.op("ReduceSum", small, graph.integers(-1), keepdims=1))
-        finite = graph.op("LessOrEqual", total, graph.constant("attention.largest", np.array(most)))
+        # The mean is finite where all are, and it takes one read of them. The bound is float16's largest number in every type, so
+        # that graphs can be converted.
+        mean = graph.op("Abs", graph.op("ReduceMean", joined, graph.integers(-1), keepdims=1))
+        finite = graph.op("LessOrEqual", mean, graph.constant("attention.largest", np.array(65504, dtype)))
         return graph.op("Where", finite, joined, graph.constant("attention.not_finite", fill))
 
     def cached(self, layer: int, updates: tuple[str, str], window: Window) -> list[str]:

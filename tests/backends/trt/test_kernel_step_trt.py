@@ -7,7 +7,7 @@ when the stream gets there, on copies of the fake device's memory. Nothing ran o
 import numpy as np
 import pytest
 
-from coupled_sampling import Sampling, generate
+from coupled_sampling import Request, Sampling, generate
 from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.backends.cuda import pinned_launcher
 from coupled_sampling.backends.cuda.device import Device

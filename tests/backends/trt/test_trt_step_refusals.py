@@ -92,7 +92,7 @@ def test_a_window_that_cannot_be_is_refused_before_anything_is_queued(machine, b
 def test_what_padding_wrote_over_is_not_read(machine, bundle):
     step = machine.open_step(bundle)
     step.step(one_row([1] * 16))
-    step.step(one_row([1] * 5, start=5))
+    step.step(one_row([2] * 5, start=5))
     with pytest.raises(InvalidArgument, match="positions from 10 on were written over by the padding"):
         step.step(one_row([1] * 4, start=12))
 
