@@ -47,6 +47,9 @@ class DraftModel:
     4
     """
 
+    carries_laws = True
+    """See `coupled_sampling.drafting.CarriesLaws`."""
+
     def __init__(self, provider: LogitsProvider) -> None:
         self.provider = provider
         self.max_length = int(provider.max_length)

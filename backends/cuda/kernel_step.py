@@ -171,6 +171,11 @@ class KernelStep(Closing):
             return self.provider.takes(request)
         return reason or missing_offers(self.provider, request)
 
+    @property
+    def refuses_laws(self) -> str | None:
+        """Why drafts that carry laws cannot be tested. See `coupled_sampling.offers.PointMassesOnly`."""
+        return self._refusals.refuses_laws
+
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws[row].book = LawBook()

@@ -173,6 +173,11 @@ class OrtStep(Closing):
         """What the graph cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
         return self._refusals.takes(request)
 
+    @property
+    def refuses_laws(self) -> str | None:
+        """Why drafts that carry laws cannot be tested. See `coupled_sampling.offers.PointMassesOnly`."""
+        return self._refusals.refuses_laws
+
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
         self._refuse_if_closed()

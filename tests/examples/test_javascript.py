@@ -251,7 +251,7 @@ def test_drafts_end_where_no_law_can_be_made(method, tmp_path):
 @needs_runtime
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-match"])
 def test_a_decided_token_without_a_law_ends_the_request_by_name(method, tmp_path):
-    settings = ["--method", method, "--drafting", "repeat", "--seed", 5]
+    settings = ["--method", method, "--window", 6, "--drafting", "repeat", "--seed", 5]
     found = run("generate.mjs", "--bundle", toy_bundle(tmp_path, [8, 1, 1]), *settings, expect=1)
     assert found.count("\n") == 1, "a stack, though the model is at fault"
     assert "request with seed 5, sequence 0: logits for position 3 hold NaN" in found

@@ -20,6 +20,14 @@ from standins.cuda_emulation.comparison import (
     window_of,
 )
 from standins.cuda_emulation.emulation import PLAIN, DeviceProvider, EmulationLauncher
+from standins.refused import (
+    LOGPROBS,
+    OTHERS,
+    PROCESSORS,
+    WARPS,
+    expect_refusals,
+    expect_that_unannounced_laws_end_a_request_alone,
+)
 from standins.schedules import ROWS, UNCONDITIONAL, Losing, run_schedule
 from standins.table_graphs import FAULTS, VOCAB, WIDE, Table, finish, table, with_dead_states
 
@@ -148,6 +156,110 @@ def test_what_kernels_do_not_do_is_refused():
             KernelStep(NormalWorld(30), "sjd", launcher).step(window_of([0, 1]))
         assert launcher.launched == []
         provider.close()
+
+
+@pytest.mark.parametrize("method", ["ar", "sjd", "scd-match", "speculative"])
+def test_requests_for_what_kernels_do_not_do_are_refused_before_anything_runs(method):
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = NormalWorld(30)
+        step = KernelStep(provider, method, launcher)
+        refused = {name: (settings, "which the kernels") for name, settings in (PROCESSORS | LOGPROBS).items()}
+        refused["guidance"] = (OTHERS["guidance"], "which the kernels")
+        refused["a condition"] = (OTHERS["a condition"], "no begin")
+        expect_refusals(step, refused, WARPS.values())
+        if method == "sjd":
+            expect_that_unannounced_laws_end_a_request_alone(step)
+        assert launcher.launched == []
+        step.close()
+
+
+def test_what_the_model_does_not_take_kernels_do_not_take():
+    class Shy(NormalWorld):
+        def takes(self, request):
+            return "has a condition that I cannot see; leave it out" if request.condition else None
+
+    with EmulationLauncher(PLAIN) as launcher:
+        step = KernelStep(Shy(30), "sjd", launcher)
+        expect_refusals(step, {"a condition": (OTHERS["a condition"], "cannot see")}, [{"condition": ""}])
+        step.close()
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("method", ["scd-maximal", "scd-match"])
+def test_prompts_are_read_in_chunks(method, guided):
+    """What the model offers is passed on: chunks, rows apart, state that can be copied."""
+    logits, passes = table(1, forbidden=0), []
+
+    class Noting(DeviceProvider):
+        prompt_chunk = 12
+
+        def forward(self, tokens, start):
+            passes.append(tokens.shape)
+            return super().forward(tokens, start)
+
+    prompts = [[1], [*range(7)] * 4, [3, 2] * 4]
+    settings = {"guidance": 1.7, "unconditional": [2, 2]} if guided else {}
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = Noting(Table(logits, 6 if guided else 3), launcher)
+        step = KernelStep(provider, method, launcher, **settings)
+        assert KernelStep(NormalWorld(30), method, launcher).keeps_prefixes  # a provider that is told requests may look at them
+        assert (step.prompt_chunk, step.touches_all, step.keeps_prefixes, step.forks) == (12, True, False, False)
+        found = generate(step, prompts, length=9, window=4, drafting="repeat", seed=4)
+        step.close()
+        provider.close()
+    oracle = Table(logits, 6 if guided else 3)
+    oracle = GuidedProvider(oracle, 1.7, [2, 2]) if guided else oracle
+    expected = generate(oracle, prompts, method=method, length=9, window=4, drafting="repeat", seed=4)
+    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected.tokens]
+    assert sum(width == 12 for _, width in passes) >= 2
+    assert {rows for rows, width in passes if width > 4} == ({6, 4} if guided else {3, 2})
+
+
+def test_rows_that_can_be_told_apart_are_read_apart():
+    logits, passes = table(1, forbidden=0), []
+
+    class Apart(DeviceProvider):
+        forks = True
+
+        def forward_rows(self, tokens, start, rows):
+            passes.append((tokens.shape[1], rows))
+            inner, self.provider = self.provider, Part(self.provider, rows)
+            try:
+                return super().forward(tokens, start)
+            finally:
+                self.provider = inner
+
+        def fork(self, source, targets, length):
+            passes.append(("fork", source, list(targets), length))
+            self.provider.held[targets, :length] = self.provider.held[source, :length]
+
+    class Part:
+        def __init__(self, whole, rows):
+            self.whole, self.rows = whole, rows
+
+        def forward(self, tokens, start):
+            part = Table(logits, len(self.rows))
+            part.held = self.whole.held[self.rows.start : self.rows.stop]
+            return part.forward(tokens, start)
+
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = Apart(Table(logits, 3), launcher)
+        step = KernelStep(provider, "scd-match", launcher)
+        assert not step.touches_all
+        decoder = Decoder(step, window=4, drafting="repeat")
+        first = decoder.add(Request([*range(7)] * 3, 8, seed=2, samples=2))
+        alone = decoder.add(Request([3], 8, seed=2, sequence=9))
+        rows = {first: [], first + 1: [], alone: []}
+        while decoder.active or decoder.waiting:
+            for commit in decoder.step():
+                rows[commit.handle] += commit.tokens.tolist()
+        step.close()
+        provider.close()
+    assert passes[:2] == [(20, range(1)), ("fork", 0, [1], 20)]
+    requests = {first: ([*range(7)] * 3, 0), first + 1: ([*range(7)] * 3, 1), alone: ([3], 9)}
+    for handle, (prompt, sequence) in requests.items():
+        own = generate(Table(logits), [prompt], length=8, method="ar", seed=2, sequences=[sequence])
+        assert rows[handle] == own.tokens[0].tolist()
 
 
 def test_only_tokens_and_counts_reach_the_host():

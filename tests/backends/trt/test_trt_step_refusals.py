@@ -16,6 +16,7 @@ from coupled_sampling.cli import main
 from coupled_sampling.errors import BundleError, InvalidArgument, InvalidLogits, MissingDependency, ProviderError
 from standins.fake_cuda import Code
 from standins.fake_kernels import EmulatedCuda
+from standins.refused import LOGPROBS, OTHERS, PROCESSORS, WARPS, expect_refusals
 from standins.trt_bundles import LENGTH, Machine, adding, write_bundle
 from standins.trt_steps import STEPS, expect_the_tokens_of_host_step, kernels, one_row
 
@@ -86,6 +87,16 @@ def test_a_window_that_cannot_be_is_refused_before_anything_is_queued(machine, b
     machine.cuda.calls.clear()
     with pytest.raises(InvalidArgument, match=message):
         step.step(window)
+    assert not machine.cuda.calls
+
+
+def test_requests_for_what_it_cannot_do_are_refused_before_anything_runs(machine, bundle):
+    step = machine.open_step(bundle)
+    machine.cuda.calls.clear()
+    asked = PROCESSORS | LOGPROBS | OTHERS
+    refused = {name: (settings, "which a step in TensorRT") for name, settings in asked.items()}
+    refused |= {name: (settings, "use KernelStep over TrtProvider") for name, settings in WARPS.items()}
+    expect_refusals(step, refused, [{}, {"sampling": Sampling(0.5)}])
     assert not machine.cuda.calls
 
 

@@ -17,6 +17,14 @@ from coupled_sampling.export.graphs.decision import STEP_METHODS, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.target import target_law
 from coupled_sampling.testing import StepComparison
+from standins.refused import (
+    LOGPROBS,
+    OTHERS,
+    PROCESSORS,
+    WARPS,
+    expect_refusals,
+    expect_that_unannounced_laws_end_a_request_alone,
+)
 from standins.table_graphs import (
     FAULTS,
     LENGTH,
@@ -368,6 +376,21 @@ def test_weights_in_a_second_file_are_shared(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["weights", "window.onnx", *(f"{m}.onnx" for m in STEP_METHODS)]
     )
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_requests_for_what_a_graph_cannot_do_are_refused_before_anything_runs(method, warped):
+    step = ort_step(table(0), method, warped=warped)
+    asked = PROCESSORS | LOGPROBS | OTHERS
+    refused = {name: (asked[name], "which this step graph") for name in asked}
+    if not warped:
+        refused |= {name: (settings, "neither top-k, top-p nor min-p") for name, settings in WARPS.items()}
+    expect_refusals(step, refused, WARPS.values() if warped else [{}])
+
+
+def test_laws_that_nobody_spoke_of_end_their_request():
+    expect_that_unannounced_laws_end_a_request_alone(ort_step(table(0), "sjd"))
 
 
 def test_what_a_graph_cannot_do_is_refused():
