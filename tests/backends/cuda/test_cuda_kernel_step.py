@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling, generate
+from coupled_sampling.backends.cuda import kernel_step
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
+from coupled_sampling.contracts import Outcome
 from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
 from standins import ROOT
 from standins.cuda_emulation.comparison import (
@@ -99,6 +101,39 @@ def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, f
             assert both.differences == []
             assert both.closed > 40 or method == "ar"
             assert (both.failed > 0) == (reachable > 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "replacement"),
+    [
+        ("scd-match", ("slots.has_draft(i) && i < place.row->closed &&", "slots.has_draft(i) &&")),
+        ("sjd", ("            atomicMin(&place.row->refusal, slot);\n            return;", "            return;")),
+        ("scd-maximal", ("if (place.slot >= place.row->closed) token = -1;\n    else if", "if")),
+    ],
+    ids=["a race that was not run", "a refusal forgotten", "no mark"],
+)
+def test_kernels_that_go_on_behind_a_dead_slot_are_noticed(method, replacement):
+    logits = with_dead_states(table(1), "NaN", reachable=0.1)
+    prompts = [[1 + i % 3] * (1 + i % 4) for i in range(12)]
+    with EmulationLauncher(PLAIN, replacement=replacement) as launcher:
+        # `close_rows` would mend most of it on the host, so it is left out.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed))
+            settings = {"drafting": "random:0:7", "prompts": prompts, "window": 6}
+            both = compare_on(launcher, lambda: Table(logits, 3), method, **settings)
+    assert any(isinstance(difference[0], int) for difference in both.differences)
+
+
+@pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
+def test_kernels_mark_dead_slots_by_themselves(method, monkeypatch):
+    """Their tokens and counts are right without the host's help."""
+    monkeypatch.setattr(kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed))
+    logits = with_dead_states(table(1), "NaN", reachable=0.1)
+    prompts = [[1 + i % 3] * (1 + i % 4) for i in range(12)]
+    with EmulationLauncher(PLAIN) as launcher:
+        settings = {"drafting": "random:0:7", "prompts": prompts, "window": 6}
+        both = compare_on(launcher, lambda: Table(logits, 3), method, **settings)
+    assert not any(isinstance(difference[0], int) for difference in both.differences)
 
 
 @pytest.mark.parametrize("fault", ["none possible", "NaN"])
