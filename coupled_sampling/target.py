@@ -37,7 +37,7 @@ __all__ = ["TargetLaws", "close_rows", "target_law", "target_laws", "unusable_la
 
 
 def _nucleus(weights: Array, logits: Array, top_k: int | None, top_p: float) -> Array:
-    """``weights`` (..., V), but 0 outside the smallest set of largest ones that holds ``top_p`` of the mass, and ties with the last."""
+    """``weights`` (..., V), their own array, 0 outside the smallest set of largest ones with ``top_p`` of the mass; ties stay."""
     xp = namespace(weights)
     candidates = weights if top_k is None else largest(weights, top_k)
     ordered = xp.flip(xp.sort(candidates, axis=-1), axis=-1)

@@ -240,9 +240,7 @@ def test_drafts_end_where_no_law_can_be_made(method, tmp_path):
     for seed, drafting in ((0, "repeat"), (1, "copy:3"), (2, "copy:5")):
         settings = {"length": 30, "method": method, "window": 6, "drafting": drafting, "seed": seed}
         tokens, traces = generate(model, [[8, 1]], **settings)
-        found = by_node(
-            "--bundle", bundle, "--method", method, "--window", 6, "--drafting", drafting, "--seed", seed
-        )
+        found = by_node("--bundle", bundle, "--method", method, "--window", 6, "--drafting", drafting, "--seed", seed)
         assert found["tokens"] == tokens[0].tolist()
         assert found["committed_per_step"] == traces[0].committed_per_step
         assert (np.diff(tokens[0]) != 0).all()

@@ -67,7 +67,9 @@ def expect_refusals(step, refused, taken=()):
     draft = DraftModel(TableProvider(random_table(0, step.vocab_size), step.vocab_size, step.batch_size))
     with_model = Decoder(Untouched(step), window=4, drafting=draft)
     if step.method.acceptance == "rejection":
-        with pytest.raises(InvalidArgument, match="the drafts carry laws, and .* can only take point masses; use HostStep"):
+        with pytest.raises(
+            InvalidArgument, match=r"the drafts carry laws, and .* can only take point masses; use HostStep"
+        ):
             with_model.check(Request([0, 1], 5))
     else:
         with_model.check(Request([0, 1], 5))

@@ -112,22 +112,25 @@ def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, f
     ],
     ids=["a race that was not run", "a refusal forgotten", "no mark"],
 )
-def test_kernels_that_go_on_behind_a_dead_slot_are_noticed(method, replacement):
+def test_kernels_that_go_on_behind_a_dead_slot_are_noticed(method, replacement, monkeypatch):
     logits = with_dead_states(table(1), "NaN", reachable=0.1)
     prompts = [[1 + i % 3] * (1 + i % 4) for i in range(12)]
+    # `close_rows` would mend most of it on the host, so it is left out.
+    monkeypatch.setattr(
+        kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed)
+    )
     with EmulationLauncher(PLAIN, replacement=replacement) as launcher:
-        # `close_rows` would mend most of it on the host, so it is left out.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed))
-            settings = {"drafting": "random:0:7", "prompts": prompts, "window": 6}
-            both = compare_on(launcher, lambda: Table(logits, 3), method, **settings)
+        settings = {"drafting": "random:0:7", "prompts": prompts, "window": 6}
+        both = compare_on(launcher, lambda: Table(logits, 3), method, **settings)
     assert any(isinstance(difference[0], int) for difference in both.differences)
 
 
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 def test_kernels_mark_dead_slots_by_themselves(method, monkeypatch):
     """Their tokens and counts are right without the host's help."""
-    monkeypatch.setattr(kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed))
+    monkeypatch.setattr(
+        kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed)
+    )
     logits = with_dead_states(table(1), "NaN", reachable=0.1)
     prompts = [[1 + i % 3] * (1 + i % 4) for i in range(12)]
     with EmulationLauncher(PLAIN) as launcher:
@@ -237,7 +240,9 @@ def test_prompts_are_read_in_chunks(method, guided):
     with EmulationLauncher(PLAIN) as launcher:
         provider = Noting(Table(logits, 6 if guided else 3), launcher)
         step = KernelStep(provider, method, launcher, **settings)
-        assert KernelStep(NormalWorld(30), method, launcher).keeps_prefixes  # a provider that is told requests may look at them
+        assert KernelStep(
+            NormalWorld(30), method, launcher
+        ).keeps_prefixes  # a provider that is told requests may look at them
         assert (step.prompt_chunk, step.touches_all, step.keeps_prefixes, step.forks) == (12, True, False, False)
         found = generate(step, prompts, length=9, window=4, drafting="repeat", seed=4)
         step.close()
