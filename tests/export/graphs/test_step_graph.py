@@ -17,6 +17,7 @@ from coupled_sampling.export.graphs.decision import STEP_METHODS, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.target import target_law
 from coupled_sampling.testing import StepComparison
+from standins.both_steps import Both
 from standins.refused import (
     LOGPROBS,
     OTHERS,
@@ -44,43 +45,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 def ort_step(logits, method, batch_size=1, *, warped=False, change=lambda model: model):
     return OrtStep(session_of(change(step_graph(window_model(logits), method, warped=warped))), batch_size)
-
-
-class Both:
-    """Steps of both kinds side by side; any difference is a fault (a tie of floats would be one, too: none is known here)."""
-
-    def __init__(self, ours, reference):
-        self.ours, self.reference, self.method = ours, reference, reference.method
-        self.vocab_size, self.batch_size = reference.vocab_size, reference.batch_size
-        self.max_length = self.max_window = LENGTH
-        self.noise = reference.noise
-        self.compared = self.closed = 0
-        self.failed = []
-
-    def takes(self, request):
-        return self.ours.takes(request) or self.reference.takes(request)
-
-    def begin(self, row, request):
-        self.ours.begin(row, request)
-        self.reference.begin(row, request)
-
-    def step(self, window):
-        found, expected = self.ours.step(window), self.reference.step(window)
-        np.testing.assert_array_equal(found.committed, expected.committed)
-        for b in np.flatnonzero(window.draws):
-            end = int((window.known + window.recycled + window.fresh)[b])
-            sites = slice(int(window.known[b]) - 1, end)
-            np.testing.assert_array_equal(found.tokens[b, sites], expected.tokens[b, sites])
-            self.compared += end - sites.start
-            self.closed += int((expected.tokens[b, sites] < 0).sum())
-        for outcome in (found, expected):
-            for b in np.flatnonzero(window.draws):
-                last = outcome.tokens[b, window.known[b] - 2 + outcome.committed[b]]
-                assert (last < 0) == (b in outcome.failures)
-        messages = [{b: str(error) for b, error in outcome.failures.items()} for outcome in (found, expected)]
-        assert messages[0] == messages[1]
-        self.failed += messages[0].values()
-        return expected
 
 
 SAMPLINGS = [Sampling(), Sampling(0.7), Sampling(0), Sampling(1e-30), Sampling(1.3)]
@@ -234,8 +198,9 @@ def test_unusable_logits_are_told_by_row_and_position(method, fault, found):
     assert not step.step(one_row([5, 3], known=2)).failures  # a known slot's logits are nobody's business
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize(
+    ("warped", "fault"), [*((False, fault) for fault in FAULTS), (True, "none possible"), (True, "NaN for one token")]
+)
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, warped, fault):
     """Nothing of a dead slot comes to the slots beside it, to the count, or to the laws of the next round."""
@@ -376,6 +341,21 @@ def test_weights_in_a_second_file_are_shared(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["weights", "window.onnx", *(f"{m}.onnx" for m in STEP_METHODS)]
     )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_guided_drafts_end_there_too(method, fault):
+    """At scale 1, at which a token that is forbidden for the one row says nothing of the other."""
+    logits = with_dead_states(table(2, forbidden=0), fault, reachable=0.03)
+    session = session_of(step_graph(window_model(logits), method, guided=True))
+    guided = OrtStep(session, 2, guidance=1.0, unconditional=[1, 2])
+    both = Both(guided, HostStep(GuidedProvider(Table(logits, 4), 1.0, [1, 2]), method))
+    both.max_length = both.max_window = guided.max_length
+    requests = [Request([1 + i % 3], 20, seed=i) for i in range(6)]
+    finish(Decoder(both, window=6, drafting="random:4:3"), requests)
+    assert both.closed > 40 or method == "ar"
+    assert both.failed
 
 
 @pytest.mark.parametrize("warped", [False, True])
