@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import Integers
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import check_callable, check_count, check_law, check_number, check_seed
 
 __all__ = ["TableProvider", "random_table"]
 
@@ -44,18 +47,25 @@ class TableProvider:
         batch_size: int = 1,
         max_length: int = 64,
     ) -> None:
+        check_callable("next_law", next_law, 1)
         self.next_law = next_law
-        self.vocab_size = vocab_size
-        self.batch_size = batch_size
-        self.max_length = max_length
+        self.vocab_size = check_count("vocab_size", vocab_size)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.max_length = check_count("max_length", max_length)
         self.calls = 0
-        self._held = np.full((batch_size, max_length), -1, np.int64)
+        self._held = np.full((self.batch_size, self.max_length), -1, np.int64)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float64]:
-        """Log-laws float64 (B, W, V)."""
+        """Log-laws float64 (B, W, V).
+
+        Raises
+        ------
+        InvalidArgument
+            The window leaves the rows, or ``next_law`` gives no law.
+        """
         laws = np.empty((*tokens.shape, self.vocab_size))
         for where, context in self.write(tokens, start).items():
-            laws[where] = self.next_law(context)
+            laws[where] = check_law(f"next_law({context})", self.next_law(context), self.vocab_size)
         with np.errstate(divide="ignore"):
             return np.log(laws)
 
@@ -71,6 +81,14 @@ class TableProvider:
             for j in range(width):
                 contexts[b, j] = tuple(self._held[b, : first + j + 1].tolist())
         return contexts
+
+
+def check_table(seed: Any, vocab_size: Any, zeros: Any) -> None:
+    """Refuse what makes no table, here and in fractions."""
+    check_seed("seed", seed)
+    check_count("vocab_size", vocab_size)
+    if not 0 <= check_number("zeros", zeros, "a probability") <= 1:
+        raise InvalidArgument(f"zeros is {zeros}, expected a probability")
 
 
 def random_table(
@@ -94,6 +112,9 @@ def random_table(
     >>> next_law((0, 2)).shape, bool((next_law((0, 2)) == random_table(0, 3, zeros=0.3)((0, 2))).all())
     ((3,), True)
     """
+    check_table(seed, vocab_size, zeros)
+    if check_number("concentration", concentration, "a number > 0") <= 0:
+        raise InvalidArgument(f"concentration is {concentration}, expected a number > 0")
     cache: dict[tuple[int, ...], NDArray[np.float64]] = {}
 
     def next_law(context: tuple[int, ...]) -> NDArray[np.float64]:
