@@ -27,6 +27,17 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
+from coupled_sampling.testing.arguments import (
+    check_callable,
+    check_count,
+    check_decoding,
+    check_level,
+    check_method,
+    check_model,
+    check_seed,
+    check_sequence,
+    check_tokens,
+)
 from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
 
 __all__ = ["Verification", "verify"]
@@ -191,20 +202,27 @@ def verify(
     >>> [v.passed for v in verify(model, [0], ["sjd", "scd-match"], samples=300, positions=3, window=4)]
     [True, True]
     """
-    found = [find_method(method) for method in methods]
+    named = check_sequence("methods", methods, "a list of methods, such as ['scd-maximal']")
+    found = [check_method(f"methods[{i}]", method) for i, method in enumerate(named)]
     if not found:
         raise InvalidArgument("methods is empty, expected at least one method to verify")
-    for name, value, least in (("samples", samples, 2), ("positions", positions, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
-    if not 0 < alpha < 1:
-        raise InvalidArgument(f"alpha is {alpha}, expected a probability between 0 and 1, such as 0.001")
-
+    samples, positions = check_count("samples", samples, 2, 10**7), check_count("positions", positions, 1, 10**6)
+    check_level("alpha", alpha)
+    prompt = check_tokens("prompt", prompt, least=1)
+    check_callable("open_model", open_model, 0)
+    check_callable("make_step", make_step, 2)
     settings = _Decoding(**decoding)
+    check_decoding(settings.window, settings.drafting, settings.sampling)
+    check_seed("seed", settings.seed)
+    if settings.progress is not None:
+        check_callable("progress", settings.progress, 2)
     seed, progress = settings.seed, settings.progress
 
     def sample(method: Method, make: MakeStep, own_seed: int) -> tuple[Integers, float]:
-        step = make(open_model(), method)
+        model = open_model()
+        check_model("what open_model returned", model)
+        step = make(model, method)
+        check_model("what make_step returned", step, "step")
         recorder = _Recorder(step)
         # The noise is the step's own, so the decoder must be told of it: it forgets what sequences no longer need.
         noise = getattr(step, "noise", None)

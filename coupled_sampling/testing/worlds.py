@@ -15,6 +15,9 @@ from coupled_sampling.testing.arguments import check_callable, check_count, chec
 
 __all__ = ["TableProvider", "random_table"]
 
+_MOST_HELD = 2**27
+_MOST_TOKENS = 2**24
+
 
 class TableProvider:
     """A `coupled_sampling.LogitsProvider` from a function of the whole context.
@@ -52,6 +55,11 @@ class TableProvider:
         self.vocab_size = check_count("vocab_size", vocab_size)
         self.batch_size = check_count("batch_size", batch_size)
         self.max_length = check_count("max_length", max_length)
+        if self.batch_size * self.max_length > _MOST_HELD:
+            raise InvalidArgument(
+                f"batch_size {batch_size} and max_length {max_length} are {self.batch_size * self.max_length} positions, expected "
+                f"at most {_MOST_HELD}: these models are for small worlds"
+            )
         self.calls = 0
         self._held = np.full((self.batch_size, self.max_length), -1, np.int64)
 
@@ -86,7 +94,7 @@ class TableProvider:
 def check_table(seed: Any, vocab_size: Any, zeros: Any) -> None:
     """Refuse what makes no table, here and in fractions."""
     check_seed("seed", seed)
-    check_count("vocab_size", vocab_size)
+    check_count("vocab_size", vocab_size, 1, _MOST_TOKENS)
     if not 0 <= check_number("zeros", zeros, "a probability") <= 1:
         raise InvalidArgument(f"zeros is {zeros}, expected a probability")
 

@@ -122,7 +122,7 @@ def test_the_same_question_has_the_same_answer(kind):
 )
 def test_another_seed_sequence_position_round_or_purpose_is_another_uniform(other):
     law = exact_law(lambda noise: (ask(noise, BERNOULLI, [8]), ask(noise, BERNOULLI, [8], **other)))
-    assert law == {pair: 0.25 for pair in itertools.product((0, 1), repeat=2)}
+    assert law == dict.fromkeys(itertools.product((0, 1), repeat=2), 0.25)
 
 
 def test_a_sequence_that_is_forgotten_and_begun_again_has_the_same_noise():

@@ -78,7 +78,7 @@ class Chooser(Protocol):
 class _Question(NamedTuple):
     """A question of a path, with those answers that are possible, and the one that is taken at present."""
 
-    count: int
+    answers: int
     options: list[tuple[int, Probability]]
     taken: int
 
@@ -104,8 +104,8 @@ class _Script:
             self._questions.append(_Question(len(probabilities), _possible(probabilities), 0))
         question = self._questions[depth]
         index, chance = question.options[question.taken]
-        same = question.count == len(probabilities) and probabilities[index] == chance
-        if not same and (question.count != len(probabilities) or abs(probabilities[index] - chance) > _ROUNDING):
+        same = question.answers == len(probabilities) and probabilities[index] == chance
+        if not same and (question.answers != len(probabilities) or abs(probabilities[index] - chance) > _ROUNDING):
             raise InvalidArgument(_NOT_A_FUNCTION.format(f"question {depth + 1} was another one ({text(index)})"))
         self.path.append((text, index, chance))
         return index
@@ -194,7 +194,9 @@ class ExactLaw(Mapping[Output, Probability], Generic[Output]):
     def shortest_path(self, output: Output) -> tuple[Choice, ...]:
         """A path of fewest choices that leads to ``output``; choices that were certain do not count."""
         if not _hashable(output) or output not in self._shortest:
-            raise InvalidArgument(f"output is {shown(output)}, expected one that this law gives, such as {shown(next(iter(self)))}")
+            raise InvalidArgument(
+                f"output is {shown(output)}, expected one that this law gives, such as {shown(next(iter(self)))}"
+            )
         return self._shortest[output]
 
     def __getitem__(self, output: Output) -> Probability:
@@ -218,7 +220,7 @@ def estimate_paths(run: Callable[[Chooser], object], *, probes: int = 100, seed:
     InvalidArgument
         ``probes`` is below 2.
     """
-    check_count("probes", probes, 2)  # the spread of the estimate is part of it
+    check_count("probes", probes, 2, 10**6)  # the spread of the estimate is part of it
     check_seed("seed", seed)
     generator, leaves = random.Random(seed), []
     for _ in range(probes):
@@ -239,7 +241,9 @@ def enumerate_paths(run: Callable[[Chooser], Output], *, max_paths: int) -> Exac
         output = run(script)
         script.check_end()
         if not _hashable(output):
-            raise InvalidArgument(f"run returned {shown(output)}, expected something hashable, such as a tuple of tokens")
+            raise InvalidArgument(
+                f"run returned {shown(output)}, expected something hashable, such as a tuple of tokens"
+            )
         length = sum(chance != 1 for _, _, chance in script.path)
         law.add(output, script.probability, script.choices, length)
         if not script.advance():

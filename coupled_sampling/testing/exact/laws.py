@@ -6,8 +6,8 @@ by what came out. The decoder under test is the shipped one, not a model of it. 
 `coupled_sampling.testing.exact_law_from_uniforms`; laws in fractions have `coupled_sampling.testing.RationalProvider`.
 
 Nothing is drawn twice. Each uniform is known only to an interval, and each question about it splits the interval at the
-law's cumulative sums (`coupled_sampling.testing.exact.memory`). So a rule that uses a uniform a second time gets what production would
-give it, and is seen to be biased if it is.
+law's cumulative sums (`coupled_sampling.testing.exact.memory`). So a rule that uses a uniform a second time gets what
+production would give it, and is seen to be biased if it is.
 
 The shared draw of a position is one more uniform number, which persists through all rounds. That is exact for any vocabulary, and
 it proves the *sharing*: the second answer is conditional on the first. (In production the shared draw is a Gumbel argmax. Both are
@@ -70,6 +70,10 @@ def _exactly(value: Any) -> Probability:
     """A fraction of exactly this value."""
     return value if isinstance(value, Fraction) else Fraction(float(value))
 
+
+MOST_LENGTH = 10_000
+"""Tokens of an output, so that what cannot end is refused."""
+_MOST_OUTPUTS = 1_000_000
 
 _NUMBERS: dict[str, Callable[[Any], Probability]] = {"float": _kept, "rational": _exactly}
 
@@ -146,7 +150,7 @@ class EnumeratingNoise:
         return from_host(answers, law)
 
     def forget(self, seed: int, sequence: int) -> None:
-        """See `Noise.forget`. Nothing is: asked again for the same numbers, production would draw them anew from the same counter."""
+        """See `Noise.forget`. Nothing is forgotten: production would draw the same numbers from the same counter again."""
 
 
 def _owner(sites: Sites, row: int, slot: int, purpose: Purpose | None) -> tuple[int, ...]:
@@ -161,9 +165,7 @@ def _checked_purpose(purpose: Any) -> Purpose:
     return Purpose(purpose)
 
 
-def _questions(
-    name: str, values: Any, sites: Any, where: Any, axes: int
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _questions(name: str, values: Any, sites: Any, where: Any, axes: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """``values`` (B, n) or (B, n, V) and ``where`` (B, n) on the host."""
     if not isinstance(sites, Sites):
         raise InvalidArgument(f"sites is {shown(sites)}, expected coupled_sampling.noise.Sites")
@@ -275,7 +277,7 @@ def autoregressive_law(
     """
     check_callable("next_law", next_law, 1)
     prompt, stop = check_tokens("prompt", prompt), check_tokens("stop", stop)
-    length = check_count("length", length, 0)
+    length = check_count("length", length, 0, MOST_LENGTH)
     open_ends: dict[tuple[int, ...], Probability] = {(): 1}
     ended: dict[tuple[int, ...], Probability] = {}
     for _ in range(length):
@@ -289,6 +291,10 @@ def autoregressive_law(
                         chance if isinstance(chance, Fraction | int) else float(chance)
                     )
         open_ends = grown
+        if len(open_ends) + len(ended) > _MOST_OUTPUTS:
+            raise InvalidArgument(
+                f"there are more than {_MOST_OUTPUTS} outputs of length {length}; use a smaller vocabulary or length"
+            )
     return {**ended, **open_ends}
 
 
@@ -301,7 +307,9 @@ def joint_law(laws: Sequence[Mapping[Output, Probability]]) -> dict[tuple[Output
     >>> joint_law([{"a": 0.5, "b": 0.5}, {"c": 1}])
     {('a', 'c'): 0.5, ('b', 'c'): 0.5}
     """
-    for i, law in enumerate(check_sequence("laws", laws, "a list of laws, each a mapping from outputs to probabilities")):
+    for i, law in enumerate(
+        check_sequence("laws", laws, "a list of laws, each a mapping from outputs to probabilities")
+    ):
         check_probabilities(f"laws[{i}]", law)
     return {
         tuple(output for output, _ in outputs): prod((chance for _, chance in outputs), start=1)

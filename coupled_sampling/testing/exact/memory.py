@@ -1,9 +1,10 @@
 """What is known of every uniform that a decoder was asked about: the interval that it lies in.
 
-A decoder never sees a uniform, only which of several consecutive intervals of [0, 1) holds it: a token's, between two cumulative
-sums, or the one below a probability. So a uniform that was asked about is known to an interval, and the next question about the same
-one splits this interval and no other. The answer is conditional on the earlier ones, as it is when production draws the number
-once and compares it twice. A rule that uses a uniform a second time gets what production would give it, and its bias shows.
+A decoder never sees a uniform, only which of several consecutive intervals of [0, 1) holds it: a token's, between two
+cumulative sums, or the one below a probability. So a uniform that was asked about is known to an interval, and the next
+question about the same one splits this interval and no other. The answer is conditional on the earlier ones, as it is when
+production draws the number once and compares it twice. A rule that uses a uniform a second time gets what production would
+give it, and its bias shows.
 
 Nearly all uniforms are asked about once. Then nothing is computed: the question is kept as it came, and becomes an interval when
 there is a second one.
@@ -31,7 +32,7 @@ class _Answer(NamedTuple):
     """The first question about a uniform, and its answer."""
 
     weights: list[Probability]
-    index: int
+    given: int
 
 
 class UniformMemory:
@@ -77,7 +78,7 @@ class UniformMemory:
             self._known[owner] = _Answer(weights, index)
             return index
         if isinstance(known, _Answer):
-            known = _intervals(known.weights)[known.index]
+            known = _intervals(known.weights)[known.given]
         pieces = [
             _Interval(max(piece.low, known.low), min(piece.high, known.high)) if weight > 0 else _Interval(0, 0)
             for piece, weight in zip(_intervals(weights), weights, strict=True)

@@ -21,20 +21,23 @@ from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
-from coupled_sampling.methods import Method, find_method
+from coupled_sampling.methods import Method
 from coupled_sampling.noise import Noise
 from coupled_sampling.testing.arguments import (
     check_callable,
     check_choice,
     check_count,
+    check_decoding,
+    check_method,
+    check_model,
     check_prompts,
     check_sequence,
     check_tokens,
     check_tolerance,
-    shown,
 )
 from coupled_sampling.testing.exact.enumeration import ExactLaw, Probability
 from coupled_sampling.testing.exact.laws import (
+    MOST_LENGTH,
     Arithmetic,
     NextLaw,
     autoregressive_law,
@@ -82,19 +85,18 @@ def shipped_decoder(
     >>> len(assert_lossless_exactly(decoder, random_table(0, 2), [[0]], vocab_size=2, length=3))
     8
     """
-    find_method(method)
+    check_method("method", method)
+    check_decoding(window, drafting, sampling)
     check_callable("step", step, 3)
     stop = check_tokens("stop", stop)
-    if not isinstance(window, str):
-        check_count("window", window)
-    if sampling is not None and not isinstance(sampling, Sampling):
-        raise InvalidArgument(f"sampling is {shown(sampling)}, expected a Sampling, or None for the plain one")
 
     def decode(
         model: LogitsProvider, noise: Noise, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> Sequence[Any]:
+        made = step(model, method, noise)
+        check_model("what step returned", made, "step")
         return generate(
-            step(model, method, noise),
+            made,
             prompts,
             length=list(lengths),
             window=window,
@@ -218,8 +220,11 @@ def assert_lossless_exactly(
 def _lengths(length: Any, count: int) -> list[int]:
     """Tokens to generate for each of ``count`` prompts."""
     if not isinstance(length, Sequence | np.ndarray) or isinstance(length, str):
-        return [check_count("length", length, 0)] * count
-    lengths = [check_count(f"length[{i}]", one, 0) for i, one in enumerate(check_sequence("length", length, "integers"))]
+        return [check_count("length", length, 0, MOST_LENGTH)] * count
+    lengths = [
+        check_count(f"length[{i}]", one, 0, MOST_LENGTH)
+        for i, one in enumerate(check_sequence("length", length, "integers"))
+    ]
     if len(lengths) != count:
         raise InvalidArgument(f"length has {len(lengths)} entries for {count} prompts; give one for all, or one each")
     return lengths

@@ -46,8 +46,14 @@ class RationalProvider(TableProvider):
         contexts = self.write(tokens, start)
         laws = np.empty((*tokens.shape, self.vocab_size), object)
         for where, context in contexts.items():
-            law = check_sequence(f"next_law({context})", self.next_law(context), f"{self.vocab_size} fractions that sum to 1")
-            if len(law) != self.vocab_size or not all(isinstance(chance, Fraction | int) and chance >= 0 for chance in law) or sum(law) != 1:
+            law = check_sequence(
+                f"next_law({context})", self.next_law(context), f"{self.vocab_size} fractions that sum to 1"
+            )
+            if (
+                len(law) != self.vocab_size
+                or not all(isinstance(chance, Fraction | int) and chance >= 0 for chance in law)
+                or sum(law) != 1
+            ):
                 raise InvalidArgument(
                     f"next_law({context}) is {law}, expected {self.vocab_size} fractions >= 0 that sum to exactly 1; "
                     "floats are none. Use fractions.Fraction, for example by rational_table"

@@ -187,7 +187,11 @@ class EnumeratingGenerator:
     def choice(self, options: int | Sequence[Any], p: Sequence[Any] | None = None) -> Any:
         """One of ``options``, or of 0, ..., ``options - 1``, with probabilities ``p``."""
         whole = isinstance(options, int | np.integer)
-        values = range(check_count("options", options)) if whole else check_sequence("options", options, "a list, or a count")
+        values = (
+            range(check_count("options", options))
+            if whole
+            else check_sequence("options", options, "a list, or a count")
+        )
         if not values:
             raise InvalidArgument("options is empty, expected something to choose from")
         chances = [Fraction(1, len(values))] * len(values) if p is None else check_law("p", p, len(values))
