@@ -106,8 +106,11 @@ class TimedStep:
         self.seconds: list[float] = []
         self.full: list[bool] = []
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        self.step_.begin(row, prompt)
+    def takes(self, request: Request) -> str | None:
+        return self.step_.takes(request)
+
+    def begin(self, row: int, request: Request) -> None:
+        self.step_.begin(row, request)
 
     def step(self, window: Window) -> Outcome:
         began = time.perf_counter()

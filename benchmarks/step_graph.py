@@ -27,7 +27,7 @@ from coupled_sampling.backends import OrtProvider
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
-from coupled_sampling.contracts import CoupledStep, Integers, Outcome, Window
+from coupled_sampling.contracts import CoupledStep, Outcome, Window
 from coupled_sampling.export import DecoderDescription, Norm, save_graph, write_decoder_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.testing import StepComparison, TieReport
@@ -89,9 +89,12 @@ class Compared:
         self.width, self.steps = width, 0
         self.seconds: list[np.ndarray] = []
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        self.host.begin(row, prompt)
-        self.fused.begin(row, prompt)
+    def takes(self, request: Request) -> str | None:
+        return self.fused.takes(request)
+
+    def begin(self, row: int, request: Request) -> None:
+        self.host.begin(row, request)
+        self.fused.begin(row, request)
 
     def step(self, window: Window) -> Outcome:
         times, outcomes = np.zeros(3), [Outcome(window.tokens, window.known)] * 3

@@ -12,6 +12,7 @@ ordinary autoregressive sampling. Contents, each module opening with its idea:
 - `backends`, `export`: models run by ONNX Runtime; graphs written without PyTorch. Neither is imported from here.
 """
 
+from coupled_sampling.bounds import check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Outcome, Sampling, Window
 from coupled_sampling.decoding import Commit, Decoder, Request
@@ -22,6 +23,7 @@ from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import METHODS, Method
 from coupled_sampling.noise import CounterNoise, Noise
+from coupled_sampling.requests import Guidance
 from coupled_sampling.trace import Summary, Trace, summarise
 from coupled_sampling.windows import WindowRule, WindowSearch
 
@@ -37,6 +39,7 @@ __all__ = [
     "Decoder",
     "DraftModel",
     "Generation",
+    "Guidance",
     "GuidedProvider",
     "HostStep",
     "LogitsProvider",
@@ -51,6 +54,7 @@ __all__ = [
     "WindowRule",
     "WindowSearch",
     "__version__",
+    "check_window",
     "generate",
     "open_bundle",
     "stream",

@@ -14,12 +14,15 @@ first, then drafts; a *slot* is an index into it. Slot j's context is the slots 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+from coupled_sampling.draws import Noise
 from coupled_sampling.methods import Method
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closeable, Runs, SaysWhatRuns, what_runs
-from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling
+from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling, SequenceProcessor
 from coupled_sampling.slots import Decisions, Outcome, Sites, Window
 
 __all__ = [
@@ -27,19 +30,26 @@ __all__ = [
     "Closeable",
     "CoupledStep",
     "Decisions",
+    "Forks",
     "Integers",
     "LogitsProvider",
     "OpenProvider",
     "OpenStep",
     "Outcome",
     "Processor",
-    "PromptObserver",
+    "PromptReader",
+    "ReadsPrompts",
+    "RequestObserver",
     "RowInfo",
+    "RowRanges",
     "Runs",
     "Sampling",
     "SaysWhatRuns",
+    "Selective",
+    "SequenceProcessor",
     "Sites",
     "Window",
+    "Wraps",
     "max_window",
     "what_runs",
 ]
@@ -60,9 +70,9 @@ class LogitsProvider(Protocol):
 
     Notes
     -----
-    An optional attribute ``max_window`` bounds W (default: ``max_length``). A provider that must know which prompt a
-    row works on (see `PromptObserver`) may offer ``begin``; one that holds memory to be given back, ``close``
-    (`Closeable`); one that knows what runs it, ``runs`` (`SaysWhatRuns`).
+    An optional attribute ``max_window`` bounds W (default: ``max_length``). Whatever else a provider can do it offers by a
+    Protocol: `RequestObserver`, `Selective`, `RowRanges`, `ReadsPrompts`, `Forks`, `Closeable`, `SaysWhatRuns`. It belongs to one
+    `coupled_sampling.Decoder` at a time. `coupled_sampling.check_window` refuses what it cannot hold.
 
     Examples
     --------
@@ -99,7 +109,7 @@ class LogitsProvider(Protocol):
             is then the first B rows. W is at most ``max_window`` and ``start[b] + W <= max_length``.
         start
             int64 (B,). State is held for all positions below ``start[b]``; state for the window is written, replacing
-            what was there.
+            what was there. Both arrays are read-only.
 
         Returns
         -------
@@ -111,26 +121,85 @@ class LogitsProvider(Protocol):
 
 
 @runtime_checkable
-class PromptObserver(Protocol):
-    """What a provider offers when it must be told which prompt a row works on (guidance does).
+class RequestObserver(Protocol):
+    """What a provider offers when it must be told which request a row works on: for guidance, an encoder's output, audio.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from coupled_sampling import generate
+    >>> from coupled_sampling import Decoder, Request
     >>> class Told:
     ...     vocab_size, batch_size, max_length = 2, 1, 64
-    ...     def begin(self, row, prompt):
-    ...         print("row", row, "starts with", prompt)
+    ...     def begin(self, row, request):
+    ...         print("row", row, "starts with", request.prompt, "and is to look at", request.condition)
     ...     def forward(self, tokens, start):
     ...         return np.zeros((*tokens.shape, 2))
-    >>> _ = generate(Told(), [[1, 0]], length=1)
-    row 0 starts with [1 0]
+    >>> decoder = Decoder(Told())
+    >>> handle, commits = decoder.add(Request([1, 0], length=1, condition="a picture")), decoder.step()
+    row 0 starts with [1 0] and is to look at a picture
     """
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Row ``row`` starts a new sequence with ``prompt`` int64 (L,)."""
+    def begin(self, row: int, request: Request) -> None:
+        """Row ``row`` starts ``request``, whose ``prompt`` is an int64 array (L,). What it raises ends the request."""
         ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """What a provider or a step offers that cannot do everything a `Request` can ask for."""
+
+    def takes(self, request: Request) -> str | None:
+        """None if it can; else why not and what to do instead, as a sentence without its subject ("has ..., which ...")."""
+        ...
+
+
+@runtime_checkable
+class RowRanges(Protocol):
+    """What a provider offers that can forward some of its rows without touching the others: a prompt's chunk, the last busy row."""
+
+    def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> Array:
+        """`LogitsProvider.forward` for the consecutive ``rows``, of which ``tokens`` (n, W) and ``start`` (n,) are."""
+        ...
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """What a provider or a step says of the width in which it likes to read prompts."""
+
+    @property
+    def prompt_chunk(self) -> int:
+        """Most known tokens of a row to forward in one call while a prompt is read, at most ``max_window``."""
+        ...
+
+
+@runtime_checkable
+class Forks(Protocol):
+    """What a provider or a step offers that can copy a row's state, so that samples of one prompt read it once.
+
+    Examples
+    --------
+    >>> from coupled_sampling.contracts import Forks
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> isinstance(TableProvider(random_table(0, 4), 4), Forks)
+    True
+    """
+
+    @property
+    def forks(self) -> bool:
+        """Whether it can: a step over a provider can where the provider can."""
+        ...
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Give the rows ``targets`` the state that row ``source`` has for the positions below ``length``."""
+        ...
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """What works on a provider of somebody else's: steps, guidance, draft models."""
+
+    @property
+    def provider(self) -> LogitsProvider: ...
 
 
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
@@ -151,7 +220,7 @@ class CoupledStep(Protocol):
     """One forward pass over a window, then acceptance and redrafting.
 
     It owns what must survive between two steps of a row and need not reach the host: the provider's cache and the
-    laws of the drafts it redrew.
+    laws of the drafts it redrew. It may offer `ReadsPrompts` and `Forks`, and more width than the others (`PromptReader`).
 
     Examples
     --------
@@ -182,18 +251,50 @@ class CoupledStep(Protocol):
     def max_window(self) -> int: ...
 
     @property
+    def noise(self) -> Noise: ...
+
+    @property
     def runs(self) -> Runs: ...
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Row ``row`` starts a new sequence: forget the one before."""
+    def takes(self, request: Request) -> str | None:
+        """None if it can do what ``request`` asks for; else why not, see `Selective.takes`. Asked before anything runs."""
+        ...
+
+    def begin(self, row: int, request: Request) -> None:
+        """Row ``row`` starts ``request``: forget the one before. What it raises ends the request."""
         ...
 
     def step(self, window: Window) -> Outcome:
-        """Forward ``window``, accept a leading run of its drafts and redraft the rest."""
+        """Forward ``window``, accept a leading run of its drafts and redraft the rest.
+
+        What belongs to one row and fails is told in the outcome. If it raises, no row has changed.
+        """
         ...
 
     def close(self) -> None:
         """Give back what it holds, the model under it included. See `Closeable.close`."""
+        ...
+
+
+@runtime_checkable
+class PromptReader(ReadsPrompts, Protocol):
+    """What a step offers that can read prompts in chunks of their own, beside its windows.
+
+    A step that does not is given prompts in windows that decide nothing.
+    """
+
+    @property
+    def touches_all(self) -> bool:
+        """Whether a call writes all rows from the first to the last of its own, so that ``rows`` must begin with row 0."""
+        ...
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether a row's state depends on its tokens alone, so that another request with the same beginning may use it."""
+        ...
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """Forward known tokens (n, C) of the consecutive ``rows`` at ``start`` (n,), for their state alone."""
         ...
 
 

@@ -90,7 +90,7 @@ class StepDecision(NamedTuple):
     """
 
     tokens: Array
-    """int64 (B, n): accepted drafts, the corrected token, then redrafts."""
+    """int64 (B, n): accepted drafts, the corrected token, then redrafts; -1 from the first site on that has no usable law."""
     last: Array
     """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
 
@@ -321,7 +321,13 @@ def match(draft: Array, target_law: Array, gumbel_noise: Array | Draw, *, where:
 
 
 def decide(
-    method: Method, target: Array, sites: Sites, laws: DraftLawArray | LawsInPieces, noise: Noise
+    method: Method,
+    target: Array,
+    sites: Sites,
+    laws: DraftLawArray | LawsInPieces,
+    noise: Noise,
+    *,
+    usable: Array | None = None,
 ) -> StepDecision:
     """Accept, correct and redraft: the decoding step of every method.
 
@@ -337,6 +343,9 @@ def decide(
         The drafts, and the laws they were drawn from. ``match`` looks at the drafts only.
     noise
         Where draws come from.
+    usable
+        bool (B, n): the sites whose target law is one; default all. A row's drafts end at the first valid site that has none, which
+        is decided by the drafts to its left. It and all after it get the token -1; where that is committed, the row has failed.
 
     Returns
     -------
@@ -366,20 +375,27 @@ def decide(
     """
     xp = namespace(target)
     valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)
+    decidable = valid
+    if usable is not None:
+        closed = valid & ~from_host(usable, target)
+        behind = xp.any(closed, axis=-1)[..., None] & (slots_of(valid) >= first_true(closed)[..., None])
+        decidable = valid & ~behind
     own = Asked(noise, sites)
     if method.acceptance == "rejection":
         accept, correct = Asked(noise, sites, Purpose.ACCEPT), Asked(noise, sites, Purpose.RESIDUAL)
         # Only the maximal coupling redraws by the test itself, so only there the test goes on behind the first refusal.
         leading = method.redraft != "maximal"
-        accepted, tokens = maximal(draft, laws, target, accept, correct, where=valid, leading=leading)
+        accepted, tokens = maximal(draft, laws, target, accept, correct, where=decidable, leading=leading)
     else:
-        accepted, tokens = match(draft, target, own, where=valid)
+        accepted, tokens = match(draft, target, own, where=decidable)
         accepted = accepted & from_host(laws.drafted, target)
     # The first refusal; a row's last site has no draft, so there is one wherever a row decides anything.
-    last = first_true(valid & ~accepted)
-    later = valid & (slots_of(valid) > last[..., None])
+    last = first_true(valid & ~(accepted & decidable))
+    later = decidable & (slots_of(valid) > last[..., None])
     if method.acceptance == "rejection" and method.redraft == "independent":
         tokens = xp.where(later, independent(target, Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
     elif method.acceptance == "rejection" and method.redraft == "gumbel":
         tokens = xp.where(later, gumbel(target, own, where=later), tokens)
+    if usable is not None:
+        tokens = xp.where(behind, xp.full_like(tokens, -1), tokens)
     return StepDecision(tokens, last)

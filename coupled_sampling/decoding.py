@@ -2,89 +2,54 @@
 
 A row holds a sequence: its committed tokens, then drafts; and how many of its positions the model has cached. A step
 
-1. takes the tokens after the cached prefix, known ones first, then recycled drafts, then fresh drafts, up to the
-   window;
-2. has a `CoupledStep` forward and decide them;
-3. commits what was decided, keeps the redrafts, and moves the cached prefix to the last committed token that was
-   forwarded.
+1. reads a chunk of a prompt that is longer than a window (`coupled_sampling.reading`);
+2. takes the tokens after the cached prefix, known ones first, then recycled drafts, then fresh drafts, up to the
+   window (`coupled_sampling.assembly`);
+3. has a `CoupledStep` forward and decide them;
+4. commits what was decided, keeps the redrafts, and moves the cached prefix to the last committed token that was
+   forwarded (`coupled_sampling.rows`).
 
-Rows are independent in everything. A row that has fewer tokens left than the widest row forwards a few of its cached
-tokens again (a window may start lower at any time), so that nothing is ever padded past the end of the model's
-memory.
+Rows are independent in everything: what belongs to one request and fails ends that request, and the others' step stands.
 
 Nothing here knows mathematics or draws randomness: laws belong to the step, fresh drafts to the drafting rule.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from coupled_sampling.admission import Preparation
+from coupled_sampling.assembly import Assembly
+from coupled_sampling.bounds import check_positive
 from coupled_sampling.contracts import (
-    Array,
     CoupledStep,
     Integers,
     LogitsProvider,
     Outcome,
-    PromptObserver,
-    RowInfo,
+    RequestObserver,
     Window,
+    Wraps,
 )
-from coupled_sampling.drafting import DraftContext, Drafting, find_drafting
+from coupled_sampling.drafting import Drafting, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import CounterNoise, Noise
-from coupled_sampling.requests import Commit, Request, checked_prompt
+from coupled_sampling.ownership import Ownership
+from coupled_sampling.reading import PromptReading
+from coupled_sampling.requests import Commit, Request
+from coupled_sampling.rows import Row, failed
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule, find_window_rule
 
 __all__ = ["Commit", "Decoder", "Request"]
-
-
-_IDLE = (0, 0, 0, 0, 0, False)
-"""`_Row.slots` of a row without a sequence."""
-_NOTHING = np.zeros(0, np.int64)
-
-
-@dataclass(eq=False)
-class _Row:
-    """A sequence and the batch row it occupies."""
-
-    handle: int
-    request: Request
-    tokens: Integers
-    """(prompt + length,) committed tokens, then ``drafted`` drafts, then nothing yet."""
-    prompt_length: int
-    committed: int
-    info: RowInfo
-    stop: frozenset[int] = frozenset()
-    cached: int = 0
-    drafted: int = 0
-    round: int = 0
-    trace: Trace = field(default_factory=Trace)
-    began: float = 0.0
-
-    def reach(self, window: int, drafts: bool) -> int:
-        """End of the positions worth forwarding now: the last position's own logits are never needed."""
-        known = min(self.committed, self.cached + window)
-        return min(self.cached + window, len(self.tokens) - 1) if drafts else known
-
-    def slots(self, end: int, width: int) -> tuple[int, int, int, int, int, bool]:
-        """Of a window ``width`` wide up to position ``end``: start, known, recycled, fresh, round, whether it draws."""
-        start = max(0, end - width)  # below ``cached`` where little is left: tokens go in again, nothing is padded
-        known = min(end, self.committed)
-        drafted = min(end, self.committed + self.drafted)
-        return start, known - start, drafted - known, end - drafted, self.round, known == self.committed
-
-    def finished(self) -> bool:
-        """Whether everything asked for is committed."""
-        return self.committed == len(self.tokens)
 
 
 class _Step(NamedTuple):
@@ -94,7 +59,7 @@ class _Step(NamedTuple):
     width: int
     tokens: Sequence[int]
     seconds: float
-    ends: Sequence[tuple[_Row, int]]
+    ends: Sequence[tuple[Row, int]]
     """Each row, and the end of the positions that the step decided or drafted in it."""
 
 
@@ -108,14 +73,23 @@ class Decoder:
     method
         Name from `coupled_sampling.methods.METHODS`.
     window
-        Most slots forwarded per row and step, >= 1; prompts longer than it are forwarded in chunks of it. The method
-        ``ar`` uses it for prompts only. "auto" finds the width that commits most tokens per second, see
-        `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed and the batch, but for ``ar`` and methods
-        whose tokens are ``ar``'s, and their law does not.
+        Most slots forwarded per row and step, >= 1. A prompt that fits goes into the first one. "auto" finds the width that
+        commits most tokens per second, see `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed and the
+        batch, but for ``ar`` and methods whose tokens are ``ar``'s, and their law does not.
     drafting
         Rule for fresh drafts, see `coupled_sampling.drafting`.
     noise
         Where draws come from; default `CounterNoise`.
+    prompt_chunk
+        Most tokens of a prompt that is longer than the window to read in one call; None is the model's own width.
+    reuse_prefixes
+        Whether what a row holds from its last request serves the next one with the same beginning, which is then not forwarded
+        again; also from row to row, where the model can copy its state. Not for models that are told requests, as guided ones are.
+
+    Notes
+    -----
+    It belongs to the thread that steps it first; `add`, `check` and `remove` may be called from any. Its model belongs to it while
+    sequences are under way: if another decoder takes the model over, the next step raises `coupled_sampling.errors.NotOwner`.
 
     Examples
     --------
@@ -138,18 +112,33 @@ class Decoder:
         window: int | str | WindowRule = 32,
         drafting: str | Drafting = "random",
         noise: Noise | None = None,
+        prompt_chunk: int | None = None,
+        reuse_prefixes: bool = False,
     ) -> None:
-        own = getattr(model, "noise", None)
-        self._noise: Noise = noise or own or CounterNoise()
-        self._step = _as_step(model, method, self._noise)
-        if own is not None and noise is not None and own is not noise:
+        step = _as_step(model, method, noise)
+        if noise is not None and step.noise is not noise:
             raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
-        self._windows = find_window_rule(window, self._step.max_window)
+        if prompt_chunk is not None:
+            check_positive("prompt_chunk", prompt_chunk)
+            if prompt_chunk > step.max_window:
+                raise InvalidArgument(
+                    f"prompt_chunk is {prompt_chunk}, the model takes at most {step.max_window} slots at once; ask for fewer"
+                )
+        self._step, self._noise = step, step.noise
+        self._windows = find_window_rule(window, step.max_window)
         self._drafting = find_drafting(drafting)
-        self._rows: list[_Row | None] = [None] * self._step.batch_size
-        self._waiting: deque[_Row] = deque()
+        models = {"draft model": self._drafting} if isinstance(self._drafting, Wraps) else {}
+        self._owns = Ownership(model=step, **models)
+        self._preparation = Preparation(step, self._drafting)
+        self._assembly = Assembly(step.method, self._drafting, self._noise, step.vocab_size)
+        self._reading = PromptReading(step, prompt_chunk, reuse_prefixes)
+        self._rows: list[Row | None] = [None] * step.batch_size
+        self._waiting: deque[Row] = deque()
+        self._leaving: list[Row] = []
         self._open_steps: deque[_Step] = deque()
         self._next_handle = 0
+        self._lock = threading.Lock()
+        """Held while rows or the queue change; never while a model runs."""
 
     @property
     def method(self) -> Method:
@@ -185,52 +174,90 @@ class Decoder:
         """Sequences that wait for a row."""
         return len(self._waiting)
 
-    def add(self, request: Request) -> int:
-        """Queue ``request``; it starts at the next step for which a row is free.
-
-        Returns
-        -------
-        int
-            A handle: it names the sequence in commits and in `remove`.
+    def check(self, request: Request) -> None:
+        """Refuse what cannot be decoded, as `add` does; nothing is queued and nothing runs. From any thread.
 
         Raises
         ------
         InvalidArgument
-            The prompt is empty, has tokens outside the vocabulary, or does not fit the model with what is to come.
+            It names the argument: the prompt, its length with what is to come, stop tokens outside the vocabulary, or what the
+            step, the model or the drafting rule cannot do.
+
+        Examples
+        --------
+        >>> from coupled_sampling import Decoder, Request
+        >>> from coupled_sampling.testing import TableProvider, random_table
+        >>> decoder = Decoder(TableProvider(random_table(0, 4), 4, max_length=16))
+        >>> decoder.check(Request([0], length=9))
+        >>> decoder.check(Request([0], length=9, stop=[4]))
+        Traceback (most recent call last):
+        coupled_sampling.errors.InvalidArgument: stop token 0 is 4, expected tokens in [0, 4)
         """
-        prompt = checked_prompt(request, self._step.vocab_size)
-        last_input = len(prompt) + request.length - 1
-        limits = {"model": self._step.max_length, "draft model": getattr(self._drafting, "max_length", last_input)}
-        for name, limit in limits.items():
-            if last_input > limit:
-                raise InvalidArgument(
-                    f"a prompt of {len(prompt)} tokens and length {request.length} need {last_input} cached positions, the "
-                    f"{name} holds {limit}; shorten the prompt or ask for at most {limit + 1 - len(prompt)} tokens"
-                )
-        tokens = np.zeros(len(prompt) + request.length, np.int64)
-        tokens[: len(prompt)] = prompt
-        info = RowInfo(int(request.seed), int(request.sequence), request.sampling)
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
-        stop = frozenset(np.asarray(request.stop, np.int64).tolist())
-        self._waiting.append(_Row(handle, request, tokens, len(prompt), len(prompt), info, stop))
-        return handle
+        self._preparation.rows(request)
+
+    def add(self, request: Request) -> int:
+        """Queue ``request``; it starts at the next step for which a row is free. From any thread.
+
+        Returns
+        -------
+        int
+            A handle: it names the sequence in commits and in `remove`. Of several samples it is the first one's, and sample k has
+            the handle k higher.
+
+        Raises
+        ------
+        InvalidArgument
+            See `check`.
+        """
+        rows = self._preparation.rows(request, handle=0)
+        with self._lock:
+            for row in rows:
+                row.handle, self._next_handle = self._next_handle, self._next_handle + 1
+            keys = {_key(row) for row in (*self._waiting, *self._rows) if row is not None}
+            twice = [row for row in rows if _key(row) in keys]
+            self._waiting.extend(rows)
+        if twice:
+            seed, sequence = _key(twice[0])
+            warnings.warn(
+                f"two requests under way have seed {seed} and sequence {sequence}: they draw with the same noise, so that equal "
+                "prompts give equal tokens and others are not independent; give each a sequence of its own, or sequence=None",
+                stacklevel=2,
+            )
+        return rows[0].handle
 
     def remove(self, handle: int) -> Integers:
-        """Drop a sequence that is waiting or under way; returns its generated tokens so far.
+        """Drop a sequence that is waiting or under way; returns its generated tokens so far. From any thread.
 
         Raises
         ------
         InvalidArgument
             No such sequence is waiting or under way.
         """
-        for queued in self._waiting:
-            if queued.handle == handle:
-                self._waiting.remove(queued)
-                return queued.tokens[:0].copy()
-        for b, row in enumerate(self._rows):
+        with self._lock:
+            row = self._find(handle)
+            if row in self._waiting:
+                self._waiting.remove(row)
+            else:
+                self._rows[self._rows.index(row)] = None
+                self._leaving.append(row)  # its noise is forgotten by the thread that draws
+            row.trace.reason = "removed"
+            return row.tokens[row.prompt_length : row.committed].copy()
+
+    def request(self, handle: int) -> Request:
+        """The request of a sequence that is waiting or under way, with the ``sequence`` number that was drawn for it.
+
+        Raises
+        ------
+        InvalidArgument
+            No such sequence is waiting or under way.
+        """
+        with self._lock:
+            return self._find(handle).request
+
+    def _find(self, handle: int) -> Row:
+        for row in (*self._waiting, *self._rows):
             if row is not None and row.handle == handle:
-                self._release(b)
-                return row.tokens[row.prompt_length : row.committed].copy()
+                return row
         raise InvalidArgument(f"handle {handle} is neither waiting nor under way; it may have finished")
 
     def trace(self, handle: int) -> Trace:
@@ -247,35 +274,67 @@ class Decoder:
         raise InvalidArgument(f"handle {handle} is not under way")
 
     def step(self) -> list[Commit]:
-        """One forward pass over all active rows; empty when there is nothing to do.
+        """One forward pass over all active rows; empty when there is nothing to do, or only prompts were read.
 
-        A finished sequence frees its row before this returns. If the model raises, no row has changed, so the step
-        can be tried again.
+        A finished sequence frees its row before this returns. A request that fails is among the commits, with the reason "error".
+        If the model raises, no row has changed, so the step can be tried again.
+
+        Raises
+        ------
+        NotOwner
+            It was called from a second thread, or another decoder took the model over.
         """
-        self._admit()
-        if not self.active:
-            return []
         began = time.perf_counter()
-        width = self.window
-        window = self._window(width)
-        stepped = self._rows[: self._span()]
-        outcome = self._step.step(window)
+        if not self._owns.take(in_progress=self.active > 0):
+            self._reading.lose()
+        self._forget()
+        done = self._admit()
+        if not self.active:
+            return done
+        rows, width = list(self._rows), self.window
+        for row in rows:
+            if row is not None:
+                row.began = row.began or began  # of the sequence's first step
+        self._reading.share(rows)
+        self._reading.read(rows, width)
+        taking = [row is not None and row.leader is None for row in rows]
+        if self._reading.apart:
+            taking = [takes and not row.unread(width) for takes, row in zip(taking, rows, strict=True)]  # type: ignore[union-attr]
+        rows = [row if takes else None for takes, row in zip(taking, rows, strict=True)][: self._span()]
+        if any(taking):
+            done += self._step_rows(rows, width)
+        return done
+
+    def _step_rows(self, rows: list[Row | None], width: int) -> list[Commit]:
+        """A step of ``rows``; the others are None here."""
+        began = time.perf_counter()
+        idle = [self._reading.holds(b, row) for b, row in enumerate(self._rows[: len(rows)])]
+        window, wrong = self._assembly.window(rows, idle, width)
         done = []
-        for b, row in enumerate(self._rows):
-            if row is None:
+        for b, error in wrong.items():
+            row, rows[b] = rows[b], None
+            done += self._end(b, row, error)
+        if not any(row is not None for row in rows):
+            return done
+        outcome = self._step.step(window)
+        finished = []
+        for b, row in enumerate(rows):
+            if row is None or self._rows[b] is not row:  # removed meanwhile
                 continue
-            commit = _apply(row, b, window, outcome, self.method.recycles)
-            row.began = row.began or began  # of the sequence's first step
+            commit = row.apply(b, window, outcome, self.method.recycles)
             row.trace.seconds = time.perf_counter() - row.began
             if commit is not None:
                 done.append(commit)
                 if commit.finished:
-                    self._release(b)
-        self._remember(width, window, outcome, time.perf_counter() - began, stepped)
+                    finished.append((b, row))
+        self._reading.share(self._rows)  # a sample that is done may be the one whose prompt others wait for
+        for b, row in finished:
+            self._release(b, row)
+        self._remember(width, window, outcome, time.perf_counter() - began, rows)
         return done
 
     def _remember(
-        self, width: int, window: Window, outcome: Outcome, seconds: float, stepped: Sequence[_Row | None]
+        self, width: int, window: Window, outcome: Outcome, seconds: float, stepped: Sequence[Row | None]
     ) -> None:
         """Tell the window's rule of steps of which nothing is open any more.
 
@@ -293,71 +352,58 @@ class Decoder:
             closed = self._open_steps.popleft()
             self._windows.record(closed.rows, closed.width, closed.tokens, closed.seconds)
 
-    def _admit(self) -> None:
-        """Give free rows to waiting sequences, lowest row first."""
-        for b, row in enumerate(self._rows):
-            if row is None and self._waiting:
+    def _admit(self) -> list[Commit]:
+        """Give free rows to waiting sequences; returns what became of those that could not begin."""
+        done: list[Commit] = []
+        while True:
+            with self._lock:
+                if not self._waiting or all(row is not None for row in self._rows):
+                    return done
                 new = self._waiting[0]
-                self._step.begin(b, new.tokens[: new.prompt_length])
-                if isinstance(self._drafting, PromptObserver):
-                    self._drafting.begin(b, new.tokens[: new.prompt_length])
-                self._rows[b] = self._waiting.popleft()  # not before both took it: if one raises, it waits on
+                b = self._reading.place(new, self._rows)
+                self._rows[b] = self._waiting.popleft()
+            try:
+                self._step.begin(b, new.request)
+                if isinstance(self._drafting, RequestObserver):
+                    self._drafting.begin(b, new.request)
+                self._reading.enter(b, new, self._rows)
+            except Exception as error:  # a stranger's code: anything may come
+                done += self._end(b, new, error)
+            except BaseException:  # Ctrl-C: it waits on
+                with self._lock:
+                    self._rows[b] = None
+                    self._waiting.appendleft(new)
+                raise
 
-    def _release(self, b: int) -> None:
-        row, self._rows[b] = self._rows[b], None
-        if row is not None:
+    def _end(self, b: int, row: Row | None, error: Exception) -> list[Commit]:
+        """End ``row`` because of ``error``, which belongs to it."""
+        if row is None:
+            return []
+        self._release(b, row)
+        row.trace.reason = "error"
+        tokens = row.tokens[:0].copy()
+        return [Commit(row.handle, row.committed, tokens, True, row.trace, "error", failed(row.handle, error))]
+
+    def _release(self, b: int, row: Row) -> None:
+        with self._lock:
+            if self._rows[b] is row:
+                self._rows[b] = None
+        self._reading.leave(b, row)
+        self._noise.forget(row.info.seed, row.info.sequence)
+
+    def _forget(self) -> None:
+        """Forget the noise of sequences that were removed."""
+        with self._lock:
+            leaving, self._leaving = self._leaving, []
+        for row in leaving:
             self._noise.forget(row.info.seed, row.info.sequence)
 
-    def _window(self, most: int) -> Window:
-        """The next window of every row up to the last active one."""
-        rows = self._rows[: self._span()]
-        drafts = self.method.drafts
-        ends = [0 if row is None else row.reach(most, drafts) for row in rows]
-        width = max(end - row.cached for row, end in zip(rows, ends, strict=True) if row is not None)
-        slots = [_IDLE if row is None else row.slots(end, width) for row, end in zip(rows, ends, strict=True)]
-        # In Python's numbers up to here: arrays of a few rows are slower, and this is what a step costs beside its model.
-        start, known, recycled, fresh, round_, draws = np.array(slots, np.int64).T.copy()
-        laws = self._propose(rows, fresh)
-        tokens, contexts = np.zeros((len(rows), width), np.int64), []
-        for b, row in enumerate(rows):
-            contexts.append(_NOTHING if row is None else row.tokens[: ends[b]])
-            first = slots[b][0]
-            tokens[b, : ends[b] - first] = contexts[b][first:]
-        return Window(
-            tokens=tokens,
-            start=start,
-            known=known,
-            recycled=recycled,
-            fresh=fresh,
-            draws=draws == 1,
-            round=round_,
-            rows=[None if row is None else row.info for row in rows],
-            contexts=contexts,
-            fresh_laws=laws,
-        )
 
-    def _propose(self, rows: Sequence[_Row | None], fresh: Integers) -> list[Array | None]:
-        """Write ``fresh[b]`` fresh drafts behind row b's recycled ones; returns the laws they carry."""
-        laws: list[Array | None] = [None] * len(rows)
-        asking = [(b, row) for b, row in enumerate(rows) if row is not None and fresh[b]]
-        if not asking:
-            return laws
-        contexts = [
-            DraftContext(
-                b, row.tokens[: row.committed + row.drafted], row.prompt_length, int(fresh[b]), row.info, row.round
-            )
-            for b, row in asking
-        ]
-        shared = self.method.acceptance == "match"
-        proposals = self._drafting.propose(contexts, self._noise, vocab_size=self._step.vocab_size, shared=shared)
-        for (b, row), context, proposal in zip(asking, contexts, proposals, strict=True):
-            first = len(context.tokens)
-            row.tokens[first : first + context.wanted] = proposal.tokens
-            laws[b] = proposal.law
-        return laws
+def _key(row: Row) -> tuple[int, int]:
+    return row.info.seed, row.info.sequence
 
 
-def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise) -> CoupledStep:
+def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise | None) -> CoupledStep:
     """``model`` if it is a coupled step, else a `HostStep` over it."""
     if hasattr(model, "step") and hasattr(model, "method"):
         return model  # type: ignore[return-value]
@@ -366,34 +412,4 @@ def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: N
             f"model is a {type(model).__name__}, expected a LogitsProvider: an object with vocab_size, batch_size, max_length and "
             "forward(tokens, start)"
         )
-    return HostStep(model, method, noise)
-
-
-def _apply(row: _Row, b: int, window: Window, outcome: Outcome, recycles: bool) -> Commit | None:
-    """Commit what was decided for ``row`` and keep its redrafts."""
-    start, known = int(window.start[b]), int(window.known[b])
-    row.round += 1
-    row.cached = start + known
-    if not window.draws[b]:
-        row.trace.committed_per_step.append(0)
-        return None
-    end = start + known + int(window.recycled[b] + window.fresh[b])
-    first, committed = row.committed, int(outcome.committed[b])
-    # The last known token's slot decides the first open position, and the last slot the position after the window.
-    row.tokens[first : end + 1] = outcome.tokens[b, known - 1 : end - start]
-    row.committed += committed
-    row.drafted = end + 1 - row.committed if recycles else 0
-    row.cached = row.committed - 1  # the last committed token was drawn here, so it was no input yet
-    stopped = _first_stop(row.tokens[first : row.committed], row.stop)
-    if stopped is not None:
-        row.committed = first + stopped + 1  # what was accepted behind the stop token is discarded
-    row.trace.committed_per_step.append(row.committed - first)
-    tokens = row.tokens[first : row.committed].copy()
-    return Commit(row.handle, first, tokens, stopped is not None or row.finished(), row.trace)
-
-
-def _first_stop(tokens: Integers, stop: frozenset[int]) -> int | None:
-    """Where the first token of ``stop`` is, if there is one."""
-    if not stop:
-        return None
-    return next((i for i, token in enumerate(tokens.tolist()) if token in stop), None)
+    return HostStep(model, method, CounterNoise() if noise is None else noise)

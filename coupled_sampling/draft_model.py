@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coupled_sampling.arrays import namespace, to_host
-from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, max_window
+from coupled_sampling.arrays import from_host, namespace, point_masses, read_only, to_host
+from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window
 from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
-from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.noise import Noise, Purpose
+from coupled_sampling.requests import Request
 from coupled_sampling.target import target_laws
 
 __all__ = ["DraftModel"]
@@ -52,55 +52,65 @@ class DraftModel:
         self.max_length = int(provider.max_length)
         self._held: dict[int, Integers] = {}
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Row ``row`` starts ``prompt``: tell the provider, if it wants to know."""
-        if isinstance(self.provider, PromptObserver):
+    def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
+        """See `coupled_sampling.drafting.SelectiveDrafting.takes`."""
+        last_input = len(request.prompt) + request.length - 1
+        if self.provider.vocab_size != vocab_size:
+            return (
+                f"cannot be drafted for: the draft model's vocabulary is {self.provider.vocab_size}, the target's {vocab_size}; "
+                "they must be the same"
+            )
+        if self.provider.batch_size < rows:
+            held = self.provider.batch_size
+            return f"cannot be drafted for: the draft model holds {held} rows, the model {rows}; give it as many"
+        if last_input > self.provider.max_length:
+            return (
+                f"needs {last_input} cached positions, the draft model holds {self.provider.max_length}; shorten the prompt or ask "
+                "for fewer tokens"
+            )
+        if isinstance(self.provider, Selective):
+            reason = self.provider.takes(request)
+            return None if reason is None else f"{reason} (said by the draft model)"
+        return None
+
+    def begin(self, row: int, request: Request) -> None:
+        """Row ``row`` starts ``request``: tell the provider, if it wants to know."""
+        if isinstance(self.provider, RequestObserver):
             self._held.pop(row, None)
-            self.provider.begin(row, prompt)
+            self.provider.begin(row, request)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
     ) -> list[Proposal]:
         """See `Drafting.propose`."""
-        self._check(contexts, vocab_size)
         tokens = {context.row: context.tokens for context in contexts}
         laws: dict[int, list[Array]] = {context.row: [] for context in contexts}
         for offset in range(max(context.wanted for context in contexts)):
-            asking = [context for context in contexts if context.wanted > offset]
+            # A row ends where the draft model has no law; what it wants beyond is guessed below.
+            asking = [c for c in contexts if c.wanted > offset and len(laws[c.row]) == offset]
+            if not asking:
+                break
             logits = self._last_logits({context.row: tokens[context.row] for context in asking})
             sites = proposal_sites(asking, offset, 1)
-            law = target_laws(
+            target = target_laws(
                 logits,
                 [context.info for context in asking],
-                [tokens[context.row] for context in asking],
+                [read_only(tokens[context.row]) for context in asking],
                 sites.position,
                 sites.valid,
             )
+            usable = target.usable
             if shared:
-                drawn = noise.shared(law, sites, where=sites.valid)
+                drawn = noise.shared(target.laws, sites, where=usable)
             else:
-                drawn = noise.categorical(law, sites, Purpose.PROPOSE, where=sites.valid)
+                drawn = noise.categorical(target.laws, sites, Purpose.PROPOSE, where=usable)
             guesses = to_host(drawn)
             for i, context in enumerate(asking):
-                laws[context.row].append(law[i, 0, ...])
-                tokens[context.row] = np.append(tokens[context.row], guesses[i, 0])
-        return [
-            Proposal(tokens[c.row][len(c.tokens) :], namespace(laws[c.row][0]).stack(laws[c.row], axis=0))
-            for c in contexts
-        ]
-
-    def _check(self, contexts: Sequence[DraftContext], vocab_size: int) -> None:
-        if self.provider.vocab_size != vocab_size:
-            raise InvalidArgument(
-                f"the draft model's vocabulary is {self.provider.vocab_size}, the target's {vocab_size}; they must be the same"
-            )
-        for context in contexts:
-            reach = len(context.tokens) + context.wanted - 1
-            if context.row >= self.provider.batch_size or reach > self.max_length:
-                raise InvalidArgument(
-                    f"the draft model holds {self.provider.batch_size} rows of {self.max_length} positions, but row "
-                    f"{context.row} needs {reach}; give it as many rows and positions as the target has"
-                )
+                if usable[i, 0]:
+                    laws[context.row].append(target.laws[i, 0, ...])
+                    tokens[context.row] = np.append(tokens[context.row], guesses[i, 0])
+            like = target.laws
+        return [_proposal(context, tokens[context.row], laws[context.row], like) for context in contexts]
 
     def _last_logits(self, wanted: dict[int, Integers]) -> Array:
         """Logits (len(wanted), 1, V) after the last token of each row's tokens, forwarding what is not held yet."""
@@ -138,3 +148,13 @@ def _common_prefix(held: Integers | None, tokens: Integers) -> int:
 def _stack_slots(logits: Array, slots: dict[int, int]) -> Array:
     """``logits[row, slot]`` of each pair: (len(slots), 1, V)."""
     return namespace(logits).stack([logits[row, slot : slot + 1, ...] for row, slot in slots.items()], axis=0)
+
+
+def _proposal(context: DraftContext, tokens: Integers, laws: list[Array], like: Array) -> Proposal:
+    """The guesses drawn so far and, where the draft model had no law, the token before as a guess of no chance: a point mass."""
+    missing = context.wanted - len(laws)
+    tokens = np.append(tokens[len(context.tokens) :], np.full(missing, tokens[-1]))
+    if missing:
+        guessed = point_masses(from_host(tokens[len(laws) :], like), like.shape[-1], like)
+        laws = [*laws, *(guessed[i, ...] for i in range(missing))]
+    return Proposal(tokens, namespace(like).stack(laws, axis=0))

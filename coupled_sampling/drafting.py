@@ -22,13 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from coupled_sampling.contracts import Array, Integers, RowInfo
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.law_forms import check_laws
 from coupled_sampling.noise import Noise, Purpose, Sites
+from coupled_sampling.requests import Request
 
 __all__ = [
     "Copy",
@@ -38,6 +40,7 @@ __all__ = [
     "Proposal",
     "Random",
     "Repeat",
+    "SelectiveDrafting",
     "find_drafting",
 ]
 
@@ -84,6 +87,7 @@ class Proposal(NamedTuple):
     """(count, V) the laws they were drawn from; None for point masses."""
 
 
+@runtime_checkable
 class Drafting(Protocol):
     """A rule for fresh drafts.
 
@@ -113,6 +117,63 @@ class Drafting(Protocol):
         ``shared`` says that acceptance is by match, so that a rule which draws should draw with the position's shared noise.
         """
         ...
+
+
+@runtime_checkable
+class SelectiveDrafting(Protocol):
+    """What a rule offers that cannot draft for every request."""
+
+    def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
+        """None if it can, for a model of that vocabulary and so many rows; else why not, as a sentence without its subject."""
+        ...
+
+
+def propose(
+    rule: Drafting, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
+) -> tuple[list[Proposal], dict[int, InvalidArgument]]:
+    """The proposals of ``rule``, and by row what is wrong with those that are none: they are not to be used.
+
+    Raises
+    ------
+    ProviderError
+        It gave no proposal for each context.
+    """
+    proposals = rule.propose(contexts, noise, vocab_size=vocab_size, shared=shared)
+    if not isinstance(proposals, Sequence) or len(proposals) != len(contexts):
+        raise ProviderError(
+            f"drafting {rule!r} returned {type(proposals).__name__}, expected a list of {len(contexts)} proposals, one a context"
+        )
+    checked, wrong = [], {}
+    for context, proposal in zip(contexts, proposals, strict=True):
+        try:
+            checked.append(_checked(rule, context, proposal, vocab_size))
+        except InvalidArgument as error:
+            checked.append(Proposal(np.zeros(context.wanted, np.int64)))
+            wrong[context.row] = error
+    return checked, wrong
+
+
+def _checked(rule: Drafting, context: DraftContext, proposal: Proposal, vocab_size: int) -> Proposal:
+    """``proposal`` with its tokens as int64, refused if it is none for ``context``."""
+    name, wanted = f"drafting {rule!r}", context.wanted
+    try:
+        tokens, law = np.asarray(proposal.tokens), proposal.law
+    except (AttributeError, ValueError, TypeError) as error:
+        raise InvalidArgument(f"{name} returned {proposal!r} in its list, expected a Proposal of tokens") from error
+    if tokens.shape != (wanted,) or not np.issubdtype(tokens.dtype, np.integer):
+        raise InvalidArgument(
+            f"{name} proposed {tokens.dtype} {tokens.shape} for {wanted} guesses, expected as many integers"
+        )
+    outside = (tokens < 0) | (tokens >= vocab_size)
+    if outside.any():
+        raise InvalidArgument(f"{name} proposed token {tokens[outside.argmax()]}, expected tokens in [0, {vocab_size})")
+    if law is not None:
+        if tuple(getattr(law, "shape", ())) != (wanted, vocab_size):
+            raise InvalidArgument(
+                f"{name} proposed laws of shape {getattr(law, 'shape', None)}, expected {(wanted, vocab_size)}: (guesses, tokens)"
+            )
+        check_laws(**{f"{name}: the law of its guesses": law})
+    return Proposal(tokens.astype(np.int64), law)
 
 
 def proposal_sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:
@@ -146,15 +207,21 @@ class Random:
     first: int = 0
     count: int | None = None
 
+    def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
+        """See `SelectiveDrafting.takes`."""
+        choices = vocab_size - self.first if self.count is None else self.count
+        if self.first < 0 or choices < 1 or self.first + choices > vocab_size:
+            return (
+                f"cannot be drafted for: drafting random:{self.first}:{choices} leaves the vocabulary [0, {vocab_size}); choose a "
+                "range inside it"
+            )
+        return None
+
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
     ) -> list[Proposal]:
         """See `Drafting.propose`."""
         choices = vocab_size - self.first if self.count is None else self.count
-        if self.first < 0 or choices < 1 or self.first + choices > vocab_size:
-            raise InvalidArgument(
-                f"drafting random:{self.first}:{choices} leaves the vocabulary [0, {vocab_size}); choose a range inside it"
-            )
         proposals = []
         for context in contexts:
             sites = proposal_sites([context], 0, context.wanted)
@@ -283,8 +350,12 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     >>> find_drafting("ngram")
     NGram(size=3)
     """
-    if not isinstance(specification, str):
+    if isinstance(specification, Drafting):
         return specification
+    if not isinstance(specification, str):
+        raise InvalidArgument(
+            f"drafting is {specification!r}, expected a name such as 'copy:14', or an object with propose(contexts, noise, ...)"
+        )
     name, *numbers = specification.split(":")
     makers: dict[str, tuple[Callable[..., Drafting], tuple[int, ...]]] = {
         "random": (Random, (0, 2)),

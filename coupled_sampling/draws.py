@@ -26,7 +26,8 @@ from coupled_sampling.arrays import (
     namespace,
     pick,
 )
-from coupled_sampling.contracts import Array, Integers, Sites
+from coupled_sampling.sampling import Array, Integers
+from coupled_sampling.slots import Sites
 
 __all__ = ["Draw", "Noise", "Purpose", "categorical", "race"]
 

@@ -4,6 +4,8 @@
 
     CoupledSamplingError
     ├── InvalidArgument (ValueError)      an argument cannot work; nothing was started
+    ├── NotOwner (RuntimeError)           a model or a decoder is in use by another decoder or thread
+    ├── RequestFailed                     a request ended by a foreign exception, which is its cause
     ├── ProviderError                     a logits provider broke its contract
     │   ├── InvalidLogits                 NaN, +inf or nothing but -inf: names the row and the position
     │   ├── CudaError                     a CUDA call failed: names the call; in `coupled_sampling.backends.cuda`
@@ -27,8 +29,10 @@ __all__ = [
     "InvalidArgument",
     "InvalidLogits",
     "MissingDependency",
+    "NotOwner",
     "OutputError",
     "ProviderError",
+    "RequestFailed",
 ]
 
 
@@ -38,6 +42,14 @@ class CoupledSamplingError(Exception):
 
 class InvalidArgument(CoupledSamplingError, ValueError):  # noqa: N818 - reads as what it is
     """An argument cannot work."""
+
+
+class NotOwner(CoupledSamplingError, RuntimeError):  # noqa: N818
+    """A model belongs to another decoder, or a decoder to another thread."""
+
+
+class RequestFailed(CoupledSamplingError):  # noqa: N818
+    """A request ended by an exception that is not this library's; ``__cause__`` holds it."""
 
 
 class ProviderError(CoupledSamplingError):

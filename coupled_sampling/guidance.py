@@ -15,7 +15,7 @@ Losslessness is with respect to the law of the guided logits, whatever one think
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +27,13 @@ from coupled_sampling.contracts import (
     Closeable,
     Integers,
     LogitsProvider,
-    PromptObserver,
+    RequestObserver,
     Runs,
     max_window,
     what_runs,
 )
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 
 __all__ = ["GuidedProvider", "GuidedRows", "PairedWindow"]
@@ -164,7 +165,7 @@ class GuidedRows:
         if pair is None:
             if callable(self._unconditional):
                 raise InvalidArgument(
-                    f"row {row} was never told its prompt, and the unconditional prompt is made from it: call begin(row, prompt)"
+                    f"row {row} was never told its prompt, and the unconditional prompt is made from it: call begin(row, request)"
                 )
             prompt = self._checked(self._unconditional)
             pair = self._pairs[row] = _Pair(prompt, len(prompt))
@@ -238,12 +239,12 @@ class GuidedProvider(Closing):
         if isinstance(self.provider, Closeable):
             self.provider.close()
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Row ``row`` starts ``prompt`` int64 (L,)."""
-        unconditional = self._rows.begin(row, prompt)
-        if isinstance(self.provider, PromptObserver):
-            self.provider.begin(2 * row, prompt)
-            self.provider.begin(2 * row + 1, unconditional)
+    def begin(self, row: int, request: Request) -> None:
+        """Row ``row`` starts ``request``."""
+        unconditional = self._rows.begin(row, np.asarray(request.prompt))
+        if isinstance(self.provider, RequestObserver):
+            self.provider.begin(2 * row, request)
+            self.provider.begin(2 * row + 1, replace(request, prompt=unconditional))
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Guided logits (B, W, V). See `coupled_sampling.contracts.LogitsProvider.forward`."""

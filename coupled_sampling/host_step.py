@@ -16,34 +16,45 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, is_floating, to_host
+from coupled_sampling.arrays import as_like, from_host, is_floating, log_of, log_softmax_of, to_host
 from coupled_sampling.contracts import (
     Array,
     Closeable,
     Decisions,
+    Forks,
     Integers,
     LogitsProvider,
     Outcome,
-    PromptObserver,
+    ReadsPrompts,
+    RequestObserver,
+    RowRanges,
     Runs,
+    Selective,
     Window,
     max_window,
     what_runs,
 )
-from coupled_sampling.couplings import StepDecision, decide
+from coupled_sampling.couplings import decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
+from coupled_sampling.refusals import missing_offers
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import target_laws
 
 __all__ = ["HostStep"]
+
+_PROMPT_CHUNK = 256
+"""Chunk of a provider that does not say: logits of 256 slots of a large vocabulary are as much memory as one wants to spend."""
 
 
 class HostStep(Closing):
@@ -100,11 +111,50 @@ class HostStep(Closing):
         if isinstance(self.provider, Closeable):
             self.provider.close()
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
+    def takes(self, request: Request) -> str | None:
+        """What the provider cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
+        if isinstance(self.provider, Selective):
+            return self.provider.takes(request)
+        return missing_offers(self.provider, request)
+
+    def begin(self, row: int, request: Request) -> None:
+        """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws.forget(row)
-        if isinstance(self.provider, PromptObserver):
-            self.provider.begin(row, prompt)
+        if isinstance(self.provider, RequestObserver):
+            self.provider.begin(row, request)
+
+    @property
+    def prompt_chunk(self) -> int:
+        """See `coupled_sampling.contracts.ReadsPrompts`."""
+        wanted = self.provider.prompt_chunk if isinstance(self.provider, ReadsPrompts) else _PROMPT_CHUNK
+        return max(1, min(int(wanted), self.max_window))
+
+    @property
+    def touches_all(self) -> bool:
+        """See `coupled_sampling.contracts.PromptReader`."""
+        return not isinstance(self.provider, RowRanges)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Not where the provider is told requests: they may be all that differs."""
+        return not isinstance(self.provider, RequestObserver)
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """Forward known tokens. See `coupled_sampling.contracts.PromptReader.read`."""
+        if isinstance(self.provider, RowRanges):
+            self.provider.forward_rows(tokens, start, rows)
+        else:
+            self.provider.forward(tokens, start)
+
+    @property
+    def forks(self) -> bool:
+        """Whether the provider can. See `coupled_sampling.contracts.Forks`."""
+        return isinstance(self.provider, Forks) and self.provider.forks
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """See `coupled_sampling.contracts.Forks.fork`."""
+        assert isinstance(self.provider, Forks), "who forks asks first whether it can be done"
+        self.provider.fork(source, targets, length)
 
     def step(self, window: Window) -> Outcome:
         """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
@@ -112,35 +162,77 @@ class HostStep(Closing):
         Raises
         ------
         ProviderError
-            The provider's logits have a wrong shape or type, or cannot be made into a law (`InvalidLogits`).
+            The provider's logits have a wrong shape or type. (Logits of one row from which no law can be made are told in the
+            outcome.)
         """
         rows, width = window.tokens.shape
+        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {})
+        for part in self._parts(window):
+            outcome = self._step(window if len(part) == rows else window.part(part), part)
+            whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
+            for told, found in zip(whole[2:], outcome[2:], strict=True):
+                told.update({part.start + row: value for row, value in found.items()})  # type: ignore[attr-defined]
+        return whole
+
+    def _parts(self, window: Window) -> list[range]:
+        """The rows to forward together: all, or where rows can be chosen, those in use."""
+        every = range(len(window.start))
+        if self.touches_all:
+            return [every]
+        used = [row for row in every if window.rows[row] is not None]
+        parts: list[range] = []
+        for row in used:
+            # Where a weight is read once for all rows, a call costs about as much as one row more in it.
+            if parts and row - parts[-1].stop <= 1:
+                parts[-1] = range(parts[-1].start, row + 1)
+            else:
+                parts.append(range(row, row + 1))
+        return parts
+
+    def _step(self, window: Window, at: range) -> Outcome:
+        """The step of the consecutive rows ``at``, of which ``window`` is."""
+        rows, width = window.tokens.shape
         tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
-        logits = self._forward(window)
+        logits = self._forward(window, at)
         if not window.draws.any():
             return Outcome(tokens, committed)
         slots = window.decisions()
         sites = slots.sites
         logits = logits[:, slots.first :, ...]
-        rounds = {b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
+        rounds = {at[b]: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
         target = target_laws(logits, window.rows, window.contexts, sites.position, sites.valid, memory)
-        decided = self._decide(target, slots, window)
+        usable = None if target.faults is None else target.usable
+        laws = self._draft_laws(target.laws, slots, window, at)
+        decided = decide(self.method, target.laws, sites, laws, self.noise, usable=usable)
         tokens[:, slots.first :] = to_host(decided.tokens)
+        last = to_host(decided.last)
         first_new = np.maximum(window.known - 1 - slots.first, 0)
-        committed = np.where(window.draws, to_host(decided.last) - first_new + 1, 0)
+        committed = np.where(window.draws, last - first_new + 1, 0)
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
-            self._remember(target, slots, decided)
-        return Outcome(tokens, committed)
+            self._remember(target.laws, slots, at)
+        told: list[dict[int, NDArray[np.float64]]] = [{}, {}]
+        for b, info in enumerate(window.rows):
+            run = range(int(first_new[b]), int(last[b]) + 1)
+            if info is not None and window.draws[b] and (info.logprobs or info.model_logprobs):
+                chosen = from_host(np.maximum(tokens[b, slots.first + run.start : slots.first + run.stop], 0), logits)
+                if info.logprobs:
+                    told[0][b] = log_of(target.laws[b, run.start : run.stop, ...], chosen)
+                if info.model_logprobs:
+                    told[1][b] = log_softmax_of(logits[b, run.start : run.stop, ...], chosen)
+        return Outcome(tokens, committed, target.failures(last), *told)
 
     @property
     def _records(self) -> bool:
         """Whether the law of a redraft is needed in the next round."""
         return self.method.recycles and self.method.acceptance == "rejection"
 
-    def _forward(self, window: Window) -> Array:
-        logits = self.provider.forward(window.tokens, window.start)
+    def _forward(self, window: Window, at: range) -> Array:
+        if isinstance(self.provider, RowRanges):
+            logits = self.provider.forward_rows(window.tokens, window.start, at)
+        else:
+            logits = self.provider.forward(window.tokens, window.start)
         expected = (*window.tokens.shape, self.vocab_size)
         shape = getattr(logits, "shape", None)
         if shape is None or tuple(shape) != expected:
@@ -152,29 +244,25 @@ class HostStep(Closing):
             raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
         return logits
 
-    def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
-        """The rule itself, on the laws of this window's drafts."""
-        return decide(self.method, target, slots.sites, self._draft_laws(target, slots, window), self.noise)
-
-    def _draft_laws(self, target: Array, slots: Decisions, window: Window) -> DraftLaws:
+    def _draft_laws(self, target: Array, slots: Decisions, window: Window, at: range) -> DraftLaws:
         """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
         runs: list[list[Run]] = [[] for _ in window.start]
         for b in np.flatnonzero(window.draws).tolist():
             recycled, fresh = int(window.recycled[b]), int(window.fresh[b])
-            at = int(window.known[b]) - 1 - slots.first
+            first = int(window.known[b]) - 1 - slots.first
             recalled = carried = None
             if self.method.acceptance == "rejection":  # a match asks for no law
                 position = int(window.start[b] + window.known[b])
-                recalled = self._laws.recall(b, int(window.round[b]) - 1, position, recycled) if recycled else None
+                recalled = self._laws.recall(at[b], int(window.round[b]) - 1, position, recycled) if recycled else None
                 carried = window.fresh_laws[b]
             if recycled:
-                runs[b].append(Run(at, at + recycled, recalled))
+                runs[b].append(Run(first, first + recycled, recalled))
             if fresh:
                 laws = None if carried is None else as_like(carried, target)
-                runs[b].append(Run(at + recycled, at + recycled + fresh, laws))
+                runs[b].append(Run(first + recycled, first + recycled + fresh, laws))
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Decisions, decided: StepDecision) -> None:
+    def _remember(self, target: Array, slots: Decisions, at: range) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
-            self._laws.keep(b, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
+            self._laws.keep(at[b], int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])

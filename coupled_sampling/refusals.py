@@ -9,10 +9,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coupled_sampling.contracts import Sampling, Window
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, RequestObserver, Sampling, Window
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.requests import Request
 
-__all__ = ["Refusals"]
+__all__ = ["Refusals", "missing_offers"]
+
+
+def missing_offers(model: LogitsProvider | CoupledStep, request: Request) -> str | None:
+    """Why a ``model`` that says nothing about requests cannot do what ``request`` asks for; None if it can.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Guidance, Request
+    >>> from coupled_sampling.refusals import missing_offers
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> missing_offers(TableProvider(random_table(0, 4), 4), Request([0], length=1, guidance=Guidance(scale=2.0)))
+    'has guidance, but the model is not a guided one; wrap it in GuidedProvider'
+    """
+    if request.guidance is not None:
+        return "has guidance, but the model is not a guided one; wrap it in GuidedProvider"
+    if request.condition is not None and not isinstance(model, RequestObserver):
+        return "has a condition, but the model has no begin(row, request) to be told it by; leave it out"
+    return None
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,10 @@ class Refusals:
         Logits processors.
     warps
         Top-k, top-p and min-p.
+    logprobs
+        Log-probabilities of committed tokens.
+    guidance
+        Guidance of a request's own.
 
     Examples
     --------
@@ -42,6 +65,18 @@ class Refusals:
     laws: str | None = None
     processors: str | None = None
     warps: str | None = None
+    logprobs: str | None = None
+    guidance: str | None = None
+
+    def takes(self, request: Request) -> str | None:
+        """Why ``request`` cannot be decoded, as a sentence without its subject; None if it can."""
+        if self.logprobs is not None and (request.logprobs or request.model_logprobs):
+            return f"asks for log-probabilities, which {self.step} does not return; {self.logprobs}"
+        if self.guidance is not None and request.guidance is not None:
+            return f"has guidance of its own, which {self.step} cannot do; {self.guidance}"
+        if request.condition is not None:
+            return f"has a condition, which {self.step} cannot be told; leave it out"
+        return self.reason(request.sampling)
 
     def reason(self, sampling: Sampling) -> str | None:
         """Why no sequence with ``sampling`` can be decoded, as a sentence without its subject; None if one can."""

@@ -2,22 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coupled_sampling.contracts import Integers, Sampling
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.sampling import Integers, Sampling
 from coupled_sampling.trace import Trace
 
-__all__ = ["Commit", "Request", "checked_prompt"]
+__all__ = ["Commit", "Guidance", "Reason", "Request", "StopRule"]
+
+Reason: TypeAlias = Literal["length", "stop", "error", "removed"]
+"""Why a sequence ended."""
+
+StopRule: TypeAlias = Callable[[Integers, int], "int | None"]
+"""``rule(generated (n,), new) -> keep or None``: whether a sequence ends among its ``new`` latest tokens.
+
+``generated`` are all generated tokens so far, read-only. The outcome is None to go on, or how many of them to keep, at least
+``n - new``: what follows is discarded. It may look at nothing else, and at a sequence's own tokens only.
+"""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of one request, where the model is a guided one (`coupled_sampling.GuidedProvider`).
+
+    Parameters
+    ----------
+    scale
+        The scale; or a function from int64 (n,) indices of generated tokens, the first is 0, to scales (n,). None is the
+        model's own.
+    unconditional
+        The unconditional prompt, such as a negative one, at least one token. None is the model's own.
+
+    Examples
+    --------
+    Guidance for the first 100 tokens only, which is what LlamaGen calls ``cfg_interval``:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Guidance
+    >>> guidance = Guidance(scale=lambda index: np.where(index < 100, 4.0, 1.0))
+    >>> guidance.scales(np.array([0, 99, 100]), own=7.5)
+    array([4., 4., 1.])
+    >>> Guidance(unconditional=[5]).scales(np.array([0, 1]), own=7.5)
+    array([7.5, 7.5])
+    """
+
+    scale: float | Callable[[Integers], Any] | None = None
+    unconditional: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.scale) and self.scale is not None:
+            try:
+                finite = not isinstance(self.scale, bool) and bool(np.isfinite(self.scale))
+            except (TypeError, ValueError):
+                finite = False
+            if not finite:
+                raise InvalidArgument(f"scale is {self.scale!r}, expected a finite number or a function of the index")
+        if self.unconditional is not None:
+            checked_tokens("unconditional", self.unconditional)
+
+    def scales(self, index: Integers, own: float) -> NDArray[np.float64]:
+        """The scale of each generated token, given by its ``index`` (n,): float64 (n,); ``own`` is the model's.
+
+        Raises
+        ------
+        InvalidArgument
+            The function returned something else than a finite number for each.
+        """
+        if not callable(self.scale):
+            return np.full(len(index), own if self.scale is None else self.scale, np.float64)
+        made = np.asarray(self.scale(index))
+        if made.shape != index.shape or not np.issubdtype(made.dtype, np.number) or not np.isfinite(made).all():
+            raise InvalidArgument(
+                f"guidance.scale returned {made!r} for {len(index)} indices, expected as many finite numbers"
+            )
+        return made.astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence to generate.
+    """One sequence to generate, or several of one prompt.
 
     Parameters
     ----------
@@ -28,11 +96,28 @@ class Request:
     seed, sequence
         Key of the sequence's noise, both in [0, 2**64): the same key, prompt and settings give the same tokens in any
         batch and any order, save with windows that are chosen while decoding. Give sequences that share a seed different
-        ``sequence`` numbers.
+        ``sequence`` numbers; None has the decoder draw a fresh one, which `Decoder.request` tells.
     stop
         Tokens that end the sequence; the stop token itself is committed.
+    stop_sequences
+        Runs of generated tokens that end the sequence; they are committed.
+    stop_rule
+        A function that ends the sequence, see `StopRule`: stop strings are made of it.
     sampling
         How logits become the target law.
+    samples
+        How many sequences to generate: sample k has the sequence number ``sequence + k``. A model that can copy its state
+        from row to row reads their prompt once.
+    logprobs, model_logprobs
+        Whether commits carry log-probabilities: under the target laws, and under the model's own laws, before processors and
+        temperature.
+    guidance
+        Guidance of its own, where the model is a guided one.
+    condition
+        Anything; handed to the model's ``begin``: an encoder's output, a picture.
+    generated, rounds
+        To go on with an interrupted sequence: its generated tokens so far, which ``length`` counts, and its `Trace.rounds`. See
+        `resumed`.
 
     Examples
     --------
@@ -44,23 +129,79 @@ class Request:
     coupled_sampling.errors.InvalidArgument: length is 0, expected a number of tokens to generate, >= 1
     """
 
-    prompt: Sequence[int]
+    prompt: Sequence[int] | Integers
     length: int
     seed: int = 0
-    sequence: int = 0
+    sequence: int | None = 0
     stop: Sequence[int] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    stop_sequences: Sequence[Sequence[int]] = ()
+    stop_rule: StopRule | None = None
+    samples: int = 1
+    logprobs: bool = False
+    model_logprobs: bool = False
+    guidance: Guidance | None = None
+    condition: object = None
+    generated: Sequence[int] | Integers = ()
+    rounds: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("seed", "sequence"):
+        for name, least, what in (
+            ("seed", 0, "an integer in [0, 2**64)"),
+            ("sequence", 0, "an integer in [0, 2**64), or None for a fresh one"),
+            ("length", 1, "a number of tokens to generate, >= 1"),
+            ("samples", 1, "a number of sequences, >= 1"),
+            ("rounds", 0, "a number of rounds, >= 0"),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
-                raise InvalidArgument(f"{name} is {value!r}, expected an integer in [0, 2**64)")
-        if isinstance(self.length, bool) or not isinstance(self.length, (int, np.integer)) or self.length < 1:
-            raise InvalidArgument(f"length is {self.length!r}, expected a number of tokens to generate, >= 1")
-        stop = np.asarray(self.stop if self.stop is not None else 0.5)
-        if stop.ndim != 1 or (stop.size and not np.issubdtype(stop.dtype, np.integer)):
-            raise InvalidArgument(f"stop is {self.stop!r}, expected a sequence of integer tokens, empty for none")
+            if not (value is None and name == "sequence") and not (_is_whole(value) and least <= value < 2**64):
+                raise InvalidArgument(f"{name} is {value!r}, expected {what}")
+        if self.sequence is not None and self.sequence + self.samples > 2**64:
+            raise InvalidArgument(
+                f"sequence is {self.sequence}, expected at most 2**64 - samples: each of {self.samples} samples has its own"
+            )
+        for name, kind in (("sampling", Sampling), ("logprobs", bool), ("model_logprobs", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise InvalidArgument(f"{name} is {getattr(self, name)!r}, expected a {kind.__name__}")
+        if not isinstance(self.guidance, Guidance | None):
+            raise InvalidArgument(f"guidance is {self.guidance!r}, expected a Guidance, or None for the model's own")
+        if self.stop_rule is not None and not callable(self.stop_rule):
+            raise InvalidArgument(f"stop_rule is {self.stop_rule!r}, expected a function of generated tokens, or None")
+        checked_tokens("stop", self.stop, least=0)
+        done = checked_tokens("generated", self.generated, least=0)
+        if len(done) >= self.length:
+            raise InvalidArgument(
+                f"generated has {len(done)} tokens and length is {self.length}, which counts them: nothing is left to generate"
+            )
+        if isinstance(self.stop_sequences, str) or not isinstance(self.stop_sequences, Sequence | np.ndarray):
+            raise InvalidArgument(f"stop_sequences is {self.stop_sequences!r}, expected a sequence of token sequences")
+        for i, sequence in enumerate(self.stop_sequences):
+            checked_tokens(f"stop_sequences[{i}]", sequence)
+
+    def resumed(self, generated: Sequence[int] | Integers, rounds: int) -> Request:
+        """The same request after an interruption.
+
+        Parameters
+        ----------
+        generated
+            The tokens (n,) that it has so far.
+        rounds
+            `Trace.rounds` so far: draws of a round that was had are never used again.
+
+        Examples
+        --------
+        >>> from coupled_sampling import Decoder, Request
+        >>> from coupled_sampling.testing import TableProvider, random_table
+        >>> model, request = TableProvider(random_table(0, 4), 4), Request([0], length=9)
+        >>> decoder = Decoder(model, method="scd-match", window=4)
+        >>> handle = decoder.add(request)
+        >>> first = decoder.step()[0]
+        >>> rest = request.resumed(first.tokens, first.trace.rounds)
+        >>> other = Decoder(model, method="scd-match", window=4)
+        >>> other.add(rest), other.step()[0].position == 1 + len(first.tokens)
+        (0, True)
+        """
+        return replace(self, generated=[*np.asarray(generated).tolist()], rounds=rounds)
 
 
 class Commit(NamedTuple):
@@ -73,8 +214,8 @@ class Commit(NamedTuple):
     >>> commits = list(stream(TableProvider(random_table(0, 4), 4), [[0, 2]], length=6, method="ar"))
     >>> commits[0].handle, commits[0].position, commits[0].tokens.shape, commits[0].finished
     (0, 2, (1,), False)
-    >>> commits[-1].finished
-    True
+    >>> commits[-1].finished, commits[-1].reason
+    (True, 'length')
     """
 
     handle: int
@@ -82,22 +223,50 @@ class Commit(NamedTuple):
     position: int
     """Position of the first of ``tokens``, the prompt included."""
     tokens: Integers
-    """(n,) never empty."""
+    """(n,) never empty, save where the reason is "error"."""
     finished: bool
-    """Whether the sequence has ended, by length or by a stop token."""
+    """Whether the sequence has ended."""
     trace: Trace
     """The sequence's trace so far; it grows while the sequence goes on."""
+    reason: Reason | None = None
+    """Why it has ended; None while it goes on."""
+    error: Exception | None = None
+    """What ended it, where the reason is "error"; its message names the handle."""
+    logprobs: NDArray[np.float64] | None = None
+    """(n,) log-probabilities of ``tokens`` under their target laws, if the request asks for them."""
+    model_logprobs: NDArray[np.float64] | None = None
+    """(n,) under the model's own laws, if the request asks for them."""
 
 
-def checked_prompt(request: Request, vocab_size: int) -> Integers:
-    """The prompt as int64, refused if it is empty or leaves the vocabulary."""
-    prompt = np.asarray(request.prompt)
-    if prompt.ndim != 1 or not prompt.size:
-        raise InvalidArgument(f"prompt has shape {prompt.shape}, expected at least one token in a flat sequence")
-    if not np.issubdtype(prompt.dtype, np.integer):
-        raise InvalidArgument(f"prompt has type {prompt.dtype}, expected integer tokens")
-    outside = (prompt < 0) | (prompt >= vocab_size)
-    if outside.any():
-        where = int(np.flatnonzero(outside)[0])
-        raise InvalidArgument(f"prompt token {where} is {prompt[where]}, expected tokens in [0, {vocab_size})")
-    return prompt.astype(np.int64)
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def checked_tokens(name: str, tokens: object, vocab_size: int | None = None, *, least: int = 1) -> Integers:
+    """``tokens`` as int64 (n,), refused if they are fewer than ``least``, no flat integers or outside the vocabulary.
+
+    Raises
+    ------
+    InvalidArgument
+        It names ``name``.
+    """
+    try:
+        found = np.asarray(tokens if tokens is not None else 0.5)
+    except (TypeError, ValueError):  # ragged
+        found = np.asarray(0.5)
+    whole = np.issubdtype(found.dtype, np.integer) or (found.size == 0 and not isinstance(tokens, str))
+    if found.ndim != 1 or not whole:
+        raise InvalidArgument(f"{name} is {_short(tokens)}, expected integer tokens in a flat sequence")
+    if len(found) < least:
+        raise InvalidArgument(f"{name} has shape {found.shape}, expected at least one token in a flat sequence")
+    if vocab_size is not None:
+        outside = (found < 0) | (found >= vocab_size)
+        if outside.any():
+            where = int(outside.argmax())
+            raise InvalidArgument(f"{name} token {where} is {found[where]}, expected tokens in [0, {vocab_size})")
+    return found.astype(np.int64)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,15 +6,16 @@ The types of arrays that everything is written in stand here, too, since nothing
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["Array", "Integers", "Processor", "RowInfo", "Sampling"]
+__all__ = ["Array", "Integers", "Processor", "RowInfo", "Sampling", "SequenceProcessor"]
 
 Array: TypeAlias = Any
 """An array of any library that follows the Python array API standard (numpy, torch, CuPy, JAX, ...)."""
@@ -26,8 +27,35 @@ Processor: TypeAlias = Callable[[Array, Integers, Integers], Array]
 """``processor(logits (n, V), tokens (L,), positions (n,)) -> logits (n, V)``, one row at a time.
 
 ``tokens`` are the row's tokens from position 0 on, drafts included; ``logits[j]`` are for ``positions[j]``, whose context is
-``tokens[:positions[j]]``. Looking further right breaks losslessness. The result must be a new array.
+``tokens[:positions[j]]``. Looking further right breaks losslessness. The result must be a new array. All three are handed out
+read-only, as far as their library can. One that raises ends its request, if the slot it raised at is decided.
 """
+
+
+@runtime_checkable
+class SequenceProcessor(Protocol):
+    """What makes a `Processor` for one sequence: it may look at the prompt, and keep a state that no other sequence shares.
+
+    Examples
+    --------
+    No token of the prompt may come again:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, generate
+    >>> class NothingOfThePrompt:
+    ...     def begin(self, prompt):
+    ...         return lambda logits, tokens, positions: np.where(np.isin(np.arange(logits.shape[-1]), prompt), -np.inf, logits)
+    >>> class Flat:
+    ...     vocab_size, batch_size, max_length = 3, 1, 64
+    ...     def forward(self, tokens, start):
+    ...         return np.zeros((*tokens.shape, 3))
+    >>> generate(Flat(), [[0, 1]], length=4, sampling=Sampling(processors=(NothingOfThePrompt(),))).tokens
+    [array([2, 2, 2, 2])]
+    """
+
+    def begin(self, prompt: Integers) -> Processor:
+        """The processor of a sequence that begins with ``prompt`` int64 (L,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +76,7 @@ class Sampling:
     min_p
         Keep tokens with at least this fraction of the largest probability; in [0, 1], 0 keeps all.
     processors
-        Functions from logits to logits, see `Processor`.
+        Functions from logits to logits, see `Processor`; or what makes one for a sequence, see `SequenceProcessor`.
 
     Examples
     --------
@@ -73,10 +101,14 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
-    processors: tuple[Processor, ...] = ()
+    processors: tuple[Processor | SequenceProcessor, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "processors", tuple(self.processors))
+        object.__setattr__(self, "processors", _processors(self.processors))
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise InvalidArgument(f"{name} is {value!r}, expected a number")
         if self.temperature != 0 and not (1e-30 <= self.temperature <= 1e30):
             raise InvalidArgument(
                 f"temperature is {self.temperature}, expected 0 (greedy) or a number in [1e-30, 1e30] that float32 can divide by"
@@ -94,6 +126,37 @@ class Sampling:
         """Whether it cuts tokens off, by top-k, top-p or min-p."""
         return self.top_k is not None or self.top_p < 1 or self.min_p > 0
 
+    def begin(self, prompt: Integers) -> Sampling:
+        """The same for one sequence: whatever makes processors has made its own.
+
+        Parameters
+        ----------
+        prompt
+            int64 (L,), what the sequence begins with.
+        """
+        if not any(isinstance(processor, SequenceProcessor) for processor in self.processors):
+            return self
+        return replace(
+            self,
+            processors=tuple(p.begin(prompt) if isinstance(p, SequenceProcessor) else p for p in self.processors),
+        )
+
+
+def _processors(given: Any) -> tuple[Processor | SequenceProcessor, ...]:
+    """``given`` as a tuple of what can be a processor."""
+    try:
+        processors = tuple(given)
+    except TypeError:
+        raise InvalidArgument(
+            f"processors is {given!r}, expected a sequence of functions; one of them still goes in a tuple"
+        ) from None
+    for processor in processors:
+        if not callable(processor) and not isinstance(processor, SequenceProcessor):
+            raise InvalidArgument(
+                f"processors holds {processor!r}, expected functions (logits, tokens, positions) -> logits or objects with begin"
+            )
+    return processors
+
 
 @dataclass(frozen=True)
 class RowInfo:
@@ -110,3 +173,7 @@ class RowInfo:
     seed: int
     sequence: int
     sampling: Sampling
+    logprobs: bool = False
+    """Whether the log-probabilities of its committed tokens under their target laws are wanted."""
+    model_logprobs: bool = False
+    """Whether those under the model's own laws are."""

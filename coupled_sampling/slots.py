@@ -7,8 +7,9 @@ position of a sequence in a round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from coupled_sampling.sampling import Array, Integers, RowInfo
 
 __all__ = ["Decisions", "Outcome", "Sites", "Window"]
+
+_NONE: Mapping[int, object] = MappingProxyType({})
 
 
 class Sites(NamedTuple):
@@ -131,7 +134,7 @@ class Window(NamedTuple):
     rows: Sequence[RowInfo | None]
     """B entries, None for an idle row."""
     contexts: Sequence[Integers]
-    """B arrays: the row's tokens from position 0 to the end of its window, for processors."""
+    """B arrays: the row's tokens from position 0 to the end of its window, for processors. Read-only, as are ``tokens``."""
     fresh_laws: Sequence[Array | None]
     """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
 
@@ -144,6 +147,11 @@ class Window(NamedTuple):
     def positions(self) -> Integers:
         """(B, W) the position that each slot's logits are for."""
         return self.start[:, None] + np.arange(1, self.tokens.shape[1] + 1)
+
+    def part(self, rows: range) -> Window:
+        """The window of consecutive ``rows`` alone."""
+        fields: list[Any] = [field[rows.start : rows.stop] for field in self]
+        return Window(*fields)
 
     def decided_positions(self, row: int) -> tuple[int, int]:
         """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""
@@ -204,6 +212,13 @@ class Outcome(NamedTuple):
     """
 
     tokens: Integers
-    """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles)."""
+    """(B, W): from slot ``known - 1`` on, first the ``committed`` tokens, then redrafts (if the method recycles). Negative from the
+    first slot on that has no usable law: there the row's drafts end, and where it is committed, the row has failed."""
     committed: Integers
     """(B,) new committed tokens: accepted drafts and one more; 0 where the row draws nothing."""
+    failures: Mapping[int, Exception] = _NONE  # type: ignore[assignment]
+    """Why a row that committed a negative token failed, by row, where the step knows."""
+    logprobs: Mapping[int, NDArray[np.float64]] = _NONE  # type: ignore[assignment]
+    """Log-probabilities (committed,) under the target laws of rows that asked for them."""
+    model_logprobs: Mapping[int, NDArray[np.float64]] = _NONE  # type: ignore[assignment]
+    """The same under the model's own laws."""

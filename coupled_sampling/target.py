@@ -6,8 +6,9 @@ Hugging Face transformers' samplers, with ties kept: a law must not depend on ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,13 @@ from coupled_sampling.arrays import (
     namespace,
     normalised,
     point_masses,
+    read_only,
     to_host,
 )
-from coupled_sampling.contracts import Array, Integers, RowInfo, Sampling
+from coupled_sampling.contracts import Array, Integers, Outcome, RowInfo, Sampling, SequenceProcessor, Window
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 
-__all__ = ["refuse_unusable", "target_law", "target_laws"]
+__all__ = ["TargetLaws", "close_rows", "target_law", "target_laws", "unusable_law"]
 
 
 def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array:
@@ -82,7 +84,7 @@ def target_law(
     -------
     Array
         ``memory``, or a new array, float32 or float64. Where a row of logits is not usable (NaN, +inf, all -inf) the outcome is not
-        meaningful: `target_laws` refuses such rows by name.
+        meaningful: `target_laws` tells such rows by name.
 
     Notes
     -----
@@ -115,57 +117,147 @@ def target_law(
     return normalised(weights)
 
 
-def refuse_unusable(largest_logit: Array, positions: Integers, wanted: NDArray[np.bool_]) -> None:
-    """Raise for the first wanted row, given by its ``largest_logit`` (B, n), from which no law can be made.
-
-    One reduction sees all three faults: a maximum of NaN, +inf or -inf. While a library traces there is nothing to see.
-
-    Raises
-    ------
-    InvalidLogits
-        It names the row and the position.
+def unusable_law(row: int, position: int, largest_logit: float) -> InvalidLogits:
+    """The error about logits of which no law can be made; the largest of them says why.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from coupled_sampling.target import refuse_unusable
-    >>> largest, positions = np.array([[1.5, np.nan]]), np.array([[7, 8]])
-    >>> refuse_unusable(largest, positions, wanted=np.array([[True, False]]))
-    >>> refuse_unusable(largest, positions, wanted=np.array([[True, True]]))
-    Traceback (most recent call last):
-    coupled_sampling.errors.InvalidLogits: logits of row 0 for position 8 hold NaN; expected finite numbers, ...
+    >>> from coupled_sampling.target import unusable_law
+    >>> unusable_law(row=0, position=8, largest_logit=float("inf"))
+    InvalidLogits('logits of row 0 for position 8 hold +inf; expected finite numbers, ...
     """
-    if not is_concrete(largest_logit):
-        return
-    highest = to_host(namespace(largest_logit).astype(largest_logit, namespace(largest_logit).float32))
-    bad = wanted & ~np.isfinite(highest)
-    if not bad.any():
-        return
-    row, slot = (int(i) for i in np.argwhere(bad)[0])
-    found = "NaN" if np.isnan(highest[row, slot]) else "+inf" if highest[row, slot] > 0 else "nothing but -inf"
-    raise InvalidLogits(
-        f"logits of row {row} for position {positions[row, slot]} hold {found}; expected finite numbers, with -inf only for "
+    found = "NaN" if np.isnan(largest_logit) else "+inf" if largest_logit > 0 else "nothing but -inf"
+    return InvalidLogits(
+        f"logits of row {row} for position {position} hold {found}; expected finite numbers, with -inf only for "
         "forbidden tokens. Check the model's numerics (half-precision overflow?) or the processors"
     )
 
 
-def _processed(logits: Array, info: RowInfo, tokens: Integers, positions: Integers, wanted: NDArray[np.bool_]) -> Array:
-    """One row's ``logits`` (n, V) after its processors, which see only the wanted slots."""
+class TargetLaws(NamedTuple):
+    """Target laws (B, n, V), and which of them are laws.
+
+    Examples
+    --------
+    The second slot allows nothing. That matters only if its row gets that far:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.target import TargetLaws
+    >>> made = TargetLaws(np.full((1, 3, 2), 0.5), np.array([[True, False, True]]), {0: (1, ValueError("nothing is allowed"))})
+    >>> made.failures(last=np.array([0])), made.failures(last=np.array([1]))
+    ({}, {0: ValueError('nothing is allowed')})
+    """
+
+    laws: Array
+    """(B, n, V) float32 or float64. Where a wanted slot has no law it is some harmless one."""
+    usable: Array
+    """bool (B, n); where a slot is not wanted, anything. Numpy, but while a library traces."""
+    faults: Mapping[int, tuple[int, Exception]] | None
+    """By row, the first wanted slot that has no law, and why; None where all have, and while a library traces."""
+
+    def failures(self, last: Integers) -> dict[int, Exception]:
+        """Why rows failed whose ``last`` committed slot (B,) has no law."""
+        return {b: error for b, (slot, error) in (self.faults or {}).items() if last[b] == slot}
+
+
+def close_rows(window: Window, tokens: Integers, committed: Integers, largest_logit: NDArray[Any]) -> Outcome:
+    """The outcome of a step that decided ``window`` elsewhere, in a graph or kernels, and also returned each slot's largest logit.
+
+    Parameters
+    ----------
+    window
+        What was decided.
+    tokens, committed
+        int64 (B, W) and (B,), as the step counted them: at a slot without a law it may have accepted or refused.
+    largest_logit
+        (B, W), NaN where a slot has any.
+
+    Returns
+    -------
+    Outcome
+        A row's drafts end at the first deciding slot of which no law can be made; a row that was decided there has failed.
+
+    Examples
+    --------
+    Of three deciding slots the second has no law, and the row did not get that far:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.target import close_rows
+    >>> one, row = np.array([1]), RowInfo(0, 0, Sampling())
+    >>> window = Window(
+    ...     np.array([[5, 3, 3]]), 9 * one, one, 2 * one, 0 * one, one == 1, one, [row], [one], [None]
+    ... )
+    >>> close_rows(window, np.array([[4, 1, 0]]), np.array([1]), np.array([[0.5, -np.inf, 1.0]])).tokens
+    array([[ 4, -1, -1]])
+    """
+    decides = window.decides()
+    bad = decides & ~np.isfinite(largest_logit)
+    if not bad.any():
+        return Outcome(tokens, committed)
+    closed = decides & (np.cumsum(bad, axis=1) > 0)
+    tokens = np.where(closed, -1, tokens)
+    before = (decides & ~closed).sum(axis=1)  # slots that have a law, from the first deciding one on
+    failing = bad.any(axis=1) & (committed > before)
+    committed = np.where(failing, before + 1, committed)
+    faults = _fault_of(largest_logit, window.positions, bad)
+    return Outcome(tokens, committed, {b: error for b, (_, error) in faults.items() if failing[b]})
+
+
+def _fault_of(
+    largest_logit: NDArray[Any], positions: Integers, bad: NDArray[np.bool_]
+) -> dict[int, tuple[int, Exception]]:
+    """What to say of each row's first ``bad`` slot (B, n)."""
+    rows, first = np.flatnonzero(bad.any(axis=1)).tolist(), bad.argmax(axis=1)
+    return {
+        b: (int(first[b]), unusable_law(b, int(positions[b, first[b]]), float(largest_logit[b, first[b]])))
+        for b in rows
+    }
+
+
+def run_processors(logits: Array, sampling: Sampling, tokens: Integers, positions: Integers) -> Array:
+    """``logits`` (n, V) for ``positions`` (n,) after the processors of ``sampling``, each on what the one before returned."""
+    for processor in sampling.processors:
+        if isinstance(processor, SequenceProcessor):
+            raise InvalidArgument(
+                f"processor {processor!r} makes one for a sequence and none was begun: Sampling.begin(prompt) does that"
+            )
+        changed = processor(read_only(logits), tokens, positions)
+        if tuple(getattr(changed, "shape", ())) != tuple(logits.shape):
+            raise InvalidArgument(
+                f"processor {processor!r} returned {type(changed).__name__} of shape {getattr(changed, 'shape', None)}, expected "
+                f"an array of shape {tuple(logits.shape)}: (slots, vocabulary), as it was given"
+            )
+        logits = changed
+    return logits
+
+
+def _processed(
+    logits: Array, sampling: Sampling, tokens: Integers, positions: Integers, wanted: NDArray[np.bool_]
+) -> tuple[Array, tuple[int, Exception] | None]:
+    """One row's ``logits`` (n, V) after its processors, which see only the wanted slots; and the first slot at which one raised.
+
+    A slot behind a draft that is about to be refused may have a context that makes no sense. So where one raises, the slots are
+    tried one by one, from the left.
+    """
     xp = namespace(logits)
     slots = np.flatnonzero(wanted)
-    if not slots.size or not info.sampling.processors:
-        return logits
+    if not slots.size or not sampling.processors:
+        return logits, None
     first, end = int(slots[0]), int(slots[-1]) + 1
-    middle = logits[first:end, ...]
-    for processor in info.sampling.processors:
-        changed = processor(middle, tokens, positions[first:end])
-        if tuple(changed.shape) != tuple(middle.shape):
-            raise InvalidArgument(
-                f"processor {processor!r} returned shape {tuple(changed.shape)}, expected {tuple(middle.shape)}: "
-                "(slots, vocabulary), as it was given"
-            )
-        middle = changed
-    return xp.concat([logits[:first, ...], middle, logits[end:, ...]], axis=0)
+    fault = None
+    try:
+        middle = run_processors(logits[first:end, ...], sampling, tokens, positions[first:end])
+    except Exception:  # a stranger's code: anything may come
+        done: list[Array] = []
+        for j in range(first, end):
+            try:
+                done.append(run_processors(logits[j : j + 1, ...], sampling, tokens, positions[j : j + 1]))
+            except Exception as error:
+                fault = (j, error)
+                break
+        middle = xp.concat([*done, logits[first + len(done) : end, ...]], axis=0)
+    return xp.concat([logits[:first, ...], middle, logits[end:, ...]], axis=0), fault
 
 
 def target_laws(
@@ -175,7 +267,7 @@ def target_laws(
     positions: Integers,
     wanted: NDArray[np.bool_],
     memory: NDArray[np.floating] | None = None,
-) -> Array:
+) -> TargetLaws:
     """Laws of a batch whose rows have settings of their own.
 
     Parameters
@@ -193,18 +285,13 @@ def target_laws(
 
     Returns
     -------
-    Array
-        (B, n, V), float32 or float64.
-
-    Raises
-    ------
-    InvalidLogits
-        A wanted slot has NaN, +inf or nothing but -inf, before or after its processors.
+    TargetLaws
+        The laws, and where there is none: a wanted slot has NaN, +inf or nothing but -inf after its processors, or one raised.
 
     Notes
     -----
     It can be traced, but for rows with processors under ``torch.compile``: these are told tokens and positions as numpy arrays,
-    and torch traces numpy, too. While a library traces, no row is refused.
+    and torch traces numpy, too.
 
     Examples
     --------
@@ -217,19 +304,48 @@ def target_laws(
     >>> logits = np.log(np.array([[[0.7, 0.3]], [[0.7, 0.3]]]))
     >>> rows = [RowInfo(seed=0, sequence=0, sampling=Sampling()), RowInfo(seed=0, sequence=1, sampling=Sampling(temperature=0))]
     >>> contexts = [np.array([5]), np.array([5])]
-    >>> target_laws(logits, rows, contexts, positions=np.array([[1], [1]]), wanted=np.ones((2, 1), bool)).round(2).tolist()
+    >>> made = target_laws(logits, rows, contexts, positions=np.array([[1], [1]]), wanted=np.ones((2, 1), bool))
+    >>> made.laws.round(2).tolist()
     [[[0.7, 0.3]], [[1.0, 0.0]]]
     """
     xp = namespace(logits)
+    faults: dict[int, tuple[int, Exception]] = {}
     if any(info is not None and info.sampling.processors for info in rows):
         logits = at_least_float32(logits)
-        processed = [
-            logits[b, ...] if info is None else _processed(logits[b, ...], info, contexts[b], positions[b], wanted[b])
-            for b, info in enumerate(rows)
-        ]
+        processed = []
+        for b, info in enumerate(rows):
+            own, fault = logits[b, ...], None
+            if info is not None:
+                own, fault = _processed(own, info.sampling, contexts[b], positions[b], wanted[b])
+            processed.append(own)
+            if fault is not None:
+                faults[b] = fault
         logits = xp.stack(processed, axis=0)
     highest = xp.max(logits, axis=-1, keepdims=True)
-    refuse_unusable(highest[..., 0], positions, wanted)
+    usable = xp.isfinite(highest[..., 0])
+    if is_concrete(highest):
+        found = to_host(xp.astype(highest[..., 0], xp.float32))
+        usable = np.isfinite(found)
+        for b, (slot, _) in faults.items():
+            usable[b, slot:] = False
+        bad = wanted & ~usable
+        if not bad.any():
+            return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, None)
+        faults = _fault_of(found, positions, bad) | {b: f for b, f in faults.items() if bad[b].argmax() == f[0]}
+        harmless = from_host(~bad, logits)[..., None]
+    else:
+        harmless = usable[..., None]
+    # Finite numbers, so that no NaN spreads from a slot that nothing may come of.
+    logits = xp.where(harmless, logits, xp.zeros_like(logits))
+    highest = xp.where(harmless, highest, xp.zeros_like(highest))
+    return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, faults or None)
+
+
+def _laws_of_groups(
+    logits: Array, rows: Sequence[RowInfo | None], highest: Array, memory: NDArray[np.floating] | None
+) -> Array:
+    """Laws (B, n, V) of ``logits``, rows of equal settings together."""
+    xp = namespace(logits)
     groups: dict[Sampling, list[int]] = {}
     for b, info in enumerate(rows):
         if info is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.contracts import Integers
+from coupled_sampling.sampling import Integers
 
 __all__ = ["Summary", "Trace", "summarise"]
 
@@ -25,6 +25,8 @@ class Trace:
     seconds
         Wall-clock time between the sequence's first and last step, both included. Sequences of a batch share their
         time.
+    reason
+        Why it ended: "length", "stop", "error" or "removed"; None while it goes on.
 
     Examples
     --------
@@ -38,11 +40,17 @@ class Trace:
 
     committed_per_step: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    reason: str | None = None
 
     @property
     def nfe(self) -> int:
         """Number of forward passes."""
         return len(self.committed_per_step)
+
+    @property
+    def rounds(self) -> int:
+        """Steps that committed anything. An interrupted sequence goes on from there, see `Request.resumed`."""
+        return sum(count > 0 for count in self.committed_per_step)
 
     @property
     def tokens(self) -> int:

@@ -28,9 +28,10 @@ from coupled_sampling.contracts import (
     Integers,
     LogitsProvider,
     Outcome,
-    PromptObserver,
+    RequestObserver,
     RowInfo,
     Runs,
+    Selective,
     Window,
     max_window,
     what_runs,
@@ -40,9 +41,10 @@ from coupled_sampling.guidance import GuidedRows
 from coupled_sampling.law_book import Held, LawBook
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
-from coupled_sampling.refusals import Refusals
+from coupled_sampling.refusals import Refusals, missing_offers
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
-from coupled_sampling.target import refuse_unusable
+from coupled_sampling.target import close_rows
 
 __all__ = ["KernelStep"]
 
@@ -144,6 +146,8 @@ class KernelStep(Closing):
             "the kernels",
             laws="use HostStep for them" if self._is_rejection else None,
             processors="change the logits on the device before they are returned, or use HostStep",
+            logprobs="use HostStep",
+            guidance="use HostStep over a GuidedProvider",
         )
         self._launcher = launcher
         self._laws = [_RowLaws(launcher) for _ in range(self.batch_size)]
@@ -153,13 +157,21 @@ class KernelStep(Closing):
         self._columns = {name: self._table[name] for name in ROW.fields or ()}
         self._infos: list[RowInfo | None] = [None] * self.batch_size
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        """Forget what ``row`` held; tell the provider, if it wants to know, which ``prompt`` comes."""
+    def takes(self, request: Request) -> str | None:
+        """What the kernels or the provider cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
+        reason = self._refusals.takes(replace(request, condition=None))
+        if reason is None and isinstance(self.provider, Selective):
+            return self.provider.takes(request)
+        return reason or missing_offers(self.provider, request)
+
+    def begin(self, row: int, request: Request) -> None:
+        """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws[row].book = LawBook()
-        told = [(row, prompt)]
+        told = [(row, request)]
         if self._guided is not None:
-            told = [(2 * row, prompt), (2 * row + 1, self._guided.begin(row, prompt))]
-        if isinstance(self.provider, PromptObserver):
+            unconditional = self._guided.begin(row, np.asarray(request.prompt))
+            told = [(2 * row, request), (2 * row + 1, replace(request, prompt=unconditional))]
+        if isinstance(self.provider, RequestObserver):
             for inner_row, own in told:
                 self.provider.begin(inner_row, own)
 
@@ -188,8 +200,6 @@ class KernelStep(Closing):
         ------
         InvalidArgument
             The window is out of bounds or asks for what kernels do not do; nothing was run.
-        InvalidLogits
-            A wanted logit is NaN or +inf, or all of a slot's are -inf.
         ProviderError
             The provider's logits have a wrong shape or type, or do not lie on the device.
         """
@@ -201,11 +211,9 @@ class KernelStep(Closing):
         if not window.draws.any():
             return Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
         tokens, committed, highest = self._plans.plan(rows, logits).run(self._table[:rows], window.tokens)
-        if not np.isfinite(highest).all():
-            refuse_unusable(highest, window.positions, window.decides())
         for laws, memory, held in writing:
             laws.book = laws.book.written(memory, held)
-        return Outcome(tokens.copy(), committed.copy())
+        return close_rows(window, tokens.copy(), committed.copy(), highest)
 
     @property
     def _is_rejection(self) -> bool:

@@ -44,8 +44,9 @@ from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
-from coupled_sampling.target import refuse_unusable
+from coupled_sampling.target import close_rows
 
 __all__ = ["OrtStep", "step_of_bundle"]
 
@@ -135,6 +136,8 @@ class OrtStep(Closing):
             laws="use HostStep for them" if self._is_rejection else None,
             processors="use HostStep",
             warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
+            logprobs="use HostStep",
+            guidance="use HostStep over a GuidedProvider",
         )
         self._model_rows = 1 if self._guided is None else 2
         self._binding = HostBinding(session) if binding is None else binding
@@ -166,12 +169,16 @@ class OrtStep(Closing):
         for name in ("_binding", "_caches", "_buffers", "_laws", "_ring"):
             vars(self).pop(name, None)
 
-    def begin(self, row: int, prompt: Integers) -> None:
+    def takes(self, request: Request) -> str | None:
+        """What the graph cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
+        return self._refusals.takes(request)
+
+    def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
         self._refuse_if_closed()
         self._laws.forget(row)
         if self._guided is not None:
-            self._guided.begin(row, prompt)
+            self._guided.begin(row, np.asarray(request.prompt))
         self._ring.held.pop(row, None)
 
     def step(self, window: Window) -> Outcome:
@@ -181,8 +188,6 @@ class OrtStep(Closing):
         ------
         InvalidArgument
             The window is out of bounds or asks for what the graph cannot do; nothing was run.
-        InvalidLogits
-            A wanted logit is NaN or +inf, or all of a slot's are -inf.
         ProviderError
             ONNX Runtime failed, or the step was closed.
         """
@@ -204,11 +209,11 @@ class OrtStep(Closing):
                 break
             self._candidates = min(4 * self._candidates, self.vocab_size)
             self._feed_candidates(window)
-        refuse_unusable(self._out("highest_logits", rows, width), window.positions, decides)
         self._ring.held.update(entered)
         if self._is_rejection:
             self._laws.written(1 - source, window)
-        return Outcome(self._out("tokens", rows, width).copy(), self._out("committed", rows).copy())
+        highest = self._out("highest_logits", rows, width)
+        return close_rows(window, self._out("tokens", rows, width).copy(), self._out("committed", rows).copy(), highest)
 
     @property
     def _is_rejection(self) -> bool:

@@ -35,12 +35,13 @@ from coupled_sampling.backends.window_tensors import WindowTensor, window_tensor
 from coupled_sampling.bounds import check_window
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.contracts import Integers, Outcome, Window
+from coupled_sampling.contracts import Outcome, Window
 from coupled_sampling.errors import BundleError
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
-from coupled_sampling.target import refuse_unusable
+from coupled_sampling.requests import Request
+from coupled_sampling.target import close_rows
 
 __all__ = ["STEP_METHOD", "TrtStep", "missing_step_graph", "step_tensors"]
 
@@ -52,6 +53,8 @@ _INPUTS = ("input_ids", "start", *_COUNTS, "draws", "temperature")
 _OUTPUTS = ("tokens", "committed", "highest_logits")
 _REFUSALS = Refusals(
     "a step in TensorRT",
+    logprobs="use HostStep over TrtProvider (--step host)",
+    guidance="use HostStep over a GuidedProvider (--step host)",
     processors="they need the logits on the host: use HostStep over TrtProvider (--step host)",
     warps=(
         "warped step graphs sum in float64, which TensorRT narrows: use KernelStep over TrtProvider (--step kernels)"
@@ -139,7 +142,11 @@ class TrtStep(OnEngine):
         tensors, crossing = step_tensors(opened.manifest), {*_INPUTS, *_OUTPUTS}
         return cls(Runner.open(opened, tensors, crossing, place, options, progress, graph.name))
 
-    def begin(self, row: int, prompt: Integers) -> None:
+    def takes(self, request: Request) -> str | None:
+        """What the engine cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
+        return _REFUSALS.takes(request)
+
+    def begin(self, row: int, request: Request) -> None:
         """Nothing is kept that belongs to a sequence."""
 
     def step(self, window: Window) -> Outcome:
@@ -149,8 +156,6 @@ class TrtStep(OnEngine):
         ------
         InvalidArgument
             The window is out of bounds or asks for what the engine does not do; nothing was run.
-        InvalidLogits
-            A wanted logit is NaN or +inf, or all of a slot's are -inf.
         ProviderError
             TensorRT or CUDA failed.
         """
@@ -168,8 +173,7 @@ class TrtStep(OnEngine):
         runner.run(fit, before=lambda: self._make_noise(fit))
         self.stream.synchronize()
         tokens, committed, highest = (runner.value(name, fit) for name in _OUTPUTS)
-        refuse_unusable(highest[:, :width], window.positions, window.decides())
-        return Outcome(tokens[:, :width].copy(), committed.copy())
+        return close_rows(window, tokens[:, :width].copy(), committed.copy(), highest[:, :width])
 
     def _fill_rows(self, window: Window) -> NDArray[np.int64]:
         """Whose noise is wanted where, for the kernel; returns which rows have some, and so decide."""

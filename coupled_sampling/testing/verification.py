@@ -23,10 +23,12 @@ import numpy as np
 
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Sampling, Window
 from coupled_sampling.drafting import Drafting
+from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
+from coupled_sampling.requests import Request
 from coupled_sampling.testing.arguments import (
     check_callable,
     check_count,
@@ -128,8 +130,15 @@ class _Recorder:
     def close(self) -> None:
         self.inner.close()
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        self.inner.begin(row, prompt)
+    @property
+    def noise(self) -> Noise:
+        return self.inner.noise
+
+    def takes(self, request: Request) -> str | None:
+        return self.inner.takes(request)
+
+    def begin(self, row: int, request: Request) -> None:
+        self.inner.begin(row, request)
 
     def step(self, window: Window) -> Outcome:
         outcome = self.inner.step(window)

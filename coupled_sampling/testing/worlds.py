@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class TableProvider:
     Parameters
     ----------
     next_law
-        Law float64 (V,) of the next token given all tokens before it; zeros allowed.
+        Law float64 (V,) of the next token given all tokens before it; zeros allowed. All zeros, or NaN, say that nothing can
+        follow: for tests of what a decoder makes of a dead end.
     vocab_size, batch_size, max_length
         As in the contract.
 
@@ -73,9 +74,22 @@ class TableProvider:
         """
         laws = np.empty((*tokens.shape, self.vocab_size))
         for where, context in self.write(tokens, start).items():
-            laws[where] = check_law(f"next_law({context})", self.next_law(context), self.vocab_size)
+            law = self.next_law(context)
+            laws[where] = (
+                law if _is_dead(law, self.vocab_size) else check_law(f"next_law({context})", law, self.vocab_size)
+            )
         with np.errstate(divide="ignore"):
             return np.log(laws)
+
+    @property
+    def forks(self) -> bool:
+        """See `coupled_sampling.contracts.Forks`."""
+        return True
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """See `coupled_sampling.contracts.Forks.fork`."""
+        for target in targets:
+            self._held[target, :length] = self._held[source, :length]
 
     def write(self, tokens: Integers, start: Integers) -> dict[tuple[int, int], tuple[int, ...]]:
         """Take a window in; returns what each (row, slot) of it now has before it and in it."""
@@ -89,6 +103,13 @@ class TableProvider:
             for j in range(width):
                 contexts[b, j] = tuple(self._held[b, : first + j + 1].tolist())
         return contexts
+
+
+def _is_dead(law: Any, vocab_size: int) -> bool:
+    """Whether nothing can follow by ``law``: an array of zeros or of NaN."""
+    if not isinstance(law, np.ndarray) or law.shape != (vocab_size,) or not np.issubdtype(law.dtype, np.floating):
+        return False
+    return not law.any() or bool(np.isnan(law).all())
 
 
 def check_table(seed: Any, vocab_size: Any, zeros: Any) -> None:

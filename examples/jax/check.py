@@ -12,7 +12,7 @@ import numpy as np
 from decode import State
 from model import Params, Shape, empty_cache, forward
 
-from coupled_sampling import Decoder, LogitsProvider, Method, Outcome, Request, Window
+from coupled_sampling import CounterNoise, Decoder, LogitsProvider, Method, Outcome, Request, Window
 from coupled_sampling.testing import StepComparison, TieReport
 
 TOLERANCE = 1e-4
@@ -55,10 +55,14 @@ class _Replay:
 
     def __init__(self, decoded: State, row: int, method: Method, provider: LogitsProvider) -> None:
         self.method, self.vocab_size, self.batch_size = method, provider.vocab_size, 1
+        self.noise = CounterNoise()
         self.max_length = self.max_window = provider.max_length
         self._tokens, self._moves = np.asarray(decoded.tokens)[:, row], np.asarray(decoded.moves)[:, row]
 
-    def begin(self, row: int, prompt: np.ndarray) -> None:
+    def takes(self, request: Request) -> str | None:
+        return None
+
+    def begin(self, row: int, request: Request) -> None:
         pass
 
     def step(self, window: Window) -> Outcome:

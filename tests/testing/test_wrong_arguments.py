@@ -290,6 +290,12 @@ def test_what_is_no_law_is_refused_with_its_context(law):
         provider.forward(np.array([[0, 1]]), np.array([0]))
 
 
+@pytest.mark.parametrize("dead", [np.zeros(2), np.full(2, np.nan)], ids=["zeros", "nan"])
+def test_a_dead_end_is_not_refused_by_the_model_but_by_the_decoder(dead):
+    provider = testing.TableProvider(lambda context: dead, 2)
+    assert not np.isfinite(provider.forward(np.array([[0, 1]]), np.array([0]))).any()
+
+
 class Calls:
     """A generator's methods, wrongly called within an enumeration."""
 

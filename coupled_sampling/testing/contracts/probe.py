@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import at_least_float32, is_floating, to_host
-from coupled_sampling.contracts import Array, Integers, LogitsProvider, PromptObserver, max_window
+from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.requests import Request
 from coupled_sampling.testing.arguments import check_count, check_prompts, check_seed, check_tokens
 from coupled_sampling.testing.contracts.report import CheckResult
 
@@ -103,7 +104,7 @@ class Probe:
         if prompts is not None:
             check_prompts("prompts", prompts, self.vocab_size, 0)
         if prompts is None:
-            prompts = [self.tokens[:1].tolist()] if isinstance(provider, PromptObserver) else [[]]
+            prompts = [self.tokens[:1].tolist()] if isinstance(provider, RequestObserver) else [[]]
         self.prompts = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]
         longest = max((len(prompt) for prompt in self.prompts), default=self.max_length)
         self.length = min(self.max_length, longest + 40) if length is None else length
@@ -142,9 +143,9 @@ class Probe:
     def restart(self, rows: Sequence[int], *, one_prompt: bool = False, provider: LogitsProvider | None = None) -> None:
         """Tell the provider, if it wants to know, that ``rows`` start new sequences."""
         told = self.provider if provider is None else provider
-        if isinstance(told, PromptObserver):
+        if isinstance(told, RequestObserver):
             for row in rows:
-                told.begin(row, self.prompt(0 if one_prompt else row).copy())
+                told.begin(row, Request(self.prompt(0 if one_prompt else row).copy(), length=1))
 
     def forward(self, tokens: Integers, start: Integers, *, provider: LogitsProvider | None = None) -> LogLaws:
         """Log-laws (B, W, V) of one window; the provider gets copies."""
@@ -181,8 +182,8 @@ class Probe:
     def alone(self, sequence: Integers, row: int = 0) -> LogLaws:
         """Log-laws (L, V) of ``sequence`` (L,), which has the prompt of ``row``, from position 0 in row 0 by itself."""
         provider = self.provider if self.fresh is None else self.fresh()
-        if isinstance(provider, PromptObserver):
-            provider.begin(0, self.prompt(row).copy())
+        if isinstance(provider, RequestObserver):
+            provider.begin(0, Request(self.prompt(row).copy(), length=1))
         return np.asarray(self.score(sequence[None], 0, len(sequence), provider=provider).laws[0])
 
     def all_alone(self, sequences: Integers, *, one_prompt: bool = False) -> dict[int, LogLaws]:

@@ -194,7 +194,7 @@ class EnumeratingGenerator:
         )
         if not values:
             raise InvalidArgument("options is empty, expected something to choose from")
-        chances = [Fraction(1, len(values))] * len(values) if p is None else check_law("p", p, len(values))
+        chances = [Fraction(1, len(values))] * len(values) if p is None else list(check_law("p", p, len(values)))
         return values[self._chosen(chances, 0)]
 
     def _chosen(self, chances: Sequence[Probability], first: int) -> int:

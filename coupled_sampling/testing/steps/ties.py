@@ -33,7 +33,7 @@ from coupled_sampling.contracts import (
     Integers,
     LogitsProvider,
     Outcome,
-    PromptObserver,
+    RequestObserver,
     Runs,
     Window,
     max_window,
@@ -41,7 +41,9 @@ from coupled_sampling.contracts import (
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.noise import uniforms
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
+from coupled_sampling.target import run_processors
 from coupled_sampling.testing.arguments import check_model, check_number, check_tolerance
 from coupled_sampling.testing.steps.margins import Site, judge, worst
 from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
@@ -186,9 +188,9 @@ class _Recorded:
         self.max_length, self.max_window = provider.max_length, max_window(provider)
         self.logits: Array = None
 
-    def begin(self, row: int, prompt: Integers) -> None:
-        if isinstance(self.provider, PromptObserver):
-            self.provider.begin(row, prompt)
+    def begin(self, row: int, request: Request) -> None:
+        if isinstance(self.provider, RequestObserver):
+            self.provider.begin(row, request)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
         self.logits = self.provider.forward(tokens, start)
@@ -272,11 +274,15 @@ class StepComparison(Closing):
         if isinstance(self._recorded.provider, Closeable):
             self._recorded.provider.close()
 
-    def begin(self, row: int, prompt: Integers) -> None:
+    def takes(self, request: Request) -> str | None:
+        """What the other one cannot do, or the reference."""
+        return self.other.takes(request) or self.reference.takes(request)
+
+    def begin(self, row: int, request: Request) -> None:
         """Tell both."""
         self._laws.pop(row, None)
-        self.other.begin(row, prompt)
-        self.reference.begin(row, prompt)
+        self.other.begin(row, request)
+        self.reference.begin(row, request)
 
     def step(self, window: Window) -> Outcome:
         """Run both, compare, and return the reference's outcome."""
@@ -337,8 +343,7 @@ class StepComparison(Closing):
         start, end = window.decided_positions(b)
         count = end - start
         logits = self._recorded.logits[b, known - 1 : known - 1 + count, ...]
-        for processor in info.sampling.processors:
-            logits = processor(logits, window.contexts[b], start + np.arange(count))
+        logits = run_processors(logits, info.sampling, window.contexts[b], start + np.arange(count))
         wide = np.asarray(to_host(logits), np.float64)
         settings = {"logits_error": self._error, "unit": self._unit}
         laws = [rounded_laws(row, info.sampling, **settings) for row in wide]

@@ -37,9 +37,12 @@ class Both:
         self.noise = reference.noise
         self.compared = 0
 
-    def begin(self, row, prompt):
-        self.ours.begin(row, prompt)
-        self.reference.begin(row, prompt)
+    def takes(self, request):
+        return self.ours.takes(request) or self.reference.takes(request)
+
+    def begin(self, row, request):
+        self.ours.begin(row, request)
+        self.reference.begin(row, request)
 
     def step(self, window):
         found, expected = self.ours.step(window), self.reference.step(window)

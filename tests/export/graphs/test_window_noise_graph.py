@@ -9,13 +9,12 @@ import pytest
 from coupled_sampling import Decoder, Request, Sampling
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.backends.trt.precision import uses_float64
-from coupled_sampling.contracts import Outcome
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export.graphs.decision import _Decision, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise, race_weights
-from coupled_sampling.target import refuse_unusable
+from coupled_sampling.target import close_rows
 from coupled_sampling.testing import StepComparison
 from standins.table_graphs import LENGTH, VOCAB, WIDE, Table, finish, session_of, table, window_model
 
@@ -33,7 +32,10 @@ class WindowNoiseStep:
         self.vocab_size, self.max_length, self.max_window = logits.shape[-1], LENGTH, LENGTH
         self.cache = np.zeros((batch_size, 1, LENGTH, 1), np.int64)
 
-    def begin(self, row, prompt):
+    def takes(self, request):
+        return None
+
+    def begin(self, row, request):
         pass
 
     def step(self, window):
@@ -50,8 +52,7 @@ class WindowNoiseStep:
         feeds["temperature"] = np.float32([1 if info is None else info.sampling.temperature for info in window.rows])
         names = ["tokens", "committed", "highest_logits", "present.0.key"]
         tokens, committed, highest, self.cache[:rows] = self.session.run(names, feeds)
-        refuse_unusable(highest, window.start[:, None] + slot + 1, valid)
-        return Outcome(tokens, committed)
+        return close_rows(window, tokens, committed, highest)
 
 
 def last_of_equals(model):

@@ -53,9 +53,12 @@ class BothSteps:
         self.max_length, self.max_window = host.max_length, host.max_window
         self.draws, self.differences = 0, []
 
-    def begin(self, row, prompt):
-        self.host.begin(row, prompt)
-        self.kernels.begin(row, prompt)
+    def takes(self, request):
+        return self.host.takes(request) or self.kernels.takes(request)
+
+    def begin(self, row, request):
+        self.host.begin(row, request)
+        self.kernels.begin(row, request)
 
     def step(self, window):
         expected, found = self.host.step(window), self.kernels.step(window)

@@ -179,9 +179,9 @@ class DeviceProvider:
         self.max_length = provider.max_length
         self._memory = 0
 
-    def begin(self, row, prompt):
+    def begin(self, row, request):
         if hasattr(self.provider, "begin"):
-            self.provider.begin(row, prompt)
+            self.provider.begin(row, request)
 
     def forward(self, tokens, start):
         logits = np.ascontiguousarray(self.provider.forward(tokens, start))

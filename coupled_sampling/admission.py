@@ -1,0 +1,94 @@
+"""What a decoder asks of a request before anything runs: `Preparation` refuses it by name, or makes rows of it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coupled_sampling.contracts import CoupledStep
+from coupled_sampling.drafting import Drafting, SelectiveDrafting
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.requests import Request, checked_tokens
+from coupled_sampling.rows import Row
+from coupled_sampling.sampling import RowInfo, Sampling
+
+__all__ = ["Preparation"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Checks requests against what will decode them.
+
+    Parameters
+    ----------
+    step
+        The step, which knows what it takes.
+    drafting
+        The rule for fresh drafts.
+    """
+
+    step: CoupledStep
+    drafting: Drafting
+
+    def rows(self, request: Request, handle: int = 0) -> list[Row]:
+        """A row for each sample of ``request``, with handles from ``handle`` on.
+
+        Raises
+        ------
+        InvalidArgument
+            It cannot be decoded; the message names the argument.
+        """
+        vocab_size = self.step.vocab_size
+        prompt = checked_tokens("prompt", request.prompt, vocab_size)
+        generated = checked_tokens("generated", request.generated, vocab_size, least=0)
+        stop = frozenset(checked_tokens("stop", request.stop, vocab_size, least=0).tolist())
+        sequences = [
+            checked_tokens(f"stop_sequences[{i}]", run, vocab_size) for i, run in enumerate(request.stop_sequences)
+        ]
+        self._check_length(len(prompt), request.length)
+        request = replace(request, prompt=prompt, generated=generated)
+        refusals = [self.step.takes(request)]
+        if isinstance(self.drafting, SelectiveDrafting):
+            refusals.append(self.drafting.takes(request, vocab_size, self.step.batch_size))
+        for reason in refusals:
+            if reason is not None:
+                raise InvalidArgument(f"request {reason}")
+        known = np.concatenate([prompt, generated])
+        tokens = np.zeros(len(prompt) + request.length, np.int64)
+        tokens[: len(known)] = known
+        first = secrets.randbits(63) if request.sequence is None else int(request.sequence)
+        rows: list[Row] = []
+        for k in range(request.samples):
+            own = replace(request, sequence=first + k, samples=1)
+            info = RowInfo(
+                int(request.seed),
+                first + k,
+                _begun(request),
+                request.logprobs,
+                request.model_logprobs,
+            )
+            row = Row(handle + k, own, tokens.copy(), info, len(known), stop, sequences)
+            row.leader = rows[0] if rows else None
+            rows.append(row)
+        return rows
+
+    def _check_length(self, prompt: int, length: int) -> None:
+        last_input, most = prompt + length - 1, self.step.max_length
+        if last_input > most:
+            fewer = f" or ask for at most {most + 1 - prompt} tokens" if prompt <= most else ""
+            raise InvalidArgument(
+                f"a prompt of {prompt} tokens and length {length} need {last_input} cached positions, the model holds {most}; "
+                f"shorten the prompt{fewer}"
+            )
+
+
+def _begun(request: Request) -> Sampling:
+    """The sampling of one sequence, whose processors know its prompt."""
+    try:
+        return request.sampling.begin(np.asarray(request.prompt))
+    except CoupledSamplingError:
+        raise
+    except Exception as error:  # a stranger's code: anything may come
+        raise InvalidArgument(f"processors: begin(prompt) raised {type(error).__name__}: {error}") from error

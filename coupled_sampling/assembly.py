@@ -1,0 +1,106 @@
+"""What rows forward in one step, put together: known tokens, recycled drafts, fresh drafts, up to the window.
+
+A row that has fewer tokens left than the widest row forwards a few of its cached tokens again (a window may start lower at any
+time), so that nothing is ever padded past the end of the model's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coupled_sampling.arrays import read_only
+from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.drafting import DraftContext, Drafting, propose
+from coupled_sampling.draws import Noise
+from coupled_sampling.methods import Method
+from coupled_sampling.rows import IDLE, Row
+from coupled_sampling.slots import Window
+
+__all__ = ["Assembly"]
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Makes windows for one method; fresh drafts come from ``drafting``, which draws from ``noise``."""
+
+    method: Method
+    drafting: Drafting
+    noise: Noise
+    vocab_size: int
+
+    def window(
+        self, rows: Sequence[Row | None], idle: Sequence[Integers], most: int
+    ) -> tuple[Window, dict[int, Exception]]:
+        """The next window of ``rows``, at most ``most`` slots wide, and what is wrong with rows that cannot take part.
+
+        Parameters
+        ----------
+        rows
+            B rows, None for one that has no part in it.
+        idle
+            B arrays: what a row without part forwards again, from position 0 on.
+        """
+        drafts = self.method.drafts
+        ends = [0 if row is None else row.reach(most, drafts) for row in rows]
+        width = max(end - row.cached for row, end in zip(rows, ends, strict=True) if row is not None)
+        slots = [IDLE if row is None else row.slots(end, width) for row, end in zip(rows, ends, strict=True)]
+        laws, wrong = self._propose(rows, [own.fresh for own in slots])
+        for b in wrong:
+            slots[b], ends[b] = IDLE, 0
+        # In Python's numbers up to here: arrays of a few rows are slower, and this is what a step costs beside its model.
+        start, known, recycled, fresh, round_, draws = np.array(slots, np.int64).T.copy()
+        tokens, contexts = np.zeros((len(rows), width), np.int64), []
+        for b, row in enumerate(rows):
+            if row is None or b in wrong:
+                contexts.append(_NOTHING)
+                again = idle[b][:width]
+                tokens[b, : len(again)] = again
+            else:
+                first = slots[b].start
+                contexts.append(read_only(row.tokens[: ends[b]]))
+                tokens[b, : ends[b] - first] = contexts[b][first:]
+        window = Window(
+            tokens=read_only(tokens),
+            start=read_only(start),
+            known=known,
+            recycled=recycled,
+            fresh=fresh,
+            draws=draws == 1,
+            round=round_,
+            rows=[None if row is None or b in wrong else row.info for b, row in enumerate(rows)],
+            contexts=contexts,
+            fresh_laws=laws,
+        )
+        return window, wrong
+
+    def _propose(
+        self, rows: Sequence[Row | None], fresh: Sequence[int]
+    ) -> tuple[list[Array | None], dict[int, Exception]]:
+        """Write ``fresh[b]`` fresh drafts behind row b's recycled ones; returns the laws they carry, and faults by row."""
+        laws: list[Array | None] = [None] * len(rows)
+        asking = [(b, row) for b, row in enumerate(rows) if row is not None and fresh[b]]
+        if not asking:
+            return laws, {}
+        contexts = [
+            DraftContext(
+                b,
+                read_only(row.tokens[: row.committed + row.drafted]),
+                row.prompt_length,
+                fresh[b],
+                row.info,
+                row.round,
+            )
+            for b, row in asking
+        ]
+        shared = self.method.acceptance == "match"
+        proposals, wrong = propose(self.drafting, contexts, self.noise, vocab_size=self.vocab_size, shared=shared)
+        for (b, row), context, proposal in zip(asking, contexts, proposals, strict=True):
+            first = len(context.tokens)
+            row.tokens[first : first + context.wanted] = proposal.tokens
+            laws[b] = proposal.law
+        return laws, dict(wrong)

@@ -1,0 +1,190 @@
+"""A sequence in a batch row: its tokens, how far they are committed and cached, and when it ends.
+
+What a step decided is applied here, to one row and to nothing else: rows are independent in everything. A row ends by length, by a
+stop token or rule anywhere in an accepted run (what follows is discarded), or by an error at a slot that was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from coupled_sampling.arrays import read_only
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, RequestFailed
+from coupled_sampling.requests import Commit, Reason, Request
+from coupled_sampling.sampling import Integers, RowInfo
+from coupled_sampling.slots import Outcome, Window
+from coupled_sampling.target import unusable_law
+from coupled_sampling.trace import Trace
+
+__all__ = ["IDLE", "Row", "Slots", "failed"]
+
+
+class Slots(NamedTuple):
+    """What a window holds of a row."""
+
+    start: int
+    known: int
+    recycled: int
+    fresh: int
+    round: int
+    draws: bool
+
+
+IDLE = Slots(0, 0, 0, 0, 0, False)
+"""Of a row that has no part in a window."""
+
+
+@dataclass(eq=False)
+class Row:
+    """A sequence and what its batch row holds of it."""
+
+    handle: int
+    request: Request
+    tokens: Integers
+    """(prompt + length,) committed tokens, then ``drafted`` drafts, then nothing yet."""
+    info: RowInfo
+    committed: int
+    """The prompt included, and what was generated before an interruption."""
+    stop: frozenset[int] = frozenset()
+    stop_sequences: Sequence[Integers] = ()
+    leader: Row | None = None
+    """The row of another sample of the same prompt, whose state this one waits for."""
+    cached: int = 0
+    drafted: int = 0
+    round: int = 0
+    trace: Trace = field(default_factory=Trace)
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.given = self.committed
+        """Tokens that were there before the first step."""
+        self.round = self.request.rounds
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
+
+    def unread(self, window: int) -> int:
+        """Known tokens to read before the row takes part in windows of that many slots: none where all fit into the first."""
+        if self.given <= window or self.committed > self.given:
+            return 0
+        return self.given - 1 - self.cached
+
+    def reach(self, window: int, drafts: bool) -> int:
+        """End of the positions worth forwarding now: the last position's own logits are never needed."""
+        if self.unread(window):
+            return min(self.given - 1, self.cached + window)
+        # Where a prefix was there already the first window ends where it would end without it: tokens do not depend on that.
+        first = 0 if self.committed == self.given <= window else self.cached
+        return min(first + window, len(self.tokens) - 1) if drafts else min(self.committed, first + window)
+
+    def slots(self, end: int, width: int) -> Slots:
+        """What a window ``width`` wide holds up to position ``end``."""
+        start = max(0, end - width)  # below ``cached`` where little is left: tokens go in again, nothing is padded
+        known = min(end, self.committed)
+        drafted = min(end, self.committed + self.drafted)
+        return Slots(start, known - start, drafted - known, end - drafted, self.round, known == self.committed)
+
+    def read(self, end: int) -> None:
+        """The known tokens below position ``end`` are cached."""
+        self.cached = end
+        self.trace.committed_per_step.append(0)
+
+    def apply(self, b: int, window: Window, outcome: Outcome, recycles: bool) -> Commit | None:
+        """Commit what a step decided for row ``b``, which is this one, and keep its redrafts."""
+        start, known = int(window.start[b]), int(window.known[b])
+        if not window.draws[b]:
+            self.read(start + known)
+            return None
+        end = start + known + int(window.recycled[b] + window.fresh[b])
+        first, count = self.committed, int(outcome.committed[b])
+        # The last known token's slot decides the first open position, and the last slot the position after the window.
+        decided = outcome.tokens[b, known - 1 : end - start]
+        error: Exception | None = None
+        if decided[count - 1] < 0:
+            count -= 1
+            error = outcome.failures.get(b) or unusable_law(b, first + count, float("nan"))
+        closed = np.flatnonzero(decided[count:] < 0)
+        open_ = decided[: count + (int(closed[0]) if closed.size else len(decided) - count)]
+        self.tokens[first : first + len(open_)] = open_
+        self.committed += count
+        self.drafted = len(open_) - count if recycles else 0
+        self.cached = self.committed - 1  # the last committed token was drawn here, so it was no input yet
+        self.round += 1
+        return self._commit(b, first, outcome, error)
+
+    def _commit(self, b: int, first: int, outcome: Outcome, error: Exception | None) -> Commit:
+        reason: Reason | None = None
+        try:
+            keep = self._stop(first)
+        except Exception as raised:  # a stranger's stop rule: anything may come
+            keep, error = None, raised
+        if keep is not None:
+            self.committed, reason = keep, "stop"  # what was accepted behind is discarded, and what failed there
+        elif error is not None:
+            reason = "error"
+        elif self.committed == len(self.tokens):
+            reason = "length"
+        count = self.committed - first
+        self.trace.committed_per_step.append(count)
+        self.trace.reason = reason
+        logprobs, model_logprobs = (
+            told[b][:count] if b in told else None for told in (outcome.logprobs, outcome.model_logprobs)
+        )
+        named = failed(self.handle, error) if reason == "error" and error is not None else None
+        tokens = self.tokens[first : self.committed].copy()
+        return Commit(
+            self.handle, first, tokens, reason is not None, self.trace, reason, named, logprobs, model_logprobs
+        )
+
+    def _stop(self, first: int) -> int | None:
+        """The committed count at which the sequence ends, among the tokens from position ``first`` on; None if it goes on."""
+        ends = []
+        new = self.tokens[first : self.committed]
+        if self.stop:
+            found = next((i for i, token in enumerate(new.tolist()) if token in self.stop), None)
+            if found is not None:
+                ends.append(first + found + 1)
+        for stop in self.stop_sequences:
+            # Generated tokens only: a run may begin before ``first``, but not in the prompt.
+            begin = max(self.prompt_length, first - len(stop) + 1)
+            at = _find(self.tokens[begin : self.committed], stop)
+            if at is not None:
+                ends.append(begin + at + len(stop))
+        rule = self.request.stop_rule
+        if rule is not None and len(new):
+            keep = rule(read_only(self.tokens[self.prompt_length : self.committed]), len(new))
+            if keep is not None:
+                ends.append(self._kept(keep, first))
+        return min(ends, default=None)
+
+    def _kept(self, keep: object, first: int) -> int:
+        least, most = first - self.prompt_length + 1, self.committed - self.prompt_length
+        if isinstance(keep, bool) or not isinstance(keep, int | np.integer) or not least <= keep <= most:
+            raise InvalidArgument(
+                f"stop_rule returned {keep!r}, expected None or how many generated tokens to keep, from {least} to {most}"
+            )
+        return self.prompt_length + int(keep)
+
+
+def failed(handle: int, error: Exception) -> Exception:
+    """``error`` with the request's ``handle`` in its message: of its own type if it is one of ours, else as the cause."""
+    if isinstance(error, CoupledSamplingError):
+        named: Exception = type(error)(f"request {handle}: {error}")
+    else:
+        named = RequestFailed(f"request {handle}: {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def _find(tokens: Integers, wanted: Integers) -> int | None:
+    """Where ``wanted`` (m,) first begins in ``tokens`` (n,)."""
+    if len(tokens) < len(wanted):
+        return None
+    found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(tokens, len(wanted)) == wanted).all(axis=1))
+    return int(found[0]) if found.size else None
