@@ -12,7 +12,7 @@ from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, 
 from coupled_sampling.cli.models import describe_runs
 from coupled_sampling.cli.progress import token_bars
 from coupled_sampling.cli.task import Task, prepare
-from coupled_sampling.contracts import Runs, Sampling, max_window
+from coupled_sampling.contracts import Sampling, max_window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.methods import find_method
@@ -85,13 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"prompt is {arguments.prompt!r}, expected one name: verify continues one prompt many times"
         )
     tasks = _tasks(arguments)
-    found: list[tuple[Verification, Runs]] = []
+    found: list[Verification] = []
     with token_bars(arguments.samples * arguments.positions) as report:
         for task in tasks:
-            results = _verify(arguments, task, report, alpha=arguments.alpha / len(tasks))
-            found += [(one, task.ran[one.method]) for one in results]
+            found += _verify(arguments, task, report, alpha=arguments.alpha / len(tasks))
     _print(found, as_json=arguments.json)
-    return 0 if all(one.passed for one, _ in found) else 1
+    return 0 if all(one.passed for one in found) else 1
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Task]:
@@ -172,21 +171,22 @@ def _beginning(task: Task, prompt: Sequence[int], after: int, sampling: Sampling
     return [*prompt, *made.tokens[0].tolist()]
 
 
-def _print(found: Sequence[tuple[Verification, Runs]], *, as_json: bool) -> None:
+def _print(found: Sequence[Verification], *, as_json: bool) -> None:
     """Print what was found, and on what it ran."""
     if as_json:
-        print(json.dumps([_row(one, runs) for one, runs in found], indent=2))
+        print(json.dumps([_row(one) for one in found], indent=2))
         return
-    print("\n\n".join(one.report() for one, _ in found))
-    failed = [f"{one.method}, step {one.step} ({one.verdict})" for one, _ in found if not one.passed]
+    print("\n\n".join(one.report() for one in found))
+    failed = [f"{one.method}, step {one.step} ({one.verdict})" for one in found if not one.passed]
     print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
-    for way in dict.fromkeys(runs for _, runs in found):
-        print(describe_runs({one.method: runs for one, runs in found if runs == way}))
+    for way in dict.fromkeys(one.runs for one in found):
+        print(describe_runs({one.method: way for one in found if one.runs == way}))
 
 
-def _row(one: Verification, runs: Runs) -> dict[str, Any]:
+def _row(one: Verification) -> dict[str, Any]:
     """One verification for JSON."""
-    row = {**asdict(one), "verdict": one.verdict, "passed": one.passed, **runs.record()}
+    row = {**asdict(one), "verdict": one.verdict, "passed": one.passed, **one.runs.record()}
+    del row["runs"]  # its parts stand beside the others
     for test in (row["equivalence"], row["law"]):
         if test is not None:
             test["distance"] = test["distance"]._asdict()

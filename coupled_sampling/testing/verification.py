@@ -85,10 +85,15 @@ class Verification:
     """Whether the method keeps drafts at all."""
     differing_tokens: int | None
     """Tokens that differ from AR's at the same seed; None where the method does not promise the same."""
-    step: str = "host"
-    """Where the tested steps were decided, as in `coupled_sampling.contracts.Runs`."""
+    runs: Runs
+    """What ran, and where the tested steps were decided."""
     law: Equivalence | None = None
     """The step's own law against that of `HostStep`; None where `HostStep` is what was tested."""
+
+    @property
+    def step(self) -> str:
+        """Where the tested steps were decided: "host", "graph" or "kernels"."""
+        return self.runs.step
 
     @property
     def verdict(self) -> Literal["different", "no difference seen", "blind"]:
@@ -264,7 +269,7 @@ class _Drawn(NamedTuple):
 
     tokens: Integers
     recycled_share: float
-    step: str
+    runs: Runs
 
 
 class _Sampler(NamedTuple):
@@ -295,10 +300,10 @@ class _Sampler(NamedTuple):
             drafting=self.settings.drafting,
             sampling=self.settings.sampling,
         ).tokens
-        decided_by = what_runs(step).step
+        runs = what_runs(step)
         if isinstance(step, Closeable):
             step.close()  # one model at a time is enough
-        return _Drawn(np.array(tokens), recorder.decided / (self.samples * self.positions), decided_by)
+        return _Drawn(np.array(tokens), recorder.decided / (self.samples * self.positions), runs)
 
 
 def _verified(sampler: _Sampler, methods: Sequence[Method], make_step: MakeStep, alpha: float) -> list[Verification]:
@@ -308,7 +313,7 @@ def _verified(sampler: _Sampler, methods: Sequence[Method], make_step: MakeStep,
     drawn, own = [], []
     for k, method in enumerate(methods, 1):
         drawn.append(sampler(method, make_step, seed + k))
-        fused = drawn[-1].step != "host"
+        fused = drawn[-1].runs.step != "host"
         # Without drafts nothing is left of a step but its law: this is ordinary sampling as the step itself would do it.
         own.append(sampler(method, make_step, seed + count + k, window=1) if fused else host)
     level = alpha / (count + sum(reference is not host for reference in own))
@@ -323,6 +328,6 @@ def _verified(sampler: _Sampler, methods: Sequence[Method], make_step: MakeStep,
             again = sampler(method, make_step, seed if reference is host else seed + count + k)
             differing = int((again.tokens != reference.tokens).sum())
         results.append(
-            Verification(method.name, equivalence, sample.recycled_share, method.recycles, differing, sample.step, law)
+            Verification(method.name, equivalence, sample.recycled_share, method.recycles, differing, sample.runs, law)
         )
     return results
