@@ -21,10 +21,12 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.opening import Bundle, embedded_names, file_record, open_bundle, write_manifest
-from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.text import StopStrings, TextStream, Tokenizer
 
 __all__ = [
     "Bundle",
+    "ChatTemplate",
     "Defaults",
     "FileRecord",
     "GeneratedTokens",
@@ -35,6 +37,8 @@ __all__ = [
     "Prompt",
     "Span",
     "StepGraph",
+    "StopStrings",
+    "TextStream",
     "Tokenizer",
     "WindowGraph",
     "embedded_names",
