@@ -17,19 +17,37 @@ are such.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from coupled_sampling.bundles.text import Tokenizer
 
 __all__ = ["StopStrings", "TextStream"]
 
 _HALF = "\ufffd"
 """What stands for bytes that are no character, or none yet."""
+
+
+class Detokenizer(Protocol):
+    """What is asked of a tokenizer here; `coupled_sampling.bundles.Tokenizer` is one."""
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """Tokens that are no text, and what they are called."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, special ones left out."""
+        ...
+
+    def shows(self, token: int) -> bool:
+        """Whether a token has a part in the text."""
+        ...
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token stands for a byte that may be a part of a character."""
+        ...
 
 
 class _GrowingText:
@@ -38,7 +56,7 @@ class _GrowingText:
     ``backwards`` are the tokens before it, the last one first; of them only as many are asked for as are needed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, backwards: Iterable[int]) -> None:
+    def __init__(self, tokenizer: Detokenizer, backwards: Iterable[int]) -> None:
         self._tokenizer = tokenizer
         self._context: list[int] = []
         for token in map(int, backwards):
@@ -107,7 +125,7 @@ class StopStrings:
     3
     """
 
-    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str], after: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Detokenizer, strings: Sequence[str], after: Sequence[int] = ()) -> None:
         if isinstance(strings, str) or not isinstance(strings, Sequence):
             raise InvalidArgument(f"stop is {strings!r}, expected a sequence of texts, such as ['\\n\\n']")
         self.tokenizer, self.after = tokenizer, tuple(after)
@@ -220,7 +238,7 @@ class TextStream:
     ('END', '')
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), after: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Detokenizer, stop: Sequence[str] = (), after: Sequence[int] = ()) -> None:
         self._stop = StopStrings(tokenizer, stop, after)
         self._text = _GrowingText(tokenizer, reversed(after))
         self._held = ""
