@@ -220,7 +220,9 @@ class Manifest:
             f"{key} ({', '.join(prompt.aliases)})" if prompt.aliases else key for key, prompt in self.prompts.items()
         )
         if not self.prompts:
-            raise InvalidArgument(f"prompt is {name!r}, but the bundle {self.name} has no prompts by name; give tokens instead")
+            raise InvalidArgument(
+                f"prompt is {name!r}, but the bundle {self.name} has no prompts by name; give tokens instead"
+            )
         raise InvalidArgument(f"prompt is {name!r}, expected one of: {', '.join(listed)}")
 
 
@@ -242,8 +244,8 @@ def _check_files(manifest: Manifest) -> None:
     kinds = [(graph.method, graph.warped, graph.guided, graph.noise) for graph in manifest.step_graphs]
     for i, kind in enumerate(kinds):
         expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
-    for field, file in (("tokenizer", manifest.tokenizer), ("chat_template", manifest.chat_template)):
-        expect(file is None or file in manifest.files, field, file, "a file that is listed in files")
+    for field, name in (("tokenizer", manifest.tokenizer), ("chat_template", manifest.chat_template)):
+        expect(name is None or name in manifest.files, field, name, "a file that is listed in files")
 
 
 def _check_tokens(manifest: Manifest) -> None:
@@ -251,7 +253,9 @@ def _check_tokens(manifest: Manifest) -> None:
     expect(vocab_size >= 1, "vocab_size", vocab_size, "an integer >= 1")
     inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
-    fits = 1 <= manifest.length <= graph.max_length  # a prompt has a token at least, and the last token is never an input
+    fits = (
+        1 <= manifest.length <= graph.max_length
+    )  # a prompt has a token at least, and the last token is never an input
     expect(fits, "length", manifest.length, f"an integer from 1 to max_length, {graph.max_length}")
     grid, picture = manifest.grid, manifest.length
     if manifest.layout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypedDict, TypeVar
 
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundles.layouts import Layout, Span
@@ -18,7 +18,7 @@ from coupled_sampling.contracts import Sampling
 from coupled_sampling.drafting import Drafting, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
-from coupled_sampling.requests import Request
+from coupled_sampling.requests import Request, StopRule
 from coupled_sampling.windows import find_window_rule
 
 __all__ = ["DecoderPart", "DecodingSettings", "Given", "ModelPart", "decoding_settings"]
@@ -87,6 +87,8 @@ class DecodingSettings:
         Which tokens may stand at which generated positions; empty if all may everywhere.
     stop
         Tokens that end a sequence.
+    stop_rule
+        A function that ends a sequence, such as `coupled_sampling.bundles.StopStrings`.
     prompt_chunk
         Most tokens of a long prompt to read in one call; None is the model's own width.
     positions
@@ -123,6 +125,7 @@ class DecodingSettings:
     sampling: Sampling = field(default_factory=Sampling)
     layout: tuple[Span, ...] = ()
     stop: tuple[int, ...] = ()
+    stop_rule: StopRule | None = None
     prompt_chunk: int | None = None
     positions: int | None = None
 
@@ -163,8 +166,8 @@ class DecodingSettings:
             A field cannot work.
         """
         (sampling,) = self.samplings([prompt])
-        fields = {"length": self.length_after(len(prompt)), "stop": self.stop, "sampling": sampling}
-        return Request(prompt, **{**fields, **changes})
+        fields: dict[str, Any] = {"length": self.length_after(len(prompt)), "stop": self.stop, "sampling": sampling}
+        return Request(prompt, **{**fields, "stop_rule": self.stop_rule, **changes})
 
     def length_after(self, prompt: int) -> int:
         """Most tokens to generate after a prompt of that many: what fits, where no length was asked for."""
@@ -200,9 +203,12 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     chosen, defaults = given or Given(), manifest.defaults
     unknown = set(chosen) - set(Given.__annotations__)
     if unknown:
-        raise InvalidArgument(f"settings have no {sorted(unknown)[0]}, expected some of {', '.join(Given.__annotations__)}")
+        raise InvalidArgument(
+            f"settings have no {sorted(unknown)[0]}, expected some of {', '.join(Given.__annotations__)}"
+        )
     widest = manifest.window_graph.max_window
-    drafting = find_drafting(_or(chosen.get("drafting"), defaults.drafting))
+    asked = chosen.get("drafting")
+    drafting = find_drafting(defaults.drafting if asked is None else asked)
     if drafting == Random():
         drafting = Random(manifest.generated_tokens.first, manifest.generated_tokens.count)
     window, length, chunk = chosen.get("window"), chosen.get("length"), chosen.get("prompt_chunk")
@@ -222,7 +228,9 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         layout=manifest.layout,
         stop=manifest.stop_tokens,
         prompt_chunk=chunk,
-        positions=_positions(manifest, guided=guidance != 1) if length is None and not manifest.makes_pictures else None,
+        positions=_positions(manifest, guided=guidance != 1)
+        if length is None and not manifest.makes_pictures
+        else None,
     )
     find_window_rule(settings.window, widest)
     if chunk is not None and chunk > widest:

@@ -103,7 +103,13 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise InvalidArgument(f"prompt is {text!r}, expected a text")
-        tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        try:
+            tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        except (
+            TypeError,
+            UnicodeError,
+        ) as error:  # half of a surrogate pair, which is how Python keeps bytes that are no text
+            raise InvalidArgument(f"prompt is {text!r}, which is no text: {error}; give it in UTF-8") from error
         if special_tokens:
             before = self._before
             tokens = tokens if tokens[: len(before)] == before else [*before, *tokens]

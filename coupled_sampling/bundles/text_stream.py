@@ -180,15 +180,15 @@ class StopStrings:
 
     def find(self, text: str, told: int = 0) -> tuple[int, str] | None:
         """Where the first stop string in ``text`` begins that ends behind its ``told`` first characters, and which it is."""
-        found = [(at, string) for string in self.texts if (at := text.find(string, max(0, told + 1 - len(string)))) >= 0]
+        found = [
+            (at, string) for string in self.texts if (at := text.find(string, max(0, told + 1 - len(string)))) >= 0
+        ]
         return min(found, default=None)
 
     def withheld(self, text: str) -> int:
         """How many characters at the end of ``text`` may be the beginning of a stop string."""
         longest = min(self.reach, len(text))
-        return next(
-            (n for n in range(longest, 0, -1) if any(string.startswith(text[-n:]) for string in self.texts)), 0
-        )
+        return next((n for n in range(longest, 0, -1) if any(string.startswith(text[-n:]) for string in self.texts)), 0)
 
     def _before(self, generated: Integers, known: int) -> tuple[_GrowingText, int]:
         """Text that begins far enough before token ``known`` to have all of a stop string, and the index that it begins with."""
@@ -202,6 +202,7 @@ class StopStrings:
 
     def _from(self, generated: Integers, begin: int) -> _GrowingText:
         return _GrowingText(self.tokenizer, itertools.chain(generated[:begin][::-1], reversed(self.after)))
+
 
 class TextStream:
     """The text of a sequence while it is made.

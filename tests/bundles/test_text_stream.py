@@ -44,7 +44,9 @@ def cases(draw, kind):
     text = inner.decode(tokens).replace("\ufffd", "")
     cuts = st.tuples(st.integers(0, len(text)), st.integers(1, 6)).map(lambda cut: text[cut[0] : cut[0] + cut[1]])
     some = st.one_of(cuts, st.sampled_from(["END", "\n\n", "日本", " the", *SPECIAL]))
-    stop = [string for string in draw(st.lists(some, max_size=3)) if string and (string in SPECIAL or "<" not in string)]
+    stop = [
+        string for string in draw(st.lists(some, max_size=3)) if string and (string in SPECIAL or "<" not in string)
+    ]
     ends = sorted({end for end in draw(st.sets(st.integers(1, 30), max_size=5)) if end < len(tokens)} | {len(tokens)})
     return tokens, after, stop, ends
 

@@ -5,7 +5,11 @@ import functools
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-CORPUS = ["the cat sat on the mat, the dog ran home.", "naïve 日本語 текст 😀👍🏽 — ½", "one\ntwo\n\nthree  END end. stop! stop?"] * 3
+CORPUS = [
+    "the cat sat on the mat, the dog ran home.",
+    "naïve 日本語 текст 😀👍🏽 — ½",
+    "one\ntwo\n\nthree  END end. stop! stop?",
+] * 3
 SPECIAL = ["<s>", "</s>", "<|im_end|>"]
 
 
@@ -16,7 +20,8 @@ def byte_level():
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
     return made
 
@@ -25,10 +30,22 @@ def sentencepiece():
     """Llama 2's and Mistral's: spaces are letters, unknown characters are bytes, the first space is none."""
     pieces = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     letters = sorted(set("".join(CORPUS).replace(" ", "▁")) - set("日😀👍\n"))
-    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "▁"), ("a", "t"), ("▁", "s"), ("E", "N"), ("EN", "D"), ("▁", "E")]
+    merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("▁", "the"),
+        ("▁", "▁"),
+        ("a", "t"),
+        ("▁", "s"),
+        ("E", "N"),
+        ("EN", "D"),
+        ("▁", "E"),
+    ]
     words = dict.fromkeys([*pieces, *letters, *("".join(pair) for pair in merges)])
     made = tokenizers.Tokenizer(
-        models.BPE({word: i for i, word in enumerate(words)}, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+        models.BPE(
+            {word: i for i, word in enumerate(words)}, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True
+        )
     )
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence(
@@ -44,14 +61,34 @@ def metaspace():
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Metaspace()
     made.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=90, special_tokens=["<unk>", *SPECIAL], unk_token="<unk>", show_progress=False)
+        CORPUS,
+        trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=["<unk>", *SPECIAL], unk_token="<unk>", show_progress=False
+        ),
     )
     return made
 
 
 def wordpiece():
     """BERT's: words, and pieces that go on."""
-    words = ["[UNK]", *SPECIAL, "the", "cat", "##s", "sat", ".", "do", "##n", "'", "##t", "END", "E", "##ND", "stop", "!"]
+    words = [
+        "[UNK]",
+        *SPECIAL,
+        "the",
+        "cat",
+        "##s",
+        "sat",
+        ".",
+        "do",
+        "##n",
+        "'",
+        "##t",
+        "END",
+        "E",
+        "##ND",
+        "stop",
+        "!",
+    ]
     made = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
