@@ -243,7 +243,9 @@ def _manifest(
 ) -> Manifest:
     description, decoding = model.description, model.decoding
     prompts = [prompt.tokens for prompt in decoding.prompts.values()]
-    longest = max(map(len, [*prompts, decoding.unconditional_prompt or ()]), default=_ROOM_FOR_PROMPTS)
+    prompts += [] if decoding.unconditional_prompt is None else [decoding.unconditional_prompt]
+    # Where no prompt is known, half of a very short sequence is left for one.
+    longest = max(map(len, prompts)) if prompts else min(_ROOM_FOR_PROMPTS, description.positions // 2)
     room = max(1, description.positions + 1 - longest)
     length = settings.length or min(decoding.length or 128, room)
     if decoding.layout is not None and length != decoding.layout.length:
