@@ -185,7 +185,7 @@ def export_checkpoint(
     with open_checkpoint(source) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
-        _check_windows(model.description, chosen)
+        _check_sizes(model.description, chosen)
         with open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
@@ -225,11 +225,16 @@ class _Counted:
         return value
 
 
-def _check_windows(description: DecoderDescription, settings: ExportSettings) -> None:
+def _check_sizes(description: DecoderDescription, settings: ExportSettings) -> None:
     if max(settings.windows) > description.positions:
         raise InvalidArgument(
             f"windows has {max(settings.windows)}, more than the {description.positions} positions of a sequence; "
             "ask for narrower windows or a larger max_length"
+        )
+    if settings.length is not None and settings.length > description.positions:
+        raise InvalidArgument(
+            f"length is {settings.length}, more than the {description.positions} positions of a sequence; ask for fewer tokens or "
+            "a larger max_length"
         )
 
 
@@ -245,18 +250,13 @@ def _manifest(
     prompts = [prompt.tokens for prompt in decoding.prompts.values()]
     prompts += [] if decoding.unconditional_prompt is None else [decoding.unconditional_prompt]
     # Where no prompt is known, half of a very short sequence is left for one.
-    longest = max(map(len, prompts)) if prompts else min(_ROOM_FOR_PROMPTS, description.positions // 2)
+    longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, description.positions // 2))
     room = max(1, description.positions + 1 - longest)
     length = settings.length or min(decoding.length or 128, room)
     if decoding.layout is not None and length != decoding.layout.length:
         raise InvalidArgument(
             f"length is {length}, but this model lays out {decoding.layout.length} tokens, and has {description.positions} "
             "positions; leave length and max_length at what the model was trained for"
-        )
-    if length > description.positions:
-        raise InvalidArgument(
-            f"length is {length}, more than the {description.positions} positions of a sequence; ask for fewer tokens, or a larger "
-            "max_length"
         )
     name = settings.name or checkpoint.path.stem
     plain = decoding.grid is None and decoding.layout is None and pictures is None

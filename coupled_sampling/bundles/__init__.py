@@ -9,6 +9,7 @@
 - `models`: the model that comes with the library.
 """
 
+from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import (
     Defaults,
@@ -22,7 +23,6 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.opening import Bundle, embedded_names, file_record, open_bundle, write_manifest
-from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, TextStream, Tokenizer
 

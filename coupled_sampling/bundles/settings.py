@@ -1,7 +1,7 @@
 """How a bundle's model is decoded: what was asked for, over what the bundle recommends, checked once and frozen.
 
-`Bundle.settings` makes a `DecodingSettings`, the same for the command line, a server and a script. Its parts go on to what takes them:
-``open_model(bundle, **settings.model)``, ``Decoder(model, **settings.decoder)`` and ``settings.request(prompt)``.
+`Bundle.settings` makes a `DecodingSettings`, the same for the command line, a server and a script. Its parts go on to what takes
+them: ``open_model(bundle, **settings.model)``, ``Decoder(model, **settings.decoder)`` and ``settings.request(prompt)``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ModelPart(TypedDict):
 
 
 class DecoderPart(TypedDict):
-    """What `coupled_sampling.Decoder` takes of the settings. ``method`` is for a model that is no step, which has one of its own."""
+    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own."""
 
     method: str
     window: int | str

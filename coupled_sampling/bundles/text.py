@@ -1,8 +1,8 @@
 """Text to tokens and back, for language models: a thin skin over the ``tokenizers`` library.
 
 Models are trained on texts that begin with tokens which are no text, such as ``<s>``. Which these are, the tokenizer says in its
-post-processor. A prompt gets what that puts before a text; what it puts behind one, an end token, is left out, since a prompt is to be
-continued and an ended text is not. (A tokenizer that ends texts was made for training, where texts are whole.)
+post-processor. A prompt gets what that puts before a text. What it puts behind one, an end token, is left out: it was made for
+training, where texts are whole, and a prompt is to be continued.
 """
 
 from __future__ import annotations

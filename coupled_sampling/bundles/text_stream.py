@@ -6,12 +6,12 @@ begin within one token and end within another. So text is told when no later tok
 - what ends within a character, or within a run of byte tokens such as ``<0xE2>``, waits for the next token;
 - what may be the beginning of a stop string waits until it is known not to be one.
 
-Everything told is, together, what decoding all tokens at once gives, up to the stop string. A sequence ends at the first token after
-which its text has a stop string in it, so neither the text nor its end depends on how tokens were grouped into commits.
+Everything told is, together, what decoding all tokens at once gives, up to the stop string. A sequence ends at the first token
+after which its text has a stop string in it, so neither the text nor its end depends on how tokens were grouped into commits.
 
-A token's text may depend on the token before it, as a word's space does, but on nothing further away. So one settled token is all the
-context that is needed, and a text of any length costs the same per token. The decoders of byte-level BPE, SentencePiece and WordPiece
-are such.
+A token's text may depend on the token before it, as a word's space does, but on nothing further away. So one settled token is all
+the context that is needed, and a text of any length costs the same per token. The decoders of byte-level BPE, SentencePiece and
+WordPiece are such.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class StopStrings:
         """The special token that a stop string is, None if it is ordinary text."""
         if not isinstance(string, str) or not string or _HALF in string:
             raise InvalidArgument(
-                f"stop has {string!r}, expected texts of at least one character, without U+FFFD, which stands for bytes that are none"
+                f"stop has {string!r}, expected texts of at least one character, without U+FFFD, which stands for half a character"
             )
         for token, text in self.tokenizer.special_tokens.items():
             if text == string:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from coupled_sampling.bundles.opening import Bundle, open_bundle
+from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
 from coupled_sampling.cli.models import check_model, open_model, progress_bar
 from coupled_sampling.cli.prompts import Asked, Prompts, find_prompts
 from coupled_sampling.cli.settings import RunSettings, run_settings
-from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
 from coupled_sampling.decoding import Commit
 from coupled_sampling.errors import InvalidArgument

@@ -2,7 +2,8 @@
 
 In a folder of Hugging Face these are files beside the weights: ``tokenizer.json``; the template as ``chat_template.jinja``, in
 ``chat_template.json`` or in ``tokenizer_config.json``, which also names the special tokens; ``generation_config.json``, whose end
-tokens often are more than those of ``config.json``, since a turn ends otherwise than a text. A GGUF file has all of it in its metadata.
+tokens often are more than those of ``config.json``, since a turn ends otherwise than a text. A GGUF file has all of it in its
+metadata.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of a bundle: what was given wins over its defaults, zero included; checked once, and frozen; their parts go on as they are."""
+"""Settings of a bundle: what was given wins over its defaults, zero included; checked once, frozen, and passed on in parts."""
 
 import dataclasses
 

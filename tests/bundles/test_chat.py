@@ -5,8 +5,6 @@ import datetime
 
 import pytest
 
-pytest.importorskip("jinja2", reason="needs the extra [text]")
-
 from coupled_sampling.bundles import ChatTemplate
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 
@@ -32,6 +30,8 @@ LLAMA2 = (
 )
 HELLO = {"role": "user", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+
+pytest.importorskip("jinja2", reason="needs the extra [text]")
 
 
 def test_a_conversation_is_written_as_the_template_says():
@@ -87,7 +87,12 @@ def test_a_file_gives_the_same_template_back(tmp_path):
     template = ChatTemplate(LLAMA2, {"bos_token": "<s>", "eos_token": "</s>"})
     template.write(tmp_path / "chat.json")
     assert ChatTemplate.read(tmp_path / "chat.json") == template
-    for content in ("[]", "{", '{"template": 3, "special_tokens": {}}', '{"template": "x", "special_tokens": {"bos_token": 1}}'):
+    for content in (
+        "[]",
+        "{",
+        '{"template": 3, "special_tokens": {}}',
+        '{"template": "x", "special_tokens": {"bos_token": 1}}',
+    ):
         (tmp_path / "chat.json").write_text(content)
         with pytest.raises(BundleError, match=r"chat\.json is no chat template"):
             ChatTemplate.read(tmp_path / "chat.json")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-tokenizers = pytest.importorskip("tokenizers", reason="needs the extra [text]")
-
 from coupled_sampling.bundles import Tokenizer
 from coupled_sampling.errors import BundleError, InvalidArgument
 from standins.tokenizers_of_text import KINDS, begins_and_ends
+
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra [text]")
 
 
 def saved(inner, tmp_path):
@@ -77,7 +77,7 @@ def test_what_is_no_text_is_refused(tmp_path):
     for wrong in (None, b"the", 3):
         with pytest.raises(InvalidArgument, match="expected a text"):
             tokenizer.encode(wrong)
-    with pytest.raises(InvalidArgument, match="is no text.*UTF-8"):
+    with pytest.raises(InvalidArgument, match=r"is no text.*UTF-8"):
         tokenizer.encode("the \udcff")
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(BundleError, match="no file of the tokenizers library"):

@@ -2,8 +2,11 @@
 
 import functools
 
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+import pytest
+
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra [text]")
+decoders, models, normalizers = tokenizers.decoders, tokenizers.models, tokenizers.normalizers
+pre_tokenizers, processors, trainers = tokenizers.pre_tokenizers, tokenizers.processors, tokenizers.trainers
 
 CORPUS = [
     "the cat sat on the mat, the dog ran home.",
