@@ -1,4 +1,4 @@
-"""Text while it is made: as by decoding all tokens at once, whatever the commits; stop strings end it, and nothing of them shows."""
+"""Text while it is made: as by decoding all tokens at once, whatever the commits; stop strings end it and never show."""
 
 import numpy as np
 import pytest
