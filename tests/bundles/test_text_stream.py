@@ -182,6 +182,17 @@ def test_a_long_text_is_told_as_it_comes_and_costs_the_same_per_token(opened, mo
     assert len(widths) < 100 * len(tokens)
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "metaspace"])
+def test_a_long_stop_string_is_found_however_slowly_it_comes(opened, kind):
+    inner, tokenizer = KINDS[kind](), opened[kind]
+    tokens = inner.encode("the mat, the dog ran home. the cat sat on the mat, the dog ran home. END").ids
+    stop = "the cat sat on the mat, the dog ran home."
+    _, count, stopped = text_at_once(inner, tokens, [stop])
+    assert stopped == stop
+    rule = StopStrings(tokenizer, [stop])
+    assert [rule(np.array(tokens[:n]), 1) for n in range(1, count + 1)] == [None] * (count - 1) + [count]
+
+
 def test_what_may_begin_a_stop_string_waits_and_is_shown_when_it_does_not(opened):
     tokenizer = opened["byte_level"]
     stream = TextStream(tokenizer, ["stop!"])

@@ -13,9 +13,9 @@ from bugs_of_noise import BUGS as NOISE
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
+from bugs_of_text import BUGS as TEXT
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_step import BUGS as STEP
-from bugs_of_text import BUGS as TEXT
 from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
 from planting import Bug
 

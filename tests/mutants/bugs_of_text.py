@@ -78,8 +78,8 @@ BUGS = (
     Bug(
         "stop-string-looks-too-near",
         "StopStrings._before",
-        ">= self.reach",
-        ">= self.reach // 2",
+        "begin == 0 or sum(len(text.push(int(token))) for token in generated[begin:known]) >= self.reach",
+        "True",
         "A long stop string whose beginning lies many tokens back is not found.",
         STREAM,
     ),
