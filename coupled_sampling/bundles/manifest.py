@@ -253,10 +253,7 @@ def _check_tokens(manifest: Manifest) -> None:
     expect(vocab_size >= 1, "vocab_size", vocab_size, "an integer >= 1")
     inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
-    fits = (
-        1 <= manifest.length <= graph.max_length
-    )  # a prompt has a token at least, and the last token is never an input
-    expect(fits, "length", manifest.length, f"an integer from 1 to max_length, {graph.max_length}")
+    expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
     grid, picture = manifest.grid, manifest.length
     if manifest.layout:
         layout = Layout(manifest.layout)
@@ -267,6 +264,8 @@ def _check_tokens(manifest: Manifest) -> None:
             expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
     covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
     expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
+    # A prompt has a token at least, and the last token generated is never an input.
+    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}

@@ -62,8 +62,7 @@ class Tokenizer:
     >>> vocabulary = {"[UNK]": 0, "a": 1, "shoe": 2, "<s>": 3}
     >>> inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     >>> inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    >>> inner.add_special_tokens(["<s>"])
-    0
+    >>> _ = inner.add_special_tokens(["<s>"])
     >>> inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
     >>> inner.save("tokenizer.json")
     >>> tokenizer = Tokenizer("tokenizer.json")
