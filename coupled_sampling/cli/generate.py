@@ -38,8 +38,8 @@ EXAMPLES = """\
   coupled-sampling generate --method scd-match --beside-ar
   # a text, by a language model that `coupled-sampling export` made a bundle of
   coupled-sampling generate FOLDER --prompt "Once upon a time"
-  # a reply, of at most one paragraph
-  coupled-sampling generate FOLDER --chat --prompt "Once upon a time" --stop STOP"""
+  # a reply to a message, which ends before the word END
+  coupled-sampling generate FOLDER --chat --prompt "Once upon a time" --stop END"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

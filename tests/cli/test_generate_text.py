@@ -2,14 +2,16 @@
 
 import io
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, open_bundle
 from coupled_sampling.backends import open_model
-from coupled_sampling.bundles import StopStrings, TextStream
+from coupled_sampling.bundles import ChatTemplate, StopStrings, TextStream, file_record, write_manifest
 from coupled_sampling.cli import main, task
 from coupled_sampling.host_step import HostStep
 from standins.text_bundles import write_text_bundle
@@ -78,6 +80,15 @@ def test_a_message_is_put_as_the_chat_template_has_it(bundle, inner, prompt_of):
     asked = prompt_of(bundle, "--chat", "--system", "sat", "--prompt", "the cat?")
     assert asked == written("<s>system: sat<|im_end|>user: the cat?<|im_end|>assistant: ")
     assert asked.count(inner.token_to_id("<s>")) == 1
+
+
+def test_a_template_that_writes_no_beginning_gets_none(bundle, inner, prompt_of, tmp_path):
+    """What a template wrote is the whole prompt, as in transformers: models were tuned on that."""
+    bare = shutil.copytree(bundle, tmp_path / "bare")
+    ChatTemplate("{{ messages[0].content }}:").write(bare / "chat.json")
+    manifest = open_bundle(bundle).manifest
+    write_manifest(bare, replace(manifest, files={**manifest.files, "chat.json": file_record(bare / "chat.json")}))
+    assert prompt_of(bare, "--chat", "--prompt", "the cat") == inner.encode("the cat:", add_special_tokens=False).ids
 
 
 def test_a_prompt_comes_from_a_file_or_standard_input(bundle, inner, prompt_of, tmp_path, monkeypatch):

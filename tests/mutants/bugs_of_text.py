@@ -119,7 +119,7 @@ BUGS = (
         "beginning-before-a-template",
         "prompts:_text",
         "tuple(tokenizer.encode(written, special_tokens=False))",
-        "tuple(tokenizer.encode(written.removeprefix('<s>')))",
+        "tuple(tokenizer.encode(written))",
         "What a chat template wrote gets the special tokens of a plain text.",
         COMMAND,
     ),
