@@ -323,3 +323,10 @@ def test_verify_and_compare_take_the_same_prompts(bundle, command):
     code, said, error = command("compare", bundle, *arguments, "--json")
     assert code == 0, error
     assert [row["identical_to_ar"] for row in json.loads(said)] == [True, True]
+
+
+def test_inspect_says_what_a_bundle_has_for_text(bundle, plain, command):
+    said = {name: command("inspect", folder)[1] for name, folder in (("text", bundle), ("plain", plain))}
+    assert "text:          tokenizer.json, chat template: chat.json" in said["text"]
+    assert "text:          no tokenizer: prompts are names or tokens" in said["plain"]
+    assert "prompts:       none by name" in said["plain"]
