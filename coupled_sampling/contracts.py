@@ -134,6 +134,7 @@ def max_window(provider: LogitsProvider | CoupledStep) -> int:
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
 
 
+@runtime_checkable
 class CoupledStep(Protocol):
     """One forward pass over a window, then acceptance and redrafting.
 
