@@ -14,11 +14,14 @@ import pytest
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.attention import AttentionGraph
+from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling, rotary_tables
 from coupled_sampling.export.graphs.storage import Storage
+from coupled_sampling.export.graphs.weights import WeightReader
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -181,6 +184,26 @@ def test_a_token_that_the_model_cannot_compute_says_so_and_disturbs_nobody(name,
     for start, width in ((3, 2), (5, 1), (6, 4)):  # before what is dead, next to it, over it
         found = run(tokens[:, start : start + width], [start, start])
         assert furthest(found, expected[:, start : start + width]) <= bound
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_slot_with_one_number_that_is_none_says_so_by_its_query_and_keeps_nothing(value):
+    """Even where the model would go on with finite numbers, since only a key overflowed; others keep their bits."""
+    graph, description = GraphBuilder(), LLAMA
+    linear = Linear(graph, WeightReader(description.weight_shapes(), random_weights(description)), Storage())
+    size = description.head_size * (description.heads + 2 * description.kv_heads)
+    joined = graph.input("joined", "float32", ["N", size])
+    graph.op("Identity", AttentionGraph(description, linear).contained(joined), name="contained")
+    graph.output("contained", "float32", ["N", size])
+    session = onnxruntime.InferenceSession(graph.build("part", "", {}).SerializeToString())
+    numbers = np.random.default_rng(0).standard_normal((4, size), np.float32)
+    numbers[3] = 65504.0
+    given, queries = numbers.copy(), description.heads * description.head_size
+    given[1, size - 1] = given[2, queries] = value
+    (found,) = session.run(None, {"joined": given})
+    np.testing.assert_array_equal(found[[0, 3]], numbers[[0, 3]])
+    assert np.isnan(found[1:3, :queries]).all()
+    assert (found[1:3, queries:] == 0).all()
 
 
 def test_without_care_it_disturbs_the_slots_to_its_left(monkeypatch):
