@@ -115,9 +115,8 @@ class Request:
         Guidance of its own, where the model is a guided one.
     condition
         Anything; handed to the model's ``begin``: an encoder's output, a picture.
-    generated, rounds
-        To go on with an interrupted sequence: its generated tokens so far, which ``length`` counts, and its `Trace.rounds`. See
-        `resumed`.
+    generated
+        To go on with an interrupted sequence: its generated tokens so far, which ``length`` counts. See `resumed`.
 
     Examples
     --------
@@ -143,7 +142,6 @@ class Request:
     guidance: Guidance | None = None
     condition: object = None
     generated: Sequence[int] | Integers = ()
-    rounds: int = 0
 
     def __post_init__(self) -> None:
         for name, least, what in (
@@ -151,7 +149,6 @@ class Request:
             ("sequence", 0, "an integer in [0, 2**64), or None for a fresh one"),
             ("length", 1, "a number of tokens to generate, >= 1"),
             ("samples", 1, "a number of sequences, >= 1"),
-            ("rounds", 0, "a number of rounds, >= 0"),
         ):
             value = getattr(self, name)
             if not (value is None and name == "sequence") and not (_is_whole(value) and least <= value < 2**64):
@@ -178,15 +175,13 @@ class Request:
         for i, sequence in enumerate(self.stop_sequences):
             checked_tokens(f"stop_sequences[{i}]", sequence)
 
-    def resumed(self, generated: Sequence[int] | Integers, rounds: int) -> Request:
+    def resumed(self, generated: Sequence[int] | Integers) -> Request:
         """The same request after an interruption.
 
         Parameters
         ----------
         generated
             The tokens (n,) that it has so far.
-        rounds
-            `Trace.rounds` so far: draws of a round that was had are never used again.
 
         Examples
         --------
@@ -196,12 +191,12 @@ class Request:
         >>> decoder = Decoder(model, method="scd-match", window=4)
         >>> handle = decoder.add(request)
         >>> first = decoder.step()[0]
-        >>> rest = request.resumed(first.tokens, first.trace.rounds)
+        >>> rest = request.resumed(first.tokens)
         >>> other = Decoder(model, method="scd-match", window=4)
         >>> other.add(rest), other.step()[0].position == 1 + len(first.tokens)
         (0, True)
         """
-        return replace(self, generated=[*np.asarray(generated).tolist()], rounds=rounds)
+        return replace(self, generated=[*np.asarray(generated).tolist()])
 
 
 class Commit(NamedTuple):
