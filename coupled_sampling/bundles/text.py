@@ -84,3 +84,8 @@ class Tokenizer:
         """The text of ``tokens``, special ones left out."""
         text: str = self._inner.decode([int(token) for token in tokens], skip_special_tokens=True)
         return text
+
+    def to_str(self) -> str:
+        """The text of its ``tokenizer.json``."""
+        text: str = self._inner.to_str()
+        return text
