@@ -2,9 +2,10 @@
 
     python examples/smollm2/structured.py --window 8 --seeds 3
 
-Each prompt is continued by ``ar`` and by the match methods, at one seed and with one grammar. Every answer is parsed and held to its
-schema. The match methods must give the very tokens of ``ar``; the exit code is 1 where either fails. Beside the n-gram lookup,
-first guesses come from the grammar itself (`coupled_sampling.grammars.GrammarDrafts`): keys and punctuation that must come.
+Each prompt is continued by ``ar`` and by the match methods, at one seed and with one grammar. Every answer is parsed and held to
+the schema, and the match methods must give the very tokens of ``ar``; where either fails the exit code is 1. First guesses come
+from an n-gram lookup, and from the grammar itself (`coupled_sampling.grammars.GrammarDrafts`): keys and punctuation that must
+come.
 """
 
 from __future__ import annotations
@@ -51,8 +52,19 @@ PROMPTS = (
     "Write a JSON record of a retired sailor.",
     "Give me a profile of a young scientist in JSON.",
 )
-LONGEST = 152
-"""Most tokens of an answer, its end included: it has at most so many letters."""
+LONGEST = 1 + len(
+    json.dumps(
+        {
+            "first_name": 12 * "x",
+            "occupation": 24 * "x",
+            "age": 99,
+            "hobbies": ["reading"] * 3,
+            "has_children": False,
+        },
+        separators=(",", ":"),
+    )
+)
+"""Most tokens of an answer: at most one a letter, and the end."""
 
 DRAFTINGS: dict[str, Drafting] = {"ngram:3": NGram(3), "grammar": GrammarDrafts(NGram(3))}
 RUNS = (("ar", "ngram:3"), *itertools.product(("scd-match", "speculative-match"), DRAFTINGS))
