@@ -81,39 +81,6 @@ def under(grammar, next_law, **settings):
     return run
 
 
-@pytest.mark.parametrize(
-    ("drafting", "stop"),
-    [("random", (STOP,)), ("repeat", ()), (GrammarDrafts(), ()), (GrammarDrafts(Random()), (STOP,))],
-    ids=repr,
-)
-@pytest.mark.parametrize("method", METHODS)
-def test_the_law_is_the_model_restricted_to_the_grammar(words, method, drafting, stop):
-    """Exactly, through drafts that break it, whole texts that may go on, and stop tokens that do not end the sequence."""
-    table = random_table(len(stop), 4)
-    law = assert_lossless_exactly(
-        under(words, table, method=method, drafting=drafting, stop=stop, window=3),
-        restricted(table),
-        [[0]],
-        vocab_size=4,
-        length=3,
-        stop=stop,
-    )
-    assert len(law) >= 5
-    assert any(output[-2:] == (STOP, STOP) for (output,) in law) == (not stop)
-
-
-@pytest.mark.parametrize("method", JACOBI)
-def test_sequences_that_share_a_row_and_a_grammar(words, method):
-    """The second sequence takes over the first one's row, with a longer prompt that is itself no text of the grammar."""
-    table, first, second = random_table(2, 4), [0], [1, 1]
-    decode = under(words, table, method=method, drafting="random", stop=(STOP,), window=2)
-
-    def law(context):
-        return restricted(table, len(second) if context[: len(second)] == tuple(second) else len(first))(context)
-
-    assert_lossless_exactly(decode, law, [first, second], vocab_size=4, length=2, stop=(STOP,), rows=1)
-
-
 @pytest.mark.parametrize("method", JACOBI)
 def test_greedy_texts_are_those_of_ar(words, method):
     for seed in range(8):
@@ -489,3 +456,36 @@ def test_rules_that_cannot_guess_for_the_rest():
             method="sjd",
             drafting=GrammarDrafts(WithLaws()),
         )
+
+
+@pytest.mark.parametrize(
+    ("drafting", "window", "stop"),
+    [("random", 2, (STOP,)), ("repeat", 3, ()), (GrammarDrafts(), 3, ()), (GrammarDrafts(Random()), 2, (STOP,))],
+    ids=repr,
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_law_is_the_model_restricted_to_the_grammar(words, method, drafting, window, stop):
+    """Exactly, through drafts that break it, whole texts that may go on, and stop tokens that do not end the sequence."""
+    table = random_table(len(stop), 4)
+    law = assert_lossless_exactly(
+        under(words, table, method=method, drafting=drafting, stop=stop, window=window),
+        restricted(table),
+        [[0]],
+        vocab_size=4,
+        length=3,
+        stop=stop,
+    )
+    assert len(law) >= 5
+    assert any(output[-2:] == (STOP, STOP) for (output,) in law) == (not stop)
+
+
+@pytest.mark.parametrize("method", JACOBI)
+def test_sequences_that_share_a_row_and_a_grammar(words, method):
+    """The second sequence takes over the first one's row, with a longer prompt that is itself no text of the grammar."""
+    table, first, second = random_table(2, 4), [0], [1, 1]
+    decode = under(words, table, method=method, drafting="random", stop=(STOP,), window=2)
+
+    def law(context):
+        return restricted(table, len(second) if context[: len(second)] == tuple(second) else len(first))(context)
+
+    assert_lossless_exactly(decode, law, [first, second], vocab_size=4, length=2, stop=(STOP,), rows=1)

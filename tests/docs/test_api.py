@@ -26,6 +26,7 @@ NEEDED = {
     "coupled_sampling.export.torch.module.WindowCache": ("torch.onnx.ops",),
     "coupled_sampling.export.torch.module.export_module": ("torch.onnx.ops", "onnxscript", "onnxruntime"),
     "coupled_sampling.bundles.text": ("tokenizers",),
+    "coupled_sampling.grammars": ("llguidance", "tokenizers"),
     "coupled_sampling.testing": ("scipy",),
     "coupled_sampling.testing.strategies": ("hypothesis",),
     "coupled_sampling.testing.plugin": ("hypothesis",),
