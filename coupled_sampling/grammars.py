@@ -29,35 +29,31 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from os import PathLike
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import filled, from_host, namespace
-from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.draft_model import DraftModel
 from coupled_sampling.drafting import DraftContext, Drafting, NGram, Proposal, SelectiveDrafting
-from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.grammar_engine import (
+    TokenizerSource,
+    check_text,
+    checked_stop,
+    first_lines,
+    require_llguidance,
+    shortened,
+    source_of,
+    trouble_of,
+    vocabulary_of,
+)
 from coupled_sampling.noise import Noise
 from coupled_sampling.requests import Request
 from coupled_sampling.sampling import Array, Integers
 
 __all__ = ["Grammar", "GrammarDrafts"]
-
-
-@runtime_checkable
-class HasTokenizer(Protocol):
-    """What can tell its tokenizer as the text of a ``tokenizer.json``, as ``tokenizers.Tokenizer`` does."""
-
-    def to_str(self) -> str: ...
-
-
-TokenizerSource: TypeAlias = "Bundle | HasTokenizer | str | PathLike[str]"
-"""A bundle, `coupled_sampling.bundles.Tokenizer`, ``tokenizers.Tokenizer``, or the path of a ``tokenizer.json``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +168,7 @@ class Grammar:
             written = require_llguidance().LLMatcher.grammar_from_json_schema(text, overrides=options)
         except (TypeError, ValueError) as error:
             raise InvalidArgument(
-                f"schema is {_short(schema)}, expected a mapping of a JSON schema or its text: {error}"
+                f"schema is {shortened(schema)}, expected a mapping of a JSON schema or its text: {error}"
             ) from error
         return cls._made("schema", text, written, tokenizer, stop)
 
@@ -192,7 +188,7 @@ class Grammar:
         InvalidArgument, MissingDependency
             As for `json_schema`.
         """
-        _check_text("regex", pattern)
+        check_text("regex", pattern)
         return cls._made("regex", pattern, require_llguidance().LLMatcher.grammar_from_regex(pattern), tokenizer, stop)
 
     @classmethod
@@ -211,7 +207,7 @@ class Grammar:
         InvalidArgument, MissingDependency
             As for `json_schema`.
         """
-        _check_text("grammar", text)
+        check_text("grammar", text)
         return cls._made("grammar", text, require_llguidance().LLMatcher.grammar_from_lark(text), tokenizer, stop)
 
     @classmethod
@@ -219,20 +215,20 @@ class Grammar:
         cls, kind: str, text: str, written: str, tokenizer: TokenizerSource, stop: Sequence[int] | None
     ) -> Grammar:
         """The grammar that llguidance makes of ``written``, or why it makes none."""
-        source, ends = _source_of(tokenizer)
-        vocabulary = _vocabulary(source, _checked_stop(stop) if stop is not None else ends)
+        source, ends = source_of(tokenizer)
+        vocabulary = vocabulary_of(source, checked_stop(stop) if stop is not None else ends)
         engine = require_llguidance().LLMatcher
         bad, remarks = engine.validate_grammar_with_warnings(written, vocabulary)
         if bad:
-            raise InvalidArgument(f"{kind} is {_short(text)}, which llguidance refuses: {_first_lines(remarks[0])}")
+            raise InvalidArgument(f"{kind} is {shortened(text)}, which llguidance refuses: {first_lines(remarks[0])}")
         for remark in remarks:
-            warnings.warn(f"{kind} {_short(text)}: {_first_lines(remark)}", stacklevel=3)
+            warnings.warn(f"{kind} {shortened(text)}: {first_lines(remark)}", stacklevel=3)
         # It would write its errors to the standard error, too; here they are raised.
         matcher = engine(vocabulary, written, log_level=0)
         matcher.compute_bitmask()
         if matcher.is_error():
             raise InvalidArgument(
-                f"{kind} is {_short(text)}, which cannot begin: {_trouble(matcher)}. Use another tokenizer or another {kind}"
+                f"{kind} is {shortened(text)}, which cannot begin: {trouble_of(matcher)}. Use another tokenizer or another {kind}"
             )
         return cls(kind, text, tuple(vocabulary.eos_tokens), vocabulary.vocab_size, matcher)
 
@@ -281,12 +277,7 @@ class GrammarWalk:
         if not self._follow(generated):
             return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():  # for ever: neither rollback nor reset leaves this state
-            trouble = _trouble(self._matcher)
-            self._restart()
-            raise InvalidArgument(
-                f"{self._grammar.kind} {_short(self._grammar.text)} cannot go on after {len(generated)} generated tokens: {trouble}"
-            )
+        self._check(len(generated))
         return np.unpackbits(bits, count=self._grammar.vocab_size, bitorder="little").view(np.bool_)
 
     def _follow(self, generated: Integers) -> bool:
@@ -295,7 +286,7 @@ class GrammarWalk:
         parted = np.flatnonzero(self._path[:shorter] != generated[:shorter])
         kept = int(parted[0]) if parted.size else shorter
         if kept < len(self._path) and not self._matcher.rollback(len(self._path) - kept):
-            self._restart()
+            self._restart()  # after an error it goes nowhere, not even back
             kept = 0
         rest = generated[kept:]
         # The model may have more tokens than the tokenizer; handed one of those, the matcher would break down.
@@ -303,9 +294,18 @@ class GrammarWalk:
         within = rest[: foreign[0]] if foreign.size else rest
         taken: int = self._matcher.try_consume_tokens(within.tolist())
         self._path = generated[: kept + taken].copy()
+        self._check(kept + taken)
         # A matcher that has stopped takes no further tokens, but behind a whole text stop tokens may come.
         over = np.isin(rest[taken:], self._grammar.stop).all() and self._matcher.is_stopped()
         return taken == len(rest) or bool(over)
+
+    def _check(self, count: int) -> None:
+        """Refuse to go on with a matcher that has failed behind ``count`` generated tokens."""
+        if self._matcher.is_error():
+            raise InvalidArgument(
+                f"{self._grammar.kind} {shortened(self._grammar.text)} cannot go on after {count} generated tokens: "
+                f"{trouble_of(self._matcher)}"
+            )
 
     def _restart(self) -> None:
         self._matcher = self._grammar._matcher.deep_copy()
@@ -383,92 +383,3 @@ class GrammarDrafts:
                 guess = proposal.tokens
             tokens = np.concatenate([tokens, np.asarray(guess, np.int64)])
         return Proposal(tokens[len(context.tokens) : end])
-
-
-def require_llguidance() -> Any:
-    """The package ``llguidance``.
-
-    Raises
-    ------
-    MissingDependency
-        It is not installed.
-    """
-    try:
-        import llguidance
-    except ImportError as error:
-        raise MissingDependency(
-            "grammars need the package llguidance: pip install 'coupled-sampling[grammar]'"
-        ) from error
-    return llguidance
-
-
-def _source_of(tokenizer: TokenizerSource) -> tuple[str, tuple[int, ...]]:
-    """The text of a ``tokenizer.json``, and the stop tokens that are known with it."""
-    if isinstance(tokenizer, Bundle):
-        manifest = tokenizer.manifest
-        if manifest.tokenizer is None:
-            raise InvalidArgument(f"tokenizer is the bundle {manifest.name}, which has none; name a tokenizer.json")
-        return _read(tokenizer.folder / manifest.tokenizer), tuple(manifest.stop_tokens)
-    if isinstance(tokenizer, str | PathLike):
-        return _read(Path(tokenizer)), ()
-    if isinstance(tokenizer, HasTokenizer):
-        return tokenizer.to_str(), ()
-    raise InvalidArgument(
-        f"tokenizer is {tokenizer!r}, expected a bundle, a Tokenizer, or the path of a tokenizer.json"
-    )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"tokenizer is {path}, which cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=4)
-def _vocabulary(source: str, stop: tuple[int, ...]) -> Any:
-    """llguidance's tokenizer, made once for all grammars of one: 50,000 tokens take it more than half a second."""
-    engine = require_llguidance().LLTokenizer
-    try:
-        content = json.loads(source) | {
-            "padding": None,
-            "truncation": None,
-        }  # either would change what it makes of a text
-        vocabulary = engine(json.dumps(content), eos_token=list(stop) or None)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"tokenizer or stop cannot be used for a grammar: llguidance says {_first_lines(str(error))!r}; expected a byte-level "
-            "tokenizer, or one with byte fallback, and stop tokens of its own"
-        ) from error
-    # Where it knows no end token by name it takes token 0, whatever that is.
-    if not stop and not vocabulary.is_special_token(vocabulary.eos_token):
-        raise InvalidArgument("stop is None, and the tokenizer names no end token: give the tokens that end a text")
-    return vocabulary
-
-
-def _checked_stop(stop: Sequence[int]) -> tuple[int, ...]:
-    tokens = np.asarray(stop)
-    if tokens.ndim != 1 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer) or (tokens < 0).any():
-        raise InvalidArgument(f"stop is {stop!r}, expected at least one token that ends a text, or None")
-    return tuple(tokens.tolist())
-
-
-def _check_text(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise InvalidArgument(f"{name} is {_short(text)}, expected a text")
-
-
-def _short(text: object) -> str:
-    said = repr(text)
-    return said if len(said) <= 80 else f"{said[:77]}..."
-
-
-def _first_lines(error: str) -> str:
-    """What llguidance says, without its states and without the picture of the place."""
-    said = [line.strip() for line in error.split("<state>")[0].strip().splitlines()]
-    return " ".join(line for line in said if line)
-
-
-def _trouble(matcher: Any) -> str:
-    said = _first_lines(matcher.get_error())
-    return "the text is not whole and no token continues it" if said.startswith("NoExtension") else said

@@ -287,8 +287,9 @@ def test_a_text_that_cannot_be_spelled_ends_its_request_and_no_other(words):
 
 def test_after_an_error_of_the_engine_a_walk_goes_on():
     walk = Grammar.regex("abd|ba", tokenizer_of(SPELLED)).begin(np.array([0]))
-    with pytest.raises(InvalidArgument, match="cannot go on after 1 generated tokens"):
-        walk(np.zeros((1, 4)), np.array([0, 2]), np.array([2]))
+    for tokens in ([0, 2], [0, 2], [0, 2, 1]):
+        with pytest.raises(InvalidArgument, match="cannot go on after 1 generated tokens: the text is not whole"):
+            walk(np.zeros((1, 4)), np.array(tokens), np.array([len(tokens)]))
     out = walk(np.zeros((3, 4)), np.array([0, 1, 0]), np.array([1, 2, 3]))
     assert np.isfinite(out).tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
 
@@ -361,6 +362,7 @@ GOOD = tokenizer_of(SPELLED)
         (lambda: Grammar.regex("a", GOOD, stop=[-1]), r"^stop is \[-1\], expected at least one"),
         (lambda: Grammar.regex("a", GOOD, stop=3), "^stop is 3, expected at least one"),
         (lambda: Grammar.regex("a", GOOD, stop=[9]), "EOS token ID 9 is out of range"),
+        (lambda: Grammar.regex("a", GOOD, stop=[2**40]), "^tokenizer or stop cannot be used"),
         (lambda: Grammar.regex("a", tokenizer_of(["a"])), "^stop is None, and the tokenizer names no end token"),
         (lambda: Grammar.regex("a", "nowhere.json"), "^tokenizer is nowhere.json, which cannot be read"),
         (lambda: Grammar.regex("a", 7), "^tokenizer is 7, expected a bundle"),

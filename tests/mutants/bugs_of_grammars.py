@@ -78,7 +78,7 @@ if not self._follow(generated):
     ),
     Bug(
         "grammar-broken-for-ever",
-        "GrammarWalk._allowed",
+        "GrammarWalk._follow",
         "self._restart()",
         "",
         "After an error of the engine behind a draft, the sequence fails at its next step.",
@@ -102,7 +102,7 @@ if not self._follow(generated):
     ),
     Bug(
         "grammar-end-token-taken-from-nowhere",
-        "_vocabulary",
+        "vocabulary_of",
         "not stop and not vocabulary.is_special_token(vocabulary.eos_token)",
         "False",
         "Where the tokenizer names no end token, token 0 ends texts.",
