@@ -29,6 +29,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -265,12 +266,14 @@ class GrammarWalk:
                 allowed[j, : min(size, known)] = row[:size]
         return namespace(logits).where(from_host(allowed, logits), logits, filled((), -np.inf, logits))
 
-    def forced(self, tokens: Integers) -> list[int]:
+    def forced(self, tokens: Integers, vocab_size: int) -> list[int]:
         """Tokens that spell what must come next after ``tokens`` (L,), from position 0 on; none where there is a choice."""
-        if not self._follow(tokens[self._first :]):
-            return []
-        forced: list[int] = self._matcher.compute_ff_tokens()
-        return forced
+        try:
+            alive = self._follow(tokens[self._first :])
+        except InvalidArgument:  # it ends its request where that is decided, and a guess decides nothing
+            alive = False
+        forced: list[int] = self._matcher.compute_ff_tokens() if alive else []
+        return list(takewhile(lambda token: token < vocab_size, forced))
 
     def _allowed(self, generated: Integers) -> NDArray[np.bool_] | None:
         """Which tokens of the tokenizer may follow ``generated``; None where they are dead."""
@@ -369,7 +372,9 @@ class GrammarDrafts:
         walks = [walk for walk in context.info.sampling.processors if isinstance(walk, GrammarWalk)]
         tokens, end = context.tokens, len(context.tokens) + context.wanted
         while len(tokens) < end:
-            guess: Sequence[int] | Integers = next(filter(None, (walk.forced(tokens) for walk in walks)), [])
+            guess: Sequence[int] | Integers = next(
+                filter(None, (walk.forced(tokens, vocab_size) for walk in walks)), []
+            )
             if not len(guess):
                 # One at a time: what follows it may be forced again. Without a grammar nothing ever is.
                 wanted = 1 if walks else context.wanted

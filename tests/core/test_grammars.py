@@ -269,9 +269,10 @@ def test_an_interrupted_text_goes_on(schema, method):
             assert begun + rest == whole
 
 
-def test_a_text_that_cannot_be_spelled_ends_its_request_and_no_other(words):
+@pytest.mark.parametrize("drafting", ["random", GrammarDrafts()], ids=repr)
+def test_a_text_that_cannot_be_spelled_ends_its_request_and_no_other(words, drafting):
     grammar = Grammar.regex("abd|ba", tokenizer_of(SPELLED))  # nothing spells d
-    decoder = Decoder(TableProvider(random_table(0, 4), 4, 2), method="scd-match", window=3, drafting="random")
+    decoder = Decoder(TableProvider(random_table(0, 4), 4, 2), method="scd-match", window=3, drafting=drafting)
     first = np.array([99.0, 0, 0, 0])
     push = Sampling(processors=(grammar, lambda logits, tokens, positions: logits + first))
     good = decoder.add(Request([0], 5, stop=words.stop, sampling=Sampling(processors=(words,))))
@@ -390,7 +391,8 @@ def test_settings_of_a_tokenizer_that_cut_or_fill_texts_are_left_out():
     cutting.enable_truncation(1)
     cutting.enable_padding(length=5)
     walk = Grammar.regex("abbb", cutting).begin(np.array([0]))
-    assert walk.forced(np.array([0])) == [2, 1, 1]
+    assert walk.forced(np.array([0]), 4) == [2, 1, 1]
+    assert walk.forced(np.array([0]), 2) == [], "the model has no token 2"
 
 
 def test_without_the_engine_the_extra_is_named(monkeypatch):

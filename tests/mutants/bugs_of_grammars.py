@@ -109,10 +109,23 @@ if not self._follow(generated):
         GRAMMARS,
     ),
     Bug(
+        "forced-guesses-raise",
+        "GrammarWalk.forced",
+        """\
+try:
+    alive = self._follow(tokens[self._first :])
+except InvalidArgument:
+    alive = False
+""",
+        "alive = self._follow(tokens[self._first :])",
+        "A text that cannot go on stops the guesses of all requests, and so the others.",
+        GRAMMARS,
+    ),
+    Bug(
         "forced-guesses-of-one-place",
         "GrammarDrafts._propose",
-        "walk.forced(tokens)",
-        "walk.forced(context.tokens)",
+        "walk.forced(tokens, vocab_size)",
+        "walk.forced(context.tokens, vocab_size)",
         "What is forced at the first guess is guessed again and again.",
         GRAMMARS,
     ),
