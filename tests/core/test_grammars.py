@@ -291,6 +291,7 @@ def test_after_an_error_of_the_engine_a_walk_goes_on():
     for tokens in ([0, 2], [0, 2], [0, 2, 1]):
         with pytest.raises(InvalidArgument, match="cannot go on after 1 generated tokens: the text is not whole"):
             walk(np.zeros((1, 4)), np.array(tokens), np.array([len(tokens)]))
+        assert walk.forced(np.array(tokens), 4) == [], "guesses must not fail: they are made for all rows together"
     out = walk(np.zeros((3, 4)), np.array([0, 1, 0]), np.array([1, 2, 3]))
     assert np.isfinite(out).tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
 
