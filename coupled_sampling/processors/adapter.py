@@ -1,8 +1,8 @@
 """Logits processors that were written for transformers, as processors of this library.
 
 transformers calls ``processor(input_ids (batch, length), scores (batch, V)) -> scores``: one position at a time. A window has
-several, each with a context of its own. So `TransformersProcessor` calls it once for every slot, with that slot's context and nothing
-to the right of it. That makes it exact, if the outcome is a function of the two arguments.
+several, each with a context of its own. So `TransformersProcessor` calls it once for every slot, with that slot's context and
+nothing to the right of it. That makes it exact, if the outcome is a function of the two arguments.
 """
 
 from __future__ import annotations

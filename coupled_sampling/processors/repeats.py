@@ -118,8 +118,9 @@ class BadWords(Rule):
         return [np.array([word for word in self.words if len(word) == length]) for length in lengths]
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        for words in self._by_length:
-            checked_tokens("BadWords.words", words.ravel(), logits.shape[-1])
+        if any((words >= logits.shape[-1]).any() for words in self._by_length):
+            for i, word in enumerate(self.words):
+                checked_tokens(f"BadWords.words[{i}]", word, logits.shape[-1])
         mask = np.zeros((len(positions), logits.shape[-1]), bool)
         for words in self._by_length:
             slots, found = np.nonzero(_may_complete(words, tokens, 0 if self.count_prompt else end, positions))
@@ -133,5 +134,6 @@ def _may_complete(words: Integers, tokens: Integers, first: int, positions: Inte
     enough = positions - before >= first
     places = np.where(enough, positions - before, 0)[:, None] + np.arange(before)
     beginnings = tokens[np.minimum(places, len(tokens) - 1)]
-    same: NDArray[np.bool_] = (beginnings[:, None, :] == words[None, :, :-1]).all(axis=-1)
-    return enough[:, None] & same
+    same = (beginnings[:, None, :] == words[None, :, :-1]).all(axis=-1)
+    possible: NDArray[np.bool_] = enough[:, None] & same
+    return possible

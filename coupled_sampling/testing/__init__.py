@@ -23,6 +23,7 @@ from coupled_sampling.testing.exact.laws import (
 )
 from coupled_sampling.testing.exact.proof import assert_lossless_exactly, shipped_decoder
 from coupled_sampling.testing.exact.rational_models import RationalProvider, rational_table
+from coupled_sampling.testing.exact.sampled import sampled_law
 from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, exact_law_from_uniforms
 from coupled_sampling.testing.samples.equivalence import Equivalence, assert_equivalent, equivalence_test
 from coupled_sampling.testing.steps.ties import StepComparison, StepsDisagree, TieReport
@@ -53,6 +54,7 @@ __all__ = [
     "provider_report",
     "random_table",
     "rational_table",
+    "sampled_law",
     "shipped_decoder",
     "total_variation",
 ]

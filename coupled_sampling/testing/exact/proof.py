@@ -31,6 +31,7 @@ from coupled_sampling.testing.exact.laws import (
     total_variation,
 )
 from coupled_sampling.testing.exact.rational_models import RationalProvider
+from coupled_sampling.testing.exact.sampled import sampled_law
 from coupled_sampling.testing.worlds import TableProvider
 
 __all__ = ["Decode", "assert_lossless_exactly", "shipped_decoder"]
@@ -94,6 +95,7 @@ class Enumeration(TypedDict, total=False):
     arithmetic: Arithmetic
     tolerance: float | None
     max_paths: int
+    sampling: Sampling
 
 
 class _Enumeration(NamedTuple):
@@ -102,6 +104,7 @@ class _Enumeration(NamedTuple):
     arithmetic: Arithmetic = "float"
     tolerance: float | None = None
     max_paths: int = 100_000
+    sampling: Sampling = Sampling()
 
 
 def assert_lossless_exactly(
@@ -137,6 +140,7 @@ def assert_lossless_exactly(
         ``arithmetic="float"``: "rational" needs a ``next_law`` of fractions and gives distances without rounding.
         ``tolerance=None``: largest total variation that passes; 1e-12, or exactly 0 for rational arithmetic.
         ``max_paths=100_000``: refuse beyond this many.
+        ``sampling=Sampling()``: processors and what else makes the target law of ``next_law``; ``decode`` must be told of it, too.
 
     Returns
     -------
@@ -169,7 +173,7 @@ def assert_lossless_exactly(
     Traceback (most recent call last):
     AssertionError: not lossless: total variation 0.5 from autoregressive sampling, expected at most 1e-12...
     """
-    arithmetic, tolerance, max_paths = _Enumeration(**enumeration)
+    arithmetic, tolerance, max_paths, sampling = _Enumeration(**enumeration)
     lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
     longest = max(len(prompt) + count for prompt, count in zip(prompts, lengths, strict=True))
     kind = TableProvider if arithmetic == "float" else RationalProvider
@@ -182,7 +186,8 @@ def assert_lossless_exactly(
 
     law = exact_law(run, max_paths=max_paths, arithmetic=arithmetic)
     pairs = zip(prompts, lengths, strict=True)
-    expected = joint_law([autoregressive_law(next_law, prompt, count, stop) for prompt, count in pairs])
+    laws = [(sampled_law(next_law, sampling, prompt, arithmetic=arithmetic), prompt, count) for prompt, count in pairs]
+    expected = joint_law([autoregressive_law(after, prompt, count, stop) for after, prompt, count in laws])
     distance = total_variation(law, expected)
     if distance > limit:
         raise AssertionError(_report(law, expected, distance, limit))
