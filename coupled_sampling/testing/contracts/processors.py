@@ -1,0 +1,220 @@
+"""Does a logits processor keep its contract? For the author of one, before it decodes anything.
+
+::
+
+    from coupled_sampling.testing import check_processor
+
+    print(check_processor(MyPenalty(1.2), vocab_size=1000))     # raises CheckFailed with every failure by name
+    print(processor_report(MyPenalty(1.2), vocab_size=1000))    # never raises for a failure
+
+Under drafts a processor is asked for several slots at once, in front of tokens that may be refused later. One that looks at them
+changes the law of what is generated, and nothing else would show it. `coupled_sampling.testing.contracts.processor_checks` holds
+the checks by name and says how contexts are made.
+
+What they cannot see: a processor that is wrong in the same way everywhere, such as one that counts the prompt where it should not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Required, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.contracts import Array, Integers, Processor, SequenceProcessor
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.requests import checked_tokens
+from coupled_sampling.testing.contracts import processor_checks as checks
+from coupled_sampling.testing.contracts.probe import Record
+from coupled_sampling.testing.contracts.processor_checks import Subject
+from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
+
+__all__ = ["PROCESSOR_CHECKS", "check_processor", "processor_report"]
+
+
+class Check(NamedTuple):
+    """A check, and what a failure of it usually means."""
+
+    run: Callable[[Subject, Record], None]
+    advice: str
+
+
+PROCESSOR_CHECKS: dict[str, Check] = {
+    "runs": Check(
+        checks.runs,
+        "It must take any context that it allows; if it wants certain prompts, pass them as prompts",
+    ),
+    "input-untouched": Check(
+        checks.input_untouched,
+        "Make a new array, by where() or a copy; the model or another slot may use what was given",
+    ),
+    "shape-and-type": Check(
+        checks.shape_and_type, "Return floating logits (slots, vocabulary) of the library they came in"
+    ),
+    "allows-something": Check(
+        checks.allows_something,
+        "A request that comes here ends with an error. Allow a token, or a stop token and pass it as stop, or pass prompts that it "
+        "allows and a length that it can reach",
+    ),
+    "causal": Check(
+        checks.causal,
+        "It looks right of the slot, at drafts that may be refused: for slot j use tokens[:positions[j]], never tokens[-1]",
+    ),
+    "slots-alone": Check(
+        checks.slots_alone,
+        "Slots are mixed up: the context of slot j ends at positions[j], and its logits are logits[j]",
+    ),
+    "call-order": Check(
+        checks.call_order,
+        "It depends on the order of calls, by state that it keeps, or draws random numbers: make it a function of its arguments. "
+        "Drafts come and go, and sequences take turns",
+    ),
+    "result-kept": Check(
+        checks.result_kept, "It returns memory that it writes to again: return a new array every time"
+    ),
+}
+"""Every check by name, in the order in which they run: what others rely on comes first."""
+
+_RELIED_ON = ("runs", "shape-and-type")
+"""Where one of these fails there is nothing for the others to look at."""
+
+
+class ProcessorSettings(TypedDict, total=False):
+    """All keywords of `processor_report`."""
+
+    vocab_size: Required[int]
+    prompts: Sequence[Sequence[int]] | None
+    length: int
+    stop: Sequence[int]
+    array: Callable[[NDArray[Any]], Array] | None
+    tolerance: float
+    seed: int
+
+
+def processor_report(
+    processor: Processor | SequenceProcessor,
+    *,
+    vocab_size: int,
+    prompts: Sequence[Sequence[int]] | None = None,
+    length: int = 12,
+    stop: Sequence[int] = (),
+    array: Callable[[NDArray[Any]], Array] | None = None,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> Report:
+    """What every check found. Failures are in the report, none is raised.
+
+    Parameters
+    ----------
+    processor
+        A `coupled_sampling.contracts.Processor`, or what makes one for a sequence.
+    vocab_size
+        V.
+    prompts
+        What sequences begin with; by default two of random tokens. Give your own if the processor does not allow all.
+    length
+        Tokens to generate after each prompt. The processor must allow one at each of them, or a stop token before.
+    stop
+        Tokens that end a sequence.
+    array
+        Makes the logits that the processor wants of numpy's float32, such as ``torch.asarray``; None for numpy.
+    tolerance
+        Largest difference of log-probabilities that passes.
+    seed
+        Chooses logits and tokens.
+
+    Returns
+    -------
+    Report
+        One result per check. After a failure of ``runs`` or ``shape-and-type`` no other check is run.
+
+    Raises
+    ------
+    InvalidArgument
+        An argument cannot work; the message names it.
+
+    Examples
+    --------
+    >>> from coupled_sampling.processors import RepetitionPenalty
+    >>> from coupled_sampling.testing import processor_report
+    >>> processor_report(RepetitionPenalty(1.2), vocab_size=50).passed
+    True
+    """
+    _check_numbers(vocab_size=(vocab_size, 1), length=(length, 1), seed=(seed, 0))
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < np.inf:
+        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a finite number >= 0")
+    if not callable(processor) and not isinstance(processor, SequenceProcessor):
+        raise InvalidArgument(
+            f"processor is {processor!r}, expected a function (logits, tokens, positions) -> logits or an object with begin"
+        )
+    if array is not None and not callable(array):
+        raise InvalidArgument(f"array is {array!r}, expected a function of numpy arrays, such as torch.asarray")
+    subject = Subject(
+        processor,
+        int(vocab_size),
+        _prompts(prompts, int(vocab_size), int(seed)),
+        length=int(length),
+        stop=frozenset(checked_tokens("stop", stop, int(vocab_size), least=0).tolist()),
+        array=array,
+        seed=int(seed),
+    )
+    name = getattr(processor, "__name__", type(processor).__name__)
+    return Report(name, float(tolerance), tuple(_results(subject, float(tolerance))))
+
+
+def _check_numbers(**numbers: tuple[Any, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
+
+
+def _prompts(prompts: Any, vocab_size: int, seed: int) -> list[Integers]:
+    if prompts is None:
+        random = np.random.default_rng([seed, 1])
+        return [random.integers(vocab_size, size=count) for count in (1, 4)]
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray) or not len(prompts):
+        raise InvalidArgument(f"prompts is {prompts!r}, expected at least one sequence of tokens")
+    return [checked_tokens(f"prompts[{i}]", prompt, vocab_size) for i, prompt in enumerate(prompts)]
+
+
+def _results(subject: Subject, tolerance: float) -> list[CheckResult]:
+    results = []
+    for name, check in PROCESSOR_CHECKS.items():
+        record = Record(name, check.advice, tolerance)
+        try:
+            check.run(subject, record)
+        except Exception as error:  # a stranger's code: anything may come
+            record.fail(f"it raised {type(error).__name__}: {error}")
+        results.append(record.result())
+        if name in _RELIED_ON and record.failure is not None:
+            break
+    return results
+
+
+def check_processor(processor: Processor | SequenceProcessor, **settings: Unpack[ProcessorSettings]) -> Report:
+    """`processor_report`, raising if anything failed. Parameters are the same.
+
+    Raises
+    ------
+    CheckFailed
+        A check failed: an AssertionError that lists all failures by name.
+    InvalidArgument
+        As for `processor_report`.
+
+    Examples
+    --------
+    A penalty that counts all tokens it is shown, drafts to the right of the slot among them:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.testing import check_processor
+    >>> def penalty(logits, tokens, positions):
+    ...     return logits - np.bincount(tokens, minlength=logits.shape[-1])
+    >>> check_processor(penalty, vocab_size=5)
+    Traceback (most recent call last):
+    coupled_sampling.testing.contracts.report.CheckFailed: penalty fails ...
+    """
+    report = processor_report(processor, **settings)
+    if not report.passed:
+        raise CheckFailed(report)
+    return report
