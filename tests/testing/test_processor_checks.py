@@ -68,6 +68,12 @@ def writes_logits_and_returns_nothing(logits, tokens, positions):
     logits[:, 0] -= 1
 
 
+def writes_repeated_tokens(logits, tokens, positions):
+    for row, p in zip(logits, positions, strict=True):
+        row[np.bincount(tokens[:p], minlength=V) > 1] -= 1
+    return logits
+
+
 def writes_tokens(logits, tokens, positions):
     made = right(logits, tokens, positions)
     tokens[0] = 0
@@ -169,6 +175,10 @@ def flat(logits, tokens, positions):
     return logits[0] + 0
 
 
+def one_row(logits, tokens, positions):
+    return logits[:1] + 0
+
+
 def listed(logits, tokens, positions):
     return logits.tolist()
 
@@ -193,10 +203,10 @@ class BeginsNothing:
 WRONG = {
     "runs": [raises, raises_later, BeginsNothing(), needs_a_draft],
     "input-untouched": [
-        writes_logits, writes_logits_and_returns_nothing, writes_tokens, writes_positions, wants_to_write,
+        writes_logits, writes_logits_and_returns_nothing, writes_repeated_tokens, writes_tokens, writes_positions, wants_to_write,
     ],
     "shape-and-type": [
-        flat, listed, whole_numbers, another_library, later_another_shape, writes_logits_and_returns_nothing,
+        flat, one_row, listed, whole_numbers, another_library, later_another_shape, writes_logits_and_returns_nothing,
     ],
     "allows-something": [nothing, nothing_after_five, not_a_number],
     "causal": [

@@ -198,13 +198,21 @@ def runs(subject: Subject, record: Record) -> None:
                 subject.walks.append(subject.walk(prompt, prompt))
             except WrongResultError as error:
                 subject.wrong.append(f"{record.doing}: {error}")
+    for walk in subject.begun_walks:
+        record.doing = f"asking for {len(walk.positions)} slots at once"
+        try:
+            subject.laws(subject.begin(walk.prompt), walk.tokens, walk.positions)
+        except WrongResultError as error:
+            subject.wrong.append(f"{record.doing}: {error}")
 
 
 def input_untouched(subject: Subject, record: Record) -> None:
     """It writes into nothing that it is given, and does not need to."""
-    for prompt in subject.prompts:
-        begun, positions = subject.begin(prompt), np.array([len(prompt)])
-        given, same = subject.given(prompt, positions), subject.given(prompt, positions)
+    calls = [(prompt, prompt, np.array([len(prompt)])) for prompt in subject.prompts]
+    calls += [(walk.prompt, walk.tokens, walk.positions) for walk in subject.begun_walks]
+    for prompt, tokens, positions in calls:
+        begun = subject.begin(prompt)
+        given, same = subject.given(tokens, positions), subject.given(tokens, positions)
         record.doing = "comparing what it was given before and after a call"
         begun(*given)
         for name, array, before in zip(("logits", "tokens", "positions"), given, same, strict=True):
@@ -212,8 +220,8 @@ def input_untouched(subject: Subject, record: Record) -> None:
                 record.fail(f"{name} were changed in place")
                 return
         record.doing = "giving it arrays that cannot be written to, as the decoder does"
-        logits, tokens, places = subject.given(prompt, positions)
-        begun(read_only(logits), read_only(tokens), read_only(places))
+        logits, context, places = subject.given(tokens, positions)
+        begun(read_only(logits), read_only(context), read_only(places))
 
 
 def shape_and_type(subject: Subject, record: Record) -> None:
