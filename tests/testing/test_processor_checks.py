@@ -43,6 +43,10 @@ def longest_context_for_all_slots(logits, tokens, positions):
     return penalised(logits, [tokens[: max(positions)] for _ in positions])
 
 
+def looks_past_all_slots(logits, tokens, positions):
+    return penalised(logits, [tokens[max(positions) + 1 :] for _ in positions])
+
+
 def needs_a_draft(logits, tokens, positions):
     return np.where(np.arange(V) == tokens[positions][:, None], logits - np.float32(1), logits)
 
@@ -211,6 +215,7 @@ WRONG = {
     "allows-something": [nothing, nothing_after_five, not_a_number],
     "causal": [
         counts_all_tokens, counts_the_draft_of_the_slot, last_token_of_the_row, longest_context_for_all_slots,
+        looks_past_all_slots,
     ],
     "slots-alone": [shortest_context_for_all_slots, logits_of_the_first_slot, sorts_the_slots, longest_context_for_all_slots],
     "call-order": [RemembersTokens(), RemembersTokensOfASequence(), OneStateForAllSequences(), CountsCalls(), Draws()],
