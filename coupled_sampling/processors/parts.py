@@ -8,7 +8,7 @@ where the tokens are; logits stay where they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -21,7 +21,18 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.requests import checked_tokens
 from coupled_sampling.sampling import Array, Integers, Processor
 
-__all__ = ["Rule", "by_index", "counts_before", "flag", "forbid", "number", "token_mask", "tokens_of", "whole"]
+__all__ = [
+    "Rule",
+    "by_index",
+    "change_seen",
+    "counts_before",
+    "flag",
+    "forbid",
+    "number",
+    "token_mask",
+    "tokens_of",
+    "whole",
+]
 
 
 class Rule(ABC):
@@ -36,29 +47,51 @@ class Rule(ABC):
         """As `coupled_sampling.contracts.Processor`, of a sequence whose prompt ends before position ``end``."""
 
 
-def counts_before(tokens: Integers, first: int, positions: Integers, vocab_size: int) -> Integers:
-    """How often each token stands in ``tokens[first:position]``, for every one of ``positions`` (n,): int64 (n, V).
+def counts_before(tokens: Integers, first: int, positions: Integers) -> tuple[Integers, Integers]:
+    """How often tokens stand in ``tokens[first:position]``, for every one of ``positions`` (n,).
 
-    The slots' contexts are beginnings of each other. So the shortest is counted, and the others go on from there: the cost is
-    that of one count and of the (n, V) numbers.
+    The slots' contexts are beginnings of each other. So the shortest is counted, and the others go on from there.
+
+    Returns
+    -------
+    tuple
+        The tokens (k,) that stand in any of the contexts, and the counts int64 (n, k).
 
     Examples
     --------
     >>> import numpy as np
     >>> from coupled_sampling.processors.parts import counts_before
-    >>> counts_before(np.array([7, 0, 2, 0]), first=1, positions=np.array([4, 2]), vocab_size=3)
-    array([[2, 0, 1],
-           [1, 0, 0]])
+    >>> counts_before(np.array([7, 0, 2, 0]), first=1, positions=np.array([4, 2]))
+    (array([0, 2]), array([[2, 1],
+           [1, 0]]))
     """
     order = np.argsort(positions, kind="stable")
     ends = np.maximum(positions[order], first)
-    counts = np.zeros((len(positions), vocab_size), np.int64)
-    counts[0] = np.bincount(tokens[first : ends[0]], minlength=vocab_size)
+    seen, places = np.unique(np.asarray(tokens[first : ends[-1]]), return_inverse=True)
+    counts = np.zeros((len(positions), len(seen)), np.int64)
     # A token counts from the first slot on that lies to its right.
-    slots = np.searchsorted(ends, np.arange(ends[0], ends[-1]), side="right")
-    np.add.at(counts, (slots, tokens[ends[0] : ends[-1]]), 1)
+    slots = np.searchsorted(ends, np.arange(first, ends[-1]), side="right")
+    np.add.at(counts, (slots, places), 1)
     counts[order] = np.cumsum(counts, axis=0)
-    return counts
+    return seen, counts
+
+
+def change_seen(logits: Array, seen: Integers, counts: Integers, change: Callable[[Array, Array], Array]) -> Array:
+    """A copy of ``logits`` (n, V) in which those of the tokens ``seen`` (k,) are changed.
+
+    Parameters
+    ----------
+    change
+        ``change(logits, counts) -> logits`` of any last axis; it leaves logits alone where counts are 0. Numpy's are changed for
+        the tokens seen alone, those of other libraries all at once: the array API has no way to write to some columns.
+    """
+    if isinstance(logits, np.ndarray):
+        changed = logits.copy()
+        changed[:, seen] = change(logits[:, seen], counts.astype(logits.dtype))
+        return changed
+    spread = np.zeros(logits.shape, np.float32)
+    spread[:, seen] = counts
+    return change(logits, from_host(spread, logits, logits.dtype))
 
 
 def forbid(logits: Array, mask: NDArray[np.bool_]) -> Array:

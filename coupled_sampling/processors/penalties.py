@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coupled_sampling.arrays import from_host, namespace
+import numpy as np
+
+from coupled_sampling.arrays import namespace
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.processors.parts import Rule, counts_before, flag, number
+from coupled_sampling.processors.parts import Rule, change_seen, counts_before, flag, number
 from coupled_sampling.sampling import Array, Integers
 
 __all__ = ["FrequencyPenalty", "PresencePenalty", "RepetitionPenalty"]
@@ -65,10 +67,12 @@ class RepetitionPenalty(Rule):
             raise InvalidArgument(f"penalty is {self.penalty}, expected a number > 0; 1 changes nothing")
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        xp = namespace(logits)
-        counts = counts_before(tokens, 0 if self.count_prompt else end, positions, logits.shape[-1])
-        penalised = xp.where(logits > 0, logits / float(self.penalty), logits * float(self.penalty))
-        return xp.where(from_host(counts > 0, logits), penalised, logits)
+        penalty, where = float(self.penalty), namespace(logits).where
+
+        def change(some: Array, counts: Array) -> Array:
+            return where(counts > 0, where(some > 0, some / penalty, some * penalty), some)
+
+        return change_seen(logits, *counts_before(tokens, 0 if self.count_prompt else end, positions), change)
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ class FrequencyPenalty(Rule):
         _checked(self.penalty, self.count_prompt)
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        counts = counts_before(tokens, 0 if self.count_prompt else end, positions, logits.shape[-1])
-        return logits - from_host(counts, logits, logits.dtype) * float(self.penalty)
+        seen, counts = counts_before(tokens, 0 if self.count_prompt else end, positions)
+        return change_seen(logits, seen, counts, lambda some, times: some - times * float(self.penalty))
 
 
 @dataclass(frozen=True)
@@ -129,5 +133,6 @@ class PresencePenalty(Rule):
         _checked(self.penalty, self.count_prompt)
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        counts = counts_before(tokens, 0 if self.count_prompt else end, positions, logits.shape[-1])
-        return logits - from_host(counts > 0, logits, logits.dtype) * float(self.penalty)
+        seen, counts = counts_before(tokens, 0 if self.count_prompt else end, positions)
+        once = np.minimum(counts, 1)
+        return change_seen(logits, seen, once, lambda some, times: some - times * float(self.penalty))

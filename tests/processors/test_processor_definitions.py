@@ -219,5 +219,5 @@ def test_many_slots_of_a_long_context_are_counted_once():
             return found
 
     tokens = np.random.default_rng(0).integers(0, 9, 4160).view(Counted)
-    counts_before(tokens, 0, np.arange(4096, 4160), 9)
+    counts_before(tokens, 0, np.arange(4096, 4160))
     assert Counted.looked_at <= len(tokens)
