@@ -193,6 +193,32 @@ def test_tokens_outside_the_vocabulary_are_refused_by_name(processor, name):
         processor.begin(np.array([0]))(np.zeros((1, 4)), np.array([0, 1]), np.array([1]))
 
 
+def test_a_token_outside_the_vocabulary_ends_its_own_request_alone():
+    decoder = Decoder(TableProvider(TABLE, 4, 2), method="scd-match", window=3)
+    good = decoder.add(Request([0], length=4, sequence=0))
+    bad = decoder.add(Request([0], length=4, sequence=1, sampling=Sampling(processors=(BadWords([[9]]),))))
+    ended = {}
+    while decoder.active or decoder.waiting:
+        ended |= {commit.handle: commit for commit in decoder.step() if commit.finished}
+    assert ended[good].reason == "length"
+    assert ended[bad].reason == "error"
+    assert "BadWords.words[0]" in str(ended[bad].error)
+
+
+def test_samples_of_one_prompt_have_processors_of_their_own():
+    """They read the prompt together, and each goes on with what it has generated itself."""
+    sampling = Sampling(processors=(FrequencyPenalty(2.0), MinNewTokens(3, [1])))
+    shared = Request([0, 2], length=6, seed=1, sequence=0, sampling=sampling, samples=3)
+    decoder = Decoder(TableProvider(TABLE, 4, 3), method="scd-match", window=3)
+    first = decoder.add(shared)
+    tokens = {first + k: [] for k in range(3)}
+    while decoder.active or decoder.waiting:
+        for commit in decoder.step():
+            tokens[commit.handle] += commit.tokens.tolist()
+    alone = [Request([0, 2], length=6, seed=1, sequence=k, sampling=sampling) for k in range(3)]
+    assert list(tokens.values()) == [decoded(request, "ar", 1) for request in alone]
+
+
 def test_settings_do_not_follow_the_lists_they_were_made_of():
     words, bias = [[0, 1]], {1: 2.0}
     made = BadWords(words), LogitBias(bias)
