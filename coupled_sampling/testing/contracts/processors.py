@@ -22,9 +22,15 @@ from typing import Any, NamedTuple, Required, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.contracts import Array, Integers, Processor, SequenceProcessor
-from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.requests import checked_tokens
+from coupled_sampling.contracts import Array, Processor, SequenceProcessor
+from coupled_sampling.testing.arguments import (
+    check_callable,
+    check_count,
+    check_prompts,
+    check_seed,
+    check_tokens,
+    check_tolerance,
+)
 from coupled_sampling.testing.contracts import processor_checks as checks
 from coupled_sampling.testing.contracts.probe import Record
 from coupled_sampling.testing.contracts.processor_checks import Subject
@@ -141,41 +147,24 @@ def processor_report(
     >>> processor_report(RepetitionPenalty(1.2), vocab_size=50).passed
     True
     """
-    _check_numbers(vocab_size=(vocab_size, 1), length=(length, 1), seed=(seed, 0))
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < np.inf:
-        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a finite number >= 0")
-    if not callable(processor) and not isinstance(processor, SequenceProcessor):
-        raise InvalidArgument(
-            f"processor is {processor!r}, expected a function (logits, tokens, positions) -> logits or an object with begin"
-        )
-    if array is not None and not callable(array):
-        raise InvalidArgument(f"array is {array!r}, expected a function of numpy arrays, such as torch.asarray")
-    subject = Subject(
-        processor,
-        int(vocab_size),
-        _prompts(prompts, int(vocab_size), int(seed)),
-        length=int(length),
-        stop=frozenset(checked_tokens("stop", stop, int(vocab_size), least=0).tolist()),
-        array=array,
-        seed=int(seed),
+    vocab_size, length, seed = (
+        check_count("vocab_size", vocab_size),
+        check_count("length", length),
+        check_seed("seed", seed),
     )
-    name = getattr(processor, "__name__", type(processor).__name__)
-    return Report(name, float(tolerance), tuple(_results(subject, float(tolerance))))
-
-
-def _check_numbers(**numbers: tuple[Any, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
-
-
-def _prompts(prompts: Any, vocab_size: int, seed: int) -> list[Integers]:
+    if not isinstance(processor, SequenceProcessor):
+        check_callable("processor", processor, 3)
+    if array is not None:
+        check_callable("array", array, 1)
     if prompts is None:
         random = np.random.default_rng([seed, 1])
-        return [random.integers(vocab_size, size=count) for count in (1, 4)]
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray) or not len(prompts):
-        raise InvalidArgument(f"prompts is {prompts!r}, expected at least one sequence of tokens")
-    return [checked_tokens(f"prompts[{i}]", prompt, vocab_size) for i, prompt in enumerate(prompts)]
+        begins = [random.integers(vocab_size, size=count) for count in (1, 4)]
+    else:
+        begins = [np.array(prompt, np.int64) for prompt in check_prompts("prompts", prompts, vocab_size)]
+    tolerance, ends = float(check_tolerance("tolerance", tolerance)), check_tokens("stop", stop, vocab_size)
+    subject = Subject(processor, vocab_size, begins, length=length, stop=frozenset(ends), array=array, seed=seed)
+    name = getattr(processor, "__name__", type(processor).__name__)
+    return Report(name, tolerance, tuple(_results(subject, tolerance)))
 
 
 def _results(subject: Subject, tolerance: float) -> list[CheckResult]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.contracts import RowInfo, Sampling
 from coupled_sampling.target import target_laws
+from coupled_sampling.testing.arguments import check_callable, check_choice, check_kind, check_tokens
 from coupled_sampling.testing.exact.laws import Arithmetic, NextLaw
 from coupled_sampling.testing.exact.rational import RationalArray
 
@@ -42,6 +43,11 @@ def sampled_law(
     NextLaw
         It raises where there is no law, as the decoder does.
 
+    Raises
+    ------
+    InvalidArgument
+        An argument cannot work; the message names it.
+
     Examples
     --------
     >>> from coupled_sampling import Sampling
@@ -51,6 +57,10 @@ def sampled_law(
     >>> sampled_law(lambda context: [0.25, 0.25, 0.5], only, prompt=[2])((2,)).round(3).tolist()
     [0.5, 0.5, 0.0]
     """
+    check_callable("next_law", next_law, 1)
+    check_kind("sampling", sampling, Sampling)
+    prompt = check_tokens("prompt", prompt)
+    check_choice("arithmetic", arithmetic, ("float", "rational"))
     if sampling == Sampling():
         return next_law  # as it is, without the rounding of a logarithm
     info = RowInfo(seed=0, sequence=0, sampling=sampling.begin(np.asarray(prompt, np.int64)))
