@@ -22,7 +22,9 @@ from typing import Any, NamedTuple, Required, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arrays import is_floating, to_host
 from coupled_sampling.contracts import Array, Processor, SequenceProcessor
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing.arguments import (
     check_callable,
     check_count,
@@ -30,6 +32,7 @@ from coupled_sampling.testing.arguments import (
     check_seed,
     check_tokens,
     check_tolerance,
+    shown,
 )
 from coupled_sampling.testing.contracts import processor_checks as checks
 from coupled_sampling.testing.contracts.probe import Record
@@ -155,7 +158,7 @@ def processor_report(
     if not isinstance(processor, SequenceProcessor):
         check_callable("processor", processor, 3)
     if array is not None:
-        check_callable("array", array, 1)
+        _check_array(array, vocab_size)
     if prompts is None:
         random = np.random.default_rng([seed, 1])
         begins = [random.integers(vocab_size, size=count) for count in (1, 4)]
@@ -165,6 +168,22 @@ def processor_report(
     subject = Subject(processor, vocab_size, begins, length=length, stop=frozenset(ends), array=array, seed=seed)
     name = getattr(processor, "__name__", type(processor).__name__)
     return Report(name, tolerance, tuple(_results(subject, tolerance)))
+
+
+def _check_array(array: Any, vocab_size: int) -> None:
+    """Refuse an ``array`` that makes no logits of numpy's."""
+    check_callable("array", array, 1)
+    try:
+        made = array(np.zeros((1, vocab_size), np.float32))
+        right = tuple(made.shape) == (1, vocab_size) and is_floating(made) and to_host(made).shape == (1, vocab_size)
+    except Exception as error:  # a stranger's code: anything may come
+        raise InvalidArgument(
+            f"array cannot be used: {type(error).__name__}: {error}; expected one like torch.asarray"
+        ) from error
+    if not right:
+        raise InvalidArgument(
+            f"array made {shown(made)} of numpy's logits, expected an array of their shape; one like torch.asarray"
+        )
 
 
 def _results(subject: Subject, tolerance: float) -> list[CheckResult]:

@@ -117,7 +117,7 @@ class Enumeration(TypedDict, total=False):
     arithmetic: Arithmetic
     tolerance: float | None
     max_paths: int
-    sampling: Sampling
+    sampling: Sampling | None
 
 
 class _Enumeration(NamedTuple):
@@ -126,7 +126,7 @@ class _Enumeration(NamedTuple):
     arithmetic: Arithmetic = "float"
     tolerance: float | None = None
     max_paths: int = 100_000
-    sampling: Sampling = Sampling()
+    sampling: Sampling | None = None
 
 
 def assert_lossless_exactly(
@@ -162,7 +162,7 @@ def assert_lossless_exactly(
         ``arithmetic="float"``: "rational" needs a ``next_law`` of fractions and gives distances without rounding.
         ``tolerance=None``: largest total variation that passes; 1e-12, or exactly 0 for rational arithmetic.
         ``max_paths=100_000``: refuse beyond this many.
-        ``sampling=Sampling()``: processors and what else makes the target law of ``next_law``; ``decode`` must be told of it, too.
+        ``sampling=None``: processors and what else makes the target law of ``next_law``; ``decode`` must be told of it, too.
 
     Returns
     -------
@@ -199,6 +199,7 @@ def assert_lossless_exactly(
     check_callable("decode", decode, 4)
     check_callable("next_law", next_law, 1)
     check_choice("arithmetic", arithmetic, ("float", "rational"))
+    sampling = Sampling() if sampling is None else sampling
     check_kind("sampling", sampling, Sampling)
     vocab_size = check_count("vocab_size", vocab_size)
     prompts, stop = check_prompts("prompts", prompts, vocab_size), check_tokens("stop", stop, vocab_size)
