@@ -14,6 +14,7 @@ from bugs_of_processors import BUGS as PROCESSORS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
+from bugs_of_text import BUGS as TEXT
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_proof_tool import BUGS as PROOF_TOOL
 from bugs_of_the_step import BUGS as STEP
@@ -31,6 +32,7 @@ BUGS: tuple[Bug, ...] = (
     *REQUESTS,
     *STEP_ENGINES,
     *STEP_GRAPHS,
+    *TEXT,
     *LOOP,
     *PROOF_TOOL,
     *STEP,
