@@ -39,7 +39,7 @@ from coupled_sampling.contracts import (
     prompt_chunk,
     what_runs,
 )
-from coupled_sampling.couplings import decide
+from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import ProviderError
@@ -161,7 +161,7 @@ class HostStep(Closing):
         rows, width = window.tokens.shape
         whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {})
         for part in self._parts(window):
-            outcome = self._step(window if len(part) == rows else window.part(part), part)
+            outcome = self._step(window if len(part) == rows else window.part(part))
             whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
             for told, found in zip(whole[2:], outcome[2:], strict=True):
                 told.update({part.start + row: value for row, value in found.items()})  # type: ignore[attr-defined]
@@ -182,29 +182,29 @@ class HostStep(Closing):
                 parts.append(range(row, row + 1))
         return parts
 
-    def _step(self, window: Window, at: range) -> Outcome:
-        """The step of the consecutive rows ``at``, of which ``window`` is."""
+    def _step(self, window: Window) -> Outcome:
+        """The step of consecutive rows."""
         rows, width = window.tokens.shape
         tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
-        logits = self._forward(window, at)
+        logits = self._forward(window)
         if not window.draws.any():
             return Outcome(tokens, committed)
         slots = window.decisions()
         sites = slots.sites
         logits = logits[:, slots.first :, ...]
-        rounds = {at[b]: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
+        rounds = {window.first_row + b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
         target = target_laws(logits, window.rows, window.contexts, sites.position, sites.valid, memory)
-        usable = None if target.faults is None else target.usable
-        laws = self._draft_laws(target.laws, slots, window, at)
-        decided = decide(self.method, target.laws, sites, laws, self.noise, usable=usable)
+        if target.faults is not None:
+            slots = slots._replace(usable=target.usable)
+        decided = self._decide(target.laws, slots, window)
         tokens[:, slots.first :] = to_host(decided.tokens)
         last = to_host(decided.last)
         first_new = np.maximum(window.known - 1 - slots.first, 0)
         committed = np.where(window.draws, last - first_new + 1, 0)
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
-            self._remember(target.laws, slots, at)
+            self._remember(target.laws, slots, decided, window)
         told: list[dict[int, NDArray[np.float64]]] = [{}, {}]
         for b, info in enumerate(window.rows):
             run = range(int(first_new[b]), int(last[b]) + 1)
@@ -221,9 +221,10 @@ class HostStep(Closing):
         """Whether the law of a redraft is needed in the next round."""
         return self.method.recycles and self.method.acceptance == "rejection"
 
-    def _forward(self, window: Window, at: range) -> Array:
+    def _forward(self, window: Window) -> Array:
         if isinstance(self.provider, RowRanges):
-            logits = self.provider.forward_rows(window.tokens, window.start, at)
+            rows = range(window.first_row, window.first_row + len(window.start))
+            logits = self.provider.forward_rows(window.tokens, window.start, rows)
         else:
             logits = self.provider.forward(window.tokens, window.start)
         expected = (*window.tokens.shape, self.vocab_size)
@@ -237,7 +238,12 @@ class HostStep(Closing):
             raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
         return logits
 
-    def _draft_laws(self, target: Array, slots: Decisions, window: Window, at: range) -> DraftLaws:
+    def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
+        """The rule itself, on the laws of this window's drafts."""
+        laws = self._draft_laws(target, slots, window)
+        return decide(self.method, target, slots.sites, laws, self.noise, usable=slots.usable)
+
+    def _draft_laws(self, target: Array, slots: Decisions, window: Window) -> DraftLaws:
         """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
         runs: list[list[Run]] = [[] for _ in window.start]
         for b in np.flatnonzero(window.draws).tolist():
@@ -246,7 +252,8 @@ class HostStep(Closing):
             recalled = carried = None
             if self.method.acceptance == "rejection":  # a match asks for no law
                 position = int(window.start[b] + window.known[b])
-                recalled = self._laws.recall(at[b], int(window.round[b]) - 1, position, recycled) if recycled else None
+                row, before = window.first_row + b, int(window.round[b]) - 1
+                recalled = self._laws.recall(row, before, position, recycled) if recycled else None
                 carried = window.fresh_laws[b]
             if recycled:
                 runs[b].append(Run(first, first + recycled, recalled))
@@ -255,7 +262,8 @@ class HostStep(Closing):
                 runs[b].append(Run(first + recycled, first + recycled + fresh, laws))
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Decisions, at: range) -> None:
+    def _remember(self, target: Array, slots: Decisions, decided: StepDecision, window: Window) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
-            self._laws.keep(at[b], int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
+            row = window.first_row + b
+            self._laws.keep(row, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
