@@ -155,7 +155,7 @@ class Window(NamedTuple):
     def part(self, rows: range) -> Window:
         """The window of consecutive ``rows`` alone."""
         fields: list[Any] = [field[rows.start : rows.stop] for field in self[:-1]]
-        return Window(*fields, self.first_row + rows.start)
+        return Window(*fields)._replace(first_row=self.first_row + rows.start)
 
     def decided_positions(self, row: int) -> tuple[int, int]:
         """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""
