@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import at_least_float32, filled, namespace
-from coupled_sampling.bounds import check_window
+from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -157,6 +157,7 @@ class GuidedProvider(Closing):
         """
         if not (isinstance(self.provider, Forks) and self.provider.forks):
             raise InvalidArgument(f"{type(self.provider).__name__} cannot fork; ask ``forks`` first")
+        check_fork(self, source, targets, length)
         for inner_source, inner_targets, inner_length in self._rows.fork(source, targets, length):
             self.provider.fork(inner_source, inner_targets, inner_length)
 
@@ -185,10 +186,7 @@ class _GuidedByRows(GuidedProvider):
     def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> Array:
         """See `coupled_sampling.contracts.RowRanges.forward_rows`."""
         check_window(self, tokens, start)
-        if rows.step != 1 or not 0 <= rows.start <= rows.stop <= self.batch_size or len(rows) != len(start):
-            raise InvalidArgument(
-                f"rows is {rows}, expected {len(start)} consecutive rows among those from 0 to {self.batch_size - 1}"
-            )
+        check_rows(self, tokens, rows)
         return self._forward(tokens, start, rows)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> Array:

@@ -87,6 +87,13 @@ class PairedWindow(NamedTuple):
     first: int
     """The guided row that comes first."""
 
+    def part(self, rows: range) -> PairedWindow:
+        """The window of the consecutive ``rows`` of these."""
+        both, own = slice(2 * rows.start, 2 * rows.stop), slice(rows.start, rows.stop)
+        return PairedWindow(
+            self.tokens[both], self.start[both], self.lag[own], self.scale[own], self.first + rows.start
+        )
+
 
 class GuidedRows:
     """Which unconditional prompt and scale go with each row, and the windows of both rows.

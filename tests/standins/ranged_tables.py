@@ -1,5 +1,6 @@
 """Table models that can do what is optional, or cannot: ranges of rows, chunks of a width of their own, forks."""
 
+from coupled_sampling.bounds import check_rows
 from coupled_sampling.testing import RationalProvider, TableProvider
 
 __all__ = ["Ranged", "RangedFractions", "Unforked"]
@@ -12,6 +13,7 @@ class _ByRows:
     asked = ()
 
     def forward_rows(self, tokens, start, rows):
+        check_rows(self, tokens, rows)
         self.asked = (*self.asked, (rows.start, rows.stop, tokens.shape[1]))
         held, self._held = self._held, self._held[rows.start : rows.stop]
         try:
