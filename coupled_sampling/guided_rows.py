@@ -150,7 +150,7 @@ class GuidedRows:
         if constant_for is not None and (pair.scales != pair.scales[0]).any():
             return (
                 f"has a guidance scale that changes with the position, but {constant_for} has one scale for a row; use HostStep "
-                "over a GuidedProvider"
+                'over a GuidedProvider, which open_model makes with step="host"'
             )
         for told, said in zip(_told(request, pair), ("{}", "has an unconditional row that {}"), strict=True):
             reason = None if provider is None else refusal_of(provider, told)

@@ -42,10 +42,10 @@ def missing_offers(model: LogitsProvider | CoupledStep, request: Request) -> str
     >>> from coupled_sampling.refusals import missing_offers
     >>> from coupled_sampling.testing import TableProvider, random_table
     >>> missing_offers(TableProvider(random_table(0, 4), 4), Request([0], length=1, guidance=Guidance(scale=2.0)))
-    'has guidance, but the model is not a guided one; wrap it in GuidedProvider'
+    'has guidance, but the model is not a guided one; wrap it in GuidedProvider, or open its bundle with guidance'
     """
     if request.guidance is not None:
-        return "has guidance, but the model is not a guided one; wrap it in GuidedProvider"
+        return "has guidance, but the model is not a guided one; wrap it in GuidedProvider, or open its bundle with guidance"
     if request.condition is not None and not isinstance(model, RequestObserver):
         return "has a condition, but the model has no begin(row, request) to be told it by; leave it out"
     return None

@@ -84,7 +84,7 @@ def test_a_scale_that_changes_with_the_position_is_for_host_steps():
     reason = step.takes(Request([0], 4, guidance=Guidance.until(2, 3.0)))
     assert reason == (
         "has a guidance scale that changes with the position, but a step graph has one scale for a row; use HostStep over a "
-        "GuidedProvider"
+        'GuidedProvider, which open_model makes with step="host"'
     )
     assert step.takes(Request([0], 2, guidance=Guidance.until(2, 3.0))) is None
     assert "cannot be guided: unconditional prompt token 0 is" in step.takes(
