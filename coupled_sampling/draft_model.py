@@ -129,7 +129,7 @@ class DraftModel:
                 window[row, : end - start[row]] = tokens[start[row] : end]
                 if row in wanted:
                     held[row] = end
-            logits = self.provider.forward(window, start)
+            logits = self.provider.forward(read_only(window), read_only(start))
             for row in wanted:
                 self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
             if all(held[row] == len(tokens) for row, tokens in wanted.items()):

@@ -22,10 +22,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, from_host, is_floating, log_of, log_softmax_of, to_host
+from coupled_sampling.arrays import as_like, at_least_float32, from_host, is_floating, namespace, pick, to_host
 from coupled_sampling.contracts import (
     Array,
     Closeable,
+    CoupledStep,
     Decisions,
     Forks,
     Integers,
@@ -42,7 +43,7 @@ from coupled_sampling.contracts import (
 from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
-from coupled_sampling.errors import ProviderError
+from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
@@ -205,16 +206,26 @@ class HostStep(Closing):
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
             self._remember(target.laws, slots, decided, window)
-        told: list[dict[int, NDArray[np.float64]]] = [{}, {}]
-        for b, info in enumerate(window.rows):
-            run = range(int(first_new[b]), int(last[b]) + 1)
-            if info is not None and window.draws[b] and (info.logprobs or info.model_logprobs):
-                chosen = from_host(np.maximum(tokens[b, slots.first + run.start : slots.first + run.stop], 0), logits)
-                if info.logprobs:
-                    told[0][b] = log_of(target.laws[b, run.start : run.stop, ...], chosen)
-                if info.model_logprobs:
-                    told[1][b] = log_softmax_of(logits[b, run.start : run.stop, ...], chosen)
+        counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
+        told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
         return Outcome(tokens, committed, target.failures(last), *told)
+
+    def _logprobs(
+        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
+    ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
+        """What rows that ask for it are told of their tokens, committed at the sites ``first`` to ``last`` of each row."""
+        target: dict[int, NDArray[np.float64]] = {}
+        own: dict[int, NDArray[np.float64]] = {}
+        for b, info in enumerate(window.rows):
+            if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
+                continue
+            sites = slice(committed[b][0], committed[b][1] + 1)
+            chosen = from_host(np.maximum(tokens[b, sites], 0), logits)
+            if info.logprobs:
+                target[b] = _log_of(laws[b, sites, ...], chosen)
+            if info.model_logprobs:
+                own[b] = _log_softmax_of(logits[b, sites, ...], chosen)
+        return target, own
 
     @property
     def _records(self) -> bool:
@@ -267,3 +278,30 @@ class HostStep(Closing):
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
             row = window.first_row + b
             self._laws.keep(row, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
+
+
+def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise | None) -> CoupledStep:
+    """``model`` if it is a coupled step, else a `HostStep` over it."""
+    if hasattr(model, "step") and hasattr(model, "method"):
+        return model  # type: ignore[return-value]
+    if not isinstance(model, LogitsProvider):
+        raise InvalidArgument(
+            f"model is a {type(model).__name__}, expected a LogitsProvider: an object with vocab_size, batch_size, max_length and "
+            "forward(tokens, start)"
+        )
+    return HostStep(model, method, noise)
+
+
+def _log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:
+    """log of the probability that each of the laws (n, V) gives its token (n,): float64 (n,), on the host."""
+    with np.errstate(divide="ignore"):
+        return np.log(to_host(pick(laws, tokens)).astype(np.float64))
+
+
+def _log_softmax_of(logits: Array, tokens: Array) -> NDArray[np.float64]:
+    """The same for the softmax of ``logits`` (n, V)."""
+    xp = namespace(logits)
+    logits = at_least_float32(logits)
+    highest = xp.max(logits, axis=-1, keepdims=True)
+    total = xp.log(xp.sum(xp.exp(logits - highest), axis=-1))
+    return to_host(pick(logits, tokens) - highest[..., 0] - total).astype(np.float64)

@@ -197,10 +197,10 @@ BUGS = (
     Bug(
         "outcome-in-memory-of-the-next-call",
         "OrtStep.step",
-        'Outcome(self._out("tokens", rows, width).copy(), self._out("committed", rows).copy())',
-        'Outcome(self._out("tokens", rows, width), self._out("committed", rows))',
+        'close_rows(window, self._out("tokens", rows, width).copy(), self._out("committed", rows).copy(), highest)',
+        'close_rows(window, self._out("tokens", rows, width), self._out("committed", rows), highest)',
         "An outcome changes when the next step is made.",
-        GRAPH,
+        ("test_step_graph",),
     ),
     Bug(
         "step-not-done-again-where-any-row-is-enough",
