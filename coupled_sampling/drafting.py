@@ -121,7 +121,15 @@ class Drafting(Protocol):
 
 @runtime_checkable
 class SelectiveDrafting(Protocol):
-    """What a rule offers that cannot draft for every request."""
+    """What a rule offers that cannot draft for every request.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Request
+    >>> from coupled_sampling.drafting import Random
+    >>> Random(first=0, count=99).takes(Request([0], length=1), vocab_size=10, rows=1)
+    'cannot be drafted for: drafting random:0:99 leaves the vocabulary [0, 10); choose a range inside it'
+    """
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """None if it can, for a model of that vocabulary and so many rows; else why not, as a sentence without its subject."""

@@ -186,7 +186,7 @@ new = self._waiting[0]
         "commit-position-without-the-prompt",
         "Row._commit",
         "Commit(self.handle, first, tokens, reason is not None, self.trace, reason, named, logprobs, model_logprobs)",
-        "Commit(self.handle, first - self.prompt_length, tokens, reason is not None, self.trace, reason, named, logprobs, model_logprobs)",
+        "Commit(self.handle, first - 1, tokens, reason is not None, self.trace, reason, named, logprobs, model_logprobs)",
         "A commit's position does not count the prompt.",
         ("test_decoding",),
     ),
