@@ -357,11 +357,11 @@ for row in probe.watched:
         OFFERS,
     ),
     Bug(
-        "shared-state-passes-for-a-fork",
-        "offer_checks:_fork",
-        "start[source] = min(half, len(probe.prompt(0)))",
-        "",
-        "A provider whose forks share their state passes.",
+        "fork-to-all-rows-passes",
+        "offer_checks:fork",
+        "others[: max(1, len(others) - 1)]",
+        "others",
+        "A provider whose forks write over rows that are no targets passes.",
         OFFERS,
     ),
 )
