@@ -151,6 +151,7 @@ def prompt_chunk(provider: LogitsProvider) -> int:
     return max(1, min(int(wanted), max_window(provider)))
 
 
+@runtime_checkable
 class CoupledStep(Protocol):
     """One forward pass over a window, then acceptance and redrafting.
 

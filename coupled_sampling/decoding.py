@@ -27,7 +27,7 @@ import numpy as np
 
 from coupled_sampling.admission import Preparation
 from coupled_sampling.assembly import Assembly
-from coupled_sampling.bounds import check_positive
+from coupled_sampling.bounds import check_flag, check_positive
 from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
@@ -118,6 +118,7 @@ class Decoder:
         step = as_step(model, method, noise)
         if noise is not None and step.noise is not noise:
             raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
+        check_flag("reuse_prefixes", reuse_prefixes)
         if prompt_chunk is not None:
             check_positive("prompt_chunk", prompt_chunk)
             if prompt_chunk > step.max_window:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.arrays import from_host, namespace, point_masses, read_only, to_host
+from coupled_sampling.bounds import check_model
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window
 from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
 from coupled_sampling.noise import Noise, Purpose
@@ -48,6 +49,7 @@ class DraftModel:
     """
 
     def __init__(self, provider: LogitsProvider) -> None:
+        check_model("provider", provider)
         self.provider = provider
         self.max_length = int(provider.max_length)
         self._held: dict[int, Integers] = {}

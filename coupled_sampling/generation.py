@@ -245,6 +245,8 @@ def generate(
     >>> [bool((abs(np.diff(t)) <= 1).all()) for t in tokens], [t.tokens for t in traces]
     ([True, True], [8, 8])
     """
+    if progress is not None and not callable(progress):
+        raise InvalidArgument(f"progress is {progress!r}, expected a function of the number of new tokens, or None")
     decoder = _begin(_Given(prompts, length, seed, stop, sampling), model, settings)
     parts: list[list[Integers]] = [[] for _ in range(decoder.waiting)]
     traces = [Trace() for _ in parts]

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import as_like, at_least_float32, from_host, is_floating, namespace, pick, to_host
+from coupled_sampling.bounds import check_model
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -87,6 +88,9 @@ class HostStep(Closing):
     def __init__(
         self, provider: LogitsProvider, method: str | Method = "scd-gumbel", noise: Noise | None = None
     ) -> None:
+        check_model("provider", provider)
+        if not isinstance(noise, Noise | None):
+            raise InvalidArgument(f"noise is {noise!r}, expected a Noise such as CounterNoise(), or None for that")
         self.provider = provider
         self.noise: Noise = CounterNoise() if noise is None else noise
         self.method = find_method(method)
@@ -282,13 +286,26 @@ class HostStep(Closing):
 
 def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise | None) -> CoupledStep:
     """``model`` if it is a coupled step, else a `HostStep` over it."""
-    if hasattr(model, "step") and hasattr(model, "method"):
-        return model  # type: ignore[return-value]
-    if not isinstance(model, LogitsProvider):
-        raise InvalidArgument(
-            f"model is a {type(model).__name__}, expected a LogitsProvider: an object with vocab_size, batch_size, max_length and "
-            "forward(tokens, start)"
+    if isinstance(model, CoupledStep):
+        return model
+    if hasattr(model, "step"):
+        parts = (
+            "method",
+            "vocab_size",
+            "batch_size",
+            "max_length",
+            "max_window",
+            "noise",
+            "runs",
+            "takes",
+            "begin",
+            "close",
         )
+        missing = ", ".join(part for part in parts if not hasattr(model, part))
+        raise InvalidArgument(
+            f"model is a {type(model).__name__}, which has a step but is no CoupledStep: it lacks {missing}"
+        )
+    check_model("model", model)
     return HostStep(model, method, noise)
 
 

@@ -6,6 +6,7 @@ Every help text ends with the option's default. What a value is, its metavar say
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from coupled_sampling.bundles.opening import embedded_names
@@ -37,18 +38,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """What to sample, and how."""
+    _add_prompt(parser)
     add = parser.add_argument_group("sampling").add_argument
-    add(
-        "--prompt",
-        metavar="NAMES",
-        help="what to begin with: names that `coupled-sampling inspect` lists, separated by commas; for a language model, a text, "
-        "which must be given (default: all names in turn)",
-    )
     add(
         "--length",
         type=int,
         metavar="N",
-        help="most tokens per sequence; a picture has a fixed number (default: the bundle's)",
+        help="most tokens per sequence; a picture has a fixed number (default: the bundle's, or what fits behind the prompt)",
     )
     add(
         "--temperature",
@@ -89,8 +85,32 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_running(parser: argparse.ArgumentParser, batch_size: int = 1) -> None:
-    """Where to run; ``batch_size`` is the default."""
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    """What to begin with."""
+    add = parser.add_argument_group("what to begin with").add_argument
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help="names that `coupled-sampling inspect` lists, separated by commas; for a language model, a text, which must be given; "
+        "- reads standard input (default: all names in turn)",
+    )
+    add(
+        "--prompt-file",
+        metavar="FILE",
+        help="a file with the prompt, - for standard input; one newline at its end is left out (default: none)",
+    )
+    add("--tokens", metavar="IDS", help="tokens as numbers, separated by commas, instead of a text (default: none)")
+    add(
+        "--raw",
+        action="store_true",
+        help="take the text as it stands, without the special tokens that the tokenizer puts before one",
+    )
+    add("--chat", action="store_true", help="the prompt is a message, put as the model's chat template has it")
+    add("--system", metavar="TEXT", help="with --chat, what the conversation begins with (default: the template's own)")
+
+
+def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps: Sequence[str] = ()) -> None:
+    """Where to run; ``batch_size`` is the default, and ``more_steps`` are what else --step may be, by name or ``name: help``."""
     add = parser.add_argument_group("where it runs").add_argument
     add(
         "--batch-size",
@@ -114,11 +134,13 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1) -> None:
     )
     add(
         "--step",
-        choices=STEPS,
+        choices=(*STEPS, *(step.split(":")[0] for step in more_steps)),
         default="auto",
         help="where drafts are accepted and redrawn. host: by the library. graph: in one graph with the model (the bundle's own on "
         "cpu and cuda, one made for scd-match on tensorrt and tensorrt-rtx). kernels: by CUDA kernels, on all but cpu. auto: on "
-        "the CPU in a graph if the bundle has one, on a GPU by kernels (default: %(default)s)",
+        "the CPU in a graph if the bundle has one, on a GPU by kernels"
+        + "".join(f". {step}" for step in more_steps)
+        + " (default: %(default)s)",
     )
     add(
         "--engines",

@@ -242,7 +242,7 @@ def test_shared_draws_have_the_law():
 
 
 class AskedOnce:
-    """Refuses a second question about the same uniform: enumeration answers it afresh, so it could not tell."""
+    """Refuses a second question about the same uniform, biased or not, in runs far too long to enumerate."""
 
     def __init__(self):
         self._noise = CounterNoise()
