@@ -37,22 +37,26 @@ class Guidance:
         model's own.
     unconditional
         The unconditional prompt, such as a negative one, at least one token. None is the model's own.
+    condition
+        What the unconditional row is told in place of the request's ``condition``, such as an encoder's output for no text at
+        all. None is the request's own.
 
     Examples
     --------
-    Guidance for the first 100 tokens only, which is what LlamaGen calls ``cfg_interval``:
+    A scale that falls from 6 by one for each token, and a prompt for what is not wanted:
 
     >>> import numpy as np
     >>> from coupled_sampling import Guidance
-    >>> guidance = Guidance(scale=lambda index: np.where(index < 100, 4.0, 1.0))
-    >>> guidance.scales(np.array([0, 99, 100]), own=7.5)
-    array([4., 4., 1.])
+    >>> guidance = Guidance(scale=lambda index: np.maximum(6.0 - index, 1.0), unconditional=[5])
+    >>> guidance.scales(np.array([0, 1, 99]), own=7.5)
+    array([6., 5., 1.])
     >>> Guidance(unconditional=[5]).scales(np.array([0, 1]), own=7.5)
     array([7.5, 7.5])
     """
 
     scale: float | Callable[[Integers], Any] | None = None
     unconditional: Sequence[int] | None = None
+    condition: object = None
 
     def __post_init__(self) -> None:
         if not callable(self.scale) and self.scale is not None:
@@ -65,6 +69,26 @@ class Guidance:
         if self.unconditional is not None:
             checked_tokens("unconditional", self.unconditional)
 
+    @classmethod
+    def until(cls, tokens: int, scale: float, unconditional: Sequence[int] | None = None) -> Guidance:
+        """Guidance at ``scale`` for the first ``tokens`` generated tokens, and none after them.
+
+        LlamaGen's ``cfg_interval=n``, n >= 0, guides the first n + 2 tokens.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from coupled_sampling import Guidance
+        >>> Guidance.until(100, scale=4.0).scales(np.array([0, 99, 100]), own=7.5)
+        array([4., 4., 1.])
+        """
+        if not _is_whole(tokens) or tokens < 0:
+            raise InvalidArgument(f"tokens is {tokens!r}, expected how many of the first tokens to guide, >= 0")
+        checked = cls(scale=scale)
+        if callable(scale) or checked.scale is None:
+            raise InvalidArgument(f"scale is {scale!r}, expected a finite number")
+        return cls(_Until(int(tokens), float(scale)), unconditional)
+
     def scales(self, index: Integers, own: float) -> NDArray[np.float64]:
         """The scale of each generated token, given by its ``index`` (n,): float64 (n,); ``own`` is the model's.
 
@@ -76,11 +100,23 @@ class Guidance:
         if not callable(self.scale):
             return np.full(len(index), own if self.scale is None else self.scale, np.float64)
         made = np.asarray(self.scale(index))
-        if made.shape != index.shape or not np.issubdtype(made.dtype, np.number) or not np.isfinite(made).all():
+        real = np.issubdtype(made.dtype, np.integer) or np.issubdtype(made.dtype, np.floating)
+        if made.shape != index.shape or not real or not np.isfinite(made).all():
             raise InvalidArgument(
                 f"guidance.scale returned {made!r} for {len(index)} indices, expected as many finite numbers"
             )
         return made.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Until:
+    """A scale for the first tokens, and 1 after them."""
+
+    tokens: int
+    scale: float
+
+    def __call__(self, index: Integers) -> NDArray[np.float64]:
+        return np.where(index < self.tokens, self.scale, 1.0)
 
 
 @dataclass(frozen=True)
