@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import at_least_float32, filled, namespace
-from coupled_sampling.bounds import check_fork, check_rows, check_window
+from coupled_sampling.bounds import check_fork, check_model, check_rows, check_window
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -100,7 +100,8 @@ class GuidedProvider(Closing):
         return super().__new__(_GuidedByRows if apart else cls)  # type: ignore[return-value]
 
     def __init__(self, provider: LogitsProvider, scale: Scale, unconditional: Unconditional) -> None:
-        if provider.batch_size % 2 or provider.batch_size < 2:
+        check_model("provider", provider)
+        if provider.batch_size % 2:
             raise InvalidArgument(
                 f"provider.batch_size is {provider.batch_size}, expected an even number: guidance runs two rows for each one"
             )

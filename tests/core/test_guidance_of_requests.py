@@ -443,5 +443,5 @@ def test_an_interrupted_request_goes_on_at_the_index_where_it_was(split):
     request = Request([1, 3], 4, guidance=Guidance(lambda index: 4.0 - 2 * index, [2]))
     whole = decoded(GuidedProvider(TableProvider(TABLE, V, 2, 16), 2.0, [0]), [request], **how)[0]
     for done in split:
-        rest = request.resumed(whole[:done], rounds=1)
+        rest = request.resumed(whole[:done])
         assert decoded(GuidedProvider(TableProvider(TABLE, V, 2, 16), 2.0, [0]), [rest], **how)[0] == whole[done:]

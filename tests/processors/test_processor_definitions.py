@@ -125,7 +125,7 @@ def test_prompts_of_other_lengths_and_an_interruption_change_no_token(case):
     for tokens, prompt in zip(alone, prompts, strict=True):
         for j, token in enumerate(tokens):
             assert case.slow([0.0] * 4, (*prompt, *tokens[:j]), len(prompt))[token] > -np.inf
-    assert decoded(requests[1].resumed(alone[1][:2], rounds=2), "scd-match", 3) == alone[1][2:]
+    assert decoded(requests[1].resumed(alone[1][:2]), "scd-match", 3) == alone[1][2:]
 
 
 @pytest.mark.parametrize(
