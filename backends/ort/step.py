@@ -41,7 +41,7 @@ from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
-from coupled_sampling.guidance import GuidedRows, PairedWindow
+from coupled_sampling.guided_rows import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import Refusals
 from coupled_sampling.requests import Request
@@ -127,8 +127,8 @@ class OrtStep(Closing):
         if guidance is not None and unconditional is not None:
             if not np.isfinite(guidance):
                 raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
-            self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
-            self._guidance, self.max_length = guidance, self._guided.max_length
+            self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length, guidance)
+            self.max_length = self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
         self._warped = facts.warped
         self._refusals = Refusals(
@@ -137,7 +137,7 @@ class OrtStep(Closing):
             processors="use HostStep",
             warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
             logprobs="use HostStep",
-            guidance="use HostStep over a GuidedProvider",
+            guidance=None if facts.guided else "use HostStep over a GuidedProvider, or a guided step graph",
         )
         self._model_rows = 1 if self._guided is None else 2
         self._binding = HostBinding(session) if binding is None else binding
@@ -171,7 +171,10 @@ class OrtStep(Closing):
 
     def takes(self, request: Request) -> str | None:
         """What the graph cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
-        return self._refusals.takes(request)
+        reason = self._refusals.takes(request)
+        if reason is None and self._guided is not None:
+            return self._guided.takes(request, constant_for="a step graph")
+        return reason
 
     @property
     def refuses_laws(self) -> str | None:
@@ -183,7 +186,7 @@ class OrtStep(Closing):
         self._refuse_if_closed()
         self._laws.forget(row)
         if self._guided is not None:
-            self._guided.begin(row, np.asarray(request.prompt))
+            self._guided.begin(row, request)
         self._ring.held.pop(row, None)
 
     def step(self, window: Window) -> Outcome:
@@ -248,7 +251,7 @@ class OrtStep(Closing):
         Everything else is fed already: it does no harm, since a call that draws nothing writes only what the next one does.
         """
         rows, width = len(draws), paired.tokens.shape[1]
-        self._put("guidance", self._guidance, rows)
+        self._put("guidance", paired.scale[:, 0], rows)  # the same for all slots, see `takes`
         self._put("guidance_lag", paired.lag, rows)
         for tokens, start in guided.openings(paired):
             self._put("draws", False, rows)

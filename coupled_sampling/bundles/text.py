@@ -149,3 +149,8 @@ class Tokenizer:
             if 0 in added:  # the text's own tokens, which tell what is before them
                 return list(encoding.ids[: added.index(0)])
         return []
+
+    def to_str(self) -> str:
+        """The text of its ``tokenizer.json``."""
+        text: str = self._inner.to_str()
+        return text

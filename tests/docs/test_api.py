@@ -31,6 +31,7 @@ NEEDED = {
     "coupled_sampling.bundles.StopStrings": ("tokenizers",),
     "coupled_sampling.bundles.ChatTemplate": ("jinja2",),
     "coupled_sampling.bundles.DecodingSettings": ("onnxruntime",),
+    "coupled_sampling.grammars": ("llguidance", "tokenizers"),
     "coupled_sampling.testing": ("scipy",),
     "coupled_sampling.testing.strategies": ("hypothesis",),
     "coupled_sampling.testing.plugin": ("hypothesis",),

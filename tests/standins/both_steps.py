@@ -19,6 +19,13 @@ class Both:
     def takes(self, request):
         return self.ours.takes(request) or self.reference.takes(request)
 
+    @property
+    def runs(self):
+        return self.reference.runs
+
+    def close(self):
+        self.ours.close()
+
     def begin(self, row, request):
         self.ours.begin(row, request)
         self.reference.begin(row, request)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling, generate
+from coupled_sampling import Decoder, Guidance, GuidedProvider, HostStep, Request, Sampling, generate
 from coupled_sampling.backends.cuda import kernel_step
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
@@ -416,3 +416,19 @@ def test_the_model_is_told_both_prompts_row_by_row():
         kernels.begin(0, Request([0], 1))
         kernels.close()
     assert sorted(model.told) == [(0, [0]), (1, [0, 3]), (2, [1, 2]), (3, [1, 2, 3])]
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-match"])
+def test_state_follows_requests_with_guidance_of_their_own(method):
+    """Scales and unconditional prompts differ from row to row, and some leave less room than a window is wide."""
+    logits = table(3, forbidden=0)
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = Failing(Table(logits, 2 * ROWS), launcher)
+        kernels = KernelStep(provider, method, launcher, guidance=1.8, unconditional=[3])
+        oracle = GuidedProvider(Table(logits, 2 * ROWS), 1.8, [3])
+        report = run_schedule(Losing(oracle, kernels, logits_error=1e-5), provider, 0, 150, guided=True)
+        assert "a step of the kernels has one scale" in kernels.takes(Request([0], 4, guidance=Guidance.until(2, 3.0)))
+        kernels.close()
+        provider.close()
+    assert report.sites > 150
+    assert not report.disagreements, report

@@ -14,6 +14,7 @@ from coupled_sampling.export.graphs.decision import _Decision, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise, race_weights
+from coupled_sampling.running import Runs
 from coupled_sampling.target import close_rows
 from coupled_sampling.testing import StepComparison
 from standins.both_steps import Both
@@ -44,8 +45,13 @@ class WindowNoiseStep:
         self.vocab_size, self.max_length, self.max_window = logits.shape[-1], LENGTH, LENGTH
         self.cache = np.zeros((batch_size, 1, LENGTH, 1), np.int64)
 
+    runs = Runs("a test", step="graph")
+
     def takes(self, request):
         return None
+
+    def close(self):
+        pass
 
     def begin(self, row, request):
         pass

@@ -56,6 +56,13 @@ class BothSteps:
     def takes(self, request):
         return self.host.takes(request) or self.kernels.takes(request)
 
+    @property
+    def runs(self):
+        return self.kernels.runs
+
+    def close(self):
+        self.kernels.close()
+
     def begin(self, row, request):
         self.host.begin(row, request)
         self.kernels.begin(row, request)
