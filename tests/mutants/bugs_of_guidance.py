@@ -290,7 +290,7 @@ for each in self._pairs:
     ),
     Bug(
         "kernels-have-the-first-rows-scale-for-all",
-        "KernelStep._forward",
+        "KernelStep._run_model",
         "paired.scale[:, 0]",
         "paired.scale[0, 0]",
         "All rows are guided by the kernels at the scale of the first one.",
