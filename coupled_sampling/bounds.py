@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from coupled_sampling.contracts import CoupledStep, LogitsProvider, max_window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, max_window
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["check_window"]
@@ -76,3 +77,22 @@ def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any
         raise InvalidArgument(
             f"row {row}, slot {slot} is token {tokens[row, slot]}, expected tokens in [0, {provider.vocab_size})"
         )
+
+
+def check_rows(provider: LogitsProvider | CoupledStep, tokens: Integers, rows: Any) -> None:
+    """Refuse ``rows`` that are no range of the provider's rows, one for each of ``tokens`` (n, W): `InvalidArgument`."""
+    one_by_one = isinstance(rows, range) and rows.step == 1 and rows.start >= 0 and rows.stop <= provider.batch_size
+    if not one_by_one or len(rows) != len(tokens):
+        raise InvalidArgument(
+            f"rows is {rows!r}, expected a range of {len(tokens)} consecutive rows, as many as tokens has, among "
+            f"the {provider.batch_size} that there are"
+        )
+
+
+def check_fork(provider: LogitsProvider | CoupledStep, source: int, targets: Sequence[int], length: int) -> None:
+    """Refuse to copy what is no row, or more positions than a row has: `InvalidArgument`."""
+    wrong = [row for row in (source, *targets) if not 0 <= row < provider.batch_size]
+    if wrong:
+        raise InvalidArgument(f"row {wrong[0]} to fork, expected rows from 0 to {provider.batch_size - 1}")
+    if not 0 <= length <= provider.max_length:
+        raise InvalidArgument(f"length to fork is {length}, expected 0 to max_length, {provider.max_length}")

@@ -5,6 +5,9 @@ positions (V float32 each; about as many per step as tokens are committed). Cach
 Draft laws alternate between two buffers, see `coupled_sampling.law_book`, so that a step whose outcome was lost on the way
 to the loop (Ctrl-C) can be done again. After the widest window has been seen nothing large is allocated any more.
 
+Idle rows are not run: a step is a call for each run of rows in use, which binds their part of what is kept. Prompts are read in
+calls of their own, in which only what leads to the caches runs: neither the model's head nor the decision.
+
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding`). **On a GPU, where this was never run**, caches,
 draft laws and the noise ring lie in device memory. What crosses in a call: at most 53 bytes for each of the B * W slots, 106 for
 each row and 16 besides (tokens, starts, counts, settings, uniforms; back come tokens, counts and largest logits), and the race
@@ -19,7 +22,8 @@ where two floats tie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,8 +31,10 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
-from coupled_sampling.backends.ort.step_checks import check_against_bundle, step_graph_facts
+from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
+from coupled_sampling.backends.ort.step_checks import step_graph_facts
 from coupled_sampling.backends.ort.step_inputs import (
+    busy_rows,
     candidates,
     fill_race_noise,
     fill_uniforms,
@@ -36,9 +42,8 @@ from coupled_sampling.backends.ort.step_inputs import (
     warp_settings,
 )
 from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
-from coupled_sampling.bounds import check_positive, check_window
-from coupled_sampling.bundles.manifest import StepGraph
-from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
+from coupled_sampling.bundles.records import PROMPT_CHUNK
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
@@ -48,7 +53,7 @@ from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
 
-__all__ = ["OrtStep", "step_of_bundle"]
+__all__ = ["OrtStep"]
 
 
 class OrtStep(Closing):
@@ -68,10 +73,12 @@ class OrtStep(Closing):
         For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
     binding
         Where its tensors lie; None is the CPU.
+    prompt_chunk
+        Most tokens of a prompt to read in one call; None is 256, or ``max_window`` where that is less.
 
     Attributes
     ----------
-    method, vocab_size, batch_size, max_length, max_window
+    method, vocab_size, batch_size, max_length, max_window, prompt_chunk
         As in the contract.
     noise
         The noise it draws from, as far as the loop and drafting rules are concerned.
@@ -110,6 +117,7 @@ class OrtStep(Closing):
         guidance: float | None = None,
         unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
         binding: HostBinding | None = None,
+        prompt_chunk: int | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
         facts = step_graph_facts(session)
@@ -130,6 +138,7 @@ class OrtStep(Closing):
             self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
             self._guidance, self.max_length = guidance, self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
+        self.prompt_chunk = min(prompt_chunk or PROMPT_CHUNK, self.max_window)
         self._warped = facts.warped
         self._refusals = Refusals(
             "this step graph",
@@ -144,18 +153,19 @@ class OrtStep(Closing):
         self.runs = Runs(session.get_providers()[0], self._binding.device, step="graph")
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
-        self._cache_shapes = {x.name: tuple(x.shape[1:]) for x in inputs if x.name.startswith("past_key_values.")}
-        rows = self._model_rows * batch_size
-        self._caches = {
-            value.name: self._binding.keep(np.zeros((rows, *self._cache_shapes[value.name]), TYPES[value.type]))
+        tensors = {
+            value.name: CacheTensor(
+                value.name.replace("past_key_values", "present"), tuple(value.shape[1:]), TYPES[value.type]
+            )
             for value in inputs
-            if value.name in self._cache_shapes
+            if value.name.startswith("past_key_values.")
         }
+        self._columns = next(iter(tensors.values())).shape[1]
+        self._caches = RowCaches(self._binding, tensors, self._model_rows * batch_size)
         self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
         self._laws = AlternatingLaws(self._binding, batch_size, self.vocab_size)
         self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
         self._candidates = 1024
-        self._rows_bound = 0
         self._is_closed = False
 
     @property
@@ -195,25 +205,81 @@ class OrtStep(Closing):
         check_window(self, window.tokens, window.start)
         self._refusals.check(window)
         rows, width = window.tokens.shape
-        # Refuses what does not fit, before anything is written.
-        paired = None if self._guided is None else self._guided.paired(window.tokens, window.start)
-        source = self._feed_laws(window) if self._is_rejection else 0
-        self._feed(window)
-        entered = self._feed_noise(window) if "noise" in self._inputs else {}
-        if self._guided is not None and paired is not None:
-            self._feed_pairs(self._guided, paired, window.draws)
-        decides = window.decides()
-        while True:
-            self._run(rows, width)
-            if not self._warped or not (self._out("nucleus_short", rows, width) & decides).any():
-                break
-            self._candidates = min(4 * self._candidates, self.vocab_size)
-            self._feed_candidates(window)
+        parts, paired = busy_rows(window), None
+        openings: Iterator[tuple[Integers, Integers]] = iter(())
+        if self._guided is not None:
+            # Refuses what does not fit, before anything is written.
+            paired = self._guided.paired(window.tokens, window.start)
+            openings = self._guided.openings(paired)
+            first = next(openings, None)
+            if first is not None:  # these are for all rows
+                openings, parts = chain([first], openings), [range(rows)]
+        source = self._laws.source(window) if self._is_rejection else 0
+        positions, entered = self._noise_positions(window)
+        tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
+        highest = np.zeros((rows, width), np.float32)
+        for part in parts:
+            at = slice(part.start, part.stop)
+            found = self._step(window.part(part), part, source, positions[at], paired, openings)
+            tokens[at], committed[at], highest[at] = found
         self._ring.held.update(entered)
         if self._is_rejection:
             self._laws.written(1 - source, window)
-        highest = self._out("highest_logits", rows, width)
-        return close_rows(window, self._out("tokens", rows, width).copy(), self._out("committed", rows).copy(), highest)
+        return close_rows(window, tokens, committed, highest)
+
+    @property
+    def touches_all(self) -> bool:
+        """With guidance: an unconditional prompt that opens is forwarded beside all rows."""
+        return self._guided is not None
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Not with guidance: an unconditional row goes with the whole prompt."""
+        return self._guided is None
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """Forward known tokens. See `coupled_sampling.contracts.PromptReader.read`.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument is out of bounds; nothing was run.
+        ProviderError
+            ONNX Runtime failed, or the step was closed.
+        """
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        check_rows(self, tokens, rows)
+        if self._guided is None:
+            self._read(tokens, start, rows)
+            return
+        if rows.start:
+            raise InvalidArgument(
+                f"rows is {rows}, expected a range from row 0 on: with guidance a call touches all rows"
+            )
+        paired = self._guided.paired(tokens, start)
+        for opening in self._guided.openings(paired):
+            self._read(*opening, rows)
+        self._read(paired.tokens, paired.start, rows)
+
+    @property
+    def forks(self) -> bool:
+        """Where caches lie on the host, and not with guidance: an unconditional row has its own prompt."""
+        return not self._is_closed and self._guided is None and self._binding.copies_rows
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the state of a row. See `coupled_sampling.contracts.Forks.fork`.
+
+        Raises
+        ------
+        InvalidArgument
+            A row or the length is out of bounds.
+        ProviderError
+            The step was closed.
+        """
+        self._refuse_if_closed()
+        check_fork(self, source, targets, length)
+        self._caches.fork(source, targets, length)
 
     @property
     def _is_rejection(self) -> bool:
@@ -233,11 +299,12 @@ class OrtStep(Closing):
         self._put("input_ids", tokens, *tokens.shape)
         self._put("start", start, len(start))
         if "kv_length" in self._inputs:
-            columns = next(iter(self._cache_shapes.values()))[1]
             needed = int(start.max()) + tokens.shape[1]
-            self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, columns), 1)
+            self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, self._columns), 1)
 
-    def _feed_pairs(self, guided: GuidedRows, paired: PairedWindow, draws: NDArray[np.bool_]) -> None:
+    def _feed_pairs(
+        self, paired: PairedWindow, openings: Iterator[tuple[Integers, Integers]], draws: NDArray[np.bool_]
+    ) -> None:
         """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
 
         Everything else is fed already: it does no harm, since a call that draws nothing writes only what the next one does.
@@ -245,12 +312,52 @@ class OrtStep(Closing):
         rows, width = len(draws), paired.tokens.shape[1]
         self._put("guidance", self._guidance, rows)
         self._put("guidance_lag", paired.lag, rows)
-        for tokens, start in guided.openings(paired):
+        for tokens, start in openings:
             self._put("draws", False, rows)
             self._feed_tokens(tokens, start)
             self._run(rows, width)
         self._put("draws", draws, rows)
         self._feed_tokens(paired.tokens, paired.start)
+
+    def _step(
+        self,
+        window: Window,
+        part: range,
+        source: int,
+        positions: list[tuple[int, int]],
+        paired: PairedWindow | None,
+        openings: Iterator[tuple[Integers, Integers]],
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Tokens, counts and largest logits of the rows ``part``, of which ``window`` and ``positions`` are."""
+        rows, width = window.tokens.shape
+        self._choose(part)
+        self._feed(window)
+        if self._is_rejection:
+            self._feed_laws(window, part, source)
+        if "noise" in self._inputs:
+            self._feed_noise(window, part, positions)
+        if paired is not None:
+            tokens, start = (field[2 * part.start : 2 * part.stop] for field in paired[:2])
+            own = PairedWindow(tokens, start, paired.lag[part.start : part.stop])
+            self._feed_pairs(own, openings, window.draws)
+        decides = window.decides()
+        while True:
+            self._run(rows, width)
+            if not self._warped or not (self._out("nucleus_short", rows, width) & decides).any():
+                break
+            self._candidates = min(4 * self._candidates, self.vocab_size)
+            self._feed_candidates(window)
+        return self._out("tokens", rows, width), self._out("committed", rows), self._out("highest_logits", rows, width)
+
+    def _choose(self, rows: range, *, state_alone: bool = False) -> None:
+        """Have the next calls run on ``rows``, which with guidance are two of the model's each."""
+        pairs = self._model_rows
+        self._caches.choose(range(pairs * rows.start, pairs * rows.stop), state_alone=state_alone)
+
+    def _read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        self._choose(rows, state_alone=True)
+        self._feed_tokens(tokens, start)
+        self._run_bound(*tokens.shape)
 
     def _feed(self, window: Window) -> None:
         rows, _ = window.tokens.shape
@@ -258,11 +365,6 @@ class OrtStep(Closing):
             self._feed_tokens(window.tokens, window.start)
         for name in ("known", "recycled", "fresh", "draws"):
             self._put(name, getattr(window, name), rows)
-        if rows != self._rows_bound:
-            for past, cache in self._caches.items():
-                for name in (past, past.replace("past_key_values", "present")):
-                    self._binding.bind_kept(name, cache, (self._model_rows * rows, *self._cache_shapes[past]))
-            self._rows_bound = rows
         self._put("temperature", temperatures(window), rows)
         if self._warped:
             for name, values in warp_settings(window, self.vocab_size).items():
@@ -272,29 +374,29 @@ class OrtStep(Closing):
     def _feed_candidates(self, window: Window) -> None:
         self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
 
-    def _feed_laws(self, window: Window) -> int:
-        """Uniforms, the laws of the round before, and room for this round's; returns which buffer is read."""
+    def _feed_laws(self, window: Window, part: range, source: int) -> None:
+        """Uniforms, the laws of the round before, and room for this round's."""
         rows, width = window.tokens.shape
         drawn = self._buffers["uniforms"].shaped(rows, width, 3)
         fill_uniforms(window, drawn)
         self._binding.bind_input("uniforms", drawn)
-        source = self._laws.source(window)
-        self._put("draft_laws_start", self._laws.starts(source, rows), rows)
-        self._laws.bind(source, rows, width)
-        return source
+        self._put("draft_laws_start", self._laws.starts(source, part), rows)
+        self._laws.bind(source, part, width)
 
-    def _feed_noise(self, window: Window) -> dict[int, HeldNoise]:
-        """The race noise of newly entered positions; returns what the rows hold once the graph has run."""
-        rows = len(window.tokens)
+    def _noise_positions(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
+        """The positions (first, end) of each row whose race noise enters, and what the ring holds of the rows once it has."""
         if self.method.acceptance == "none":
-            decided = [window.decided_positions(b) for b in range(rows)]
-            self._enter(window, [(first, end if window.draws[b] else first) for b, (first, end) in enumerate(decided)])
-            return {}
-        missing, entered = self._ring.missing(window)
-        self._enter(window, missing)
-        self._put("noise_start", [first for first, _ in missing], rows)
-        self._ring.bind(rows)
-        return entered
+            decided = [window.decided_positions(b) for b in range(len(window.draws))]
+            return [(first, end if window.draws[b] else first) for b, (first, end) in enumerate(decided)], {}
+        if "noise" not in self._inputs:
+            return [(0, 0)] * len(window.draws), {}
+        return self._ring.missing(window)
+
+    def _feed_noise(self, window: Window, part: range, positions: list[tuple[int, int]]) -> None:
+        self._enter(window, positions)
+        if self.method.acceptance != "none":
+            self._put("noise_start", [first for first, _ in positions], len(positions))
+            self._ring.bind(part)
 
     def _enter(self, window: Window, positions: list[tuple[int, int]]) -> None:
         """Feed the race noise of each row's ``positions`` (first, end); rows with fewer than others send padding behind theirs."""
@@ -308,6 +410,9 @@ class OrtStep(Closing):
             self._binding.bind_output(name, self._out(name, *shape))
         if self._warped:
             self._binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
+        self._run_bound(rows, width)
+
+    def _run_bound(self, rows: int, width: int) -> None:
         try:
             self._binding.run()
         except Exception as error:
@@ -317,34 +422,3 @@ class OrtStep(Closing):
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise ProviderError("the step was closed and cannot run any more; open the model again")
-
-
-def step_of_bundle(
-    bundle: Bundle, record: StepGraph, session: Any, rows: int, guidance: float, binding: HostBinding | None = None
-) -> OrtStep:
-    """A step over a session of the step graph ``record`` of ``bundle``.
-
-    Parameters
-    ----------
-    bundle, record
-        The bundle, and what its manifest says of the graph.
-    session, rows, binding
-        As for `OrtStep`.
-    guidance
-        The scale, with the bundle's unconditional prompt, for a guided graph.
-
-    Raises
-    ------
-    BundleError
-        The graph is not what the manifest says.
-    """
-    name, manifest = str(bundle.folder / record.file), bundle.manifest
-    check_against_bundle(session, step_graph_facts(session, name), bundle, record, name)
-    return OrtStep(
-        session,
-        rows,
-        manifest.window_graph.max_window,
-        guidance=guidance if record.guided else None,
-        unconditional=manifest.unconditional_prompt if record.guided else None,
-        binding=binding,
-    )

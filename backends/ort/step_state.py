@@ -72,12 +72,12 @@ class AlternatingLaws:
         self._gather(owners)
         return 0
 
-    def starts(self, source: int, rows: int) -> list[int]:
-        """Where the laws of each of the first ``rows`` rows begin in the buffer ``source``."""
-        return [book.start(source) for book in self.books[:rows]]
+    def starts(self, source: int, rows: range) -> list[int]:
+        """Where the laws of each of ``rows`` begin in the buffer ``source``."""
+        return [self.books[row].start(source) for row in rows]
 
-    def bind(self, source: int, rows: int, width: int) -> None:
-        """Bind the buffer ``source`` for ``rows`` rows to be read, and the other one for ``width`` slots to be written.
+    def bind(self, source: int, rows: range, width: int) -> None:
+        """Bind the buffer ``source`` for ``rows`` to be read, and the other one for ``width`` slots of theirs to be written.
 
         What the other one held is gone from here on, whether the graph then runs or not.
         """
@@ -85,8 +85,9 @@ class AlternatingLaws:
         self.books = [book.written(target, None) for book in self.books]
         if self.buffers[target].size < self._batch_size * width * self._vocab_size:
             self.buffers[target] = self._room(width)
-        self._binding.bind_kept("draft_laws", self.buffers[source], (rows, self.widths[source], self._vocab_size))
-        self._binding.bind_kept("laws", self.buffers[target], (rows, width, self._vocab_size))
+        for name, buffer, slots in (("draft_laws", source, self.widths[source]), ("laws", target, width)):
+            shape = (len(rows), slots, self._vocab_size)
+            self._binding.bind_kept(name, self.buffers[buffer], shape, rows.start)
 
     def written(self, target: int, window: Window) -> None:
         """The graph has run: the buffer ``target`` holds the laws of what ``window`` decides."""
@@ -130,10 +131,10 @@ class NoiseRing:
         self.columns = columns
         self.memory = self._binding.keep(np.zeros((self._batch_size, columns, self._vocab_size), np.float32))
 
-    def bind(self, rows: int) -> None:
-        """Bind the ring of the first ``rows`` rows, to be written in place."""
+    def bind(self, rows: range) -> None:
+        """Bind the ring of ``rows``, to be written in place."""
         for name in ("past_noise", "present_noise"):
-            self._binding.bind_kept(name, self.memory, (rows, self.columns, self._vocab_size))
+            self._binding.bind_kept(name, self.memory, (len(rows), self.columns, self._vocab_size), rows.start)
 
     def missing(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
         """The positions (first, end) of each row whose noise has to enter, and what rows hold once it has.

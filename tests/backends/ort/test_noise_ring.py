@@ -39,7 +39,10 @@ class Ring:
         self.made, self.columns = [], []
         self.fault, self.read, self.longest, self.again = None, 0, 0, 0
 
-    def begin(self, row, prompt):
+    def takes(self, request):
+        return None
+
+    def begin(self, row, request):
         self.ring.held.pop(row, None)
 
     def step(self, window):

@@ -138,7 +138,7 @@ def test_laws_written_over_while_they_are_read_are_caught(bundle, runtime, monke
             self._room(width) if self.buffers[0].size < width * VOCAB else self.buffers[0]
         )
         for name in ("draft_laws", "laws"):
-            self._binding.bind_kept(name, self.buffers[0], (rows, width, VOCAB))
+            self._binding.bind_kept(name, self.buffers[0], (len(rows), width, VOCAB))
 
     monkeypatch.setattr(AlternatingLaws, "bind", one_buffer)
     with pytest.raises(ProviderError, match="laws is written over draft_laws"):
