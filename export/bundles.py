@@ -19,6 +19,7 @@ from coupled_sampling import __version__
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
 from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.records import PROMPT_CHUNK
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.checkpoints.contract import Checkpoint
@@ -53,8 +54,10 @@ class ExportSettings:
     max_length
         Positions per sequence; None keeps the checkpoint's.
     windows
-        Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The largest
-        is the most slots in one call. The graph itself takes any.
+        Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The graph
+        itself takes any. The largest, or ``prompt_chunk`` where that is more, is the most slots in one call.
+    prompt_chunk
+        Most tokens of a prompt to read in one call, where a sequence has so many positions.
     length
         Tokens per generation; None takes the family's, or 128.
     vq
@@ -79,6 +82,7 @@ class ExportSettings:
     storage: Storage = field(default_factory=Storage)
     max_length: int | None = None
     windows: tuple[int, ...] = (1, 16, 32)
+    prompt_chunk: int = PROMPT_CHUNK
     length: int | None = None
     vq: str | Path | None = None
     step_graphs: tuple[str, ...] = ()
@@ -91,7 +95,7 @@ class ExportSettings:
             raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
             checked_methods(self.step_graphs)
-        for name in ("max_length", "length"):
+        for name in ("max_length", "length", "prompt_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidArgument(f"{name} is {value}, expected an integer >= 1")
@@ -264,11 +268,13 @@ def _manifest(
             "positions; leave length and max_length at what the model was trained for"
         )
     name = settings.name or checkpoint.path.stem
+    chunk = min(settings.prompt_chunk, description.positions)
+    widest = max(*settings.windows, chunk)
     return Manifest(
         name=name,
         description=f"{model.family} decoder, {settings.storage.weights} weights, exported from a checkpoint.",
         files={path.name: file_record(path) for path in sorted(folder.iterdir())},
-        window_graph=description.manifest(_GRAPH, settings.storage.compute, max(settings.windows)),
+        window_graph=description.manifest(_GRAPH, settings.storage.compute, widest, chunk),
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(description.generated_first, description.generated),
         length=length,
@@ -288,7 +294,7 @@ def _manifest(
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
             "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
-            "buckets": {"window": list(settings.windows)},
+            "buckets": {"window": sorted({*settings.windows, chunk})},
             "notes": list(decoding.notes),
             **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
         },

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.ort.session import require_onnxruntime
 from coupled_sampling.contracts import Array
 from coupled_sampling.errors import ProviderError
 
@@ -74,25 +73,16 @@ class HostBinding:
     def __init__(self, session: Any) -> None:
         self._session = session
         self._inputs = frozenset(value.name for value in session.get_inputs())
-        self._chosen: dict[tuple[int, int, bool], tuple[Any, dict[str, tuple[tuple[int, ...], int]]]] = {}
+        self._chosen: dict[tuple[int, int], tuple[Any, dict[str, tuple[tuple[int, ...], int]]]] = {}
         """What is bound for which rows, those used last at the end."""
-        self._state_alone = False
         self._reserved: dict[str, NDArray[Any]] = {}
         self._parts: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], int]] = {}
         self._binding: Any = session.io_binding()
         self._bound: dict[str, tuple[tuple[int, ...], int]] = {}
 
-    def choose(self, rows: range, *, state_alone: bool = False) -> bool:
-        """Bind for calls of ``rows`` from now on; returns whether nothing is bound for these yet.
-
-        Parameters
-        ----------
-        rows
-            Consecutive rows.
-        state_alone
-            Whether only what leads to the outputs that are bound is to run: a prompt that is read needs no logits.
-        """
-        key = rows.start, rows.stop, state_alone
+    def choose(self, rows: range) -> bool:
+        """Bind for calls of the consecutive ``rows`` from now on; returns whether nothing is bound for these yet."""
+        key = rows.start, rows.stop
         found = self._chosen.pop(key, None)
         is_new = found is None
         if found is None:
@@ -101,7 +91,6 @@ class HostBinding:
             found = self._session.io_binding(), {}
         self._chosen[key] = found
         self._binding, self._bound = found
-        self._state_alone = state_alone
         return is_new
 
     @property
@@ -161,18 +150,7 @@ class HostBinding:
 
     def run(self) -> None:
         """Run the graph on what is bound, and wait for it."""
-        self._session.run_with_iobinding(self._binding, self._options())
-
-    def _options(self) -> Any:
-        if not self._state_alone:
-            return None
-        options = self._runtime().RunOptions()
-        options.only_execute_path_to_fetches = True
-        return options
-
-    def _runtime(self) -> Any:
-        """The module ``onnxruntime``."""
-        return require_onnxruntime()
+        self._session.run_with_iobinding(self._binding)
 
     def _part(self, name: str, shape: tuple[int, ...]) -> tuple[NDArray[Any], int]:
         """The beginning of reserved memory as a tensor of ``shape``, and its address: looked up, for windows have few shapes."""

@@ -114,9 +114,6 @@ class DeviceBinding(HostBinding):
             kept = self._there[name] = self.keep(np.zeros(math.prod(shape), kept.dtype))
         return kept
 
-    def _runtime(self) -> Any:
-        return self._onnxruntime
-
     def _filled(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         part, _ = self._part(name, values.shape)
         part[...] = values
@@ -161,7 +158,7 @@ class GraphBinding(DeviceBinding):
         """Shapes (rows, slots, columns) that have a CUDA graph, with the first row for those that do not begin with row 0."""
         return [shape if shape[-1] else shape[:-1] for shape in self._prepared]
 
-    def choose(self, rows: range, *, state_alone: bool = False) -> bool:
+    def choose(self, rows: range) -> bool:
         is_new, self._rows = rows != self._rows, rows
         return is_new
 

@@ -7,8 +7,8 @@ widths costs the padding's compute, and a width never seen before costs about as
 2.5 ms padded to 32, for widths of 20 to 32). The number of cache columns to attend to is rounded up to multiples of `KV_STEP`,
 which reads a little more than needed but keeps shapes few.
 
-Rows can be chosen (`coupled_sampling.contracts.RowRanges`): a call binds the part of the caches that is theirs, and attends to as many
-columns as they need. `OrtProvider.read_rows` forwards tokens for their state alone, without the head of the model.
+Rows can be chosen (`coupled_sampling.contracts.RowRanges`): a call binds the part of the caches that is theirs, and attends to as
+many columns as they need.
 
 The arguments of every call are checked here, before the graph sees them: runtimes differ in what they do about a write
 beyond the cache, and some do it silently.
@@ -183,13 +183,6 @@ class OrtProvider(Closing):
         """
         return self._forward(tokens, start, rows)
 
-    def read_rows(self, tokens: Integers, start: Integers, rows: range) -> None:
-        """`forward_rows` for the state alone: what only logits need is not computed. Raises what `forward` does."""
-        if self.binding.cuda_graphs:  # what is captured is the whole graph
-            self._forward(tokens, start, rows)
-        else:
-            self._run(tokens, start, rows, state_alone=True)
-
     @property
     def forks(self) -> bool:
         """See `coupled_sampling.contracts.Forks`."""
@@ -210,10 +203,6 @@ class OrtProvider(Closing):
         self._caches.fork(source, targets, length)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range | None) -> Array:
-        self._run(tokens, start, rows)
-        return self.binding.made("logits", (*tokens.shape, self.vocab_size))
-
-    def _run(self, tokens: Integers, start: Integers, rows: range | None, *, state_alone: bool = False) -> None:
         """Run the graph on ``rows``; None are the first."""
         self._refuse_if_closed()
         check_window(self, tokens, start)
@@ -222,22 +211,22 @@ class OrtProvider(Closing):
             rows = range(count)
         else:
             check_rows(self, tokens, rows)
-        binding = self.binding
+        binding, logits = self.binding, (count, width, self.vocab_size)
         self._columns[0] = self._columns_for(int(start.max()) + width)
         try:
-            self._caches.choose(rows, state_alone=state_alone)
+            self._caches.choose(rows)
             binding.feed("input_ids", tokens)
             binding.feed("start", start)
             if self._graph.has_kv_length:
                 binding.feed("kv_length", self._columns)
-            if not state_alone:
-                binding.expect("logits", (count, width, self.vocab_size))
+            binding.expect("logits", logits)
             binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(
                 f"ONNX Runtime failed on a window of {count} rows and {width} slots: {error}"
             ) from error
+        return binding.made("logits", logits)
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:

@@ -1,4 +1,4 @@
-"""The caches of all rows of a model, of which a call binds those of its own rows: past and present are one memory, written in place."""
+"""The caches of all rows of a model, of which a call binds those of its own rows. Past and present are one memory, written in place."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class RowCaches:
         self._binding, self._tensors = binding, tensors
         self.kept = {past: binding.keep(np.zeros((rows, *x.shape), x.dtype)) for past, x in tensors.items()}
 
-    def choose(self, rows: range, *, state_alone: bool = False) -> None:
+    def choose(self, rows: range) -> None:
         """Have the next calls run on ``rows``; see `HostBinding.choose`."""
-        if self._binding.choose(rows, state_alone=state_alone):
+        if self._binding.choose(rows):
             for past, tensor in self._tensors.items():
                 for name in (past, tensor.present):
                     self._binding.bind_kept(name, self.kept[past], (len(rows), *tensor.shape), rows.start)

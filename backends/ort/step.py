@@ -6,7 +6,7 @@ Draft laws alternate between two buffers, see `coupled_sampling.law_book`, so th
 to the loop (Ctrl-C) can be done again. After the widest window has been seen nothing large is allocated any more.
 
 Idle rows are not run: a step is a call for each run of rows in use, which binds their part of what is kept. Prompts are read in
-calls of their own, in which only what leads to the caches runs: neither the model's head nor the decision.
+calls of their own, which decide nothing. The graph makes laws for all slots of a chunk all the same, so a call has few rows.
 
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding`). **On a GPU, where this was never run**, caches,
 draft laws and the noise ring lie in device memory. What crosses in a call: at most 53 bytes for each of the B * W slots, 106 for
@@ -32,12 +32,13 @@ from numpy.typing import NDArray
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
-from coupled_sampling.backends.ort.step_checks import step_graph_facts
+from coupled_sampling.backends.ort.step_checks import check_guidance, refusals_of, step_graph_facts
 from coupled_sampling.backends.ort.step_inputs import (
     busy_rows,
     candidates,
     fill_race_noise,
     fill_uniforms,
+    known_tokens,
     temperatures,
     warp_settings,
 )
@@ -48,7 +49,6 @@ from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
-from coupled_sampling.refusals import Refusals
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
@@ -120,6 +120,8 @@ class OrtStep(Closing):
         prompt_chunk: int | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
+        if prompt_chunk is not None:
+            check_positive("prompt_chunk", prompt_chunk)
         facts = step_graph_facts(session)
         self.method = facts.method
         self.vocab_size = facts.vocab_size
@@ -127,38 +129,23 @@ class OrtStep(Closing):
         self.max_length = facts.max_length
         self.noise = CounterNoise()
         self._guided = None
-        if facts.guided != (guidance is not None and unconditional is not None):
-            raise InvalidArgument(
-                f"guidance is {guidance} and unconditional {unconditional}, the step graph is "
-                f"{'guided and needs both' if facts.guided else 'not guided and takes neither'}"
-            )
+        check_guidance(facts, guidance, unconditional)
         if guidance is not None and unconditional is not None:
-            if not np.isfinite(guidance):
-                raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
             self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
             self._guidance, self.max_length = guidance, self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
         self.prompt_chunk = min(prompt_chunk or PROMPT_CHUNK, self.max_window)
         self._warped = facts.warped
-        self._refusals = Refusals(
-            "this step graph",
-            laws="use HostStep for them" if self._is_rejection else None,
-            processors="use HostStep",
-            warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
-            logprobs="use HostStep",
-            guidance="use HostStep over a GuidedProvider",
-        )
+        self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2
         self._binding = HostBinding(session) if binding is None else binding
         self.runs = Runs(session.get_providers()[0], self._binding.device, step="graph")
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
+        past = [value for value in inputs if value.name.startswith("past_key_values.")]
         tensors = {
-            value.name: CacheTensor(
-                value.name.replace("past_key_values", "present"), tuple(value.shape[1:]), TYPES[value.type]
-            )
-            for value in inputs
-            if value.name.startswith("past_key_values.")
+            x.name: CacheTensor(x.name.replace("past_key_values", "present"), tuple(x.shape[1:]), TYPES[x.type])
+            for x in past
         }
         self._columns = next(iter(tensors.values())).shape[1]
         self._caches = RowCaches(self._binding, tensors, self._model_rows * batch_size)
@@ -250,17 +237,20 @@ class OrtStep(Closing):
         self._refuse_if_closed()
         check_window(self, tokens, start)
         check_rows(self, tokens, rows)
-        if self._guided is None:
-            self._read(tokens, start, rows)
+        window, positions = known_tokens(tokens, start), self._ring.padding(rows)
+        if self._guided is not None:
+            if rows.start:
+                raise InvalidArgument(
+                    f"rows is {rows}, expected a range from row 0 on: with guidance a call touches all rows"
+                )
+            paired = self._guided.paired(tokens, start)
+            self._step(window, rows, None, positions, paired, self._guided.openings(paired))
             return
-        if rows.start:
-            raise InvalidArgument(
-                f"rows is {rows}, expected a range from row 0 on: with guidance a call touches all rows"
-            )
-        paired = self._guided.paired(tokens, start)
-        for opening in self._guided.openings(paired):
-            self._read(*opening, rows)
-        self._read(paired.tokens, paired.start, rows)
+        count = max(1, self.prompt_chunk // tokens.shape[1])
+        for first in range(0, len(rows), count):
+            some = range(first, min(first + count, len(rows)))
+            part = rows[some.start : some.stop]
+            self._step(window.part(some), part, None, positions[some.start : some.stop], None, iter(()))
 
     @property
     def forks(self) -> bool:
@@ -323,12 +313,15 @@ class OrtStep(Closing):
         self,
         window: Window,
         part: range,
-        source: int,
+        source: int | None,
         positions: list[tuple[int, int]],
         paired: PairedWindow | None,
         openings: Iterator[tuple[Integers, Integers]],
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Tokens, counts and largest logits of the rows ``part``, of which ``window`` and ``positions`` are."""
+        """Tokens, counts and largest logits of the rows ``part``, of which ``window`` and ``positions`` are.
+
+        Draft laws are read from the buffer ``source``; None says that no law is read or kept.
+        """
         rows, width = window.tokens.shape
         self._choose(part)
         self._feed(window)
@@ -349,15 +342,10 @@ class OrtStep(Closing):
             self._feed_candidates(window)
         return self._out("tokens", rows, width), self._out("committed", rows), self._out("highest_logits", rows, width)
 
-    def _choose(self, rows: range, *, state_alone: bool = False) -> None:
+    def _choose(self, rows: range) -> None:
         """Have the next calls run on ``rows``, which with guidance are two of the model's each."""
         pairs = self._model_rows
-        self._caches.choose(range(pairs * rows.start, pairs * rows.stop), state_alone=state_alone)
-
-    def _read(self, tokens: Integers, start: Integers, rows: range) -> None:
-        self._choose(rows, state_alone=True)
-        self._feed_tokens(tokens, start)
-        self._run_bound(*tokens.shape)
+        self._caches.choose(range(pairs * rows.start, pairs * rows.stop))
 
     def _feed(self, window: Window) -> None:
         rows, _ = window.tokens.shape
@@ -374,13 +362,13 @@ class OrtStep(Closing):
     def _feed_candidates(self, window: Window) -> None:
         self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
 
-    def _feed_laws(self, window: Window, part: range, source: int) -> None:
+    def _feed_laws(self, window: Window, part: range, source: int | None) -> None:
         """Uniforms, the laws of the round before, and room for this round's."""
         rows, width = window.tokens.shape
         drawn = self._buffers["uniforms"].shaped(rows, width, 3)
         fill_uniforms(window, drawn)
         self._binding.bind_input("uniforms", drawn)
-        self._put("draft_laws_start", self._laws.starts(source, part), rows)
+        self._put("draft_laws_start", self._laws.starts(source or 0, part), rows)
         self._laws.bind(source, part, width)
 
     def _noise_positions(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
@@ -410,9 +398,6 @@ class OrtStep(Closing):
             self._binding.bind_output(name, self._out(name, *shape))
         if self._warped:
             self._binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
-        self._run_bound(rows, width)
-
-    def _run_bound(self, rows: int, width: int) -> None:
         try:
             self._binding.run()
         except Exception as error:

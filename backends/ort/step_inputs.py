@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.contracts import Window
+from coupled_sampling.contracts import Integers, Window
 from coupled_sampling.noise import race_weights, uniforms
 
-__all__ = ["busy_rows", "candidates", "fill_race_noise", "fill_uniforms", "temperatures", "warp_settings"]
+__all__ = [
+    "busy_rows",
+    "candidates",
+    "fill_race_noise",
+    "fill_uniforms",
+    "known_tokens",
+    "temperatures",
+    "warp_settings",
+]
 
 
 def busy_rows(window: Window) -> list[range]:
@@ -31,6 +39,14 @@ def busy_rows(window: Window) -> list[range]:
         else:
             parts.append(range(row, row + 1))
     return parts
+
+
+def known_tokens(tokens: Integers, start: Integers) -> Window:
+    """A window of known tokens (n, W) that decides nothing."""
+    rows, width = tokens.shape
+    none = np.zeros(rows, np.int64)
+    nobody: list[None] = [None] * rows
+    return Window(tokens, start, none + width, none, none, none > 0, none, nobody, list(tokens), nobody)
 
 
 def temperatures(window: Window) -> list[float]:

@@ -29,6 +29,7 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.records import PROMPT_CHUNK
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.check import Opener, check_opener
 from coupled_sampling.export.graphs.builder import OPSET, require_onnx, save_graph
@@ -203,6 +204,7 @@ def export_module(
 
 
 def _promise(cache: CacheShape, positions: int, settings: ModuleSettings) -> WindowGraph:
+    widest = positions if settings.max_window is None else settings.max_window
     return WindowGraph(
         file=GRAPH,
         opset=OPSET,
@@ -212,8 +214,9 @@ def _promise(cache: CacheShape, positions: int, settings: ModuleSettings) -> Win
         head_size=cache.head_size,
         cache_length=cache.columns,
         max_length=positions,
-        max_window=positions if settings.max_window is None else settings.max_window,
+        max_window=widest,
         has_kv_length=settings.kv_length,
+        prompt_chunk=min(PROMPT_CHUNK, widest),
     )
 
 

@@ -173,7 +173,7 @@ class Options:
 
 class RunOptions:
     def __init__(self):
-        self.entries, self.only_execute_path_to_fetches = {}, False
+        self.entries = {}
 
     def add_run_config_entry(self, key, value):
         self.entries[key] = value
@@ -216,7 +216,7 @@ class Session:
 
     def run_with_iobinding(self, binding, options=None):
         if not self.captures:
-            return self.compute(binding, part=options is not None and options.only_execute_path_to_fetches)
+            return self.compute(binding)
         self.check_places(binding)
         number = int((options or RunOptions()).entries.get("gpu_graph_id", "0"))
         if number == -1:
@@ -240,12 +240,10 @@ class Session:
         for name in binding.to_host:
             raise RuleBroken(f"{name} is bound to the host, and a replay would not copy it")
 
-    def compute(self, binding, part=False):
-        """Run the graph, or with ``part`` what leads to the outputs that are bound and needs the inputs that are."""
+    def compute(self, binding):
         self.runs += 1
-        names = [value.name for value in self.get_outputs() if not part or value.name in binding.outputs]
-        inputs = set() if part else {value.name for value in self.get_inputs()}
-        missing = inputs - set(binding.inputs) | set(names) - set(binding.outputs)
+        names = [value.name for value in self.get_outputs()]
+        missing = {value.name for value in self.get_inputs()} - set(binding.inputs) | set(names) - set(binding.outputs)
         if missing:
             raise RuleBroken(f"{', '.join(sorted(missing))} is not bound")
         for name in names:
@@ -256,23 +254,10 @@ class Session:
             over = [other for other, read in binding.inputs.items() if np.may_share_memory(read, output)]
             if over not in ([], [past]):
                 raise RuleBroken(f"{name} is written over {', '.join(over)} while these are read")
-        made = self.partly(binding, names) if part else self.real.run(names, binding.inputs)
-        for name, value in zip(names, made, strict=True):
+        for name, value in zip(names, self.real.run(names, binding.inputs), strict=True):
             binding.outputs[name][...] = value
             if name in binding.to_host:
                 self.runtime.cross(name, value.nbytes)
-
-
-    def partly(self, binding, names):
-        """As ONNX Runtime's bindings do, and not its ``run``, which wants all inputs."""
-        options, bound = onnxruntime.RunOptions(), self.real.io_binding()
-        options.only_execute_path_to_fetches = True
-        for name, values in binding.inputs.items():
-            bound.bind_cpu_input(name, np.ascontiguousarray(values))
-        for name in names:
-            bound.bind_output(name)
-        self.real.run_with_iobinding(bound, options)
-        return bound.copy_outputs_to_cpu()
 
 
 class Binding:

@@ -164,8 +164,8 @@ def test_an_interrupted_call_can_simply_be_made_again(provider, oracle):
         def __init__(self, session):
             self.session = session
 
-        def run_with_iobinding(self, binding, options):
-            self.session.run_with_iobinding(binding, options)
+        def run_with_iobinding(self, binding):
+            self.session.run_with_iobinding(binding)
             raise KeyboardInterrupt
 
     tokens, session = some_tokens(1, 10), provider.binding._session
