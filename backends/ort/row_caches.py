@@ -1,4 +1,4 @@
-"""The caches of all rows of a model, of which a call binds those of its own rows. Past and present are one memory, written in place."""
+"""The caches of all rows of a model, of which a call binds those of its own rows. Past and present are one memory."""
 
 from __future__ import annotations
 

