@@ -19,7 +19,7 @@ from coupled_sampling import __version__
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
 from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
-from coupled_sampling.bundles.records import PROMPT_CHUNK
+from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.checkpoints.contract import Checkpoint
@@ -57,7 +57,8 @@ class ExportSettings:
         Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The graph
         itself takes any. The largest, or ``prompt_chunk`` where that is more, is the most slots in one call.
     prompt_chunk
-        Most tokens of a prompt to read in one call, where a sequence has so many positions.
+        Most tokens of a prompt to read in one call, where a sequence has so many positions; None takes 256, or fewer for a large
+        vocabulary.
     length
         Tokens per generation; None takes the family's, or 128.
     vq
@@ -82,7 +83,7 @@ class ExportSettings:
     storage: Storage = field(default_factory=Storage)
     max_length: int | None = None
     windows: tuple[int, ...] = (1, 16, 32)
-    prompt_chunk: int = PROMPT_CHUNK
+    prompt_chunk: int | None = None
     length: int | None = None
     vq: str | Path | None = None
     step_graphs: tuple[str, ...] = ()
@@ -268,7 +269,9 @@ def _manifest(
             "positions; leave length and max_length at what the model was trained for"
         )
     name = settings.name or checkpoint.path.stem
-    chunk = min(settings.prompt_chunk, description.positions)
+    chunk = min(
+        settings.prompt_chunk or default_chunk(description.vocab_size, description.positions), description.positions
+    )
     widest = max(*settings.windows, chunk)
     return Manifest(
         name=name,

@@ -104,7 +104,7 @@ class OrtProvider(Closing):
         self.batch_size = batch_size
         self.max_length = graph.max_length
         self.max_window = graph.max_window
-        self.prompt_chunk = graph.chunk
+        self.prompt_chunk = bundle.manifest.prompt_chunk
         self.binding = HostBinding(session) if binding is None else binding
         self.column_buckets = tuple(column_buckets)
         self.runs = Runs(session.get_providers()[0], self.binding.device, self.binding.cuda_graphs)

@@ -44,7 +44,7 @@ from coupled_sampling.backends.ort.step_inputs import (
 )
 from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
 from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
-from coupled_sampling.bundles.records import PROMPT_CHUNK
+from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guidance import GuidedRows, PairedWindow
@@ -74,7 +74,7 @@ class OrtStep(Closing):
     binding
         Where its tensors lie; None is the CPU.
     prompt_chunk
-        Most tokens of a prompt to read in one call; None is 256, or ``max_window`` where that is less.
+        Most tokens of a prompt to read in one call; None is 256, or fewer by ``max_window`` or for a large vocabulary.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ class OrtStep(Closing):
             self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
             self._guidance, self.max_length = guidance, self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
-        self.prompt_chunk = min(prompt_chunk or PROMPT_CHUNK, self.max_window)
+        self.prompt_chunk = min(prompt_chunk or default_chunk(self.vocab_size, self.max_window), self.max_window)
         self._warped = facts.warped
         self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2

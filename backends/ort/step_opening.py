@@ -41,5 +41,5 @@ def step_of_bundle(
         guidance=guidance if record.guided else None,
         unconditional=manifest.unconditional_prompt if record.guided else None,
         binding=binding,
-        prompt_chunk=manifest.window_graph.chunk,
+        prompt_chunk=manifest.prompt_chunk,
     )

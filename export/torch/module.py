@@ -29,7 +29,6 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
-from coupled_sampling.bundles.records import PROMPT_CHUNK
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.check import Opener, check_opener
 from coupled_sampling.export.graphs.builder import OPSET, require_onnx, save_graph
@@ -204,7 +203,6 @@ def export_module(
 
 
 def _promise(cache: CacheShape, positions: int, settings: ModuleSettings) -> WindowGraph:
-    widest = positions if settings.max_window is None else settings.max_window
     return WindowGraph(
         file=GRAPH,
         opset=OPSET,
@@ -214,9 +212,8 @@ def _promise(cache: CacheShape, positions: int, settings: ModuleSettings) -> Win
         head_size=cache.head_size,
         cache_length=cache.columns,
         max_length=positions,
-        max_window=widest,
+        max_window=positions if settings.max_window is None else settings.max_window,
         has_kv_length=settings.kv_length,
-        prompt_chunk=min(PROMPT_CHUNK, widest),
     )
 
 

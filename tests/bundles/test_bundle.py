@@ -291,7 +291,10 @@ def test_a_bundle_that_says_nothing_of_prompts_reads_them_as_wide_as_it_can():
     """As bundles do that were written before there was such a field."""
     assert WINDOW.prompt_chunk is None
     wide = dataclasses.replace(WINDOW, cache_length=999, max_length=999, max_window=999)
-    assert (WINDOW.chunk, wide.chunk, dataclasses.replace(wide, prompt_chunk=700).chunk) == (8, 256, 700)
+    told = dataclasses.replace(wide, prompt_chunk=700)
+    assert [a_manifest(window_graph=graph).prompt_chunk for graph in (WINDOW, wide, told)] == [8, 256, 700]
+    chunks = [a_manifest(window_graph=wide, vocab_size=size).prompt_chunk for size in (2**17, 2**18, 2**22)]
+    assert chunks == [256, 128, 32]  # no more memory for logits than needs be
 
 
 @pytest.mark.parametrize(

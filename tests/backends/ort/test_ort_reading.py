@@ -10,6 +10,7 @@ import pytest
 
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request
 from coupled_sampling.backends import OrtProvider, OrtStep, Place, open_model
+from coupled_sampling.backends.ort import cuda_session
 from coupled_sampling.backends.ort import step as ort_step
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.opening import open_bundle
@@ -17,6 +18,8 @@ from coupled_sampling.contracts import Forks, PromptReader
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from coupled_sampling.export.graphs.step import step_graph
+from standins.fake_onnxruntime import FakeRuntime
+from standins.on_cuda import cuda_provider, cuda_step
 from standins.schedules import ROWS, UNCONDITIONAL, Losing, run_schedule
 from standins.table_graphs import Table, session_of, table, window_model
 
@@ -148,6 +151,16 @@ def test_idle_rows_are_not_run(bundle, method, kind):
     for row in (2, 7):
         request = Request([256 + row], 30, sequence=row)
         assert [tokens[row]] == decoded(step_of(bundle, kind, method, 1), [request])
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-gumbel", "scd-match"])
+def test_prompts_are_read_on_a_gpu_too(bundle, in_windows, method, monkeypatch):
+    """On the stand-in for a GPU, where rows cannot be copied: each sample reads for itself."""
+    monkeypatch.setattr(cuda_session, "require_onnxruntime", lambda install: FakeRuntime())
+    for make in (cuda_step, lambda *settings: HostStep(cuda_provider(bundle, 3), method)):
+        step = make(bundle, method, 3)
+        assert not step.forks
+        assert decoded(step, requests(4), chunk=29) == in_windows(method)
 
 
 def test_a_step_graph_says_what_it_offers(bundle):
