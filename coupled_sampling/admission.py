@@ -40,6 +40,8 @@ class Preparation:
         InvalidArgument
             It cannot be decoded; the message names the argument.
         """
+        if not isinstance(request, Request):
+            raise InvalidArgument(f"request is a {type(request).__name__}, expected a Request")
         vocab_size = self.step.vocab_size
         prompt = checked_tokens("prompt", request.prompt, vocab_size)
         generated = checked_tokens("generated", request.generated, vocab_size, least=0)

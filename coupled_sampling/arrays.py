@@ -383,21 +383,6 @@ def argmax_of_product(first: Array, second: Array) -> Array:
     return best.reshape(first.shape[:-1])
 
 
-def log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:
-    """log of the probability that each of the laws (n, V) gives its token (n,): float64 (n,), on the host."""
-    with np.errstate(divide="ignore"):
-        return np.log(to_host(pick(laws, tokens)).astype(np.float64))
-
-
-def log_softmax_of(logits: Array, tokens: Array) -> NDArray[np.float64]:
-    """The same for the softmax of ``logits`` (n, V)."""
-    xp = namespace(logits)
-    logits = at_least_float32(logits)
-    highest = xp.max(logits, axis=-1, keepdims=True)
-    total = xp.log(xp.sum(xp.exp(logits - highest), axis=-1))
-    return to_host(pick(logits, tokens) - highest[..., 0] - total).astype(np.float64)
-
-
 def read_only(array: Array) -> Array:
     """``array``, as a view that cannot be written to if it is numpy; other libraries have no such thing."""
     if not isinstance(array, np.ndarray):

@@ -1,4 +1,4 @@
-"""What every provider asks of the arguments of ``forward``, before a graph sees them."""
+"""What is asked of arguments before anything uses them: of a model, of the arguments of ``forward``, of numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ from coupled_sampling.errors import InvalidArgument
 __all__ = ["check_window"]
 
 
+def check_model(name: str, model: Any) -> None:
+    """Refuse what is no `LogitsProvider`, or one whose sizes are none.
+
+    Raises
+    ------
+    InvalidArgument
+        It names ``name``.
+    """
+    if not isinstance(model, LogitsProvider):
+        raise InvalidArgument(
+            f"{name} is a {type(model).__name__}, expected a LogitsProvider: an object with vocab_size, batch_size, max_length and "
+            "forward(tokens, start)"
+        )
+    for size in ("vocab_size", "batch_size", "max_length"):
+        check_positive(f"{name}.{size}", getattr(model, size))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} is {value!r}, expected True or False")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Refuse what is no integer >= 1.
 
@@ -21,7 +44,7 @@ def check_positive(name: str, value: Any) -> None:
     InvalidArgument
         It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InvalidArgument(f"{name} is {value!r}, expected an integer >= 1")
 
 

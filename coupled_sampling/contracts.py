@@ -14,12 +14,12 @@ first, then drafts; a *slot* is an index into it. Slot j's context is the slots 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from coupled_sampling.draws import Noise
 from coupled_sampling.methods import Method
+from coupled_sampling.offers import Forks, PromptReader, ReadsPrompts, RequestObserver, RowRanges, Selective, Wraps
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closeable, Runs, SaysWhatRuns, what_runs
 from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling, SequenceProcessor
@@ -120,88 +120,6 @@ class LogitsProvider(Protocol):
         ...
 
 
-@runtime_checkable
-class RequestObserver(Protocol):
-    """What a provider offers when it must be told which request a row works on: for guidance, an encoder's output, audio.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coupled_sampling import Decoder, Request
-    >>> class Told:
-    ...     vocab_size, batch_size, max_length = 2, 1, 64
-    ...     def begin(self, row, request):
-    ...         print("row", row, "starts with", request.prompt, "and is to look at", request.condition)
-    ...     def forward(self, tokens, start):
-    ...         return np.zeros((*tokens.shape, 2))
-    >>> decoder = Decoder(Told())
-    >>> handle, commits = decoder.add(Request([1, 0], length=1, condition="a picture")), decoder.step()
-    row 0 starts with [1 0] and is to look at a picture
-    """
-
-    def begin(self, row: int, request: Request) -> None:
-        """Row ``row`` starts ``request``, whose ``prompt`` is an int64 array (L,). What it raises ends the request."""
-        ...
-
-
-@runtime_checkable
-class Selective(Protocol):
-    """What a provider or a step offers that cannot do everything a `Request` can ask for."""
-
-    def takes(self, request: Request) -> str | None:
-        """None if it can; else why not and what to do instead, as a sentence without its subject ("has ..., which ...")."""
-        ...
-
-
-@runtime_checkable
-class RowRanges(Protocol):
-    """What a provider offers that can forward some of its rows without touching the others: a prompt's chunk, the last busy row."""
-
-    def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> Array:
-        """`LogitsProvider.forward` for the consecutive ``rows``, of which ``tokens`` (n, W) and ``start`` (n,) are."""
-        ...
-
-
-@runtime_checkable
-class ReadsPrompts(Protocol):
-    """What a provider or a step says of the width in which it likes to read prompts."""
-
-    @property
-    def prompt_chunk(self) -> int:
-        """Most known tokens of a row to forward in one call while a prompt is read, at most ``max_window``."""
-        ...
-
-
-@runtime_checkable
-class Forks(Protocol):
-    """What a provider or a step offers that can copy a row's state, so that samples of one prompt read it once.
-
-    Examples
-    --------
-    >>> from coupled_sampling.contracts import Forks
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> isinstance(TableProvider(random_table(0, 4), 4), Forks)
-    True
-    """
-
-    @property
-    def forks(self) -> bool:
-        """Whether it can: a step over a provider can where the provider can."""
-        ...
-
-    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Give the rows ``targets`` the state that row ``source`` has for the positions below ``length``."""
-        ...
-
-
-@runtime_checkable
-class Wraps(Protocol):
-    """What works on a provider of somebody else's: steps, guidance, draft models."""
-
-    @property
-    def provider(self) -> LogitsProvider: ...
-
-
 def max_window(provider: LogitsProvider | CoupledStep) -> int:
     """Most slots that ``provider``, or a step, takes in one call.
 
@@ -216,6 +134,7 @@ def max_window(provider: LogitsProvider | CoupledStep) -> int:
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
 
 
+@runtime_checkable
 class CoupledStep(Protocol):
     """One forward pass over a window, then acceptance and redrafting.
 
@@ -273,28 +192,6 @@ class CoupledStep(Protocol):
 
     def close(self) -> None:
         """Give back what it holds, the model under it included. See `Closeable.close`."""
-        ...
-
-
-@runtime_checkable
-class PromptReader(ReadsPrompts, Protocol):
-    """What a step offers that can read prompts in chunks of their own, beside its windows.
-
-    A step that does not is given prompts in windows that decide nothing.
-    """
-
-    @property
-    def touches_all(self) -> bool:
-        """Whether a call writes all rows from the first to the last of its own, so that ``rows`` must begin with row 0."""
-        ...
-
-    @property
-    def keeps_prefixes(self) -> bool:
-        """Whether a row's state depends on its tokens alone, so that another request with the same beginning may use it."""
-        ...
-
-    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
-        """Forward known tokens (n, C) of the consecutive ``rows`` at ``start`` (n,), for their state alone."""
         ...
 
 

@@ -344,8 +344,8 @@ def decide(
     noise
         Where draws come from.
     usable
-        bool (B, n): the sites whose target law is one; default all. A row's drafts end at the first valid site that has none, which
-        is decided by the drafts to its left. It and all after it get the token -1; where that is committed, the row has failed.
+        bool (B, n): the sites whose target law is one; default all. A row's drafts end at the first valid site that has none. It
+        and all after it get the token -1; where that is committed, the row has failed.
 
     Returns
     -------

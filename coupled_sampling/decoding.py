@@ -27,7 +27,7 @@ import numpy as np
 
 from coupled_sampling.admission import Preparation
 from coupled_sampling.assembly import Assembly
-from coupled_sampling.bounds import check_positive
+from coupled_sampling.bounds import check_flag, check_positive
 from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
@@ -39,9 +39,9 @@ from coupled_sampling.contracts import (
 )
 from coupled_sampling.drafting import Drafting, find_drafting
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.host_step import HostStep
+from coupled_sampling.host_step import as_step
 from coupled_sampling.methods import Method
-from coupled_sampling.noise import CounterNoise, Noise
+from coupled_sampling.noise import Noise
 from coupled_sampling.ownership import Ownership
 from coupled_sampling.reading import PromptReading
 from coupled_sampling.requests import Commit, Request
@@ -115,9 +115,10 @@ class Decoder:
         prompt_chunk: int | None = None,
         reuse_prefixes: bool = False,
     ) -> None:
-        step = _as_step(model, method, noise)
+        step = as_step(model, method, noise)
         if noise is not None and step.noise is not noise:
             raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
+        check_flag("reuse_prefixes", reuse_prefixes)
         if prompt_chunk is not None:
             check_positive("prompt_chunk", prompt_chunk)
             if prompt_chunk > step.max_window:
@@ -135,6 +136,7 @@ class Decoder:
         self._rows: list[Row | None] = [None] * step.batch_size
         self._waiting: deque[Row] = deque()
         self._leaving: list[Row] = []
+        self._told: list[Commit] = []  # kept until a step returns: if the model raises, the next one tells them
         self._open_steps: deque[_Step] = deque()
         self._next_handle = 0
         self._lock = threading.Lock()
@@ -261,17 +263,15 @@ class Decoder:
         raise InvalidArgument(f"handle {handle} is neither waiting nor under way; it may have finished")
 
     def trace(self, handle: int) -> Trace:
-        """The trace so far of a sequence that is under way.
+        """The trace so far of a sequence that is waiting or under way.
 
         Raises
         ------
         InvalidArgument
-            It is not.
+            It is neither.
         """
-        for row in self._rows:
-            if row is not None and row.handle == handle:
-                return row.trace
-        raise InvalidArgument(f"handle {handle} is not under way")
+        with self._lock:
+            return self._find(handle).trace
 
     def step(self) -> list[Commit]:
         """One forward pass over all active rows; empty when there is nothing to do, or only prompts were read.
@@ -288,9 +288,13 @@ class Decoder:
         if not self._owns.take(in_progress=self.active > 0):
             self._reading.lose()
         self._forget()
-        done = self._admit()
-        if not self.active:
-            return done
+        self._admit()
+        if self.active:
+            self._read_and_step(began)
+        done, self._told = self._told, []
+        return done
+
+    def _read_and_step(self, began: float) -> None:
         rows, width = list(self._rows), self.window
         for row in rows:
             if row is not None:
@@ -302,20 +306,19 @@ class Decoder:
             taking = [takes and not row.unread(width) for takes, row in zip(taking, rows, strict=True)]  # type: ignore[union-attr]
         rows = [row if takes else None for takes, row in zip(taking, rows, strict=True)][: self._span()]
         if any(taking):
-            done += self._step_rows(rows, width)
-        return done
+            self._step_rows(rows, width)
 
-    def _step_rows(self, rows: list[Row | None], width: int) -> list[Commit]:
+    def _step_rows(self, rows: list[Row | None], width: int) -> None:
         """A step of ``rows``; the others are None here."""
         began = time.perf_counter()
         idle = [self._reading.holds(b, row) for b, row in enumerate(self._rows[: len(rows)])]
         window, wrong = self._assembly.window(rows, idle, width)
-        done = []
         for b, error in wrong.items():
             row, rows[b] = rows[b], None
-            done += self._end(b, row, error)
+            if row is not None:
+                self._end(b, row, error)
         if not any(row is not None for row in rows):
-            return done
+            return
         outcome = self._step.step(window)
         finished = []
         for b, row in enumerate(rows):
@@ -324,14 +327,13 @@ class Decoder:
             commit = row.apply(b, window, outcome, self.method.recycles)
             row.trace.seconds = time.perf_counter() - row.began
             if commit is not None:
-                done.append(commit)
+                self._told.append(commit)
                 if commit.finished:
                     finished.append((b, row))
         self._reading.share(self._rows)  # a sample that is done may be the one whose prompt others wait for
         for b, row in finished:
             self._release(b, row)
         self._remember(width, window, outcome, time.perf_counter() - began, rows)
-        return done
 
     def _remember(
         self, width: int, window: Window, outcome: Outcome, seconds: float, stepped: Sequence[Row | None]
@@ -352,13 +354,12 @@ class Decoder:
             closed = self._open_steps.popleft()
             self._windows.record(closed.rows, closed.width, closed.tokens, closed.seconds)
 
-    def _admit(self) -> list[Commit]:
-        """Give free rows to waiting sequences; returns what became of those that could not begin."""
-        done: list[Commit] = []
+    def _admit(self) -> None:
+        """Give free rows to waiting sequences; those that cannot begin end."""
         while True:
             with self._lock:
                 if not self._waiting or all(row is not None for row in self._rows):
-                    return done
+                    return
                 new = self._waiting[0]
                 b = self._reading.place(new, self._rows)
                 self._rows[b] = self._waiting.popleft()
@@ -368,21 +369,19 @@ class Decoder:
                     self._drafting.begin(b, new.request)
                 self._reading.enter(b, new, self._rows)
             except Exception as error:  # a stranger's code: anything may come
-                done += self._end(b, new, error)
+                self._end(b, new, error)
             except BaseException:  # Ctrl-C: it waits on
                 with self._lock:
                     self._rows[b] = None
                     self._waiting.appendleft(new)
                 raise
 
-    def _end(self, b: int, row: Row | None, error: Exception) -> list[Commit]:
+    def _end(self, b: int, row: Row, error: Exception) -> None:
         """End ``row`` because of ``error``, which belongs to it."""
-        if row is None:
-            return []
         self._release(b, row)
         row.trace.reason = "error"
-        tokens = row.tokens[:0].copy()
-        return [Commit(row.handle, row.committed, tokens, True, row.trace, "error", failed(row.handle, error))]
+        tokens, named = row.tokens[:0].copy(), failed(row.handle, error)
+        self._told.append(Commit(row.handle, row.committed, tokens, True, row.trace, "error", named))
 
     def _release(self, b: int, row: Row) -> None:
         with self._lock:
@@ -401,15 +400,3 @@ class Decoder:
 
 def _key(row: Row) -> tuple[int, int]:
     return row.info.seed, row.info.sequence
-
-
-def _as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise | None) -> CoupledStep:
-    """``model`` if it is a coupled step, else a `HostStep` over it."""
-    if hasattr(model, "step") and hasattr(model, "method"):
-        return model  # type: ignore[return-value]
-    if not isinstance(model, LogitsProvider):
-        raise InvalidArgument(
-            f"model is a {type(model).__name__}, expected a LogitsProvider: an object with vocab_size, batch_size, max_length and "
-            "forward(tokens, start)"
-        )
-    return HostStep(model, method, CounterNoise() if noise is None else noise)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.arrays import from_host, namespace, point_masses, read_only, to_host
+from coupled_sampling.bounds import check_model
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window
 from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
 from coupled_sampling.noise import Noise, Purpose
@@ -48,6 +49,7 @@ class DraftModel:
     """
 
     def __init__(self, provider: LogitsProvider) -> None:
+        check_model("provider", provider)
         self.provider = provider
         self.max_length = int(provider.max_length)
         self._held: dict[int, Integers] = {}
@@ -129,7 +131,7 @@ class DraftModel:
                 window[row, : end - start[row]] = tokens[start[row] : end]
                 if row in wanted:
                     held[row] = end
-            logits = self.provider.forward(window, start)
+            logits = self.provider.forward(read_only(window), read_only(start))
             for row in wanted:
                 self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
             if all(held[row] == len(tokens) for row, tokens in wanted.items()):

@@ -26,6 +26,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from coupled_sampling.arrays import from_host, pick, to_host
+from coupled_sampling.bounds import check_positive
 from coupled_sampling.contracts import Array, Integers, RowInfo
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.law_forms import check_laws
@@ -121,7 +123,15 @@ class Drafting(Protocol):
 
 @runtime_checkable
 class SelectiveDrafting(Protocol):
-    """What a rule offers that cannot draft for every request."""
+    """What a rule offers that cannot draft for every request.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Request
+    >>> from coupled_sampling.drafting import Random
+    >>> Random(first=0, count=99).takes(Request([0], length=1), vocab_size=10, rows=1)
+    'cannot be drafted for: drafting random:0:99 leaves the vocabulary [0, 10); choose a range inside it'
+    """
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """None if it can, for a model of that vocabulary and so many rows; else why not, as a sentence without its subject."""
@@ -173,6 +183,11 @@ def _checked(rule: Drafting, context: DraftContext, proposal: Proposal, vocab_si
                 f"{name} proposed laws of shape {getattr(law, 'shape', None)}, expected {(wanted, vocab_size)}: (guesses, tokens)"
             )
         check_laws(**{f"{name}: the law of its guesses": law})
+        given = to_host(pick(law, from_host(tokens.astype(np.int64), law)))
+        if not (given > 0).all():
+            raise InvalidArgument(
+                f"{name} proposed token {tokens[int((given > 0).argmin())]}, which its law cannot draw"
+            )
     return Proposal(tokens.astype(np.int64), law)
 
 
@@ -206,6 +221,13 @@ class Random:
 
     first: int = 0
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first", "count"):
+            value = getattr(self, name)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole and not (value is None and name == "count"):
+                raise InvalidArgument(f"drafting random: {name} is {value!r}, expected an integer")
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """See `SelectiveDrafting.takes`."""
@@ -249,8 +271,7 @@ class Copy:
     lag: int
 
     def __post_init__(self) -> None:
-        if self.lag < 1:
-            raise InvalidArgument(f"drafting copy:{self.lag}: the lag must be >= 1")
+        check_positive("drafting copy: the lag", self.lag)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -306,8 +327,7 @@ class NGram:
     size: int = 3
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InvalidArgument(f"drafting ngram:{self.size}: the size must be >= 1")
+        check_positive("drafting ngram: the size", self.size)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool

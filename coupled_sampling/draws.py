@@ -11,7 +11,7 @@ Both are exact at the edge: a token of zero weight is never returned, whatever t
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     PROPOSE = 3
 
 
+@runtime_checkable
 class Noise(Protocol):
     """The only three things a decoder may ask of randomness.
 

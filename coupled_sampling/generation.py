@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypedDict, Unpack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from coupled_sampling.noise import Noise
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule
 
-__all__ = ["DecoderSettings", "Generation", "generate", "stream"]
+__all__ = ["DecoderSettings", "Generation", "GenerationSettings", "generate", "stream"]
 
 
 class DecoderSettings(TypedDict, total=False):
@@ -40,6 +40,33 @@ class DecoderSettings(TypedDict, total=False):
     """Default "random"."""
     noise: Noise | None
     """Default `CounterNoise`, or the noise of a `CoupledStep`, beside which none may be given."""
+    prompt_chunk: int | None
+    """Default None: as the model says."""
+    reuse_prefixes: bool
+    """Default False."""
+
+
+class GenerationSettings(DecoderSettings, total=False):
+    """What else `generate` and `stream` take, as keywords.
+
+    Examples
+    --------
+    Two prompts with noise of their own, that end at a run of two tokens:
+
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.generation import GenerationSettings
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> settings: GenerationSettings = {"seeds": [3, 5], "stop_sequences": [[1, 1]]}
+    >>> len(generate(TableProvider(random_table(0, 4), 4), [[0], [0]], length=6, **settings).tokens)
+    2
+    """
+
+    seeds: Sequence[int] | None
+    """One seed for each prompt, in place of ``seed``."""
+    sequences: Sequence[int | None] | None
+    """One sequence number for each prompt; default: 0, 1, ..."""
+    stop_sequences: Sequence[Sequence[int]]
+    """Runs of generated tokens that end a sequence."""
 
 
 class Generation(NamedTuple):
@@ -60,46 +87,92 @@ class Generation(NamedTuple):
     traces: list[Trace]
 
 
-def _requests(
-    prompts: Sequence[Sequence[int]],
-    length: int | Sequence[int],
-    seed: int,
-    stop: Sequence[int],
-    sampling: Sampling | Sequence[Sampling] | None,
-) -> list[Request]:
-    sampling = Sampling() if sampling is None else sampling
-    lengths = list(length) if isinstance(length, Sequence | np.ndarray) else [length] * len(prompts)
-    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    for name, given in (("length", lengths), ("sampling", samplings)):
-        if len(given) != len(prompts):
-            raise InvalidArgument(
-                f"{name} has {len(given)} entries for {len(prompts)} prompts; give one for all, or one each"
-            )
-    return [
-        Request(prompt, lengths[i], seed=seed, sequence=i, stop=stop, sampling=samplings[i])
+class _Given(NamedTuple):
+    """The arguments that requests are made of."""
+
+    prompts: Iterable[Sequence[int] | Integers]
+    length: int | Sequence[int]
+    seed: int
+    stop: Sequence[int]
+    sampling: Sampling | Sequence[Sampling] | None
+
+
+def _requests(given: _Given, settings: GenerationSettings) -> tuple[list[Request], DecoderSettings]:
+    """A request for each prompt; and the settings that are the decoder's."""
+    if isinstance(given.prompts, str) or not isinstance(given.prompts, Iterable):
+        raise InvalidArgument(f"prompts is {given.prompts!r}, expected token sequences, one each sequence to generate")
+    prompts = list(given.prompts)
+    sampling = Sampling() if given.sampling is None else given.sampling
+    each: dict[str, list[Any]] = {
+        "length": _each("length", given.length, Sequence | np.ndarray, len(prompts)),
+        "sampling": _each("sampling", sampling, Sequence, len(prompts)),
+        "seeds": [given.seed] * len(prompts),
+        "sequences": list(range(len(prompts))),
+    }
+    decoder = {name: value for name, value in settings.items() if name in DecoderSettings.__annotations__}
+    for name in ("seeds", "sequences"):
+        if settings.get(name) is not None:
+            each[name] = _each(name, settings[name], Sequence | np.ndarray, len(prompts))
+    unknown = sorted(set(settings) - set(GenerationSettings.__annotations__))
+    if unknown:
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+    requests = [
+        Request(
+            prompt,
+            each["length"][i],
+            seed=each["seeds"][i],
+            sequence=each["sequences"][i],
+            stop=given.stop,
+            sampling=each["sampling"][i],
+            stop_sequences=settings.get("stop_sequences", ()),
+        )
         for i, prompt in enumerate(prompts)
     ]
+    return requests, decoder  # type: ignore[return-value]
+
+
+def _each(name: str, given: Any, several: Any, count: int) -> list[Any]:
+    """``given`` for each of ``count`` prompts, of which it may be one for all."""
+    values = list(given) if isinstance(given, several) and not isinstance(given, str) else [given] * count
+    if len(values) != count:
+        raise InvalidArgument(f"{name} has {len(values)} entries for {count} prompts; give one for all, or one each")
+    return values
 
 
 def _steps(decoder: Decoder) -> Iterator[Commit]:
+    errors = []
     while decoder.active or decoder.waiting:
-        yield from decoder.step()
+        for commit in decoder.step():
+            if commit.error is not None:
+                errors.append(commit.error)
+            yield commit
+    if errors:
+        raise errors[0]
+
+
+def _begin(given: _Given, model: LogitsProvider | CoupledStep, settings: GenerationSettings) -> Decoder:
+    requests, own = _requests(given, settings)
+    decoder = Decoder(model, **own)
+    for request in requests:
+        decoder.add(request)
+    return decoder
 
 
 def stream(
     model: LogitsProvider | CoupledStep,
-    prompts: Sequence[Sequence[int]],
+    prompts: Iterable[Sequence[int] | Integers],
     *,
     length: int | Sequence[int],
     seed: int = 0,
     stop: Sequence[int] = (),
     sampling: Sampling | Sequence[Sampling] | None = None,
-    **decoder: Unpack[DecoderSettings],
+    **settings: Unpack[GenerationSettings],
 ) -> Iterator[Commit]:
     """Generate, yielding each sequence's newly committed tokens as soon as they are final.
 
     Parameters are those of `generate`; they are checked before the first token is asked for. ``Commit.handle`` is the
-    index of the prompt.
+    index of the prompt. A sequence that fails ends with a commit whose reason is "error"; the others go on, and its error is raised
+    when they are done.
 
     Examples
     --------
@@ -109,22 +182,19 @@ def stream(
     >>> sum(len(commit.tokens) for commit in stream(model, [[0]], length=8, method="scd-match"))
     8
     """
-    loop = Decoder(model, **decoder)
-    for request in _requests(prompts, length, seed, stop, sampling):
-        loop.add(request)
-    return _steps(loop)
+    return _steps(_begin(_Given(prompts, length, seed, stop, sampling), model, settings))
 
 
 def generate(
     model: LogitsProvider | CoupledStep,
-    prompts: Sequence[Sequence[int]],
+    prompts: Iterable[Sequence[int] | Integers],
     *,
     length: int | Sequence[int],
     seed: int = 0,
     stop: Sequence[int] = (),
     sampling: Sampling | Sequence[Sampling] | None = None,
     progress: Callable[[int], object] | None = None,
-    **decoder: Unpack[DecoderSettings],
+    **settings: Unpack[GenerationSettings],
 ) -> Generation:
     """Continue every prompt.
 
@@ -144,8 +214,9 @@ def generate(
         One `Sampling` for all, or one each; default: the model's own law at temperature 1.
     progress
         Called after every commit with the number of new tokens.
-    **decoder
-        ``method="scd-gumbel"``, ``window=32``, ``drafting="random"`` and ``noise=None``, as for `Decoder`.
+    **settings
+        ``seeds``, ``sequences`` and ``stop_sequences``, see `GenerationSettings`; ``method="scd-gumbel"``, ``window=32``,
+        ``drafting="random"``, ``noise=None``, ``prompt_chunk=None`` and ``reuse_prefixes=False``, as for `Decoder`.
 
     Returns
     -------
@@ -158,6 +229,8 @@ def generate(
         An argument cannot work; nothing was run.
     ProviderError
         The model returned something that its contract does not allow.
+    RequestFailed
+        A processor raised; its exception is the cause. (To have the others' tokens nevertheless, use `stream` or `Decoder`.)
 
     Examples
     --------
@@ -172,9 +245,14 @@ def generate(
     >>> [bool((abs(np.diff(t)) <= 1).all()) for t in tokens], [t.tokens for t in traces]
     ([True, True], [8, 8])
     """
-    parts: list[list[Integers]] = [[] for _ in prompts]
-    traces = [Trace() for _ in prompts]
-    for commit in stream(model, prompts, length=length, seed=seed, stop=stop, sampling=sampling, **decoder):
+    if progress is not None and not callable(progress):
+        raise InvalidArgument(f"progress is {progress!r}, expected a function of the number of new tokens, or None")
+    decoder = _begin(_Given(prompts, length, seed, stop, sampling), model, settings)
+    parts: list[list[Integers]] = [[] for _ in range(decoder.waiting)]
+    traces = [Trace() for _ in parts]
+    for commit in _steps(decoder):
+        if commit.error is not None:
+            raise commit.error
         parts[commit.handle].append(commit.tokens)
         traces[commit.handle] = commit.trace
         if progress is not None:

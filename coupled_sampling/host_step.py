@@ -22,10 +22,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, from_host, is_floating, log_of, log_softmax_of, to_host
+from coupled_sampling.arrays import as_like, at_least_float32, from_host, is_floating, namespace, pick, to_host
+from coupled_sampling.bounds import check_model
 from coupled_sampling.contracts import (
     Array,
     Closeable,
+    CoupledStep,
     Decisions,
     Forks,
     Integers,
@@ -40,10 +42,10 @@ from coupled_sampling.contracts import (
     max_window,
     what_runs,
 )
-from coupled_sampling.couplings import decide
+from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
-from coupled_sampling.errors import ProviderError
+from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import missing_offers
@@ -90,6 +92,9 @@ class HostStep(Closing):
     def __init__(
         self, provider: LogitsProvider, method: str | Method = "scd-gumbel", noise: Noise | None = None
     ) -> None:
+        check_model("provider", provider)
+        if not isinstance(noise, Noise | None):
+            raise InvalidArgument(f"noise is {noise!r}, expected a Noise such as CounterNoise(), or None for that")
         self.provider = provider
         self.noise: Noise = CounterNoise() if noise is None else noise
         self.method = find_method(method)
@@ -168,7 +173,7 @@ class HostStep(Closing):
         rows, width = window.tokens.shape
         whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {})
         for part in self._parts(window):
-            outcome = self._step(window if len(part) == rows else window.part(part), part)
+            outcome = self._step(window if len(part) == rows else window.part(part))
             whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
             for told, found in zip(whole[2:], outcome[2:], strict=True):
                 told.update({part.start + row: value for row, value in found.items()})  # type: ignore[attr-defined]
@@ -189,48 +194,59 @@ class HostStep(Closing):
                 parts.append(range(row, row + 1))
         return parts
 
-    def _step(self, window: Window, at: range) -> Outcome:
-        """The step of the consecutive rows ``at``, of which ``window`` is."""
+    def _step(self, window: Window) -> Outcome:
+        """The step of consecutive rows."""
         rows, width = window.tokens.shape
         tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
-        logits = self._forward(window, at)
+        logits = self._forward(window)
         if not window.draws.any():
             return Outcome(tokens, committed)
         slots = window.decisions()
         sites = slots.sites
         logits = logits[:, slots.first :, ...]
-        rounds = {at[b]: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
+        rounds = {window.first_row + b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
         target = target_laws(logits, window.rows, window.contexts, sites.position, sites.valid, memory)
-        usable = None if target.faults is None else target.usable
-        laws = self._draft_laws(target.laws, slots, window, at)
-        decided = decide(self.method, target.laws, sites, laws, self.noise, usable=usable)
+        if target.faults is not None:
+            slots = slots._replace(usable=target.usable)
+        decided = self._decide(target.laws, slots, window)
         tokens[:, slots.first :] = to_host(decided.tokens)
         last = to_host(decided.last)
         first_new = np.maximum(window.known - 1 - slots.first, 0)
         committed = np.where(window.draws, last - first_new + 1, 0)
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
-            self._remember(target.laws, slots, at)
-        told: list[dict[int, NDArray[np.float64]]] = [{}, {}]
-        for b, info in enumerate(window.rows):
-            run = range(int(first_new[b]), int(last[b]) + 1)
-            if info is not None and window.draws[b] and (info.logprobs or info.model_logprobs):
-                chosen = from_host(np.maximum(tokens[b, slots.first + run.start : slots.first + run.stop], 0), logits)
-                if info.logprobs:
-                    told[0][b] = log_of(target.laws[b, run.start : run.stop, ...], chosen)
-                if info.model_logprobs:
-                    told[1][b] = log_softmax_of(logits[b, run.start : run.stop, ...], chosen)
+            self._remember(target.laws, slots, decided, window)
+        counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
+        told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
         return Outcome(tokens, committed, target.failures(last), *told)
+
+    def _logprobs(
+        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
+    ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
+        """What rows that ask for it are told of their tokens, committed at the sites ``first`` to ``last`` of each row."""
+        target: dict[int, NDArray[np.float64]] = {}
+        own: dict[int, NDArray[np.float64]] = {}
+        for b, info in enumerate(window.rows):
+            if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
+                continue
+            sites = slice(committed[b][0], committed[b][1] + 1)
+            chosen = from_host(np.maximum(tokens[b, sites], 0), logits)
+            if info.logprobs:
+                target[b] = _log_of(laws[b, sites, ...], chosen)
+            if info.model_logprobs:
+                own[b] = _log_softmax_of(logits[b, sites, ...], chosen)
+        return target, own
 
     @property
     def _records(self) -> bool:
         """Whether the law of a redraft is needed in the next round."""
         return self.method.recycles and self.method.acceptance == "rejection"
 
-    def _forward(self, window: Window, at: range) -> Array:
+    def _forward(self, window: Window) -> Array:
         if isinstance(self.provider, RowRanges):
-            logits = self.provider.forward_rows(window.tokens, window.start, at)
+            rows = range(window.first_row, window.first_row + len(window.start))
+            logits = self.provider.forward_rows(window.tokens, window.start, rows)
         else:
             logits = self.provider.forward(window.tokens, window.start)
         expected = (*window.tokens.shape, self.vocab_size)
@@ -244,7 +260,12 @@ class HostStep(Closing):
             raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
         return logits
 
-    def _draft_laws(self, target: Array, slots: Decisions, window: Window, at: range) -> DraftLaws:
+    def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
+        """The rule itself, on the laws of this window's drafts."""
+        laws = self._draft_laws(target, slots, window)
+        return decide(self.method, target, slots.sites, laws, self.noise, usable=slots.usable)
+
+    def _draft_laws(self, target: Array, slots: Decisions, window: Window) -> DraftLaws:
         """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
         runs: list[list[Run]] = [[] for _ in window.start]
         for b in np.flatnonzero(window.draws).tolist():
@@ -253,7 +274,8 @@ class HostStep(Closing):
             recalled = carried = None
             if self.method.acceptance == "rejection":  # a match asks for no law
                 position = int(window.start[b] + window.known[b])
-                recalled = self._laws.recall(at[b], int(window.round[b]) - 1, position, recycled) if recycled else None
+                row, before = window.first_row + b, int(window.round[b]) - 1
+                recalled = self._laws.recall(row, before, position, recycled) if recycled else None
                 carried = window.fresh_laws[b]
             if recycled:
                 runs[b].append(Run(first, first + recycled, recalled))
@@ -262,7 +284,48 @@ class HostStep(Closing):
                 runs[b].append(Run(first + recycled, first + recycled + fresh, laws))
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Decisions, at: range) -> None:
+    def _remember(self, target: Array, slots: Decisions, decided: StepDecision, window: Window) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
-            self._laws.keep(at[b], int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
+            row = window.first_row + b
+            self._laws.keep(row, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
+
+
+def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise | None) -> CoupledStep:
+    """``model`` if it is a coupled step, else a `HostStep` over it."""
+    if isinstance(model, CoupledStep):
+        return model
+    if hasattr(model, "step"):
+        parts = (
+            "method",
+            "vocab_size",
+            "batch_size",
+            "max_length",
+            "max_window",
+            "noise",
+            "runs",
+            "takes",
+            "begin",
+            "close",
+        )
+        missing = ", ".join(part for part in parts if not hasattr(model, part))
+        raise InvalidArgument(
+            f"model is a {type(model).__name__}, which has a step but is no CoupledStep: it lacks {missing}"
+        )
+    check_model("model", model)
+    return HostStep(model, method, noise)
+
+
+def _log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:
+    """log of the probability that each of the laws (n, V) gives its token (n,): float64 (n,), on the host."""
+    with np.errstate(divide="ignore"):
+        return np.log(to_host(pick(laws, tokens)).astype(np.float64))
+
+
+def _log_softmax_of(logits: Array, tokens: Array) -> NDArray[np.float64]:
+    """The same for the softmax of ``logits`` (n, V)."""
+    xp = namespace(logits)
+    logits = at_least_float32(logits)
+    highest = xp.max(logits, axis=-1, keepdims=True)
+    total = xp.log(xp.sum(xp.exp(logits - highest), axis=-1))
+    return to_host(pick(logits, tokens) - highest[..., 0] - total).astype(np.float64)

@@ -97,6 +97,6 @@ def find_method(name: str | Method) -> Method:
     """
     if isinstance(name, Method):
         return name
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise InvalidArgument(f"method is {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -41,7 +41,8 @@ from coupled_sampling.errors import InvalidArgument
 __all__ = ["ArrayNoise", "CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
 
 
-_NO_UNIFORMS = np.zeros((0, 4))
+_PLACES = 16
+"""How many sequences of one key are remembered at once."""
 
 
 class _Generator(threading.local):
@@ -118,11 +119,15 @@ class _Races:
         self._first = 0
         self._count = 0
 
+    def lag(self, first: int) -> int | None:
+        """How far position ``first`` lies behind the first one held; None where it is neither held nor the next one."""
+        return first - self._first if self._first <= first <= self._first + self._count else None
+
     def take(self, seed: int, sequence: int, first: int, end: int, like: NDArray[Any]) -> NDArray[Any]:
         """Weights (end - first, V) in the type of ``like`` (..., V); valid until the next call."""
         vocab_size = like.shape[-1]
         fits = self._buffer.shape[1] == vocab_size and self._buffer.dtype == like.dtype
-        if not fits or not self._first <= first <= self._first + self._count:
+        if not fits or self.lag(first) is None:
             self._first, self._count = first, 0
         if not fits or end - self._first > len(self._buffer):
             kept = self._buffer[first - self._first : self._count] if fits else self._buffer[:0]
@@ -143,6 +148,10 @@ class _DeviceRaces:
 
     def __init__(self) -> None:
         self._rows: dict[int, Array] = {}
+
+    def lag(self, first: int) -> int | None:
+        """As for `_Races`."""
+        return first - min(self._rows) if first in self._rows or first - 1 in self._rows else None
 
     def take(self, seed: int, sequence: int, first: int, end: int, like: Array) -> Array:
         """Weights (end - first, V) in the library and type of ``like`` (..., V)."""
@@ -177,8 +186,10 @@ class CounterNoise:
     """
 
     def __init__(self) -> None:
-        self._races: dict[tuple[int, int], _Races | _DeviceRaces] = {}
-        self._uniforms: dict[tuple[int, int], tuple[int, int, NDArray[np.float64]]] = {}
+        # Sequences under way may share a key, each at positions and in a round of its own: a few places for each key, the one
+        # used last in front.
+        self._races: dict[tuple[int, int], list[_Races | _DeviceRaces]] = {}
+        self._uniforms: dict[tuple[int, int], list[tuple[int, int, NDArray[np.float64]]]] = {}
 
     def _uniform(self, sites: Sites, purpose: Purpose) -> NDArray[np.float64]:
         """Uniforms float64 (B, n) of one purpose; a step's three purposes share one generator call per row."""
@@ -197,11 +208,15 @@ class CounterNoise:
     def _held_uniforms(self, owner: tuple[int, int, int], first: int, end: int) -> tuple[int, NDArray[np.float64]]:
         """Uniforms (count, 4) of a (seed, sequence, round) for positions ``first`` to ``end - 1`` at least, and their first."""
         seed, sequence, round_ = owner
-        held_round, held_first, held = self._uniforms.get((seed, sequence), (-1, 0, _NO_UNIFORMS))
-        if held_round != round_ or first < held_first or end > held_first + len(held):
-            held_first, held = first, uniforms(seed, sequence, round_, first, end - first)
-            self._uniforms[seed, sequence] = (round_, first, held)
-        return held_first, held
+        places = self._uniforms.setdefault((seed, sequence), [])
+        for at, (held_round, held_first, held) in enumerate(places):
+            if held_round == round_ and held_first <= first and end <= held_first + len(held):
+                places.insert(0, places.pop(at))
+                return held_first, held
+        drawn = uniforms(seed, sequence, round_, first, end - first)
+        places.insert(0, (round_, first, drawn))
+        del places[_PLACES:]
+        return first, drawn
 
     def bernoulli(
         self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
@@ -252,11 +267,14 @@ class CounterNoise:
         """Race weights (end - first, V) of the row's slots ``first`` to ``end - 1``, whose positions are consecutive."""
         owner = (int(sites.seed[row]), int(sites.sequence[row]))
         kind = _Races if isinstance(like, np.ndarray) else _DeviceRaces
-        held = self._races.get(owner)
-        if not isinstance(held, kind):
-            held = self._races[owner] = kind()
         position = int(sites.position[row, first])
-        return held.take(*owner, position, position + end - first, like)
+        places = self._races.setdefault(owner, [])
+        lags = [(held.lag(position), i) for i, held in enumerate(places) if isinstance(held, kind)]
+        # The nearest one: another's that lies further back would lose what it holds.
+        nearest = min(((lag, i) for lag, i in lags if lag is not None), default=None)
+        places.insert(0, kind() if nearest is None else places.pop(nearest[1]))
+        del places[_PLACES:]
+        return places[0].take(*owner, position, position + end - first, like)
 
     def forget(self, seed: int, sequence: int) -> None:
         """Drop the sequence's cached noise."""

@@ -89,6 +89,8 @@ class Decisions(NamedTuple):
     """(B, n) the draft to test, anything where there is none."""
     has_draft: NDArray[np.bool_]
     """(B, n); a row's last deciding slot has none: its token is free."""
+    usable: NDArray[np.bool_] | None = None
+    """(B, n) whether a slot's logits make a law; None where all that decide do."""
 
 
 class Window(NamedTuple):
@@ -137,6 +139,8 @@ class Window(NamedTuple):
     """B arrays: the row's tokens from position 0 to the end of its window, for processors. Read-only, as are ``tokens``."""
     fresh_laws: Sequence[Array | None]
     """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
+    first_row: int = 0
+    """The batch row of row 0."""
 
     @property
     def end(self) -> Integers:
@@ -150,8 +154,8 @@ class Window(NamedTuple):
 
     def part(self, rows: range) -> Window:
         """The window of consecutive ``rows`` alone."""
-        fields: list[Any] = [field[rows.start : rows.stop] for field in self]
-        return Window(*fields)
+        fields: list[Any] = [field[rows.start : rows.stop] for field in self[:-1]]
+        return Window(*fields)._replace(first_row=self.first_row + rows.start)
 
     def decided_positions(self, row: int) -> tuple[int, int]:
         """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.sampling import Integers
 
 __all__ = ["Summary", "Trace", "summarise"]
@@ -100,6 +101,13 @@ def summarise(traces: Sequence[Trace]) -> Summary:
     >>> summarise([Trace([1, 3]), Trace([2, 1, 1])]).committed_histogram  # three steps of 1 token, one of 2, one of 3
     array([0, 3, 1, 1])
     """
+    if (
+        isinstance(traces, str)
+        or not isinstance(traces, Sequence)
+        or not traces
+        or not all(isinstance(t, Trace) for t in traces)
+    ):
+        raise InvalidArgument(f"traces is {traces!r}, expected a sequence of at least one Trace")
     nfe = np.array([trace.nfe for trace in traces], float)
     tokens = sum(trace.tokens for trace in traces)
     steps = np.concatenate([np.asarray(trace.committed_per_step, np.int64) for trace in traces])

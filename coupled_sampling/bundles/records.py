@@ -16,7 +16,7 @@ _MOST_LOGITS = 2**25
 def default_chunk(vocab_size: int, most: int) -> int:
     """In how wide calls to read prompts, of at most ``most`` tokens, where nobody says.
 
-    For the same tokens chunks of 32 take 1.4 to 1.6 times as long as chunks of 256 on two cores, and chunks of 1,024 take 0.9 times;
+    For the same tokens chunks of 32 take 1.4 to 1.6 times as long as chunks of 256 on two cores, and chunks of 1,024 0.9 times;
     other rows wait for a chunk. Each slot has logits, of which a step graph makes laws: large vocabularies get narrower chunks.
     """
     return min(most, _CHUNK, max(_LEAST_CHUNK, _MOST_LOGITS // vocab_size))

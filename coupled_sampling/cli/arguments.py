@@ -6,6 +6,7 @@ Every help text ends with the option's default. What a value is, its metavar say
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from coupled_sampling.bundles.opening import embedded_names
@@ -89,8 +90,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_running(parser: argparse.ArgumentParser, batch_size: int = 1) -> None:
-    """Where to run; ``batch_size`` is the default."""
+def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps: Sequence[str] = ()) -> None:
+    """Where to run; ``batch_size`` is the default, and ``more_steps`` are what else --step may be, by name or ``name: help``."""
     add = parser.add_argument_group("where it runs").add_argument
     add(
         "--batch-size",
@@ -114,11 +115,13 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1) -> None:
     )
     add(
         "--step",
-        choices=STEPS,
+        choices=(*STEPS, *(step.split(":")[0] for step in more_steps)),
         default="auto",
         help="where drafts are accepted and redrawn. host: by the library. graph: in one graph with the model (the bundle's own on "
         "cpu and cuda, one made for scd-match on tensorrt and tensorrt-rtx). kernels: by CUDA kernels, on all but cpu. auto: on "
-        "the CPU in a graph if the bundle has one, on a GPU by kernels (default: %(default)s)",
+        "the CPU in a graph if the bundle has one, on a GPU by kernels"
+        + "".join(f". {step}" for step in more_steps)
+        + " (default: %(default)s)",
     )
     add(
         "--engines",

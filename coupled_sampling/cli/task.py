@@ -70,7 +70,7 @@ class Task:
                 settings.place,
                 settings.rows,
                 method=method,
-                step=self._step_of(method),
+                step=self.step_of(method),
                 guidance=decoding.guidance,
                 warped=decoding.sampling.warps,
                 progress=progress,
@@ -88,7 +88,7 @@ class Task:
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `open_model` would give. ``provider`` is used if the library decides; else it is let go."""
-        if self._step_of(method.name) == "host":
+        if self.step_of(method.name) == "host":
             step = HostStep(provider, method)
             self.ran[method.name] = step.runs
             return step
@@ -111,7 +111,7 @@ class Task:
             progress=progress,
         )
 
-    def _step_of(self, method: str) -> str:
+    def step_of(self, method: str) -> str:
         """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
         asked = self.settings.step
         if asked == "graph" and method not in self.settings.methods:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling, names
 from coupled_sampling.cli.models import describe_runs
 from coupled_sampling.cli.progress import token_bars
 from coupled_sampling.cli.task import Task, prepare
-from coupled_sampling.contracts import Runs, Sampling, max_window
+from coupled_sampling.contracts import Sampling, max_window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.methods import find_method
@@ -23,13 +24,18 @@ SUMMARY = "test that methods are lossless"
 DESCRIPTION = """\
 Test that methods do not change what a model says. Many short continuations of
 one beginning are drawn by ar, one token per pass, and by each method, and their
-joint laws are compared. The report says what the test could have seen. The exit
-code is 1 if a difference was seen, or if none could have been."""
+joint laws are compared. Steps that a graph or kernels decide have a law of their
+own, rounded otherwise than the host's: they are compared with themselves, one
+token per pass, and their law with the host's. The report says which steps were
+tested and what the test could have seen. The exit code is 1 if a difference was
+seen, or if none could have been."""
 EXAMPLES = """\
   # four methods on the embedded model
   coupled-sampling verify
   # one of them, by a sharper test
   coupled-sampling verify --methods scd-maximal --samples 5000
+  # the steps of the library and those of the bundle's graphs
+  coupled-sampling verify --step both
   # on a language model
   coupled-sampling verify FOLDER --prompt "Once upon a time" --window 8"""
 
@@ -68,21 +74,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_output(parser)
     add_sampling(parser)
-    add_running(parser, batch_size=16)
+    add_running(parser, batch_size=16, more_steps=["both: by the library, and what auto is, one after the other"])
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify and print the report; the exit code is 1 if any method failed."""
     _check(arguments)
-    task = prepare(arguments, count=arguments.samples, methods=arguments.methods)
     if arguments.prompt is not None and "," in arguments.prompt:
         raise InvalidArgument(
             f"prompt is {arguments.prompt!r}, expected one name: verify continues one prompt many times"
         )
+    tasks = _tasks(arguments)
+    found: list[Verification] = []
     with token_bars(arguments.samples * arguments.positions) as report:
-        results = _verify(arguments, task, report)
-    _print(results, task.ran, as_json=arguments.json)
-    return 0 if all(one.passed for one in results) else 1
+        for task in tasks:
+            found += _verify(arguments, task, report, alpha=arguments.alpha / len(tasks))
+    _print(found, as_json=arguments.json)
+    return 0 if all(one.passed for one in found) else 1
+
+
+def _tasks(arguments: argparse.Namespace) -> list[Task]:
+    """What to verify: one task, or with ``--step both`` one for the host's steps and one for the others."""
+
+    def task(step: str, methods: Sequence[str]) -> Task:
+        return prepare(
+            argparse.Namespace(**{**vars(arguments), "step": step}), count=arguments.samples, methods=methods
+        )
+
+    if arguments.step != "both":
+        return [task(arguments.step, arguments.methods)]
+    host, others = task("host", arguments.methods), task("auto", arguments.methods)
+    elsewhere = [method for method in arguments.methods if others.step_of(method) != "host"]
+    if not elsewhere:
+        raise InvalidArgument(
+            f"step is 'both', but backend {arguments.backend!r} has nothing but the host to decide steps of "
+            f"{', '.join(arguments.methods)} of this model; leave step at 'auto'"
+        )
+    return [host, task("auto", elsewhere)]
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -98,7 +126,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InvalidArgument(f"after is {arguments.after}, expected a number of tokens >= 0")
 
 
-def _verify(arguments: argparse.Namespace, task: Task, progress: Callable[[str, int], object]) -> list[Verification]:
+def _verify(
+    arguments: argparse.Namespace, task: Task, progress: Callable[[str, int], object], *, alpha: float
+) -> list[Verification]:
     """Make the common beginning, then verify."""
     settings, decoding = task.settings, task.settings.decoding
     after = round(0.4 * decoding.length) if arguments.after is None else arguments.after
@@ -118,7 +148,7 @@ def _verify(arguments: argparse.Namespace, task: Task, progress: Callable[[str, 
         drafting=decoding.drafting,
         sampling=sampling,
         seed=settings.seed,
-        alpha=arguments.alpha,
+        alpha=alpha,
         make_step=task.make_step,
         progress=progress,
     )
@@ -141,18 +171,24 @@ def _beginning(task: Task, prompt: Sequence[int], after: int, sampling: Sampling
     return [*prompt, *made.tokens[0].tolist()]
 
 
-def _print(results: Sequence[Verification], ran: Mapping[str, Runs], *, as_json: bool) -> None:
-    """Print ``results``, and what ``ran`` by method."""
+def _print(found: Sequence[Verification], *, as_json: bool) -> None:
+    """Print what was found, and on what it ran."""
     if as_json:
-        rows = [
-            {**asdict(one), "verdict": one.verdict, "passed": one.passed, **ran[one.method].record()} for one in results
-        ]
-        for row in rows:
-            row["equivalence"]["distance"] = row["equivalence"]["distance"]._asdict()
-            row["equivalence"]["detectable"] = [one._asdict() for one in row["equivalence"]["detectable"]]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([_row(one) for one in found], indent=2))
         return
-    print("\n\n".join(one.report() for one in results))
-    failed = [f"{one.method} ({one.verdict})" for one in results if not one.passed]
+    print("\n\n".join(one.report() for one in found))
+    failed = [f"{one.method}, step {one.step} ({one.verdict})" for one in found if not one.passed]
     print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
-    print(describe_runs(ran))
+    for way in dict.fromkeys(one.runs for one in found):
+        print(describe_runs({one.method: way for one in found if one.runs == way}))
+
+
+def _row(one: Verification) -> dict[str, Any]:
+    """One verification for JSON."""
+    row = {**asdict(one), "verdict": one.verdict, "passed": one.passed, **one.runs.record()}
+    del row["runs"]  # its parts stand beside the others
+    for test in (row["equivalence"], row["law"]):
+        if test is not None:
+            test["distance"] = test["distance"]._asdict()
+            test["detectable"] = [kind._asdict() for kind in test["detectable"]]
+    return row

@@ -16,6 +16,16 @@ from numpy.typing import NDArray
 
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.testing.arguments import (
+    check_choice,
+    check_count,
+    check_kind,
+    check_number,
+    check_prompts,
+    check_sequence,
+    check_tokens,
+    shown,
+)
 from coupled_sampling.testing.worlds import TableProvider
 
 if TYPE_CHECKING:
@@ -37,6 +47,8 @@ __all__ = [
 Law: TypeAlias = NDArray[np.float64]
 LawKind: TypeAlias = Literal["any", "flat", "peaked", "zeros", "near-ties", "subnormal"]
 KINDS = ("flat", "peaked", "zeros", "near-ties", "subnormal")
+_MOST_ORDER = 8
+"""Tables grow as the vocabulary to the power of the order."""
 
 
 def _hypothesis() -> Any:
@@ -74,13 +86,14 @@ class Table:
     weights: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
+        check_count("vocab_size", self.vocab_size)
+        check_count("order", self.order, 0, _MOST_ORDER)
         rows = self.vocab_size**self.order
-        if len(self.weights) != rows or any(
-            len(row) != self.vocab_size or min(row) < 0 or not sum(row) for row in self.weights
-        ):
-            raise InvalidArgument(
-                f"weights are {self.weights}, expected {rows} rows of {self.vocab_size} integers >= 0, not all of them 0"
-            )
+        expected = f"{rows} rows of {self.vocab_size} integers >= 0, not all of them 0"
+        held = [check_sequence("weights", row, expected) for row in check_sequence("weights", self.weights, expected)]
+        own = [sum(check_count("weights", weight, 0) for weight in row) for row in held]
+        if len(held) != rows or not all(own) or any(len(row) != self.vocab_size for row in held):
+            raise InvalidArgument(f"weights are {shown(self.weights)}, expected {expected}")
 
     def __call__(self, context: tuple[int, ...]) -> Law:
         """Law (V,) of the next token given all tokens before it."""
@@ -121,6 +134,13 @@ class World:
     rows: int = 1
     stop: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_kind("table", self.table, Table)
+        check_prompts("prompts", self.prompts, self.table.vocab_size)
+        for name in ("length", "window", "rows"):
+            check_count(name, getattr(self, name))
+        check_tokens("stop", self.stop, self.table.vocab_size)
+
     def provider(self) -> TableProvider:
         """A new provider of the model, with room for every sequence and a window more."""
         positions = max(map(len, self.prompts)) + self.length + self.window
@@ -131,9 +151,7 @@ def _sizes(vocab_size: int | None, least: int = 2) -> SearchStrategy[int]:
     st = _hypothesis()
     if vocab_size is None:
         return st.integers(least, 6)
-    if vocab_size < least:
-        raise InvalidArgument(f"vocab_size is {vocab_size}, expected at least {least}")
-    return st.just(vocab_size)
+    return st.just(check_count("vocab_size", vocab_size, least))
 
 
 def _normalised(weights: Any) -> Law:
@@ -204,8 +222,7 @@ def laws(vocab_size: int | None = None, kind: LawKind = "any") -> SearchStrategy
     >>> find(laws(3, kind="flat"), lambda law: law[0] > law[1])  # the simplest such law
     array([0.5 , 0.25, 0.25])
     """
-    if kind not in ("any", *KINDS):
-        raise InvalidArgument(f"kind is {kind!r}, expected any, {', '.join(KINDS)}")
+    check_choice("kind", kind, ("any", *KINDS))
     kinds = KINDS if kind == "any" else (kind,)
     return _sizes(vocab_size).flatmap(lambda size: _law_of_kinds(size, kinds))
 
@@ -233,14 +250,16 @@ def pairs_of_laws(
     0.25
     """
     st = _hypothesis()
-    if isinstance(tv, int | float) and not 0 <= tv <= 1:
-        raise InvalidArgument(f"tv is {tv}, expected a number in [0, 1]")
+    if tv is not None and not isinstance(tv, st.SearchStrategy):
+        expected = "a number in [0, 1], or a strategy for it"
+        if not 0 <= check_number("tv", tv, expected) <= 1:
+            raise InvalidArgument(f"tv is {tv}, expected {expected}")
     far = (
         st.integers(0, 8).map(lambda eighths: eighths / 8)
         if tv is None
-        else st.just(tv)
-        if isinstance(tv, int | float)
         else tv
+        if isinstance(tv, st.SearchStrategy)
+        else st.just(tv)
     )
 
     def pair(common: Law, weights: list[int], owners: list[bool], variation: float) -> tuple[Law, Law]:
@@ -276,7 +295,7 @@ def tables(vocab_size: int | None = None, order: int | None = None) -> SearchStr
     st = _hypothesis()
 
     sizes = st.integers(2, 3) if vocab_size is None else _sizes(vocab_size, 1)
-    orders = st.integers(1, 2) if order is None else st.just(order)
+    orders = st.integers(1, 2) if order is None else st.just(check_count("order", order, 0, _MOST_ORDER))
     return st.tuples(sizes, orders).flatmap(lambda both: _tables_of_size(*both))
 
 
@@ -291,6 +310,8 @@ def prompts(vocab_size: int, max_length: int = 3) -> SearchStrategy[tuple[int, .
     (0, 0)
     """
     st = _hypothesis()
+    check_count("vocab_size", vocab_size)
+    check_count("max_length", max_length)
     return st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=max_length).map(tuple)
 
 
@@ -304,6 +325,7 @@ def batches(vocab_size: int, max_rows: int = 3, max_length: int = 3) -> SearchSt
     >>> find(batches(vocab_size=5), lambda prompts: len(prompts) == 2)
     ((0,), (0,))
     """
+    check_count("max_rows", max_rows)
     return _hypothesis().lists(prompts(vocab_size, max_length), min_size=1, max_size=max_rows).map(tuple)
 
 
@@ -317,7 +339,7 @@ def windows(max_window: int = 5) -> SearchStrategy[int]:
     >>> find(windows(), lambda window: window > 1)
     2
     """
-    return _hypothesis().integers(1, max_window)
+    return _hypothesis().integers(1, check_count("max_window", max_window))
 
 
 def samplings(vocab_size: int) -> SearchStrategy[Sampling]:
@@ -331,6 +353,7 @@ def samplings(vocab_size: int) -> SearchStrategy[Sampling]:
     0.5
     """
     st = _hypothesis()
+    check_count("vocab_size", vocab_size)
     return st.builds(
         Sampling,
         temperature=st.sampled_from([1.0, 0.5, 2.0, 0.0]),
@@ -358,6 +381,9 @@ def worlds(
     >>> every_length_is_kept()
     """
     st = _hypothesis()
+    for name, value in (("max_length", max_length), ("max_window", max_window), ("max_rows", max_rows)):
+        check_count(name, value)
+    check_kind("stops", stops, bool)
 
     def of_table(table: Table) -> SearchStrategy[World]:
         tokens = st.integers(0, table.vocab_size - 1)

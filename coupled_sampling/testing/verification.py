@@ -8,7 +8,12 @@ blind if that is none although the method recycles.
 
 Methods that promise the very tokens of AR (acceptance "match") are also run with AR's seed and compared token by token.
 
-The family-wise false-alarm rate is alpha: each method is tested at alpha over the number of methods (Bonferroni).
+Which ordinary sampling? A `HostStep` is compared with AR by a `HostStep`. A step that is decided elsewhere, in a graph in
+float32 or by kernels, computes laws of its own, which part from the host's by rounding, and at the edge of a top-p more visibly.
+It is lossless if it keeps *its* law, so it is compared with itself, one token per pass and no drafts. That its law is the host's is
+tested apart, on the samples without drafts: a graph that divides by the temperature twice is no less wrong for doing so always.
+
+The family-wise false-alarm rate is alpha: each test is made at alpha over their number (Bonferroni).
 
 It does not prove anything about other prompts, lengths or settings than those it ran.
 """
@@ -21,7 +26,17 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Sampling, Window
+from coupled_sampling.contracts import (
+    Closeable,
+    CoupledStep,
+    Integers,
+    LogitsProvider,
+    Outcome,
+    Runs,
+    Sampling,
+    Window,
+    what_runs,
+)
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
@@ -29,6 +44,17 @@ from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.requests import Request
+from coupled_sampling.testing.arguments import (
+    check_callable,
+    check_count,
+    check_decoding,
+    check_level,
+    check_method,
+    check_model,
+    check_seed,
+    check_sequence,
+    check_tokens,
+)
 from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
 
 __all__ = ["Verification", "verify"]
@@ -59,12 +85,23 @@ class Verification:
     """Whether the method keeps drafts at all."""
     differing_tokens: int | None
     """Tokens that differ from AR's at the same seed; None where the method does not promise the same."""
+    runs: Runs
+    """What ran, and where the tested steps were decided."""
+    law: Equivalence | None = None
+    """The step's own law against that of `HostStep`; None where `HostStep` is what was tested."""
+
+    @property
+    def step(self) -> str:
+        """Where the tested steps were decided: "host", "graph" or "kernels"."""
+        return self.runs.step
 
     @property
     def verdict(self) -> Literal["different", "no difference seen", "blind"]:
-        """As of `Equivalence`; tokens that should be AR's and are not are "different"."""
-        if self.differing_tokens:
+        """As of `Equivalence`; tokens that should be AR's and are not are "different", and so is a law of the step's own making."""
+        if self.differing_tokens or (self.law is not None and self.law.verdict == "different"):
             return "different"
+        if self.law is not None and self.law.verdict == "blind":
+            return "blind"
         if self.equivalence.verdict == "no difference seen" and self.recycles and not self.recycled_share:
             return "blind"
         return self.equivalence.verdict
@@ -76,13 +113,20 @@ class Verification:
 
     def report(self) -> str:
         """For people."""
-        lines = [f"{self.method}: {'passed' if self.passed else 'FAILED'} ({self.verdict})"]
+        lines = [f"{self.method}, step {self.step}: {'passed' if self.passed else 'FAILED'} ({self.verdict})"]
         if self.recycles:
             lines.append(f"  {self.recycled_share:.0%} of the tested tokens were decided on a recycled draft")
         if self.differing_tokens is not None:
             found = f"{self.differing_tokens} tokens differ" if self.differing_tokens else "all tokens are the same"
-            lines.append(f"  against ar at the same seed: {found}")
-        return "\n".join(lines + [f"  {line}" for line in self.equivalence.report().splitlines()])
+            lines.append(f"  against {self._reference} at the same seed: {found}")
+        for title, test in ((f"against {self._reference}", self.equivalence), ("its law against the host's", self.law)):
+            if test is not None:
+                lines += [f"  {title}", *(f"    {line}" for line in test.report().splitlines())]
+        return "\n".join(lines)
+
+    @property
+    def _reference(self) -> str:
+        return "ar" if self.law is None else f"itself without drafts (step {self.step}, one token per pass)"
 
 
 class _Recorder:
@@ -181,10 +225,12 @@ def verify(
     alpha
         Family-wise: the chance that any of the methods is called different although none is.
     make_step
-        Makes the step to verify; AR, the reference, is always a `HostStep`.
+        Makes the step to verify. `HostStep` and what says that it is one are compared with `ar` by a `HostStep`, others with
+        themselves (see the module's text).
     **decoding
         ``window=16``, ``drafting="random"`` and ``sampling=None`` as for `coupled_sampling.generate`, and ``seed=0``: AR has its
-        noise, the k-th method that of ``seed + k`` modulo 2**64, so that all samples are independent. ``progress=None`` is called
+        noise, the k-th method that of ``seed + k`` modulo 2**64, and the own law of a step that is none of the host's another, so
+        that all samples are independent. ``progress=None`` is called
         with a method's name and the number of new tokens.
 
     Raises
@@ -200,43 +246,88 @@ def verify(
     >>> [v.passed for v in verify(model, [0], ["sjd", "scd-match"], samples=300, positions=3, window=4)]
     [True, True]
     """
-    found = [find_method(method) for method in methods]
+    named = check_sequence("methods", methods, "a list of methods, such as ['scd-maximal']")
+    found = [check_method(f"methods[{i}]", method) for i, method in enumerate(named)]
     if not found:
         raise InvalidArgument("methods is empty, expected at least one method to verify")
-    for name, value, least in (("samples", samples, 2), ("positions", positions, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
-    if not 0 < alpha < 1:
-        raise InvalidArgument(f"alpha is {alpha}, expected a probability between 0 and 1, such as 0.001")
-
+    samples, positions = check_count("samples", samples, 2, 10**7), check_count("positions", positions, 1, 10**6)
+    check_level("alpha", alpha)
+    prompt = check_tokens("prompt", prompt, least=1)
+    check_callable("open_model", open_model, 0)
+    check_callable("make_step", make_step, 2)
     settings = _Decoding(**decoding)
-    seed, progress = settings.seed, settings.progress
+    check_decoding(settings.window, settings.drafting, settings.sampling)
+    check_seed("seed", settings.seed)
+    if settings.progress is not None:
+        check_callable("progress", settings.progress, 2)
+    sampler = _Sampler(open_model, prompt, samples, positions, settings)
+    return _verified(sampler, found, make_step, alpha)
 
-    def sample(method: Method, make: MakeStep, own_seed: int) -> tuple[Integers, float]:
-        step = make(open_model(), method)
-        recorder = _Recorder(step)
+
+class _Drawn(NamedTuple):
+    """A sample of continuations (N, n), and what made it."""
+
+    tokens: Integers
+    recycled_share: float
+    runs: Runs
+
+
+class _Sampler(NamedTuple):
+    """Makes samples, each with a model of its own, which is closed when done."""
+
+    open_model: Callable[[], LogitsProvider]
+    prompt: Sequence[int]
+    samples: int
+    positions: int
+    settings: _Decoding
+
+    def __call__(self, method: Method, make: MakeStep, seed: int, window: int | str | None = None) -> _Drawn:
+        model = self.open_model()
+        check_model("what open_model returned", model)
+        step = make(model, method)
+        check_model("what make_step returned", step, "step")
+        recorder, progress = _Recorder(step), self.settings.progress
         # The noise is the step's own, so the decoder must be told of it: it forgets what sequences no longer need.
         noise = getattr(step, "noise", None)
         tokens = generate(
             recorder,
-            [prompt] * int(samples),
-            length=int(positions),
-            seed=own_seed % 2**64,
+            [self.prompt] * self.samples,
+            length=self.positions,
+            seed=seed % 2**64,
             noise=noise,
             progress=None if progress is None else lambda count: progress(method.name, count),
-            window=settings.window,
-            drafting=settings.drafting,
-            sampling=settings.sampling,
+            window=self.settings.window if window is None else window,
+            drafting=self.settings.drafting,
+            sampling=self.settings.sampling,
         ).tokens
-        return np.array(tokens), recorder.decided / (samples * positions)
+        runs = what_runs(step)
+        if isinstance(step, Closeable):
+            step.close()  # one model at a time is enough
+        return _Drawn(np.array(tokens), recorder.decided / (self.samples * self.positions), runs)
 
-    reference, _ = sample(find_method("ar"), HostStep, seed)
+
+def _verified(sampler: _Sampler, methods: Sequence[Method], make_step: MakeStep, alpha: float) -> list[Verification]:
+    """Draw what is compared, then compare it."""
+    seed, count = sampler.settings.seed, len(methods)
+    host = sampler(find_method("ar"), HostStep, seed)
+    drawn, own = [], []
+    for k, method in enumerate(methods, 1):
+        drawn.append(sampler(method, make_step, seed + k))
+        fused = drawn[-1].runs.step != "host"
+        # Without drafts nothing is left of a step but its law: this is ordinary sampling as the step itself would do it.
+        own.append(sampler(method, make_step, seed + count + k, window=1) if fused else host)
+    level = alpha / (count + sum(reference is not host for reference in own))
     results = []
-    for k, method in enumerate(found, 1):
-        tokens, share = sample(method, make_step, seed + k)
-        equivalence = equivalence_test(tokens, reference, alpha=alpha / len(found), seed=(seed + k) % 2**32)
-        differing = None
+    for k, (method, sample, reference) in enumerate(zip(methods, drawn, own, strict=True), 1):
+        differing, law = None, None
+        test_seed = (seed + k) % 2**32
+        equivalence = equivalence_test(sample.tokens, reference.tokens, alpha=level, seed=test_seed)
+        if reference is not host:
+            law = equivalence_test(reference.tokens, host.tokens, alpha=level, seed=test_seed)
         if method.acceptance == "match":
-            differing = int((sample(method, make_step, seed)[0] != reference).sum())
-        results.append(Verification(method.name, equivalence, share, method.recycles, differing))
+            again = sampler(method, make_step, seed if reference is host else seed + count + k)
+            differing = int((again.tokens != reference.tokens).sum())
+        results.append(
+            Verification(method.name, equivalence, sample.recycled_share, method.recycles, differing, sample.runs, law)
+        )
     return results

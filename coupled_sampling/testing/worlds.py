@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import Integers
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import check_callable, check_count, check_law, check_number, check_seed
 
 __all__ = ["TableProvider", "random_table"]
+
+_MOST_HELD = 2**27
+_MOST_TOKENS = 2**24
 
 
 class TableProvider:
@@ -22,7 +28,8 @@ class TableProvider:
     Parameters
     ----------
     next_law
-        Law float64 (V,) of the next token given all tokens before it; zeros allowed.
+        Law float64 (V,) of the next token given all tokens before it; zeros allowed. All zeros, or NaN, say that nothing can
+        follow: for tests of what a decoder makes of a dead end.
     vocab_size, batch_size, max_length
         As in the contract.
 
@@ -44,18 +51,33 @@ class TableProvider:
         batch_size: int = 1,
         max_length: int = 64,
     ) -> None:
+        check_callable("next_law", next_law, 1)
         self.next_law = next_law
-        self.vocab_size = vocab_size
-        self.batch_size = batch_size
-        self.max_length = max_length
+        self.vocab_size = check_count("vocab_size", vocab_size)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.max_length = check_count("max_length", max_length)
+        if self.batch_size * self.max_length > _MOST_HELD:
+            raise InvalidArgument(
+                f"batch_size {batch_size} and max_length {max_length} are {self.batch_size * self.max_length} positions, expected "
+                f"at most {_MOST_HELD}: these models are for small worlds"
+            )
         self.calls = 0
-        self._held = np.full((batch_size, max_length), -1, np.int64)
+        self._held = np.full((self.batch_size, self.max_length), -1, np.int64)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float64]:
-        """Log-laws float64 (B, W, V)."""
+        """Log-laws float64 (B, W, V).
+
+        Raises
+        ------
+        InvalidArgument
+            The window leaves the rows, or ``next_law`` gives no law.
+        """
         laws = np.empty((*tokens.shape, self.vocab_size))
         for where, context in self.write(tokens, start).items():
-            laws[where] = self.next_law(context)
+            law = self.next_law(context)
+            laws[where] = (
+                law if _is_dead(law, self.vocab_size) else check_law(f"next_law({context})", law, self.vocab_size)
+            )
         with np.errstate(divide="ignore"):
             return np.log(laws)
 
@@ -83,6 +105,21 @@ class TableProvider:
         return contexts
 
 
+def _is_dead(law: Any, vocab_size: int) -> bool:
+    """Whether nothing can follow by ``law``: an array of zeros or of NaN."""
+    if not isinstance(law, np.ndarray) or law.shape != (vocab_size,) or not np.issubdtype(law.dtype, np.floating):
+        return False
+    return not law.any() or bool(np.isnan(law).all())
+
+
+def check_table(seed: Any, vocab_size: Any, zeros: Any) -> None:
+    """Refuse what makes no table, here and in fractions."""
+    check_seed("seed", seed)
+    check_count("vocab_size", vocab_size, 1, _MOST_TOKENS)
+    if not 0 <= check_number("zeros", zeros, "a probability") <= 1:
+        raise InvalidArgument(f"zeros is {zeros}, expected a probability")
+
+
 def random_table(
     seed: int, vocab_size: int, *, zeros: float = 0.0, concentration: float = 1.0
 ) -> Callable[[tuple[int, ...]], NDArray[np.float64]]:
@@ -104,6 +141,9 @@ def random_table(
     >>> next_law((0, 2)).shape, bool((next_law((0, 2)) == random_table(0, 3, zeros=0.3)((0, 2))).all())
     ((3,), True)
     """
+    check_table(seed, vocab_size, zeros)
+    if check_number("concentration", concentration, "a number > 0") <= 0:
+        raise InvalidArgument(f"concentration is {concentration}, expected a number > 0")
     cache: dict[tuple[int, ...], NDArray[np.float64]] = {}
 
     def next_law(context: tuple[int, ...]) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ def test_bash_completes_commands_options_and_values(tmp_path):
     assert completed("com", cwd=tmp_path) == {"compare"}
     assert completed("generate", "--top", cwd=tmp_path) == {"--top-k", "--top-p"}
     assert completed("generate", "--method", "scd-", cwd=tmp_path) == {name for name in METHODS if name[:4] == "scd-"}
-    assert completed("verify", "--step", "", cwd=tmp_path) == {"auto", "host", "graph", "kernels"}
+    assert completed("verify", "--step", "", cwd=tmp_path) == {"auto", "host", "graph", "kernels", "both"}
     assert completed("inspect", "mod", cwd=tmp_path) == {"models"}
     assert completed("generate", "--out", "compl", cwd=tmp_path) == {"completion.sh"}
 

@@ -40,15 +40,35 @@ def test_a_broken_step_on_the_embedded_model_is_reported_and_exits_with_1(comman
     monkeypatch.setattr(verify_command, "verify", broken)
     code, text, _ = command(*COMMAND)
     assert code == 1
-    assert "scd-maximal: FAILED (different)" in text
-    assert text.rstrip().endswith("failed: scd-maximal (different)")
+    assert "scd-maximal, step host: FAILED (different)" in text
+    assert "failed: scd-maximal, step host (different)" in text
 
 
 @pytest.mark.usefixtures("_pictures")
 def test_too_few_samples_are_blind_and_exit_with_1(command):
     code, text, _ = command("verify", "--methods", "sjd", "--samples", "10", "--after", "0", "--positions", "3")
     assert code == 1
-    assert "sjd (blind)" in text
+    assert "sjd, step graph (blind)" in text
+
+
+@pytest.mark.usefixtures("_pictures")
+def test_the_host_s_steps_and_those_of_the_bundle_s_graphs_are_verified_in_one_run(command):
+    few = ["--samples", "20", "--after", "0", "--positions", "2", "--window", "4", "--threads", "1"]
+    code, text, _ = command("verify", "--methods", "sjd,scd-match", "--step", "both", *few, "--json")
+    rows = json.loads(text)
+    assert code == 1  # 20 draws see nothing
+    assert [(row["method"], row["step"], row["law"] is None) for row in rows] == [
+        ("sjd", "host", True),
+        ("scd-match", "host", True),
+        ("sjd", "graph", False),
+        ("scd-match", "graph", False),
+    ]
+    assert [row["differing_tokens"] for row in rows] == [None, 0, None, 0]
+    assert all(row["equivalence"]["alpha"] <= 1e-3 / 4 for row in rows)
+    _, text, _ = command("verify", "--methods", "scd-match", "--step", "both", *few)
+    for line in ("scd-match, step host: FAILED (blind)", "scd-match, step graph: FAILED (blind)"):
+        assert line in text
+    assert [line.split("step: ")[-1] for line in text.splitlines()[-2:]] == ["host", "graph"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +82,7 @@ def test_too_few_samples_are_blind_and_exit_with_1(command):
         (["--after", "-1"], "after is -1"),
         (["--prompt", "bag,coat"], "one prompt"),
         (["--prompt", "spoon"], "spoon"),
+        (["--methods", "speculative", "--step", "both"], "nothing but the host"),
     ],
 )
 def test_wrong_command_lines_are_one_line_and_exit_code_2(command, arguments, message):

@@ -9,7 +9,6 @@ from coupled_sampling import (
     METHODS,
     CounterNoise,
     Decoder,
-    GuidedProvider,
     HostStep,
     Request,
     Sampling,
@@ -17,7 +16,7 @@ from coupled_sampling import (
     stream,
     summarise,
 )
-from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
+from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError, RequestFailed
 from coupled_sampling.testing import TableProvider, random_table
 
 V = 5
@@ -180,8 +179,8 @@ def spoil(logits, value):
         (lambda logits: logits[:, -1], ProviderError, "expected logits of shape"),
         (lambda logits: logits.tolist(), ProviderError, "list"),
         (lambda logits: np.zeros(logits.shape, int), ProviderError, "floating"),
-        (lambda logits: spoil(logits, np.nan), InvalidLogits, "row 1 for position 4 hold NaN"),
-        (lambda logits: spoil(logits, np.inf), InvalidLogits, r"row 1 for position 4 hold \+inf"),
+        (lambda logits: spoil(logits, np.nan), InvalidLogits, "request 1: logits of row 1 for position 9 hold NaN"),
+        (lambda logits: spoil(logits, np.inf), InvalidLogits, r"row 1 for position 9 hold \+inf"),
         (lambda logits: np.full_like(logits, -np.inf), InvalidLogits, "row 0 for position 1 hold nothing but -inf"),
     ],
 )
@@ -245,16 +244,38 @@ def test_sequences_that_share_a_noise_key_do_not_disturb_each_other(method):
         np.testing.assert_array_equal(own.tokens[0], np.concatenate(part))
 
 
-def test_a_request_whose_start_fails_stays_queued_until_it_is_removed():
-    guided = GuidedProvider(
-        TableProvider(random_table(0, V), V, 2), 2.0, lambda prompt: [99] if prompt[0] == 1 else [0]
-    )
-    decoder = Decoder(guided, window=4)
-    bad, good = decoder.add(Request([1], length=3)), decoder.add(Request([2], length=3))
-    with pytest.raises(InvalidArgument, match="unconditional"):
+class Picky(TableProvider):
+    """Cannot begin with token 1."""
+
+    error: BaseException = KeyError("no such picture")
+
+    def begin(self, row, request):
+        if request.prompt[0] == 1:
+            raise self.error
+
+
+def test_a_request_whose_start_fails_ends_and_the_next_one_begins_in_the_same_step():
+    decoder = Decoder(Picky(random_table(0, V), V), window=4)
+    bad, good = decoder.add(Request([1], length=3)), decoder.add(Request([2], length=3, sequence=1))
+    failed, other = decoder.step()
+    assert (failed.handle, failed.reason, failed.finished, failed.tokens.tolist()) == (bad, "error", True, [])
+    assert isinstance(failed.error, RequestFailed)
+    assert isinstance(failed.error.__cause__, KeyError)
+    assert f"request {bad}" in str(failed.error)
+    assert other.handle == good
+
+
+def test_a_request_whose_start_is_interrupted_waits_on():
+    provider = Picky(random_table(0, V), V)
+    provider.error = KeyboardInterrupt()
+    decoder = Decoder(provider, window=4)
+    handle = decoder.add(Request([1], length=3))
+    with pytest.raises(KeyboardInterrupt):
         decoder.step()
-    decoder.remove(bad)
-    assert decoder.step()[0].handle == good
+    assert decoder.waiting == 1
+    assert not decoder.active
+    provider.error = KeyError()
+    assert decoder.step()[0].handle == handle
 
 
 def test_a_step_keeps_no_noise_of_sequences_that_ended():
@@ -318,7 +339,7 @@ def test_recycled_drafts_of_another_round_are_refused():
     decoder.add(Request([0], length=12))
     decoder.step()
     decoder.step()
-    window = decoder._window(decoder.window)
+    window, _ = decoder._assembly.window(decoder._rows, [np.zeros(0, np.int64)], decoder.window)
     assert window.recycled[0]
     step.step(window)
     with pytest.raises(InvalidArgument, match="round before"):

@@ -43,8 +43,8 @@ def test_ngram_prefers_a_longer_match_to_a_more_recent_one():
 def test_random_stays_in_its_range_and_reaches_all_of_it():
     assert set(guesses(Random(3, 4), [0], 200)) == {3, 4, 5, 6}
     assert set(guesses(Random(), [0], 300)) == set(range(10))
-    with pytest.raises(InvalidArgument, match="vocabulary"):
-        guesses(Random(8, 4), [0], 1)
+    with pytest.raises(InvalidArgument, match=r"random:8:4 leaves the vocabulary"):
+        Decoder(TableProvider(random_table(0, 10), 10), drafting=Random(8, 4)).add(Request([0], length=2))
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_draft_model_that_does_not_fit_is_refused():
 class Told(TableProvider):
     """Wants to know which prompt each row works on, and remembers it."""
 
-    def begin(self, row, prompt):
-        self.__dict__.setdefault("prompts", []).append((row, prompt.tolist()))
+    def begin(self, row, request):
+        self.__dict__.setdefault("prompts", []).append((row, request.prompt.tolist()))
 
 
 def test_a_draft_model_and_its_target_are_told_the_prompts():

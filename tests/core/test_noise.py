@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import DraftModel, generate
+from coupled_sampling import noise as noise_module
 from coupled_sampling.draws import race
 from coupled_sampling.methods import METHODS
 from coupled_sampling.noise import CounterNoise, Purpose, Sites, race_weights, uniforms
@@ -241,7 +242,7 @@ def test_shared_draws_have_the_law():
 
 
 class AskedOnce:
-    """Refuses a second question about the same uniform: enumeration answers it afresh, so it could not tell."""
+    """Refuses a second question about the same uniform, biased or not, in runs far too long to enumerate."""
 
     def __init__(self):
         self._noise = CounterNoise()
@@ -276,3 +277,28 @@ def test_a_decoder_uses_every_uniform_at_most_once(method, drafting):
     generate(
         TableProvider(table, 5, 2, 40), prompts, length=[20, 9, 14], method=method, window=5, drafting=rule, noise=noise
     )
+
+
+@pytest.mark.parametrize("library", ["numpy", "other"])
+def test_sequences_of_one_key_do_not_drive_each_other_out_of_the_cache(monkeypatch, library):
+    """Each position's noise is made once for each of them, whoever is ahead."""
+    made = []
+    make = noise_module.race_weights
+
+    def counting(seed, sequence, position, vocab_size):
+        made.append(position)
+        return make(seed, sequence, position, vocab_size)
+
+    monkeypatch.setattr(noise_module, "race_weights", counting)
+    noise, width = CounterNoise(), 8
+    law = np.full((2, width, 5), 0.2)
+    if library == "other":
+        law = pytest.importorskip("array_api_strict").asarray(law)
+    for step in range(20):
+        position = np.array([[3], [7]]) + 2 * step + np.arange(width)
+        sites = Sites(
+            seed=np.zeros(2, np.uint64), sequence=np.zeros(2, np.uint64), round=np.array([step, step]), position=position,
+            valid=np.ones((2, width), bool),
+        )  # fmt: skip
+        noise.shared(law, sites, where=sites.valid)
+    assert max(made.count(position) for position in set(made)) <= 2

@@ -1,5 +1,7 @@
 """Logits to laws, against a naive oracle written from the documented order."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,16 +88,22 @@ def test_half_precision_is_widened_and_extreme_temperatures_stay_laws():
 
 
 @pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "inf"), (None, "-inf")])
-def test_unusable_logits_are_refused_by_row_and_position_where_they_matter(value, word):
+def test_unusable_logits_are_told_by_row_and_position_where_they_matter(value, word):
     logits = np.zeros((2, 3, 4))
     logits[1, 2] = -np.inf if value is None else [0, value, 0, 0]
     info = [RowInfo(0, b, Sampling()) for b in range(2)]
     positions = np.array([[4, 5, 6], [7, 8, 9]])
     wanted = np.ones((2, 3), bool)
-    with pytest.raises(InvalidLogits, match=rf"row 1 for position 9.*{word}"):
-        target_laws(logits, info, [np.zeros(0, np.int64)] * 2, positions, wanted)
+    made = target_laws(logits, info, [np.zeros(0, np.int64)] * 2, positions, wanted)
+    assert made.usable.tolist() == [[True] * 3, [True, True, False]]
+    assert np.isfinite(made.laws).all()
+    slot, error = made.faults[1]
+    assert (list(made.faults), slot, type(error)) == ([1], 2, InvalidLogits)
+    assert re.search(rf"row 1 for position 9.*{word}", str(error))
+    assert made.failures(np.array([2, 1])) == {}
+    assert made.failures(np.array([2, 2])) == {1: error}
     wanted[1, 2] = False
-    target_laws(logits, info, [np.zeros(0, np.int64)] * 2, positions, wanted)
+    assert target_laws(logits, info, [np.zeros(0, np.int64)] * 2, positions, wanted).faults is None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +154,7 @@ def square(logits, tokens, positions):
 def test_processors_come_one_after_the_other_and_before_temperature():
     logits = np.log([0.1, 0.2, 0.3, 0.4])[None, None]
     info = RowInfo(0, 0, Sampling(temperature=0.5, top_k=3, processors=(square, prefer_first)))
-    law = target_laws(logits, [info], [np.zeros(1, np.int64)], np.ones((1, 1), int), np.ones((1, 1), bool))[0, 0]
+    law = target_laws(logits, [info], [np.zeros(1, np.int64)], np.ones((1, 1), int), np.ones((1, 1), bool)).laws[0, 0]
     changed = 2 * logits[0, 0] + [1.5, 0, 0, 0]
     weights = np.exp(changed / 0.5) * (changed > changed.min())
     np.testing.assert_allclose(law, weights / weights.sum(), atol=1e-12)
@@ -154,5 +162,5 @@ def test_processors_come_one_after_the_other_and_before_temperature():
 
 def test_a_processor_of_wrong_shape_is_refused():
     sampling = Sampling(processors=(lambda logits, tokens, positions: logits[:, :2],))
-    with pytest.raises(InvalidArgument, match="returned shape"):
+    with pytest.raises(InvalidArgument, match=r"of shape \(1, 2\), expected an array of shape \(1, 3\)"):
         generate(TableProvider(random_table(0, 3), 3), [[0]], length=3, sampling=sampling)

@@ -10,10 +10,12 @@ from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
+from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
 from bugs_of_the_loop import BUGS as LOOP
+from bugs_of_the_proof_tool import BUGS as PROOF_TOOL
 from bugs_of_the_step import BUGS as STEP
 from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
 from planting import Bug
@@ -21,5 +23,16 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
-    *STEP, *LOOP, *NOISE, *LAWS, *DRAFTS_AND_MODELS, *GUIDANCE, *WINDOWS_AND_STEP_GRAPHS, *STEP_GRAPHS, *STEP_ENGINES, *ROWS
-)  # fmt: skip
+    *DRAFTS_AND_MODELS,
+    *GUIDANCE,
+    *LAWS,
+    *NOISE,
+    *REQUESTS,
+    *ROWS,
+    *STEP_ENGINES,
+    *STEP_GRAPHS,
+    *LOOP,
+    *PROOF_TOOL,
+    *STEP,
+    *WINDOWS_AND_STEP_GRAPHS,
+)

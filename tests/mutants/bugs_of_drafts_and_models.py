@@ -94,10 +94,10 @@ BUGS = (
     Bug(
         "draft-laws-of-the-first-row",
         "DraftModel.propose",
-        "law[i, 0, ...]",
-        "law[0, 0, ...]",
+        "target.laws[i, 0, ...]",
+        "target.laws[0, 0, ...]",
         "All rows of a batch carry the draft law of the first.",
-        RULES,
+        ("test_drafting",),
     ),
     Bug(
         "guidance-weights-swapped",

@@ -137,18 +137,24 @@ for each in self._pairs:
     Bug(
         "models-told-the-prompts-of-the-other-rows",
         "GuidedProvider.begin",
-        "self.provider.begin(2 * row, prompt)\nself.provider.begin(2 * row + 1, unconditional)",
-        "self.provider.begin(2 * row + 1, prompt)\nself.provider.begin(2 * row, unconditional)",
+        """\
+self.provider.begin(2 * row, request)
+self.provider.begin(2 * row + 1, replace(request, prompt=unconditional))
+""",
+        """\
+self.provider.begin(2 * row + 1, request)
+self.provider.begin(2 * row, replace(request, prompt=unconditional))
+""",
         "A model that is conditioned by its prompts has conditional and unconditional rows exchanged.",
-        GUIDED,
+        ("test_guidance",),
     ),
     Bug(
         "kernels-tell-the-unconditional-row-the-prompt",
         "KernelStep.begin",
-        "(2 * row + 1, self._guided.begin(row, prompt))",
-        "(2 * row + 1, (self._guided.begin(row, prompt), prompt)[1])",
+        "(2 * row + 1, replace(request, prompt=unconditional))",
+        "(2 * row + 1, request)",
         "A model that is conditioned by its prompts has no unconditional rows.",
-        KERNELS,
+        ("test_cuda_kernel_step",),
     ),
     Bug(
         "graph-keeps-the-pair-of-the-sequence-before",

@@ -118,19 +118,22 @@ if sampling.temperature != 1:
     ),
     Bug(
         "processors-after-temperature",
-        "_processed",
-        "middle = changed",
-        "middle = middle + (changed - middle) * (info.sampling.temperature or 1)",
+        "run_processors",
+        "logits = changed",
+        "logits = logits + (changed - logits) * (sampling.temperature or 1)",
         "What a processor adds to the logits is not divided by the temperature.",
-        LAWS,
+        ("test_target",),
     ),
     Bug(
         "only-the-last-processor",
-        "_processed",
-        "processor(middle, tokens, positions[first:end])",
-        "processor(logits[first:end, ...], tokens, positions[first:end])",
+        "run_processors",
+        "logits = changed",
+        """\
+made = changed
+logits = logits if processor is not sampling.processors[-1] else made
+""",
         "Each processor sees the model's logits instead of the outcome of the one before.",
-        LAWS,
+        ("test_target",),
     ),
     Bug(
         "processors-told-the-position-before",
@@ -142,7 +145,7 @@ if sampling.temperature != 1:
     ),
     Bug(
         "settings-of-the-first-row-for-all",
-        "target_laws",
+        "_laws_of_groups",
         "len(groups) <= 1",
         "len(groups) <= 9",
         "Rows of a batch share the sampling settings of one of them.",
@@ -150,19 +153,19 @@ if sampling.temperature != 1:
     ),
     Bug(
         "padding-is-refused",
-        "refuse_unusable",
-        "wanted & ~np.isfinite(highest)",
-        "~np.isfinite(highest)",
+        "target_laws",
+        "wanted & ~usable",
+        "~usable",
         "A provider may leave anything in padding, and is blamed for it.",
-        LAWS,
+        ("test_target",),
     ),
     Bug(
         "unusable-logits-pass",
         "target_laws",
-        "refuse_unusable(highest[..., 0], positions, wanted)",
-        "",
+        "usable = np.isfinite(found)",
+        "usable = np.isfinite(found) | True",
         "Logits of NaN are made into a law without a word.",
-        LAWS,
+        ("test_target",),
     ),
     Bug(
         "greedy-takes-the-last-of-the-largest",

@@ -150,7 +150,7 @@ def test_a_step_too_small_to_be_seen_is_noted():
     ("arguments", "message"),
     [
         ({"skip": ["rolback"]}, "rolback.*expected names among"),
-        ({"tokens": [5]}, r"tokens is \[5\], expected at least one token in \[0, 5\)"),
+        ({"tokens": [5]}, r"tokens holds 5, expected a list of at least 1 tokens in \[0, 5\)"),
         ({"tokens": []}, "tokens is"),
         ({"length": 3}, "length is 3, expected from 4"),
         ({"length": 41}, "length is 41"),

@@ -1,8 +1,11 @@
 """Verification of methods: every shipped step passes on a table, broken ones are reported, a test that cannot see says so."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from coupled_sampling import HostStep
+from coupled_sampling import CounterNoise, HostStep, Sampling
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import TableProvider, random_table
 
@@ -18,6 +21,36 @@ class ForgetsTheSeed(HostStep):
         rows = [None if row is None else row._replace(seed=row.seed + 99) if hasattr(row, "_replace") else
                 type(row)(row.seed + 99, row.sequence, row.sampling) for row in window.rows]  # fmt: skip
         return super().step(window._replace(rows=rows))
+
+
+class Fused(HostStep):
+    """Stands for a step that is decided elsewhere, with a law of its own making: another temperature."""
+
+    factor = 1.0
+
+    @property
+    def runs(self):
+        return dataclasses.replace(super().runs, step="graph")
+
+    def step(self, window):
+        rows = [row and dataclasses.replace(row, sampling=Sampling(temperature=self.factor)) for row in window.rows]
+        return super().step(window._replace(rows=rows))
+
+
+class FusedAndHotter(Fused):
+    factor = 3.0
+
+
+class FusedAndBroken(Fused):
+    """Accepts every draft: right without drafts, wrong with them."""
+
+    def __init__(self, provider, method):
+        super().__init__(provider, method, AlwaysAccept())
+
+
+class AlwaysAccept(CounterNoise):
+    def bernoulli(self, probability, sites, purpose, *, where, leading=False):
+        return np.ones_like(probability, bool)
 
 
 def table():
@@ -43,6 +76,52 @@ def test_tokens_that_should_be_those_of_ar_are_compared_one_by_one():
     assert result.differing_tokens > 100
     assert result.verdict == "different"
     assert not result.passed
+
+
+SMALL = {"samples": 800, "positions": 3, "window": 4, "drafting": "repeat"}
+
+
+def test_a_step_that_is_decided_elsewhere_is_compared_with_itself_and_its_law_with_the_hosts():
+    both = verify(table, [0], ["scd-maximal", "scd-match"], make_step=Fused, **SMALL)
+    for one in both:
+        assert (one.step, one.verdict, one.law.verdict) == ("graph", "no difference seen", "no difference seen")
+        assert one.equivalence.alpha == one.law.alpha == pytest.approx(1e-3 / 4)
+        assert "step graph: passed" in one.report()
+        assert "its law against the host's" in one.report()
+    assert both[1].differing_tokens == 0
+
+
+def test_a_step_that_keeps_a_law_of_its_own_is_lossless_and_fails_for_its_law():
+    (one,) = verify(table, [0], ["scd-match"], make_step=FusedAndHotter, **SMALL)
+    assert (one.equivalence.verdict, one.differing_tokens) == ("no difference seen", 0)
+    assert (one.law.verdict, one.verdict, one.passed) == ("different", "different", False)
+
+
+def test_a_step_with_the_hosts_law_that_does_not_keep_it_fails_against_itself():
+    (one,) = verify(table, [0], ["scd-maximal"], make_step=FusedAndBroken, **SMALL)
+    assert (one.equivalence.verdict, one.law.verdict, one.verdict) == ("different", "no difference seen", "different")
+
+
+def test_the_host_s_steps_are_compared_with_ar_alone():
+    (one,) = verify(table, [0], ["sjd"], **SMALL)
+    assert (one.step, one.law) == ("host", None)
+    assert "step host: passed" in one.report()
+
+
+def test_every_model_that_was_opened_is_closed():
+    opened, closed = [], []
+
+    class Counted(TableProvider):
+        def close(self):
+            closed.append(self)
+
+    def open_model():
+        opened.append(Counted(random_table(1, 3), 3, 8, 16))
+        return opened[-1]
+
+    verify(open_model, [0], ["scd-match"], samples=20, positions=2, window=2, make_step=Fused)
+    assert opened == closed
+    assert len(opened) == 4  # the host's ar, the method, the method without drafts, and once more for its tokens
 
 
 def test_a_run_in_which_nothing_was_recycled_is_blind():

@@ -34,6 +34,17 @@ from numpy.typing import NDArray
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import Array
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_law,
+    check_level,
+    check_names,
+    check_seed,
+    check_sequence,
+    shown,
+)
 from coupled_sampling.testing.contracts.coupling_subject import (
     EXACT,
     JUST_BELOW_ONE,
@@ -206,6 +217,13 @@ def _array_libraries(subject: Subject, namespaces: Sequence[Any]) -> str | None:
     return None
 
 
+def _check_subject(coupling: Any, kind: Any, seed: Any, samples: Any) -> None:
+    check_callable("coupling", coupling)
+    check_choice("kind", kind, KINDS)
+    check_seed("seed", seed)
+    check_count("samples", samples, 1, 10**7)
+
+
 def joint_law(
     coupling: Callable[..., Array],
     kind: Kind,
@@ -224,7 +242,9 @@ def joint_law(
     draft_law, target_law
         Laws (V,).
     """
-    q, p = np.asarray(draft_law, np.float64), np.asarray(target_law, np.float64)
+    _check_subject(coupling, kind, seed, samples)
+    q = np.array(check_law("draft_law", draft_law), np.float64)
+    p = np.array(check_law("target_law", target_law, len(q)), np.float64)
     return Subject(coupling, kind, seed, samples, 1e-6).joint_of(q, p)
 
 
@@ -263,7 +283,7 @@ def coupling_report(
     Raises
     ------
     InvalidArgument
-        ``kind`` or a name in ``skip`` is unknown.
+        An argument cannot work; ``kind`` or a name in ``skip`` is unknown.
 
     Examples
     --------
@@ -274,11 +294,17 @@ def coupling_report(
     >>> coupling_report(most_probable, kind="shared-uniform").passed
     False
     """
-    if kind not in KINDS:
-        raise InvalidArgument(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    unknown = sorted(set(skip) - {*COUPLING_CHECKS, "array-libraries"})
-    if unknown:
-        raise InvalidArgument(f"skip has {unknown}, expected names among {[*COUPLING_CHECKS, 'array-libraries']}")
+    _check_subject(coupling, kind, seed, samples)
+    check_level("false_alarm", false_alarm)
+    skip = check_names("skip", skip, [*COUPLING_CHECKS, "array-libraries"])
+    if bound is not None:
+        check_callable("bound", bound, 2)
+    namespaces = check_sequence("namespaces", namespaces, "a list of array libraries")
+    for i, namespace in enumerate(namespaces):
+        if not hasattr(namespace, "asarray"):
+            raise InvalidArgument(
+                f"namespaces[{i}] is {shown(namespace)}, expected an array library, such as array_api_strict"
+            )
     promised = bound or functools.partial(bounds, kind)
     runs: dict[str, Callable[[Subject], str | None]] = {
         name: functools.partial(_run, check, promised)

@@ -20,6 +20,7 @@ from coupled_sampling.arrays import at_least_float32, is_floating, to_host
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.requests import Request
+from coupled_sampling.testing.arguments import check_count, check_prompts, check_seed, check_tokens
 from coupled_sampling.testing.contracts.report import CheckResult
 
 __all__ = ["LogLaws", "Probe", "Record", "Scored", "log_laws", "problem_of_logits"]
@@ -95,9 +96,13 @@ class Probe:
         self.provider, self.seed, self.fresh, self.reference = provider, seed, fresh, reference
         self.vocab_size, self.rows = int(provider.vocab_size), int(provider.batch_size)
         self.max_length, self.max_window = int(provider.max_length), max_window(provider)
-        self.tokens = np.unique(np.asarray(range(self.vocab_size) if tokens is None else tokens, np.int64))
-        if not self.tokens.size or self.tokens.min() < 0 or self.tokens.max() >= self.vocab_size:
-            raise InvalidArgument(f"tokens is {tokens!r}, expected at least one token in [0, {self.vocab_size})")
+        chosen = range(self.vocab_size) if tokens is None else check_tokens("tokens", tokens, self.vocab_size, 1)
+        self.tokens = np.unique(np.asarray(chosen, np.int64))
+        check_seed("seed", seed)
+        if length is not None:
+            check_count("length", length)
+        if prompts is not None:
+            check_prompts("prompts", prompts, self.vocab_size, 0)
         if prompts is None:
             prompts = [self.tokens[:1].tolist()] if isinstance(provider, RequestObserver) else [[]]
         self.prompts = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]

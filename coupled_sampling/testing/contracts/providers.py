@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypedDict, Unpack
 
 from coupled_sampling.contracts import Array, Integers, LogitsProvider
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import check_callable, check_names, check_tolerance
 from coupled_sampling.testing.contracts import provider_checks as checks
 from coupled_sampling.testing.contracts.probe import Probe, Record
 from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
@@ -163,11 +163,11 @@ def provider_report(
     >>> provider_report(TableProvider(random_table(0, 5), 5), length=16).passed
     True
     """
-    unknown = sorted(set(skip) - set(PROVIDER_CHECKS))
-    if unknown:
-        raise InvalidArgument(f"skip has {unknown}, expected names among {list(PROVIDER_CHECKS)}")
-    if not tolerance >= 0:
-        raise InvalidArgument(f"tolerance is {tolerance}, expected a number >= 0")
+    skip = check_names("skip", skip, PROVIDER_CHECKS)
+    check_tolerance("tolerance", tolerance)
+    for name, given, arguments in (("reference", reference, 1), ("fresh", fresh, 0)):
+        if given is not None:
+            check_callable(name, given, arguments)
     record = Record("attributes", "Give it the attributes of LogitsProvider, as integers", tolerance)
     checks.attributes(provider, record)
     results = [record.result()]

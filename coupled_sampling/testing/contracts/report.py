@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coupled_sampling.errors import CoupledSamplingError
+from coupled_sampling.testing.arguments import check_kind
 
 __all__ = ["CheckFailed", "CheckResult", "Report"]
 
@@ -109,6 +110,7 @@ class CheckFailed(CoupledSamplingError, AssertionError):  # noqa: N818 - reads a
     """
 
     def __init__(self, report: Report) -> None:
+        check_kind("report", report, Report)
         self.report = report
         listed = "\n".join(f"- {name}: {failure}" for name, failure in report.failures.items())
         super().__init__(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import check_count, check_seed, shown
 
 __all__ = ["Choice", "Chooser", "ExactLaw", "PathEstimate", "Probability", "enumerate_paths", "estimate_paths"]
 
@@ -25,6 +26,14 @@ Output = TypeVar("Output", bound=Hashable)
 Probability = Any
 """A float or a `fractions.Fraction`; integers count as either. (Type checkers cannot subtract one from the other.)"""
 
+_ROUNDING = 1e-9
+"""How much two runs may differ in a probability. Each takes the same steps, so that not even this is needed in numpy."""
+_OFF_ONE = 1e-6
+"""How far from one the probabilities of the answers to a question may sum."""
+_NOT_A_FUNCTION = (
+    "a second run on the same answers went another way: {}. Every run must be a function of the answers alone: make models and "
+    "drafting rules anew in each, keep nothing from one to the next, and draw through the given noise only"
+)
 _LOOK_AHEAD = 1000
 """Paths after which a run that is far from its end is refused early."""
 
@@ -66,11 +75,19 @@ class Chooser(Protocol):
         ...
 
 
+class _Question(NamedTuple):
+    """A question of a path, with those answers that are possible, and the one that is taken at present."""
+
+    answers: int
+    options: list[tuple[int, Probability]]
+    taken: int
+
+
 class _Script:
     """The answers of one path, and the odometer that goes on to the next."""
 
     def __init__(self) -> None:
-        self._answers: list[tuple[list[tuple[int, Probability]], int]] = []
+        self._questions: list[_Question] = []
         self.path: list[tuple[Callable[[int], str], int, Probability]] = []
 
     @property
@@ -83,19 +100,28 @@ class _Script:
     def choose(self, probabilities: Sequence[Probability], text: Callable[[int], str]) -> int:
         """See `Chooser.choose`: the scripted answer, or the first where the script ends."""
         depth = len(self.path)
-        if depth == len(self._answers):
-            self._answers.append((_possible(probabilities), 0))
-        options, taken = self._answers[depth]
-        index, chance = options[taken]
+        if depth == len(self._questions):
+            self._questions.append(_Question(len(probabilities), _possible(probabilities), 0))
+        question = self._questions[depth]
+        index, chance = question.options[question.taken]
+        same = question.answers == len(probabilities) and probabilities[index] == chance
+        if not same and (question.answers != len(probabilities) or abs(probabilities[index] - chance) > _ROUNDING):
+            raise InvalidArgument(_NOT_A_FUNCTION.format(f"question {depth + 1} was another one ({text(index)})"))
         self.path.append((text, index, chance))
         return index
 
+    def check_end(self) -> None:
+        """Refuse a run that ended before the script did."""
+        if len(self.path) < len(self._questions):
+            asked = f"it asked {len(self.path)} questions, and at least {len(self._questions)} the time before"
+            raise InvalidArgument(_NOT_A_FUNCTION.format(asked))
+
     def advance(self) -> bool:
         """Turn to the next path; false when there is none."""
-        while self._answers:
-            options, taken = self._answers.pop()
-            if taken + 1 < len(options):
-                self._answers.append((options, taken + 1))
+        while self._questions:
+            last = self._questions.pop()
+            if last.taken + 1 < len(last.options):
+                self._questions.append(last._replace(taken=last.taken + 1))
                 return True
         return False
 
@@ -119,10 +145,20 @@ class _Probe:
 
 
 def _possible(probabilities: Sequence[Probability]) -> list[tuple[int, Probability]]:
-    options = [(i, p) for i, p in enumerate(probabilities) if p > 0]
-    if not options:
-        raise InvalidArgument(f"the decoder asked for a choice among answers of no probability: {list(probabilities)}")
-    return options
+    if not all(p >= 0 for p in probabilities) or not abs(sum(probabilities) - 1) <= _OFF_ONE:
+        raise InvalidArgument(
+            f"the decoder asked for a choice among answers with probabilities {shown(list(probabilities))}, expected numbers >= 0 "
+            "that sum to 1"
+        )
+    return [(i, p) for i, p in enumerate(probabilities) if p > 0]
+
+
+def _hashable(output: Any) -> bool:
+    try:
+        hash(output)
+    except TypeError:
+        return False
+    return True
 
 
 class ExactLaw(Mapping[Output, Probability], Generic[Output]):
@@ -157,6 +193,10 @@ class ExactLaw(Mapping[Output, Probability], Generic[Output]):
 
     def shortest_path(self, output: Output) -> tuple[Choice, ...]:
         """A path of fewest choices that leads to ``output``; choices that were certain do not count."""
+        if not _hashable(output) or output not in self._shortest:
+            raise InvalidArgument(
+                f"output is {shown(output)}, expected one that this law gives, such as {shown(next(iter(self)))}"
+            )
         return self._shortest[output]
 
     def __getitem__(self, output: Output) -> Probability:
@@ -180,8 +220,8 @@ def estimate_paths(run: Callable[[Chooser], object], *, probes: int = 100, seed:
     InvalidArgument
         ``probes`` is below 2.
     """
-    if probes < 2:
-        raise InvalidArgument(f"probes is {probes}, expected at least 2: the spread of the estimate is part of it")
+    check_count("probes", probes, 2, 10**6)  # the spread of the estimate is part of it
+    check_seed("seed", seed)
     generator, leaves = random.Random(seed), []
     for _ in range(probes):
         probe = _Probe(generator)
@@ -194,12 +234,16 @@ def estimate_paths(run: Callable[[Chooser], object], *, probes: int = 100, seed:
 
 def enumerate_paths(run: Callable[[Chooser], Output], *, max_paths: int) -> ExactLaw[Output]:
     """The exact law of what ``run`` returns; see `coupled_sampling.testing.exact_law`."""
-    if max_paths < 1:
-        raise InvalidArgument(f"max_paths is {max_paths}, expected at least 1")
+    check_count("max_paths", max_paths)
     script, law = _Script(), ExactLaw[Output]()
     while True:
         script.restart()
         output = run(script)
+        script.check_end()
+        if not _hashable(output):
+            raise InvalidArgument(
+                f"run returned {shown(output)}, expected something hashable, such as a tuple of tokens"
+            )
         length = sum(chance != 1 for _, _, chance in script.path)
         law.add(output, script.probability, script.choices, length)
         if not script.advance():

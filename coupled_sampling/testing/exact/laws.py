@@ -5,9 +5,12 @@ script of choices; `exact_law` runs the decoder once for every possible script a
 by what came out. The decoder under test is the shipped one, not a model of it. Code that draws uniforms of its own has
 `coupled_sampling.testing.exact_law_from_uniforms`; laws in fractions have `coupled_sampling.testing.RationalProvider`.
 
-The shared draw of a position is one uniform number that persists: it is known only to an interval, and each question
-about it splits the interval at the law's cumulative sums. That is exact for any vocabulary, and it proves the
-*sharing*: the second answer is conditional on the first. (In production the shared draw is a Gumbel argmax. Both are
+Nothing is drawn twice. Each uniform is known only to an interval, and each question about it splits the interval at the
+law's cumulative sums (`coupled_sampling.testing.exact.memory`). So a rule that uses a uniform a second time gets what
+production would give it, and is seen to be biased if it is.
+
+The shared draw of a position is one more uniform number, which persists through all rounds. That is exact for any vocabulary, and
+it proves the *sharing*: the second answer is conditional on the first. (In production the shared draw is a Gumbel argmax. Both are
 functions of the law and of noise that belongs to the position; losslessness may use nothing else.)
 
 What it does not see: a generator whose separate uniforms are not independent. That is a claim about the noise.
@@ -29,6 +32,16 @@ from coupled_sampling.arrays import from_host, to_host
 from coupled_sampling.contracts import Array
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.noise import Noise, Purpose, Sites
+from coupled_sampling.testing.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_law,
+    check_sequence,
+    check_tokens,
+    check_tolerance,
+    shown,
+)
 from coupled_sampling.testing.exact.enumeration import (
     Chooser,
     ExactLaw,
@@ -37,6 +50,7 @@ from coupled_sampling.testing.exact.enumeration import (
     enumerate_paths,
     estimate_paths,
 )
+from coupled_sampling.testing.exact.memory import UniformMemory
 
 __all__ = ["EnumeratingNoise", "autoregressive_law", "exact_law", "expected_paths", "joint_law", "total_variation"]
 
@@ -57,10 +71,14 @@ def _exactly(value: Any) -> Probability:
     return value if isinstance(value, Fraction) else Fraction(float(value))
 
 
+MOST_LENGTH = 10_000
+"""Tokens of an output, so that what cannot end is refused."""
+_MOST_OUTPUTS = 1_000_000
+
 _NUMBERS: dict[str, Callable[[Any], Probability]] = {"float": _kept, "rational": _exactly}
 
-_WORDS: dict[Purpose, str | tuple[str, str]] = {
-    Purpose.ACCEPT: ("draft refused", "draft accepted"),
+_WORDS: dict[Purpose, str] = {
+    Purpose.ACCEPT: "draft's own uniform gives token {}",
     Purpose.RESIDUAL: "corrected to token {}",
     Purpose.REDRAFT: "redrafted as token {}",
     Purpose.PROPOSE: "first guess is token {}",
@@ -69,6 +87,10 @@ _WORDS: dict[Purpose, str | tuple[str, str]] = {
 
 class EnumeratingNoise:
     """A `Noise` that explores every outcome; made by `exact_law`, one for each path.
+
+    As in production there is one uniform for each (seed, sequence, position, round, purpose), and one shared draw for each (seed,
+    sequence, position). Asked again about the same one, it answers in accordance with what it has said
+    (`coupled_sampling.testing.exact.memory`).
 
     Examples
     --------
@@ -84,64 +106,80 @@ class EnumeratingNoise:
     """
 
     def __init__(self, chooser: Chooser, number: Callable[[Any], Probability] = _kept) -> None:
-        self._chooser = chooser
+        if not hasattr(chooser, "choose"):
+            raise InvalidArgument(f"chooser is {shown(chooser)}, expected one with a method choose, see Chooser")
+        check_callable("number", number, 1)
         self._number = number
-        self._known: dict[tuple[int, int, int], tuple[Probability, Probability]] = {}
+        self._memory = UniformMemory(chooser)
 
     def bernoulli(
         self, probability: Array, sites: Sites, purpose: Purpose, *, where: Array, leading: bool = False
     ) -> Array:
-        """See `Noise.bernoulli`."""
-        chances, wanted = to_host(probability), to_host(where)
-        words = _WORDS[purpose] if purpose is Purpose.ACCEPT else ("no", "yes")
+        """See `Noise.bernoulli`: whether the uniform lies below ``probability``."""
+        chances, wanted = _questions("probability", probability, sites, where, 2)
+        words = ("draft accepted", "draft refused") if _checked_purpose(purpose) is Purpose.ACCEPT else ("yes", "no")
         answers = np.zeros(wanted.shape, bool)
         for b in range(wanted.shape[0]):
             for j in np.flatnonzero(wanted[b]).tolist():
-                chance = self._number(chances[b, j])
-                answers[b, j] = self._chooser.choose([1 - chance, chance], partial(_say, sites, b, j, words)) == 1
+                chance = min(max(self._number(chances[b, j]), 0), 1)  # a ratio above 1 is certain, as for u < ratio
+                text = partial(_say, sites, b, j, words)
+                answers[b, j] = self._memory.choose(_owner(sites, b, j, purpose), [chance, 1 - chance], text) == 0
                 if leading and not answers[b, j]:
                     break
         return from_host(answers, probability)
 
     def categorical(self, weights: Array, sites: Sites, purpose: Purpose, *, where: Array) -> Array:
-        """See `Noise.categorical`."""
-        all_weights, wanted = to_host(weights), to_host(where)
+        """See `Noise.categorical`: between which cumulative sums the uniform lies."""
+        all_weights, wanted = _questions("weights", weights, sites, where, 3)
+        words = _WORDS[_checked_purpose(purpose)]
         answers = np.zeros(wanted.shape, np.int64)
         for b, j in np.argwhere(wanted).tolist():
             own = [self._number(weight) for weight in all_weights[b, j]]
-            total = sum(own)
-            text = partial(_say, sites, b, j, _WORDS[purpose])
-            answers[b, j] = self._chooser.choose([weight / total for weight in own], text)
+            text = partial(_say, sites, b, j, words)
+            answers[b, j] = self._memory.choose(_owner(sites, b, j, purpose), own, text)
         return from_host(answers, weights)
 
     def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
-        """See `Noise.shared`."""
-        laws, wanted = to_host(law), to_host(where)
+        """See `Noise.shared`: between which cumulative sums the position's own uniform lies."""
+        laws, wanted = _questions("law", law, sites, where, 3)
         answers = np.zeros(wanted.shape, np.int64)
         for b, j in np.argwhere(wanted).tolist():
-            owner = (int(sites.seed[b]), int(sites.sequence[b]), int(sites.position[b, j]))
+            own = [self._number(chance) for chance in laws[b, j]]
             text = partial(_say, sites, b, j, "shared draw gives token {}")
-            answers[b, j] = self._split(owner, [self._number(chance) for chance in laws[b, j]], text)
+            answers[b, j] = self._memory.choose(_owner(sites, b, j, None), own, text)
         return from_host(answers, law)
 
-    def _split(self, owner: tuple[int, int, int], law: list[Probability], text: Callable[[int], str]) -> int:
-        """Choose which of the law's intervals the position's uniform lies in, and remember it."""
-        low, high = self._known.get(owner, (0, 1))
-        edges: list[Probability] = [0, *itertools.accumulate(law)]
-        last = max(token for token, chance in enumerate(law) if chance > 0)
-        edges[last + 1 :] = [1] * (len(law) - last)
-        pieces = [(max(left, low), min(right, high)) for left, right in itertools.pairwise(edges)]
-        widths = [
-            right - left if chance > 0 and right > left else 0
-            for (left, right), chance in zip(pieces, law, strict=True)
-        ]
-        total = sum(widths)
-        token = self._chooser.choose([width / total for width in widths], text)
-        self._known[owner] = pieces[token]
-        return token
-
     def forget(self, seed: int, sequence: int) -> None:
-        """See `Noise.forget`."""
+        """See `Noise.forget`. Nothing is forgotten: production would draw the same numbers from the same counter again."""
+
+
+def _owner(sites: Sites, row: int, slot: int, purpose: Purpose | None) -> tuple[int, ...]:
+    """Whose uniform it is: the five numbers of production's counter, or three of them for the shared draw."""
+    position = int(sites.seed[row]), int(sites.sequence[row]), int(sites.position[row, slot])
+    return position if purpose is None else (*position, int(sites.round[row]), int(purpose))
+
+
+def _checked_purpose(purpose: Any) -> Purpose:
+    if isinstance(purpose, bool) or purpose not in tuple(Purpose):
+        raise InvalidArgument(f"purpose is {shown(purpose)}, expected one of {', '.join(map(str, Purpose))}")
+    return Purpose(purpose)
+
+
+def _questions(name: str, values: Any, sites: Any, where: Any, axes: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """``values`` (B, n) or (B, n, V) and ``where`` (B, n) on the host."""
+    if not isinstance(sites, Sites):
+        raise InvalidArgument(f"sites is {shown(sites)}, expected coupled_sampling.noise.Sites")
+    expected = sites.position.shape
+    found = []
+    for label, array, count in ((name, values, axes), ("where", where, 2)):
+        if getattr(array, "ndim", None) != count or tuple(array.shape[:2]) != expected:
+            what = getattr(array, "shape", None)
+            raise InvalidArgument(
+                f"{label} is {shown(array) if what is None else f'an array {tuple(what)}'}, expected an array of {count} axes "
+                f"that begin with {expected}, the rows and slots of sites"
+            )
+        found.append(to_host(array))
+    return found[0], found[1]
 
 
 def _say(sites: Sites, row: int, slot: int, words: str | tuple[str, str], answer: int) -> str:
@@ -173,7 +211,8 @@ def exact_law(
     Raises
     ------
     InvalidArgument
-        ``arithmetic`` is neither, or there are more than ``max_paths`` paths; the message estimates how many.
+        ``arithmetic`` is neither; there are more than ``max_paths`` paths, and the message estimates how many; or ``run`` is not a
+        function of its noise alone, and asks something else when it is given the same answers again.
 
     Examples
     --------
@@ -186,9 +225,8 @@ def exact_law(
     >>> total_variation(exact_law(run), autoregressive_law(table, [0], 3)) < 1e-12
     True
     """
-    if arithmetic not in _NUMBERS:
-        raise InvalidArgument(f"arithmetic is {arithmetic!r}, expected 'float' or 'rational'")
-    number = _NUMBERS[arithmetic]
+    number = _NUMBERS[check_choice("arithmetic", arithmetic, _NUMBERS)]
+    check_callable("run", run, 1)
     return enumerate_paths(lambda chooser: run(EnumeratingNoise(chooser, number)), max_paths=max_paths)
 
 
@@ -205,6 +243,7 @@ def expected_paths(run: Callable[[Noise], object], *, probes: int = 100, seed: i
     >>> expected_paths(run).paths  # two tokens, three times
     8.0
     """
+    check_callable("run", run, 1)
     return estimate_paths(lambda chooser: run(EnumeratingNoise(chooser)), probes=probes, seed=seed)
 
 
@@ -225,24 +264,37 @@ def autoregressive_law(
     dict
         Probability of every possible tuple of generated tokens.
 
+    Raises
+    ------
+    InvalidArgument
+        An argument cannot work, or ``next_law`` gives no law.
+
     Examples
     --------
     >>> from coupled_sampling.testing import autoregressive_law
     >>> autoregressive_law(lambda context: [0.25, 0.75], prompt=[0], length=2)
     {(0, 0): 0.0625, (0, 1): 0.1875, (1, 0): 0.1875, (1, 1): 0.5625}
     """
+    check_callable("next_law", next_law, 1)
+    prompt, stop = check_tokens("prompt", prompt), check_tokens("stop", stop)
+    length = check_count("length", length, 0, MOST_LENGTH)
     open_ends: dict[tuple[int, ...], Probability] = {(): 1}
     ended: dict[tuple[int, ...], Probability] = {}
     for _ in range(length):
         grown: dict[tuple[int, ...], Probability] = {}
         for tokens, probability in open_ends.items():
-            for token, chance in enumerate(next_law((*prompt, *tokens))):
+            context = (*prompt, *tokens)
+            for token, chance in enumerate(check_law(f"next_law({context})", next_law(context))):
                 if chance > 0:
                     home = ended if token in stop else grown
                     home[(*tokens, token)] = probability * (
                         chance if isinstance(chance, Fraction | int) else float(chance)
                     )
         open_ends = grown
+        if len(open_ends) + len(ended) > _MOST_OUTPUTS:
+            raise InvalidArgument(
+                f"there are more than {_MOST_OUTPUTS} outputs of length {length}; use a smaller vocabulary or length"
+            )
     return {**ended, **open_ends}
 
 
@@ -255,6 +307,10 @@ def joint_law(laws: Sequence[Mapping[Output, Probability]]) -> dict[tuple[Output
     >>> joint_law([{"a": 0.5, "b": 0.5}, {"c": 1}])
     {('a', 'c'): 0.5, ('b', 'c'): 0.5}
     """
+    for i, law in enumerate(
+        check_sequence("laws", laws, "a list of laws, each a mapping from outputs to probabilities")
+    ):
+        check_probabilities(f"laws[{i}]", law)
     return {
         tuple(output for output, _ in outputs): prod((chance for _, chance in outputs), start=1)
         for outputs in itertools.product(*(law.items() for law in laws))
@@ -273,10 +329,20 @@ def total_variation(first: Mapping[Output, Probability], second: Mapping[Output,
     >>> total_variation({0: Fraction(1, 2), 1: Fraction(1, 2)}, {0: Fraction(1, 4), 1: Fraction(3, 4)})
     Fraction(1, 4)
     """
+    check_probabilities("first", first)
+    check_probabilities("second", second)
     distance: Probability = Fraction(0)
     for output in {**first, **second}:
         distance = distance + abs(probability_of(first, output) - probability_of(second, output))
     return distance / 2
+
+
+def check_probabilities(name: str, law: Any) -> None:
+    """Refuse what is no mapping from outputs to probabilities; a part of a law is one, so they need not sum to one."""
+    if not isinstance(law, Mapping):
+        raise InvalidArgument(f"{name} is {shown(law)}, expected a mapping from outputs to probabilities")
+    for output, chance in law.items():
+        check_tolerance(f"{name}[{shown(output)}]", chance)
 
 
 def probability_of(law: Mapping[Output, Probability], output: Output) -> Probability:

@@ -14,14 +14,30 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypedDict, Unpack
 
+import numpy as np
+
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
 from coupled_sampling.drafting import Drafting
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
-from coupled_sampling.methods import Method, find_method
+from coupled_sampling.methods import Method
 from coupled_sampling.noise import Noise
+from coupled_sampling.testing.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_decoding,
+    check_method,
+    check_model,
+    check_prompts,
+    check_sequence,
+    check_tokens,
+    check_tolerance,
+)
 from coupled_sampling.testing.exact.enumeration import ExactLaw, Probability
 from coupled_sampling.testing.exact.laws import (
+    MOST_LENGTH,
     Arithmetic,
     NextLaw,
     autoregressive_law,
@@ -69,13 +85,18 @@ def shipped_decoder(
     >>> len(assert_lossless_exactly(decoder, random_table(0, 2), [[0]], vocab_size=2, length=3))
     8
     """
-    find_method(method)
+    check_method("method", method)
+    check_decoding(window, drafting, sampling)
+    check_callable("step", step, 3)
+    stop = check_tokens("stop", stop)
 
     def decode(
         model: LogitsProvider, noise: Noise, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> Sequence[Any]:
+        made = step(model, method, noise)
+        check_model("what step returned", made, "step")
         return generate(
-            step(model, method, noise),
+            made,
             prompts,
             length=list(lengths),
             window=window,
@@ -170,23 +191,51 @@ def assert_lossless_exactly(
     AssertionError: not lossless: total variation 0.5 from autoregressive sampling, expected at most 1e-12...
     """
     arithmetic, tolerance, max_paths = _Enumeration(**enumeration)
-    lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
+    check_callable("decode", decode, 4)
+    check_callable("next_law", next_law, 1)
+    check_choice("arithmetic", arithmetic, ("float", "rational"))
+    vocab_size = check_count("vocab_size", vocab_size)
+    prompts, stop = check_prompts("prompts", prompts, vocab_size), check_tokens("stop", stop, vocab_size)
+    lengths = _lengths(length, len(prompts))
+    rows = len(prompts) if rows is None else check_count("rows", rows)
     longest = max(len(prompt) + count for prompt, count in zip(prompts, lengths, strict=True))
     kind = TableProvider if arithmetic == "float" else RationalProvider
-    limit = tolerance if tolerance is not None else 1e-12 if arithmetic == "float" else 0
+    limit = 1e-12 if arithmetic == "float" else 0
+    if tolerance is not None:
+        limit = check_tolerance("tolerance", tolerance)
 
     def run(noise: Noise) -> Outputs:
-        model = kind(next_law, vocab_size, rows or len(prompts), longest + _ROOM)  # type: ignore[arg-type]
-        outputs = decode(model, noise, prompts, lengths)
-        return tuple(tuple(int(token) for token in tokens) for tokens in outputs)
+        model = kind(next_law, vocab_size, rows, longest + _ROOM)  # type: ignore[arg-type]
+        return _outputs(decode(model, noise, prompts, lengths), len(prompts))
 
     law = exact_law(run, max_paths=max_paths, arithmetic=arithmetic)
     pairs = zip(prompts, lengths, strict=True)
     expected = joint_law([autoregressive_law(next_law, prompt, count, stop) for prompt, count in pairs])
     distance = total_variation(law, expected)
-    if distance > limit:
+    if not distance <= limit:
         raise AssertionError(_report(law, expected, distance, limit))
     return law
+
+
+def _lengths(length: Any, count: int) -> list[int]:
+    """Tokens to generate for each of ``count`` prompts."""
+    if not isinstance(length, Sequence | np.ndarray) or isinstance(length, str):
+        return [check_count("length", length, 0, MOST_LENGTH)] * count
+    lengths = [
+        check_count(f"length[{i}]", one, 0, MOST_LENGTH)
+        for i, one in enumerate(check_sequence("length", length, "integers"))
+    ]
+    if len(lengths) != count:
+        raise InvalidArgument(f"length has {len(lengths)} entries for {count} prompts; give one for all, or one each")
+    return lengths
+
+
+def _outputs(outputs: Any, count: int) -> Outputs:
+    """What a decoder returned, as tuples; refused unless it is one list of tokens for each of ``count`` prompts."""
+    listed = check_sequence("what decode returned", outputs, f"the generated tokens of each of {count} prompts")
+    if len(listed) != count:
+        raise InvalidArgument(f"decode returned {len(listed)} outputs for {count} prompts, expected one each")
+    return tuple(tuple(check_tokens(f"output {i} of decode", tokens)) for i, tokens in enumerate(listed))
 
 
 def _report(law: ExactLaw[Outputs], expected: Mapping[Outputs, Probability], distance: Probability, limit: Any) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import check_count, check_sequence
 from coupled_sampling.testing.exact.laws import NextLaw
 from coupled_sampling.testing.exact.rational import RationalArray
-from coupled_sampling.testing.worlds import TableProvider
+from coupled_sampling.testing.worlds import TableProvider, check_table
 
 __all__ = ["RationalProvider", "rational_table"]
 
@@ -45,11 +46,17 @@ class RationalProvider(TableProvider):
         contexts = self.write(tokens, start)
         laws = np.empty((*tokens.shape, self.vocab_size), object)
         for where, context in contexts.items():
-            law = list(self.next_law(context))
-            if not all(isinstance(chance, Fraction | int) and chance >= 0 for chance in law) or sum(law) != 1:
+            law = check_sequence(
+                f"next_law({context})", self.next_law(context), f"{self.vocab_size} fractions that sum to 1"
+            )
+            if (
+                len(law) != self.vocab_size
+                or not all(isinstance(chance, Fraction | int) and chance >= 0 for chance in law)
+                or sum(law) != 1
+            ):
                 raise InvalidArgument(
-                    f"next_law({context}) is {law}, expected fractions >= 0 that sum to exactly 1; floats are none. "
-                    "Use fractions.Fraction, for example by rational_table"
+                    f"next_law({context}) is {law}, expected {self.vocab_size} fractions >= 0 that sum to exactly 1; "
+                    "floats are none. Use fractions.Fraction, for example by rational_table"
                 )
             laws[where] = [Fraction(chance) for chance in law]
         return RationalArray(laws, logarithms=True)
@@ -73,6 +80,8 @@ def rational_table(seed: int, vocab_size: int, *, zeros: float = 0.0, most: int 
     >>> sum(rational_table(0, 3)((0, 1)))
     Fraction(1, 1)
     """
+    check_table(seed, vocab_size, zeros)
+    check_count("most", most)
     cache: dict[tuple[int, ...], list[Fraction]] = {}
 
     def next_law(context: tuple[int, ...]) -> list[Fraction]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import check_callable, check_count, check_law, check_sequence, shown
 from coupled_sampling.testing.exact.enumeration import Chooser, ExactLaw, Probability, enumerate_paths
 
 __all__ = ["EnumeratingGenerator", "UnknownUniform", "exact_law_from_uniforms"]
@@ -92,8 +93,10 @@ class UnknownUniform:
 
     def __mul__(self, other: Any) -> UnknownUniform:
         factor = _number(other, "multiplied by")
-        if factor == 0:
-            raise InvalidArgument("an unknown uniform was multiplied by 0; expected a factor that leaves it random")
+        if factor == 0 or factor in (np.inf, -np.inf):
+            raise InvalidArgument(
+                f"an unknown uniform was multiplied by {factor}; expected a finite factor that leaves it random"
+            )
         return UnknownUniform(self._unknown, self._scale * factor, self._shift * factor)
 
     def __radd__(self, other: Any) -> UnknownUniform:
@@ -113,6 +116,10 @@ class UnknownUniform:
 
     def __truediv__(self, other: Any) -> UnknownUniform:
         divisor = _number(other, "divided by")
+        if divisor == 0 or divisor in (np.inf, -np.inf):
+            raise InvalidArgument(
+                f"an unknown uniform was divided by {divisor}; expected a finite number that leaves it random"
+            )
         return UnknownUniform(self._unknown, self._scale / divisor, self._shift / divisor)
 
     def _refuse(self, *_: object) -> NoReturn:
@@ -127,11 +134,11 @@ class UnknownUniform:
 def _number(value: Any, what: str) -> Probability:
     if isinstance(value, Fraction):
         return value
-    if isinstance(value, int | np.integer):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
-    if isinstance(value, float | np.floating):
+    if isinstance(value, float | np.floating) and not np.isnan(value):
         return float(value)
-    raise InvalidArgument(f"an unknown uniform was {what} a {type(value).__name__}; expected a number")
+    raise InvalidArgument(f"an unknown uniform was {what} {shown(value)}; expected a number")
 
 
 class EnumeratingGenerator:
@@ -148,6 +155,8 @@ class EnumeratingGenerator:
     """
 
     def __init__(self, chooser: Chooser) -> None:
+        if not hasattr(chooser, "choose"):
+            raise InvalidArgument(f"chooser is {shown(chooser)}, expected one with a method choose, see Chooser")
         self._chooser = chooser
         self._drawn = 0
 
@@ -156,6 +165,8 @@ class EnumeratingGenerator:
         if size is None:
             self._drawn += 1
             return UnknownUniform(_Unknown(self._chooser, f"uniform {self._drawn}"))
+        for axis in size if isinstance(size, tuple) else (size,):
+            check_count("size", axis, 0)
         drawn = np.empty(size, object)
         for index in np.ndindex(drawn.shape):
             drawn[index] = self.random()
@@ -167,16 +178,23 @@ class EnumeratingGenerator:
     def integers(self, low: int, high: int | None = None) -> int:
         """One integer in [low, high), or in [0, low)."""
         first, end = (0, low) if high is None else (low, high)
+        for name, bound in (("low", first), ("high", end)):
+            check_count(name, bound, -(2**63))
         if end <= first:
             raise InvalidArgument(f"integers({low}, {high}) has nothing to choose from")
         return first + self._chosen([Fraction(1, end - first)] * (end - first), first)
 
     def choice(self, options: int | Sequence[Any], p: Sequence[Any] | None = None) -> Any:
         """One of ``options``, or of 0, ..., ``options - 1``, with probabilities ``p``."""
-        values = range(options) if isinstance(options, int | np.integer) else options
-        chances = (
-            [Fraction(1, len(values))] * len(values) if p is None else [_number(chance, "weighed by") for chance in p]
+        whole = isinstance(options, int | np.integer)
+        values = (
+            range(check_count("options", options))
+            if whole
+            else check_sequence("options", options, "a list, or a count")
         )
+        if not values:
+            raise InvalidArgument("options is empty, expected something to choose from")
+        chances = [Fraction(1, len(values))] * len(values) if p is None else list(check_law("p", p, len(values)))
         return values[self._chosen(chances, 0)]
 
     def _chosen(self, chances: Sequence[Probability], first: int) -> int:
@@ -223,4 +241,5 @@ def exact_law_from_uniforms(
     >>> float(law["heads"])
     0.25
     """
+    check_callable("run", run, 1)
     return enumerate_paths(lambda chooser: run(EnumeratingGenerator(chooser)), max_paths=max_paths)

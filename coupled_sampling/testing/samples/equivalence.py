@@ -32,6 +32,15 @@ from numpy.typing import NDArray
 
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing.arguments import (
+    check_choice,
+    check_count,
+    check_level,
+    check_number,
+    check_seed,
+    check_tolerance,
+    shown,
+)
 from coupled_sampling.testing.samples.counting import Cells, Distance, count_test, distance_of, require_scipy
 from coupled_sampling.testing.samples.permutation import Shuffles, margins_of, statistics_of
 from coupled_sampling.testing.samples.power import (
@@ -173,6 +182,7 @@ def equivalence_test(
     """
     require_scipy()
     _check_settings(alpha, method, least_expected, permutations, control_tv)
+    seed = check_seed("seed", seed)
     first = _checked_sample("sample", sample)
     law = _checked_law(other, first.shape[1])
     second = _checked_sample("other", other) if law is None else None
@@ -270,17 +280,15 @@ def _outcome(
 def _check_settings(
     alpha: float, method: str, least_expected: float, permutations: int | None, control_tv: float
 ) -> None:
-    if not 0 < alpha < 1:
-        raise InvalidArgument(f"alpha is {alpha}, expected a probability between 0 and 1, such as 0.001")
-    if method not in ("auto", "chi-square", "g", "permutation"):
-        raise InvalidArgument(f"method is {method!r}, expected auto, chi-square, g or permutation")
-    if not (least_expected >= 1 and math.isfinite(least_expected)):
+    check_level("alpha", alpha)
+    check_choice("method", method, ("auto", "chi-square", "g", "permutation"))
+    if check_number("least_expected", least_expected, "a count >= 1; 5 is usual") < 1:
         raise InvalidArgument(f"least_expected is {least_expected}, expected a count >= 1; 5 is usual")
-    if permutations is not None and (1 + permutations) * alpha < 1:
+    if permutations is not None and (1 + check_count("permutations", permutations, 1, 10**6)) * alpha < 1:
         raise InvalidArgument(
             f"permutations is {permutations}: no p-value reaches alpha = {alpha}; ask for at least {math.ceil(1 / alpha)}"
         )
-    if not 0 < control_tv <= 0.5:
+    if not 0 < check_number("control_tv", control_tv, "a distance in (0, 0.5]") <= 0.5:
         raise InvalidArgument(f"control_tv is {control_tv}, expected a distance in (0, 0.5]")
 
 
@@ -290,6 +298,10 @@ def _checked_sample(name: str, sample: Any) -> Integers:
         array = np.asarray(sample)
     except ValueError as error:
         raise InvalidArgument(f"{name} is ragged ({error}); give every draw the same number of tokens") from error
+    except Exception as error:  # whatever a stranger's __array__ or __len__ raises
+        raise InvalidArgument(
+            f"{name} is {shown(sample)}, expected an array of tokens (draws, tokens per draw)"
+        ) from error
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or not array.shape[1]:
@@ -308,6 +320,8 @@ def _checked_law(other: Any, n: int) -> tuple[Integers, NDArray[np.float64]] | N
     if isinstance(other, Mapping):
         if not other:
             raise InvalidArgument("the law is empty, expected probabilities of token tuples")
+        for key, chance in other.items():
+            check_tolerance(f"other[{shown(key)}]", chance)
         keys = [key if isinstance(key, tuple) else (key,) for key in other]
         if any(len(key) != n for key in keys):
             raise InvalidArgument(f"the law has tuples of other lengths than {n}, the tokens per draw of sample")

@@ -44,6 +44,7 @@ from coupled_sampling.noise import uniforms
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import run_processors
+from coupled_sampling.testing.arguments import check_model, check_number, check_tolerance
 from coupled_sampling.testing.steps.margins import Site, judge, worst
 from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
 
@@ -160,9 +161,13 @@ class TieReport:
 
         Raises
         ------
+        InvalidArgument
+            ``share`` is no share.
         StepsDisagree
             The message is the report.
         """
+        if check_number("share", share, "a share of the sites, in [0, 1]") < 0:
+            raise InvalidArgument(f"share is {share}, expected a share of the sites, in [0, 1]")
         if not self.sites:
             raise StepsDisagree(f"nothing was compared\n{self}")
         if self.disagreements or self.ties > share * self.sites or self.ties > self.most_ties:
@@ -232,13 +237,17 @@ class StepComparison(Closing):
     def __init__(
         self, provider: LogitsProvider, other: CoupledStep, *, logits_error: float = 0.0, unit: float = FLOAT32
     ) -> None:
+        check_model("provider", provider)
+        check_model("other", other, "step")
+        check_tolerance("logits_error", logits_error)
+        check_tolerance("unit", unit)
         if (provider.vocab_size, provider.batch_size) != (other.vocab_size, other.batch_size):
             raise InvalidArgument(
                 f"provider has {provider.vocab_size} tokens and {provider.batch_size} rows, other has {other.vocab_size} and "
                 f"{other.batch_size}; give both the same model and rows"
             )
-        if not (logits_error >= 0 and unit > 0):
-            raise InvalidArgument(f"logits_error is {logits_error} and unit {unit}, expected >= 0 and > 0")
+        if not unit > 0:
+            raise InvalidArgument(f"unit is {unit}, expected a number > 0, such as 2**-23 for float32")
         self._recorded, self.other = _Recorded(provider), other
         self.reference = HostStep(self._recorded, other.method)
         self.method, self.noise = other.method, self.reference.noise
