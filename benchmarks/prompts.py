@@ -210,7 +210,7 @@ def report(kind: str, make: Callable[[int], OpenStep], provider: OrtProvider, re
         f"more, in chunks {more:.2f}"
     )
     with opened(lambda: make(ROWS)) as step:
-        (last, only), ratio = medians(repeats, lambda: step_in_row(step, 7, 8), lambda: step_in_row(step, 0, 8))
+        (last, only), ratio = medians(2 * repeats, lambda: step_in_row(step, 7, 10), lambda: step_in_row(step, 0, 10))
     print(f"{kind:<7}a step in row 7 {last:>8.1f} ms   in row 0 {only:>8.1f} ms   ratio {ratio:.2f}")
     for name, requests, window in (
         ("4 samples of 400 tokens", [Request(tokens_of(400), 1, samples=4)], 8),
