@@ -17,7 +17,6 @@ import numpy as np
 from coupled_sampling import open_bundle
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.cli.comparison import compare
-from coupled_sampling.cli.settings import Given, decoding_settings
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 
@@ -31,7 +30,7 @@ def measure(window: int, count: int, repeats: int, threads: int | None) -> list[
             lambda _: OrtProvider.open(bundle, threads=threads),
             [prompts[i % len(prompts)] for i in range(count)],
             METHODS,
-            decoding_settings(bundle.manifest, Given(window=window, drafting="copy:14")),
+            bundle.settings(window=window, drafting="copy:14"),
         )
         runs.append([result.figures() for result in results])
     rows = []

@@ -51,6 +51,7 @@ __all__ = [
     "Window",
     "Wraps",
     "max_window",
+    "prompt_chunk",
     "what_runs",
 ]
 
@@ -132,6 +133,22 @@ def max_window(provider: LogitsProvider | CoupledStep) -> int:
     40
     """
     return min(int(getattr(provider, "max_window", provider.max_length)), provider.max_length)
+
+
+def prompt_chunk(provider: LogitsProvider) -> int:
+    """Most known tokens of a row to forward with ``provider`` in one call while a prompt is read: 256 if it does not say.
+
+    Logits of 256 slots of a large vocabulary are as much memory as one wants to spend.
+
+    Examples
+    --------
+    >>> from coupled_sampling.contracts import prompt_chunk
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> prompt_chunk(TableProvider(random_table(0, 3), 3, max_length=1024))
+    256
+    """
+    wanted = provider.prompt_chunk if isinstance(provider, ReadsPrompts) else 256
+    return max(1, min(int(wanted), max_window(provider)))
 
 
 @runtime_checkable

@@ -33,13 +33,12 @@ from coupled_sampling.contracts import (
     Integers,
     LogitsProvider,
     Outcome,
-    ReadsPrompts,
     RequestObserver,
     RowRanges,
     Runs,
-    Selective,
     Window,
     max_window,
+    prompt_chunk,
     what_runs,
 )
 from coupled_sampling.couplings import StepDecision, decide
@@ -48,15 +47,12 @@ from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
-from coupled_sampling.refusals import missing_offers
+from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import target_laws
 
 __all__ = ["HostStep"]
-
-_PROMPT_CHUNK = 256
-"""Chunk of a provider that does not say: logits of 256 slots of a large vocabulary are as much memory as one wants to spend."""
 
 
 class HostStep(Closing):
@@ -118,9 +114,7 @@ class HostStep(Closing):
 
     def takes(self, request: Request) -> str | None:
         """What the provider cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
-        if isinstance(self.provider, Selective):
-            return self.provider.takes(request)
-        return missing_offers(self.provider, request)
+        return refusal_of(self.provider, request)
 
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
@@ -131,8 +125,7 @@ class HostStep(Closing):
     @property
     def prompt_chunk(self) -> int:
         """See `coupled_sampling.contracts.ReadsPrompts`."""
-        wanted = self.provider.prompt_chunk if isinstance(self.provider, ReadsPrompts) else _PROMPT_CHUNK
-        return max(1, min(int(wanted), self.max_window))
+        return prompt_chunk(self.provider)
 
     @property
     def touches_all(self) -> bool:

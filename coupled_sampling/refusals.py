@@ -9,11 +9,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coupled_sampling.contracts import CoupledStep, LogitsProvider, RequestObserver, Sampling, Window
+from coupled_sampling.contracts import CoupledStep, LogitsProvider, RequestObserver, Sampling, Selective, Window
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.requests import Request
 
-__all__ = ["Refusals", "missing_offers"]
+__all__ = ["Refusals", "missing_offers", "refusal_of"]
+
+
+def refusal_of(provider: LogitsProvider, request: Request) -> str | None:
+    """Why ``provider`` cannot do what ``request`` asks for, as it says itself or as its offers show; None if it can.
+
+    Examples
+    --------
+    >>> from coupled_sampling import GuidedProvider, Request
+    >>> from coupled_sampling.refusals import refusal_of
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = GuidedProvider(TableProvider(random_table(0, 4), 4, batch_size=2, max_length=16), 2.0, [1, 2, 3])
+    >>> refusal_of(model, Request([0], length=14)) is None, refusal_of(model, Request([0], length=15)).split(":")[0]
+    (True, 'cannot be guided')
+    """
+    if isinstance(provider, Selective):
+        return provider.takes(request)
+    return missing_offers(provider, request)
 
 
 def missing_offers(model: LogitsProvider | CoupledStep, request: Request) -> str | None:
@@ -25,10 +42,10 @@ def missing_offers(model: LogitsProvider | CoupledStep, request: Request) -> str
     >>> from coupled_sampling.refusals import missing_offers
     >>> from coupled_sampling.testing import TableProvider, random_table
     >>> missing_offers(TableProvider(random_table(0, 4), 4), Request([0], length=1, guidance=Guidance(scale=2.0)))
-    'has guidance, but the model is not a guided one; wrap it in GuidedProvider'
+    'has guidance, but the model is not a guided one; wrap it in GuidedProvider, or open its bundle with guidance'
     """
     if request.guidance is not None:
-        return "has guidance, but the model is not a guided one; wrap it in GuidedProvider"
+        return "has guidance, but the model is not a guided one; wrap it in GuidedProvider, or open its bundle with guidance"
     if request.condition is not None and not isinstance(model, RequestObserver):
         return "has a condition, but the model has no begin(row, request) to be told it by; leave it out"
     return None

@@ -37,22 +37,26 @@ class Guidance:
         model's own.
     unconditional
         The unconditional prompt, such as a negative one, at least one token. None is the model's own.
+    condition
+        What the unconditional row is told in place of the request's ``condition``, such as an encoder's output for no text at
+        all. None is the request's own.
 
     Examples
     --------
-    Guidance for the first 100 tokens only, which is what LlamaGen calls ``cfg_interval``:
+    A scale that falls from 6 by one for each token, and a prompt for what is not wanted:
 
     >>> import numpy as np
     >>> from coupled_sampling import Guidance
-    >>> guidance = Guidance(scale=lambda index: np.where(index < 100, 4.0, 1.0))
-    >>> guidance.scales(np.array([0, 99, 100]), own=7.5)
-    array([4., 4., 1.])
+    >>> guidance = Guidance(scale=lambda index: np.maximum(6.0 - index, 1.0), unconditional=[5])
+    >>> guidance.scales(np.array([0, 1, 99]), own=7.5)
+    array([6., 5., 1.])
     >>> Guidance(unconditional=[5]).scales(np.array([0, 1]), own=7.5)
     array([7.5, 7.5])
     """
 
     scale: float | Callable[[Integers], Any] | None = None
     unconditional: Sequence[int] | None = None
+    condition: object = None
 
     def __post_init__(self) -> None:
         if not callable(self.scale) and self.scale is not None:
@@ -65,6 +69,26 @@ class Guidance:
         if self.unconditional is not None:
             checked_tokens("unconditional", self.unconditional)
 
+    @classmethod
+    def until(cls, tokens: int, scale: float, unconditional: Sequence[int] | None = None) -> Guidance:
+        """Guidance at ``scale`` for the first ``tokens`` generated tokens, and none after them.
+
+        LlamaGen's ``cfg_interval=n``, n >= 0, guides the first n + 2 tokens.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from coupled_sampling import Guidance
+        >>> Guidance.until(100, scale=4.0).scales(np.array([0, 99, 100]), own=7.5)
+        array([4., 4., 1.])
+        """
+        if not _is_whole(tokens) or tokens < 0:
+            raise InvalidArgument(f"tokens is {tokens!r}, expected how many of the first tokens to guide, >= 0")
+        checked = cls(scale=scale)
+        if callable(scale) or checked.scale is None:
+            raise InvalidArgument(f"scale is {scale!r}, expected a finite number")
+        return cls(_Until(int(tokens), float(scale)), unconditional)
+
     def scales(self, index: Integers, own: float) -> NDArray[np.float64]:
         """The scale of each generated token, given by its ``index`` (n,): float64 (n,); ``own`` is the model's.
 
@@ -76,11 +100,23 @@ class Guidance:
         if not callable(self.scale):
             return np.full(len(index), own if self.scale is None else self.scale, np.float64)
         made = np.asarray(self.scale(index))
-        if made.shape != index.shape or not np.issubdtype(made.dtype, np.number) or not np.isfinite(made).all():
+        real = np.issubdtype(made.dtype, np.integer) or np.issubdtype(made.dtype, np.floating)
+        if made.shape != index.shape or not real or not np.isfinite(made).all():
             raise InvalidArgument(
                 f"guidance.scale returned {made!r} for {len(index)} indices, expected as many finite numbers"
             )
         return made.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Until:
+    """A scale for the first tokens, and 1 after them."""
+
+    tokens: int
+    scale: float
+
+    def __call__(self, index: Integers) -> NDArray[np.float64]:
+        return np.where(index < self.tokens, self.scale, 1.0)
 
 
 @dataclass(frozen=True)
@@ -115,9 +151,8 @@ class Request:
         Guidance of its own, where the model is a guided one.
     condition
         Anything; handed to the model's ``begin``: an encoder's output, a picture.
-    generated, rounds
-        To go on with an interrupted sequence: its generated tokens so far, which ``length`` counts, and its `Trace.rounds`. See
-        `resumed`.
+    generated
+        To go on with an interrupted sequence: its generated tokens so far, which ``length`` counts. See `resumed`.
 
     Examples
     --------
@@ -143,7 +178,6 @@ class Request:
     guidance: Guidance | None = None
     condition: object = None
     generated: Sequence[int] | Integers = ()
-    rounds: int = 0
 
     def __post_init__(self) -> None:
         for name, least, what in (
@@ -151,7 +185,6 @@ class Request:
             ("sequence", 0, "an integer in [0, 2**64), or None for a fresh one"),
             ("length", 1, "a number of tokens to generate, >= 1"),
             ("samples", 1, "a number of sequences, >= 1"),
-            ("rounds", 0, "a number of rounds, >= 0"),
         ):
             value = getattr(self, name)
             if not (value is None and name == "sequence") and not (_is_whole(value) and least <= value < 2**64):
@@ -178,15 +211,13 @@ class Request:
         for i, sequence in enumerate(self.stop_sequences):
             checked_tokens(f"stop_sequences[{i}]", sequence)
 
-    def resumed(self, generated: Sequence[int] | Integers, rounds: int) -> Request:
+    def resumed(self, generated: Sequence[int] | Integers) -> Request:
         """The same request after an interruption.
 
         Parameters
         ----------
         generated
             The tokens (n,) that it has so far.
-        rounds
-            `Trace.rounds` so far: draws of a round that was had are never used again.
 
         Examples
         --------
@@ -196,12 +227,12 @@ class Request:
         >>> decoder = Decoder(model, method="scd-match", window=4)
         >>> handle = decoder.add(request)
         >>> first = decoder.step()[0]
-        >>> rest = request.resumed(first.tokens, first.trace.rounds)
+        >>> rest = request.resumed(first.tokens)
         >>> other = Decoder(model, method="scd-match", window=4)
         >>> other.add(rest), other.step()[0].position == 1 + len(first.tokens)
         (0, True)
         """
-        return replace(self, generated=[*np.asarray(generated).tolist()], rounds=rounds)
+        return replace(self, generated=[*np.asarray(generated).tolist()])
 
 
 class Commit(NamedTuple):

@@ -62,7 +62,6 @@ class Row:
     def __post_init__(self) -> None:
         self.given = self.committed
         """Tokens that were there before the first step."""
-        self.round = self.request.rounds
 
     @property
     def prompt_length(self) -> int:

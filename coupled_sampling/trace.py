@@ -49,11 +49,6 @@ class Trace:
         return len(self.committed_per_step)
 
     @property
-    def rounds(self) -> int:
-        """Steps that committed anything. An interrupted sequence goes on from there, see `Request.resumed`."""
-        return sum(count > 0 for count in self.committed_per_step)
-
-    @property
     def tokens(self) -> int:
         """Committed tokens, the prompt not counted."""
         return sum(self.committed_per_step)

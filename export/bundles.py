@@ -6,9 +6,8 @@ on the way, no half-written bundle is ever seen under its name.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +22,8 @@ from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.checkpoints.contract import Checkpoint
-from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
+from coupled_sampling.export.checkpoints.text import TextFiles, write_text_files
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.families.vqgan import open_picture_decoder
@@ -37,8 +36,10 @@ from coupled_sampling.export.step_bundle import check_replaceable, checked_metho
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
 
-_GRAPH, _PIXELS, _TOKENIZER = "window.onnx", "pixels.onnx", "tokenizer.json"
+_GRAPH, _PIXELS = "window.onnx", "pixels.onnx"
 _ROOM_FOR_PROMPTS = 16
+_TEXT = Defaults(method="scd-match", window=4, drafting="ngram")
+"""What suits text, where drafts are seldom right: few of them, looked up, and the tokens that one at a time would give."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +190,15 @@ def export_checkpoint(
     with open_checkpoint(source) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
-        _check_windows(model.description, chosen)
+        _check_sizes(model.description, chosen)
         with open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             if pictures is not None:
                 weights = _Counted(pictures.weights, checkpoint, progress)
                 write_vq_pixel_graph(pictures.description, weights, pictures.tokens, folder / _PIXELS, chosen.storage)
-            has_tokenizer = _write_tokenizer(checkpoint, folder)
-            manifest = _manifest(model, checkpoint, folder, chosen, pictures, has_tokenizer=has_tokenizer)
+            text = write_text_files(checkpoint, folder)
+            manifest = _manifest(model, checkpoint, folder, chosen, pictures, text)
             write_manifest(folder, manifest)
             if chosen.step_graphs:
                 manifest = write_step_graphs(folder, chosen.step_graphs)
@@ -229,24 +230,17 @@ class _Counted:
         return value
 
 
-def _check_windows(description: DecoderDescription, settings: ExportSettings) -> None:
+def _check_sizes(description: DecoderDescription, settings: ExportSettings) -> None:
     if max(settings.windows) > description.positions:
         raise InvalidArgument(
             f"windows has {max(settings.windows)}, more than the {description.positions} positions of a sequence; "
             "ask for narrower windows or a larger max_length"
         )
-
-
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> bool:
-    """Copy or build the tokenizer, if the checkpoint has one."""
-    if checkpoint.kind == "gguf" and "tokenizer.ggml.model" in checkpoint.metadata:
-        gguf_tokenizer(checkpoint.metadata).save(str(folder / _TOKENIZER))
-        return True
-    home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    if (home / _TOKENIZER).is_file():
-        shutil.copyfile(home / _TOKENIZER, folder / _TOKENIZER)
-        return True
-    return False
+    if settings.length is not None and settings.length > description.positions:
+        raise InvalidArgument(
+            f"length is {settings.length}, more than the {description.positions} positions of a sequence; ask for fewer tokens or "
+            "a larger max_length"
+        )
 
 
 def _manifest(
@@ -255,12 +249,13 @@ def _manifest(
     folder: Path,
     settings: ExportSettings,
     pictures: PictureDecoder | None,
-    *,
-    has_tokenizer: bool,
+    text: TextFiles,
 ) -> Manifest:
     description, decoding = model.description, model.decoding
     prompts = [prompt.tokens for prompt in decoding.prompts.values()]
-    longest = max(map(len, [*prompts, decoding.unconditional_prompt or ()]), default=_ROOM_FOR_PROMPTS)
+    prompts += [] if decoding.unconditional_prompt is None else [decoding.unconditional_prompt]
+    # Where no prompt is known, half of a very short sequence is left for one.
+    longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, description.positions // 2))
     room = max(1, description.positions + 1 - longest)
     length = settings.length or min(decoding.length or 128, room)
     if decoding.layout is not None and length != decoding.layout.length:
@@ -273,6 +268,9 @@ def _manifest(
         settings.prompt_chunk or default_chunk(description.vocab_size, description.positions), description.positions
     )
     widest = max(*settings.windows, chunk)
+    plain = decoding.grid is None and decoding.layout is None and pictures is None
+    usual = _TEXT if plain else Defaults(method="scd-gumbel", window=16, drafting=decoding.drafting)
+    stop = dict.fromkeys([*decoding.stop_tokens, *text.stop_tokens])
     return Manifest(
         name=name,
         description=f"{model.family} decoder, {settings.storage.weights} weights, exported from a checkpoint.",
@@ -282,10 +280,9 @@ def _manifest(
         generated_tokens=GeneratedTokens(description.generated_first, description.generated),
         length=length,
         prompts=dict(decoding.prompts),
-        defaults=Defaults(
-            method="scd-gumbel",
-            window=min(16, max(settings.windows)),
-            drafting=decoding.drafting,
+        defaults=replace(
+            usual,
+            window=min(usual.window, max(settings.windows)),
             temperature=decoding.temperature,
             top_k=decoding.top_k,
             top_p=decoding.top_p,
@@ -305,8 +302,9 @@ def _manifest(
         grid=decoding.grid,
         unconditional_prompt=decoding.unconditional_prompt,
         layout=decoding.layout.spans if decoding.layout else (),
-        stop_tokens=decoding.stop_tokens,
-        tokenizer=_TOKENIZER if has_tokenizer else None,
+        stop_tokens=tuple(token for token in stop if 0 <= token < description.vocab_size),
+        tokenizer=text.tokenizer,
+        chat_template=text.chat_template,
     )
 
 

@@ -31,17 +31,16 @@ from coupled_sampling.contracts import (
     RequestObserver,
     RowInfo,
     Runs,
-    Selective,
     Window,
     max_window,
     what_runs,
 )
 from coupled_sampling.errors import InvalidArgument, ProviderError
-from coupled_sampling.guidance import GuidedRows
+from coupled_sampling.guided_rows import GuidedRows
 from coupled_sampling.law_book import Held, LawBook
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
-from coupled_sampling.refusals import Refusals, missing_offers
+from coupled_sampling.refusals import Refusals, refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
@@ -128,7 +127,6 @@ class KernelStep(Closing):
         self.batch_size = int(provider.batch_size)
         self.max_length = int(provider.max_length)
         self._guided: GuidedRows | None = None
-        self._guidance = 1.0
         if (guidance is None) != (unconditional is None):
             raise InvalidArgument(f"guidance is {guidance} and unconditional {unconditional}, expected both or neither")
         if guidance is not None and unconditional is not None:
@@ -138,8 +136,7 @@ class KernelStep(Closing):
                     "of rows: guidance runs two for each one"
                 )
             self.batch_size //= 2
-            self._guidance = float(guidance)
-            self._guided = GuidedRows(unconditional, self.batch_size, self.vocab_size, self.max_length)
+            self._guided = GuidedRows(unconditional, self.batch_size, self.vocab_size, self.max_length, guidance)
             self.max_length = self._guided.max_length
         self.max_window = min(max_window(provider), self.max_length)
         self._refusals = Refusals(
@@ -147,32 +144,28 @@ class KernelStep(Closing):
             laws="use HostStep for them" if self._is_rejection else None,
             processors="change the logits on the device before they are returned, or use HostStep",
             logprobs="use HostStep",
-            guidance="use HostStep over a GuidedProvider",
+            guidance=None if self._guided else "use HostStep over a GuidedProvider, or give guidance and unconditional",
         )
         self._launcher = launcher
         self._laws = [_RowLaws(launcher) for _ in range(self.batch_size)]
         self._plans = Plans(launcher, self.method)
         self._table = np.zeros(self.batch_size, ROW)
-        self._table["guidance"] = self._guidance
         self._columns = {name: self._table[name] for name in ROW.fields or ()}
         self._infos: list[RowInfo | None] = [None] * self.batch_size
 
     def takes(self, request: Request) -> str | None:
         """What the kernels or the provider cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
         reason = self._refusals.takes(replace(request, condition=None))
-        if reason is None and isinstance(self.provider, Selective):
-            return self.provider.takes(request)
-        return reason or missing_offers(self.provider, request)
+        if self._guided is None:
+            return reason or refusal_of(self.provider, request)
+        return reason or self._guided.takes(request, self.provider, constant_for="a step of the kernels")
 
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws[row].book = LawBook()
-        told = [(row, request)]
-        if self._guided is not None:
-            unconditional = self._guided.begin(row, np.asarray(request.prompt))
-            told = [(2 * row, request), (2 * row + 1, replace(request, prompt=unconditional))]
+        told = (request,) if self._guided is None else self._guided.begin(row, request)
         if isinstance(self.provider, RequestObserver):
-            for inner_row, own in told:
+            for inner_row, own in enumerate(told, len(told) * row):
                 self.provider.begin(inner_row, own)
 
     @property
@@ -266,6 +259,7 @@ class KernelStep(Closing):
             for opening, begins in self._guided.openings(paired):
                 self.provider.forward(opening, begins)
             self._columns["guidance_lag"][: len(start)] = paired.lag
+            self._columns["guidance"][: len(start)] = paired.scale[:, 0]  # the same for all slots, see `takes`
             tokens, start = paired.tokens, paired.start
         found = self.provider.forward(tokens, start)
         try:

@@ -22,8 +22,7 @@ where two floats tie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,8 @@ from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, He
 from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
-from coupled_sampling.errors import InvalidArgument, ProviderError
-from coupled_sampling.guidance import GuidedRows, PairedWindow
+from coupled_sampling.errors import ProviderError
+from coupled_sampling.guided_rows import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
@@ -131,8 +130,8 @@ class OrtStep(Closing):
         self._guided = None
         check_guidance(facts, guidance, unconditional)
         if guidance is not None and unconditional is not None:
-            self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length)
-            self._guidance, self.max_length = guidance, self._guided.max_length
+            self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length, guidance)
+            self.max_length = self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
         self.prompt_chunk = min(prompt_chunk or default_chunk(self.vocab_size, self.max_window), self.max_window)
         self._warped = facts.warped
@@ -163,14 +162,17 @@ class OrtStep(Closing):
 
     def takes(self, request: Request) -> str | None:
         """What the graph cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
-        return self._refusals.takes(request)
+        reason = self._refusals.takes(request)
+        if reason is None and self._guided is not None:
+            return self._guided.takes(request, constant_for="a step graph")
+        return reason
 
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
         self._refuse_if_closed()
         self._laws.forget(row)
         if self._guided is not None:
-            self._guided.begin(row, np.asarray(request.prompt))
+            self._guided.begin(row, request)
         self._ring.held.pop(row, None)
 
     def step(self, window: Window) -> Outcome:
@@ -187,32 +189,28 @@ class OrtStep(Closing):
         check_window(self, window.tokens, window.start)
         self._refusals.check(window)
         rows, width = window.tokens.shape
-        parts, paired = busy_rows(window), None
-        openings: Iterable[tuple[Integers, Integers]] = ()
-        if self._guided is not None:
-            # Refuses what does not fit, before anything is written.
-            paired = self._guided.paired(window.tokens, window.start)
-            later = self._guided.openings(paired)
-            first = next(later, None)
-            if first is not None:  # these are for all rows
-                openings, parts = chain([first], later), [range(rows)]
+        parts = [window.part(rows) for rows in busy_rows(window)]
+        pairs = [self._paired(part) for part in parts]  # refuses what does not fit, before anything is written
         source = self._laws.source(window) if self._is_rejection else 0
         positions, entered = self._noise_positions(window)
         tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
         highest = np.zeros((rows, width), np.float32)
-        for part in parts:
-            at = slice(part.start, part.stop)
-            found = self._step(window.part(part), part, source, positions[at], paired, openings)
-            tokens[at], committed[at], highest[at] = found
+        for part, paired in zip(parts, pairs, strict=True):
+            at = slice(part.first_row, part.first_row + len(part.start))
+            tokens[at], committed[at], highest[at] = self._step(part, source, positions[at], paired)
         self._ring.held.update(entered)
         if self._is_rejection:
             self._laws.written(1 - source, window)
         return close_rows(window, tokens, committed, highest)
 
+    def _paired(self, window: Window) -> PairedWindow | None:
+        """With guidance the window of both rows of each."""
+        return None if self._guided is None else self._guided.paired(window.tokens, window.start, window.first_row)
+
     @property
     def touches_all(self) -> bool:
-        """With guidance: an unconditional prompt that opens is forwarded beside all rows."""
-        return self._guided is not None
+        """Calls are for some rows."""
+        return False
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -232,24 +230,17 @@ class OrtStep(Closing):
         self._refuse_if_closed()
         check_window(self, tokens, start)
         check_rows(self, tokens, rows)
-        window, positions = known_tokens(tokens, start), self._ring.padding(rows)
-        if self._guided is not None:
-            if rows.start:
-                raise InvalidArgument(
-                    f"rows is {rows}, expected to begin with row 0: with guidance a call touches all rows"
-                )
-            paired = self._guided.paired(tokens, start)
-            self._step(window, rows, None, positions, paired, self._guided.openings(paired))
-            return
+        window, positions = known_tokens(tokens, start, rows.start), self._ring.padding(rows)
         count = max(1, self.prompt_chunk // tokens.shape[1])
         for first in range(0, len(rows), count):
             at = slice(first, first + count)
-            self._step(window.part(range(len(rows))[at]), rows[at], None, positions[at])
+            part = window.part(range(len(rows))[at])
+            self._step(part, None, positions[at], self._paired(part))
 
     @property
     def forks(self) -> bool:
-        """Where caches lie on the host, and not with guidance: an unconditional row has its own prompt."""
-        return not self._is_closed and self._guided is None and self.binding.copies_rows
+        """Where caches lie on the host."""
+        return not self._is_closed and self.binding.copies_rows
 
     def fork(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the state of a row. See `coupled_sampling.contracts.Forks.fork`.
@@ -263,7 +254,11 @@ class OrtStep(Closing):
         """
         self._refuse_if_closed()
         check_fork(self, source, targets, length)
-        self._caches.fork(source, targets, length)
+        if self._guided is None:
+            self._caches.fork(source, targets, length)
+            return
+        for of_model in self._guided.fork(source, targets, length):
+            self._caches.fork(*of_model)
 
     def _out(self, name: str, *shape: int) -> NDArray[Any]:
         return self._buffers[name].shaped(*shape)
@@ -282,17 +277,15 @@ class OrtStep(Closing):
             steps = -(-(int(start.max()) + tokens.shape[1]) // KV_STEP)
             self._put("kv_length", min(steps * KV_STEP, self._columns), 1)
 
-    def _feed_pairs(
-        self, paired: PairedWindow, openings: Iterable[tuple[Integers, Integers]], draws: NDArray[np.bool_]
-    ) -> None:
+    def _feed_pairs(self, guided: GuidedRows, paired: PairedWindow, draws: NDArray[np.bool_]) -> None:
         """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
 
         Everything else is fed already: it does no harm, since a call that draws nothing writes only what the next one does.
         """
         rows, width = len(draws), paired.tokens.shape[1]
-        self._put("guidance", self._guidance, rows)
+        self._put("guidance", paired.scale[:, 0], rows)  # the same for all slots, see `takes`
         self._put("guidance_lag", paired.lag, rows)
-        for tokens, start in openings:
+        for tokens, start in guided.openings(paired):
             self._put("draws", False, rows)
             self._feed_tokens(tokens, start)
             self._run(rows, width)
@@ -300,29 +293,22 @@ class OrtStep(Closing):
         self._feed_tokens(paired.tokens, paired.start)
 
     def _step(
-        self,
-        window: Window,
-        part: range,
-        source: int | None,
-        positions: list[tuple[int, int]],
-        paired: PairedWindow | None = None,
-        openings: Iterable[tuple[Integers, Integers]] = (),
+        self, window: Window, source: int | None, positions: list[tuple[int, int]], paired: PairedWindow | None
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Tokens, counts and largest logits of the rows ``part``, of which ``window`` and ``positions`` are.
+        """Tokens, counts and largest logits of the window of some rows, of which ``positions`` and ``paired`` are.
 
         Draft laws are read from the buffer ``source``; None says that no law is read or kept.
         """
         rows, width = window.tokens.shape
+        part = range(window.first_row, window.first_row + rows)
         self._choose(part)
         self._feed(window)
         if self._is_rejection:
             self._feed_laws(window, part, source)
         if "noise" in self._inputs:
             self._feed_noise(window, part, positions)
-        if paired is not None:
-            tokens, start = (field[2 * part.start : 2 * part.stop] for field in paired[:2])
-            own = PairedWindow(tokens, start, paired.lag[part.start : part.stop])
-            self._feed_pairs(own, openings, window.draws)
+        if self._guided is not None and paired is not None:
+            self._feed_pairs(self._guided, paired, window.draws)
         decides = window.decides()
         while True:
             self._run(rows, width)

@@ -47,7 +47,7 @@ def refusals_of(facts: StepGraphFacts) -> Refusals:
         processors="use HostStep",
         warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
         logprobs="use HostStep",
-        guidance="use HostStep over a GuidedProvider",
+        guidance=None if facts.guided else "use HostStep over a GuidedProvider, or a guided step graph",
     )
 
 

@@ -41,12 +41,12 @@ def busy_rows(window: Window) -> list[range]:
     return parts
 
 
-def known_tokens(tokens: Integers, start: Integers) -> Window:
-    """A window of known tokens (n, W) that decides nothing."""
+def known_tokens(tokens: Integers, start: Integers, first_row: int) -> Window:
+    """A window of known tokens (n, W) of the rows from ``first_row`` on, which decides nothing."""
     rows, width = tokens.shape
     none = np.zeros(rows, np.int64)
     nobody: list[None] = [None] * rows
-    return Window(tokens, start, none + width, none, none, none > 0, none, nobody, list(tokens), nobody)
+    return Window(tokens, start, none + width, none, none, none > 0, none, nobody, list(tokens), nobody, first_row)
 
 
 def temperatures(window: Window) -> list[float]:

@@ -3,11 +3,13 @@
 - `opening`: `open_bundle`, which believes nothing it has not checked, and what writes a manifest;
 - `manifest`: what a manifest says;
 - `layouts`: which tokens may stand where;
-- `text`: text to tokens and back;
+- `settings`: how a bundle's model is decoded;
+- `text`: text to tokens and back, `text_stream`: text while it is made, `chat`: conversations as text;
 - `files`: writing whole files and folders, or nothing;
 - `models`: the model that comes with the library.
 """
 
+from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import (
     Defaults,
@@ -21,10 +23,13 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.opening import Bundle, embedded_names, file_record, open_bundle, write_manifest
-from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.bundles.settings import DecodingSettings
+from coupled_sampling.bundles.text import StopStrings, TextStream, Tokenizer
 
 __all__ = [
     "Bundle",
+    "ChatTemplate",
+    "DecodingSettings",
     "Defaults",
     "FileRecord",
     "GeneratedTokens",
@@ -35,6 +40,8 @@ __all__ = [
     "Prompt",
     "Span",
     "StepGraph",
+    "StopStrings",
+    "TextStream",
     "Tokenizer",
     "WindowGraph",
     "embedded_names",

@@ -147,6 +147,8 @@ class Manifest:
         Tokens that end a sequence before its ``length``.
     tokenizer
         A file of the ``tokenizers`` library that turns text into tokens and back; None if prompts are not text.
+    chat_template
+        A file with the model's `coupled_sampling.bundles.ChatTemplate`; None if it has none.
     defaults
         Recommended settings.
     licence
@@ -189,6 +191,7 @@ class Manifest:
     stop_tokens: tuple[int, ...] = ()
     tokenizer: str | None = None
     step_graphs: tuple[StepGraph, ...] = ()
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         expect(self.name.strip() != "", "name", self.name, "a name")
@@ -201,6 +204,11 @@ class Manifest:
         """Most tokens of a prompt to read in one call: what the window graph's record says, or what suits most models."""
         graph = self.window_graph
         return graph.prompt_chunk or default_chunk(self.vocab_size, graph.max_window)
+
+    @property
+    def makes_pictures(self) -> bool:
+        """Whether its tokens are a picture's, or some other thing's of a fixed length; else they are a text's."""
+        return self.pixel_graph is not None or self.grid is not None or bool(self.layout)
 
     def find_prompt(self, name: str) -> tuple[int, ...]:
         """Tokens of the prompt called ``name``, or with that alias; case does not matter.
@@ -217,6 +225,10 @@ class Manifest:
         listed = (
             f"{key} ({', '.join(prompt.aliases)})" if prompt.aliases else key for key, prompt in self.prompts.items()
         )
+        if not self.prompts:
+            raise InvalidArgument(
+                f"prompt is {name!r}, but the bundle {self.name} has no prompts by name; give tokens instead"
+            )
         raise InvalidArgument(f"prompt is {name!r}, expected one of: {', '.join(listed)}")
 
 
@@ -238,8 +250,8 @@ def _check_files(manifest: Manifest) -> None:
     kinds = [(graph.method, graph.warped, graph.guided, graph.noise) for graph in manifest.step_graphs]
     for i, kind in enumerate(kinds):
         expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
-    tokenizer = manifest.tokenizer
-    expect(tokenizer is None or tokenizer in manifest.files, "tokenizer", tokenizer, "a file that is listed in files")
+    for field, name in (("tokenizer", manifest.tokenizer), ("chat_template", manifest.chat_template)):
+        expect(name is None or name in manifest.files, field, name, "a file that is listed in files")
 
 
 def _check_tokens(manifest: Manifest) -> None:
@@ -258,6 +270,8 @@ def _check_tokens(manifest: Manifest) -> None:
             expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
     covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
     expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
+    # A prompt has a token at least, and the last token generated is never an input.
+    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}

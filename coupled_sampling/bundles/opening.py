@@ -18,8 +18,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.manifest import (
     MANIFEST,
     Defaults,
@@ -33,6 +34,8 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.records import expect
+from coupled_sampling.bundles.settings import DecodingSettings, Given, decoding_settings
+from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 __all__ = [
@@ -56,8 +59,8 @@ __all__ = [
 ]
 
 FORMAT = "coupled-sampling-bundle"
-FORMAT_VERSION = 3
-"""1 knew no step graphs, 2 none for TensorRT; both are still read."""
+FORMAT_VERSION = 4
+"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates; all of them are still read."""
 MODELS = Path(__file__).parent / "models"
 
 
@@ -75,6 +78,10 @@ class Bundle:
     'step-scd-match-warped.onnx'
     >>> bundle.step_graph("speculative") is None
     True
+    >>> bundle.settings(temperature=0.5).window
+    16
+    >>> bundle.tokenizer() is None, bundle.chat_template() is None
+    (True, True)
     """
 
     folder: Path
@@ -114,6 +121,45 @@ class Bundle:
         ]
         fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
         return self.folder / fitting[0].file if fitting else None
+
+    def settings(self, **given: Unpack[Given]) -> DecodingSettings:
+        """How to decode the model: what is given, over what the bundle recommends.
+
+        Parameters
+        ----------
+        **given
+            Any of ``method``, ``window``, ``drafting``, ``prompt_chunk``, ``guidance``, ``length``, ``temperature``, ``top_k``,
+            ``top_p`` and ``min_p``. None, too, leaves a setting to the bundle.
+
+        Raises
+        ------
+        InvalidArgument
+            A value cannot work, or the model has no place for it: a length of its own, guidance without an unconditional prompt, a
+            window that is too wide.
+        """
+        return decoding_settings(self.manifest, given)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a model that reads text; None if the bundle has none.
+
+        Raises
+        ------
+        BundleError, MissingDependency
+            As from `coupled_sampling.bundles.Tokenizer`.
+        """
+        name = self.manifest.tokenizer
+        return None if name is None else Tokenizer(self.folder / name)
+
+    def chat_template(self) -> ChatTemplate | None:
+        """How the model takes a conversation; None if the bundle does not say.
+
+        Raises
+        ------
+        BundleError
+            The file is no chat template.
+        """
+        name = self.manifest.chat_template
+        return None if name is None else ChatTemplate.read(self.folder / name)
 
 
 def embedded_names() -> tuple[str, ...]:

@@ -1,14 +1,26 @@
-"""Text to tokens and back, for language models: a thin skin over the ``tokenizers`` library."""
+"""Text to tokens and back, for language models: a thin skin over the ``tokenizers`` library.
+
+Models are trained on texts that begin with tokens which are no text, such as ``<s>``. Which these are, the tokenizer says in its
+post-processor. A prompt gets what that puts before a text. What it puts behind one, an end token, is left out: it was made for
+training, where texts are whole, and a prompt is to be continued.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles.text_stream import StopStrings, TextStream
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 
-__all__ = ["Tokenizer", "require_tokenizers"]
+__all__ = ["StopStrings", "TextStream", "Tokenizer", "require_tokenizers"]
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""A token that stands for a byte, in vocabularies that fall back to them."""
 
 
 def require_tokenizers() -> Any:
@@ -34,7 +46,7 @@ class Tokenizer:
     Parameters
     ----------
     path
-        A file of the ``tokenizers`` library, ``tokenizer.json``.
+        A file of the ``tokenizers`` library, ``tokenizer.json``. Truncation and padding that it may ask for are not done.
 
     Raises
     ------
@@ -47,13 +59,15 @@ class Tokenizer:
     --------
     >>> import tokenizers
     >>> from coupled_sampling.bundles import Tokenizer
-    >>> vocabulary = {"[UNK]": 0, "a": 1, "shoe": 2}
+    >>> vocabulary = {"[UNK]": 0, "a": 1, "shoe": 2, "<s>": 3}
     >>> inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     >>> inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    >>> _ = inner.add_special_tokens(["<s>"])
+    >>> inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
     >>> inner.save("tokenizer.json")
     >>> tokenizer = Tokenizer("tokenizer.json")
-    >>> tokenizer.encode("a shoe"), tokenizer.decode([1, 2])
-    ([1, 2], 'a shoe')
+    >>> tokenizer.encode("a shoe"), tokenizer.encode("a shoe", special_tokens=False), tokenizer.decode([3, 1, 2])
+    ([3, 1, 2], [1, 2], 'a shoe')
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,16 +80,38 @@ class Tokenizer:
             raise BundleError(
                 f"{path} is no file of the tokenizers library ({error}); export the bundle again"
             ) from error
+        # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
+        self._inner.no_truncation()
+        self._inner.no_padding()
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of ``text``, as it stands.
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Tokens of a ``text`` to be continued.
+
+        Parameters
+        ----------
+        text
+            The text.
+        special_tokens
+            Whether to put before it what the tokenizer's post-processor does, such as ``<s>``; not a second time where the text
+            begins with it. False takes the text as it stands, as for what a chat template wrote.
 
         Raises
         ------
         InvalidArgument
-            It has none.
+            It has no tokens.
         """
-        tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        if not isinstance(text, str):
+            raise InvalidArgument(f"prompt is {text!r}, expected a text")
+        try:
+            tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        except (
+            TypeError,
+            UnicodeError,
+        ) as error:  # half of a surrogate pair, which is how Python keeps bytes that are no text
+            raise InvalidArgument(f"prompt is {text!r}, which is no text: {error}; give it in UTF-8") from error
+        if special_tokens:
+            before = self._before
+            tokens = tokens if tokens[: len(before)] == before else [*before, *tokens]
         if not tokens:
             raise InvalidArgument(f"prompt is {text!r}, expected a text of at least one token")
         return tokens
@@ -83,4 +119,38 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special ones left out."""
         text: str = self._inner.decode([int(token) for token in tokens], skip_special_tokens=True)
+        return text
+
+    @cached_property
+    def special_tokens(self) -> Mapping[int, str]:
+        """Tokens that are no text, and what they are called."""
+        return {
+            token: added.content for token, added in self._inner.get_added_tokens_decoder().items() if added.special
+        }
+
+    def shows(self, token: int) -> bool:
+        """Whether a token has a part in the text: it is known, and no special one."""
+        return token not in self.special_tokens and self._inner.id_to_token(token) is not None
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token stands for a byte that may be a part of a character, as ``<0xE2>`` does."""
+        return token in self._bytes
+
+    @cached_property
+    def _bytes(self) -> frozenset[int]:
+        return frozenset(token for text, token in self._inner.get_vocab().items() if _BYTE.fullmatch(text))
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """The special tokens that the post-processor puts before a text."""
+        for text in itertools.chain("a0", self._inner.get_vocab()):
+            encoding = self._inner.encode(text)
+            added: list[int] = encoding.special_tokens_mask
+            if 0 in added:  # the text's own tokens, which tell what is before them
+                return list(encoding.ids[: added.index(0)])
+        return []
+
+    def to_str(self) -> str:
+        """The text of its ``tokenizer.json``."""
+        text: str = self._inner.to_str()
         return text

@@ -38,18 +38,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """What to sample, and how."""
+    _add_prompt(parser)
     add = parser.add_argument_group("sampling").add_argument
-    add(
-        "--prompt",
-        metavar="NAMES",
-        help="what to begin with: names that `coupled-sampling inspect` lists, separated by commas; for a language model, a text, "
-        "which must be given (default: all names in turn)",
-    )
     add(
         "--length",
         type=int,
         metavar="N",
-        help="most tokens per sequence; a picture has a fixed number (default: the bundle's)",
+        help="most tokens per sequence; a picture has a fixed number (default: the bundle's, or what fits behind the prompt)",
     )
     add(
         "--temperature",
@@ -88,6 +83,30 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="first guesses: random, repeat, copy:LAG or ngram:N; they change the speed, never the law (default: the bundle's)",
     )
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    """What to begin with."""
+    add = parser.add_argument_group("what to begin with").add_argument
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help="names that `coupled-sampling inspect` lists, separated by commas; for a language model, a text, which must be given; "
+        "- reads standard input (default: all names in turn)",
+    )
+    add(
+        "--prompt-file",
+        metavar="FILE",
+        help="a file with the prompt, - for standard input; one newline at its end is left out (default: none)",
+    )
+    add("--tokens", metavar="IDS", help="tokens as numbers, separated by commas, instead of a text (default: none)")
+    add(
+        "--raw",
+        action="store_true",
+        help="take the text as it stands, without the special tokens that the tokenizer puts before one",
+    )
+    add("--chat", action="store_true", help="the prompt is a message, put as the model's chat template has it")
+    add("--system", metavar="TEXT", help="with --chat, what the conversation begins with (default: the template's own)")
 
 
 def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps: Sequence[str] = ()) -> None:

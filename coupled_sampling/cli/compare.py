@@ -15,7 +15,7 @@ from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, 
 from coupled_sampling.cli.comparison import MethodResult
 from coupled_sampling.cli.models import PixelDecoder, describe_runs, open_pixels
 from coupled_sampling.cli.pictures import draw_comparison, require_pictures
-from coupled_sampling.cli.progress import token_bars
+from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Said before the work if something is missing.
     pixels = open_pixels(task.bundle, task.settings.place) if arguments.plot and _has_pictures(task) else None
     with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
-        results = task.compare(task.settings.methods, against_ar=True, progress=report)
+        results = task.compare(task.settings.methods, against_ar=True, watch=counting(report))
     if arguments.plot:
         _draw(task, results, pixels, arguments.plot)
     figures = [{**result.figures(), **task.ran[result.method].record()} for result in results]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.cli.settings import DecodingSettings
-from coupled_sampling.contracts import CoupledStep, LogitsProvider
-from coupled_sampling.generation import Generation, generate
+from coupled_sampling.bundles.settings import DecodingSettings
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider
+from coupled_sampling.decoding import Commit, Decoder, Request
+from coupled_sampling.generation import Generation
 from coupled_sampling.methods import find_method
-from coupled_sampling.trace import Summary, summarise
+from coupled_sampling.trace import Summary, Trace, summarise
 
 __all__ = ["MethodResult", "compare"]
 
@@ -71,17 +72,15 @@ def compare(
     *,
     seed: int = 0,
     against_ar: bool = True,
-    progress: Callable[[str, int], object] | None = None,
+    warm_up: bool = True,
+    watch: Callable[[str, Commit], object] | None = None,
 ) -> list[MethodResult]:
     """Generate ``prompts`` by each of ``methods``.
-
-    Parameters not listed here are those of `coupled_sampling.generate`.
 
     Parameters
     ----------
     open_model
-        Opens the model, or a step, for the method of that name; each method gets one of its own, warmed up by one forward pass of
-        each kind before the clock starts.
+        Opens the model, or a step, for the method of that name; each method gets one of its own.
     prompts
         Tokens of each prompt.
     methods
@@ -89,44 +88,34 @@ def compare(
     settings
         How all of them decode; its own method is not looked at.
     seed
-        Of all noise.
+        Of all noise; sequence i draws with that of (seed, i).
     against_ar
         Run ``ar`` first, whether it is named or not; without it, figures are relative to the first method.
-    progress
-        Called with the method and the number of new tokens.
+    warm_up
+        Whether a model makes one forward pass of each kind before the clock starts, so that first passes are not in the figures.
+    watch
+        Told the method and each commit, whose handle is the index of the prompt.
 
     Raises
     ------
     InvalidArgument, ProviderError
-        As from `coupled_sampling.generate`.
+        As from `coupled_sampling.Decoder`.
+    CoupledSamplingError
+        What ended a sequence, after the others have ended.
     """
     for method in methods:
         find_method(method)
-    length, window, samplings = settings.length, settings.window, settings.samplings(prompts)
     ordered = list(dict.fromkeys(["ar", *methods] if against_ar else methods))
 
     def measured(method: str, reference: MethodResult | None) -> MethodResult:
         """One method, on a model that is forgotten before the next one is opened."""
         model = open_model(method)
-
-        def run(chosen: Sequence[Sequence[int]], tokens: int) -> Generation:
-            report = None if progress is None else lambda count: progress(method, count)
-            return generate(
-                model,
-                chosen,
-                length=tokens,
-                method=method,
-                window=window,
-                drafting=settings.drafting,
-                seed=seed,
-                sampling=samplings[: len(chosen)],
-                stop=settings.stop,
-                progress=report if tokens == length else None,
-            )
-
-        run(prompts[: model.batch_size], min(length - 1, 2 * (32 if isinstance(window, str) else window)) or 1)
+        requests = [settings.request(prompt, seed=seed, sequence=i) for i, prompt in enumerate(prompts)]
+        own = replace(settings, method=method)
+        if warm_up:
+            _decode(model, [replace(one, length=_few(one.length, own)) for one in requests[: model.batch_size]], own)
         began = time.perf_counter()
-        generation = run(prompts, length)
+        generation = _decode(model, requests, own, None if watch is None else lambda commit: watch(method, commit))
         seconds = time.perf_counter() - began
         return MethodResult(method, generation, seconds, reference)
 
@@ -135,3 +124,34 @@ def compare(
         reference = results[0] if results else None
         results.append(measured(method, reference))
     return results
+
+
+def _few(length: int, settings: DecodingSettings) -> int:
+    """Tokens that take a forward pass of each kind."""
+    return min(length - 1, 2 * (32 if isinstance(settings.window, str) else settings.window)) or 1
+
+
+def _decode(
+    model: LogitsProvider | CoupledStep,
+    requests: Sequence[Request],
+    settings: DecodingSettings,
+    watch: Callable[[Commit], object] | None = None,
+) -> Generation:
+    """All ``requests``, as many at once as the model has rows."""
+    decoder = Decoder(model, **settings.decoder)
+    for request in requests:
+        decoder.add(request)
+    parts: list[list[Integers]] = [[] for _ in requests]
+    traces = [Trace() for _ in requests]
+    errors: list[Exception] = []
+    while decoder.active or decoder.waiting:
+        for commit in decoder.step():
+            parts[commit.handle].append(commit.tokens)
+            traces[commit.handle] = commit.trace
+            if commit.error is not None:
+                errors.append(commit.error)
+            if watch is not None:
+                watch(commit)
+    if errors:
+        raise errors[0]
+    return Generation([np.concatenate(tokens) for tokens in parts], traces)

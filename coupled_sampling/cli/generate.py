@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, 
 from coupled_sampling.cli.comparison import MethodResult
 from coupled_sampling.cli.models import PixelDecoder, open_pixels
 from coupled_sampling.cli.pictures import require_pictures, write_grid
-from coupled_sampling.cli.progress import token_bars
+from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
+from coupled_sampling.cli.texts import Texts
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -26,7 +28,7 @@ DESCRIPTION = """\
 Make pictures or texts with a model, several tokens in every forward pass. What
 comes out has exactly the law of ordinary sampling, one token at a time: only the
 number of passes differs. A picture model writes a PNG, a language model prints
-its texts."""
+its text while it makes it."""
 EXAMPLES = """\
   # 16 pictures by the embedded model, in grid.png
   coupled-sampling generate
@@ -35,14 +37,16 @@ EXAMPLES = """\
   # the very pictures that one token at a time gives, and how much sooner
   coupled-sampling generate --method scd-match --beside-ar
   # a text, by a language model that `coupled-sampling export` made a bundle of
-  coupled-sampling generate FOLDER --prompt "Once upon a time" --count 1"""
+  coupled-sampling generate FOLDER --prompt "Once upon a time"
+  # a reply to a message, which ends before the word END
+  coupled-sampling generate FOLDER --chat --prompt "Once upon a time" --stop END"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``generate``."""
     add_model(parser)
     add = parser.add_argument
-    add("--count", type=int, default=16, metavar="N", help="sequences to make (default: %(default)s)")
+    add("--count", type=int, metavar="N", help="sequences to make (default: 16 pictures, or 1 text)")
     add("--method", metavar="METHOD", help=f"how to decode: {METHOD_NAMES} (default: the bundle's)")
     add("--out", type=Path, default=Path("grid.png"), metavar="FILE", help="PNG to write (default: %(default)s)")
     add(
@@ -50,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="JSON to write: the tokens of every sequence and the steps that made them (default: none)",
+    )
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end a text before this one; can be given several times (default: none but the bundle's stop tokens)",
     )
     add("--beside-ar", action="store_true", help="also decode the same prompts one token at a time, and print both")
     add_output(parser)
@@ -61,34 +71,48 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode, write the picture or print the texts, and say how fast it was."""
     if arguments.trace:
         check_writable(arguments.trace)
-    task = prepare(arguments, count=arguments.count, methods=() if arguments.method is None else (arguments.method,))
-    # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
-    pixels = _open_pixels(task, arguments.out, arguments.trace) if task.tokenizer is None else None
-    with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
-        results = task.compare(task.settings.methods, against_ar=arguments.beside_ar, progress=report)
-    result = results[-1]
-    tokens = result.generation.tokens
-    if pixels is not None:
-        write_grid(pixels(np.stack(tokens)), arguments.out)
+    methods = () if arguments.method is None else (arguments.method,)
+    task = prepare(arguments, count=arguments.count, methods=methods, stop=arguments.stop or ())
+    if task.bundle.manifest.makes_pictures:
+        results = _pictures(task, arguments)
+        made: dict[str, Any] = {"out": str(arguments.out)}
+    else:
+        results, texts = _texts(task, arguments)
+        made = {"texts": texts} if task.tokenizer is not None else {"tokens": results[-1].generation.tokens}
     if arguments.trace:
-        trace = json.dumps(_trace(task, result))
+        trace = json.dumps(_trace(task, results[-1]))
         write_whole(arguments.trace, lambda partial: partial.write_text(trace))
-    texts = [] if task.tokenizer is None else [task.tokenizer.decode(row.tolist()) for row in tokens]
     figures = _figures(task, results, beside_ar=arguments.beside_ar)
     if arguments.json:
-        made = {"texts": texts} if texts else {"out": str(arguments.out)}
-        print(json.dumps({**made, "methods": figures}, indent=2))
+        print(json.dumps({**made, "methods": figures}, indent=2, default=np.ndarray.tolist))
         return 0
-    for text in texts:
-        print(f"{text}\n")
     for row in figures:
         print(
             f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
             f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s, {task.ran[str(row['method'])]}"
         )
-    if not texts:
+    if "out" in made:
         print(f"wrote {arguments.out}")
     return 0
+
+
+def _pictures(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
+    """Decode, and write the sheet of pictures."""
+    # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
+    pixels = _open_pixels(task, arguments.out, arguments.trace)
+    with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
+        results = task.compare(task.settings.methods, against_ar=arguments.beside_ar, watch=counting(report))
+    write_grid(pixels(np.stack(results[-1].generation.tokens)), arguments.out)
+    return results
+
+
+def _texts(task: Task, arguments: argparse.Namespace) -> tuple[list[MethodResult], list[str]]:
+    """Decode, and print the texts while they are made."""
+    texts = Texts(task, task.settings.methods[-1], None if arguments.json else sys.stdout)
+    # A first pass for the clock alone would keep a reader waiting; where methods are compared, it is fair.
+    beside_ar = arguments.beside_ar
+    results = task.compare(task.settings.methods, against_ar=beside_ar, warm_up=beside_ar, watch=texts.watch)
+    return results, texts.texts
 
 
 def _open_pixels(task: Task, out: Path, trace: Path | None) -> PixelDecoder:

@@ -40,6 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _text(manifest: Manifest) -> str:
+    if manifest.tokenizer is None:
+        return "no tokenizer: prompts are names or tokens"
+    return f"{manifest.tokenizer}, chat template: {manifest.chat_template or 'none'}"
+
+
 def _lines(manifest: Manifest) -> dict[str, str]:
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
     steps = [str(graph) for graph in manifest.step_graphs]
@@ -56,7 +62,8 @@ def _lines(manifest: Manifest) -> dict[str, str]:
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {graph.cache_length}, {graph.head_size})",
         "grid": f"{grid.rows} x {grid.columns} tokens" if grid else "none",
         "pixels": f"{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
-        "prompts": ", ".join(manifest.prompts),
+        "prompts": ", ".join(manifest.prompts) or "none by name",
+        "text": _text(manifest),
         "unconditional": str(unconditional) if unconditional else "none (no guidance)",
         "defaults": ", ".join(f"{k} {v}" for k, v in asdict(manifest.defaults).items()),
         "licence": manifest.licence,

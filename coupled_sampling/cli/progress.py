@@ -8,8 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from coupled_sampling.cli.pictures import require_pictures
+from coupled_sampling.requests import Commit
 
-__all__ = ["byte_bar", "token_bars"]
+__all__ = ["byte_bar", "counting", "token_bars"]
+
+
+def counting(report: Callable[[str, int], object]) -> Callable[[str, Commit], object]:
+    """What tells ``report`` the tokens of each commit."""
+    return lambda method, commit: report(method, len(commit.tokens))
 
 
 @contextlib.contextmanager

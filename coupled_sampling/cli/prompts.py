@@ -1,36 +1,96 @@
-"""Prompts as users write them: names that a bundle knows, or a text for a model that reads text."""
+"""Prompts as users write them: names that a bundle knows, a text or a message for a model that reads text, or tokens."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["find_prompts", "open_tokenizer"]
+__all__ = ["Asked", "Prompts", "find_prompts"]
+
+_INPUT = "-"
+"""What stands for standard input."""
 
 
-def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
-    """The tokenizer of a model that reads text; None for others."""
-    name = bundle.manifest.tokenizer
-    return None if name is None else Tokenizer(bundle.folder / name)
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, as a user writes it; the options of the same names."""
+
+    prompt: str | None = None
+    prompt_file: str | None = None
+    tokens: str | None = None
+    raw: bool = False
+    chat: bool = False
+    system: str | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Asked:
+        """From the options of `coupled_sampling.cli.arguments.add_sampling`."""
+        return cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("prompt", "prompt_file", "tokens") if getattr(self, name) is not None]
+        if len(given) > 1:
+            named = " and ".join(name.replace("_", "-") for name in given)
+            raise InvalidArgument(f"{named} are given, expected one of them: what to begin with")
+        if self.chat and (self.raw or self.tokens is not None):
+            other = "raw" if self.raw else "tokens"
+            raise InvalidArgument(
+                f"chat and {other} are given, but a chat template writes the prompt; leave {other} out"
+            )
+        if self.system is not None and not self.chat:
+            raise InvalidArgument(f"system is {self.system!r}, but this is no conversation; add --chat")
+
+    def text(self) -> str | None:
+        """The prompt, read from where it is; None if there is none.
+
+        Raises
+        ------
+        InvalidArgument
+            It is no text in UTF-8.
+        OSError
+            The file cannot be read.
+        """
+        source = _INPUT if self.prompt == _INPUT else self.prompt_file
+        if source is None:
+            return self.prompt
+        try:
+            text = sys.stdin.read() if source == _INPUT else Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            name = "standard input" if source == _INPUT else source
+            raise InvalidArgument(f"the prompt in {name} is no text in UTF-8: {error}; convert it first") from error
+        # Editors and `echo` end a file so; a newline at the end of a prompt would change what follows.
+        return text.removesuffix("\n")
 
 
-def find_prompts(
-    manifest: Manifest, tokenizer: Tokenizer | None, asked: str | None, count: int
-) -> list[tuple[int, ...]]:
+class Prompts(NamedTuple):
+    """What sequences begin with."""
+
+    tokens: list[tuple[int, ...]]
+    """The prompt of every sequence."""
+    continued: bool
+    """Whether a text goes on from its prompt; else it begins a text of its own, as a reply does."""
+
+
+def find_prompts(bundle: Bundle, tokenizer: Tokenizer | None, asked: Asked, count: int) -> Prompts:
     """Tokens of ``count`` prompts: those that were asked for, in turn.
 
     Parameters
     ----------
-    manifest
-        Knows the names.
+    bundle
+        Knows names, and how a conversation is written.
     tokenizer
         Of the model, if it reads text.
     asked
-        Names separated by commas, None for all of them; one text for a model that reads text.
+        Names separated by commas, nothing for all of them; a text or a message for a model that reads text; or tokens.
     count
         How many are wanted.
 
@@ -39,20 +99,50 @@ def find_prompts(
     InvalidArgument
         There is no prompt of that name; a text is needed and none was given; the model has neither names nor text.
     """
-    tokens = _texts(manifest, tokenizer, asked) if tokenizer else _names(manifest, asked)
-    return [tokens[i % len(tokens)] for i in range(count)]
+    if asked.tokens is not None:
+        tokens: Sequence[tuple[int, ...]] = [_tokens(asked.tokens)]
+    elif tokenizer is not None:
+        tokens = [_text(bundle, tokenizer, asked)]
+    else:
+        tokens = _names(bundle.manifest, asked)
+    return Prompts([tokens[i % len(tokens)] for i in range(count)], continued=not asked.chat)
 
 
-def _texts(manifest: Manifest, tokenizer: Tokenizer, asked: str | None) -> Sequence[tuple[int, ...]]:
-    if asked is None:
-        raise InvalidArgument(f"the model {manifest.name} continues text: give one with --prompt")
-    return [tuple(tokenizer.encode(asked))]
+def _tokens(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidArgument(f"tokens is {text!r}, expected integers separated by commas, such as 1,2,3") from error
 
 
-def _names(manifest: Manifest, asked: str | None) -> Sequence[tuple[int, ...]]:
-    names = list(manifest.prompts) if asked is None else asked.split(",")
-    if not names:
+def _text(bundle: Bundle, tokenizer: Tokenizer, asked: Asked) -> tuple[int, ...]:
+    text = asked.text()
+    if text is None:
         raise InvalidArgument(
-            f"the bundle {manifest.name} has neither prompts nor a tokenizer; decode it from Python, with tokens"
+            f"the model {bundle.manifest.name} continues text: give one with --prompt or --prompt-file, or tokens with --tokens"
         )
+    if not asked.chat:
+        return tuple(tokenizer.encode(text, special_tokens=not asked.raw))
+    template = bundle.chat_template()
+    if template is None:
+        raise InvalidArgument(
+            f"chat is asked for, but the bundle {bundle.manifest.name} has no chat template; leave it out to continue a text"
+        )
+    messages = [] if asked.system is None else [{"role": "system", "content": asked.system}]
+    written = template.render([*messages, {"role": "user", "content": text}])
+    return tuple(tokenizer.encode(written, special_tokens=False))
+
+
+def _names(manifest: Manifest, asked: Asked) -> Sequence[tuple[int, ...]]:
+    for option in ("raw", "chat"):
+        if getattr(asked, option):
+            raise InvalidArgument(
+                f"{option} is about text, but the bundle {manifest.name} has no tokenizer; give tokens with --tokens 1,2,3"
+            )
+    if not manifest.prompts:
+        raise InvalidArgument(
+            f"the bundle {manifest.name} has no tokenizer, and no prompts by name: give tokens with --tokens 1,2,3"
+        )
+    text = asked.text()
+    names = list(manifest.prompts) if text is None else text.split(",")
     return [manifest.find_prompt(name.strip()) for name in names]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.bundles.settings import DecodingSettings
+from coupled_sampling.bundles.text import StopStrings, Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
 from coupled_sampling.cli.models import check_model, open_model, progress_bar
-from coupled_sampling.cli.prompts import find_prompts, open_tokenizer
+from coupled_sampling.cli.prompts import Asked, Prompts, find_prompts
 from coupled_sampling.cli.settings import RunSettings, run_settings
 from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
+from coupled_sampling.decoding import Commit
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
@@ -32,7 +35,9 @@ class Task:
     tokenizer
         Of a model that reads text, else None.
     prompts
-        Tokens of the prompt of every sequence.
+        What every sequence begins with.
+    stop
+        Stop strings, of a model that reads text.
 
     Attributes
     ----------
@@ -45,9 +50,13 @@ class Task:
         bundle: Bundle,
         settings: RunSettings,
         tokenizer: Tokenizer | None,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
+        stop: Sequence[str] = (),
     ) -> None:
-        self.bundle, self.settings, self.tokenizer, self.prompts = bundle, settings, tokenizer, prompts
+        self.bundle, self.settings, self.tokenizer, self.prompts = bundle, settings, tokenizer, prompts.tokens
+        self.stop = tuple(stop)
+        self.after: Sequence[int] = self.prompts[0] if prompts.continued else ()
+        """Tokens of the text that goes on; none where it is a text of its own."""
         self.ran: dict[str, Runs] = {}
 
     def check(self) -> None:
@@ -97,7 +106,7 @@ class Task:
         return self.open_model(method.name)
 
     def compare(
-        self, methods: Sequence[str], *, against_ar: bool, progress: Callable[[str, int], object]
+        self, methods: Sequence[str], *, against_ar: bool, warm_up: bool = True, watch: Callable[[str, Commit], object]
     ) -> list[MethodResult]:
         """Run ``methods`` on the prompts."""
         settings = self.settings
@@ -105,11 +114,19 @@ class Task:
             self.open_model,
             self.prompts,
             methods,
-            settings.decoding,
+            self.decoding,
             seed=settings.seed,
             against_ar=against_ar,
-            progress=progress,
+            warm_up=warm_up,
+            watch=watch,
         )
+
+    @property
+    def decoding(self) -> DecodingSettings:
+        """How sequences are decoded, and where they end."""
+        if self.tokenizer is None or not self.stop:
+            return self.settings.decoding
+        return replace(self.settings.decoding, stop_rule=StopStrings(self.tokenizer, self.stop, self.after))
 
     def step_of(self, method: str) -> str:
         """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
@@ -134,10 +151,12 @@ class Task:
         )
 
 
-def prepare(arguments: argparse.Namespace, *, count: int, methods: Sequence[str] = ()) -> Task:
+def prepare(
+    arguments: argparse.Namespace, *, count: int | None, methods: Sequence[str] = (), stop: Sequence[str] = ()
+) -> Task:
     """Open the bundle that ``arguments`` name, and check everything that can be known before its model is opened.
 
-    ``count`` and ``methods`` are those of `coupled_sampling.cli.settings.run_settings`.
+    ``count`` and ``methods`` are those of `coupled_sampling.cli.settings.run_settings`, ``stop`` are stop strings.
 
     Raises
     ------
@@ -146,8 +165,13 @@ def prepare(arguments: argparse.Namespace, *, count: int, methods: Sequence[str]
     """
     bundle = open_bundle(arguments.model)
     settings = run_settings(arguments, bundle.manifest, count=count, methods=methods)
-    tokenizer = open_tokenizer(bundle)
-    prompts = find_prompts(bundle.manifest, tokenizer, arguments.prompt, count)
-    task = Task(bundle, settings, tokenizer, prompts)
+    tokenizer = bundle.tokenizer()
+    prompts = find_prompts(bundle, tokenizer, Asked.of(arguments), settings.count)
+    if stop and (tokenizer is None or bundle.manifest.makes_pictures):
+        what = "has no tokenizer" if tokenizer is None else "makes pictures"
+        raise InvalidArgument(
+            f"stop is {stop[0]!r}, a text, but the bundle {bundle.manifest.name} {what}; leave it out"
+        )
+    task = Task(bundle, settings, tokenizer, prompts, stop)
     task.check()
     return task

@@ -4,13 +4,14 @@
   `exact_law` and `exact_law_from_uniforms` give the law itself;
 - statistical, for everything too large to enumerate: `equivalence_test` and `assert_equivalent`, with power and a negative
   control in every report;
-- parts: `check_provider` for a backend, `check_coupling` for a coupling;
+- parts: `check_provider` for a backend, `check_coupling` for a coupling, `check_processor` for a logits processor;
 - two implementations of a step, given the same noise: `StepComparison` tells float ties from disagreements;
 - `coupled_sampling.testing.strategies` for Hypothesis, and a pytest plugin with two profiles of it (needs the extra ``[testing]``);
 - models small enough for it: `TableProvider`, `RationalProvider`, `random_table`, `rational_table`.
 """
 
 from coupled_sampling.testing.contracts.couplings import check_coupling, coupling_report
+from coupled_sampling.testing.contracts.processors import check_processor, processor_report
 from coupled_sampling.testing.contracts.providers import check_provider, provider_report
 from coupled_sampling.testing.contracts.report import CheckFailed, Report
 from coupled_sampling.testing.exact.enumeration import ExactLaw
@@ -23,6 +24,7 @@ from coupled_sampling.testing.exact.laws import (
 )
 from coupled_sampling.testing.exact.proof import assert_lossless_exactly, shipped_decoder
 from coupled_sampling.testing.exact.rational_models import RationalProvider, rational_table
+from coupled_sampling.testing.exact.sampled import sampled_law
 from coupled_sampling.testing.exact.uniforms import EnumeratingGenerator, exact_law_from_uniforms
 from coupled_sampling.testing.samples.equivalence import Equivalence, assert_equivalent, equivalence_test
 from coupled_sampling.testing.steps.ties import StepComparison, StepsDisagree, TieReport
@@ -44,15 +46,18 @@ __all__ = [
     "assert_lossless_exactly",
     "autoregressive_law",
     "check_coupling",
+    "check_processor",
     "check_provider",
     "coupling_report",
     "equivalence_test",
     "exact_law",
     "exact_law_from_uniforms",
     "joint_law",
+    "processor_report",
     "provider_report",
     "random_table",
     "rational_table",
+    "sampled_law",
     "shipped_decoder",
     "total_variation",
 ]

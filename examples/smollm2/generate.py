@@ -23,9 +23,9 @@ import smollm2
 from coupled_sampling import METHODS
 from coupled_sampling.backends import OrtProvider
 from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
-from coupled_sampling.cli.settings import DecodingSettings
 from coupled_sampling.contracts import LogitsProvider, Sampling
 from coupled_sampling.drafting import find_drafting
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument

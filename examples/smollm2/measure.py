@@ -27,8 +27,8 @@ import smollm2
 from coupled_sampling import __version__
 from coupled_sampling.backends import OrtProvider
 from coupled_sampling.bundles.files import check_writable, write_whole
+from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import Tokenizer
-from coupled_sampling.cli.settings import DecodingSettings
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 

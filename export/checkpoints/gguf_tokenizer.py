@@ -6,8 +6,9 @@ and the *name* of the pre-tokenizer; the rule behind a name is known here for th
 without a rule is refused, since a wrong cut gives plausible tokens and a worse model. Rules: Radford et al. 2019 for
 GPT-2, the ``tokenizer.json`` files of SmolLM2, Qwen2 and Llama 3 for the others.
 
-SentencePiece tokenizers (``tokenizer.ggml.model`` is ``llama``) are not built. The chat template stays in the metadata, as text;
-running it takes a Jinja engine, which is the caller's.
+Where the file says that texts begin or end with a special token, the tokenizer has a post-processor that says so, too.
+
+SentencePiece tokenizers (``tokenizer.ggml.model`` is ``llama``) are not built.
 """
 
 from __future__ import annotations
@@ -100,15 +101,25 @@ def _add_special_tokens(tokenizers: Any, tokenizer: Any, metadata: Mapping[str, 
     added = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED]
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in markers])
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
-    beginning = metadata.get("tokenizer.ggml.bos_token_id")
-    if (
-        metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.pre"] == "llama-bpe")
-        and beginning is not None
-    ):
-        token = tokens[beginning]
+    begin = _mark(metadata, tokens, "bos", default=metadata["tokenizer.ggml.pre"] == "llama-bpe")
+    end = _mark(metadata, tokens, "eos", default=False)
+    if begin or end:
+        single = [*begin, "$A", *end]
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, beginning)]
+            single=single, pair=[*single, "$B", *end], special_tokens=list({**begin, **end}.items())
         )
+
+
+def _mark(metadata: Mapping[str, Any], tokens: list[str], name: str, *, default: bool) -> dict[str, int]:
+    """The token that the file puts at a text's beginning ("bos") or end ("eos"), and its number; empty if it puts none."""
+    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if token is None or not metadata.get(f"tokenizer.ggml.add_{name}_token", default):
+        return {}
+    if not 0 <= token < len(tokens):
+        raise CheckpointError(
+            f"tokenizer.ggml.{name}_token_id is {token}, expected a token in [0, {len(tokens)}); convert the model again"
+        )
+    return {tokens[token]: token}
 
 
 def _byte_level(tokenizers: Any, tokenizer: Any) -> None:

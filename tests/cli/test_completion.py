@@ -39,6 +39,9 @@ def test_bash_completes_commands_options_and_values(tmp_path):
     assert completed("verify", "--step", "", cwd=tmp_path) == {"auto", "host", "graph", "kernels", "both"}
     assert completed("inspect", "mod", cwd=tmp_path) == {"models"}
     assert completed("generate", "--out", "compl", cwd=tmp_path) == {"completion.sh"}
+    assert completed("generate", "--prompt", cwd=tmp_path) == {"--prompt", "--prompt-file"}
+    assert completed("generate", "--prompt-file", "compl", cwd=tmp_path) == {"completion.sh"}
+    assert completed("generate", "--sto", cwd=tmp_path) == {"--stop"}
 
 
 @pytest.mark.parametrize("shell", SHELLS)

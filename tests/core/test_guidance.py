@@ -1,11 +1,11 @@
-"""Guided logits against two full evaluations, for prompts of any length."""
+"""Guided logits against two full evaluations, for prompts of any length; requests with guidance of their own are beside."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coupled_sampling import GuidedProvider, generate
+from coupled_sampling import GuidedProvider, Request, generate
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 from coupled_sampling.testing import TableProvider, random_table
 
@@ -105,13 +105,13 @@ def test_the_model_is_told_both_prompts_row_by_row():
     class Conditioned(TableProvider):
         told = ()
 
-        def begin(self, row, prompt):
-            self.told = (*self.told, (row, list(prompt)))
+        def begin(self, row, request):
+            self.told = (*self.told, (row, list(request.prompt)))
 
     inner = Conditioned(TABLE, V, 4)
     guided = GuidedProvider(inner, 1.5, lambda prompt: [*prompt, 3])
-    guided.begin(1, np.array([1, 2]))
-    guided.begin(0, np.array([0]))
+    guided.begin(1, Request([1, 2], length=1))
+    guided.begin(0, Request([0], length=1))
     assert sorted(inner.told) == [(0, [0]), (1, [0, 3]), (2, [1, 2]), (3, [1, 2, 3])]
 
 
@@ -140,20 +140,20 @@ def test_what_cannot_be_guided_is_refused():
     with pytest.raises(InvalidArgument, match="cached positions"):
         generate(guided, [[1]], length=9, window=4)
     guided = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, lambda prompt: [0] * 8)
-    with pytest.raises(InvalidArgument, match="unconditional row would reach"):
+    with pytest.raises(InvalidArgument, match="8 tokens and length 9 need 16 cached positions, the model holds 12"):
         generate(guided, [[1]], length=9, window=4)
 
 
 @pytest.mark.parametrize("window", [1, 3, 8])
 def test_what_just_fits_is_decoded_and_one_position_more_is_refused(window):
-    """A fixed unconditional prompt of 5 leaves 12 - 4 positions to a row; one that is made from the prompt is judged by pass."""
+    """A fixed unconditional prompt of 5 leaves 12 - 4 positions to a row; one that is made from the prompt is judged by request."""
     fixed = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, [0] * 5)
     assert (fixed.max_length, fixed.max_window) == (8, 8)
     made = GuidedProvider(TableProvider(TABLE, V, 2, 12), 1.5, lambda prompt: [0] * 5)
     assert (made.max_length, made.max_window) == (12, 12)
     for guided, refusal in (
         (fixed, "cached positions"),
-        (made, "unconditional row would reach position 12, the model holds 12"),
+        (made, "an unconditional prompt of 5 tokens and length 9 need 13 cached"),
     ):
         assert len(generate(guided, [[1]], length=8, window=window, method="scd-match").tokens[0]) == 8
         with pytest.raises(InvalidArgument, match=refusal):

@@ -24,6 +24,7 @@ HEAVY = (
     "cupy",
     "cuda",
     "tensorrt",
+    "llguidance",
 )
 
 

@@ -232,7 +232,6 @@ WRONG = [
     ({"condition": "a picture"}, "condition"),
     ({"generated": [0, 0, 0], "length": 3}, "nothing is left"),
     ({"generated": [V]}, "generated token 0 is 5"),
-    ({"rounds": -1}, "rounds"),
 ]
 
 
@@ -576,7 +575,7 @@ def test_resuming_goes_on_as_if_never_interrupted(method):
     for cut in range(1, 20):
         for window in (1, 4, 30):
             decoder = Decoder(model(), method=method, window=window)
-            decoder.add(request.resumed(expected[:cut], rounds=0))
+            decoder.add(request.resumed(expected[:cut]))
             commits = run(decoder)[0]
             assert commits[0].position == 2 + cut
             np.testing.assert_array_equal(tokens_of(commits), expected[cut:])

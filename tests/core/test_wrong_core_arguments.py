@@ -62,7 +62,7 @@ CALLS = {
         f"Request {name}": of_request(name)
         for name in (
             "prompt", "length", "seed", "sequence", "stop", "sampling", "stop_sequences", "stop_rule", "samples", "logprobs",
-            "model_logprobs", "guidance", "condition", "generated", "rounds",
+            "model_logprobs", "guidance", "condition", "generated",
         )
     },
     **{

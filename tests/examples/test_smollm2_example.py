@@ -25,6 +25,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra [cpu]")
 
 FOLDER = ROOT / "examples" / "smollm2"
 HIDDEN, HEADS, KV_HEADS, LAYERS, MLP, POSITIONS = 32, 4, 2, 2, 48, 256
+MODULES = ["smollm2", "generate", "measure", "structured"]
 METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"]
 
 
@@ -83,10 +84,10 @@ def digest(path):
 def load(monkeypatch):
     """A module of the example, and only while the test runs."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("smollm2", "generate", "measure"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
-    for name in ("smollm2", "generate", "measure"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -300,6 +301,48 @@ def test_measuring_goes_on_where_it_stopped(load, weights, cache, tmp_path, caps
     assert run("--prompts", "poem") == 2
     assert "['poem']" in capsys.readouterr().err
     assert json.loads(out.read_text()) == content
+
+
+def structured_options(weights, cache):
+    options = ["--gguf", weights, "--sha256", digest(weights), "--cache", cache, "--max-length", POSITIONS]
+    return [str(value) for value in (*options, "--window", 6, "--prompts", "hi", "you")]
+
+
+def test_every_answer_fits_the_schema_even_of_random_weights(load, weights, cache, capsys):
+    pytest.importorskip("llguidance", reason="needs the extra [grammar]")
+    structured = load("structured")
+    assert structured.main(structured_options(weights, cache)) == 0
+    out, err = capsys.readouterr()
+    assert "Every answer fits the schema" in err
+    answers = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(answers) == 2
+    assert all(list(answer) == list(structured.SCHEMA["properties"]) for answer in answers)
+    steps = {tuple(line.split()[:2]): float(line.split()[4]) for line in out.splitlines() if "match" in line}
+    assert len(steps) == 4
+    for method in ("scd-match", "speculative-match"):
+        assert steps[method, "grammar"] > 1
+
+
+def test_an_answer_that_does_not_fit_is_told(load, weights, cache, capsys, monkeypatch):
+    pytest.importorskip("llguidance", reason="needs the extra [grammar]")
+    structured = load("structured")
+    monkeypatch.setattr(structured, "LONGEST", 20)
+    monkeypatch.setattr(structured, "RUNS", structured.RUNS[:2])
+    assert structured.main(structured_options(weights, cache)) == 1
+    assert capsys.readouterr().err.count("is no JSON") == 4
+
+
+def test_faults_of_answers_are_found_without_the_engine(load):
+    pytest.importorskip("llguidance", reason="needs the extra [grammar]")
+    faults = load("structured").faults
+    good = {"first_name": "Ada", "occupation": "pilot", "age": 30, "hobbies": ["music"], "has_children": True}
+    assert list(faults(json.dumps(good))) == []
+    for wrong in (
+        {"age": 17}, {"age": 30.0}, {"age": True}, {"hobbies": []}, {"hobbies": ["chess"]}, {"hobbies": 4 * ["music"]},
+        {"has_children": "yes"}, {"first_name": 13 * "a"}, {"occupation": None}, {"more": 1},
+    ):  # fmt: skip
+        assert len(list(faults(json.dumps(good | wrong)))) == 1, wrong
+    assert len(list(faults("[]"))) == len(list(faults("{"))) == 1
 
 
 def test_the_real_model(load, tmp_path, capsys):

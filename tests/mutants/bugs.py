@@ -7,13 +7,16 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
+from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
+from bugs_of_processors import BUGS as PROCESSORS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
+from bugs_of_text import BUGS as TEXT
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_proof_tool import BUGS as PROOF_TOOL
 from bugs_of_the_step import BUGS as STEP
@@ -24,13 +27,16 @@ __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
     *DRAFTS_AND_MODELS,
+    *GRAMMARS,
     *GUIDANCE,
     *LAWS,
     *NOISE,
+    *PROCESSORS,
     *REQUESTS,
     *ROWS,
     *STEP_ENGINES,
     *STEP_GRAPHS,
+    *TEXT,
     *LOOP,
     *PROOF_TOOL,
     *STEP,

@@ -101,9 +101,9 @@ BUGS = (
     ),
     Bug(
         "guidance-weights-swapped",
-        "GuidedProvider._combine",
-        "(1 - self.scale) * unconditional + self.scale * finite",
-        "self.scale * unconditional + (1 - self.scale) * finite",
+        "guidance:_mixed",
+        "(1 - scale) * unconditional + scale * finite",
+        "scale * unconditional + (1 - scale) * finite",
         "The scale weights the unconditional logits.",
         GUIDED,
     ),
@@ -117,7 +117,7 @@ BUGS = (
     ),
     Bug(
         "unconditional-prompt-not-forwarded",
-        "GuidedRows.openings",
+        "GuidedRows._unopened",
         "range(0, max(0, pair.shift), width) if not pair.primed else ()",
         "()",
         "The beginning of a longer unconditional prompt never reaches the model.",
@@ -133,27 +133,17 @@ BUGS = (
     ),
     Bug(
         "unconditional-slots-not-aligned",
-        "GuidedProvider._combine",
-        """\
-if lag:
-    missing = min(lag, conditional.shape[0])
-    kept = unconditional[: conditional.shape[0] - missing, ...]
-    unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
-""",
-        """\
-if lag and False:
-    missing = min(lag, conditional.shape[0])
-    kept = unconditional[: conditional.shape[0] - missing, ...]
-    unconditional = xp.concat([conditional[:missing, ...], kept], axis=0)
-""",
+        "_guided",
+        "_aligned(conditional, logits[2 * b + 1, ...], lag)",
+        "logits[2 * b + 1, ...]",
         "Where the unconditional prompt is shorter, its logits are combined with those of other positions.",
         GUIDED,
     ),
     Bug(
         "forbidden-tokens-guided",
-        "GuidedProvider._combine",
-        "xp.where(forbidden, conditional, (1 - self.scale) * unconditional + self.scale * finite)",
-        "(1 - self.scale) * unconditional + self.scale * finite",
+        "guidance:_mixed",
+        "xp.where(forbidden, conditional, (1 - scale) * unconditional + scale * finite)",
+        "(1 - scale) * unconditional + scale * finite",
         "A token that the conditional row forbids gets a finite logit.",
         GUIDED,
     ),

@@ -5,6 +5,8 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 GUIDED = ("test_guidance",)
+OF_REQUESTS = ("test_guidance_of_requests",)
+OFFERS = ("test_conformance_of_offers",)
 STATE = ("test_step_state",)
 GRAPH = ("test_step_graph",)
 KERNELS = ("test_cuda_kernel_step",)
@@ -12,7 +14,7 @@ KERNELS = ("test_cuda_kernel_step",)
 BUGS = (
     Bug(
         "unconditional-prompt-forwarded-anew",
-        "GuidedRows.openings",
+        "GuidedRows._unopened",
         "pair.primed = True",
         "",
         "At every step the unconditional prompt is forwarded again, and padding written over the tokens behind it.",
@@ -20,7 +22,7 @@ BUGS = (
     ),
     Bug(
         "one-row-opens-for-all",
-        "GuidedRows.openings",
+        "GuidedRows._unopened",
         "pair.primed = True",
         """\
 for each in self._pairs:
@@ -33,41 +35,41 @@ for each in self._pairs:
     Bug(
         "row-used-again-counts-as-opened",
         "GuidedRows.begin",
-        "_Pair(chosen, len(prompt))",
-        "_Pair(chosen, len(prompt), self._pairs[row] is not None)",
+        "self._made(request)",
+        "replace(self._made(request), primed=self._pairs[row] is not None)",
         "A row's second sequence is guided by the unconditional prompt of its first one.",
         GUIDED,
     ),
     Bug(
         "row-used-again-keeps-its-pair",
         "GuidedRows.begin",
-        "self._pairs[row] = _Pair(chosen, len(prompt))",
-        "self._pairs[row] = self._pairs[row] or _Pair(chosen, len(prompt))",
+        "self._made(request)",
+        "self._pairs[row] or self._made(request)",
         "A row's second sequence is shifted as its first one was.",
         GUIDED,
     ),
     Bug(
         "unconditional-prompt-from-a-part-of-the-prompt",
-        "GuidedRows.begin",
-        "self._unconditional(prompt)",
-        "self._unconditional(prompt[:1])",
+        "GuidedRows._made",
+        "read_only(prompt)",
+        "read_only(prompt[:1])",
         "The function that makes an unconditional prompt does not see all of the prompt.",
         GUIDED,
     ),
     Bug(
         "last-position-of-guidance-refused",
-        "GuidedRows.paired",
-        "begin + width > self._inner_length",
-        "begin + width >= self._inner_length",
-        "A sequence whose unconditional row just fits is refused half-way.",
+        "GuidedRows._made",
+        "needed > self._inner_length",
+        "needed >= self._inner_length",
+        "A sequence whose unconditional row just fits is refused.",
         GUIDED,
     ),
     Bug(
         "unconditional-row-past-the-memory",
-        "GuidedRows.paired",
-        "begin + width > self._inner_length",
-        "begin + width > self._inner_length + 1",
-        "An unconditional row leaves the model's memory by one position.",
+        "GuidedRows._made",
+        "needed > self._inner_length",
+        "needed > self._inner_length + 1",
+        "A request is taken whose unconditional row leaves the model's memory by one position.",
         GUIDED,
     ),
     Bug(
@@ -97,14 +99,14 @@ for each in self._pairs:
     Bug(
         "lag-forgotten",
         "GuidedRows.paired",
-        "lag[b] = begin - (int(start[b]) + pair.shift)",
-        "lag[b] = 0",
+        "lag[b], scale[b] = begin - aligned, pair.scale(own, width)",
+        "lag[b], scale[b] = 0, pair.scale(own, width)",
         "Where the unconditional prompt is shorter, its logits are combined with those of other positions.",
         GUIDED,
     ),
     Bug(
         "lag-of-the-first-row",
-        "GuidedProvider.forward",
+        "_guided",
         "enumerate(paired.lag.tolist())",
         "enumerate([paired.lag.tolist()[0]] * len(paired.lag))",
         "All rows are aligned as the first one is.",
@@ -120,41 +122,35 @@ for each in self._pairs:
     ),
     Bug(
         "nothing-of-the-conditional-row-forbids-all-the-same",
-        "GuidedProvider._combine",
-        "self.scale in (0, 1)",
-        "self.scale == 1",
+        "guidance:_mixed",
+        "scale in (0, 1)",
+        "scale == 1",
         "At scale 0 tokens are forbidden by a row that has no say.",
         GUIDED,
     ),
     Bug(
         "half-precision-combined-as-it-is",
-        "GuidedProvider.forward",
-        "at_least_float32(self.provider.forward(paired.tokens, paired.start))",
-        "self.provider.forward(paired.tokens, paired.start)",
+        "_guided",
+        "logits = at_least_float32(logits)",
+        "",
         "Guided logits are rounded to half precision.",
         GUIDED,
     ),
     Bug(
         "models-told-the-prompts-of-the-other-rows",
         "GuidedProvider.begin",
-        """\
-self.provider.begin(2 * row, request)
-self.provider.begin(2 * row + 1, replace(request, prompt=unconditional))
-""",
-        """\
-self.provider.begin(2 * row + 1, request)
-self.provider.begin(2 * row, replace(request, prompt=unconditional))
-""",
+        "self._rows.begin(row, request)",
+        "self._rows.begin(row, request)[::-1]",
         "A model that is conditioned by its prompts has conditional and unconditional rows exchanged.",
-        ("test_guidance",),
+        GUIDED,
     ),
     Bug(
         "kernels-tell-the-unconditional-row-the-prompt",
         "KernelStep.begin",
-        "(2 * row + 1, replace(request, prompt=unconditional))",
-        "(2 * row + 1, request)",
+        "self._guided.begin(row, request)",
+        "(self._guided.begin(row, request)[0],) * 2",
         "A model that is conditioned by its prompts has no unconditional rows.",
-        ("test_cuda_kernel_step",),
+        KERNELS,
     ),
     Bug(
         "graph-keeps-the-pair-of-the-sequence-before",
@@ -211,5 +207,153 @@ self.provider.begin(2 * row, replace(request, prompt=unconditional))
         "int(start[::2].max())",
         "Unconditional rows that are further on than their own lose a part of their context.",
         STATE,
+    ),
+    Bug(
+        "scale-one-token-late",
+        "_Pair.scale",
+        "start + 1 + np.arange(width) - self.prompt_length",
+        "start + np.arange(width) - self.prompt_length",
+        "A scale that changes with the position is that of the token before.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "scale-by-position-instead-of-index",
+        "_Pair.scale",
+        "start + 1 + np.arange(width) - self.prompt_length",
+        "start + 1 + np.arange(width)",
+        "A scale that changes counts the prompt's tokens, too.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "scale-of-the-windows-first-slot",
+        "_mixed_by_slot",
+        "np.flatnonzero(np.diff(scale))",
+        "np.flatnonzero(np.diff(scale))[:0]",
+        "A scale that changes within a window does not.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "guidance-of-the-model-for-all",
+        "GuidedRows._made",
+        "request.guidance or Guidance(), np.asarray(request.prompt, np.int64)",
+        "Guidance(), np.asarray(request.prompt, np.int64)",
+        "Requests are guided as the model is, whatever they ask for.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "negative-prompt-forgotten",
+        "GuidedRows._made",
+        "self._unconditional if guidance.unconditional is None else guidance.unconditional",
+        "self._unconditional",
+        "A request's own unconditional prompt is not used.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "wide-window-leaves-the-memory",
+        "GuidedRows.paired",
+        "max(0, min(aligned, self._inner_length - width))",
+        "max(0, aligned)",
+        "Two requests that fit alone do not fit together.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "wide-window-not-aligned",
+        "_aligned",
+        "lag > 0",
+        "True",
+        "Where a window is wider than what an unconditional row has left, its logits are combined with those of other positions.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "graph-clips-lags-at-the-front-only",
+        "guided_logits",
+        'graph.op("Min", graph.op("Max", graph.op("Sub", slots, lag), graph.number(0, "int64")), last)',
+        'graph.op("Max", graph.op("Sub", slots, lag), graph.number(0, "int64"))',
+        "A window wider than what an unconditional row has left makes the graph fail.",
+        STATE,
+    ),
+    Bug(
+        "graph-has-the-models-scale-for-all",
+        "OrtStep._feed_pairs",
+        "paired.scale[:, 0]",
+        "paired.scale[0, 0]",
+        "All rows of a step graph are guided at the scale of the first one.",
+        STATE,
+    ),
+    Bug(
+        "kernels-have-the-first-rows-scale-for-all",
+        "KernelStep._forward",
+        "paired.scale[:, 0]",
+        "paired.scale[0, 0]",
+        "All rows are guided by the kernels at the scale of the first one.",
+        KERNELS,
+    ),
+    Bug(
+        "fork-leaves-the-unconditional-row-behind",
+        "GuidedRows.fork",
+        "max(0, length + pair.shift)",
+        "0",
+        "Samples of one prompt are guided by an unconditional row without its prompt.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "fork-opens-the-unconditional-prompt-again",
+        "GuidedRows.fork",
+        "replace(pair if own is None else own, primed=pair.primed)",
+        "pair if own is None else own",
+        "After a fork the unconditional prompt is forwarded again.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "range-of-rows-is-one-of-the-model",
+        "_GuidedByRows._forward",
+        "range(2 * rows.start, 2 * rows.stop)",
+        "range(rows.start, rows.start + 2 * len(rows))",
+        "A range of guided rows forwards rows of other sequences.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "range-of-rows-has-the-first-rows-pair",
+        "_GuidedByRows._forward",
+        "self._rows.paired(tokens, start, rows.start)",
+        "self._rows.paired(tokens, start)",
+        "A range of guided rows is guided by the prompts of the first rows.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "unconditional-row-is-told-the-condition-all-the-same",
+        "guided_rows:_told",
+        "request.condition if condition is None else condition",
+        "request.condition",
+        "A model that looks at conditions has no unconditional rows.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "until-one-token-too-many",
+        "_Until.__call__",
+        "index < self.tokens",
+        "index <= self.tokens",
+        "Guidance for the first n tokens is for n + 1.",
+        OF_REQUESTS,
+    ),
+    Bug(
+        "ranges-of-rows-not-seen-by-their-neighbours",
+        "offer_checks:row_ranges",
+        """\
+scored = probe.score(mixed, half, probe.length - half)
+for row in probe.watched:
+    record.compare(scored, row, expected[row])
+""",
+        "",
+        "A provider whose ranges of rows spill into other rows passes.",
+        OFFERS,
+    ),
+    Bug(
+        "fork-to-all-rows-passes",
+        "offer_checks:fork",
+        "others[: max(1, len(others) - 1)]",
+        "others",
+        "A provider whose forks write over rows that are no targets passes.",
+        OFFERS,
     ),
 )

@@ -80,14 +80,6 @@ BUGS = (
         ("test_requests_exactly",),
     ),
     Bug(
-        "rounds-start-anew-after-an-interruption",
-        "Row.__post_init__",
-        "self.round = self.request.rounds",
-        "self.round = 0",
-        "Uniforms of rounds that were had are used again.",
-        ("test_requests",),
-    ),
-    Bug(
         "chunks-count-as-rounds",
         "Row.read",
         "self.cached = end",

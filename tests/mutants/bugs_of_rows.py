@@ -60,8 +60,8 @@ BUGS = (
     Bug(
         "prompts-are-read-over-the-laws-of-drafts",
         "OrtStep.read",
-        "self._step(window.part(range(len(rows))[at]), rows[at], None, positions[at])",
-        "self._step(window.part(range(len(rows))[at]), rows[at], 0, positions[at])",
+        "self._step(part, None, positions[at], self._paired(part))",
+        "self._step(part, 0, positions[at], self._paired(part))",
         "A chunk of a prompt writes laws over those that the drafts of other rows are to be tested against.",
         READING,
     ),
@@ -107,9 +107,9 @@ BUGS = (
     ),
     Bug(
         "graph-takes-the-first-opening-only",
-        "OrtStep.step",
-        "chain([first], later)",
-        "[first, *later][:1]",
+        "OrtStep._feed_pairs",
+        "guided.openings(paired)",
+        "[*guided.openings(paired)][:1]",
         "Of an unconditional prompt longer than a window only the beginning reaches the graph.",
         ("test_step_state",),
     ),

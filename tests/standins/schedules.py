@@ -8,10 +8,10 @@ import contextlib
 
 import numpy as np
 
-from coupled_sampling import Decoder, Request, Sampling
+from coupled_sampling import Decoder, Guidance, Request, Sampling
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.testing import StepComparison
-from standins.table_graphs import VOCAB
+from standins.table_graphs import LENGTH, VOCAB
 
 ROWS, FITS = 3, 25
 """Rows, and the most positions of a request: few, so that rows are used many times."""
@@ -21,6 +21,15 @@ UNCONDITIONAL = {
     "made from the prompt": lambda prompt: [*prompt[::-1], 1, 2][: len(prompt) + 2 if len(prompt) % 2 else 1],
 }
 """Unconditional prompts that are shorter than most prompts, longer than most, and now the one and now the other."""
+GUIDANCES = [
+    None,
+    Guidance(0.6),
+    Guidance(1),
+    Guidance(0, unconditional=[1]),
+    Guidance(-0.5, unconditional=[3, 0, 2, 1, 1, 0, 2]),
+    Guidance(unconditional=[2] * (LENGTH - 4)),
+]
+"""Guidance of a request's own; the last one leaves room for few tokens, fewer than a window has slots."""
 SAMPLINGS = [Sampling(), Sampling(0.7), Sampling(1.5, top_k=4, min_p=0.1), Sampling(0.8, top_p=0.7), Sampling(0)]
 
 
@@ -55,8 +64,11 @@ class Losing(StepComparison):
         return outcome
 
 
-def run_schedule(both, model, seed, steps, warped=True):
-    """The report of all that ``both`` (`Losing`) compared in so many steps; where ``model.fails`` is set, its next call fails."""
+def run_schedule(both, model, seed, steps, warped=True, guided=False):
+    """The report of all that ``both`` (`Losing`) compared in so many steps; where ``model.fails`` is set, its next call fails.
+
+    With ``guided``, requests have guidance of their own.
+    """
     random = np.random.default_rng(seed)
     rule = Erratic(random)
     decoder = Decoder(both, window=rule, drafting=str(random.choice(["repeat", "random", "copy:3"])))
@@ -69,7 +81,11 @@ def run_schedule(both, model, seed, steps, warped=True):
             # Few seeds and sequences: the same pair comes again, and pairs that share one of the two stand side by side.
             noise = dict(zip(("seed", "sequence"), random.integers(0, 3, 2).tolist(), strict=True))
             sampling = SAMPLINGS[int(random.integers(len(SAMPLINGS)))] if warped else Sampling()
-            under_way.add(decoder.add(Request(prompt, length, sampling=sampling, **noise)))
+            guidance = GUIDANCES[int(random.integers(len(GUIDANCES)))] if guided else None
+            if guidance is not None and guidance.unconditional is not None:
+                room = LENGTH + 1 - len(guidance.unconditional)
+                prompt, length = prompt[: 2 if room < FITS else None], min(length, room)
+            under_way.add(decoder.add(Request(prompt, length, sampling=sampling, guidance=guidance, **noise)))
         if chance[1] < 0.05 and under_way:
             gone = int(random.choice(sorted(under_way)))
             decoder.remove(gone)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import coupled_sampling.testing as testing
-from coupled_sampling import HostStep
+from coupled_sampling import HostStep, Sampling
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.testing import strategies
 from coupled_sampling.testing.contracts.couplings import COUPLING_CHECKS
+from coupled_sampling.testing.contracts.processors import ProcessorSettings
 from coupled_sampling.testing.contracts.providers import PROVIDER_CHECKS, ProviderSettings
 from coupled_sampling.testing.exact.enumeration import enumerate_paths
 from coupled_sampling.testing.exact.proof import Enumeration
@@ -70,6 +71,10 @@ PROVIDER = {
     "skip": ALL_BUT_ONE,
     "seed": 0, "tokens": [0, 1], "prompts": [[0]], "length": 8,
 }  # fmt: skip
+PROCESSOR = {
+    "processor": lambda logits, tokens, positions: logits + 0, "vocab_size": 3, "prompts": [[0]], "length": 2, "stop": (),
+    "array": np.asarray, "tolerance": 1e-5, "seed": 0,
+}  # fmt: skip
 EQUIVALENCE = {
     "sample": COINS, "other": {(0,): 0.5, (1,): 0.5}, "alpha": 0.01, "method": "chi-square", "least_expected": 5.0,
     "permutations": 200,
@@ -104,11 +109,13 @@ CALLS = {
     "assert_lossless_exactly": {
         "decode": testing.shipped_decoder("ar"), "next_law": TABLE, "prompts": [[0]], "vocab_size": 2, "length": 1, "stop": (),
         "rows": 1, "arithmetic": "float", "tolerance": 1e-9, "max_paths": 50,
+        "sampling": Sampling(),
     },
     "shipped_decoder": {
         "method": "sjd", "window": 2, "drafting": "repeat", "stop": (), "sampling": None, "step": HostStep,
     },
     "autoregressive_law": {"next_law": TABLE, "prompt": [0], "length": 2, "stop": ()},
+    "sampled_law": {"next_law": TABLE, "sampling": Sampling(), "prompt": [0], "arithmetic": "float"},
     "joint_law": {"laws": [{0: 0.5, 1: 0.5}]},
     "total_variation": {"first": {0: 1.0}, "second": {0: 1.0}},
     "exact_law": {"run": noise_run, "max_paths": 10, "arithmetic": "float"},
@@ -117,6 +124,8 @@ CALLS = {
     "coupling_report": COUPLING,
     "check_provider": PROVIDER,
     "provider_report": PROVIDER,
+    "check_processor": PROCESSOR,
+    "processor_report": PROCESSOR,
     "verify": {
         "open_model": model, "prompt": [0], "methods": ["sjd"], "samples": 20, "positions": 2, "alpha": 0.01, "make_step": HostStep,
         "window": 2, "drafting": "repeat", "sampling": None, "seed": 0, "progress": lambda name, count: None,
@@ -139,7 +148,7 @@ RECORDS = {"Equivalence", "Report", "TieReport"}
 """What the functions return: nobody makes one."""
 MORE_KEYWORDS = {
     "assert_lossless_exactly": Enumeration, "provider_report": ProviderSettings, "check_provider": ProviderSettings,
-    "verify": Decoding,
+    "check_processor": ProcessorSettings, "verify": Decoding,
 }  # fmt: skip
 SETTINGS_OF = {"assert_equivalent": "equivalence_test", "check_coupling": "coupling_report"}
 VERDICTS = {"assert_equivalent", "assert_lossless_exactly"}
@@ -243,6 +252,8 @@ BAD_NUMBERS = [float("nan"), float("inf"), -float("inf"), True, False, -1, "0.1"
         ("assert_lossless_exactly", "tolerance"),
         ("check_provider", "tolerance"),
         ("provider_report", "tolerance"),
+        ("check_processor", "tolerance"),
+        ("processor_report", "tolerance"),
         ("check_coupling", "false_alarm"),
         ("coupling_report", "false_alarm"),
         ("equivalence_test", "alpha"),

@@ -76,8 +76,10 @@ struct Logits {
         own = other = (batch_row * width + slot) * vocab_size;
         if (decision.guided) {
             own = (2 * batch_row * width + slot) * vocab_size;
-            const bool begun = slot >= row.guidance_lag;  // before, only the conditional row exists
-            other = begun ? ((2 * batch_row + 1) * width + slot - row.guidance_lag) * vocab_size : own;
+            // Slots without a partner have nothing to decide: before the unconditional prompt begins, and past the memory's end.
+            const long long partner = slot - row.guidance_lag;
+            const bool paired = partner >= 0 && partner < width;
+            other = paired ? ((2 * batch_row + 1) * width + partner) * vocab_size : own;
             if (row.guidance == 0) own = other;
         }
         aligned = is_aligned(all, type ? 8 : 16) && own % 4 == 0 && other % 4 == 0;

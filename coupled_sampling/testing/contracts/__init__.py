@@ -1,1 +1,1 @@
-"""Does somebody's part keep its contract? Providers and couplings, each fault named."""
+"""Does somebody's part keep its contract? Providers, couplings and logits processors, each fault named."""

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import at_least_float32, is_floating, to_host
+from coupled_sampling.arrays import at_least_float32, is_floating, read_only, to_host
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.requests import Request
 from coupled_sampling.testing.arguments import check_count, check_prompts, check_seed, check_tokens
 from coupled_sampling.testing.contracts.report import CheckResult
 
-__all__ = ["LogLaws", "Probe", "Record", "Scored", "log_laws", "problem_of_logits"]
+__all__ = ["Call", "LogLaws", "Probe", "Record", "Scored", "log_laws", "problem_of_logits"]
 
 LogLaws = NDArray[np.float64]
 """Log-probabilities, -inf for tokens that are forbidden."""
@@ -58,6 +58,14 @@ def problem_of_logits(logits: Any, shape: tuple[int, int, int]) -> str | None:
             "for some tokens but not for all"
         )
     return None
+
+
+class Call(TypedDict, total=False):
+    """How `Probe.forward` calls, as keywords."""
+
+    provider: LogitsProvider | None
+    rows: range | None
+    frozen: bool
 
 
 class Scored(NamedTuple):
@@ -147,13 +155,37 @@ class Probe:
             for row in rows:
                 told.begin(row, Request(self.prompt(0 if one_prompt else row).copy(), length=1))
 
-    def forward(self, tokens: Integers, start: Integers, *, provider: LogitsProvider | None = None) -> LogLaws:
-        """Log-laws (B, W, V) of one window; the provider gets copies."""
-        called = self.provider if provider is None else provider
-        logits = called.forward(np.ascontiguousarray(tokens, np.int64).copy(), np.array(start, np.int64))
+    def forward(
+        self,
+        tokens: Integers,
+        start: Integers,
+        *,
+        provider: LogitsProvider | None = None,
+        rows: range | None = None,
+        frozen: bool = False,
+    ) -> LogLaws:
+        """Log-laws (B, W, V) of one window; the provider gets copies.
+
+        Parameters
+        ----------
+        tokens, start
+            The window.
+        provider
+            In place of the one under test.
+        rows
+            By ``forward_rows``, for these.
+        frozen
+            Whether the copies are read-only, as a decoding loop's are.
+        """
+        called: Any = self.provider if provider is None else provider
+        window = np.ascontiguousarray(tokens, np.int64).copy(), np.array(start, np.int64)
+        if frozen:
+            window = read_only(window[0]), read_only(window[1])
+        logits = called.forward(*window) if rows is None else called.forward_rows(*window, rows)
         problem = problem_of_logits(logits, (*tokens.shape, self.vocab_size))
         if problem is not None:
-            raise ProviderError(f"forward of {tokens.shape[0]} rows and {tokens.shape[1]} slots {problem}")
+            name = "forward" if rows is None else "forward_rows"
+            raise ProviderError(f"{name} of {tokens.shape[0]} rows and {tokens.shape[1]} slots {problem}")
         return log_laws(logits)
 
     def score(
@@ -162,19 +194,18 @@ class Probe:
         start: int | Sequence[int] | Integers,
         count: int,
         widths: Sequence[int] = (),
-        *,
-        provider: LogitsProvider | None = None,
+        **how: Unpack[Call],
     ) -> Scored:
         """Forward ``count`` tokens of each of ``sequences`` (B, L) from ``start`` on, in windows of ``widths``.
 
-        Widths that go beyond ``count`` or are not given are as large as they can be.
+        Widths that go beyond ``count`` or are not given are as large as they can be. ``how`` is as for `forward`.
         """
         begin = np.broadcast_to(np.asarray(start, np.int64), (len(sequences),)).copy()
         parts, slots, done, wanted = [], [], 0, list(widths)
         while done < count:
             width = min(wanted.pop(0) if wanted else self.max_window, count - done, self.max_window)
             window = np.stack([row[first + done :][:width] for row, first in zip(sequences, begin, strict=True)])
-            parts.append(self.forward(window, begin + done, provider=provider))
+            parts.append(self.forward(window, begin + done, **how))
             slots.append(np.arange(width))
             done += width
         return Scored(np.concatenate(parts, axis=1), begin, np.concatenate(slots))

@@ -24,6 +24,7 @@ __all__ = [
     "input_untouched",
     "own_token",
     "ragged_starts",
+    "read_only",
     "reference",
     "rollback",
     "row_reuse",
@@ -267,6 +268,20 @@ def input_untouched(probe: Probe, record: Record) -> None:
     scored = probe.score(sequences, half, probe.length - half)
     for row in probe.watched:
         record.compare(scored, row, expected[row])
+
+
+def read_only(probe: Probe, record: Record) -> None:
+    """Arrays that cannot be written to, which a decoding loop hands over, give the same."""
+    sequences, half = probe.sequences(), probe.length // 2
+    expected = probe.all_alone(sequences)
+    probe.restart(range(probe.rows))
+    record.doing = "forwarding read-only tokens and start"
+    for scored in (
+        probe.score(sequences, 0, half, frozen=True),
+        probe.score(sequences, half, probe.length - half, frozen=True),
+    ):
+        for row in probe.watched:
+            record.compare(scored, row, expected[row])
 
 
 def _refuses(probe: Probe, record: Record, calls: dict[str, tuple[Integers, Integers]]) -> None:

@@ -9,7 +9,8 @@
 
 The engine is spoken to through `coupled_sampling.contracts.LogitsProvider` alone. It is its own yardstick: what it
 says of a sequence forwarded alone must not change when the same tokens are cut into other windows, sit in other rows, or
-follow on a rollback. `coupled_sampling.testing.contracts.provider_checks` holds the checks by name, and says what they cannot see.
+follow on a rollback. `coupled_sampling.testing.contracts.provider_checks` holds the checks, and says what they cannot see;
+`coupled_sampling.testing.contracts.offer_checks` those of what a provider need not offer, such as ranges of rows and forks.
 
 Differences are the largest absolute difference of two log-probabilities after log-softmax, in float64. The default of
 1e-3 suits float32 (real models differ by 1e-6 to 1e-4 between window widths); float16 and bfloat16 engines need about 0.05 to
@@ -19,10 +20,19 @@ Differences are the largest absolute difference of two log-probabilities after l
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
-from coupled_sampling.contracts import Array, Integers, LogitsProvider
+from coupled_sampling.contracts import (
+    Array,
+    Integers,
+    LogitsProvider,
+    ReadsPrompts,
+    RequestObserver,
+    RowRanges,
+    Selective,
+)
 from coupled_sampling.testing.arguments import check_callable, check_names, check_tolerance
+from coupled_sampling.testing.contracts import offer_checks as offers
 from coupled_sampling.testing.contracts import provider_checks as checks
 from coupled_sampling.testing.contracts.probe import Probe, Record
 from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
@@ -30,11 +40,21 @@ from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, 
 __all__ = ["PROVIDER_CHECKS", "check_provider", "provider_report"]
 
 
+def _always(provider: LogitsProvider) -> bool:
+    return True
+
+
+def _offers(protocol: Any) -> Callable[[LogitsProvider], bool]:
+    return lambda provider: isinstance(provider, protocol)
+
+
 class Check(NamedTuple):
     """A check, and what a failure of it usually means."""
 
     run: Callable[[Probe, Record], None]
     advice: str
+    offered: Callable[[LogitsProvider], bool] = _always
+    """Whether there is something to check: what is optional need not be there."""
 
 
 STALE = (
@@ -42,6 +62,17 @@ STALE = (
 )
 
 PROVIDER_CHECKS: dict[str, Check] = {
+    "begin": Check(
+        offers.begin,
+        "begin(row, request) is given a whole Request: its tokens are request.prompt, int64 (L,), and what is asked of the model "
+        "besides is request.condition. Copy what is kept",
+        _offers(RequestObserver),
+    ),
+    "takes": Check(
+        offers.takes,
+        "takes(request) returns None if the model can do what is asked, else why not, in words; it is asked before anything runs",
+        _offers(Selective),
+    ),
     "shape-and-type": Check(
         checks.shape_and_type,
         "Return floating logits (B, W, V), one row of V for every slot; forbidden tokens are -inf",
@@ -74,12 +105,16 @@ PROVIDER_CHECKS: dict[str, Check] = {
         checks.rows_independent,
         "Rows share something: look for a cache or mask indexed without the row, or state kept per provider",
     ),
-    "row-reuse": Check(checks.row_reuse, STALE + ", and let begin(row, prompt) touch that row only"),
+    "row-reuse": Check(checks.row_reuse, STALE + ", and let begin(row, request) touch that row only"),
     "fewer-rows": Check(
         checks.fewer_rows,
         "A call with B rows concerns rows 0 to B - 1 and leaves the others alone; bind or slice the first B rows",
     ),
     "input-untouched": Check(checks.input_untouched, "Copy tokens and start if they are kept or changed"),
+    "read-only": Check(
+        checks.read_only,
+        "Do not write into tokens and start; copy them where a library wants memory of its own (torch.from_numpy, DLPack)",
+    ),
     "bounds-refused": Check(
         checks.bounds_refused,
         "Check rows, slots and positions on the host before anything is run: some runtimes clamp writes in silence",
@@ -91,11 +126,35 @@ PROVIDER_CHECKS: dict[str, Check] = {
     "whole-length": Check(
         checks.whole_length, "start + W <= max_length must be usable; set max_length to what really fits"
     ),
+    "prompt-chunk": Check(
+        offers.prompt_chunk,
+        "prompt_chunk is the width of calls to forward: at most max_window, and as right as any other width",
+        _offers(ReadsPrompts),
+    ),
+    "row-ranges": Check(
+        offers.row_ranges,
+        "tokens[i] and start[i] are of row rows.start + i; bind or slice that part of the state, and leave the rest of it alone",
+        _offers(RowRanges),
+    ),
+    "row-ranges-refused": Check(
+        offers.row_ranges_refused,
+        "Check that rows lie in [0, batch_size) and are as many as tokens has, before anything is run: a slice is cut in silence",
+        _offers(RowRanges),
+    ),
+    "fork": Check(
+        offers.fork,
+        "Copy the source's state of the positions below length into every target, and share none of it",
+        offers.can_fork,
+    ),
     "reference": Check(
         checks.reference, "Compare positions (are they absolute?), the prompt's first token, and the order of weights"
     ),
 }
-"""Every check by name but ``attributes``, in the order in which they run: what others rely on comes first."""
+"""Every check by name but ``attributes``, in the order in which they run: what others rely on comes first.
+
+Those of what is optional are run where it is offered: ``begin``, ``takes``, ``prompt-chunk``, ``row-ranges``,
+``row-ranges-refused``, ``fork``.
+"""
 
 
 class Sequences(TypedDict, total=False):
@@ -150,7 +209,7 @@ def provider_report(
     Returns
     -------
     Report
-        One result per check. After a failure of ``attributes`` or ``shape-and-type`` nothing else is run.
+        One result per check that applies. After a failure of ``attributes``, ``begin`` or ``shape-and-type`` nothing else is run.
 
     Raises
     ------
@@ -174,12 +233,13 @@ def provider_report(
     if record.failure is None:
         chosen: Sequences = {"seed": 0, "tokens": None, "prompts": None, "length": None, **sequences}
         probe = Probe(provider, fresh=fresh, reference=reference, **chosen)
-        results += _results(probe, tolerance, [name for name in PROVIDER_CHECKS if name not in skip])
+        names = [name for name, check in PROVIDER_CHECKS.items() if name not in skip and check.offered(provider)]
+        results += _results(probe, tolerance, names)
     return Report(type(provider).__name__, tolerance, tuple(results))
 
 
 def _results(probe: Probe, tolerance: float, names: Sequence[str]) -> list[CheckResult]:
-    """Outcomes of the checks ``names``; a failure of ``shape-and-type`` leaves nothing for the others to look at."""
+    """Outcomes of the checks ``names``; a failure of ``begin`` or ``shape-and-type`` leaves nothing for the others to look at."""
     results = []
     for name in names:
         record = Record(name, PROVIDER_CHECKS[name].advice, tolerance)
@@ -189,7 +249,7 @@ def _results(probe: Probe, tolerance: float, names: Sequence[str]) -> list[Check
             # A provider may raise anything; what it was asked for was within its bounds.
             record.fail(f"{type(error).__name__}: {error}")
         results.append(record.result())
-        if name == "shape-and-type" and record.failure is not None:
+        if name in ("begin", "shape-and-type") and record.failure is not None:
             break
     return results
 

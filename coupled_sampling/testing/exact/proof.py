@@ -28,6 +28,7 @@ from coupled_sampling.testing.arguments import (
     check_choice,
     check_count,
     check_decoding,
+    check_kind,
     check_method,
     check_model,
     check_prompts,
@@ -47,6 +48,7 @@ from coupled_sampling.testing.exact.laws import (
     total_variation,
 )
 from coupled_sampling.testing.exact.rational_models import RationalProvider
+from coupled_sampling.testing.exact.sampled import sampled_law
 from coupled_sampling.testing.worlds import TableProvider
 
 __all__ = ["Decode", "assert_lossless_exactly", "shipped_decoder"]
@@ -115,6 +117,7 @@ class Enumeration(TypedDict, total=False):
     arithmetic: Arithmetic
     tolerance: float | None
     max_paths: int
+    sampling: Sampling | None
 
 
 class _Enumeration(NamedTuple):
@@ -123,6 +126,7 @@ class _Enumeration(NamedTuple):
     arithmetic: Arithmetic = "float"
     tolerance: float | None = None
     max_paths: int = 100_000
+    sampling: Sampling | None = None
 
 
 def assert_lossless_exactly(
@@ -158,6 +162,7 @@ def assert_lossless_exactly(
         ``arithmetic="float"``: "rational" needs a ``next_law`` of fractions and gives distances without rounding.
         ``tolerance=None``: largest total variation that passes; 1e-12, or exactly 0 for rational arithmetic.
         ``max_paths=100_000``: refuse beyond this many.
+        ``sampling=None``: processors and what else makes the target law of ``next_law``; ``decode`` must be told of it, too.
 
     Returns
     -------
@@ -190,10 +195,12 @@ def assert_lossless_exactly(
     Traceback (most recent call last):
     AssertionError: not lossless: total variation 0.5 from autoregressive sampling, expected at most 1e-12...
     """
-    arithmetic, tolerance, max_paths = _Enumeration(**enumeration)
+    arithmetic, tolerance, max_paths, sampling = _Enumeration(**enumeration)
     check_callable("decode", decode, 4)
     check_callable("next_law", next_law, 1)
     check_choice("arithmetic", arithmetic, ("float", "rational"))
+    sampling = Sampling() if sampling is None else sampling
+    check_kind("sampling", sampling, Sampling)
     vocab_size = check_count("vocab_size", vocab_size)
     prompts, stop = check_prompts("prompts", prompts, vocab_size), check_tokens("stop", stop, vocab_size)
     lengths = _lengths(length, len(prompts))
@@ -210,7 +217,8 @@ def assert_lossless_exactly(
 
     law = exact_law(run, max_paths=max_paths, arithmetic=arithmetic)
     pairs = zip(prompts, lengths, strict=True)
-    expected = joint_law([autoregressive_law(next_law, prompt, count, stop) for prompt, count in pairs])
+    laws = [(sampled_law(next_law, sampling, prompt, arithmetic=arithmetic), prompt, count) for prompt, count in pairs]
+    expected = joint_law([autoregressive_law(after, prompt, count, stop) for after, prompt, count in laws])
     distance = total_variation(law, expected)
     if not distance <= limit:
         raise AssertionError(_report(law, expected, distance, limit))

@@ -223,6 +223,8 @@ def _filled(value: int) -> Callable[..., RationalArray]:
 
 
 def _full(shape: int | tuple[int, ...], value: Any, *, dtype: Any = RATIONAL, device: Any = None) -> RationalArray:
+    if value == -np.inf:  # what forbids a token: the logarithm of zero
+        return RationalArray(np.full(shape, Fraction(0), object), True)
     return _filled(value)(shape, dtype=dtype)
 
 

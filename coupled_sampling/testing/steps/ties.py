@@ -41,6 +41,7 @@ from coupled_sampling.contracts import (
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.noise import uniforms
+from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import run_processors
@@ -276,7 +277,7 @@ class StepComparison(Closing):
 
     def takes(self, request: Request) -> str | None:
         """What the other one cannot do, or the reference."""
-        return self.other.takes(request) or self.reference.takes(request)
+        return self.other.takes(request) or refusal_of(self._recorded.provider, request)
 
     def begin(self, row: int, request: Request) -> None:
         """Tell both."""

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from coupled_sampling import GuidedProvider, HostStep, Sampling, generate
+from coupled_sampling import Guidance, GuidedProvider, HostStep, Request, Sampling, generate
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
 from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
@@ -85,7 +85,7 @@ def test_a_step_can_be_done_again():
         assert kernels.step(later).tokens.tolist() == second.tokens.tolist()
         with pytest.raises(InvalidArgument, match="laws are those of round 3, but this step holds round"):
             kernels.step(later._replace(round=np.array([4])))
-        kernels.begin(0, np.array([0]))
+        kernels.begin(0, Request([0], 1))
         with pytest.raises(InvalidArgument, match="laws are those of round 0, but this step holds no laws"):
             kernels.step(later)
         kernels.close()
@@ -213,14 +213,30 @@ def test_the_model_is_told_both_prompts_row_by_row():
     class Conditioned(Table):
         told = ()
 
-        def begin(self, row, prompt):
-            self.told = (*self.told, (row, list(prompt)))
+        def begin(self, row, request):
+            self.told = (*self.told, (row, list(request.prompt)))
 
     model = Conditioned(table(0), 4)
     with EmulationLauncher(PLAIN) as launcher:
         provider = DeviceProvider(model, launcher)
         kernels = KernelStep(provider, "sjd", launcher, guidance=2.0, unconditional=lambda prompt: [*prompt, 3])
-        kernels.begin(1, np.array([1, 2]))
-        kernels.begin(0, np.array([0]))
+        kernels.begin(1, Request([1, 2], 1))
+        kernels.begin(0, Request([0], 1))
         kernels.close()
     assert sorted(model.told) == [(0, [0]), (1, [0, 3]), (2, [1, 2]), (3, [1, 2, 3])]
+
+
+@pytest.mark.parametrize("method", ["sjd", "scd-match"])
+def test_state_follows_requests_with_guidance_of_their_own(method):
+    """Scales and unconditional prompts differ from row to row, and some leave less room than a window is wide."""
+    logits = table(3, forbidden=0)
+    with EmulationLauncher(PLAIN) as launcher:
+        provider = Failing(Table(logits, 2 * ROWS), launcher)
+        kernels = KernelStep(provider, method, launcher, guidance=1.8, unconditional=[3])
+        oracle = GuidedProvider(Table(logits, 2 * ROWS), 1.8, [3])
+        report = run_schedule(Losing(oracle, kernels, logits_error=1e-5), provider, 0, 150, guided=True)
+        assert "a step of the kernels has one scale" in kernels.takes(Request([0], 4, guidance=Guidance.until(2, 3.0)))
+        kernels.close()
+        provider.close()
+    assert report.sites > 150
+    assert not report.disagreements, report

@@ -112,6 +112,16 @@ def test_samples_that_were_forked_are_those_that_read_for_themselves(bundle, kin
     assert found == decoded(InWindows(step_of(bundle, kind, method, 4)), alone)
 
 
+@pytest.mark.parametrize("unconditional", [[266], [266, *PROMPT[1:70]]], ids=["short", "long"])
+def test_guided_samples_are_forked_too(bundle, unconditional):
+    step = OrtStep(
+        open_session(bundle.step_graph("scd-match", guided=True), 1), 3, guidance=1.7, unconditional=unconditional
+    )
+    host = HostStep(GuidedProvider(OrtProvider.open(bundle, 6, threads=1), 1.7, unconditional), "scd-match")
+    alone = [Request(PROMPT, 20, sequence=i) for i in range(3)]
+    assert decoded(step, [Request(PROMPT, 20, samples=3)], chunk=16) == decoded(InWindows(host), alone)
+
+
 @pytest.mark.parametrize("kind", ["host", "graph"])
 @pytest.mark.parametrize("method", ["sjd", "scd-match"])
 def test_ctrl_c_in_the_middle_of_reading_or_of_a_step_changes_nothing(bundle, in_windows, method, kind):
@@ -169,7 +179,7 @@ def test_a_step_graph_says_what_it_offers(bundle):
     assert isinstance(step, Forks)
     assert (step.prompt_chunk, step.touches_all, step.keeps_prefixes, step.forks) == (196, False, True, True)
     guided = open_model(bundle, Place(threads=1), method="scd-match", step="graph", guidance=2.0)
-    assert (guided.touches_all, guided.keeps_prefixes, guided.forks) == (True, False, False)
+    assert (guided.touches_all, guided.keeps_prefixes, guided.forks) == (False, False, True)
 
 
 def test_what_is_out_of_bounds_is_refused_by_a_step_graph(bundle):
@@ -181,9 +191,6 @@ def test_what_is_out_of_bounds_is_refused_by_a_step_graph(bundle):
         step.read(tokens, start + 194, range(1))
     with pytest.raises(InvalidArgument, match="row 2 to fork"):
         step.fork(0, [2], 1)
-    guided = open_model(bundle, Place(threads=1), 2, method="scd-match", step="graph", guidance=2.0)
-    with pytest.raises(InvalidArgument, match="expected to begin with row 0: with guidance a call touches all rows"):
-        guided.read(tokens, start, range(1, 2))
     step.close()
     for call in (lambda: step.read(tokens, start, range(1)), lambda: step.fork(0, [1], 1)):
         with pytest.raises(ProviderError, match="the step was closed"):
@@ -204,20 +211,19 @@ def test_guided_prompts_are_read_in_chunks_too(bundle, method, chunk):
 class Reading(Losing):
     """What is compared reads prompts, and so does the reference; which then holds the same tokens."""
 
-    prompt_chunk, keeps_prefixes = 5, False
-
-    @property
-    def touches_all(self):
-        return self.other.touches_all
+    prompt_chunk, keeps_prefixes, touches_all = 5, False, False
 
     def read(self, tokens, start, rows):
         self.other.read(tokens, start, rows)
         model, self.chunks = self._recorded.provider, getattr(self, "chunks", 0) + 1
-        if self.touches_all:
-            model.forward(tokens, start)
-        else:
-            for i, row in enumerate(rows):
-                model.held[row, start[i] : start[i] + tokens.shape[1]] = tokens[i]
+        model.forward_rows(tokens, start, rows)
+
+
+class TableOfRows(Table):
+    def forward_rows(self, tokens, start, rows):
+        part = Table(self.logits, len(rows))
+        part.held = self.held[rows.start : rows.stop]  # a view: what is written stays
+        return part.forward(tokens, start)
 
 
 class Failing:
@@ -245,10 +251,10 @@ def test_state_follows_whatever_the_loop_does_with_chunks_in_between(method, gui
     logits = table(4, forbidden=0 if guided else 0.15)
     graph = step_graph(window_model(logits, kv_length=True), method, warped=guided, guided=guided)
     session, settings = Failing(session_of(graph)), {}
-    model, error = Table(logits, ROWS), 0.0
+    model, error = TableOfRows(logits, ROWS), 0.0
     if guided:
         settings = {"guidance": 1.8, "unconditional": UNCONDITIONAL["long"]}
-        model, error = GuidedProvider(Table(logits, 2 * ROWS), 1.8, settings["unconditional"]), 1e-5
+        model, error = GuidedProvider(TableOfRows(logits, 2 * ROWS), 1.8, settings["unconditional"]), 1e-5
     for seed in (10, 11):
         both = Reading(model, OrtStep(session, ROWS, **settings), logits_error=error)
         report = run_schedule(both, session, seed, 120, warped=guided)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from coupled_sampling import GuidedProvider
+from coupled_sampling import Decoder, Guidance, GuidedProvider, HostStep, Request
 from coupled_sampling.backends.ort import step as ort_step
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from coupled_sampling.export.graphs.step import step_graph
 from standins.schedules import ROWS, UNCONDITIONAL, Losing, run_schedule
-from standins.table_graphs import Table, session_of, table, window_model
+from standins.table_graphs import LENGTH, VOCAB, Table, session_of, table, window_model
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -65,3 +65,54 @@ def test_guided_state_follows_whatever_the_loop_does(method, unconditional):
         guided = GuidedProvider(Table(logits, 2 * ROWS), 1.8, unconditional)
         # (1 - s) u + s c is added up in another order, or by fused instructions.
         assert_same(run_schedule(Losing(guided, step, logits_error=1e-5), session, seed, STEPS))
+
+
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_state_follows_requests_with_guidance_of_their_own(method):
+    """Scales and unconditional prompts differ from row to row, and some leave less room than a window is wide."""
+    logits = table(3, forbidden=0)
+    session = Failing(session_of(step_graph(window_model(logits, kv_length=True), method, warped=True, guided=True)))
+    for seed in range(3):
+        step = OrtStep(session, ROWS, guidance=1.8, unconditional=[3])
+        guided = GuidedProvider(Table(logits, 2 * ROWS), 1.8, [3])
+        assert_same(run_schedule(Losing(guided, step, logits_error=1e-5), session, seed, STEPS, guided=True))
+
+
+def test_a_window_wider_than_what_an_unconditional_row_has_left():
+    """The graph runs; slots past the model's memory decide nothing."""
+    logits, how = table(3, forbidden=0), {"window": 9, "drafting": "repeat"}
+    asked = [
+        Request([1], 4, guidance=Guidance(unconditional=[2] * (LENGTH - 4))),
+        Request([1, 0, 2, 2, 0, 3, 1, 1], 6, sequence=1),
+    ]
+    session = session_of(step_graph(window_model(logits, kv_length=True), "scd-match", guided=True))
+    found = []
+    for model in (
+        OrtStep(session, 2, guidance=1.8, unconditional=[3]),
+        HostStep(GuidedProvider(Table(logits, 4), 1.8, [3]), "scd-match"),
+    ):
+        decoder, tokens = Decoder(model, **how), {}
+        handles = [decoder.add(request) for request in asked]
+        while decoder.active or decoder.waiting:
+            for commit in decoder.step():
+                tokens[commit.handle] = [*tokens.get(commit.handle, []), *commit.tokens.tolist()]
+        found.append([tokens[handle] for handle in handles])
+    assert found[0] == found[1]
+
+
+def test_a_scale_that_changes_with_the_position_is_for_host_steps():
+    session = session_of(step_graph(window_model(table(3)), "scd-match", guided=True))
+    step = OrtStep(session, ROWS, guidance=1.8, unconditional=[3])
+    reason = step.takes(Request([0], 4, guidance=Guidance.until(2, 3.0)))
+    assert reason == (
+        "has a guidance scale that changes with the position, but a step graph has one scale for a row; use HostStep over a "
+        'GuidedProvider, which open_model makes with step="host"'
+    )
+    assert step.takes(Request([0], 2, guidance=Guidance.until(2, 3.0))) is None
+    assert "cannot be guided: unconditional prompt token 0 is" in step.takes(
+        Request([0], 4, guidance=Guidance(unconditional=[VOCAB]))
+    )
+    plain = OrtStep(session_of(step_graph(window_model(table(3)), "scd-match")), ROWS)
+    assert "use HostStep over a GuidedProvider, or a guided step graph" in plain.takes(
+        Request([0], 4, guidance=Guidance(2.0))
+    )

@@ -58,6 +58,17 @@ def test_a_tokenizer_begins_texts_where_the_file_says_so():
     assert gguf_tokenizer(metadata).encode("h").tokens == ["h"]
 
 
+def test_a_tokenizer_ends_texts_where_the_file_says_so():
+    pytest.importorskip("tokenizers", reason="needs the extra [export]")
+    metadata = tokenizer_metadata() | {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.add_eos_token": True}
+    assert gguf_tokenizer(metadata).encode("h").tokens == ["h", "<end>"]
+    metadata |= {"tokenizer.ggml.add_bos_token": True}
+    assert gguf_tokenizer(metadata).encode("h").tokens == ["<user>", "h", "<end>"]
+    assert gguf_tokenizer(metadata).encode("h", "h").tokens == ["<user>", "h", "<end>", "h", "<end>"]
+    with pytest.raises(CheckpointError, match=r"bos_token_id is 5000, expected a token in \[0, "):
+        gguf_tokenizer(metadata | {"tokenizer.ggml.bos_token_id": 5000})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [

@@ -256,8 +256,8 @@ def test_guided_logits_are_those_of_guided_provider(scale):
             return logits
 
     guided = GuidedProvider(Prepared(), scale, [0])
-    guided.begin(0, np.array([1, 2, 3]))
-    guided.begin(1, np.array([1]))
+    guided.begin(0, Request([1, 2, 3], length=3))
+    guided.begin(1, Request([1], length=9))
     expected = guided.forward(np.zeros((2, 6), np.int64), np.array([0, 4]))
     session = session_of(decision_graph("scd-match", VOCAB, guided=True))
     feeds = {

@@ -1,0 +1,135 @@
+"""Conversations as text: the chat template that an instruction-tuned model was trained with.
+
+A template is a program in the language Jinja that writes a list of messages as one text, special tokens and all. It comes with the
+weights, from anybody, so it runs in a sandbox that changes nothing and reaches nothing but the messages. As in transformers, where
+the format comes from, a template writes every special token itself: what it wrote is encoded without any more.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+
+__all__ = ["ChatTemplate"]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a model takes a conversation.
+
+    Parameters
+    ----------
+    source
+        The template, in Jinja.
+    special_tokens
+        The names by which it calls special tokens, such as ``bos_token``, and their texts.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import ChatTemplate
+    >>> template = ChatTemplate(
+    ...     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\\n{% endfor %}"
+    ...     "{% if add_generation_prompt %}[assistant] {% endif %}",
+    ...     {"bos_token": "<s>"},
+    ... )
+    >>> template.render([{"role": "user", "content": "Why is the sky blue?"}])
+    '<s>[user] Why is the sky blue?\\n[assistant] '
+    """
+
+    source: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> ChatTemplate:
+        """The template in a bundle's file.
+
+        Raises
+        ------
+        BundleError
+            There is none in it.
+        """
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            source, special = record["template"], record["special_tokens"]
+            if not isinstance(source, str) or not all(isinstance(text, str) for text in special.values()):
+                raise TypeError("texts were expected")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path} is no chat template ({error!r}); export the bundle again") from error
+        return cls(source, special)
+
+    def write(self, path: Path) -> None:
+        """Write it as a bundle's file."""
+        record = {"template": self.source, "special_tokens": dict(self.special_tokens)}
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, **more: Any) -> str:
+        """The text of a conversation, to be encoded with ``special_tokens=False``.
+
+        Parameters
+        ----------
+        messages
+            ``{"role": ..., "content": ...}`` each, the first one first; roles are mostly ``system``, ``user`` and ``assistant``.
+        reply
+            Whether the text ends with the beginning of a reply, which the model is to write.
+        **more
+            What else the template knows, such as ``tools``.
+
+        Raises
+        ------
+        InvalidArgument
+            The template refuses the messages, or fails with them.
+        MissingDependency
+            The package jinja2 is not installed.
+        """
+        environment = _environment()
+        values = {"tools": None, "documents": None, **self.special_tokens, **more}
+        try:
+            made = environment.from_string(self.source).render(
+                messages=[dict(message) for message in messages], add_generation_prompt=reply, **values
+            )
+        except Exception as error:  # a stranger's program: anything may come
+            raise InvalidArgument(
+                f"messages cannot be written by the chat template of this model: {type(error).__name__}: {error}"
+            ) from error
+        return str(made)
+
+
+def _environment() -> Any:
+    """What templates run in, with what transformers gives them beside Jinja's own."""
+    try:
+        import jinja2
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise MissingDependency(
+            "chat templates need the package jinja2: pip install 'coupled-sampling[text]'"
+        ) from error
+
+    class Generation(Extension):  # type: ignore[misc, unused-ignore]
+        """``{% generation %}``, which marks replies for training: what is in it is written as it stands."""
+
+        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, **settings: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, **settings)  # Jinja's own escapes for HTML
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment

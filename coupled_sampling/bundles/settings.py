@@ -1,0 +1,254 @@
+"""How a bundle's model is decoded: what was asked for, over what the bundle recommends, checked once and frozen.
+
+`Bundle.settings` makes a `DecodingSettings`, the same for the command line, a server and a script. Its parts go on to what takes
+them: ``open_model(bundle, **settings.model)``, ``Decoder(model, **settings.decoder)`` and ``settings.request(prompt)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict, TypeVar
+
+from coupled_sampling.bounds import check_positive
+from coupled_sampling.bundles.layouts import Layout, Span
+from coupled_sampling.bundles.manifest import Manifest
+from coupled_sampling.contracts import Sampling
+from coupled_sampling.drafting import Drafting, Random, find_drafting
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import find_method
+from coupled_sampling.requests import Request, StopRule
+from coupled_sampling.windows import find_window_rule
+
+__all__ = ["DecoderPart", "DecodingSettings", "Given", "ModelPart", "decoding_settings"]
+
+_T = TypeVar("_T")
+
+
+class Given(TypedDict, total=False):
+    """Settings as a user writes them, all of them optional; None, too, leaves one to the bundle."""
+
+    method: str | None
+    """Name of a method."""
+    window: int | str | None
+    """Slots per pass, or "auto"."""
+    drafting: str | Drafting | None
+    """Where first guesses come from."""
+    prompt_chunk: int | None
+    """Most tokens of a long prompt to read in one call."""
+    guidance: float | None
+    """Classifier-free guidance scale; 1 is none."""
+    length: int | None
+    """Most tokens per sequence."""
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    """These four shape the target law, see `coupled_sampling.Sampling`."""
+
+
+class ModelPart(TypedDict):
+    """What `coupled_sampling.backends.open_model` takes of the settings."""
+
+    method: str
+    guidance: float
+    warped: bool
+
+
+class DecoderPart(TypedDict):
+    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own."""
+
+    method: str
+    window: int | str
+    drafting: str | Drafting
+    prompt_chunk: int | None
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How a model is decoded.
+
+    Parameters
+    ----------
+    length
+        Most tokens per sequence, fewer where a stop token comes.
+    method
+        Name of a method.
+    window
+        Slots per pass, or "auto".
+    drafting
+        Where first guesses come from.
+    guidance
+        Classifier-free guidance scale; 1 is none.
+    sampling
+        What shapes the target law, but for the layout.
+    layout
+        Which tokens may stand at which generated positions; empty if all may everywhere.
+    stop
+        Tokens that end a sequence.
+    stop_rule
+        A function that ends a sequence, such as `coupled_sampling.bundles.StopStrings`.
+    prompt_chunk
+        Most tokens of a long prompt to read in one call; None is the model's own width.
+    positions
+        The model's positions, where ``length`` is only a wish: a longer prompt then leaves fewer tokens. None where the length is
+        fixed, or was asked for.
+
+    Raises
+    ------
+    InvalidArgument
+        There is no such method, or a number cannot work.
+
+    Examples
+    --------
+    >>> from coupled_sampling import Decoder, open_bundle
+    >>> from coupled_sampling.backends import open_model
+    >>> bundle = open_bundle("fashion")
+    >>> settings = bundle.settings(method="scd-match", temperature=0.9)
+    >>> settings.window, settings.drafting, settings.sampling.temperature
+    (16, Copy(lag=14), 0.9)
+    >>> with open_model(bundle, **settings.model) as model:
+    ...     decoder = Decoder(model, **settings.decoder)
+    ...     _ = decoder.add(settings.request(bundle.manifest.find_prompt("shoe"), seed=1))
+    ...     while decoder.active or decoder.waiting:
+    ...         commits = decoder.step()
+    >>> commits[0].reason, commits[0].trace.tokens
+    ('length', 196)
+    """
+
+    length: int
+    method: str = "scd-gumbel"
+    window: int | str = 16
+    drafting: str | Drafting = "random"
+    guidance: float = 1.0
+    sampling: Sampling = field(default_factory=Sampling)
+    layout: tuple[Span, ...] = ()
+    stop: tuple[int, ...] = ()
+    stop_rule: StopRule | None = None
+    prompt_chunk: int | None = None
+    positions: int | None = None
+
+    def __post_init__(self) -> None:
+        find_method(self.method)
+        check_positive("length", self.length)
+        if self.prompt_chunk is not None:
+            check_positive("prompt_chunk", self.prompt_chunk)
+        if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance):
+            raise InvalidArgument(f"guidance is {self.guidance!r}, expected a finite number; 1 is none")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is guidance."""
+        return self.guidance != 1
+
+    @property
+    def model(self) -> ModelPart:
+        """Keywords for `coupled_sampling.backends.open_model`."""
+        return {"method": self.method, "guidance": self.guidance, "warped": self.sampling.warps}
+
+    @property
+    def decoder(self) -> DecoderPart:
+        """Keywords for `coupled_sampling.Decoder`."""
+        return {
+            "method": self.method,
+            "window": self.window,
+            "drafting": self.drafting,
+            "prompt_chunk": self.prompt_chunk,
+        }
+
+    def request(self, prompt: Sequence[int], **changes: Any) -> Request:
+        """A request to continue ``prompt``; ``changes`` are other fields of it, such as ``seed``, ``sequence`` or ``stop_rule``.
+
+        Raises
+        ------
+        InvalidArgument
+            A field cannot work.
+        """
+        (sampling,) = self.samplings([prompt])
+        fields: dict[str, Any] = {"length": self.length_after(len(prompt)), "stop": self.stop, "sampling": sampling}
+        return Request(prompt, **{**fields, "stop_rule": self.stop_rule, **changes})
+
+    def length_after(self, prompt: int) -> int:
+        """Most tokens to generate after a prompt of that many: what fits, where no length was asked for."""
+        if self.positions is None:
+            return self.length
+        # The last token generated is never an input, so it needs no position. A prompt without room for one more is refused later.
+        return max(1, min(self.length, self.positions + 1 - prompt))
+
+    def samplings(self, prompts: Sequence[Sequence[int]]) -> list[Sampling]:
+        """What shapes the target law of each prompt's continuation: a layout begins where its prompt ends."""
+        if not self.layout:
+            return [self.sampling] * len(prompts)
+        layout, others = Layout(self.layout), self.sampling.processors
+        return [replace(self.sampling, processors=(*others, layout.processor(len(prompt)))) for prompt in prompts]
+
+
+def decoding_settings(manifest: Manifest, given: Given | None = None) -> DecodingSettings:
+    """What was given, over the defaults of a bundle.
+
+    Parameters
+    ----------
+    manifest
+        The bundle's manifest. Drafting ``random`` is over the tokens that its model can generate.
+    given
+        What the user set; by default nothing.
+
+    Raises
+    ------
+    InvalidArgument
+        A value cannot work, or the model has no place for it: a length of its own, guidance without an unconditional prompt, a
+        window that is too wide.
+    """
+    chosen, defaults = given or Given(), manifest.defaults
+    unknown = set(chosen) - set(Given.__annotations__)
+    if unknown:
+        raise InvalidArgument(
+            f"settings have no {sorted(unknown)[0]}, expected some of {', '.join(Given.__annotations__)}"
+        )
+    widest = manifest.window_graph.max_window
+    asked = chosen.get("drafting")
+    drafting = find_drafting(defaults.drafting if asked is None else asked)
+    if drafting == Random():
+        drafting = Random(manifest.generated_tokens.first, manifest.generated_tokens.count)
+    window, length, chunk = chosen.get("window"), chosen.get("length"), chosen.get("prompt_chunk")
+    guidance = _or(chosen.get("guidance"), defaults.guidance)
+    settings = DecodingSettings(
+        length=_or(length, manifest.length),
+        method=_or(chosen.get("method"), defaults.method),
+        window=min(defaults.window, widest) if window is None else window,
+        drafting=drafting,
+        guidance=guidance,
+        sampling=Sampling(
+            temperature=_or(chosen.get("temperature"), defaults.temperature),
+            top_k=_or(chosen.get("top_k"), defaults.top_k),
+            top_p=_or(chosen.get("top_p"), defaults.top_p),
+            min_p=_or(chosen.get("min_p"), defaults.min_p),
+        ),
+        layout=manifest.layout,
+        stop=manifest.stop_tokens,
+        prompt_chunk=chunk,
+        positions=_positions(manifest, guided=guidance != 1)
+        if length is None and not manifest.makes_pictures
+        else None,
+    )
+    find_window_rule(settings.window, widest)
+    if chunk is not None and chunk > widest:
+        raise InvalidArgument(f"prompt_chunk is {chunk}, the model takes at most {widest} slots at once; ask for fewer")
+    if settings.length != manifest.length and manifest.makes_pictures:
+        raise InvalidArgument(f"length is {settings.length}, but this model makes exactly {manifest.length} tokens")
+    if settings.guided and manifest.unconditional_prompt is None:
+        raise InvalidArgument(
+            f"guidance is {settings.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"
+        )
+    return settings
+
+
+def _positions(manifest: Manifest, *, guided: bool) -> int:
+    """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
+    longer = len(manifest.unconditional_prompt or (0,)) - 1 if guided else 0
+    return manifest.window_graph.max_length - longer
+
+
+def _or(given: _T | None, default: _T) -> _T:
+    return default if given is None else given

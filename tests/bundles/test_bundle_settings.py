@@ -1,0 +1,148 @@
+"""Settings of a bundle: what was given wins over its defaults, zero included; checked once, frozen, and passed on in parts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from coupled_sampling import Decoder, Request, Sampling, open_bundle
+from coupled_sampling.bundles import DecodingSettings
+from coupled_sampling.bundles.layouts import Span
+from coupled_sampling.bundles.settings import decoding_settings
+from coupled_sampling.drafting import Copy, Random, Repeat
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.testing import TableProvider, random_table
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return open_bundle("fashion").manifest
+
+
+def with_defaults(manifest, **changes):
+    return dataclasses.replace(manifest, defaults=dataclasses.replace(manifest.defaults, **changes))
+
+
+def test_nothing_given_is_the_bundles_own(manifest):
+    defaults = {"method": "sjd", "window": 5, "drafting": "copy:3", "temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    settings = decoding_settings(with_defaults(manifest, **defaults, min_p=0.01, guidance=3.0))
+    assert settings == DecodingSettings(
+        length=196,
+        method="sjd",
+        window=5,
+        drafting=Copy(3),
+        guidance=3.0,
+        sampling=Sampling(0.5, 7, 0.9, 0.01),
+        layout=manifest.layout,
+        stop=manifest.stop_tokens,
+    )
+
+
+def test_what_is_given_wins_zero_included(manifest):
+    defaults = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.01, "guidance": 3.0}
+    given = {"method": "ar", "window": "auto", "drafting": "repeat", "guidance": 0.0, "length": 196}
+    given |= {"temperature": 0.0, "top_k": 2, "top_p": 0.8, "min_p": 0.0}
+    settings = decoding_settings(with_defaults(manifest, **defaults), given)
+    assert (settings.method, settings.window, settings.guidance, settings.guided) == ("ar", "auto", 0.0, True)
+    assert settings.sampling == Sampling(0.0, 2, 0.8, 0.0)
+    assert settings.drafting == Repeat()
+
+
+def test_random_first_guesses_are_tokens_that_the_model_generates(manifest):
+    generated = manifest.generated_tokens
+    expected = Random(generated.first, generated.count)
+    assert decoding_settings(manifest, {"drafting": "random"}).drafting == expected
+    assert decoding_settings(manifest, {"drafting": "random:3:4"}).drafting == Random(3, 4)
+
+
+def test_a_default_window_wider_than_the_graph_is_the_graphs(manifest):
+    assert decoding_settings(with_defaults(manifest, window=10_000)).window == manifest.window_graph.max_window
+
+
+def test_a_layout_begins_where_each_prompt_ends():
+    settings = DecodingSettings(2, layout=(Span(0, 1), Span(1, 2)), sampling=Sampling(top_k=3))
+    short, long = settings.samplings([[0], [0, 0, 0]])
+    assert (short.top_k, long.top_k) == (3, 3)
+    logits = np.zeros((4, 4), np.float32)
+    allowed = {
+        name: np.isfinite(found.processors[0](logits, np.zeros(9, np.int64), np.arange(1, 5))).tolist()
+        for name, found in (("short", short), ("long", long))
+    }
+    first, second, free = [True, False, False, False], [False, True, True, False], [True] * 4
+    assert allowed == {"short": [first, second, free, free], "long": [free, free, first, second]}
+
+
+def test_without_a_layout_all_prompts_share_one_record():
+    settings = DecodingSettings(2)
+    assert all(found is settings.sampling for found in settings.samplings([[0], [1]]))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "magic"}, "method is 'magic'"),
+        ({"window": 0}, "window is 0"),
+        ({"window": "wide"}, "window is 'wide'"),
+        ({"window": 197}, "window is 197, the model takes at most 196"),
+        ({"drafting": "guess"}, "drafting is 'guess'"),
+        ({"guidance": float("inf")}, "guidance is inf, expected a finite number"),
+        ({"length": 195}, "length is 195, but this model makes exactly 196"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"prompt_chunk": 0}, "prompt_chunk is 0"),
+        ({"prompt_chunk": 197}, "prompt_chunk is 197, the model takes at most 196"),
+        ({"guidance": "much"}, "guidance is 'much', expected a finite number"),
+        ({"length": 196.0}, "length is 196.0"),
+        ({"windw": 3}, "settings have no windw, expected some of method, window, "),
+    ],
+)
+def test_values_that_cannot_work_are_refused(manifest, given, words):
+    with pytest.raises(InvalidArgument, match=words):
+        decoding_settings(manifest, given)
+
+
+def test_guidance_needs_an_unconditional_prompt(manifest):
+    without = dataclasses.replace(manifest, unconditional_prompt=None)
+    assert decoding_settings(without, {"guidance": 1.0}).guidance == 1
+    with pytest.raises(InvalidArgument, match="has no unconditional prompt; leave it at 1"):
+        decoding_settings(without, {"guidance": 0.0})
+
+
+def test_none_leaves_a_setting_to_the_bundle(manifest):
+    assert open_bundle("fashion").settings(window=None, temperature=None) == decoding_settings(manifest)
+
+
+def test_parts_go_on_to_what_takes_them():
+    settings = DecodingSettings(5, method="ar", window=2, drafting="repeat", sampling=Sampling(top_k=2), stop=(3,))
+    assert settings.model == {"method": "ar", "guidance": 1.0, "warped": True}
+    decoder = Decoder(TableProvider(random_table(0, 4), 4), **settings.decoder)
+    assert (decoder.method.name, decoder.window) == ("ar", 2)
+    request = settings.request([1, 2], seed=3, sequence=4)
+    assert request == Request([1, 2], 5, seed=3, sequence=4, stop=(3,), sampling=settings.sampling)
+    assert settings.request([1], length=2).length == 2
+
+    def rule(generated, new):
+        return None
+
+    assert dataclasses.replace(settings, stop_rule=rule).request([1]).stop_rule is rule
+
+
+def as_text(manifest, **changes):
+    """The manifest of a model that makes no pictures, with 20 positions."""
+    graph = dataclasses.replace(manifest.window_graph, max_length=20, max_window=20)
+    plain = {"pixel_graph": None, "grid": None, "layout": (), "prompts": {}, "unconditional_prompt": None, "length": 12}
+    return dataclasses.replace(manifest, window_graph=graph, **{**plain, **changes})
+
+
+def test_the_usual_length_of_a_text_is_what_fits_behind_its_prompt(manifest):
+    settings = decoding_settings(as_text(manifest))
+    assert [settings.length_after(prompt) for prompt in (1, 9, 10, 20, 25)] == [12, 12, 11, 1, 1]
+    assert settings.request([0] * 15).length == 6  # the last one is never an input
+    asked = decoding_settings(as_text(manifest), {"length": 12})
+    assert asked.request([0] * 15).length == 12  # and is refused by whoever decodes it
+    guided = as_text(manifest, unconditional_prompt=(1, 2, 3))
+    assert decoding_settings(guided, {"guidance": 2.0}).length_after(10) == 9
+
+
+def test_a_picture_has_its_length_whatever_the_prompt(manifest):
+    assert decoding_settings(manifest).length_after(100) == 196

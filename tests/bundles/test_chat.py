@@ -1,0 +1,111 @@
+"""Chat templates: what transformers makes of them, in a sandbox, and never two beginnings."""
+
+import builtins
+import datetime
+
+import pytest
+
+from coupled_sampling.bundles import ChatTemplate
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are kind.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The shape of SmolLM2's and Qwen2's."""
+
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}"
+    "{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if loop.index0 == 0 and system != false %}"
+    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+HELLO = {"role": "user", "content": "Hello"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+pytest.importorskip("jinja2", reason="needs the extra [text]")
+
+
+def test_a_conversation_is_written_as_the_template_says():
+    template = ChatTemplate(CHATML)
+    kind = "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+    assert template.render([HELLO]) == kind + "<|im_start|>assistant\n"
+    assert template.render([HELLO], reply=False) == kind
+    assert template.render([SYSTEM, HELLO]).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+
+
+def test_special_tokens_go_by_their_names():
+    template = ChatTemplate(LLAMA2, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert template.render([SYSTEM, HELLO]) == "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST]"
+    talk = [HELLO, {"role": "assistant", "content": "Hi."}, HELLO]
+    assert template.render(talk) == "<s>[INST] Hello [/INST] Hi. </s><s>[INST] Hello [/INST]"
+
+
+def test_what_templates_expect_of_transformers_is_there():
+    written = ChatTemplate(
+        "{%- for m in messages %}\n    {%- if loop.index > 1 %}{% break %}{% endif %}\n"
+        "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}\n"
+        "    {% if tools is not none %}tools{% endif %}\n{{ strftime_now('%Y') }}{{ missing }}"
+    ).render([{"role": "user", "content": "<é>"}, HELLO])
+    assert written == '{"role": "user", "content": "<é>"}' + f"{datetime.datetime.now():%Y}"
+    assert ChatTemplate("{{ tools[0].name }}").render([HELLO], tools=[{"name": "clock"}]) == "clock"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ messages[7].content.strip() }}", "UndefinedError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "SecurityError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_what_a_template_may_not_do_is_refused(source, words):
+    with pytest.raises(InvalidArgument, match=words):
+        ChatTemplate(source).render([HELLO])
+
+
+def test_the_callers_messages_are_not_changed():
+    message = dict(HELLO)
+    with pytest.raises(InvalidArgument, match="SecurityError"):
+        ChatTemplate("{{ messages[0].update({'content': 'x'}) }}").render([message])
+    assert message == HELLO
+
+
+def test_a_file_gives_the_same_template_back(tmp_path):
+    template = ChatTemplate(LLAMA2, {"bos_token": "<s>", "eos_token": "</s>"})
+    template.write(tmp_path / "chat.json")
+    assert ChatTemplate.read(tmp_path / "chat.json") == template
+    for content in (
+        "[]",
+        "{",
+        '{"template": 3, "special_tokens": {}}',
+        '{"template": "x", "special_tokens": {"bos_token": 1}}',
+    ):
+        (tmp_path / "chat.json").write_text(content)
+        with pytest.raises(BundleError, match=r"chat\.json is no chat template"):
+            ChatTemplate.read(tmp_path / "chat.json")
+
+
+def test_without_jinja2_the_extra_is_named(monkeypatch):
+    imported = builtins.__import__
+
+    def refuse(name, *rest, **more):
+        if name.startswith("jinja2"):
+            raise ImportError(name)
+        return imported(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(MissingDependency, match=r"pip install 'coupled-sampling\[text\]'"):
+        ChatTemplate("").render([HELLO])

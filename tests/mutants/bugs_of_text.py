@@ -1,0 +1,182 @@
+"""Bugs of text: prompts, chat templates, text while it is made, stop strings, and the settings of a bundle."""
+
+from planting import Bug
+
+__all__ = ["BUGS"]
+
+STREAM = ("test_text_stream",)
+PROMPT = ("test_text",)
+COMMAND = ("test_generate_text",)
+FILES = ("test_text_files",)
+SETTINGS = ("test_bundle_settings",)
+
+BUGS = (
+    Bug(
+        "half-characters-shown",
+        "_GrowingText._settles",
+        "not text.endswith(_HALF) and not self._tokenizer.is_byte(token)",
+        "not self._tokenizer.is_byte(token)",
+        "A character that takes several tokens is shown as replacement characters.",
+        STREAM,
+    ),
+    Bug(
+        "runs-of-bytes-cut",
+        "_GrowingText._settles",
+        "not text.endswith(_HALF) and not self._tokenizer.is_byte(token)",
+        "not text.endswith(_HALF)",
+        "Text of byte tokens is shown, which a wrong byte behind them takes back.",
+        STREAM,
+    ),
+    Bug(
+        "words-run-together",
+        "_GrowingText.push",
+        "self._context, self._open = [token], []",
+        "self._context, self._open = [], []",
+        "Every token is decoded alone, so that the spaces before words are lost.",
+        STREAM,
+    ),
+    Bug(
+        "special-token-as-context",
+        "_GrowingText.__init__",
+        "tokenizer.shows(token)",
+        "True",
+        "A special token at the end of the prompt hides that text goes on, and its first space is lost.",
+        STREAM,
+    ),
+    Bug(
+        "beginning-of-a-stop-string-shown",
+        "StopStrings.withheld",
+        "range(longest, 0, -1)",
+        "range(longest - 1, 0, -1)",
+        "All but the last character of a stop string is shown before it is known to be one.",
+        STREAM,
+    ),
+    Bug(
+        "last-stop-string-first",
+        "StopStrings.find",
+        "min(found, default=None)",
+        "max(found, default=None)",
+        "Of two stop strings in one token the later one ends the text.",
+        STREAM,
+    ),
+    Bug(
+        "stop-string-within-a-token-only",
+        "StopStrings._before",
+        "width = 8",
+        "return self._from(generated, known), known",
+        "A stop string that begins before the newest tokens is not found.",
+        STREAM,
+    ),
+    Bug(
+        "stop-string-keeps-what-is-behind",
+        "StopStrings.__call__",
+        "return i + 1",
+        "return len(generated)",
+        "The tokens of an accepted run behind a stop string are kept.",
+        STREAM,
+    ),
+    Bug(
+        "stop-string-looks-too-near",
+        "StopStrings._before",
+        "begin == 0 or sum(len(text.push(int(token))) for token in generated[begin:known]) >= self.reach",
+        "True",
+        "A long stop string whose beginning lies many tokens back is not found.",
+        STREAM,
+    ),
+    Bug(
+        "no-beginning",
+        "Tokenizer.encode",
+        "tokens = tokens if tokens[: len(before)] == before else [*before, *tokens]",
+        "",
+        "Prompts lack the special token that the model was trained to begin with.",
+        PROMPT,
+    ),
+    Bug(
+        "two-beginnings",
+        "Tokenizer.encode",
+        "tokens = tokens if tokens[: len(before)] == before else [*before, *tokens]",
+        "tokens = [*before, *tokens]",
+        "A prompt that begins with the special token gets a second one.",
+        PROMPT,
+    ),
+    Bug(
+        "prompt-ends",
+        "Tokenizer._before",
+        "encoding.ids[: added.index(0)]",
+        "[token for token, mark in zip(encoding.ids, added) if mark]",
+        "The token that ends a text is put into the prompt.",
+        PROMPT,
+    ),
+    Bug(
+        "prompt-truncated",
+        "Tokenizer.__init__",
+        "self._inner.no_truncation()",
+        "",
+        "A long prompt loses its end where the tokenizer's file was saved in training.",
+        PROMPT,
+    ),
+    Bug(
+        "beginning-before-a-template",
+        "prompts:_text",
+        "tuple(tokenizer.encode(written, special_tokens=False))",
+        "tuple(tokenizer.encode(written))",
+        "What a chat template wrote gets the special tokens of a plain text.",
+        COMMAND,
+    ),
+    Bug(
+        "texts-mixed",
+        "Texts.watch",
+        "if i == self._next:\n    self._write(text)",
+        "self._write(text)",
+        "Texts that are made together are printed into each other.",
+        COMMAND,
+    ),
+    Bug(
+        "failure-forgotten",
+        "comparison:_decode",
+        "if errors:\n    raise errors[0]",
+        "",
+        "A sequence that failed is printed as if it had ended.",
+        COMMAND,
+    ),
+    Bug(
+        "template-forgotten",
+        "_template",
+        "source = named.get('default')",
+        "source = None",
+        "A checkpoint with several chat templates gives a bundle without one.",
+        FILES,
+    ),
+    Bug(
+        "turns-never-end",
+        "bundles:_manifest",
+        "dict.fromkeys([*decoding.stop_tokens, *text.stop_tokens])",
+        "dict.fromkeys(decoding.stop_tokens)",
+        "The token that ends a turn does not end the text.",
+        FILES,
+    ),
+    Bug(
+        "no-room-for-a-prompt",
+        "bundles:_manifest",
+        "max(1, min(_ROOM_FOR_PROMPTS, description.positions // 2))",
+        "0",
+        "The usual length of a bundle is more than its positions.",
+        FILES,
+    ),
+    Bug(
+        "usual-length-too-long",
+        "DecodingSettings.length_after",
+        "self.positions + 1 - prompt",
+        "self.positions + 2 - prompt",
+        "A text of the usual length does not fit behind a long prompt, and is refused.",
+        SETTINGS,
+    ),
+    Bug(
+        "stop-rule-forgotten",
+        "DecodingSettings.request",
+        "{**fields, 'stop_rule': self.stop_rule, **changes}",
+        "{**fields, **changes}",
+        "Stop strings of the settings end nothing.",
+        SETTINGS,
+    ),
+)
