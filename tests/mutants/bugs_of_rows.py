@@ -66,14 +66,6 @@ BUGS = (
         READING,
     ),
     Bug(
-        "reading-pads-the-ring-from-the-front",
-        "NoiseRing.padding",
-        "self.held[row].end if row in self.held else 0",
-        "0",
-        "Where a chunk touches all rows, padding is written over noise of positions that a row has under way.",
-        READING,
-    ),
-    Bug(
         "idle-rows-between-others-run",
         "busy_rows",
         "row - parts[-1].stop <= 1",
