@@ -153,14 +153,6 @@ for each in self._pairs:
         KERNELS,
     ),
     Bug(
-        "graph-takes-the-first-opening-only",
-        "OrtStep._feed_pairs",
-        "guided.openings(paired)",
-        "[*guided.openings(paired)][:1]",
-        "Of an unconditional prompt longer than a window only the beginning reaches the graph.",
-        STATE,
-    ),
-    Bug(
         "graph-keeps-the-pair-of-the-sequence-before",
         "OrtStep.begin",
         "self._guided is not None",

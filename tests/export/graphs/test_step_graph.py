@@ -244,9 +244,11 @@ def test_too_few_candidates_are_noticed_and_the_step_done_again():
     assert ours._candidates > 2
     frozen = ort_step(logits, "scd-gumbel", warped=True)
     frozen._feed_candidates = lambda window: frozen._put("candidates", 2, 1)
-    frozen._feed(one_row([1, 2, 3], 1, sampling))
-    frozen._feed_laws(one_row([1, 2, 3], 1, sampling))
-    frozen._feed_noise(one_row([1, 2, 3], 1, sampling))
+    window = one_row([1, 2, 3], 1, sampling)
+    frozen._choose(range(1))
+    frozen._feed(window)
+    frozen._feed_laws(window, range(1), 0)
+    frozen._feed_noise(window, range(1), frozen._noise_positions(window)[0])
     frozen._run(1, 3)
     assert frozen._out("nucleus_short", 1, 3).all()
 
