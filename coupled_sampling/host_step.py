@@ -199,7 +199,9 @@ class HostStep(Closing):
         logits = logits[:, slots.first :, ...]
         rounds = {window.first_row + b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
-        target = target_laws(logits, window.rows, window.contexts, sites.position, sites.valid, memory)
+        target = target_laws(
+            logits, window.rows, window.contexts, sites.position, sites.valid, memory, window.first_row
+        )
         if target.faults is not None:
             slots = slots._replace(usable=target.usable)
         decided = self._decide(target.laws, slots, window)
@@ -223,8 +225,11 @@ class HostStep(Closing):
         for b, info in enumerate(window.rows):
             if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
                 continue
-            sites = slice(committed[b][0], committed[b][1] + 1)
-            chosen = from_host(np.maximum(tokens[b, sites], 0), logits)
+            first, last = committed[b]
+            sites = slice(
+                first, last + int(tokens[b, last] >= 0)
+            )  # without the site that has no law, where the row has failed
+            chosen = from_host(tokens[b, sites], logits)
             if info.logprobs:
                 target[b] = _log_of(laws[b, sites, ...], chosen)
             if info.model_logprobs:
