@@ -33,7 +33,7 @@ class DraftModel:
     Notes
     -----
     The state it holds for a row is the longest common prefix of what it last forwarded and what it is asked about, so a
-    refusal, another request in the row or a rollback need no signal.
+    refusal or a rollback need no signal. A new request in the row (``begin``) begins with nothing.
 
     Examples
     --------
@@ -77,8 +77,8 @@ class DraftModel:
 
     def begin(self, row: int, request: Request) -> None:
         """Row ``row`` starts ``request``: tell the provider, if it wants to know."""
+        self._held.pop(row, None)  # others may have had the provider since the request before
         if isinstance(self.provider, RequestObserver):
-            self._held.pop(row, None)
             self.provider.begin(row, request)
 
     def propose(
