@@ -1,6 +1,7 @@
 """Whatever is passed in place of an argument, it is taken or refused by name: nothing foreign comes up from inside."""
 
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from coupled_sampling.testing import TableProvider, random_table
 VALUES = [
     None, -1, 0, 1.5, float("nan"), float("inf"), True, "x", "", [], {}, [None], [[1], [2, 3]], [1.5], ["a"], object(),
     np.array([1, 2]), np.array([[0.5]]), np.float32(3), 10**30, b"ab", {1, 2}, (), range(0), int, Exception("e"),
-    np.array(["a"]), [10**30], [True],
+    np.array(["a"]), [10**30], [True], np.array(5), Fraction(1, 2),
 ]  # fmt: skip
 
 
