@@ -185,7 +185,7 @@ class Decoder:
         --------
         >>> from coupled_sampling import Decoder, Request
         >>> from coupled_sampling.testing import TableProvider, random_table
-        >>> decoder = Decoder(TableProvider(random_table(0, 4), 4, max_length=16))
+        >>> decoder = Decoder(TableProvider(random_table(0, 4), 4, max_length=16), window=8)
         >>> decoder.check(Request([0], length=9))
         >>> decoder.check(Request([0], length=9, stop=[4]))
         Traceback (most recent call last):

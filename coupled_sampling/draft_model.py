@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.arrays import from_host, namespace, point_masses, read_only, to_host
-from coupled_sampling.bounds import check_model
+from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window
 from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
 from coupled_sampling.noise import Noise, Purpose
@@ -132,6 +132,7 @@ class DraftModel:
                 if row in wanted:
                     held[row] = end
             logits = self.provider.forward(read_only(window), read_only(start))
+            check_logits("forward of the draft model", logits, (*window.shape, self.provider.vocab_size))
             for row in wanted:
                 self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
             if all(held[row] == len(tokens) for row, tokens in wanted.items()):

@@ -372,7 +372,7 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     >>> find_drafting("ngram")
     NGram(size=3)
     """
-    if isinstance(specification, Drafting):
+    if isinstance(specification, Drafting) and not isinstance(specification, type):
         return specification
     if not isinstance(specification, str):
         raise InvalidArgument(

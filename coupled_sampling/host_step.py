@@ -22,8 +22,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, at_least_float32, from_host, is_floating, namespace, pick, to_host
-from coupled_sampling.bounds import check_model
+from coupled_sampling.arrays import as_like, at_least_float32, from_host, namespace, pick, to_host
+from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -44,7 +44,7 @@ from coupled_sampling.contracts import (
 from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
@@ -89,7 +89,7 @@ class HostStep(Closing):
         self, provider: LogitsProvider, method: str | Method = "scd-gumbel", noise: Noise | None = None
     ) -> None:
         check_model("provider", provider)
-        if not isinstance(noise, Noise | None):
+        if not isinstance(noise, Noise | None) or isinstance(noise, type):
             raise InvalidArgument(f"noise is {noise!r}, expected a Noise such as CounterNoise(), or None for that")
         self.provider = provider
         self.noise: Noise = CounterNoise() if noise is None else noise
@@ -247,15 +247,7 @@ class HostStep(Closing):
             logits = self.provider.forward_rows(window.tokens, window.start, rows)
         else:
             logits = self.provider.forward(window.tokens, window.start)
-        expected = (*window.tokens.shape, self.vocab_size)
-        shape = getattr(logits, "shape", None)
-        if shape is None or tuple(shape) != expected:
-            raise ProviderError(
-                f"forward returned {type(logits).__name__} of shape {None if shape is None else tuple(shape)}, "
-                f"expected logits of shape {expected}: (rows, window, vocabulary)"
-            )
-        if not is_floating(logits):
-            raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
+        check_logits("forward", logits, (*window.tokens.shape, self.vocab_size))
         return logits
 
     def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
