@@ -8,7 +8,7 @@ import pytest
 
 from coupled_sampling import Decoder, DraftModel, Request, Sampling, generate
 from coupled_sampling.drafting import Proposal
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, random_table
 from standins.ranged import Ranged
@@ -233,3 +233,22 @@ def test_laws_of_guesses_are_real_numbers(change):
 
     with pytest.raises(InvalidArgument, match="proposed laws of"):
         generate(TableProvider(TABLE, V), [[0]], length=8, window=4, drafting=Guess())
+
+
+@pytest.mark.parametrize(
+    "change", [lambda logits: None, list, lambda logits: logits[:, -1], lambda logits: logits + 0j]
+)
+def test_an_error_about_what_a_draft_model_returns_says_so(change):
+    class Broken(TableProvider):
+        def forward(self, tokens, start):
+            return change(super().forward(tokens, start))
+
+    with pytest.raises(ProviderError, match="draft model returned"):
+        generate(
+            TableProvider(TABLE, V),
+            [[0]],
+            length=6,
+            method="speculative",
+            window=4,
+            drafting=DraftModel(Broken(TABLE, V)),
+        )

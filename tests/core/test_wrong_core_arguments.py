@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import (
+    CounterNoise,
     Decoder,
     DraftModel,
     Guidance,
@@ -20,7 +21,7 @@ from coupled_sampling import (
     summarise,
 )
 from coupled_sampling.drafting import Copy, NGram, Random, find_drafting
-from coupled_sampling.errors import CoupledSamplingError
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.methods import find_method
 from coupled_sampling.testing import TableProvider, random_table
 
@@ -112,3 +113,9 @@ def test_a_wrong_value_is_taken_or_refused_and_never_something_foreign(name):
             except CoupledSamplingError:
                 refused += 1
     assert refused or name == "Request condition"
+
+
+@pytest.mark.parametrize(("name", "value"), [("noise", CounterNoise), ("drafting", Random), ("drafting", NGram)])
+def test_a_class_in_place_of_what_it_makes_is_refused(name, value):
+    with pytest.raises(InvalidArgument, match=f"{name} is"):
+        Decoder(**{"model": model(), name: value})
