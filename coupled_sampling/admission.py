@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import CoupledStep
 from coupled_sampling.drafting import CarriesLaws, Drafting, SelectiveDrafting
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
@@ -56,7 +57,8 @@ class Preparation:
             checked_tokens(f"stop_sequences[{i}]", run, vocab_size) for i, run in enumerate(request.stop_sequences)
         ]
         self._check_length(len(prompt), request.length)
-        request = replace(request, prompt=prompt, generated=generated)
+        # A provider is told the request, and all samples share these.
+        request = replace(request, prompt=read_only(prompt), generated=read_only(generated))
         refusals = [self.step.takes(request)]
         if isinstance(self.drafting, SelectiveDrafting):
             refusals.append(self.drafting.takes(request, vocab_size, self.step.batch_size))

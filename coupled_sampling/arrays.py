@@ -37,6 +37,7 @@ __all__ = [
     "integers",
     "is_concrete",
     "is_floating",
+    "is_real",
     "largest",
     "namespace",
     "normalised",
@@ -215,6 +216,11 @@ def is_floating(array: Array) -> bool:
     """Whether ``array`` has a real floating type, half precision and bfloat16 included."""
     name = str(array.dtype)
     return "float" in name and "complex" not in name
+
+
+def is_real(array: Array) -> bool:
+    """Whether ``array`` holds real numbers, or truths: no complex ones, objects or text."""
+    return is_floating(array) or any(kind in str(array.dtype) for kind in ("int", "bool"))
 
 
 def at_least_float32(array: Array) -> Array:

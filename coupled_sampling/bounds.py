@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.arrays import is_floating
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, max_window
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import InvalidArgument, ProviderError
 
 __all__ = ["check_window"]
 
@@ -46,6 +47,24 @@ def check_positive(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InvalidArgument(f"{name} is {value!r}, expected an integer >= 1")
+
+
+def check_logits(who: str, logits: Any, expected: tuple[int, ...]) -> None:
+    """Refuse what ``who`` returned if it is not floating logits of the ``expected`` shape.
+
+    Raises
+    ------
+    ProviderError
+        It is not.
+    """
+    shape = getattr(logits, "shape", None)
+    if shape is None or tuple(shape) != expected:
+        raise ProviderError(
+            f"{who} returned {type(logits).__name__} of shape {None if shape is None else tuple(shape)}, "
+            f"expected logits of shape {expected}: (rows, window, vocabulary)"
+        )
+    if not is_floating(logits):
+        raise ProviderError(f"{who} returned logits of type {logits.dtype}, expected a floating type")
 
 
 def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any) -> None:

@@ -151,7 +151,7 @@ class Decoder:
     @property
     def window(self) -> int:
         """Most slots of the next step."""
-        width = self._windows.width(self._span())
+        width = self._windows.width(_span(self._rows))
         if (
             isinstance(width, bool)
             or not isinstance(width, (int, np.integer))
@@ -162,10 +162,6 @@ class Decoder:
                 f"{self._windows.largest}"
             )
         return int(width)
-
-    def _span(self) -> int:
-        """Rows up to the last one in use: as many as a step forwards."""
-        return 1 + max((b for b, row in enumerate(self._rows) if row is not None), default=-1)
 
     @property
     def active(self) -> int:
@@ -190,7 +186,7 @@ class Decoder:
         --------
         >>> from coupled_sampling import Decoder, Request
         >>> from coupled_sampling.testing import TableProvider, random_table
-        >>> decoder = Decoder(TableProvider(random_table(0, 4), 4, max_length=16))
+        >>> decoder = Decoder(TableProvider(random_table(0, 4), 4, max_length=16), window=8)
         >>> decoder.check(Request([0], length=9))
         >>> decoder.check(Request([0], length=9, stop=[4]))
         Traceback (most recent call last):
@@ -218,14 +214,15 @@ class Decoder:
                 row.handle, self._next_handle = self._next_handle, self._next_handle + 1
             keys = {_key(row) for row in (*self._waiting, *self._rows) if row is not None}
             twice = [row for row in rows if _key(row) in keys]
-            self._waiting.extend(rows)
-        if twice:
+        if twice:  # before they are queued: a warning may be made an error
             seed, sequence = _key(twice[0])
             warnings.warn(
                 f"two requests under way have seed {seed} and sequence {sequence}: they draw with the same noise, so that equal "
                 "prompts give equal tokens and others are not independent; give each a sequence of its own, or sequence=None",
                 stacklevel=2,
             )
+        with self._lock:
+            self._waiting.extend(rows)
         return rows[0].handle
 
     def remove(self, handle: int) -> Integers:
@@ -302,10 +299,12 @@ class Decoder:
                 row.began = row.began or began  # of the sequence's first step
         self._reading.share(rows)
         self._reading.read(rows, width)
+        rows = [row if self._rows[b] is row else None for b, row in enumerate(rows)]  # removed while prompts were read
         taking = [row is not None and row.leader is None for row in rows]
         if self._reading.apart:
             taking = [takes and not row.unread(width) for takes, row in zip(taking, rows, strict=True)]  # type: ignore[union-attr]
-        rows = [row if takes else None for takes, row in zip(taking, rows, strict=True)][: self._span()]
+        span = _span(rows)
+        rows = [row if takes else None for takes, row in zip(taking, rows, strict=True)][:span]
         if any(taking):
             self._step_rows(rows, width)
 
@@ -331,9 +330,11 @@ class Decoder:
                 self._told.append(commit)
                 if commit.finished:
                     finished.append((b, row))
-        self._reading.share(self._rows)  # a sample that is done may be the one whose prompt others wait for
-        for b, row in finished:
-            self._release(b, row)
+        try:
+            self._reading.share(self._rows)  # a sample that is done may be the one whose prompt others wait for
+        finally:  # a model that cannot copy must not have a row step on that is done
+            for b, row in finished:
+                self._release(b, row)
         self._remember(width, window, outcome, time.perf_counter() - began, rows)
 
     def _remember(
@@ -397,6 +398,11 @@ class Decoder:
             leaving, self._leaving = self._leaving, []
         for row in leaving:
             self._noise.forget(row.info.seed, row.info.sequence)
+
+
+def _span(rows: Sequence[Row | None]) -> int:
+    """Rows up to the last one in use: as many as a step forwards."""
+    return 1 + max((b for b, row in enumerate(rows) if row is not None), default=-1)
 
 
 def _key(row: Row) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.arrays import from_host, namespace, point_masses, read_only, to_host
-from coupled_sampling.bounds import check_model
+from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window
 from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
 from coupled_sampling.noise import Noise, Purpose
@@ -33,7 +33,7 @@ class DraftModel:
     Notes
     -----
     The state it holds for a row is the longest common prefix of what it last forwarded and what it is asked about, so a
-    refusal, another request in the row or a rollback need no signal.
+    refusal or a rollback need no signal. A new request in the row (``begin``) begins with nothing.
 
     Examples
     --------
@@ -80,8 +80,8 @@ class DraftModel:
 
     def begin(self, row: int, request: Request) -> None:
         """Row ``row`` starts ``request``: tell the provider, if it wants to know."""
+        self._held.pop(row, None)  # others may have had the provider since the request before
         if isinstance(self.provider, RequestObserver):
-            self._held.pop(row, None)
             self.provider.begin(row, request)
 
     def propose(
@@ -135,6 +135,7 @@ class DraftModel:
                 if row in wanted:
                     held[row] = end
             logits = self.provider.forward(read_only(window), read_only(start))
+            check_logits("forward of the draft model", logits, (*window.shape, self.provider.vocab_size))
             for row in wanted:
                 self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
             if all(held[row] == len(tokens) for row, tokens in wanted.items()):

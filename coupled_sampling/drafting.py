@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from coupled_sampling.arrays import from_host, pick, to_host
+from coupled_sampling.arrays import from_host, is_real, pick, to_host
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.contracts import Array, Integers, RowInfo
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -202,6 +202,8 @@ def _checked(rule: Drafting, context: DraftContext, proposal: Proposal, vocab_si
             raise InvalidArgument(
                 f"{name} proposed laws of shape {getattr(law, 'shape', None)}, expected {(wanted, vocab_size)}: (guesses, tokens)"
             )
+        if not is_real(law):
+            raise InvalidArgument(f"{name} proposed laws of {law.dtype} numbers, expected floating ones")
         check_laws(**{f"{name}: the law of its guesses": law})
         given = to_host(pick(law, from_host(tokens.astype(np.int64), law)))
         if not (given > 0).all():
@@ -390,7 +392,7 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     >>> find_drafting("ngram")
     NGram(size=3)
     """
-    if isinstance(specification, Drafting):
+    if isinstance(specification, Drafting) and not isinstance(specification, type):
         return specification
     if not isinstance(specification, str):
         raise InvalidArgument(

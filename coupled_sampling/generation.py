@@ -99,7 +99,8 @@ class _Given(NamedTuple):
 
 def _requests(given: _Given, settings: GenerationSettings) -> tuple[list[Request], DecoderSettings]:
     """A request for each prompt; and the settings that are the decoder's."""
-    if isinstance(given.prompts, str) or not isinstance(given.prompts, Iterable):
+    single = isinstance(given.prompts, str) or getattr(given.prompts, "ndim", 1) == 0
+    if single or not isinstance(given.prompts, Iterable):
         raise InvalidArgument(f"prompts is {given.prompts!r}, expected token sequences, one each sequence to generate")
     prompts = list(given.prompts)
     sampling = Sampling() if given.sampling is None else given.sampling
@@ -133,7 +134,8 @@ def _requests(given: _Given, settings: GenerationSettings) -> tuple[list[Request
 
 def _each(name: str, given: Any, several: Any, count: int) -> list[Any]:
     """``given`` for each of ``count`` prompts, of which it may be one for all."""
-    values = list(given) if isinstance(given, several) and not isinstance(given, str) else [given] * count
+    one = not isinstance(given, several) or isinstance(given, str) or getattr(given, "ndim", 1) == 0
+    values = [given] * count if one else list(given)
     if len(values) != count:
         raise InvalidArgument(f"{name} has {len(values)} entries for {count} prompts; give one for all, or one each")
     return values

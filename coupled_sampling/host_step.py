@@ -22,8 +22,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, at_least_float32, from_host, is_floating, namespace, pick, to_host
-from coupled_sampling.bounds import check_model
+from coupled_sampling.arrays import as_like, at_least_float32, from_host, namespace, pick, to_host
+from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -44,7 +44,7 @@ from coupled_sampling.contracts import (
 from coupled_sampling.couplings import StepDecision, decide
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
@@ -89,7 +89,7 @@ class HostStep(Closing):
         self, provider: LogitsProvider, method: str | Method = "scd-gumbel", noise: Noise | None = None
     ) -> None:
         check_model("provider", provider)
-        if not isinstance(noise, Noise | None):
+        if not isinstance(noise, Noise | None) or isinstance(noise, type):
             raise InvalidArgument(f"noise is {noise!r}, expected a Noise such as CounterNoise(), or None for that")
         self.provider = provider
         self.noise: Noise = CounterNoise() if noise is None else noise
@@ -199,7 +199,9 @@ class HostStep(Closing):
         logits = logits[:, slots.first :, ...]
         rounds = {window.first_row + b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
-        target = target_laws(logits, window.rows, window.contexts, sites.position, sites.valid, memory)
+        target = target_laws(
+            logits, window.rows, window.contexts, sites.position, sites.valid, memory, window.first_row
+        )
         if target.faults is not None:
             slots = slots._replace(usable=target.usable)
         decided = self._decide(target.laws, slots, window)
@@ -223,8 +225,11 @@ class HostStep(Closing):
         for b, info in enumerate(window.rows):
             if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
                 continue
-            sites = slice(committed[b][0], committed[b][1] + 1)
-            chosen = from_host(np.maximum(tokens[b, sites], 0), logits)
+            first, last = committed[b]
+            sites = slice(
+                first, last + int(tokens[b, last] >= 0)
+            )  # without the site that has no law, where the row has failed
+            chosen = from_host(tokens[b, sites], logits)
             if info.logprobs:
                 target[b] = _log_of(laws[b, sites, ...], chosen)
             if info.model_logprobs:
@@ -242,15 +247,7 @@ class HostStep(Closing):
             logits = self.provider.forward_rows(window.tokens, window.start, rows)
         else:
             logits = self.provider.forward(window.tokens, window.start)
-        expected = (*window.tokens.shape, self.vocab_size)
-        shape = getattr(logits, "shape", None)
-        if shape is None or tuple(shape) != expected:
-            raise ProviderError(
-                f"forward returned {type(logits).__name__} of shape {None if shape is None else tuple(shape)}, "
-                f"expected logits of shape {expected}: (rows, window, vocabulary)"
-            )
-        if not is_floating(logits):
-            raise ProviderError(f"forward returned logits of type {logits.dtype}, expected a floating type")
+        check_logits("forward", logits, (*window.tokens.shape, self.vocab_size))
         return logits
 
     def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:

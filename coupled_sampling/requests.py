@@ -206,7 +206,8 @@ class Request:
             raise InvalidArgument(
                 f"generated has {len(done)} tokens and length is {self.length}, which counts them: nothing is left to generate"
             )
-        if isinstance(self.stop_sequences, str) or not isinstance(self.stop_sequences, Sequence | np.ndarray):
+        several = isinstance(self.stop_sequences, Sequence) or getattr(self.stop_sequences, "ndim", 0) > 0
+        if isinstance(self.stop_sequences, str) or not several:
             raise InvalidArgument(f"stop_sequences is {self.stop_sequences!r}, expected a sequence of token sequences")
         for i, sequence in enumerate(self.stop_sequences):
             checked_tokens(f"stop_sequences[{i}]", sequence)

@@ -7,6 +7,7 @@ stop token or rule anywhere in an accepted run (what follows is discarded), or b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -173,10 +174,10 @@ class Row:
 
 def failed(handle: int, error: Exception) -> Exception:
     """``error`` with the request's ``handle`` in its message: of its own type if it is one of ours, else as the cause."""
+    named: Exception = RequestFailed(f"request {handle}: {type(error).__name__}: {error}")
     if isinstance(error, CoupledSamplingError):
-        named: Exception = type(error)(f"request {handle}: {error}")
-    else:
-        named = RequestFailed(f"request {handle}: {type(error).__name__}: {error}")
+        with suppress(TypeError):  # a stranger's subclass may be made of something else
+            named = type(error)(f"request {handle}: {error}")
     named.__cause__ = error
     return named
 

@@ -109,6 +109,8 @@ class Sampling:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise InvalidArgument(f"{name} is {value!r}, expected a number")
+            if not isinstance(value, int | float):  # such as a fraction, by which arrays cannot be divided
+                object.__setattr__(self, name, float(value))
         if self.temperature != 0 and not (1e-30 <= self.temperature <= 1e30):
             raise InvalidArgument(
                 f"temperature is {self.temperature}, expected 0 (greedy) or a number in [1e-30, 1e30] that float32 can divide by"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import (
+    as_like,
     at_least_float32,
     cumulative,
     difference,
@@ -23,6 +24,7 @@ from coupled_sampling.arrays import (
     from_host,
     integers,
     is_concrete,
+    is_real,
     largest,
     namespace,
     normalised,
@@ -214,12 +216,12 @@ def close_rows(window: Window, tokens: Integers, committed: Integers, largest_lo
 
 
 def _fault_of(
-    largest_logit: NDArray[Any], positions: Integers, bad: NDArray[np.bool_]
+    largest_logit: NDArray[Any], positions: Integers, bad: NDArray[np.bool_], first_row: int = 0
 ) -> dict[int, tuple[int, Exception]]:
     """What to say of each row's first ``bad`` slot (B, n)."""
     rows, first = np.flatnonzero(bad.any(axis=1)).tolist(), bad.argmax(axis=1)
     return {
-        b: (int(first[b]), unusable_law(b, int(positions[b, first[b]]), float(largest_logit[b, first[b]])))
+        b: (int(first[b]), unusable_law(first_row + b, int(positions[b, first[b]]), float(largest_logit[b, first[b]])))
         for b in rows
     }
 
@@ -231,13 +233,19 @@ def run_processors(logits: Array, sampling: Sampling, tokens: Integers, position
             raise InvalidArgument(
                 f"processor {processor!r} makes one for a sequence and none was begun: Sampling.begin(prompt) does that"
             )
-        changed = processor(read_only(logits), tokens, positions)
+        changed = processor(read_only(logits), tokens, read_only(positions))
         if tuple(getattr(changed, "shape", ())) != tuple(logits.shape):
             raise InvalidArgument(
                 f"processor {processor!r} returned {type(changed).__name__} of shape {getattr(changed, 'shape', None)}, expected "
                 f"an array of shape {tuple(logits.shape)}: (slots, vocabulary), as it was given"
             )
-        logits = changed
+        if not is_real(changed):
+            raise InvalidArgument(
+                f"processor {processor!r} returned {changed.dtype} numbers, expected {logits.dtype} logits"
+            )
+        # In another type or library it would be met by the logits of the rows beside it, and change or stop them.
+        with np.errstate(over="ignore"):  # what is too small for a narrower type is -inf in it, which is as good
+            logits = as_like(changed, logits)
     return logits
 
 
@@ -276,6 +284,7 @@ def target_laws(
     positions: Integers,
     wanted: NDArray[np.bool_],
     memory: NDArray[np.floating] | None = None,
+    first_row: int = 0,
 ) -> TargetLaws:
     """Laws of a batch whose rows have settings of their own.
 
@@ -291,6 +300,8 @@ def target_laws(
         bool (B, n): slots whose law will be used; the others hold anything.
     memory
         As for `target_law`.
+    first_row
+        The batch row of row 0, for messages.
 
     Returns
     -------
@@ -333,14 +344,16 @@ def target_laws(
     highest = xp.max(logits, axis=-1, keepdims=True)
     usable = xp.isfinite(highest[..., 0])
     if is_concrete(highest):
-        found = to_host(xp.astype(highest[..., 0], xp.float32))
+        found = to_host(highest[..., 0])
         usable = np.isfinite(found)
         for b, (slot, _) in faults.items():
             usable[b, slot:] = False
         if usable.all():
             return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, None)
         bad = wanted & ~usable
-        faults = _fault_of(found, positions, bad) | {b: f for b, f in faults.items() if bad[b].argmax() == f[0]}
+        faults = _fault_of(found, positions, bad, first_row) | {
+            b: f for b, f in faults.items() if bad[b].argmax() == f[0]
+        }
         harmless = from_host(usable, logits)[..., None]
     else:
         harmless = usable[..., None]

@@ -1,11 +1,13 @@
 """Whatever is passed in place of an argument, it is taken or refused by name: nothing foreign comes up from inside."""
 
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from coupled_sampling import (
+    CounterNoise,
     Decoder,
     DraftModel,
     Guidance,
@@ -19,14 +21,14 @@ from coupled_sampling import (
     summarise,
 )
 from coupled_sampling.drafting import Copy, NGram, Random, find_drafting
-from coupled_sampling.errors import CoupledSamplingError
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.methods import find_method
 from coupled_sampling.testing import TableProvider, random_table
 
 VALUES = [
     None, -1, 0, 1.5, float("nan"), float("inf"), True, "x", "", [], {}, [None], [[1], [2, 3]], [1.5], ["a"], object(),
     np.array([1, 2]), np.array([[0.5]]), np.float32(3), 10**30, b"ab", {1, 2}, (), range(0), int, Exception("e"),
-    np.array(["a"]), [10**30], [True],
+    np.array(["a"]), [10**30], [True], np.array(5), Fraction(1, 2),
 ]  # fmt: skip
 
 
@@ -111,3 +113,9 @@ def test_a_wrong_value_is_taken_or_refused_and_never_something_foreign(name):
             except CoupledSamplingError:
                 refused += 1
     assert refused or name == "Request condition"
+
+
+@pytest.mark.parametrize(("name", "value"), [("noise", CounterNoise), ("drafting", Random), ("drafting", NGram)])
+def test_a_class_in_place_of_what_it_makes_is_refused(name, value):
+    with pytest.raises(InvalidArgument, match=f"{name} is"):
+        Decoder(**{"model": model(), name: value})
