@@ -13,10 +13,11 @@ import numpy as np
 
 from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import Array, Integers
-from coupled_sampling.drafting import DraftContext, Drafting, propose
+from coupled_sampling.drafting import DraftContext, Drafting
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
+from coupled_sampling.proposals import propose
 from coupled_sampling.rows import IDLE, Row
 from coupled_sampling.slots import Window
 

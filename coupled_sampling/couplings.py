@@ -18,7 +18,6 @@ position, and accept the draft if it is that token (bound: Daliri, Musco and Mus
 
 `decide` makes a decoding step of them, for every method of `coupled_sampling.methods` (Speculative Coupled Decoding, arXiv
 2510.24211, section 3). It is what `coupled_sampling.HostStep` runs, and what runs inside ``jax.jit`` in ``examples/jax``.
-
 All of it is traceable: no branch on the value of an array, no shape from one. Values are checked where arrays are concrete.
 Libraries without float64 or int64 compute in the widest types they have, so that a comparison may fall otherwise within their
 rounding. Nothing is promised if a draft was not drawn from the law that is passed with it.

@@ -21,7 +21,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,9 +31,7 @@ from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
     LogitsProvider,
-    Outcome,
     RequestObserver,
-    Window,
     Wraps,
 )
 from coupled_sampling.drafting import Drafting, find_drafting
@@ -46,21 +43,11 @@ from coupled_sampling.ownership import Ownership
 from coupled_sampling.reading import PromptReading
 from coupled_sampling.requests import Commit, Request
 from coupled_sampling.rows import Row, failed
+from coupled_sampling.step_records import StepRecords
 from coupled_sampling.trace import Trace
 from coupled_sampling.windows import WindowRule, find_window_rule
 
 __all__ = ["Commit", "Decoder", "Request"]
-
-
-class _Step(NamedTuple):
-    """A step that its window's rule has not been told of."""
-
-    rows: int
-    width: int
-    tokens: Sequence[int]
-    seconds: float
-    ends: Sequence[tuple[Row, int]]
-    """Each row, and the end of the positions that the step decided or drafted in it."""
 
 
 class Decoder:
@@ -127,6 +114,7 @@ class Decoder:
                 )
         self._step, self._noise = step, step.noise
         self._windows = find_window_rule(window, step.max_window)
+        self._records = StepRecords(self._windows)
         self._drafting = find_drafting(drafting)
         models = {"draft model": self._drafting} if isinstance(self._drafting, Wraps) else {}
         self._owns = Ownership(model=step, **models)
@@ -138,7 +126,6 @@ class Decoder:
         self._waiting: deque[Row] = deque()
         self._leaving: list[Row] = []
         self._told: list[Commit] = []  # kept until a step returns: if the model raises, the next one tells them
-        self._open_steps: deque[_Step] = deque()
         self._next_handle = 0
         self._lock = threading.Lock()
         """Held while rows or the queue change; never while a model runs."""
@@ -335,26 +322,8 @@ class Decoder:
         finally:  # a model that cannot copy must not have a row step on that is done
             for b, row in finished:
                 self._release(b, row)
-        self._remember(width, window, outcome, time.perf_counter() - began, rows)
-
-    def _remember(
-        self, width: int, window: Window, outcome: Outcome, seconds: float, stepped: Sequence[Row | None]
-    ) -> None:
-        """Tell the window's rule of steps of which nothing is open any more.
-
-        How long a step took may depend on its drafts: a rule that knew it at once could choose a width by drafts that are still to
-        be tested. It is told when every row has committed all that the step decided, or is gone.
-        """
-        active = [(b, row) for b, row in enumerate(stepped) if row is not None]
-        if window.tokens.shape[1] == width and all(window.draws[b] for b, _ in active):
-            slots = (window.start + window.known + window.recycled + window.fresh).tolist()
-            ends = [(row, slots[b] + 1) for b, row in active]  # the last slot drafts the position after it
-            self._open_steps.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
-        while self._open_steps and all(
-            row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
-        ):
-            closed = self._open_steps.popleft()
-            self._windows.record(closed.rows, closed.width, closed.tokens, closed.seconds)
+        self._records.add(width, window, outcome, time.perf_counter() - began, rows)
+        self._records.tell(self._rows)
 
     def _admit(self) -> None:
         """Give free rows to waiting sequences; those that cannot begin end."""

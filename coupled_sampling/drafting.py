@@ -26,11 +26,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from coupled_sampling.arrays import from_host, is_real, pick, to_host
 from coupled_sampling.bounds import check_positive
 from coupled_sampling.contracts import Array, Integers, RowInfo
-from coupled_sampling.errors import InvalidArgument, ProviderError
-from coupled_sampling.law_forms import check_laws
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.noise import Noise, Purpose, Sites
 from coupled_sampling.requests import Request
 
@@ -156,61 +154,6 @@ class SelectiveDrafting(Protocol):
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """None if it can, for a model of that vocabulary and so many rows; else why not, as a sentence without its subject."""
         ...
-
-
-def propose(
-    rule: Drafting, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
-) -> tuple[list[Proposal], dict[int, InvalidArgument]]:
-    """The proposals of ``rule``, and by row what is wrong with those that are none: they are not to be used.
-
-    Raises
-    ------
-    ProviderError
-        It gave no proposal for each context.
-    """
-    proposals = rule.propose(contexts, noise, vocab_size=vocab_size, shared=shared)
-    if not isinstance(proposals, Sequence) or len(proposals) != len(contexts):
-        raise ProviderError(
-            f"drafting {rule!r} returned {type(proposals).__name__}, expected a list of {len(contexts)} proposals, one a context"
-        )
-    checked, wrong = [], {}
-    for context, proposal in zip(contexts, proposals, strict=True):
-        try:
-            checked.append(_checked(rule, context, proposal, vocab_size))
-        except InvalidArgument as error:
-            checked.append(Proposal(np.zeros(context.wanted, np.int64)))
-            wrong[context.row] = error
-    return checked, wrong
-
-
-def _checked(rule: Drafting, context: DraftContext, proposal: Proposal, vocab_size: int) -> Proposal:
-    """``proposal`` with its tokens as int64, refused if it is none for ``context``."""
-    name, wanted = f"drafting {rule!r}", context.wanted
-    try:
-        tokens, law = np.asarray(proposal.tokens), proposal.law
-    except (AttributeError, ValueError, TypeError) as error:
-        raise InvalidArgument(f"{name} returned {proposal!r} in its list, expected a Proposal of tokens") from error
-    if tokens.shape != (wanted,) or not np.issubdtype(tokens.dtype, np.integer):
-        raise InvalidArgument(
-            f"{name} proposed {tokens.dtype} {tokens.shape} for {wanted} guesses, expected as many integers"
-        )
-    outside = (tokens < 0) | (tokens >= vocab_size)
-    if outside.any():
-        raise InvalidArgument(f"{name} proposed token {tokens[outside.argmax()]}, expected tokens in [0, {vocab_size})")
-    if law is not None:
-        if tuple(getattr(law, "shape", ())) != (wanted, vocab_size):
-            raise InvalidArgument(
-                f"{name} proposed laws of shape {getattr(law, 'shape', None)}, expected {(wanted, vocab_size)}: (guesses, tokens)"
-            )
-        if not is_real(law):
-            raise InvalidArgument(f"{name} proposed laws of {law.dtype} numbers, expected floating ones")
-        check_laws(**{f"{name}: the law of its guesses": law})
-        given = to_host(pick(law, from_host(tokens.astype(np.int64), law)))
-        if not (given > 0).all():
-            raise InvalidArgument(
-                f"{name} proposed token {tokens[int((given > 0).argmin())]}, which its law cannot draw"
-            )
-    return Proposal(tokens.astype(np.int64), law)
 
 
 def proposal_sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:

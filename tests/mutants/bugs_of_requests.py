@@ -180,7 +180,7 @@ self.round += 1
     ),
     Bug(
         "proposed-tokens-unchecked",
-        "drafting:_checked",
+        "proposals:_checked",
         "(tokens < 0) | (tokens >= vocab_size)",
         "tokens >= vocab_size",
         "A drafting rule may propose -1, which is committed.",
@@ -188,7 +188,7 @@ self.round += 1
     ),
     Bug(
         "proposed-laws-unchecked",
-        "drafting:_checked",
+        "proposals:_checked",
         'check_laws(**{f"{name}: the law of its guesses": law})',
         "pass",
         "Logits passed as laws bias what is generated.",

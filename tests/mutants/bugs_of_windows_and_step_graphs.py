@@ -11,15 +11,15 @@ LAW_MEMORY = ("test_alternating_laws",)
 BUGS = (
     Bug(
         "rule-told-of-open-steps",
-        "Decoder._remember",
-        "row.committed >= end or row not in self._rows",
-        "True or row.committed >= end or row not in self._rows",
+        "StepRecords.tell",
+        "row.committed >= end or row not in rows",
+        "True or row.committed >= end or row not in rows",
         "The time of a step is known while its drafts are still to be tested.",
         WIDTHS,
     ),
     Bug(
         "rule-told-while-the-last-draft-is-open",
-        "Decoder._remember",
+        "StepRecords.add",
         "slots[b] + 1",
         "slots[b]",
         "The time of a step is known while the draft after its last slot is still to be tested.",
@@ -27,15 +27,9 @@ BUGS = (
     ),
     Bug(
         "rule-told-when-one-row-is-through",
-        "Decoder._remember",
-        """\
-all(
-    row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
-)""",
-        """\
-any(
-    row.committed >= end or row not in self._rows for row, end in self._open_steps[0].ends
-)""",
+        "StepRecords.tell",
+        "all(row.committed >= end or row not in rows for row, end in self._open[0].ends)",
+        "any(row.committed >= end or row not in rows for row, end in self._open[0].ends)",
         "The time of a step is known while drafts of another row are still to be tested.",
         WIDTHS,
     ),
