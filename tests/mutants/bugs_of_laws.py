@@ -135,19 +135,16 @@ if sampling.temperature != 1:
     Bug(
         "processors-after-temperature",
         "run_processors",
-        "logits = changed",
-        "logits = logits + (changed - logits) * (sampling.temperature or 1)",
+        "logits = as_like(changed, logits)",
+        "logits = logits + (as_like(changed, logits) - logits) * (sampling.temperature or 1)",
         "What a processor adds to the logits is not divided by the temperature.",
         ("test_target",),
     ),
     Bug(
         "only-the-last-processor",
         "run_processors",
-        "logits = changed",
-        """\
-made = changed
-logits = logits if processor is not sampling.processors[-1] else made
-""",
+        "logits = as_like(changed, logits)",
+        "logits = as_like(changed, logits) if processor is sampling.processors[-1] else logits",
         "Each processor sees the model's logits instead of the outcome of the one before.",
         ("test_target",),
     ),
