@@ -130,6 +130,7 @@ def test_a_request_may_be_removed_while_its_prompt_is_read():
     gone = decoder.add(Request([1] * 20, length=5))
     provider.hook = lambda: decoder.remove(gone)
     assert decoder.step() == []
+    assert provider.calls == 1  # the chunk, and no window of nobody
     stays, gone = decoder.add(Request([2] * 20, length=5)), decoder.add(Request([1] * 20, length=5, sequence=1))
     provider.hook = lambda: decoder.remove(gone)
     commits = run(decoder)
