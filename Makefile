@@ -55,6 +55,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/step_graph.py
+	$(BIN)/python benchmarks/prompts.py
 
 bench-gpu: $(filter $(VENV)-gpu/%,$(GPU_PYTHON))
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json

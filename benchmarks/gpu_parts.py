@@ -23,7 +23,7 @@ from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.pointers import DevicePointer
 from coupled_sampling.backends.cuda.streams import Event, Stream
 from coupled_sampling.backends.place import Wanted
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Window
 from coupled_sampling.errors import MissingDependency
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
@@ -105,6 +105,13 @@ class TimedStep:
         self.max_length, self.max_window = step.max_length, step.max_window
         self.seconds: list[float] = []
         self.full: list[bool] = []
+
+    @property
+    def runs(self) -> Runs:
+        return self.step_.runs
+
+    def close(self) -> None:
+        self.step_.close()
 
     def takes(self, request: Request) -> str | None:
         return self.step_.takes(request)

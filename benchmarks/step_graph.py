@@ -27,7 +27,7 @@ from coupled_sampling.backends import OrtProvider
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
-from coupled_sampling.contracts import CoupledStep, Outcome, Window
+from coupled_sampling.contracts import CoupledStep, Outcome, Runs, Window
 from coupled_sampling.export import DecoderDescription, Norm, save_graph, write_decoder_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.testing import StepComparison, TieReport
@@ -88,6 +88,13 @@ class Compared:
         self.max_window, self.noise = host.max_window, host.noise
         self.width, self.steps = width, 0
         self.seconds: list[np.ndarray] = []
+
+    @property
+    def runs(self) -> Runs:
+        return self.fused.runs
+
+    def close(self) -> None:
+        self.fused.close()
 
     def takes(self, request: Request) -> str | None:
         return self.fused.takes(request)

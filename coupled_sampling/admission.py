@@ -9,8 +9,9 @@ import numpy as np
 
 from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import CoupledStep
-from coupled_sampling.drafting import Drafting, SelectiveDrafting
+from coupled_sampling.drafting import CarriesLaws, Drafting, SelectiveDrafting
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.offers import PointMassesOnly
 from coupled_sampling.requests import Request, checked_tokens
 from coupled_sampling.rows import Row
 from coupled_sampling.sampling import RowInfo, Sampling
@@ -32,6 +33,11 @@ class Preparation:
 
     step: CoupledStep
     drafting: Drafting
+
+    @property
+    def refuses_laws(self) -> str | None:
+        """Why the step cannot test drafts that carry laws; None if it can."""
+        return self.step.refuses_laws if isinstance(self.step, PointMassesOnly) else None
 
     def rows(self, request: Request, handle: int = 0) -> list[Row]:
         """A row for each sample of ``request``, with handles from ``handle`` on.
@@ -56,6 +62,8 @@ class Preparation:
         refusals = [self.step.takes(request)]
         if isinstance(self.drafting, SelectiveDrafting):
             refusals.append(self.drafting.takes(request, vocab_size, self.step.batch_size))
+        if isinstance(self.drafting, CarriesLaws) and self.drafting.carries_laws and self.refuses_laws is not None:
+            refusals.append(f"cannot be drafted for: the drafts carry laws, and {self.refuses_laws}")
         for reason in refusals:
             if reason is not None:
                 raise InvalidArgument(f"request {reason}")

@@ -15,6 +15,7 @@ from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.drafting import DraftContext, Drafting, propose
 from coupled_sampling.draws import Noise
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 from coupled_sampling.rows import IDLE, Row, last_of
 from coupled_sampling.slots import Window
@@ -32,6 +33,8 @@ class Assembly:
     drafting: Drafting
     noise: Noise
     vocab_size: int
+    refuses_laws: str | None = None
+    """Why the step cannot test drafts that carry laws."""
 
     def window(
         self, rows: Sequence[Row | None], idle: Sequence[Integers], most: int
@@ -101,8 +104,11 @@ class Assembly:
         ]
         shared = self.method.acceptance == "match"
         proposals, wrong = propose(self.drafting, contexts, self.noise, vocab_size=self.vocab_size, shared=shared)
+        faults: dict[int, Exception] = dict(wrong)
         for (b, row), context, proposal in zip(asking, contexts, proposals, strict=True):
+            if self.refuses_laws is not None and proposal.law is not None:
+                faults.setdefault(b, InvalidArgument(f"the drafts carry laws, but {self.refuses_laws}"))
             first = len(context.tokens)
             row.tokens[first : first + context.wanted] = proposal.tokens
             laws[b] = proposal.law
-        return laws, dict(wrong)
+        return laws, faults

@@ -131,7 +131,8 @@ class Decoder:
         models = {"draft model": self._drafting} if isinstance(self._drafting, Wraps) else {}
         self._owns = Ownership(model=step, **models)
         self._preparation = Preparation(step, self._drafting)
-        self._assembly = Assembly(step.method, self._drafting, self._noise, step.vocab_size)
+        refuses_laws = self._preparation.refuses_laws
+        self._assembly = Assembly(step.method, self._drafting, self._noise, step.vocab_size, refuses_laws)
         self._reading = PromptReading(step, prompt_chunk, reuse_prefixes)
         self._rows: list[Row | None] = [None] * step.batch_size
         self._waiting: deque[Row] = deque()

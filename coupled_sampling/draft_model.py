@@ -48,6 +48,9 @@ class DraftModel:
     4
     """
 
+    carries_laws = True
+    """See `coupled_sampling.drafting.CarriesLaws`."""
+
     def __init__(self, provider: LogitsProvider) -> None:
         check_model("provider", provider)
         self.provider = provider

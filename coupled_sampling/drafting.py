@@ -35,6 +35,7 @@ from coupled_sampling.noise import Noise, Purpose, Sites
 from coupled_sampling.requests import Request
 
 __all__ = [
+    "CarriesLaws",
     "Copy",
     "DraftContext",
     "Drafting",
@@ -118,6 +119,25 @@ class Drafting(Protocol):
 
         ``shared`` says that acceptance is by match, so that a rule which draws should draw with the position's shared noise.
         """
+        ...
+
+
+@runtime_checkable
+class CarriesLaws(Protocol):
+    """What a rule says whose drafts carry laws: a step that cannot test such drafts refuses requests before anything runs.
+
+    Examples
+    --------
+    >>> from coupled_sampling import DraftModel
+    >>> from coupled_sampling.drafting import CarriesLaws, Random
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> isinstance(DraftModel(TableProvider(random_table(0, 4), 4)), CarriesLaws), isinstance(Random(), CarriesLaws)
+    (True, False)
+    """
+
+    @property
+    def carries_laws(self) -> bool:
+        """Whether proposals have a law other than a point mass."""
         ...
 
 

@@ -12,7 +12,35 @@ from typing import Any, Protocol, runtime_checkable
 from coupled_sampling.requests import Request
 from coupled_sampling.sampling import Array, Integers
 
-__all__ = ["Forks", "PromptReader", "ReadsPrompts", "RequestObserver", "RowRanges", "Selective", "Wraps"]
+__all__ = [
+    "Forks",
+    "PointMassesOnly",
+    "PromptReader",
+    "ReadsPrompts",
+    "RequestObserver",
+    "RowRanges",
+    "Selective",
+    "Wraps",
+]
+
+
+@runtime_checkable
+class PointMassesOnly(Protocol):
+    """What a step says that cannot test drafts which carry laws, as those of a draft model do.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends import open_model
+    >>> from coupled_sampling.offers import PointMassesOnly
+    >>> with open_model("fashion", method="sjd", step="graph") as step:
+    ...     isinstance(step, PointMassesOnly), step.refuses_laws
+    (True, 'this step graph can only take point masses; use HostStep for them')
+    """
+
+    @property
+    def refuses_laws(self) -> str | None:
+        """Why not, and what to do instead; None where it can, or needs no laws at all."""
+        ...
 
 
 @runtime_checkable

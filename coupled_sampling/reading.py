@@ -106,7 +106,9 @@ class PromptReading:
             first = min(reading, key=lambda b: reading[b].handle)
             calls = [range(first, first + 1)]
         else:
-            calls = _runs(sorted(reading))
+            widest = min(self._chunk, max(row.unread(window) for row in reading.values()))
+            most = max(1, self._chunk // widest)  # a call has the logits of one chunk, however many rows read
+            calls = [run[i : i + most] for run in _runs(sorted(reading)) for i in range(0, len(run), most)]
         for call in calls:
             self._read(self._reader, rows, {b: row for b, row in reading.items() if b in call}, call, window)
 

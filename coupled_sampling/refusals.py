@@ -85,6 +85,11 @@ class Refusals:
     logprobs: str | None = None
     guidance: str | None = None
 
+    @property
+    def refuses_laws(self) -> str | None:
+        """See `coupled_sampling.offers.PointMassesOnly`."""
+        return None if self.laws is None else f"{self.step} can only take point masses; {self.laws}"
+
     def takes(self, request: Request) -> str | None:
         """Why ``request`` cannot be decoded, as a sentence without its subject; None if it can."""
         if self.logprobs is not None and (request.logprobs or request.model_logprobs):
@@ -112,9 +117,7 @@ class Refusals:
             It does; names the row, and says what to do instead.
         """
         if self.laws is not None and any(laws is not None for laws in window.fresh_laws):
-            raise InvalidArgument(
-                f"window.fresh_laws carry laws, but {self.step} can only take point masses; {self.laws}"
-            )
+            raise InvalidArgument(f"window.fresh_laws carry laws, but {self.refuses_laws}")
         for b, info in enumerate(window.rows):
             reason = None if info is None else self.reason(info.sampling)
             if reason is not None:

@@ -38,8 +38,8 @@ from coupled_sampling.errors import InvalidArgument, InvalidLogits
 __all__ = ["TargetLaws", "close_rows", "target_law", "target_laws", "unusable_law"]
 
 
-def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array:
-    """Smallest weight (..., 1) in the smallest set of largest ``weights`` (..., V) that holds ``top_p`` of the mass."""
+def _nucleus(weights: Array, logits: Array, top_k: int | None, top_p: float) -> Array:
+    """``weights`` (..., V), their own array, 0 outside the smallest set of largest ones with ``top_p`` of the mass; ties stay."""
     xp = namespace(weights)
     candidates = weights if top_k is None else largest(weights, top_k)
     ordered = xp.flip(xp.sort(candidates, axis=-1), axis=-1)
@@ -48,7 +48,14 @@ def _nucleus_threshold(weights: Array, top_k: int | None, top_p: float) -> Array
     slack = 8 * float(xp.finfo(weights.dtype).eps)
     short = xp.sum(xp.astype(mass < wanted * (1 - slack), integers(weights)), axis=-1, keepdims=True)
     last = ordered.shape[-1] - 1
-    return xp.take_along_axis(ordered, xp.where(short < last, short, xp.full_like(short, last)), axis=-1)
+    index = xp.where(short < last, short, xp.full_like(short, last))
+    least = xp.take_along_axis(ordered, index, axis=-1)
+    tied = xp.sum(xp.astype(weights >= least, integers(weights)), axis=-1, keepdims=True) > index + 1
+    if is_concrete(tied) and not bool(xp.any(tied)):
+        return drop_below(weights, weights, least)
+    # Weights may tie by rounding alone, all of them at a temperature of millions. Logits tell them apart.
+    ordered = xp.flip(xp.sort(logits, axis=-1), axis=-1)
+    return drop_below(weights, logits, xp.take_along_axis(ordered, index, axis=-1))
 
 
 def _warp(weights: Array, logits: Array, sampling: Sampling) -> Array:
@@ -59,8 +66,10 @@ def _warp(weights: Array, logits: Array, sampling: Sampling) -> Array:
     if top_k is not None:
         weights = drop_below(weights, logits, xp.min(largest(logits, top_k), axis=-1, keepdims=True))
     if sampling.top_p < 1:
-        weights = drop_below(weights, weights, _nucleus_threshold(weights, top_k, sampling.top_p))
+        weights = _nucleus(weights, logits, top_k, sampling.top_p)
     if sampling.min_p > 0:
+        if sampling.min_p == 1:  # as in `_nucleus`
+            return drop_below(weights, logits, xp.max(logits, axis=-1, keepdims=True))
         least = xp.full_like(weights[..., :1], sampling.min_p)  # the largest weight is exactly 1
         weights = drop_below(weights, weights, least)
     return weights
@@ -339,16 +348,16 @@ def target_laws(
         usable = np.isfinite(found)
         for b, (slot, _) in faults.items():
             usable[b, slot:] = False
-        bad = wanted & ~usable
-        if not bad.any():
+        if usable.all():
             return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, None)
+        bad = wanted & ~usable
         faults = _fault_of(found, positions, bad, first_row) | {
             b: f for b, f in faults.items() if bad[b].argmax() == f[0]
         }
-        harmless = from_host(~bad, logits)[..., None]
+        harmless = from_host(usable, logits)[..., None]
     else:
         harmless = usable[..., None]
-    # Finite numbers, so that no NaN spreads from a slot that nothing may come of.
+    # Finite numbers, so that no NaN spreads from a slot that nothing may come of, and nothing overflows there.
     logits = xp.where(harmless, logits, xp.zeros_like(logits))
     highest = xp.where(harmless, highest, xp.zeros_like(highest))
     return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, faults or None)

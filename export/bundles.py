@@ -18,6 +18,7 @@ from coupled_sampling import __version__
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
 from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.checkpoints.contract import Checkpoint
@@ -54,8 +55,11 @@ class ExportSettings:
     max_length
         Positions per sequence; None keeps the checkpoint's.
     windows
-        Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The largest
-        is the most slots in one call. The graph itself takes any.
+        Windows for backends with fixed shapes, recorded in the manifest's provenance; no backend here needs them yet. The graph
+        itself takes any. The largest, or ``prompt_chunk`` where that is more, is the most slots in one call.
+    prompt_chunk
+        Most tokens of a prompt to read in one call, where a sequence has so many positions; None takes 256, or fewer for a large
+        vocabulary.
     length
         Tokens per generation; None takes the family's, or 128.
     vq
@@ -80,6 +84,7 @@ class ExportSettings:
     storage: Storage = field(default_factory=Storage)
     max_length: int | None = None
     windows: tuple[int, ...] = (1, 16, 32)
+    prompt_chunk: int | None = None
     length: int | None = None
     vq: str | Path | None = None
     step_graphs: tuple[str, ...] = ()
@@ -92,7 +97,7 @@ class ExportSettings:
             raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
             checked_methods(self.step_graphs)
-        for name in ("max_length", "length"):
+        for name in ("max_length", "length", "prompt_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidArgument(f"{name} is {value}, expected an integer >= 1")
@@ -259,6 +264,10 @@ def _manifest(
             "positions; leave length and max_length at what the model was trained for"
         )
     name = settings.name or checkpoint.path.stem
+    chunk = min(
+        settings.prompt_chunk or default_chunk(description.vocab_size, description.positions), description.positions
+    )
+    widest = max(*settings.windows, chunk)
     plain = decoding.grid is None and decoding.layout is None and pictures is None
     usual = _TEXT if plain else Defaults(method="scd-gumbel", window=16, drafting=decoding.drafting)
     stop = dict.fromkeys([*decoding.stop_tokens, *text.stop_tokens])
@@ -266,7 +275,7 @@ def _manifest(
         name=name,
         description=f"{model.family} decoder, {settings.storage.weights} weights, exported from a checkpoint.",
         files={path.name: file_record(path) for path in sorted(folder.iterdir())},
-        window_graph=description.manifest(_GRAPH, settings.storage.compute, max(settings.windows)),
+        window_graph=description.manifest(_GRAPH, settings.storage.compute, widest, chunk),
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(description.generated_first, description.generated),
         length=length,
@@ -285,7 +294,7 @@ def _manifest(
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
             "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
-            "buckets": {"window": list(settings.windows)},
+            "buckets": {"window": sorted({*settings.windows, chunk})},
             "notes": list(decoding.notes),
             **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
         },

@@ -24,12 +24,16 @@ from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
 from coupled_sampling.bounds import check_window
 from coupled_sampling.contracts import (
+    Array,
     Closeable,
+    Forks,
     Integers,
     LogitsProvider,
     Outcome,
+    ReadsPrompts,
     RequestObserver,
     RowInfo,
+    RowRanges,
     Runs,
     Window,
     max_window,
@@ -46,6 +50,9 @@ from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
 
 __all__ = ["KernelStep"]
+
+_PROMPT_CHUNK = 256
+"""Chunk of a provider that does not say, as in `coupled_sampling.host_step.HostStep`."""
 
 
 class _RowLaws:
@@ -160,6 +167,11 @@ class KernelStep(Closing):
             return reason or refusal_of(self.provider, request)
         return reason or self._guided.takes(request, self.provider, constant_for="a step of the kernels")
 
+    @property
+    def refuses_laws(self) -> str | None:
+        """Why drafts that carry laws cannot be tested. See `coupled_sampling.offers.PointMassesOnly`."""
+        return self._refusals.refuses_laws
+
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws[row].book = LawBook()
@@ -185,6 +197,40 @@ class KernelStep(Closing):
         for one in (self._launcher, self.provider):
             if isinstance(one, Closeable):
                 one.close()
+
+    @property
+    def prompt_chunk(self) -> int:
+        """See `coupled_sampling.contracts.ReadsPrompts`."""
+        wanted = self.provider.prompt_chunk if isinstance(self.provider, ReadsPrompts) else _PROMPT_CHUNK
+        return max(1, min(int(wanted), self.max_window))
+
+    @property
+    def touches_all(self) -> bool:
+        """With guidance, too: it forwards what unconditional prompts have before the rows' own in calls over all rows."""
+        return self._guided is not None or not isinstance(self.provider, RowRanges)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Not with guidance, nor where the provider is told requests: they may be all that differs."""
+        return self._guided is None and not isinstance(self.provider, RequestObserver)
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """Forward known tokens; the logits stay where they are. See `coupled_sampling.contracts.PromptReader.read`."""
+        check_window(self, tokens, start)
+        if self._guided is None and isinstance(self.provider, RowRanges):
+            self.provider.forward_rows(tokens, start, rows)
+        else:
+            self._run_model(tokens, start)
+
+    @property
+    def forks(self) -> bool:
+        """Whether the provider can, and there is no unconditional row beside. See `coupled_sampling.contracts.Forks`."""
+        return self._guided is None and isinstance(self.provider, Forks) and self.provider.forks
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """See `coupled_sampling.contracts.Forks.fork`."""
+        assert isinstance(self.provider, Forks), "who forks asks first whether it can be done"
+        self.provider.fork(source, targets, length)
 
     def step(self, window: Window) -> Outcome:
         """Forward ``window`` and decide it. See `coupled_sampling.contracts.CoupledStep.step`.
@@ -251,9 +297,8 @@ class KernelStep(Closing):
         columns["laws"][b] = laws.memories[target].at_least(size)
         return _Writing(laws, target, Held(round_, start, first, end))
 
-    def _forward(self, window: Window) -> DevicePointer:
-        """Logits on the device; with guidance of both rows of each, and their lag in the table."""
-        tokens, start = window.tokens, window.start
+    def _run_model(self, tokens: Integers, start: Integers) -> Array:
+        """What the provider returns; with guidance of both rows of each, and their lag in the table."""
         if self._guided is not None:
             paired = self._guided.paired(tokens, start)
             for opening, begins in self._guided.openings(paired):
@@ -261,12 +306,17 @@ class KernelStep(Closing):
             self._columns["guidance_lag"][: len(start)] = paired.lag
             self._columns["guidance"][: len(start)] = paired.scale[:, 0]  # the same for all slots, see `takes`
             tokens, start = paired.tokens, paired.start
-        found = self.provider.forward(tokens, start)
+        return self.provider.forward(tokens, start)
+
+    def _forward(self, window: Window) -> DevicePointer:
+        """Logits on the device; with guidance of both rows of each."""
+        found = self._run_model(window.tokens, window.start)
         try:
             logits = device_pointer(found, self._launcher.stream)
         except InvalidArgument as error:
             raise ProviderError(f"forward returned logits that the kernels cannot read: {error}") from error
-        expected = (*tokens.shape, self.vocab_size)
+        rows, width = window.tokens.shape
+        expected = (rows if self._guided is None else 2 * rows, width, self.vocab_size)
         if logits.shape != expected or logits.dtype not in LOGITS_TYPES:
             raise ProviderError(
                 f"forward returned {logits.dtype} of shape {logits.shape}, expected logits of shape {expected}: (rows, window, "

@@ -18,6 +18,7 @@ encodes positions. Nothing is checked beyond the first few positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from coupled_sampling.backends.foreign.checks import check_decoder, check_padding, probe_graph
 from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph, read_max_length
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.bounds import check_positive, check_window
+from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
 from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.running import Closing
@@ -170,18 +171,51 @@ class ConcatenatedProvider(Closing):
         ProviderError
             ONNX Runtime failed, or the provider was closed.
         """
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        return self._forward(tokens, start, range(len(tokens)))
+
+    def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+        """Score a window of some rows. See `coupled_sampling.contracts.RowRanges.forward_rows`; raises what `forward` does."""
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        check_rows(self, tokens, rows)
+        return self._forward(tokens, start, rows)
+
+    def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+        logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
+        if self.batching == "padded":
+            self._run(tokens, start, slice(rows.start, rows.stop), logits)
+        else:
+            for i, row in enumerate(rows):
+                one = slice(i, i + 1)
+                self._run(tokens[one], start[one], slice(row, row + 1), logits[one])
+        return logits.astype(np.float32, copy=False)
+
+    @property
+    def forks(self) -> bool:
+        """See `coupled_sampling.contracts.Forks`."""
+        return not self._is_closed
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the state of a row. See `coupled_sampling.contracts.Forks.fork`.
+
+        Raises
+        ------
+        InvalidArgument
+            A row or the length is out of bounds.
+        ProviderError
+            The provider was closed.
+        """
+        self._refuse_if_closed()
+        check_fork(self, source, targets, length)
+        for columns in self._caches:
+            for target in targets:
+                columns[target, :, :length] = columns[source, :, :length]
+
+    def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise ProviderError("the provider was closed and cannot run any more; open the model again")
-        check_window(self, tokens, start)
-        rows, width = tokens.shape
-        logits = self._buffer("logits", (rows, width, self.vocab_size), self.graph.logits_type)
-        if self.batching == "padded":
-            self._run(tokens, start, slice(0, rows), logits)
-        else:
-            for row in range(rows):
-                one = slice(row, row + 1)
-                self._run(tokens[one], start[one], one, logits[one])
-        return logits.astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Give back all memory; the provider cannot be used afterwards. Twice does no harm."""

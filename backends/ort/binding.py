@@ -5,11 +5,16 @@ an output, or both. *Inputs* and *outputs* are numpy arrays on the host: a bindi
 them when it runs, and that they hold what it wrote when it has run. *Reserved* tensors are inputs and outputs whose memory is
 the binding's own, for the largest there can be: what is fed is copied there, and what was made is read from there, wherever
 that is. `OrtProvider` uses these, so that one class serves windows on the CPU, on a GPU, and captured as CUDA graphs.
+
+A call may concern some rows only. Then kept tensors are bound from the first of these on: rows are the outermost axis, so that they
+lie in one piece. To bind a model's caches takes a tenth of a short pass, so what is bound for a range of rows stays bound, for the
+ranges used lately.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +38,12 @@ TYPES = {
 
 _HOST = ("cpu", 0)
 
+_RANGES = 32
+"""Ranges of rows whose bindings are kept."""
+
 
 class Kept(NamedTuple):
-    """Memory that stays where the graph runs; tensors are its beginning."""
+    """Memory that stays where the graph runs; tensors are its beginning, or begin at one of their rows."""
 
     memory: Any
     """What owns it."""
@@ -54,18 +62,36 @@ class HostBinding:
         Number of the GPU that tensors are kept on; None is the CPU.
     cuda_graphs
         Whether runs are launched as CUDA graphs.
+    copies_rows
+        Whether `copy_row` can be done.
     """
 
     device: int | None = None
     cuda_graphs: bool = False
+    copies_rows: bool = True
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._binding = session.io_binding()
         self._inputs = frozenset(value.name for value in session.get_inputs())
-        self._bound: dict[str, tuple[tuple[int, ...], int]] = {}
+        self._chosen: dict[tuple[int, int], tuple[Any, dict[str, tuple[tuple[int, ...], int]]]] = {}
+        """What is bound for which rows, those used last at the end."""
         self._reserved: dict[str, NDArray[Any]] = {}
         self._parts: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], int]] = {}
+        self._binding: Any = session.io_binding()
+        self._bound: dict[str, tuple[tuple[int, ...], int]] = {}
+
+    def choose(self, rows: range) -> bool:
+        """Bind for calls of the consecutive ``rows`` from now on; returns whether nothing is bound for these yet."""
+        key = rows.start, rows.stop
+        found = self._chosen.pop(key, None)
+        is_new = found is None
+        if found is None:
+            if len(self._chosen) >= _RANGES:
+                del self._chosen[next(iter(self._chosen))]
+            found = self._session.io_binding(), {}
+        self._chosen[key] = found
+        self._binding, self._bound = found
+        return is_new
 
     @property
     def _place(self) -> tuple[str, int]:
@@ -80,13 +106,20 @@ class HostBinding:
         values: NDArray[Any] = kept.memory.reshape(-1)
         return values
 
-    def bind_kept(self, name: str, kept: Kept, shape: tuple[int, ...]) -> None:
-        """Bind the beginning of ``kept`` as the input or output ``name``."""
-        if math.prod(shape) > kept.size:  # ONNX Runtime would read and write beyond it
+    def copy_row(self, kept: Kept, source: int, targets: Sequence[int], columns: int) -> None:
+        """Copy the first ``columns`` columns (axis -2) of the row ``source`` of ``kept`` to the rows ``targets``."""
+        values = kept.memory
+        for target in targets:
+            values[target, ..., :columns, :] = values[source, ..., :columns, :]
+
+    def bind_kept(self, name: str, kept: Kept, shape: tuple[int, ...], row: int = 0) -> None:
+        """Bind ``kept``, from its row ``row`` on, as the input or output ``name``."""
+        first = row * math.prod(shape[1:])
+        if first + math.prod(shape) > kept.size:  # ONNX Runtime would read and write beyond it
             raise ProviderError(
-                f"{name} of shape {shape} does not fit in {kept.size} elements; this is a bug, report it"
+                f"{name} of shape {shape} from row {row} on does not fit in {kept.size} elements; this is a bug, report it"
             )
-        self._bind(name, self._place, kept.dtype, shape, kept.address)
+        self._bind(name, self._place, kept.dtype, shape, kept.address + first * np.dtype(kept.dtype).itemsize)
 
     def bind_input(self, name: str, values: NDArray[Any]) -> None:
         """Bind ``values``, which the caller does not change before the graph has run."""
@@ -97,7 +130,7 @@ class HostBinding:
         self._bind(name, _HOST, values.dtype.type, values.shape, values.ctypes.data)
 
     def reserve(self, name: str, dtype: Any, size: int) -> None:
-        """Make memory for the input or output ``name``, of at most ``size`` elements."""
+        """Make memory for the input or output ``name``, of ``size`` elements at first; that of outputs grows with what is made."""
         self._reserved[name] = np.zeros(size, dtype)
 
     def feed(self, name: str, values: NDArray[Any]) -> None:
@@ -123,7 +156,11 @@ class HostBinding:
         """The beginning of reserved memory as a tensor of ``shape``, and its address: looked up, for windows have few shapes."""
         found = self._parts.get((name, shape))
         if found is None:
-            part = self._reserved[name][: math.prod(shape)].reshape(shape)
+            size = math.prod(shape)
+            if size > self._reserved[name].size:
+                self._reserved[name] = np.zeros(size, self._reserved[name].dtype)
+                self._parts = {key: part for key, part in self._parts.items() if key[0] != name}
+            part = self._reserved[name][:size].reshape(shape)
             found = self._parts[name, shape] = part, part.ctypes.data
         return found
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.backends.ort.step import step_of_bundle
 from coupled_sampling.backends.ort.step_checks import missing_step_graph, step_graph_record
+from coupled_sampling.backends.ort.step_opening import step_of_bundle
 from coupled_sampling.backends.place import Wanted
 from coupled_sampling.contracts import OpenProvider, OpenStep
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from coupled_sampling.backends.ort.cuda_session import CUDA, open_cuda_session
 from coupled_sampling.backends.ort.device_binding import DeviceBinding, GraphBinding
 from coupled_sampling.backends.ort.provider import OrtProvider, check_dtype
-from coupled_sampling.backends.ort.step import OrtStep, step_of_bundle
+from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.backends.ort.step_checks import missing_step_graph, step_graph_record
+from coupled_sampling.backends.ort.step_opening import step_of_bundle
 from coupled_sampling.backends.place import Wanted
 from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.contracts import OpenProvider, OpenStep

@@ -16,7 +16,8 @@ What that demands, from its sources (``InferenceSession::Initialize`` and ``RunI
 and from its log:
 
 - every node is on CUDA, or on the CPU with no copies between (``MemcpyTransformer``); arithmetic on shapes may stay on the CPU,
-  where a replay does not run it, so each number must belong to one shape. Here it belongs to (rows, slots, columns);
+  where a replay does not run it, so each number must belong to one shape. Here it belongs to (rows, slots, columns) and the first
+  of the rows, whose caches are at addresses of their own;
 - inputs and outputs are device memory that stays where it is, but for ``kv_length``, which is read on the host and so becomes
   part of the capture: calls attend to the whole cache, or to the smallest of some lengths (``column_buckets``);
 - the first run of a number runs twice plainly, so that memory is there, and a third time to capture, all within one call. A window
@@ -28,6 +29,7 @@ and from its log:
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +63,8 @@ class DeviceBinding(HostBinding):
         Operators that ONNX Runtime placed on the CPU, and how many nodes of each.
     """
 
+    copies_rows = False  # ONNX Runtime copies whole values only
+
     def __init__(self, opened: CudaSession, *, on_device: bool = False) -> None:
         super().__init__(opened.session)
         self.device: int | None = opened.device
@@ -93,7 +97,7 @@ class DeviceBinding(HostBinding):
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         if name in self._there:
-            self.bind_kept(name, self._there[name], shape)
+            self.bind_kept(name, self._roomy(name, shape), shape)
         else:
             super().expect(name, shape)
 
@@ -103,6 +107,13 @@ class DeviceBinding(HostBinding):
         kept = self._there[name]
         return DevicePointer(kept.address, shape, np.dtype(kept.dtype).name, None, kept.memory)
 
+    def _roomy(self, name: str, shape: tuple[int, ...]) -> Kept:
+        """Reserved memory of ``name`` on the GPU that holds ``shape``; whoever still has what was there before keeps that."""
+        kept = self._there[name]
+        if math.prod(shape) > kept.size:
+            kept = self._there[name] = self.keep(np.zeros(math.prod(shape), kept.dtype))
+        return kept
+
     def _filled(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         part, _ = self._part(name, values.shape)
         part[...] = values
@@ -110,9 +121,11 @@ class DeviceBinding(HostBinding):
 
 
 class _Prepared(NamedTuple):
-    """What is bound for one shape of (rows, slots, columns), and what its runs are told."""
+    """What is bound for one shape of (rows, slots, columns) from one row on, and what its runs are told."""
 
     binding: Any
+    wanted: dict[str, tuple[Kept, tuple[int, ...], int]]
+    """The memory that is bound: a captured graph uses it for as long as it lives."""
     columns: NDArray[np.int64] | None
     options: Any
 
@@ -129,11 +142,12 @@ class GraphBinding(DeviceBinding):
     """
 
     cuda_graphs = True
+    _rows = range(0)
 
     def __init__(self, opened: CudaSession, *, on_device: bool = False) -> None:
         super().__init__(opened, on_device=on_device)
-        self._wanted: dict[str, tuple[Kept, tuple[int, ...]]] = {}
-        """What the next run has to find bound, by name."""
+        self._wanted: dict[str, tuple[Kept, tuple[int, ...], int]] = {}
+        """What the next run has to find bound, by name, and from which row on."""
         self._columns: NDArray[np.int64] | None = None
         self._prepared: dict[tuple[int, ...], _Prepared] = {}
         self._met: set[tuple[int, ...]] = set()
@@ -141,8 +155,12 @@ class GraphBinding(DeviceBinding):
 
     @property
     def captured(self) -> list[tuple[int, ...]]:
-        """Shapes (rows, slots, columns) that have a CUDA graph."""
-        return list(self._prepared)
+        """Shapes (rows, slots, columns) that have a CUDA graph, with the first row for those that do not begin with row 0."""
+        return [shape if shape[-1] else shape[:-1] for shape in self._prepared]
+
+    def choose(self, rows: range) -> bool:
+        is_new, self._rows = rows != self._rows, rows
+        return is_new
 
     def reserve(self, name: str, dtype: Any, size: int) -> None:
         self._there[name] = self.keep(np.zeros(size, dtype))
@@ -159,21 +177,24 @@ class GraphBinding(DeviceBinding):
         self.bind_kept(name, self._there[name], values.shape)
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        self.bind_kept(name, self._there[name], shape)
+        self.bind_kept(name, self._roomy(name, shape), shape)
 
-    def bind_kept(self, name: str, kept: Kept, shape: tuple[int, ...]) -> None:
-        self._wanted[name] = kept, shape
+    def bind_kept(self, name: str, kept: Kept, shape: tuple[int, ...], row: int = 0) -> None:
+        self._wanted[name] = kept, shape, row
 
     def made(self, name: str, shape: tuple[int, ...]) -> Array:
         if self._on_device:
-            return super().made(name, shape)
+            kept = self._last.wanted[name][
+                0
+            ]  # where the graph that ran was captured, which may be memory of its own by now
+            return DevicePointer(kept.address, shape, np.dtype(kept.dtype).name, None, kept.memory)
         # The first that is bound. Asked for after all are: ONNX Runtime 1.28 gives references that the next one bound breaks.
-        return self._last.get_outputs()[0].numpy()
+        return self._last.binding.get_outputs()[0].numpy()
 
     def run(self) -> None:
         """Run the graph, the second time for a shape as a capture, later as its replay."""
         columns = 0 if self._columns is None else int(self._columns[0])
-        shape = (*self._wanted["input_ids"][1], columns)
+        shape = (*self._wanted["input_ids"][1], columns, self._rows.start)
         prepared, is_new = self._prepared.get(shape), shape not in self._met
         if prepared is None:
             prepared = self._bound_anew(_NO_CAPTURE if is_new else len(self._prepared) + 1)
@@ -181,18 +202,19 @@ class GraphBinding(DeviceBinding):
         self._met.add(shape)
         if not is_new:
             self._prepared[shape] = prepared
-        self._last = prepared.binding
+        self._last = prepared
 
     def _bound_anew(self, number: int) -> _Prepared:
         """Everything that is wanted, bound, and options of runs with this number."""
         binding = self._session.io_binding()
         for name in sorted(self._wanted, key=lambda name: name not in self._there):  # what is read back comes first
-            kept, shape = self._wanted[name]
+            kept, shape, row = self._wanted[name]
             bind = binding.bind_input if name in self._inputs else binding.bind_output
-            bind(name, *self._place, kept.dtype, shape, kept.address)
+            first = row * math.prod(shape[1:]) * np.dtype(kept.dtype).itemsize
+            bind(name, *self._place, kept.dtype, shape, kept.address + first)
         columns = None if self._columns is None else self._columns.copy()
         if columns is not None:
             binding.bind_cpu_input(_ON_THE_HOST, columns)
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(number))
-        return _Prepared(binding, columns, options)
+        return _Prepared(binding, dict(self._wanted), columns, options)

@@ -7,6 +7,9 @@ widths costs the padding's compute, and a width never seen before costs about as
 2.5 ms padded to 32, for widths of 20 to 32). The number of cache columns to attend to is rounded up to multiples of `KV_STEP`,
 which reads a little more than needed but keeps shapes few.
 
+Rows can be chosen (`coupled_sampling.contracts.RowRanges`): a call binds the part of the caches that is theirs, and attends to as
+many columns as they need.
+
 The arguments of every call are checked here, before the graph sees them: runtimes differ in what they do about a write
 beyond the cache, and some do it silently.
 """
@@ -20,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from coupled_sampling.backends.ort.binding import HostBinding
+from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
-from coupled_sampling.bounds import check_positive, check_window
+from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
@@ -57,6 +61,10 @@ class OrtProvider(Closing):
     ----------
     vocab_size, batch_size, max_length, max_window
         As in the contract.
+    prompt_chunk
+        How wide it likes to read prompts: what the bundle says.
+    forks
+        Whether `fork` can be done: where caches lie on the host.
     bundle, binding, column_buckets
         As given.
     runs
@@ -96,20 +104,19 @@ class OrtProvider(Closing):
         self.batch_size = batch_size
         self.max_length = graph.max_length
         self.max_window = graph.max_window
+        self.prompt_chunk = bundle.manifest.prompt_chunk
         self.binding = HostBinding(session) if binding is None else binding
         self.column_buckets = tuple(column_buckets)
         self.runs = Runs(session.get_providers()[0], self.binding.device, self.binding.cuda_graphs)
         self._graph = graph
-        shape = cache_shape(graph, batch_size)
-        self._caches = {
-            past: (present, self.binding.keep(np.zeros(shape, np.float32))) for past, present in cache_names(graph)
-        }
-        self._rows_bound = 0
+        row = cache_shape(graph, 1)[1:]
+        tensors = {past: CacheTensor(present, row, np.float32) for past, present in cache_names(graph)}
+        self._caches = RowCaches(self.binding, tensors, batch_size)
         self._columns = np.zeros(1, np.int64)
-        slots = batch_size * self.max_window
-        self.binding.reserve("input_ids", np.int64, slots)
+        self.binding.reserve("input_ids", np.int64, batch_size * self.max_window)
         self.binding.reserve("start", np.int64, batch_size)
-        self.binding.reserve("logits", np.float32, slots * self.vocab_size)
+        # Of one slot a row. As many as there can be would be gigabytes, and who needs them is not known before.
+        self.binding.reserve("logits", np.float32, batch_size * self.vocab_size)
         if graph.has_kv_length:
             self.binding.reserve("kv_length", np.int64, 1)
         self._is_closed = False
@@ -156,45 +163,86 @@ class OrtProvider(Closing):
         ProviderError
             ONNX Runtime failed, or the provider was closed.
         """
-        if self._is_closed:
-            raise ProviderError("the provider was closed and cannot run any more; open the model again")
+        return self._forward(tokens, start, None)
+
+    def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> Array:
+        """Score a window of some rows. See `coupled_sampling.contracts.RowRanges.forward_rows`; raises what `forward` does.
+
+        Returns
+        -------
+        Array
+            As from `forward`: float32 logits (n, W, V).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from coupled_sampling.backends import OrtProvider
+        >>> with OrtProvider.open("fashion", batch_size=8) as model:  # the last row alone
+        ...     model.forward_rows(np.array([[258, 7]]), np.array([0]), range(7, 8)).shape
+        (1, 2, 267)
+        """
+        return self._forward(tokens, start, rows)
+
+    @property
+    def forks(self) -> bool:
+        """See `coupled_sampling.contracts.Forks`."""
+        return not self._is_closed and self.binding.copies_rows
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the state of a row. See `coupled_sampling.contracts.Forks.fork`.
+
+        Raises
+        ------
+        InvalidArgument
+            A row or the length is out of bounds.
+        ProviderError
+            The provider was closed.
+        """
+        self._refuse_if_closed()
+        check_fork(self, source, targets, length)
+        self._caches.fork(source, targets, length)
+
+    def _forward(self, tokens: Integers, start: Integers, rows: range | None) -> Array:
+        """Run the graph on ``rows``; None are the first."""
+        self._refuse_if_closed()
         check_window(self, tokens, start)
-        rows, width = tokens.shape
-        binding, logits = self.binding, (rows, width, self.vocab_size)
+        count, width = tokens.shape
+        if rows is None:
+            rows = range(count)
+        else:
+            check_rows(self, tokens, rows)
+        binding, logits = self.binding, (count, width, self.vocab_size)
         self._columns[0] = self._columns_for(int(start.max()) + width)
         try:
+            self._caches.choose(rows)
             binding.feed("input_ids", tokens)
             binding.feed("start", start)
             if self._graph.has_kv_length:
                 binding.feed("kv_length", self._columns)
-            if rows != self._rows_bound:
-                self._bind_caches(rows)
             binding.expect("logits", logits)
             binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
-            raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
+            raise ProviderError(
+                f"ONNX Runtime failed on a window of {count} rows and {width} slots: {error}"
+            ) from error
         return binding.made("logits", logits)
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise ProviderError("the provider was closed and cannot run any more; open the model again")
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the provider cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
-        self._caches.clear()
-        vars(self).pop("binding", None)
+        for name in ("_caches", "binding"):
+            vars(self).pop(name, None)
 
     def _columns_for(self, needed: int) -> int:
         """How many cache columns to attend to, where ``needed`` are written."""
         if self.column_buckets:
             return next(bucket for bucket in self.column_buckets if bucket >= needed)
         return min(-(-needed // KV_STEP) * KV_STEP, self._graph.cache_length)
-
-    def _bind_caches(self, rows: int) -> None:
-        """The first ``rows`` rows of a cache are where they always are."""
-        shape = cache_shape(self._graph, rows)
-        for past, (present, cache) in self._caches.items():
-            self.binding.bind_kept(past, cache, shape)
-            self.binding.bind_kept(present, cache, shape)
-        self._rows_bound = rows
 
 
 def check_dtype(bundle: Bundle, execution_provider: str) -> None:

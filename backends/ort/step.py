@@ -5,6 +5,9 @@ positions (V float32 each; about as many per step as tokens are committed). Cach
 Draft laws alternate between two buffers, see `coupled_sampling.law_book`, so that a step whose outcome was lost on the way
 to the loop (Ctrl-C) can be done again. After the widest window has been seen nothing large is allocated any more.
 
+Idle rows are not run: a step is a call for each run of rows in use, which binds their part of what is kept. Prompts are read in
+calls of their own, which decide nothing. The graph makes laws for all slots of a chunk all the same, so a call has few rows.
+
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding`). **On a GPU, where this was never run**, caches,
 draft laws and the noise ring lie in device memory. What crosses in a call: at most 53 bytes for each of the B * W slots, 106 for
 each row and 16 besides (tokens, starts, counts, settings, uniforms; back come tokens, counts and largest logits), and the race
@@ -27,28 +30,29 @@ from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
-from coupled_sampling.backends.ort.step_checks import check_against_bundle, step_graph_facts
+from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
+from coupled_sampling.backends.ort.step_checks import check_guidance, refusals_of, step_graph_facts
 from coupled_sampling.backends.ort.step_inputs import (
+    busy_rows,
     candidates,
     fill_race_noise,
     fill_uniforms,
+    known_tokens,
     temperatures,
     warp_settings,
 )
 from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
-from coupled_sampling.bounds import check_positive, check_window
-from coupled_sampling.bundles.manifest import StepGraph
-from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
+from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.errors import ProviderError
 from coupled_sampling.guided_rows import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
-from coupled_sampling.refusals import Refusals
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
 
-__all__ = ["OrtStep", "step_of_bundle"]
+__all__ = ["OrtStep"]
 
 
 class OrtStep(Closing):
@@ -68,15 +72,17 @@ class OrtStep(Closing):
         For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
     binding
         Where its tensors lie; None is the CPU.
+    prompt_chunk
+        Most tokens of a prompt to read in one call; None is 256, or fewer by ``max_window`` or for a large vocabulary.
 
     Attributes
     ----------
-    method, vocab_size, batch_size, max_length, max_window
+    method, vocab_size, batch_size, max_length, max_window, prompt_chunk
         As in the contract.
     noise
         The noise it draws from, as far as the loop and drafting rules are concerned.
-    runs
-        What runs it.
+    binding, runs
+        Where its tensors lie, and what runs it.
 
     Raises
     ------
@@ -110,63 +116,48 @@ class OrtStep(Closing):
         guidance: float | None = None,
         unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
         binding: HostBinding | None = None,
+        prompt_chunk: int | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
+        if prompt_chunk is not None:
+            check_positive("prompt_chunk", prompt_chunk)
         facts = step_graph_facts(session)
-        self.method = facts.method
+        self.method, self._is_rejection = facts.method, facts.method.acceptance == "rejection"
         self.vocab_size = facts.vocab_size
         self.batch_size = batch_size
         self.max_length = facts.max_length
         self.noise = CounterNoise()
         self._guided = None
-        if facts.guided != (guidance is not None and unconditional is not None):
-            raise InvalidArgument(
-                f"guidance is {guidance} and unconditional {unconditional}, the step graph is "
-                f"{'guided and needs both' if facts.guided else 'not guided and takes neither'}"
-            )
+        check_guidance(facts, guidance, unconditional)
         if guidance is not None and unconditional is not None:
-            if not np.isfinite(guidance):
-                raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
             self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length, guidance)
             self.max_length = self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
+        self.prompt_chunk = min(prompt_chunk or default_chunk(self.vocab_size, self.max_window), self.max_window)
         self._warped = facts.warped
-        self._refusals = Refusals(
-            "this step graph",
-            laws="use HostStep for them" if self._is_rejection else None,
-            processors="use HostStep",
-            warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
-            logprobs="use HostStep",
-            guidance=None if facts.guided else "use HostStep over a GuidedProvider, or a guided step graph",
-        )
+        self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2
-        self._binding = HostBinding(session) if binding is None else binding
-        self.runs = Runs(session.get_providers()[0], self._binding.device, step="graph")
+        self.binding = HostBinding(session) if binding is None else binding
+        self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph")
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
-        self._cache_shapes = {x.name: tuple(x.shape[1:]) for x in inputs if x.name.startswith("past_key_values.")}
-        rows = self._model_rows * batch_size
-        self._caches = {
-            value.name: self._binding.keep(np.zeros((rows, *self._cache_shapes[value.name]), TYPES[value.type]))
-            for value in inputs
-            if value.name in self._cache_shapes
+        past = [value for value in inputs if value.name.startswith("past_key_values.")]
+        tensors = {
+            x.name: CacheTensor(x.name.replace("past_key_values", "present"), tuple(x.shape[1:]), TYPES[x.type])
+            for x in past
         }
+        self._columns = next(iter(tensors.values())).shape[1]
+        self._caches = RowCaches(self.binding, tensors, self._model_rows * batch_size)
         self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
-        self._laws = AlternatingLaws(self._binding, batch_size, self.vocab_size)
-        self._ring = NoiseRing(self._binding, batch_size, self.vocab_size)
+        self._laws = AlternatingLaws(self.binding, batch_size, self.vocab_size)
+        self._ring = NoiseRing(self.binding, batch_size, self.vocab_size)
         self._candidates = 1024
-        self._rows_bound = 0
         self._is_closed = False
-
-    @property
-    def binding(self) -> HostBinding:
-        """Where its tensors lie."""
-        return self._binding
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the step cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
-        for name in ("_binding", "_caches", "_buffers", "_laws", "_ring"):
+        for name in ("binding", "_caches", "_buffers", "_laws", "_ring"):
             vars(self).pop(name, None)
 
     def takes(self, request: Request) -> str | None:
@@ -175,6 +166,11 @@ class OrtStep(Closing):
         if reason is None and self._guided is not None:
             return self._guided.takes(request, constant_for="a step graph")
         return reason
+
+    @property
+    def refuses_laws(self) -> str | None:
+        """Why drafts that carry laws cannot be tested. See `coupled_sampling.offers.PointMassesOnly`."""
+        return self._refusals.refuses_laws
 
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; with guidance, its unconditional prompt is chosen here."""
@@ -198,29 +194,76 @@ class OrtStep(Closing):
         check_window(self, window.tokens, window.start)
         self._refusals.check(window)
         rows, width = window.tokens.shape
-        # Refuses what does not fit, before anything is written.
-        paired = None if self._guided is None else self._guided.paired(window.tokens, window.start)
-        source = self._feed_laws(window) if self._is_rejection else 0
-        self._feed(window)
-        entered = self._feed_noise(window) if "noise" in self._inputs else {}
-        if self._guided is not None and paired is not None:
-            self._feed_pairs(self._guided, paired, window.draws)
-        decides = window.decides()
-        while True:
-            self._run(rows, width)
-            if not self._warped or not (self._out("nucleus_short", rows, width) & decides).any():
-                break
-            self._candidates = min(4 * self._candidates, self.vocab_size)
-            self._feed_candidates(window)
+        parts = [window.part(rows) for rows in busy_rows(window)]
+        pairs = [self._paired(part) for part in parts]  # refuses what does not fit, before anything is written
+        source = self._laws.source(window) if self._is_rejection else 0
+        positions, entered = self._noise_positions(window)
+        tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
+        highest = np.zeros((rows, width), np.float32)
+        for part, paired in zip(parts, pairs, strict=True):
+            at = slice(part.first_row, part.first_row + len(part.start))
+            tokens[at], committed[at], highest[at] = self._step(part, source, positions[at], paired)
         self._ring.held.update(entered)
         if self._is_rejection:
             self._laws.written(1 - source, window)
-        highest = self._out("highest_logits", rows, width)
-        return close_rows(window, self._out("tokens", rows, width).copy(), self._out("committed", rows).copy(), highest)
+        return close_rows(window, tokens, committed, highest)
+
+    def _paired(self, window: Window) -> PairedWindow | None:
+        """With guidance the window of both rows of each."""
+        return None if self._guided is None else self._guided.paired(window.tokens, window.start, window.first_row)
 
     @property
-    def _is_rejection(self) -> bool:
-        return self.method.acceptance == "rejection"
+    def touches_all(self) -> bool:
+        """Calls are for some rows."""
+        return False
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Not with guidance: an unconditional row goes with the whole prompt."""
+        return self._guided is None
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """Forward known tokens. See `coupled_sampling.contracts.PromptReader.read`.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument is out of bounds; nothing was run.
+        ProviderError
+            ONNX Runtime failed, or the step was closed.
+        """
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        check_rows(self, tokens, rows)
+        window, positions = known_tokens(tokens, start, rows.start), self._ring.padding(rows)
+        count = max(1, self.prompt_chunk // tokens.shape[1])
+        for first in range(0, len(rows), count):
+            at = slice(first, first + count)
+            part = window.part(range(len(rows))[at])
+            self._step(part, None, positions[at], self._paired(part))
+
+    @property
+    def forks(self) -> bool:
+        """Where caches lie on the host."""
+        return not self._is_closed and self.binding.copies_rows
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the state of a row. See `coupled_sampling.contracts.Forks.fork`.
+
+        Raises
+        ------
+        InvalidArgument
+            A row or the length is out of bounds.
+        ProviderError
+            The step was closed.
+        """
+        self._refuse_if_closed()
+        check_fork(self, source, targets, length)
+        if self._guided is None:
+            self._caches.fork(source, targets, length)
+            return
+        for of_model in self._guided.fork(source, targets, length):
+            self._caches.fork(*of_model)
 
     def _out(self, name: str, *shape: int) -> NDArray[Any]:
         return self._buffers[name].shaped(*shape)
@@ -229,16 +272,15 @@ class OrtStep(Closing):
         """Feed ``values`` as the input ``name``."""
         buffer = self._buffers[name].shaped(*shape)
         buffer[...] = values
-        self._binding.bind_input(name, buffer)
+        self.binding.bind_input(name, buffer)
 
     def _feed_tokens(self, tokens: Integers, start: Integers) -> None:
         """What the window graph inside reads: of a guided graph, two rows for each."""
         self._put("input_ids", tokens, *tokens.shape)
         self._put("start", start, len(start))
         if "kv_length" in self._inputs:
-            columns = next(iter(self._cache_shapes.values()))[1]
-            needed = int(start.max()) + tokens.shape[1]
-            self._put("kv_length", min(-(-needed // KV_STEP) * KV_STEP, columns), 1)
+            steps = -(-(int(start.max()) + tokens.shape[1]) // KV_STEP)
+            self._put("kv_length", min(steps * KV_STEP, self._columns), 1)
 
     def _feed_pairs(self, guided: GuidedRows, paired: PairedWindow, draws: NDArray[np.bool_]) -> None:
         """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
@@ -255,17 +297,43 @@ class OrtStep(Closing):
         self._put("draws", draws, rows)
         self._feed_tokens(paired.tokens, paired.start)
 
+    def _step(
+        self, window: Window, source: int | None, positions: list[tuple[int, int]], paired: PairedWindow | None
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Tokens, counts and largest logits of the window of some rows, of which ``positions`` and ``paired`` are.
+
+        Draft laws are read from the buffer ``source``; None says that no law is read or kept.
+        """
+        rows, width = window.tokens.shape
+        part = range(window.first_row, window.first_row + rows)
+        self._choose(part)
+        self._feed(window)
+        if self._is_rejection:
+            self._feed_laws(window, part, source)
+        if "noise" in self._inputs:
+            self._feed_noise(window, part, positions)
+        if self._guided is not None and paired is not None:
+            self._feed_pairs(self._guided, paired, window.draws)
+        decides = window.decides()
+        while True:
+            self._run(rows, width)
+            if not self._warped or not (self._out("nucleus_short", rows, width) & decides).any():
+                break
+            self._candidates = min(4 * self._candidates, self.vocab_size)
+            self._feed_candidates(window)
+        return self._out("tokens", rows, width), self._out("committed", rows), self._out("highest_logits", rows, width)
+
+    def _choose(self, rows: range) -> None:
+        """Have the next calls run on ``rows``, which with guidance are two of the model's each."""
+        pairs = self._model_rows
+        self._caches.choose(range(pairs * rows.start, pairs * rows.stop))
+
     def _feed(self, window: Window) -> None:
         rows, _ = window.tokens.shape
         if self._guided is None:
             self._feed_tokens(window.tokens, window.start)
         for name in ("known", "recycled", "fresh", "draws"):
             self._put(name, getattr(window, name), rows)
-        if rows != self._rows_bound:
-            for past, cache in self._caches.items():
-                for name in (past, past.replace("past_key_values", "present")):
-                    self._binding.bind_kept(name, cache, (self._model_rows * rows, *self._cache_shapes[past]))
-            self._rows_bound = rows
         self._put("temperature", temperatures(window), rows)
         if self._warped:
             for name, values in warp_settings(window, self.vocab_size).items():
@@ -275,44 +343,44 @@ class OrtStep(Closing):
     def _feed_candidates(self, window: Window) -> None:
         self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
 
-    def _feed_laws(self, window: Window) -> int:
-        """Uniforms, the laws of the round before, and room for this round's; returns which buffer is read."""
+    def _feed_laws(self, window: Window, part: range, source: int | None) -> None:
+        """Uniforms, the laws of the round before, and room for this round's."""
         rows, width = window.tokens.shape
         drawn = self._buffers["uniforms"].shaped(rows, width, 3)
         fill_uniforms(window, drawn)
-        self._binding.bind_input("uniforms", drawn)
-        source = self._laws.source(window)
-        self._put("draft_laws_start", self._laws.starts(source, rows), rows)
-        self._laws.bind(source, rows, width)
-        return source
+        self.binding.bind_input("uniforms", drawn)
+        self._put("draft_laws_start", self._laws.starts(source or 0, part), rows)
+        self._laws.bind(source, part, width)
 
-    def _feed_noise(self, window: Window) -> dict[int, HeldNoise]:
-        """The race noise of newly entered positions; returns what the rows hold once the graph has run."""
-        rows = len(window.tokens)
+    def _noise_positions(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
+        """The positions (first, end) of each row whose race noise enters, and what the ring holds of the rows once it has."""
         if self.method.acceptance == "none":
-            decided = [window.decided_positions(b) for b in range(rows)]
-            self._enter(window, [(first, end if window.draws[b] else first) for b, (first, end) in enumerate(decided)])
-            return {}
-        missing, entered = self._ring.missing(window)
-        self._enter(window, missing)
-        self._put("noise_start", [first for first, _ in missing], rows)
-        self._ring.bind(rows)
-        return entered
+            decided = [window.decided_positions(b) for b in range(len(window.draws))]
+            return [(first, end if window.draws[b] else first) for b, (first, end) in enumerate(decided)], {}
+        if "noise" not in self._inputs:
+            return [(0, 0)] * len(window.draws), {}
+        return self._ring.missing(window)
+
+    def _feed_noise(self, window: Window, part: range, positions: list[tuple[int, int]]) -> None:
+        self._enter(window, positions)
+        if self.method.acceptance != "none":
+            self._put("noise_start", [first for first, _ in positions], len(positions))
+            self._ring.bind(part)
 
     def _enter(self, window: Window, positions: list[tuple[int, int]]) -> None:
         """Feed the race noise of each row's ``positions`` (first, end); rows with fewer than others send padding behind theirs."""
         most = max(1, *(end - first for first, end in positions))
         noise = self._buffers["noise"].shaped(len(positions), most, self.vocab_size)
         fill_race_noise(window, positions, noise)
-        self._binding.bind_input("noise", noise)
+        self.binding.bind_input("noise", noise)
 
     def _run(self, rows: int, width: int) -> None:
         for name, shape in (("tokens", (rows, width)), ("committed", (rows,)), ("highest_logits", (rows, width))):
-            self._binding.bind_output(name, self._out(name, *shape))
+            self.binding.bind_output(name, self._out(name, *shape))
         if self._warped:
-            self._binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
+            self.binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
         try:
-            self._binding.run()
+            self.binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
@@ -320,34 +388,3 @@ class OrtStep(Closing):
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise ProviderError("the step was closed and cannot run any more; open the model again")
-
-
-def step_of_bundle(
-    bundle: Bundle, record: StepGraph, session: Any, rows: int, guidance: float, binding: HostBinding | None = None
-) -> OrtStep:
-    """A step over a session of the step graph ``record`` of ``bundle``.
-
-    Parameters
-    ----------
-    bundle, record
-        The bundle, and what its manifest says of the graph.
-    session, rows, binding
-        As for `OrtStep`.
-    guidance
-        The scale, with the bundle's unconditional prompt, for a guided graph.
-
-    Raises
-    ------
-    BundleError
-        The graph is not what the manifest says.
-    """
-    name, manifest = str(bundle.folder / record.file), bundle.manifest
-    check_against_bundle(session, step_graph_facts(session, name), bundle, record, name)
-    return OrtStep(
-        session,
-        rows,
-        manifest.window_graph.max_window,
-        guidance=guidance if record.guided else None,
-        unconditional=manifest.unconditional_prompt if record.guided else None,
-        binding=binding,
-    )

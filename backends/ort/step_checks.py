@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from coupled_sampling.backends.place import Wanted, step_graphs_command
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.errors import BundleError
+from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import Method, find_method
+from coupled_sampling.refusals import Refusals
 
-__all__ = ["StepGraphFacts", "check_against_bundle", "missing_step_graph", "step_graph_facts", "step_graph_record"]
+__all__ = [
+    "StepGraphFacts",
+    "check_against_bundle",
+    "check_guidance",
+    "missing_step_graph",
+    "refusals_of",
+    "step_graph_facts",
+    "step_graph_record",
+]
 
 _FORMAT = "coupled-sampling step graph"
 _NEWEST = 1
@@ -27,6 +37,29 @@ class StepGraphFacts(NamedTuple):
     max_length: int
     warped: bool
     guided: bool
+
+
+def refusals_of(facts: StepGraphFacts) -> Refusals:
+    """What a step graph does not do, and what to do instead."""
+    return Refusals(
+        "this step graph",
+        laws="use HostStep for them" if facts.method.acceptance == "rejection" else None,
+        processors="use HostStep",
+        warps=None if facts.warped else "use HostStep, or a step graph written with warped=True",
+        logprobs="use HostStep",
+        guidance=None if facts.guided else "use HostStep over a GuidedProvider, or a guided step graph",
+    )
+
+
+def check_guidance(facts: StepGraphFacts, guidance: float | None, unconditional: object) -> None:
+    """Refuse guidance that does not go with the graph: `InvalidArgument`."""
+    if facts.guided != (guidance is not None and unconditional is not None):
+        raise InvalidArgument(
+            f"guidance is {guidance} and unconditional {unconditional}, the step graph is "
+            f"{'guided and needs both' if facts.guided else 'not guided and takes neither'}"
+        )
+    if guidance is not None and not math.isfinite(guidance):
+        raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
 
 
 def missing_step_graph(wanted: Wanted) -> str | None:

@@ -11,10 +11,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.contracts import Window
+from coupled_sampling.contracts import Integers, Window
 from coupled_sampling.noise import race_weights, uniforms
 
-__all__ = ["candidates", "fill_race_noise", "fill_uniforms", "temperatures", "warp_settings"]
+__all__ = [
+    "busy_rows",
+    "candidates",
+    "fill_race_noise",
+    "fill_uniforms",
+    "known_tokens",
+    "temperatures",
+    "warp_settings",
+]
+
+
+def busy_rows(window: Window) -> list[range]:
+    """The rows to run together: those in use, and a single idle one between two of them.
+
+    A weight is read once for all rows of a call, so that a call costs about as much as one row more in it.
+    """
+    parts: list[range] = []
+    for row, info in enumerate(window.rows):
+        if info is None:
+            continue
+        if parts and row - parts[-1].stop <= 1:
+            parts[-1] = range(parts[-1].start, row + 1)
+        else:
+            parts.append(range(row, row + 1))
+    return parts
+
+
+def known_tokens(tokens: Integers, start: Integers, first_row: int) -> Window:
+    """A window of known tokens (n, W) of the rows from ``first_row`` on, which decides nothing."""
+    rows, width = tokens.shape
+    none = np.zeros(rows, np.int64)
+    nobody: list[None] = [None] * rows
+    return Window(tokens, start, none + width, none, none, none > 0, none, nobody, list(tokens), nobody, first_row)
 
 
 def temperatures(window: Window) -> list[float]:

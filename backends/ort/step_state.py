@@ -42,6 +42,7 @@ class AlternatingLaws:
         self.widths = [1, 1]
         """Slots of each row in either buffer."""
         self.books = [LawBook()] * batch_size
+        self._unread: Kept | None = None
 
     def _room(self, width: int) -> Kept:
         """For all rows, however many there are at first: laws are read after more rows have come."""
@@ -72,21 +73,34 @@ class AlternatingLaws:
         self._gather(owners)
         return 0
 
-    def starts(self, source: int, rows: int) -> list[int]:
-        """Where the laws of each of the first ``rows`` rows begin in the buffer ``source``."""
-        return [book.start(source) for book in self.books[:rows]]
+    def starts(self, source: int, rows: range) -> list[int]:
+        """Where the laws of each of ``rows`` begin in the buffer ``source``."""
+        return [self.books[row].start(source) for row in rows]
 
-    def bind(self, source: int, rows: int, width: int) -> None:
-        """Bind the buffer ``source`` for ``rows`` rows to be read, and the other one for ``width`` slots to be written.
+    def bind(self, source: int | None, rows: range, width: int) -> None:
+        """Bind the buffer ``source`` for ``rows`` to be read, and the other one for ``width`` slots of theirs to be written.
 
-        What the other one held is gone from here on, whether the graph then runs or not.
+        What the other one held is gone from here on, whether the graph then runs or not. With None any is read, and what is written
+        goes to memory that nobody reads: there are no drafts.
         """
+        if source is None:
+            self._bind_unread(rows, width)
+            return
         target = 1 - source
         self.books = [book.written(target, None) for book in self.books]
         if self.buffers[target].size < self._batch_size * width * self._vocab_size:
             self.buffers[target] = self._room(width)
-        self._binding.bind_kept("draft_laws", self.buffers[source], (rows, self.widths[source], self._vocab_size))
-        self._binding.bind_kept("laws", self.buffers[target], (rows, width, self._vocab_size))
+        for name, buffer, slots in (("draft_laws", source, self.widths[source]), ("laws", target, width)):
+            shape = (len(rows), slots, self._vocab_size)
+            self._binding.bind_kept(name, self.buffers[buffer], shape, rows.start)
+
+    def _bind_unread(self, rows: range, width: int) -> None:
+        size = len(rows) * width * self._vocab_size
+        if self._unread is None or self._unread.size < size:
+            self._unread = self._binding.keep(np.zeros(size, np.float32))
+        shape = (len(rows), self.widths[0], self._vocab_size)
+        self._binding.bind_kept("draft_laws", self.buffers[0], shape, rows.start)
+        self._binding.bind_kept("laws", self._unread, (len(rows), width, self._vocab_size))
 
     def written(self, target: int, window: Window) -> None:
         """The graph has run: the buffer ``target`` holds the laws of what ``window`` decides."""
@@ -130,10 +144,15 @@ class NoiseRing:
         self.columns = columns
         self.memory = self._binding.keep(np.zeros((self._batch_size, columns, self._vocab_size), np.float32))
 
-    def bind(self, rows: int) -> None:
-        """Bind the ring of the first ``rows`` rows, to be written in place."""
+    def bind(self, rows: range) -> None:
+        """Bind the ring of ``rows``, to be written in place."""
         for name in ("past_noise", "present_noise"):
-            self._binding.bind_kept(name, self.memory, (rows, self.columns, self._vocab_size))
+            self._binding.bind_kept(name, self.memory, (len(rows), self.columns, self._vocab_size), rows.start)
+
+    def padding(self, rows: range) -> list[tuple[int, int]]:
+        """Positions (first, end) of ``rows`` for a call that decides nothing: none, behind what is held."""
+        ends = [self.held[row].end if row in self.held else 0 for row in rows]
+        return [(end, end) for end in ends]
 
     def missing(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
         """The positions (first, end) of each row whose noise has to enter, and what rows hold once it has.

@@ -99,6 +99,11 @@ class TrtProvider(OnEngine):
         crossing = {"input_ids", "start"} | (set() if on_device else {"logits"})
         return cls(Runner.open(opened, window_tensors(opened.manifest), crossing, place, options, progress))
 
+    @property
+    def prompt_chunk(self) -> int:
+        """The largest window bucket. See `coupled_sampling.contracts.ReadsPrompts`."""
+        return self.max_window
+
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
 

@@ -3,9 +3,10 @@
 One run copies its inputs to the GPU, executes the engine, and copies its outputs back: one stream, and from the second run of a
 shape on one CUDA graph, captured once and launched again. Caches live on the GPU, bound as past and present at one address.
 
-Windows are padded on the right to the next window bucket. Padding writes columns behind the window, which is harmless as long as
-the next window starts at or below this one's end, as a decoding loop does; a call that would read such a column is refused. A
-window whose padding would not fit into the caches runs at its own width, without a graph. Rows are never padded.
+Windows are padded on the right to the next window bucket, with the tokens that were last forwarded there: a window that says again
+what its row holds, as an idle row's, changes nothing. Else padding writes over columns behind the window, harmless as long as the
+next one starts at or below its end, as a decoding loop's does; a call that would read such a column is refused. A window whose
+padding does not fit into the caches runs at its own width, without a graph. Rows are never padded.
 
 The rules that this file keeps are checked by tests against a runtime that enforces them and computes the same graph; whether a
 GPU agrees is for the tests marked ``gpu``.
@@ -134,6 +135,9 @@ class Runner:
         self._prepared: dict[Shape, Prepared] = {}
         self._overwritten = np.zeros((options.batch_size, 2), np.int64)
         """By row, the positions [first, end) that padding wrote over."""
+        self._written = np.zeros((options.batch_size, bundle.manifest.window_graph.cache_length), np.int64)
+        """By row, the token that was last forwarded at each position."""
+        self._repeats = np.zeros(options.batch_size, np.bool_)  # by row, whether the window says again what was there
         self._has_padded = False
         self._runtime_cache: tuple[EngineStore, Path] | None = None
 
@@ -219,9 +223,14 @@ class Runner:
         return self.host[name].values[: math.prod(shape)].reshape(shape)
 
     def fill(self, fit: Fit, tokens: Integers) -> None:
-        """Write ``input_ids``, padded with each row's last token, and ``start``."""
+        """Write ``input_ids``, padded with what was last forwarded there, and ``start``."""
+        rows, width, _ = fit.shape
+        at = np.arange(rows)[:, None], fit.start[:, None] + np.arange(width)
         window = self.value("input_ids", fit)
-        window[:, : fit.width], window[:, fit.width :] = tokens, tokens[:, -1:]
+        window[...] = self._written[at]
+        self._repeats = (window[:, : fit.width] == tokens).all(axis=1)
+        window[:, : fit.width] = tokens
+        self._written[at] = window
         self.value("start", fit)[...] = fit.start
 
     def prepare(self, fit: Fit) -> Prepared:
@@ -323,10 +332,9 @@ class Runner:
         first, end = self._overwritten[: len(start)].T
         old_first, old_end = np.where(first < end, (first, end), 0)
         after = start + width
-        if slots > width:
-            first[:], end[:] = after, np.minimum(np.maximum(old_end, start + slots), self.max_length)
-        else:
-            first[:], end[:] = np.where(old_end > after, (np.maximum(old_first, after), old_end), 0)
+        left = np.where(old_end > after, (np.maximum(old_first, after), old_end), 0)
+        new = after, np.minimum(np.maximum(old_end, start + slots), self.max_length)
+        first[:], end[:] = np.where(self._repeats | (slots == width), left, new)
 
     def close(self) -> None:
         """Give all GPU memory back; keeps compiled kernels for the next start. Twice does no harm."""

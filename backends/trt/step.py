@@ -35,7 +35,7 @@ from coupled_sampling.backends.window_tensors import WindowTensor, window_tensor
 from coupled_sampling.bounds import check_window
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle, open_bundle
-from coupled_sampling.contracts import Outcome, Window
+from coupled_sampling.contracts import Integers, Outcome, Window
 from coupled_sampling.errors import BundleError
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise
@@ -175,6 +175,27 @@ class TrtStep(OnEngine):
         tokens, committed, highest = (runner.value(name, fit) for name in _OUTPUTS)
         return close_rows(window, tokens[:, :width].copy(), committed.copy(), highest[:, :width])
 
+    @property
+    def prompt_chunk(self) -> int:
+        """The largest window bucket. See `coupled_sampling.contracts.ReadsPrompts`."""
+        return self.max_window
+
+    @property
+    def touches_all(self) -> bool:
+        """An engine runs all rows from the first on. See `coupled_sampling.contracts.PromptReader`."""
+        return True
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """A row's caches depend on its tokens alone. See `coupled_sampling.contracts.PromptReader`."""
+        return True
+
+    def read(self, tokens: Integers, start: Integers, rows: range) -> None:
+        """A step that decides nothing. See `coupled_sampling.contracts.PromptReader.read`."""
+        zeros, nothing = np.zeros(len(start), np.int64), [None] * len(start)
+        draws = np.zeros(len(start), np.bool_)
+        self.step(Window(tokens, start, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
+
     def _fill_rows(self, window: Window) -> NDArray[np.int64]:
         """Whose noise is wanted where, for the kernel; returns which rows have some, and so decide."""
         table = self._rows_host.values[: len(window.rows)]
@@ -194,9 +215,7 @@ class TrtStep(OnEngine):
         window_noise(self._launcher, self._rows.address, rows, width, self.vocab_size, weights)
 
     def _run_blank(self, rows: int, width: int) -> None:
-        zeros, nothing = np.zeros(rows, np.int64), [None] * rows
-        tokens, draws = np.zeros((rows, width), np.int64), np.zeros(rows, np.bool_)
-        self.step(Window(tokens, zeros, zeros, zeros, zeros, draws, zeros, nothing, list(tokens), nothing))
+        self.read(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), range(rows))
 
     def close(self) -> None:
         """See `OnEngine.close`."""

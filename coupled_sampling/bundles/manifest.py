@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout, Span
-from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, expect
+from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, default_chunk, expect
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
@@ -198,6 +198,12 @@ class Manifest:
         _check_files(self)
         _check_tokens(self)
         _check_names(self.prompts)
+
+    @property
+    def prompt_chunk(self) -> int:
+        """Most tokens of a prompt to read in one call: what the window graph's record says, or what suits most models."""
+        graph = self.window_graph
+        return graph.prompt_chunk or default_chunk(self.vocab_size, graph.max_window)
 
     @property
     def makes_pictures(self) -> bool:

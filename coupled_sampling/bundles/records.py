@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
 
-__all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "expect"]
+__all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "default_chunk", "expect"]
+
+_CHUNK, _LEAST_CHUNK = 256, 32
+_MOST_LOGITS = 2**25
+
+
+def default_chunk(vocab_size: int, most: int) -> int:
+    """In how wide calls to read prompts, of at most ``most`` tokens, where nobody says.
+
+    For the same tokens chunks of 32 take 1.4 to 1.6 times as long as chunks of 256 on two cores, and chunks of 1,024 0.9 times;
+    other rows wait for a chunk. Each slot has logits, of which a step graph makes laws: large vocabularies get narrower chunks.
+    """
+    return min(most, _CHUNK, max(_LEAST_CHUNK, _MOST_LOGITS // vocab_size))
 
 
 def expect(condition: bool, field: str, found: object, expected: str) -> None:
@@ -53,6 +65,8 @@ class WindowGraph:
         Most slots in one call, at most ``max_length``.
     has_kv_length
         Whether the graph has the input ``kv_length``.
+    prompt_chunk
+        Most tokens of a prompt to read in one call, at most ``max_window``; None leaves it to `Manifest.prompt_chunk`.
 
     Examples
     --------
@@ -72,6 +86,7 @@ class WindowGraph:
     max_length: int
     max_window: int
     has_kv_length: bool
+    prompt_chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
@@ -79,6 +94,9 @@ class WindowGraph:
         for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
             value, most = getattr(self, name), getattr(self, limit)
             expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")
+        chunk = self.prompt_chunk
+        fits = chunk is None or 1 <= chunk <= self.max_window
+        expect(fits, "window_graph.prompt_chunk", chunk, f"an integer from 1 to max_window, {self.max_window}")
 
 
 @dataclass(frozen=True)

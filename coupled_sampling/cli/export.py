@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window",
         default="1,16,32",
         metavar="WINDOWS",
-        help="widths to record; the largest is the most tokens in one forward pass (default: %(default)s)",
+        help="widths to record beside that of prompts; the largest is the most tokens in one forward pass (default: %(default)s)",
     )
     add("--max-length", type=int, metavar="N", help="positions per sequence (default: the checkpoint's)")
     add("--length", type=int, metavar="N", help="tokens per generation (default: the family's)")

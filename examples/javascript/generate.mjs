@@ -5,7 +5,7 @@ import { parseArgs } from "node:util";
 
 import { openBundle } from "./core/bundle.js";
 import { decode } from "./core/decoder.js";
-import { BundleError } from "./core/errors.js";
+import { BundleError, UnusableLogits } from "./core/errors.js";
 import { drawPixels } from "./core/pixels.js";
 import { EMBEDDED, folderReader } from "./folder.mjs";
 import { png } from "./png.mjs";
@@ -85,8 +85,9 @@ async function main() {
 try {
   await main();
 } catch (error) {
-  // Bad arguments and bad bundles are the caller's to mend and need no stack.
-  const expected = error instanceof RangeError || error instanceof BundleError || error.code?.startsWith("ERR_PARSE_ARGS");
+  // Bad arguments, bundles and models are the caller's to mend and need no stack.
+  const ours = [RangeError, BundleError, UnusableLogits].some((kind) => error instanceof kind);
+  const expected = ours || error.code?.startsWith("ERR_PARSE_ARGS");
   console.error(`generate.mjs: ${expected || error.syscall ? error.message : error.stack}`);
   process.exitCode = 1;
 }

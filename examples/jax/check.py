@@ -13,6 +13,7 @@ from decode import State
 from model import Params, Shape, empty_cache, forward
 
 from coupled_sampling import CounterNoise, Decoder, LogitsProvider, Method, Outcome, Request, Window
+from coupled_sampling.contracts import Runs
 from coupled_sampling.testing import StepComparison, TieReport
 
 TOLERANCE = 1e-4
@@ -58,6 +59,13 @@ class _Replay:
         self.noise = CounterNoise()
         self.max_length = self.max_window = provider.max_length
         self._tokens, self._moves = np.asarray(decoded.tokens)[:, row], np.asarray(decoded.moves)[:, row]
+
+    @property
+    def runs(self) -> Runs:
+        return Runs("JAX")
+
+    def close(self) -> None:
+        pass
 
     def takes(self, request: Request) -> str | None:
         return None

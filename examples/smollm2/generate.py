@@ -133,6 +133,7 @@ def _generate(given: argparse.Namespace) -> int:
         settings = {
             name: getattr(given, name) for name in ("prompt", "raw", "window", "drafting", "temperature", "seed")
         }
+        settings["prompt_tokens"] = len(prompt)
         told = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)]
         print(
             json.dumps(

@@ -1,8 +1,9 @@
 """The attention of a window graph: caches written in place, and a mask that says what a slot sees.
 
-A slot's key and value go into its position's column of the caches (TensorScatter, so the last write wins), and its query
-attends to the columns its context allows (Attention with an explicit boolean mask). Fewer heads of keys than of queries
-are Attention's own business. Its input ``nonpad_kv_seqlen`` is never used: runtimes in the field get it silently wrong.
+A slot's key and value go into its position's column of the caches (TensorScatter, so the last write wins), and its
+query attends to the columns its context allows (Attention with an explicit boolean mask). What is not finite never
+enters a column. Fewer heads of keys than of queries are Attention's own business. Its input ``nonpad_kv_seqlen`` is
+never used: runtimes in the field get it silently wrong.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class AttentionGraph:
         joined = self.linear.joined(
             f"{prefix}.query_key_value", [f"{prefix}.{n}" for n in ("query", "key", "value")], x
         )
+        joined = self.contained(joined)
         sizes = graph.integers(turned + still, description.head_size)
         heads = graph.op("Reshape", joined, graph.op("Concat", window.shape, sizes, axis=0))
         heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
@@ -82,6 +84,23 @@ class AttentionGraph:
         mixed = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
         flat = graph.op("Reshape", mixed, graph.integers(-1, description.heads * description.head_size))
         return self.linear(f"{prefix}.output", flat)
+
+    def contained(self, joined: str) -> str:
+        """Queries, keys and values side by side (B * W, all heads), those of slots that are not finite made harmless to others.
+
+        A slot that attends to a column with weight 0 gets 0 times what lies there, which is NaN if that is NaN or infinite, and
+        columns stay until they are written again. So a draft whose context the model cannot compute would take with it the slots
+        to its left, which must not depend on it. Its keys and values become 0, and its query NaN, so that its own logits are NaN.
+        """
+        graph, description, dtype = self.graph, self.description, np.dtype(self.linear.storage.compute)
+        size = description.head_size
+        fill = np.zeros((description.heads + 2 * description.kv_heads) * size, dtype)
+        fill[: description.heads * size] = np.nan
+        # The mean is finite where all are, and it takes one read of them. The bound is float16's largest number in every type, so
+        # that graphs can be converted.
+        mean = graph.op("Abs", graph.op("ReduceMean", joined, graph.integers(-1), keepdims=1))
+        finite = graph.op("LessOrEqual", mean, graph.constant("attention.largest", np.array(65504, dtype)))
+        return graph.op("Where", finite, joined, graph.constant("attention.not_finite", fill))
 
     def cached(self, layer: int, updates: tuple[str, str], window: Window) -> list[str]:
         """Keys and values of columns below ``kv_length``, the window's among them."""

@@ -98,7 +98,9 @@ class GraphBuilder:
         """
         value = np.ascontiguousarray(value) if value.ndim else value
         held = self._constants.setdefault(name, value)
-        if held is not value and (held.dtype != value.dtype or not np.array_equal(held, value)):
+        if held is not value and (
+            held.dtype != value.dtype or not np.array_equal(held, value, equal_nan=value.dtype.kind == "f")
+        ):
             raise InvalidArgument(f"constant {name!r} is already defined with another value; give it its own name")
         return name
 

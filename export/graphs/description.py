@@ -324,7 +324,9 @@ class DecoderDescription:
         parts = ("weight", "bias") if self.norm.has_bias else ("weight",)
         return {f"{name}.{part}": (self.width,) for part in parts}
 
-    def manifest(self, file: str, dtype: str = "float32", max_window: int = 0) -> WindowGraph:
+    def manifest(
+        self, file: str, dtype: str = "float32", max_window: int = 0, prompt_chunk: int | None = None
+    ) -> WindowGraph:
         """What a bundle's manifest says of the graph.
 
         Parameters
@@ -335,6 +337,8 @@ class DecoderDescription:
             Type of the caches: ``Storage.compute``.
         max_window
             Most slots in one call; 0 means ``positions``.
+        prompt_chunk
+            Most tokens of a prompt to read in one call; None leaves it to who runs the graph.
         """
         return WindowGraph(
             file=file,
@@ -347,6 +351,7 @@ class DecoderDescription:
             max_length=self.positions,
             max_window=max_window or self.positions,
             has_kv_length=True,
+            prompt_chunk=prompt_chunk,
         )
 
 

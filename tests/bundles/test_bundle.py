@@ -278,11 +278,23 @@ def test_a_manifest_that_contradicts_itself_cannot_be_made(changes, message):
         ({"layers": 0}, r"window_graph\.layers"),
         ({"max_length": 17}, r"window_graph\.max_length is 17, expected at most cache_length, 16"),
         ({"max_window": 13}, r"window_graph\.max_window is 13, expected at most max_length, 12"),
+        ({"prompt_chunk": 0}, r"window_graph\.prompt_chunk is 0, expected an integer from 1 to max_window, 8"),
+        ({"prompt_chunk": 13}, r"window_graph\.prompt_chunk is 13"),
     ],
 )
 def test_a_window_graph_that_cannot_be_is_refused(change, message):
     with pytest.raises(BundleError, match=message):
         dataclasses.replace(WINDOW, **change)
+
+
+def test_a_bundle_that_says_nothing_of_prompts_reads_them_as_wide_as_it_can():
+    """As bundles do that were written before there was such a field."""
+    assert WINDOW.prompt_chunk is None
+    wide = dataclasses.replace(WINDOW, cache_length=999, max_length=999, max_window=999)
+    told = dataclasses.replace(wide, prompt_chunk=700)
+    assert [a_manifest(window_graph=graph).prompt_chunk for graph in (WINDOW, wide, told)] == [8, 256, 700]
+    chunks = [a_manifest(window_graph=wide, vocab_size=size).prompt_chunk for size in (2**17, 2**18, 2**22)]
+    assert chunks == [256, 128, 32]  # no more memory for logits than needs be
 
 
 @pytest.mark.parametrize(

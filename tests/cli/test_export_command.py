@@ -94,10 +94,11 @@ def test_export_then_generate_text(source, tmp_path, capsys):
     assert "checked" in said
     assert names(tmp_path) == ["bundle"]
     manifest = open_bundle(out).manifest
-    assert manifest.window_graph.max_window == 8
+    graph = manifest.window_graph  # prompts are read in wider calls than windows are
+    assert graph.max_window == graph.prompt_chunk == min(256, graph.max_length) > 8
     assert manifest.stop_tokens == (0,)
     assert manifest.licence == "MIT"
-    assert manifest.provenance["buckets"] == {"window": [1, 8]}
+    assert manifest.provenance["buckets"] == {"window": [1, 8, graph.prompt_chunk]}
     assert str(tmp_path) not in (out / "manifest.json").read_text()
     texts = {}
     for method in ("ar", "scd-match", "scd-gumbel"):
@@ -260,5 +261,11 @@ def test_every_method_runs_on_an_exported_model(source, tmp_path, method):
 def test_lengths_and_settings_are_checked(source, tmp_path):
     with pytest.raises(InvalidArgument, match="length is 0"):
         ExportSettings(length=0)
-    export_checkpoint(source, tmp_path / "b", ExportSettings(max_length=33, windows=(4,)))
-    assert open_bundle(tmp_path / "b").manifest.window_graph.max_length == 33
+    with pytest.raises(InvalidArgument, match="prompt_chunk is 0"):
+        ExportSettings(prompt_chunk=0)
+    export_checkpoint(source, tmp_path / "b", ExportSettings(max_length=33, windows=(4,), prompt_chunk=16))
+    graph = open_bundle(tmp_path / "b").manifest.window_graph
+    assert (graph.max_length, graph.max_window, graph.prompt_chunk) == (33, 16, 16)
+    export_checkpoint(source, tmp_path / "c", ExportSettings(max_length=33, windows=(4, 20), prompt_chunk=16))
+    graph = open_bundle(tmp_path / "c").manifest.window_graph
+    assert (graph.max_window, graph.prompt_chunk) == (20, 16)

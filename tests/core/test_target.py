@@ -164,3 +164,20 @@ def test_a_processor_of_wrong_shape_is_refused():
     sampling = Sampling(processors=(lambda logits, tokens, positions: logits[:, :2],))
     with pytest.raises(InvalidArgument, match=r"of shape \(1, 2\), expected an array of shape \(1, 3\)"):
         generate(TableProvider(random_table(0, 3), 3), [[0]], length=3, sampling=sampling)
+
+
+@pytest.mark.parametrize("temperature", [1e4, 1e6, 1e8, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("top_k", [None, 40])
+def test_top_p_tells_tokens_apart_whose_weights_round_to_the_same(temperature, dtype, top_k):
+    """Nearly uniform weights: as many tokens as top-p says, the likeliest ones; equal logits stay together."""
+    logits = np.random.default_rng(0).standard_normal((5, 50)).astype(dtype)
+    count = 0.3 * (top_k or 50)
+    law = target_law(logits, Sampling(temperature, top_k=top_k, top_p=0.3))
+    for own, one in zip(logits, law, strict=True):
+        assert (one > 0).sum() == count
+        assert own[one > 0].min() > own[one == 0].max()
+    logits[:, :20] = 9
+    assert ((target_law(logits, Sampling(temperature, top_k=top_k, top_p=0.3)) > 0).sum(-1) == 20).all()
+    most = target_law(logits, Sampling(temperature, min_p=1.0))
+    assert ((most > 0) == (logits == 9)).all()

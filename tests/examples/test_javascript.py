@@ -20,6 +20,7 @@ from coupled_sampling import Sampling, generate, open_bundle
 from coupled_sampling.drafting import DraftContext, find_drafting
 from coupled_sampling.noise import CounterNoise, race_weights, uniforms
 from standins import ROOT
+from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 FOLDER = ROOT / "examples" / "javascript"
 NODE = shutil.which("node")
@@ -190,8 +191,68 @@ def test_long_prompts_stop_tokens_and_other_settings(method, tmp_path):
     found = by_node("--bundle", rewritten(tmp_path, change), *arguments)
     assert found["tokens"] == tokens[0].tolist()
     assert found["committed_per_step"] == traces[0].committed_per_step
-    assert traces[0].committed_per_step[:3] == [0, 0, 0]
+    assert traces[0].committed_per_step[0] == 0, "the prompt is read in one pass"
+    assert 0 not in traces[0].committed_per_step[1:]
     assert found["tokens"][-1] == stop
+
+
+def forbidding_repeats(model):
+    """No token follows itself, and where a draft does, the model can compute nothing."""
+    import onnx
+
+    def number(name, value):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+        return name
+
+    def op(kind, *inputs, name, **attributes):
+        model.graph.node.append(onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "logits.before"
+    tokens = op("Unsqueeze", "input_ids", number("axis.2", [2]), name="tokens.wide")
+    own = op("Equal", tokens, number("every.token", np.arange(11)), name="own.token")
+    allowed = op("Where", own, number("forbidden", np.float32(-np.inf)), "logits.before", name="logits.allowed")
+    before = op("Pad", "input_ids", number("one.before", [0, 1, 0, -1]), number("no.token", -1), name="tokens.before")
+    repeats = op("Unsqueeze", op("Equal", before, "input_ids", name="is.repeat"), "axis.2", name="repeats")
+    op("Where", repeats, number("nothing", np.float32(np.nan)), allowed, name="logits")
+
+
+def toy_bundle(folder, prompt):
+    pytest.importorskip("onnx")
+    from coupled_sampling.export.step_bundle import write_step_graphs
+
+    write_toy_bundle(folder / "toy", toy_gpt(40), max_window=40, change=forbidding_repeats)
+    write_step_graphs(folder / "toy", METHODS)
+    path = folder / "toy" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"length": 30}
+    manifest["prompts"] = {"own": {"tokens": prompt, "aliases": [], "title": "Own"}}
+    path.write_text(json.dumps(manifest))
+    return folder / "toy"
+
+
+@needs_runtime
+@pytest.mark.parametrize("method", METHODS)
+def test_drafts_end_where_no_law_can_be_made(method, tmp_path):
+    """Drafts of all rules repeat tokens now and then, and the model cannot go on behind them."""
+    bundle = toy_bundle(tmp_path, [8, 1])
+    model = provider(bundle)
+    for seed, drafting in ((0, "repeat"), (1, "copy:3"), (2, "copy:5")):
+        settings = {"length": 30, "method": method, "window": 6, "drafting": drafting, "seed": seed}
+        tokens, traces = generate(model, [[8, 1]], **settings)
+        found = by_node("--bundle", bundle, "--method", method, "--window", 6, "--drafting", drafting, "--seed", seed)
+        assert found["tokens"] == tokens[0].tolist()
+        assert found["committed_per_step"] == traces[0].committed_per_step
+        assert (np.diff(tokens[0]) != 0).all()
+
+
+@needs_runtime
+@pytest.mark.parametrize("method", ["ar", "sjd", "scd-match"])
+def test_a_decided_token_without_a_law_ends_the_request_by_name(method, tmp_path):
+    settings = ["--method", method, "--window", 6, "--drafting", "repeat", "--seed", 5]
+    found = run("generate.mjs", "--bundle", toy_bundle(tmp_path, [8, 1, 1]), *settings, expect=1)
+    assert found.count("\n") == 1, "a stack, though the model is at fault"
+    assert "request with seed 5, sequence 0: logits for position 3 hold NaN" in found
 
 
 @needs_runtime

@@ -145,16 +145,15 @@ def test_one_prompt_by_every_method(run, cache, weights):
 
 def test_a_conversation_or_the_text_as_it_stands(run, load):
     """The markers are tokens, so a message costs the words of the template; ``--raw`` costs the text alone."""
-    passes = [
-        json.loads(run("--prompt", "hi", "--length", 2, "--window", 1, "--methods", "ar", "--json", *more)[1])[
-            "methods"
-        ][0]
+    told = [
+        json.loads(run("--prompt", "hi", "--length", 2, "--window", 1, "--methods", "ar", "--json", *more)[1])
         for more in ((), ("--raw",))
     ]
     template = load("smollm2").TURNS.format("hi")
     markers = template.count("<|im_start|>") + template.count("<|im_end|>")
     letters = len(template.replace("<|im_start|>", "").replace("<|im_end|>", "")) - template.count("he")
-    assert [row["prompt_passes"] for row in passes] == [markers + letters - 1, 1]
+    assert [row["prompt_tokens"] for row in told] == [markers + letters, 2]
+    assert [row["methods"][0]["prompt_passes"] for row in told] == [1, 1]  # one chunk, however long
 
 
 def test_a_table_for_people(run):
@@ -180,7 +179,7 @@ def test_other_tokens_than_promised_are_an_error(run, load, monkeypatch):
         (("--methods", "ar,fast"), ("'fast'", "scd-match")),
         (("--drafting", "oracle"), ("'oracle'", "ngram:N")),
         (("--temperature", "-1"), ("temperature is -1.0",)),
-        (("--window", "99"), ("window is 99", "at most 32")),
+        (("--window", "999"), ("window is 999", "at most 256")),
         (("--length", "0"), ("length",)),
         (("--prompt", "", "--raw"), ("prompt is ''",)),
         (("--sha256", "abc"), ("'abc'", "64 hexadecimal digits")),

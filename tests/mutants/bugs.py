@@ -13,6 +13,7 @@ from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_processors import BUGS as PROCESSORS
 from bugs_of_requests import BUGS as REQUESTS
+from bugs_of_rows import BUGS as ROWS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
 from bugs_of_text import BUGS as TEXT
@@ -32,6 +33,7 @@ BUGS: tuple[Bug, ...] = (
     *NOISE,
     *PROCESSORS,
     *REQUESTS,
+    *ROWS,
     *STEP_ENGINES,
     *STEP_GRAPHS,
     *TEXT,

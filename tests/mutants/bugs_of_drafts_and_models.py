@@ -149,7 +149,7 @@ BUGS = (
     ),
     Bug(
         "kv-length-one-too-short",
-        "OrtProvider.forward",
+        "OrtProvider._forward",
         "int(start.max()) + width",
         "int(start.max()) + width - 1",
         "Where a window ends just past a multiple of the step, its last slot is not attended to.",
@@ -157,7 +157,7 @@ BUGS = (
     ),
     Bug(
         "kv-length-of-the-first-row",
-        "OrtProvider.forward",
+        "OrtProvider._forward",
         "start.max()",
         "start[0]",
         "Rows that are further on than the first lose a part of their context.",
@@ -165,12 +165,12 @@ BUGS = (
     ),
     Bug(
         "first-write-wins",
-        "OrtProvider.forward",
+        "OrtProvider._forward",
         "binding.run()",
         """\
-held = [cache.memory.copy() for _, cache in self._caches.values()]
+held = [cache.memory.copy() for cache in self._caches.kept.values()]
 binding.run()
-for (_, cache), old in zip(self._caches.values(), held, strict=True):
+for cache, old in zip(self._caches.kept.values(), held, strict=True):
     np.copyto(cache.memory, old, where=old != 0)
 """,
         "State that was written once is not replaced, so that a refused draft stays in the cache.",
@@ -178,22 +178,23 @@ for (_, cache), old in zip(self._caches.values(), held, strict=True):
     ),
     Bug(
         "idle-rows-run-too",
-        "OrtProvider.forward",
-        "rows, width = tokens.shape",
+        "OrtProvider._forward",
+        "rows = range(count)",
         """\
 idle = self.batch_size - len(tokens)
 tokens = np.pad(tokens, ((0, idle), (0, 0)))
 start = np.pad(start, (0, idle))
-rows, width = tokens.shape
+count = self.batch_size
+rows = range(count)
 """,
         "Rows beyond the call's are forwarded, too, and lose their state.",
         RUNTIME,
     ),
     Bug(
         "stale-starts",
-        "OrtProvider.forward",
+        "OrtProvider._forward",
         'binding.feed("start", start)',
-        'binding.feed("start", np.pad(start[:1], (0, rows - 1)))',
+        'binding.feed("start", np.pad(start[:1], (0, count - 1)))',
         "Only the first row's start reaches the graph.",
         RUNTIME,
     ),

@@ -153,14 +153,6 @@ for each in self._pairs:
         KERNELS,
     ),
     Bug(
-        "graph-takes-the-first-opening-only",
-        "OrtStep._feed_pairs",
-        "guided.openings(paired)",
-        "[*guided.openings(paired)][:1]",
-        "Of an unconditional prompt longer than a window only the beginning reaches the graph.",
-        STATE,
-    ),
-    Bug(
         "graph-keeps-the-pair-of-the-sequence-before",
         "OrtStep.begin",
         "self._guided is not None",
@@ -290,7 +282,7 @@ for each in self._pairs:
     ),
     Bug(
         "kernels-have-the-first-rows-scale-for-all",
-        "KernelStep._forward",
+        "KernelStep._run_model",
         "paired.scale[:, 0]",
         "paired.scale[0, 0]",
         "All rows are guided by the kernels at the scale of the first one.",

@@ -12,7 +12,7 @@ FORMS = ("test_law_forms",)
 BUGS = (
     Bug(
         "nucleus-takes-one-more",
-        "_nucleus_threshold",
+        "_nucleus",
         "mass < wanted * (1 - slack)",
         "mass <= wanted * (1 + slack)",
         "Where the largest tokens reach top_p exactly, one more is kept.",
@@ -20,7 +20,7 @@ BUGS = (
     ),
     Bug(
         "nucleus-without-the-token-that-crosses",
-        "_nucleus_threshold",
+        "_nucleus",
         "xp.where(short < last, short, xp.full_like(short, last))",
         "xp.where(short > 0, short - 1, short)",
         "The token that makes the mass reach top_p is left out.",
@@ -28,11 +28,27 @@ BUGS = (
     ),
     Bug(
         "nucleus-of-unnormalised-weights",
-        "_nucleus_threshold",
+        "_nucleus",
         "xp.sum(xp.astype(weights, floats(weights)), axis=-1, keepdims=True)",
         "xp.ones_like(mass[..., :1])",
         "top_p is compared with weights that do not sum to one.",
         LAWS,
+    ),
+    Bug(
+        "weights-that-tie-by-rounding-are-kept",
+        "_nucleus",
+        "return drop_below(weights, logits, xp.take_along_axis(ordered, index, axis=-1))",
+        "return drop_below(weights, weights, least)",
+        "At a temperature of millions all weights round to the same, and top-p keeps them all.",
+        (*LAWS, "test_decision_law"),
+    ),
+    Bug(
+        "numbers-of-slots-that-nobody-wants-overflow",
+        "target_laws",
+        "from_host(usable, logits)",
+        "from_host(~bad, logits)",
+        "A dead state in the prompt makes numpy warn of an overflow.",
+        ("test_step_graph",),
     ),
     Bug(
         "top-p-before-top-k",
@@ -41,11 +57,11 @@ BUGS = (
 if top_k is not None:
     weights = drop_below(weights, logits, xp.min(largest(logits, top_k), axis=-1, keepdims=True))
 if sampling.top_p < 1:
-    weights = drop_below(weights, weights, _nucleus_threshold(weights, top_k, sampling.top_p))
+    weights = _nucleus(weights, logits, top_k, sampling.top_p)
 """,
         """\
 if sampling.top_p < 1:
-    weights = drop_below(weights, weights, _nucleus_threshold(weights, None, sampling.top_p))
+    weights = _nucleus(weights, logits, None, sampling.top_p)
 if top_k is not None:
     weights = drop_below(weights, logits, xp.min(largest(logits, top_k), axis=-1, keepdims=True))
 """,

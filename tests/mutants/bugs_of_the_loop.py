@@ -201,8 +201,8 @@ new = self._waiting[0]
     Bug(
         "law-of-the-draft-model-not-carried",
         "Assembly._propose",
-        "proposal.law",
-        "None",
+        "laws[b] = proposal.law",
+        "laws[b] = None",
         "A draft of the draft model is tested as if it had been a fixed guess.",
         ("test_drafting",),
     ),

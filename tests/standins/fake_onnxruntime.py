@@ -103,12 +103,16 @@ class FakeRuntime:
         self.crossed[name] += size
 
     def at(self, address, shape, dtype):
-        """The memory at ``address``, which must be a whole allocation's beginning and hold ``shape`` of ``dtype``."""
-        if address not in self.memory:
+        """The memory at ``address``, which must lie in an allocation that goes on for ``shape`` of ``dtype``."""
+        base = max((begin for begin in self.memory if begin <= address), default=address)
+        if base not in self.memory or address >= base + max(1, self.memory[base].nbytes):
             raise RuleBroken(f"{address:#x} is not device memory")
-        if self.memory[address].dtype != dtype:
-            raise RuleBroken(f"{address:#x} holds {self.memory[address].dtype}, not {dtype}")
-        content, size = self.memory[address].reshape(-1), int(np.prod(shape))
+        if self.memory[base].dtype != dtype:
+            raise RuleBroken(f"{address:#x} holds {self.memory[base].dtype}, not {dtype}")
+        first, rest = divmod(address - base, np.dtype(dtype).itemsize)
+        if rest:
+            raise RuleBroken(f"{address:#x} is in the middle of an element")
+        content, size = self.memory[base].reshape(-1)[first:], int(np.prod(shape))
         if size > content.size:
             raise RuleBroken(f"{shape} at {address:#x} runs beyond the allocation")
         return content[:size].reshape(shape)

@@ -21,6 +21,30 @@ def table(seed, vocab_size=VOCAB, forbidden=0.15):
     return logits
 
 
+FAULTS = ("none possible", "NaN", "NaN for one token", "+inf")
+"""What logits can be of which no law can be made."""
+
+
+def with_dead_states(logits, fault, reachable=0.0, seed=0):
+    """The table with a last token that is never possible, and behind it nothing but states of which no law can be made.
+
+    Drafts run into them, texts do not; but of the other states a share ``reachable`` is as dead, and there texts end.
+    """
+    random, logits, impossible = np.random.default_rng(seed), logits.copy(), logits.shape[-1] - 1
+    dead = random.random(logits.shape[:2]) < reachable
+    logits[..., impossible] = -np.inf
+    alone = np.isinf(logits).all(-1)
+    logits[..., 0] = np.where(alone, 0, logits[..., 0])
+    dead[:, impossible] = True
+    if fault == "NaN for one token":
+        logits[dead, random.integers(0, impossible, dead.sum())] = np.nan
+    elif fault == "+inf":
+        logits[dead, random.integers(0, impossible, dead.sum())] = np.inf
+    else:
+        logits[dead] = np.nan if fault == "NaN" else -np.inf
+    return logits
+
+
 def weights_of(vocab_size):
     """What a token counts for in the checksum, by its position; never nothing, so that each position matters."""
     return 1 + np.arange(LENGTH) % (vocab_size - 1)

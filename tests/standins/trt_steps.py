@@ -32,8 +32,10 @@ def kernels(monkeypatch):
         launcher.end()
 
 
-def expect_the_tokens_of_host_step(bundle, step, *, seed=3, window=6, prompts=PROMPTS, samplings=SAMPLINGS, length=20):
-    settings = {"length": length, "window": window, "seed": seed, "drafting": "repeat", "sampling": samplings}
+def expect_the_tokens_of_host_step(
+    bundle, step, *, drafting="repeat", window=6, length=20, seed=3, prompts=PROMPTS, samplings=SAMPLINGS
+):
+    settings = {"length": length, "window": window, "seed": seed, "drafting": drafting, "sampling": samplings}
     found = generate(step, prompts, **settings)
     provider = OrtProvider.open(bundle, batch_size=step.batch_size, threads=1)
     expected = generate(provider, prompts, method="scd-match", **settings)

@@ -15,6 +15,7 @@ from coupled_sampling.testing import TableProvider, random_table
 from coupled_sampling.testing.steps.rounding import Margin, rounded_laws
 from coupled_sampling.testing.steps.ties import StepComparison, StepsDisagree
 from coupled_sampling.testing.strategies import samplings, worlds
+from standins import table_graphs
 from standins.old_law import OldLawForKeptDrafts
 
 VOCAB = 40
@@ -212,3 +213,25 @@ def test_the_report():
     assert "30 disagreements" in str(report)
     with pytest.raises(StepsDisagree, match="nothing was compared"):
         StepComparison(model(random_table(1, VOCAB)), Far(model(random_table(1, VOCAB)), "ar")).report().check()
+
+
+@pytest.mark.parametrize("fault", table_graphs.FAULTS)
+@pytest.mark.parametrize("method", [*REJECTION, "scd-match"])
+def test_sites_of_which_no_law_can_be_made_end_a_comparison(method, fault):
+    """Both must say so; nothing to the right is judged, and nothing there is a tie."""
+    logits = table_graphs.with_dead_states(table_graphs.table(1), fault, reachable=0.02)
+
+    class Forgetting(HostStep):
+        def step(self, window):
+            outcome = super().step(window)
+            return outcome._replace(tokens=np.maximum(outcome.tokens, 0))
+
+    for kind, faulty in ((HostStep, False), (Forgetting, True)):
+        comparison = StepComparison(table_graphs.Table(logits, 2), kind(table_graphs.Table(logits, 2), method))
+        requests = [Request([1], 20, seed=i) for i in range(6)]
+        table_graphs.finish(Decoder(comparison, window=6, drafting="random:4:3"), requests)
+        report = comparison.report()
+        assert report.sites > 100
+        assert report.expected_ties < 1
+        assert bool(report.disagreements) == faulty
+        assert not report.ties

@@ -7,7 +7,8 @@
 //
 // `measure` and `target_laws` have `parts` blocks for each slot, which take its chunks in turn: grid (width * parts, rows),
 // PART_THREADS threads. The others have one: grid (width, rows), THREADS threads. No outcome depends on `parts`. Slots that
-// decide nothing do no work.
+// decide nothing do no work. At the first slot of which no law can be made a row's drafts end: from there on its tokens are -1, and
+// where that is committed, the row has failed.
 #include "draws.cuh"
 
 // What the kernels tell each other.
@@ -20,7 +21,7 @@ struct Site {  // of one slot
 
 struct RowState {
     int refusal;  // the first refused slot
-    int unusable;
+    int closed;   // the first slot of which no law can be made: there the row's drafts end
 };
 
 struct Scratch {
@@ -100,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(
     each([&](int thread) {
         if (thread || place.part) return;
         place.site->lead = 0;
-        if (place.slot == 0) *place.row = {slots.end - 1, 0};  // the last slot has no draft
+        if (place.slot == 0) *place.row = {slots.end - 1, slots.end};  // the last slot has no draft
     });
     if (!slots.decides(place.slot)) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
@@ -147,15 +148,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle(const Decision deci
         if (thread) return;
         decision.highest_logits[place.index] = law.highest.value;
         place.site->law = law;
+        place.site->accepted = 0;
         if (!law.usable()) {
-            atomicMax(&place.row->unusable, 1);
+            atomicMin(&place.row->closed, slot);
+            atomicMin(&place.row->refusal, slot);
             return;
         }
         const int draft = draft_of(decision, slots, place);
         if (decision.acceptance != REJECTION || decision.redraft == GUMBEL) {
             place.site->limit = race_limit(law, logits, row, slot, draft);
         }
-        place.site->accepted = 0;
         if (draft < 0 || decision.acceptance != REJECTION) return;
         const double target = law.probability(logits, draft);
         const double proposed = slots.is_recycled(slot) ? draft_law(decision, row, slot)[draft] : 1.0f;
@@ -226,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) target_l
     const Place place(decision, int(decision.parts));
     const Row& row = decision.rows[place.batch_row];
     const Slot slots(row);
-    if (!slots.decides(place.slot) || !place.site->law.usable()) return;
+    if (!slots.decides(place.slot) || place.slot >= place.row->closed) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
     const Draw draw(decision, slots, place);
     if (draw.way == RACES) {
@@ -274,7 +276,9 @@ __device__ inline int first_mismatch(Block<THREADS>& shared, const Decision& dec
     each([&](int thread) {
         Scored best = {0, slots.end};
         for (int i = slots.first + thread; i < slots.end; i += THREADS) {
-            const bool accepted = slots.has_draft(i) && leading_token(sites[i].lead) == drafts[i];
+            // Behind the first slot without a law no race was run.
+            const bool accepted =
+                slots.has_draft(i) && i < place.row->closed && leading_token(sites[i].lead) == drafts[i];
             const Scored other = {accepted ? 0.0f : 1.0f, i};
             if (beats(other, best)) best = other;
         }
@@ -288,18 +292,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide(const Decision deci
     const Place place(decision, 1);
     const Row& row = decision.rows[place.batch_row];
     const Slot slots(row);
-    if (!slots.decides(place.slot) || place.row->unusable) {  // the host refuses a step with an unusable slot
+    if (!slots.decides(place.slot)) {
         each([&](int thread) {
             if (thread) return;
             decision.tokens[place.index] = 0;
-            if (place.slot == (row.draws ? slots.first : 0)) decision.committed[place.batch_row] = 0;
+            if (place.slot == 0 && !row.draws) decision.committed[place.batch_row] = 0;
         });
         return;
     }
     const int draft = draft_of(decision, slots, place);
     const Draw draw(decision, slots, place);
     int token = draft < 0 ? 0 : draft;
-    if (draw.way == RACES) token = leading_token(place.site->lead);
+    if (place.slot >= place.row->closed) token = -1;
+    else if (draw.way == RACES) token = leading_token(place.site->lead);
     else if (draw.way != KEEPS) token = drawn(shared, decision, row, place, draw, draft);
     const bool tests = decision.acceptance == REJECTION;
     const int refusal = tests ? place.row->refusal : first_mismatch(shared, decision, slots, place);

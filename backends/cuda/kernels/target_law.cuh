@@ -194,13 +194,15 @@ __device__ void narrow(Shared& shared, Histogram& histogram, Law& law, const Log
         int scale = 62;
         for (int rest = size; rest; rest >>= 1) --scale;
         const float unit = __uint_as_float((unsigned int)(127 + scale) << 23);
-        const double fraction = row.top_p * (1 - 8 * 0x1p-23);  // as in `target._nucleus_threshold`
-        const auto key_of = [&](float logit) { return __float_as_uint(law.weight(logit)); };
+        const double fraction = row.top_p * (1 - 8 * 0x1p-23);  // as in `target._nucleus`
+        // Tokens are told apart by their logits: weights may tie by rounding alone.
+        const auto key_of = [&](float logit) { return ordered(logit); };
         const auto mass = [&](float logit) { return (unsigned long long)(law.weight(logit) * unit); };
-        law.least_weight =
-            __uint_as_float(select<Shared::threads>(histogram, logits, size, 30, 0, fraction, key_of, mass));
+        const float least = from_ordered(select<Shared::threads>(histogram, logits, size, 32, 0, fraction, key_of, mass));
+        if (least > law.least_logit) law.least_logit = least;
     }
-    if (float(row.min_p) > law.least_weight) law.least_weight = float(row.min_p);
+    if (float(row.min_p) == 1) law.least_logit = law.highest.value;
+    else law.least_weight = float(row.min_p);
     each([&](int thread) {
         Sum sum;
         logits.share(thread, Shared::threads, size, [&](float logit) { sum.add(law.weight(logit)); });

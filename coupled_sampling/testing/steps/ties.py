@@ -27,13 +27,10 @@ import numpy as np
 
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
-    Array,
     Closeable,
     CoupledStep,
-    Integers,
     LogitsProvider,
     Outcome,
-    RequestObserver,
     Runs,
     Window,
     max_window,
@@ -47,7 +44,16 @@ from coupled_sampling.running import Closing
 from coupled_sampling.target import run_processors
 from coupled_sampling.testing.arguments import check_model, check_number, check_tolerance
 from coupled_sampling.testing.steps.margins import Site, judge, worst
-from coupled_sampling.testing.steps.rounding import FLOAT32, Margin, RoundedLaw, given_law, point_law, rounded_laws
+from coupled_sampling.testing.steps.recorded import Recorded
+from coupled_sampling.testing.steps.rounding import (
+    FLOAT32,
+    IMPOSSIBLE,
+    Margin,
+    RoundedLaw,
+    given_law,
+    point_law,
+    rounded_laws,
+)
 
 __all__ = ["Difference", "StepComparison", "StepsDisagree", "TieReport"]
 
@@ -180,24 +186,6 @@ class StepsDisagree(CoupledSamplingError, AssertionError):  # noqa: N818 - reads
     """Two implementations of a step differ by more than float ties. The message lists where."""
 
 
-class _Recorded:
-    """A provider whose latest logits are kept."""
-
-    def __init__(self, provider: LogitsProvider) -> None:
-        self.provider = provider
-        self.vocab_size, self.batch_size = provider.vocab_size, provider.batch_size
-        self.max_length, self.max_window = provider.max_length, max_window(provider)
-        self.logits: Array = None
-
-    def begin(self, row: int, request: Request) -> None:
-        if isinstance(self.provider, RequestObserver):
-            self.provider.begin(row, request)
-
-    def forward(self, tokens: Integers, start: Integers) -> Array:
-        self.logits = self.provider.forward(tokens, start)
-        return self.logits
-
-
 class StepComparison(Closing):
     """A coupled step that runs two and goes on with the first: give it to a `coupled_sampling.Decoder` in place of a model.
 
@@ -249,7 +237,7 @@ class StepComparison(Closing):
             )
         if not unit > 0:
             raise InvalidArgument(f"unit is {unit}, expected a number > 0, such as 2**-23 for float32")
-        self._recorded, self.other = _Recorded(provider), other
+        self._recorded, self.other = Recorded(provider), other
         self.reference = HostStep(self._recorded, other.method)
         self.method, self.noise = other.method, self.reference.noise
         self.vocab_size, self.batch_size = other.vocab_size, other.batch_size
@@ -303,6 +291,9 @@ class StepComparison(Closing):
     def _compare(self, b: int, window: Window, found: Outcome, expected: Outcome) -> None:
         sites = self._sites_of(b, window)
         slots = slice(int(window.known[b]) - 1, int(window.known[b]) - 1 + len(sites))
+        self._compare_closed(b, window, slots.stop, found, expected)
+        if not sites:
+            return
         both = [outcome.tokens[b, slots] for outcome in (expected, found)]
         counts = int(expected.committed[b]), int(found.committed[b])
         self._expected += sum(map(self._chance, sites))
@@ -321,6 +312,16 @@ class StepComparison(Closing):
             if (differs and not open_[s] and not apart[s]) or (beyond and (apart[s] or ends[0] == s)):
                 self._note(b, sites[s].position, int(window.round[b]), both[0][s], both[1][s], counts, margin)
 
+    def _compare_closed(self, b: int, window: Window, first: int, found: Outcome, expected: Outcome) -> None:
+        """From the first slot of which no law can be made on, both must have ended the row's drafts."""
+        end = int(window.known[b] + window.recycled[b] + window.fresh[b])
+        both = [outcome.tokens[b, first:end] for outcome in (expected, found)]
+        self._sites += end > first
+        if any((tokens >= 0).any() for tokens in both):
+            counts = int(expected.committed[b]), int(found.committed[b])
+            position = int(window.start[b]) + first + 1
+            self._note(b, position, int(window.round[b]), both[0][0], both[1][0], counts, IMPOSSIBLE)
+
     def _note(
         self, b: int, position: int, round_: int, expected: Any, found: Any, counts: tuple[int, int], margin: Margin
     ) -> None:
@@ -336,7 +337,7 @@ class StepComparison(Closing):
         self._ties_seen = [*self._ties_seen, seen][:_EXAMPLES]
 
     def _sites_of(self, b: int, window: Window) -> list[Site]:
-        """The row's sites; keeps their laws for the round after."""
+        """The row's sites, up to the first of which no law can be made; keeps their laws for the round after."""
         info = window.rows[b]
         if info is None:
             raise InvalidArgument(f"window.rows[{b}] is None, but the row draws")
@@ -346,8 +347,9 @@ class StepComparison(Closing):
         logits = self._recorded.logits[b, known - 1 : known - 1 + count, ...]
         logits = run_processors(logits, info.sampling, window.contexts[b], start + np.arange(count))
         wide = np.asarray(to_host(logits), np.float64)
+        dead = np.flatnonzero(~np.isfinite(wide.max(axis=-1)))
         settings = {"logits_error": self._error, "unit": self._unit}
-        laws = [rounded_laws(row, info.sampling, **settings) for row in wide]
+        laws = [rounded_laws(row, info.sampling, **settings) for row in wide[: dead[0] if dead.size else None]]
         held = self._laws.setdefault(b, {})
         before = held.get(round_ - 1, {})
         self._laws[b] = {round_ - 1: before, round_: {start + i: law for i, law in enumerate(laws)}}

@@ -2,3 +2,13 @@
 export class BundleError extends Error {
   name = "BundleError";
 }
+
+/** A token was to be decided of whose logits no law can be made. */
+export class UnusableLogits extends Error {
+  name = "UnusableLogits";
+
+  constructor(position, largest) {
+    const found = Number.isNaN(largest) ? "NaN" : largest > 0 ? "+inf" : "nothing but -inf";
+    super(`logits for position ${position} hold ${found}; expected finite numbers, with -inf only for forbidden tokens`);
+  }
+}

@@ -7,6 +7,7 @@
 
 import * as ort from "onnxruntime-web";
 
+import { UnusableLogits } from "./errors.js";
 import { raceWeights, uniforms } from "./philox.js";
 
 /** Caches are read in multiples of this, so that shapes are few; the library uses the same. */
@@ -56,7 +57,9 @@ export class Step {
   /**
    * Forward a window and decide it.
    * @param {{tokens: number[], start, known, recycled, fresh, draws, round, temperature}} window
-   * @returns {Promise<{tokens: number[], committed: number}>} from slot known - 1 on: final tokens, then redrafts
+   * @returns {Promise<{tokens: number[], committed: number, failure: Error | null}>}
+   *   from slot known - 1 on: final tokens, then redrafts. Both end where no law can be made of a slot's logits; where the
+   *   next final token would have come from there, `failure` says so
    */
   async run(window) {
     const { tokens, start, known, recycled, fresh, draws, temperature } = window;
@@ -88,14 +91,15 @@ export class Step {
       feeds.noise = this.#noise(start + known, start + known + 1);
     }
     const found = await this.session.run(feeds, ERRORS_ONLY);
-    if (draws) refuseUnusable(found.highest_logits.data, known - 1, end - start - 2, start + 1);
     for (const part of Object.keys(this.caches)) this.caches[part] = found[`present.${part}`];
     this.laws = found.laws ?? this.laws;
     this.lawsStart = start;
     this.ring = found.present_noise ?? this.ring;
     if (draws) this.entered = Math.max(this.entered, end);
     const decided = Array.from(found.tokens.data.slice(known - 1, end - start - 1), Number);
-    return { tokens: decided, committed: Number(found.committed.data[0]) };
+    const committed = Number(found.committed.data[0]);
+    const highest = Array.from(found.highest_logits.data.slice(known - 1, end - start - 1));
+    return draws ? closed(decided, committed, highest, start + known) : { tokens: decided, committed, failure: null };
   }
 
   /** The first three uniforms of each of `count` positions. */
@@ -114,11 +118,14 @@ export class Step {
   }
 }
 
-/** Stop at a logit that is NaN or infinite in the slots `first` to `last`; slot 0 decides `position`. */
-function refuseUnusable(highest, first, last, position) {
-  for (let slot = first; slot <= last; slot++) {
-    if (!Number.isFinite(highest[slot])) {
-      throw new Error(`the logits of position ${position + slot} are unusable: their largest is ${highest[slot]}`);
-    }
-  }
+/**
+ * What was decided up to the first slot of which no law can be made, its largest logit NaN or infinite: there drafts end, since
+ * a draft behind them may have a context that cannot occur. What the graph found at that slot and behind it means nothing.
+ * `tokens[0]` is for `position`.
+ */
+function closed(tokens, committed, highest, position) {
+  const end = highest.findIndex((logit) => !Number.isFinite(logit));
+  if (end < 0) return { tokens, committed, failure: null };
+  const failure = committed > end ? new UnusableLogits(position + end, highest[end]) : null;
+  return { tokens: tokens.slice(0, end), committed: Math.min(committed, end), failure };
 }

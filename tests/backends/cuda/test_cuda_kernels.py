@@ -210,6 +210,9 @@ SAMPLINGS = [
     Sampling(min_p=1.0),
     Sampling(1e-30),
     Sampling(1e30),
+    Sampling(1e6, top_p=0.3),
+    Sampling(1e8, top_k=40, top_p=0.6),
+    Sampling(1e8, min_p=1.0),
     Sampling(2.0, top_k=37, top_p=0.9, min_p=0.01),
 ]
 

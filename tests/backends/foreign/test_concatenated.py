@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coupled_sampling import LogitsProvider, generate
+from coupled_sampling import Decoder, LogitsProvider, Request, generate
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.testing.contracts.providers import check_provider
@@ -100,6 +100,55 @@ def test_how_rows_are_batched_is_found_by_trying(graphs, kind):
 def test_it_conforms(graphs, kind, batch_size):
     provider = ConcatenatedProvider.open(graphs[kind], batch_size=batch_size, threads=1)
     check_provider(provider, tolerance=tolerance(kind), reference=oracle_of(graphs[kind]))
+
+
+@pytest.mark.parametrize("kind", ["optimum", "padding ignored", "genai"])
+def test_rows_can_be_forwarded_alone_and_copied(graphs, kind):
+    """By each way of batching; other rows keep their state bit by bit."""
+    provider, oracle = ConcatenatedProvider.open(graphs[kind], batch_size=3, threads=1), oracle_of(graphs[kind])
+    tokens = some_tokens(3, 14)
+    provider.forward(tokens[:, :6], starts(0, 0, 0))
+    before = [columns.copy() for columns in provider._caches]
+    rows = range(1, 3)
+    found = provider.forward_rows(tokens[1:, 6:10], starts(6, 6), rows)
+    for i, row in enumerate(rows):
+        np.testing.assert_allclose(found[i], oracle(tokens[row, :10])[6:], atol=1e-4)
+    for columns, old in zip(provider._caches, before, strict=True):
+        np.testing.assert_array_equal(columns[0], old[0])
+        assert (columns[1:] != old[1:]).any()
+    provider.fork(2, [0, 1], 8)
+    for columns, old in zip(provider._caches, before, strict=True):
+        np.testing.assert_array_equal(columns[0, :, :8], columns[2, :, :8])
+        np.testing.assert_array_equal(columns[0, :, 8:], old[0, :, 8:])
+    for row in range(3):
+        own = provider.forward_rows(tokens[2:, 8:], starts(8), range(row, row + 1))
+        np.testing.assert_allclose(own[0], oracle(tokens[2])[8:], atol=1e-4)
+    with pytest.raises(InvalidArgument, match=r"rows is range\(2, 4\), expected a range of 2 consecutive rows"):
+        provider.forward_rows(tokens[:2], starts(0, 0), range(2, 4))
+    with pytest.raises(InvalidArgument, match="row 3 to fork"):
+        provider.fork(3, [0], 2)
+    provider.close()
+    assert not provider.forks
+    with pytest.raises(ProviderError, match="was closed"):
+        provider.fork(0, [1], 2)
+    with pytest.raises(ProviderError, match="was closed"):
+        provider.forward_rows(tokens[:1], starts(0), range(1))
+
+
+@pytest.mark.parametrize("kind", ["optimum", "genai"])
+def test_prompts_read_in_chunks_and_forked_give_the_same_tokens(graphs, kind):
+    prompt = some_tokens(20, seed=2).tolist()
+    provider = ConcatenatedProvider.open(graphs[kind], batch_size=3, threads=1)
+    plain = ConcatenatedProvider.open(graphs[kind], batch_size=1, threads=1)
+    expected = generate(plain, [prompt] * 3, length=6, window=4, method="scd-match", prompt_chunk=20).tokens
+    for chunk in (1, 7, None):
+        decoder = Decoder(provider, window=4, method="scd-match", prompt_chunk=chunk)
+        decoder.add(Request(prompt, 6, samples=3))
+        tokens = {handle: [] for handle in range(3)}
+        while decoder.active or decoder.waiting:
+            for commit in decoder.step():
+                tokens[commit.handle].extend(commit.tokens.tolist())
+        assert list(tokens.values()) == [row.tolist() for row in expected]
 
 
 @pytest.mark.parametrize("kind", KINDS)

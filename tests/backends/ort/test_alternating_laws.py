@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from coupled_sampling import Sampling
 from coupled_sampling.backends.ort.binding import Kept
+from coupled_sampling.backends.ort.step_inputs import busy_rows
 from coupled_sampling.backends.ort.step_state import AlternatingLaws
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import InvalidArgument
 
-ROWS, VOCAB = 3, 2
+ROWS, VOCAB = 4, 2
 
 
 class Binding:
@@ -29,9 +30,10 @@ class Binding:
     def fetch(self, kept):
         return kept.memory.reshape(-1)
 
-    def bind_kept(self, name, kept, shape):
-        assert math.prod(shape) <= kept.size
-        self.bound[name] = kept.memory.reshape(-1)[: math.prod(shape)].reshape(shape)
+    def bind_kept(self, name, kept, shape, row):
+        first, end = (count * math.prod(shape[1:]) for count in (row, row + shape[0]))
+        assert end <= kept.size
+        self.bound[name] = kept.memory.reshape(-1)[first:end].reshape(shape)
 
 
 class Row:
@@ -77,26 +79,33 @@ class Batch:
     def step(self, shapes, fails, used):
         """Read, write, and let row b commit ``used[b]`` tokens; 0 says that its outcome was lost."""
         window, laws = self.window(shapes), self.laws
-        rows, width = window.tokens.shape
         source = laws.source(window)
-        starts = laws.starts(source, rows)
-        laws.bind(source, rows, width)
-        read, write = self.binding.bound["draft_laws"], self.binding.bound["laws"]
-        assert not np.shares_memory(read, write)
-        for b in np.flatnonzero(window.draws):
-            slots = int(window.known[b]) - 1 + np.arange(window.recycled[b])
-            found = read[b, slots + window.start[b] - starts[b]]
-            assert found[:, 0].tolist() == self.rows[b].drafts[: len(slots)]
-            assert (found[:, 1] == b).all()
         self.calls += 1
-        write[...] = np.nan
+        for part in busy_rows(window):
+            self._run(window, part, source, fails)
         if not fails:
-            write[..., 0] = 1000 * self.calls + window.positions
-            write[..., 1] = np.arange(rows)[:, None]
             laws.written(1 - source, window)
             for b in np.flatnonzero(window.draws):
                 self._decide(b, window, used[b])
         self.check_claims()
+
+    def _run(self, window, part, source, fails):
+        """What the graph does in a call for the rows ``part``."""
+        starts = self.laws.starts(source, part)
+        self.laws.bind(source, part, window.tokens.shape[1])
+        read, write = self.binding.bound["draft_laws"], self.binding.bound["laws"]
+        assert not np.shares_memory(read, write)
+        for i, b in enumerate(part):
+            if not window.draws[b]:
+                continue
+            slots = int(window.known[b]) - 1 + np.arange(window.recycled[b])
+            found = read[i, slots + window.start[b] - starts[i]]
+            assert found[:, 0].tolist() == self.rows[b].drafts[: len(slots)]
+            assert (found[:, 1] == b).all()
+        write[...] = np.nan
+        if not fails:
+            write[..., 0] = 1000 * self.calls + window.positions[part.start : part.stop]
+            write[..., 1] = np.array(part)[:, None]
 
     def _decide(self, b, window, used):
         row, (first, end) = self.rows[b], window.decided_positions(b)

@@ -211,9 +211,10 @@ method, guided = sys.argv[1], sys.argv[2] == "guided"
 rows, width = 3, 1 if method == "ar" else 8
 step = cuda_step("fashion", method, rows, guidance=1.5 if guided else 1.0)
 if guided:
+    step._choose(range(rows))
     step._warped = False  # a bool output that says "again" for ever
     step._buffers["nucleus_short"].shaped(rows, width)
-    step._binding.bind_output("nucleus_short", step._out("nucleus_short", rows, width))
+    step.binding.bind_output("nucleus_short", step._out("nucleus_short", rows, width))
     for name, value in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
         step._put(name, value, rows)
     step._put("candidates", 4, 1)

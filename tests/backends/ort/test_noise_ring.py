@@ -11,7 +11,7 @@ import pytest
 from coupled_sampling import Decoder, Request
 from coupled_sampling.backends.ort.binding import Kept
 from coupled_sampling.backends.ort.step_state import NoiseRing
-from coupled_sampling.contracts import Outcome
+from coupled_sampling.contracts import Outcome, Runs
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise
@@ -31,7 +31,7 @@ class Memory:
 class Ring:
     """A coupled step that accepts as many drafts as chance will have it, and keeps its noise in a ring."""
 
-    vocab_size, batch_size, max_length, max_window = 2, ROWS, LENGTH, LENGTH
+    vocab_size, batch_size, max_length, max_window, runs = 2, ROWS, LENGTH, LENGTH, Runs("no model")
 
     def __init__(self, random):
         self.method, self.noise = find_method("scd-match"), CounterNoise()
@@ -39,7 +39,13 @@ class Ring:
         self.made, self.columns = [], []
         self.fault, self.read, self.longest, self.again = None, 0, 0, 0
 
-    def begin(self, row, prompt):
+    def takes(self, request):
+        return None
+
+    def close(self):
+        pass
+
+    def begin(self, row, request):
         self.ring.held.pop(row, None)
 
     def step(self, window):

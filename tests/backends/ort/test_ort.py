@@ -139,13 +139,13 @@ NOT_IN_PLACE = "in-place optimization not activated"
 
 def test_the_cache_is_written_in_place(provider, capfd):
     """ONNX Runtime warns whenever TensorScatter has to copy a cache; the next test shows that it would have."""
-    caches = dict(provider._caches)
-    addresses = {past: cache.address for past, (_, cache) in caches.items()}
+    caches = provider._caches.kept
+    addresses = {past: cache.address for past, cache in caches.items()}
     provider.forward(some_tokens(2, 4), starts(3, 10))
     provider.forward(some_tokens(2, 4), starts(3, 10))
     assert NOT_IN_PLACE not in capfd.readouterr().err
-    assert {past: cache.address for past, (_, cache) in provider._caches.items()} == addresses
-    for _, cache in caches.values():
+    assert {past: cache.address for past, cache in provider._caches.kept.items()} == addresses
+    for cache in caches.values():
         written = np.abs(cache.memory).max(axis=(1, 3)) > 0
         expected = np.zeros((3, LENGTH), bool)
         expected[0, 3:7] = expected[1, 10:14] = True
@@ -153,7 +153,7 @@ def test_the_cache_is_written_in_place(provider, capfd):
 
 
 def test_separate_buffers_would_be_copied_and_the_runtime_says_so(provider, capfd):
-    inputs = {name: cache.memory for name, (_, cache) in provider._caches.items()}
+    inputs = {name: cache.memory for name, cache in provider._caches.kept.items()}
     inputs |= {"input_ids": some_tokens(3, 4), "start": starts(0, 0, 0), "kv_length": starts(LENGTH)}
     provider.binding._session.run(None, inputs)
     assert NOT_IN_PLACE in capfd.readouterr().err
@@ -200,7 +200,7 @@ def test_an_interrupted_call_can_simply_be_made_again(provider, oracle):
 def test_a_call_out_of_bounds_is_refused_and_changes_nothing(provider, tokens, start, message):
     with pytest.raises(InvalidArgument, match=message):
         provider.forward(tokens, start)
-    assert all(not cache.memory.any() for _, cache in provider._caches.values())
+    assert all(not cache.memory.any() for cache in provider._caches.kept.values())
 
 
 def test_the_last_position_can_be_used(provider, oracle):

@@ -109,7 +109,7 @@ def test_memory_beyond_a_buffer_is_caught(bundle, runtime):
     runtime()
     provider = cuda_provider(bundle)
     with pytest.raises(ProviderError, match=r"past_key_values\.0\.key of shape .* does not fit in"):
-        provider._bind_caches(2)
+        provider._caches.choose(range(2))
 
 
 def test_nodes_on_the_cpu_are_refused(bundle, runtime):

@@ -3,7 +3,7 @@
 Nothing ran on a GPU; the tests marked ``gpu`` do, where there is one.
 """
 
-import dataclasses
+import copy
 
 import numpy as np
 import pytest
@@ -138,7 +138,7 @@ def test_laws_written_over_while_they_are_read_are_caught(bundle, runtime, monke
             self._room(width) if self.buffers[0].size < width * VOCAB else self.buffers[0]
         )
         for name in ("draft_laws", "laws"):
-            self._binding.bind_kept(name, self.buffers[0], (rows, width, VOCAB))
+            self._binding.bind_kept(name, self.buffers[0], (len(rows), width, VOCAB))
 
     monkeypatch.setattr(AlternatingLaws, "bind", one_buffer)
     with pytest.raises(ProviderError, match="laws is written over draft_laws"):
@@ -159,7 +159,7 @@ def test_inputs_are_bound_anew_in_every_call(bundle, runtime, monkeypatch):
     monkeypatch.setattr(DeviceBinding, "bind_input", once)
     try:
         found = tokens(cuda_step(bundle, "scd-match", 3))
-    except InvalidArgument:
+    except (InvalidArgument, IndexError):
         return  # counts of another step took the loop astray
     assert found != expected
 
@@ -176,7 +176,9 @@ def test_interruptions_change_nothing(bundle, runtime, method):
         while decoder.active or decoder.waiting:
             calls += 1
             row = decoder._rows[0]
-            saved = row and dataclasses.replace(row, tokens=row.tokens.copy())
+            saved = copy.copy(row)
+            if saved:
+                saved.tokens = row.tokens.copy()
             commits = decoder.step()
             if lost and calls % 4 == 3 and saved and decoder._rows[0] is not None:
                 decoder._rows[0] = saved
@@ -196,8 +198,10 @@ def test_a_window_past_the_caches_is_refused_before_it_runs(bundle, runtime):
     step = cuda_step(bundle, "scd-match")
     decoder = Decoder(step, window=6, drafting="repeat")
     decoder.add(Request([256], 20))
+    windows, own = [], step.step
+    step.step = lambda window: windows.append(window) or own(window)
     decoder.step()
-    window = decoder._window(6)
+    (window,) = windows
     runs = fake.sessions[0].runs
     last = step.max_length - window.tokens.shape[1]
     with pytest.raises(InvalidArgument, match=f"row 0 starts at {last + 1}, expected 0 to {last}"):

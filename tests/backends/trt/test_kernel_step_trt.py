@@ -7,7 +7,7 @@ when the stream gets there, on copies of the fake device's memory. Nothing ran o
 import numpy as np
 import pytest
 
-from coupled_sampling import Sampling, generate
+from coupled_sampling import Request, Sampling, generate
 from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.backends.cuda import pinned_launcher
 from coupled_sampling.backends.cuda.device import Device
@@ -116,7 +116,7 @@ def test_a_launcher_that_does_not_wait_is_caught(bundle, with_kernels):
 def warm_step(provider, launcher):
     """A step that has seen its only shape, and a window of that shape."""
     step = KernelStep(provider, "scd-gumbel", launcher)
-    step.begin(0, np.array([1]))
+    step.begin(0, Request([1], 1))
     one, info = np.array([1]), RowInfo(3, 0, Sampling())
 
     def window(round_):

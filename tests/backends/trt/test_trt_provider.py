@@ -124,7 +124,7 @@ def test_what_padding_wrote_over_is_not_read(bundle):
     provider = Machine().open(bundle, rows=2)
     tokens = some_tokens(2, 16)
     provider.forward(tokens, starts(0, 0))
-    provider.forward(tokens[:1, 5:7], starts(5))
+    provider.forward(1 - tokens[:1, 5:7] % 2, starts(5))
     with pytest.raises(
         InvalidArgument, match="row 0 starts at 8, but positions from 7 on were written over by the padding"
     ):
@@ -134,10 +134,24 @@ def test_what_padding_wrote_over_is_not_read(bundle):
     provider.forward(tokens[:1, 12:13], starts(12))
 
 
+def test_a_window_that_says_again_what_was_there_keeps_what_lies_behind_it(bundle):
+    """As idle rows do while others go on: its padding is the tokens that were there."""
+    provider, oracle = Machine().open(bundle, rows=2), OrtProvider.open(bundle, batch_size=2, threads=1)
+    tokens, others = some_tokens(2, 24), some_tokens(2, 24, seed=1)
+    for one in (provider, oracle):
+        one.forward(tokens[:, :16], starts(0, 0))
+    for width in (2, 5, 3):
+        window = np.stack([tokens[0, :width], others[1, 16 : 16 + width]])
+        provider.forward(window, starts(0, 16))
+    close(provider.forward(tokens[:1, 16:20], starts(16)), oracle.forward(tokens[:1, 16:20], starts(16)))
+    with pytest.raises(InvalidArgument, match="row 1 starts at 22, but positions from 21 on"):
+        provider.forward(tokens[:, 20:22], starts(20, 22))
+
+
 def test_wide_padding_is_remembered_behind_narrow_padding(bundle):
     provider, tokens = Machine().open(bundle, rows=1), some_tokens(1, 20)
-    for first, end in ((0, 16), (0, 5), (5, 7), (7, 11)):  # padded to 16, 16, 9, and not at all
-        provider.forward(tokens[:, first:end], starts(first))
+    for i, (first, end) in enumerate(((0, 16), (0, 5), (5, 7), (7, 11))):  # padded to 16, 16, 9, and not at all
+        provider.forward((tokens[:, first:end] + i) % 11, starts(first))
     with pytest.raises(InvalidArgument, match="positions from 11 on were written over"):
         provider.forward(tokens[:, 14:15], starts(14))
 
@@ -172,7 +186,7 @@ def test_padding_that_was_not_refused_would_give_wrong_logits(bundle):
     tokens = some_tokens(1, 16)
     for one in (provider, oracle):
         one.forward(tokens, starts(0))
-        one.forward(tokens[:, 5:7], starts(5))
+        one.forward((tokens[:, 5:7] + 1) % 11, starts(5))
     found, expected = (one.forward(tokens[:, 12:13], starts(12)) for one in (provider, oracle))
     assert np.abs(found[..., :8] - expected[..., :8]).max() > 1e-3
 

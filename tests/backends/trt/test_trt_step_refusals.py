@@ -16,6 +16,7 @@ from coupled_sampling.cli import main
 from coupled_sampling.errors import BundleError, InvalidArgument, InvalidLogits, MissingDependency, ProviderError
 from standins.fake_cuda import Code
 from standins.fake_kernels import EmulatedCuda
+from standins.refused import LOGPROBS, OTHERS, PROCESSORS, WARPS, expect_refusals
 from standins.trt_bundles import LENGTH, Machine, adding, write_bundle
 from standins.trt_steps import STEPS, expect_the_tokens_of_host_step, kernels, one_row
 
@@ -89,19 +90,30 @@ def test_a_window_that_cannot_be_is_refused_before_anything_is_queued(machine, b
     assert not machine.cuda.calls
 
 
+def test_requests_for_what_it_cannot_do_are_refused_before_anything_runs(machine, bundle):
+    step = machine.open_step(bundle)
+    machine.cuda.calls.clear()
+    asked = PROCESSORS | LOGPROBS | OTHERS
+    refused = {name: (settings, "which a step in TensorRT") for name, settings in asked.items()}
+    refused |= {name: (settings, "use KernelStep over TrtProvider") for name, settings in WARPS.items()}
+    expect_refusals(step, refused, [{}, {"sampling": Sampling(0.5)}])
+    assert not machine.cuda.calls
+
+
 def test_what_padding_wrote_over_is_not_read(machine, bundle):
     step = machine.open_step(bundle)
     step.step(one_row([1] * 16))
-    step.step(one_row([1] * 5, start=5))
+    step.step(one_row([2] * 5, start=5))
     with pytest.raises(InvalidArgument, match="positions from 10 on were written over by the padding"):
         step.step(one_row([1] * 4, start=12))
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
-def test_unusable_logits_are_refused_by_row_and_position(machine, tmp_path, fault):
+def test_unusable_logits_are_told_by_row_and_position(machine, tmp_path, fault):
     step = machine.open_step(write_bundle(tmp_path / "toy", change=adding({3: fault}), steps=STEPS))
-    with pytest.raises(InvalidLogits, match="row 0 for position 1 hold"):
-        step.step(one_row([1, 2]))
+    failure = step.step(one_row([1, 2])).failures[0]
+    assert isinstance(failure, InvalidLogits)
+    assert "row 0 for position 1 hold" in str(failure)
 
 
 @pytest.mark.parametrize("function", ["cuLaunchKernel", "cuMemcpyDtoHAsync", "cuGraphInstantiate"])

@@ -15,7 +15,7 @@ from standins.table_graphs import VOCAB, WIDE, session_of
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-TEMPERATURES = (1.0, 0.4, 1.7, 0.0, 1e-30)
+TEMPERATURES = (1.0, 0.4, 1.7, 0.0, 1e-30, 1e6, 1e30)
 TOP_K, TOP_P, MIN_P = (None, 1, 3, 10_000), (1.0, 0.9, 0.5, 0.05), (0.0, 0.02, 0.3, 1.0)
 GRID = [Sampling(*one) for one in itertools.product(TEMPERATURES, TOP_K, TOP_P, MIN_P)]
 SLOTS = 6

@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.attention import AttentionGraph
+from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling, rotary_tables
+from coupled_sampling.export.graphs.storage import Storage
+from coupled_sampling.export.graphs.weights import WeightReader
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -144,6 +149,70 @@ def test_windows_give_the_references_logits(name):
     weights = random_weights(description)
     run = Run(decoder_graph(description, weights).SerializeToString(), 3)
     assert furthest_of_windows(run, lambda tokens: reference_logits(description, weights, tokens)) <= 2e-5
+
+
+DEAD = 11
+"""A token whose embedding is no number."""
+
+
+def with_a_dead_token(model, value):
+    table = next(one for one in model.graph.initializer if one.name == "embedding.weight")
+    numbers = onnx.numpy_helper.to_array(table).copy()
+    numbers[DEAD] = value
+    table.CopyFrom(onnx.numpy_helper.from_array(numbers, table.name))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("compute", ["float32", "float16"])
+@pytest.mark.parametrize("name", [name for name, one in DESCRIPTIONS.items() if not one.tied_head])
+def test_a_token_that_the_model_cannot_compute_says_so_and_disturbs_nobody(name, compute, value):
+    """Neither slots to its left, nor rows beside it, nor later windows that do not write over it."""
+    description, tokens = DESCRIPTIONS[name], np.full((2, LENGTH), 3)
+    storage = Storage(compute=compute, weights=compute)
+    model = decoder_graph(description, random_weights(description), storage)
+    whole, run = Run(model.SerializeToString(), 2), Run(with_a_dead_token(model, value), 2)
+    expected = whole(tokens, [0, 0])
+    dead = tokens[:, :9].copy()
+    dead[0, 6] = DEAD
+    found = run(dead, [0, 0])
+    bound = 2e-5 if compute == "float32" else 5e-2
+    assert furthest(found[0, :6], expected[0, :6]) <= bound
+    assert furthest(found[1], expected[1, :9]) <= bound
+    generated = slice(description.generated_first, description.generated_first + description.generated)
+    assert np.isnan(found[0, 6, generated]).all()
+    for start, width in ((3, 2), (5, 1), (6, 4)):  # before what is dead, next to it, over it
+        found = run(tokens[:, start : start + width], [start, start])
+        assert furthest(found, expected[:, start : start + width]) <= bound
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_slot_with_one_number_that_is_none_says_so_by_its_query_and_keeps_nothing(value):
+    """Even where the model would go on with finite numbers, since only a key overflowed; others keep their bits."""
+    graph, description = GraphBuilder(), LLAMA
+    linear = Linear(graph, WeightReader(description.weight_shapes(), random_weights(description)), Storage())
+    size = description.head_size * (description.heads + 2 * description.kv_heads)
+    joined = graph.input("joined", "float32", ["N", size])
+    graph.op("Identity", AttentionGraph(description, linear).contained(joined), name="contained")
+    graph.output("contained", "float32", ["N", size])
+    session = onnxruntime.InferenceSession(graph.build("part", "", {}).SerializeToString())
+    numbers = np.random.default_rng(0).standard_normal((4, size), np.float32)
+    numbers[3] = 65504.0
+    given, queries = numbers.copy(), description.heads * description.head_size
+    given[1, size - 1] = given[2, queries] = value
+    (found,) = session.run(None, {"joined": given})
+    np.testing.assert_array_equal(found[[0, 3]], numbers[[0, 3]])
+    assert np.isnan(found[1:3, :queries]).all()
+    assert (found[1:3, queries:] == 0).all()
+
+
+def test_without_care_it_disturbs_the_slots_to_its_left(monkeypatch):
+    """Negative control: what is not finite enters the caches."""
+    monkeypatch.setattr(AttentionGraph, "contained", lambda self, joined: joined)
+    tokens = np.full((1, 9), 3)
+    tokens[0, 6] = DEAD
+    run = Run(with_a_dead_token(decoder_graph(LLAMA, random_weights(LLAMA)), np.nan), 1)
+    assert np.isnan(run(tokens, [0])[0, 2]).all()
 
 
 @pytest.mark.parametrize(

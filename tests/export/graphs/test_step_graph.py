@@ -1,6 +1,6 @@
 """The decision graph against HostStep, law by law and token by token, on tables that ONNX Runtime looks up itself."""
 
-import dataclasses
+import copy
 
 import numpy as np
 import pytest
@@ -17,7 +17,27 @@ from coupled_sampling.export.graphs.decision import STEP_METHODS, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.target import target_law
 from coupled_sampling.testing import StepComparison
-from standins.table_graphs import LENGTH, VOCAB, WIDE, Table, finish, session_of, table, window_model
+from standins.both_steps import Both
+from standins.refused import (
+    LOGPROBS,
+    OTHERS,
+    PROCESSORS,
+    WARPS,
+    expect_refusals,
+    expect_that_unannounced_laws_end_a_request_alone,
+)
+from standins.table_graphs import (
+    FAULTS,
+    LENGTH,
+    VOCAB,
+    WIDE,
+    Table,
+    finish,
+    session_of,
+    table,
+    window_model,
+    with_dead_states,
+)
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,34 +45,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 def ort_step(logits, method, batch_size=1, *, warped=False, change=lambda model: model):
     return OrtStep(session_of(change(step_graph(window_model(logits), method, warped=warped))), batch_size)
-
-
-class Both:
-    """Steps of both kinds side by side; any difference is a fault (a tie of floats would be one, too: none is known here)."""
-
-    def __init__(self, ours, reference):
-        self.ours, self.reference, self.method = ours, reference, reference.method
-        self.vocab_size, self.batch_size = reference.vocab_size, reference.batch_size
-        self.max_length = self.max_window = LENGTH
-        self.noise = reference.noise
-        self.compared = 0
-
-    def takes(self, request):
-        return self.ours.takes(request) or self.reference.takes(request)
-
-    def begin(self, row, request):
-        self.ours.begin(row, request)
-        self.reference.begin(row, request)
-
-    def step(self, window):
-        found, expected = self.ours.step(window), self.reference.step(window)
-        np.testing.assert_array_equal(found.committed, expected.committed)
-        for b in np.flatnonzero(window.draws):
-            end = int((window.known + window.recycled + window.fresh)[b])
-            sites = slice(int(window.known[b]) - 1, end)
-            np.testing.assert_array_equal(found.tokens[b, sites], expected.tokens[b, sites])
-            self.compared += end - sites.start
-        return expected
 
 
 SAMPLINGS = [Sampling(), Sampling(0.7), Sampling(0), Sampling(1e-30), Sampling(1.3)]
@@ -153,11 +145,9 @@ def test_interruptions_anywhere_change_nothing(method):
         calls = 0
         while decoder.active or decoder.waiting:
             calls += 1
-            saved = (
-                dataclasses.replace(decoder._rows[0], tokens=decoder._rows[0].tokens.copy())
-                if decoder._rows[0]
-                else None
-            )
+            saved = copy.copy(decoder._rows[0])
+            if saved is not None:
+                saved.tokens = saved.tokens.copy()
             try:
                 commits = decoder.step()
             except KeyboardInterrupt:
@@ -184,24 +174,48 @@ def test_recycled_drafts_of_another_round_are_refused():
     decoder = Decoder(step, window=4, drafting="repeat")
     decoder.add(Request([0], length=12))
     decoder.step()
-    while not (window := decoder._window(decoder.window)).recycled[0]:
+    windows, forward = [], step.step
+    step.step = lambda window: windows.append(window) or forward(window)
+    while not windows or not windows[-1].recycled[0]:
         decoder.step()
     with pytest.raises(InvalidArgument, match="round before"):
-        step.step(window._replace(round=window.round + 5))
+        forward(windows[-1]._replace(round=windows[-1].round + 5))
 
 
 @pytest.mark.parametrize("method", ["ar", "scd-gumbel"])
-@pytest.mark.parametrize(("fault", "found"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "nothing but -inf")])
-def test_unusable_logits_are_refused_by_row_and_position(method, fault, found):
+@pytest.mark.parametrize(("fault", "found"), [(np.nan, "NaN"), (np.inf, "+inf"), (-np.inf, "nothing but -inf")])
+def test_unusable_logits_are_told_by_row_and_position(method, fault, found):
     logits = table(0, WIDE)
     logits[:, 5] = -np.inf if fault == -np.inf else 0
     if fault != -np.inf:
         logits[:, 5, 70] = fault
     step = ort_step(logits, method)
-    window = one_row([3, 5], known=2)
-    with pytest.raises(InvalidLogits, match=f"row 0 for position 2 hold {found}"):
-        step.step(window)
-    step.step(one_row([5, 3], known=2))  # a known slot's logits are nobody's business
+    outcome = step.step(one_row([3, 5], known=2))
+    assert outcome.committed.tolist() == [1]
+    assert outcome.tokens[0, 1] == -1
+    assert isinstance(outcome.failures[0], InvalidLogits)
+    assert f"row 0 for position 2 hold {found}" in str(outcome.failures[0])
+    assert not step.step(one_row([5, 3], known=2)).failures  # a known slot's logits are nobody's business
+
+
+@pytest.mark.parametrize(
+    ("warped", "fault"), [*((False, fault) for fault in FAULTS), (True, "none possible"), (True, "NaN for one token")]
+)
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, warped, fault):
+    """Nothing of a dead slot comes to the slots beside it, to the count, or to the laws of the next round."""
+    for size, window, reachable in ((VOCAB, 6, 0.0), (VOCAB, 9, 0.02), (WIDE, 5, 0.02)):
+        logits = with_dead_states(table(1, size), fault, reachable)
+        both = Both(ort_step(logits, method, 3, warped=warped), HostStep(Table(logits, 3), method))
+        samplings = WARPED + SAMPLINGS if warped else SAMPLINGS
+        requests = [
+            Request([1 + i % 3] * (1 + i % 4), 24 - i, seed=i, sequence=i, sampling=samplings[i % len(samplings)])
+            for i in range(14)
+        ]
+        finish(Decoder(both, window=window, drafting=f"random:{size - 3}:3"), requests)
+        assert both.compared > 150
+        assert both.closed > 100 or method == "ar"
+        assert bool(both.failed) == (reachable > 0)
 
 
 def one_row(tokens, known, sampling=None):
@@ -230,9 +244,11 @@ def test_too_few_candidates_are_noticed_and_the_step_done_again():
     assert ours._candidates > 2
     frozen = ort_step(logits, "scd-gumbel", warped=True)
     frozen._feed_candidates = lambda window: frozen._put("candidates", 2, 1)
-    frozen._feed(one_row([1, 2, 3], 1, sampling))
-    frozen._feed_laws(one_row([1, 2, 3], 1, sampling))
-    frozen._feed_noise(one_row([1, 2, 3], 1, sampling))
+    window = one_row([1, 2, 3], 1, sampling)
+    frozen._choose(range(1))
+    frozen._feed(window)
+    frozen._feed_laws(window, range(1), 0)
+    frozen._feed_noise(window, range(1), frozen._noise_positions(window)[0])
     frozen._run(1, 3)
     assert frozen._out("nucleus_short", 1, 3).all()
 
@@ -327,6 +343,36 @@ def test_weights_in_a_second_file_are_shared(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["weights", "window.onnx", *(f"{m}.onnx" for m in STEP_METHODS)]
     )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_guided_drafts_end_there_too(method, fault):
+    """At scale 1, at which a token that is forbidden for the one row says nothing of the other."""
+    logits = with_dead_states(table(2, forbidden=0), fault, reachable=0.03)
+    session = session_of(step_graph(window_model(logits), method, guided=True))
+    guided = OrtStep(session, 2, guidance=1.0, unconditional=[1, 2])
+    both = Both(guided, HostStep(GuidedProvider(Table(logits, 4), 1.0, [1, 2]), method))
+    both.max_length = both.max_window = guided.max_length
+    requests = [Request([1 + i % 3], 20, seed=i) for i in range(6)]
+    finish(Decoder(both, window=6, drafting="random:4:3"), requests)
+    assert both.closed > 40 or method == "ar"
+    assert both.failed
+
+
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("method", STEP_METHODS)
+def test_requests_for_what_a_graph_cannot_do_are_refused_before_anything_runs(method, warped):
+    step = ort_step(table(0), method, warped=warped)
+    asked = PROCESSORS | LOGPROBS | OTHERS
+    refused = {name: (asked[name], "which this step graph") for name in asked}
+    if not warped:
+        refused |= {name: (settings, "neither top-k, top-p nor min-p") for name, settings in WARPS.items()}
+    expect_refusals(step, refused, WARPS.values() if warped else [{}])
+
+
+def test_laws_that_nobody_spoke_of_end_their_request():
+    expect_that_unannounced_laws_end_a_request_alone(ort_step(table(0), "sjd"))
 
 
 def test_what_a_graph_cannot_do_is_refused():

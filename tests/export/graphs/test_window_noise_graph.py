@@ -6,7 +6,7 @@ TensorRT does not say which of several equal entries its ArgMax finds, so all is
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, Request, Sampling
+from coupled_sampling import Decoder, HostStep, Request, Sampling
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.backends.trt.precision import uses_float64
 from coupled_sampling.errors import BundleError, InvalidArgument
@@ -14,9 +14,22 @@ from coupled_sampling.export.graphs.decision import _Decision, decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import find_method
 from coupled_sampling.noise import CounterNoise, race_weights
+from coupled_sampling.running import Runs
 from coupled_sampling.target import close_rows
 from coupled_sampling.testing import StepComparison
-from standins.table_graphs import LENGTH, VOCAB, WIDE, Table, finish, session_of, table, window_model
+from standins.both_steps import Both
+from standins.table_graphs import (
+    FAULTS,
+    LENGTH,
+    VOCAB,
+    WIDE,
+    Table,
+    finish,
+    session_of,
+    table,
+    window_model,
+    with_dead_states,
+)
 
 onnx = pytest.importorskip("onnx")
 
@@ -32,8 +45,13 @@ class WindowNoiseStep:
         self.vocab_size, self.max_length, self.max_window = logits.shape[-1], LENGTH, LENGTH
         self.cache = np.zeros((batch_size, 1, LENGTH, 1), np.int64)
 
+    runs = Runs("a test", step="graph")
+
     def takes(self, request):
         return None
+
+    def close(self):
+        pass
 
     def begin(self, row, request):
         pass
@@ -97,6 +115,21 @@ def differences(report):
 def test_tokens_and_counts_are_exactly_those_of_host_step(vocab_size, change, kind, rows, window):
     """Prompts in chunks, idle and ragged rows, greedy rows whose logits tie; not one site differs, ties included."""
     assert differences(compare(kind(table(0, vocab_size)), change, rows=rows, window=window)) == 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("change", [unchanged, last_of_equals])
+def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(change, fault):
+    for size, window, reachable in ((VOCAB, 6, 0.0), (VOCAB, 9, 0.03), (WIDE, 5, 0.03)):
+        logits = with_dead_states(table(1, size), fault, reachable)
+        session = session_of(change(step_graph(window_model(logits), "scd-match", noise="window")))
+        both = Both(WindowNoiseStep(session, logits, 3), HostStep(Table(logits, 3), "scd-match"))
+        requests = [
+            Request([1 + i % 3] * (1 + i % 4), 24 - i, seed=i, sequence=i, sampling=SAMPLINGS[i % 5]) for i in range(14)
+        ]
+        finish(Decoder(both, window=window, drafting=f"random:{size - 3}:3"), requests)
+        assert both.closed > 100
+        assert bool(both.failed) == (reachable > 0)
 
 
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])

@@ -51,10 +51,17 @@ class BothSteps:
         self.method, self.noise = host.method, host.noise
         self.vocab_size, self.batch_size = host.vocab_size, host.batch_size
         self.max_length, self.max_window = host.max_length, host.max_window
-        self.draws, self.differences = 0, []
+        self.draws, self.closed, self.failed, self.differences = 0, 0, 0, []
 
     def takes(self, request):
         return self.host.takes(request) or self.kernels.takes(request)
+
+    @property
+    def runs(self):
+        return self.kernels.runs
+
+    def close(self):
+        self.kernels.close()
 
     def begin(self, row, request):
         self.host.begin(row, request)
@@ -68,12 +75,17 @@ class BothSteps:
             if not self.method.recycles:
                 end = first + expected.committed[b]
             self.draws += end - first
+            self.closed += int((expected.tokens[b, first:end] < 0).sum())
             for slot in range(first, end):
                 pair = int(expected.tokens[b, slot]), int(found.tokens[b, slot])
                 if pair[0] != pair[1]:
                     self.differences.append((int(b), slot, *pair))
             if expected.committed[b] != found.committed[b]:
                 self.differences.append((int(b), "committed", int(expected.committed[b]), int(found.committed[b])))
+        failures = [{b: str(error) for b, error in outcome.failures.items()} for outcome in (expected, found)]
+        self.failed += len(failures[0])
+        if failures[0] != failures[1]:
+            self.differences.append(tuple(failures))
         return expected
 
 
