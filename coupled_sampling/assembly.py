@@ -18,7 +18,7 @@ from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
 from coupled_sampling.proposals import propose
-from coupled_sampling.rows import IDLE, Row
+from coupled_sampling.rows import IDLE, Row, last_of
 from coupled_sampling.slots import Window
 
 __all__ = ["Assembly"]
@@ -47,7 +47,7 @@ class Assembly:
         rows
             B rows, None for one that has no part in it.
         idle
-            B arrays: what a row without part forwards again, from position 0 on.
+            B arrays: tokens from position 0 on whose state a row without part has; it forwards the last of them again.
         """
         drafts = self.method.drafts
         ends = [0 if row is None else row.reach(most, drafts) for row in rows]
@@ -56,14 +56,16 @@ class Assembly:
         laws, wrong = self._propose(rows, [own.fresh for own in slots])
         for b in wrong:
             slots[b], ends[b] = IDLE, 0
+        again = [last_of(held, width) for held in idle]
+        slots = [own if own.known else IDLE._replace(start=first) for own, (first, _) in zip(slots, again, strict=True)]
         # In Python's numbers up to here: arrays of a few rows are slower, and this is what a step costs beside its model.
         start, known, recycled, fresh, round_, draws = np.array(slots, np.int64).T.copy()
         tokens, contexts = np.zeros((len(rows), width), np.int64), []
         for b, row in enumerate(rows):
             if row is None or b in wrong:
                 contexts.append(_NOTHING)
-                again = idle[b][:width]
-                tokens[b, : len(again)] = again
+                held = again[b][1]
+                tokens[b, : len(held)] = held
             else:
                 first = slots[b].start
                 contexts.append(read_only(row.tokens[: ends[b]]))

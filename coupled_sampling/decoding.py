@@ -60,7 +60,8 @@ class Decoder:
     method
         Name from `coupled_sampling.methods.METHODS`.
     window
-        Most slots forwarded per row and step, >= 1. A prompt that fits goes into the first one. "auto" finds the width that
+        Most slots forwarded per row and step, >= 1; None is 32, or as many as the model takes. A prompt that fits goes into the
+        first one. "auto" finds the width that
         commits most tokens per second, see `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed and the
         batch, but for ``ar`` and methods whose tokens are ``ar``'s, and their law does not.
     drafting
@@ -96,7 +97,7 @@ class Decoder:
         model: LogitsProvider | CoupledStep,
         *,
         method: str | Method = "scd-gumbel",
-        window: int | str | WindowRule = 32,
+        window: int | str | WindowRule | None = None,
         drafting: str | Drafting = "random",
         noise: Noise | None = None,
         prompt_chunk: int | None = None,

@@ -34,8 +34,8 @@ class DecoderSettings(TypedDict, total=False):
 
     method: str | Method
     """Default "scd-gumbel"."""
-    window: int | str | WindowRule
-    """Default 32."""
+    window: int | str | WindowRule | None
+    """Default None: 32, or as many slots as the model takes."""
     drafting: str | Drafting
     """Default "random"."""
     noise: Noise | None
@@ -217,7 +217,7 @@ def generate(
     progress
         Called after every commit with the number of new tokens.
     **settings
-        ``seeds``, ``sequences`` and ``stop_sequences``, see `GenerationSettings`; ``method="scd-gumbel"``, ``window=32``,
+        ``seeds``, ``sequences`` and ``stop_sequences``, see `GenerationSettings`; ``method="scd-gumbel"``, ``window=None`` (32),
         ``drafting="random"``, ``noise=None``, ``prompt_chunk=None`` and ``reuse_prefixes=False``, as for `Decoder`.
 
     Returns

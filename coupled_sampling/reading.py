@@ -16,7 +16,7 @@ import numpy as np
 
 from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import CoupledStep, Forks, Integers, PromptReader
-from coupled_sampling.rows import Row
+from coupled_sampling.rows import Row, last_of
 
 __all__ = ["PromptReading"]
 
@@ -40,8 +40,8 @@ class PromptReading:
         return self._reader is not None
 
     def holds(self, b: int, row: Row | None) -> Integers:
-        """Tokens from position 0 on whose state row ``b`` has or will have: what may go in again without harm."""
-        return self._held[b] if row is None else row.tokens[: row.committed]
+        """Tokens from position 0 on whose state row ``b`` has."""
+        return self._held[b] if row is None else row.tokens[: row.cached]
 
     def lose(self) -> None:
         """Somebody else had the model."""
@@ -120,12 +120,12 @@ class PromptReading:
         ends = {}
         for i, b in enumerate(call):
             row = rows[b]
-            end = 0 if row is None else row.cached
+            known = self.holds(b, row)
             if row is not None and b in reading:
-                ends[b] = end = min(end + width, row.given - 1)
-            start[i] = max(0, end - width)
-            known = self.holds(b, row)[int(start[i]) : int(start[i]) + width]
-            tokens[i, : len(known)] = known
+                ends[b] = min(row.cached + width, row.given - 1)
+                known = row.tokens[: ends[b]]
+            start[i], again = last_of(known, width)
+            tokens[i, : len(again)] = again
         reader.read(read_only(tokens), read_only(start), call)
         for b, row in reading.items():
             row.read(ends[b])

@@ -21,7 +21,7 @@ from coupled_sampling.slots import Outcome, Window
 from coupled_sampling.target import unusable_law
 from coupled_sampling.trace import Trace
 
-__all__ = ["IDLE", "Row", "Slots", "failed"]
+__all__ = ["IDLE", "Row", "Slots", "failed", "last_of"]
 
 
 class Slots(NamedTuple):
@@ -170,6 +170,15 @@ class Row:
                 f"stop_rule returned {keep!r}, expected None or how many generated tokens to keep, from {least} to {most}"
             )
         return self.prompt_length + int(keep)
+
+
+def last_of(tokens: Integers, width: int) -> tuple[int, Integers]:
+    """Where the last ``width`` of ``tokens`` (n,) begin, and these: what may go in again without harm.
+
+    The last ones, since a model promises nothing about what it held behind a window.
+    """
+    start = max(0, len(tokens) - width)
+    return start, tokens[start:]
 
 
 def failed(handle: int, error: Exception) -> Exception:

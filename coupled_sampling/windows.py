@@ -36,6 +36,8 @@ __all__ = ["FixedWindow", "WindowRule", "WindowSearch"]
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Widths that `WindowSearch` tries."""
 
+_USUAL = 32
+"""Slots where nobody says how many."""
 _SKIPPED = 2
 """Steps after a change of width that are not measured: a window just widened has more fresh drafts than usual."""
 _ENOUGH = 48
@@ -253,8 +255,8 @@ class _Climb:
             self.trying, self._step = chosen, 0
 
 
-def find_window_rule(window: int | str | WindowRule, most: int) -> WindowRule:
-    """The rule that ``window`` means: a number of slots, "auto", or a rule.
+def find_window_rule(window: int | str | WindowRule | None, most: int) -> WindowRule:
+    """The rule that ``window`` means: a number of slots, "auto", a rule, or None for 32 slots or as many as there can be.
 
     Raises
     ------
@@ -269,6 +271,8 @@ def find_window_rule(window: int | str | WindowRule, most: int) -> WindowRule:
     >>> type(find_window_rule("auto", most=64)).__name__
     'WindowSearch'
     """
+    if window is None:
+        return FixedWindow(min(_USUAL, most))
     if isinstance(window, str) and window == "auto":
         return WindowSearch(most)
     if isinstance(window, WindowRule):

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, DraftModel, Request, Sampling, generate
+from coupled_sampling import Decoder, DraftModel, GuidedProvider, Request, Sampling, generate
 from coupled_sampling.drafting import Proposal
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
 from coupled_sampling.methods import METHODS
@@ -130,6 +130,7 @@ def test_a_request_may_be_removed_while_its_prompt_is_read():
     gone = decoder.add(Request([1] * 20, length=5))
     provider.hook = lambda: decoder.remove(gone)
     assert decoder.step() == []
+    assert provider.calls == 1  # the chunk, and no window of nobody
     stays, gone = decoder.add(Request([2] * 20, length=5)), decoder.add(Request([1] * 20, length=5, sequence=1))
     provider.hook = lambda: decoder.remove(gone)
     commits = run(decoder)
@@ -252,3 +253,47 @@ def test_an_error_about_what_a_draft_model_returns_says_so(change):
             window=4,
             drafting=DraftModel(Broken(TABLE, V)),
         )
+
+
+class Forgets(TableProvider):
+    """It holds nothing behind a window's end, and need not: state is promised below a window's start."""
+
+    def forward(self, tokens, start):
+        logits = super().forward(tokens, start)
+        for held, first in zip(self._held, start, strict=False):
+            held[first + tokens.shape[1] :] = 0
+        return logits
+
+
+class ForgetsByRows(Ranged):
+    def forward_rows(self, tokens, start, rows):
+        logits = super().forward_rows(tokens, start, rows)
+        for row, first in zip(rows, start, strict=True):
+            self._held[row, first + tokens.shape[1] :] = 0
+        return logits
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", [Forgets, ForgetsByRows])
+@pytest.mark.parametrize("reuse", [False, True])
+def test_what_a_model_holds_behind_a_window_is_never_relied_upon(method, model, reuse):
+    prompts = [[1], [2, 1] * 9, [2, 1] * 4, [1, 2, 3], [2, 1] * 9, [3] * 14]
+    decoder = Decoder(model(TABLE, V, 3), method=method, window=4, prompt_chunk=3, reuse_prefixes=reuse)
+    for sequence, prompt in enumerate(prompts):
+        decoder.add(Request(prompt, length=12, sequence=sequence))
+    commits = run(decoder)
+    for handle, prompt in enumerate(prompts):
+        alone = generate(TableProvider(TABLE, V), [prompt], length=12, method=method, window=4, sequences=[handle])
+        assert tokens_of(commits[handle]) == alone.tokens[0].tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_guided_prompt_that_is_being_read_is_not_written_over(method):
+    def guided(rows):
+        return GuidedProvider(TableProvider(TABLE, V, 2 * rows), 2.0, [1])
+
+    prompts = [[1], [2, 1, 3] * 6]
+    together = generate(guided(2), prompts, length=9, method=method, window=4, prompt_chunk=6).tokens
+    for sequence, prompt in enumerate(prompts):
+        alone = generate(guided(1), [prompt], length=9, method=method, window=4, sequences=[sequence]).tokens[0]
+        assert together[sequence].tolist() == alone.tolist()

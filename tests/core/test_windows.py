@@ -336,7 +336,7 @@ def test_automatic_windows_leave_the_tokens_of_scd_match_alone():
     np.testing.assert_array_equal(*runs)
 
 
-@pytest.mark.parametrize("window", ["wide", 0, -3, 2.5, True, None])
+@pytest.mark.parametrize("window", ["wide", 0, -3, 2.5, True])
 def test_a_window_that_is_none_is_refused(window):
     with pytest.raises(InvalidArgument, match="expected an integer >= 1, or 'auto'"):
         find_window_rule(window, 10)
@@ -346,3 +346,8 @@ def test_a_rule_wider_than_the_model_is_refused():
     assert isinstance(ByCounts(), WindowRule)
     with pytest.raises(InvalidArgument, match="window is 4, the model takes at most 3"):
         find_window_rule(ByCounts(), 3)
+
+
+def test_the_usual_window_fits_a_model_that_takes_fewer_slots():
+    for most, expected in ((8, 8), (32, 32), (100, 32)):
+        assert Decoder(TableProvider(random_table(0, 3), 3, max_length=most)).window == expected

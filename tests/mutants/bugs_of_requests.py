@@ -245,4 +245,62 @@ self._told.clear()
         "Sequences that share a key drive each other's noise out of the cache.",
         ("test_noise",),
     ),
+    Bug(
+        "idle-rows-begin-at-the-beginning",
+        "rows:last_of",
+        "max(0, len(tokens) - width)",
+        "0",
+        "A row without part forwards its first tokens again, and a model need not hold what lies behind them.",
+        ("test_hostile_requests",),
+    ),
+    Bug(
+        "processors-write-positions",
+        "run_processors",
+        "processor(read_only(logits), tokens, read_only(positions))",
+        "processor(read_only(logits), tokens, positions)",
+        "A processor moves the positions that noise and draft laws are kept by.",
+        ("test_hostile_requests",),
+    ),
+    Bug(
+        "a-draft-model-trusts-what-it-held",
+        "DraftModel.begin",
+        "self._held.pop(row, None)",
+        "pass",
+        "A draft model that others had in between guesses from their state.",
+        ("test_hostile_requests",),
+    ),
+    Bug(
+        "removed-rows-take-part",
+        "Decoder._read_and_step",
+        "row if self._rows[b] is row else None",
+        "row",
+        "A window is made of rows that were removed while prompts were read.",
+        ("test_hostile_requests",),
+    ),
+    Bug(
+        "done-rows-step-on-where-copies-fail",
+        "Decoder._step_rows",
+        """\
+try:
+    self._reading.share(self._rows)
+finally:
+    for b, row in finished:
+        self._release(b, row)
+""",
+        """\
+self._reading.share(self._rows)
+for b, row in finished:
+    self._release(b, row)
+""",
+        "A finished row is stepped again where a model could not copy its prompt.",
+        ("test_hostile_requests",),
+    ),
+    Bug(
+        "processors-change-the-type-of-all-laws",
+        "run_processors",
+        "as_like(changed, logits)",
+        "changed",
+        "What one row's processor returns decides in which type, or whether, the rows beside it get laws.",
+        ("test_hostile_requests",),
+    ),
 )
