@@ -308,21 +308,19 @@ class Decoder:
         if not any(row is not None for row in rows):
             return
         outcome = self._step.step(window)
-        finished = []
-        for b, row in enumerate(rows):
-            if row is None or self._rows[b] is not row:  # removed meanwhile
-                continue
-            commit = row.apply(b, window, outcome, self.method.recycles)
-            row.trace.seconds = time.perf_counter() - row.began
-            if commit is not None:
-                self._told.append(commit)
-                if commit.finished:
-                    finished.append((b, row))
         try:
+            for b, row in enumerate(rows):
+                if row is None or self._rows[b] is not row:  # removed meanwhile
+                    continue
+                commit = row.apply(b, window, outcome, self.method.recycles)
+                row.trace.seconds = time.perf_counter() - row.began
+                if commit is not None:
+                    self._told.append(commit)
             self._reading.share(self._rows)  # a sample that is done may be the one whose prompt others wait for
-        finally:  # a model that cannot copy must not have a row step on that is done
-            for b, row in finished:
-                self._release(b, row)
+        finally:  # whatever is raised on the way, no row steps on that is done
+            for b, row in enumerate(rows):
+                if row is not None and row.trace.reason is not None:
+                    self._release(b, row)
         self._records.add(width, window, outcome, time.perf_counter() - began, rows)
         self._records.tell(self._rows)
 

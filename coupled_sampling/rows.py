@@ -111,12 +111,19 @@ class Row:
             error = outcome.failures.get(b) or unusable_law(b, first + count, float("nan"))
         closed = np.flatnonzero(decided[count:] < 0)
         open_ = decided[: count + (int(closed[0]) if closed.size else len(decided) - count)]
+        before = (self.tokens, self.committed, self.drafted, self.cached, self.round)
+        if self.request.stop_rule is not None:
+            self.tokens = self.tokens.copy()
         self.tokens[first : first + len(open_)] = open_
         self.committed += count
         self.drafted = len(open_) - count if recycles else 0
         self.cached = self.committed - 1  # the last committed token was drawn here, so it was no input yet
         self.round += 1
-        return self._commit(b, first, outcome, error)
+        try:
+            return self._commit(b, first, outcome, error)
+        except BaseException:  # Ctrl-C in a stop rule: the round is done again, from what was there
+            self.tokens, self.committed, self.drafted, self.cached, self.round = before
+            raise
 
     def _commit(self, b: int, first: int, outcome: Outcome, error: Exception | None) -> Commit:
         reason: Reason | None = None

@@ -617,3 +617,29 @@ def test_what_ended_before_the_model_raised_is_told_by_the_next_step():
     commits = run(decoder)
     assert commits[bad][0].reason == "error"
     np.testing.assert_array_equal(tokens_of(commits[good]), generate(model(), [[0]] * 2, length=3).tokens[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupt_in_a_stop_rule_loses_nothing(method):
+    """The step is done again, and the tokens are those of a run that nobody interrupted."""
+    calls = []
+
+    def impatient(generated, new):
+        calls.append(new)
+        if len(calls) % 2 == 1:
+            raise KeyboardInterrupt
+
+    decoder = Decoder(model(2), method=method, window=4)
+    decoder.add(Request([0], length=9))
+    decoder.add(Request([1], length=9, sequence=1, stop_rule=impatient))
+    commits, interrupts = {}, 0
+    while decoder.active or decoder.waiting:
+        try:
+            for commit in decoder.step():
+                commits.setdefault(commit.handle, []).append(commit.tokens)
+        except KeyboardInterrupt:
+            interrupts += 1
+    alone = generate(model(2), [[0], [1]], length=9, method=method, window=4).tokens
+    assert interrupts > 1
+    np.testing.assert_array_equal(np.concatenate(commits[0]), alone[0])
+    np.testing.assert_array_equal(np.concatenate(commits[1]), alone[1])
