@@ -117,7 +117,7 @@ self.round += 1
     Bug(
         "others-chunks-overwrite",
         "PromptReading.holds",
-        "row.tokens[: row.committed]",
+        "row.tokens[: row.cached]",
         "row.tokens[:0]",
         "A row that has no part in a call is forwarded zeros over its state.",
         ("test_requests_exactly", "test_requests"),
@@ -282,15 +282,31 @@ self._told.clear()
         "Decoder._step_rows",
         """\
 try:
+    for b, row in enumerate(rows):
+        if row is None or self._rows[b] is not row:
+            continue
+        commit = row.apply(b, window, outcome, self.method.recycles)
+        row.trace.seconds = time.perf_counter() - row.began
+        if commit is not None:
+            self._told.append(commit)
     self._reading.share(self._rows)
 finally:
-    for b, row in finished:
-        self._release(b, row)
+    for b, row in enumerate(rows):
+        if row is not None and row.trace.reason is not None:
+            self._release(b, row)
 """,
         """\
+for b, row in enumerate(rows):
+    if row is None or self._rows[b] is not row:
+        continue
+    commit = row.apply(b, window, outcome, self.method.recycles)
+    row.trace.seconds = time.perf_counter() - row.began
+    if commit is not None:
+        self._told.append(commit)
 self._reading.share(self._rows)
-for b, row in finished:
-    self._release(b, row)
+for b, row in enumerate(rows):
+    if row is not None and row.trace.reason is not None:
+        self._release(b, row)
 """,
         "A finished row is stepped again where a model could not copy its prompt.",
         ("test_hostile_requests",),

@@ -69,7 +69,7 @@ class LawsAsArrays(HostStep):
 def test_laws_as_arrays_are_exact_too(method):
     decode = shipped_decoder(method, window=3, step=LawsAsArrays)
     law = assert_lossless_exactly(
-        decode, rational_table(2, 3), [[0], [1, 2]], vocab_size=3, length=[3, 2], arithmetic="rational"
+        decode, rational_table(2, 3), [[0], [1, 2]], vocab_size=3, length=[2, 2], arithmetic="rational"
     )
     assert sum(law.values()) == 1
 
