@@ -209,7 +209,7 @@ def as_like(array: Array, like: Array) -> Array:
     """``array`` in the library, on the device and in the type of ``like``."""
     if namespace(array) is not namespace(like):
         return from_host(to_host(array), like, like.dtype)
-    return namespace(array).astype(array, like.dtype, copy=False)
+    return array if array.dtype == like.dtype else namespace(array).astype(array, like.dtype)
 
 
 def is_floating(array: Array) -> bool:

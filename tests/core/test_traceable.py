@@ -142,7 +142,7 @@ def test_target_laws_of_a_batch(framework, kind, settings):
 
     def laws(logits):
         made = target.target_laws(logits, rows, [np.zeros(0, np.int64)] * ROWS, positions, wanted)
-        return tuple(made[b, ...] for b in used)
+        return tuple(made.laws[b, ...] for b in used)
 
     assert_as_numpy(framework, kind, laws, (Given(40).logits,))
 
@@ -158,9 +158,23 @@ def test_target_laws_with_processors(framework, kind):
     positions, wanted = np.arange(SLOTS)[None].repeat(ROWS, 0), np.ones((ROWS, SLOTS), bool)
 
     def laws(logits):
-        return target.target_laws(logits, rows, [np.zeros(0, np.int64)] * ROWS, positions, wanted)
+        return target.target_laws(logits, rows, [np.zeros(0, np.int64)] * ROWS, positions, wanted).laws
 
     assert_as_numpy(framework, kind, laws, (Given(40).logits,))
+
+
+@pytest.mark.parametrize(("framework", "kind"), WITHOUT_VMAP)
+def test_slots_without_a_law_are_told_while_a_library_traces(framework, kind):
+    rows = [RowInfo(0, b, Sampling()) for b in range(ROWS)]
+    positions, wanted = np.arange(SLOTS)[None].repeat(ROWS, 0), np.ones((ROWS, SLOTS), bool)
+    logits = np.array(Given(40).logits)
+    logits[0, 1], logits[1, 2, 3] = -np.inf, np.nan
+
+    def laws(logits):
+        made = target.target_laws(logits, rows, [np.zeros(0, np.int64)] * ROWS, positions, wanted)
+        return made.laws, made.usable
+
+    assert_as_numpy(framework, kind, laws, (logits,))
 
 
 def decision(method):
@@ -189,6 +203,25 @@ def test_a_whole_step_is_decided(framework, kind, method, vocab_size):
         given.valid[1, 0] = True  # a row alone is one that decides from its first site on
     arguments = arguments_of_a_decision(given)
     assert_as_numpy(framework, kind, decision(METHODS[method]), arguments, where=given.valid)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("framework", "kind"), WITHOUT_VMAP)
+def test_a_step_ends_a_rows_drafts_where_there_is_no_law(framework, kind, method):
+    given = Given(7)
+    usable = np.ones((ROWS, SLOTS), bool)
+    usable[0, 3] = usable[1, 2] = False
+    make = METHODS[method]
+
+    def decided(usable, valid, draft, drafted, guessed, law, target_law, uniforms, race_weights):
+        sites = Sites(seed=None, sequence=None, round=None, position=None, valid=valid)
+        laws = DraftLawArray(draft, drafted, law).guessed(guessed)
+        return tuple(decide(make, target_law, sites, laws, ArrayNoise(uniforms, race_weights), usable=usable))
+
+    assert_as_numpy(framework, kind, decided, (usable, *arguments_of_a_decision(given)), where=given.valid)
+    tokens, last = decided(usable, *arguments_of_a_decision(given))
+    assert (tokens[0, 3:][given.valid[0, 3:]] == -1).all()
+    assert last[0] <= 3
 
 
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-match"])
