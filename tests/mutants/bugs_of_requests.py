@@ -195,14 +195,6 @@ self.round += 1
         ("test_requests",),
     ),
     Bug(
-        "wrong-proposal-takes-part",
-        "Assembly.window",
-        "slots[b], ends[b] = IDLE, 0",
-        "pass",
-        "A row whose drafts were refused is decided nevertheless.",
-        ("test_requests",),
-    ),
-    Bug(
         "draft-model-dead-state-drawn",
         "DraftModel.propose",
         "usable[i, 0]",

@@ -75,14 +75,6 @@ BUGS = (
         RING,
     ),
     Bug(
-        "idle-rows-pad-from-the-front",
-        "NoiseRing.missing",
-        "missing.append((end, end))",
-        "missing.append((0, 0))",
-        "Padding is written over positions that a row has under way.",
-        RING,
-    ),
-    Bug(
         "noise-counts-as-held-before-the-graph-ran",
         "OrtStep.step",
         "positions, entered = self._noise_positions(window)",
