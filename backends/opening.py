@@ -17,8 +17,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end
-from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
@@ -184,7 +184,7 @@ def _wanted(
     """The arguments of `open_model` looked up and checked, "auto" decided."""
     if not isinstance(place, Place):
         raise InvalidArgument(f"place is {place!r}, expected a Place, such as Place('cuda', device=0)")
-    check_positive("rows", rows)
+    check_count("rows", rows)
     if step not in _STEPS:
         raise InvalidArgument(f"step is {step!r}, expected one of {', '.join(_STEPS)}")
     found = None if method is None else find_method(method)

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.ort.session import check_threads
-from coupled_sampling.bounds import check_positive
 from coupled_sampling.bundles.opening import MODELS, Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
@@ -121,7 +121,7 @@ tensorrt, tensorrt-rtx
                 )
         check_threads(self.threads)
         if self.max_window is not None:
-            check_positive("max_window", self.max_window)
+            check_count("max_window", self.max_window)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coupled_sampling.arguments import checked_tokens
 from coupled_sampling.arrays import read_only
-from coupled_sampling.contracts import CoupledStep
+from coupled_sampling.contracts import CoupledStep, PointMassesOnly
 from coupled_sampling.drafting import CarriesLaws, Drafting, SelectiveDrafting
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
-from coupled_sampling.offers import PointMassesOnly
-from coupled_sampling.requests import Request, checked_tokens
+from coupled_sampling.requests import Request
 from coupled_sampling.rows import Row
 from coupled_sampling.sampling import RowInfo, Sampling
 
@@ -39,8 +39,8 @@ class Preparation:
         """Why the step cannot test drafts that carry laws; None if it can."""
         return self.step.refuses_laws if isinstance(self.step, PointMassesOnly) else None
 
-    def rows(self, request: Request, handle: int = 0) -> list[Row]:
-        """A row for each sample of ``request``, with handles from ``handle`` on.
+    def rows(self, request: Request) -> list[Row]:
+        """A row for each sample of ``request``; the decoder gives them their handles.
 
         Raises
         ------
@@ -74,14 +74,9 @@ class Preparation:
         rows: list[Row] = []
         for k in range(request.samples):
             own = replace(request, sequence=first + k, samples=1)
-            info = RowInfo(
-                int(request.seed),
-                first + k,
-                _begun(request),
-                request.logprobs,
-                request.model_logprobs,
-            )
-            row = Row(handle + k, own, tokens.copy(), info, len(known), stop, sequences)
+            begun = _begun(request)
+            info = RowInfo(int(request.seed), first + k, begun, request.logprobs, request.model_logprobs)
+            row = Row(-1, own, tokens.copy(), info, len(known), stop, sequences)
             row.leader = rows[0] if rows else None
             rows.append(row)
         return rows

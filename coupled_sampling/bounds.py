@@ -1,4 +1,4 @@
-"""What is asked of arguments before anything uses them: of a model, of the arguments of ``forward``, of numbers."""
+"""What is asked of a model, of the arguments of ``forward`` and of what it returns, before anything uses them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.arrays import is_floating
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -28,25 +29,7 @@ def check_model(name: str, model: Any) -> None:
             "forward(tokens, start)"
         )
     for size in ("vocab_size", "batch_size", "max_length"):
-        check_positive(f"{name}.{size}", getattr(model, size))
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise InvalidArgument(f"{name} is {value!r}, expected True or False")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is no integer >= 1.
-
-    Raises
-    ------
-    InvalidArgument
-        It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidArgument(f"{name} is {value!r}, expected an integer >= 1")
+        check_count(f"{name}.{size}", getattr(model, size))
 
 
 def check_logits(who: str, logits: Any, expected: tuple[int, ...]) -> None:

@@ -19,7 +19,16 @@ from typing import Protocol, Self, runtime_checkable
 
 from coupled_sampling.draws import Noise
 from coupled_sampling.methods import Method
-from coupled_sampling.offers import Forks, PromptReader, ReadsPrompts, RequestObserver, RowRanges, Selective, Wraps
+from coupled_sampling.offers import (
+    Forks,
+    PointMassesOnly,
+    PromptReader,
+    ReadsPrompts,
+    RequestObserver,
+    RowRanges,
+    Selective,
+    Wraps,
+)
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closeable, Runs, SaysWhatRuns, what_runs
 from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling, SequenceProcessor
@@ -36,6 +45,7 @@ __all__ = [
     "OpenProvider",
     "OpenStep",
     "Outcome",
+    "PointMassesOnly",
     "Processor",
     "PromptReader",
     "ReadsPrompts",

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.admission import Preparation
+from coupled_sampling.arguments import check_count, check_flag
 from coupled_sampling.assembly import Assembly
-from coupled_sampling.bounds import check_flag, check_positive
 from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
@@ -61,9 +61,8 @@ class Decoder:
         Name from `coupled_sampling.methods.METHODS`.
     window
         Most slots forwarded per row and step, >= 1; None is 32, or as many as the model takes. A prompt that fits goes into the
-        first one. "auto" finds the width that
-        commits most tokens per second, see `coupled_sampling.windows`; then tokens at a seed depend on the machine's speed and the
-        batch, but for ``ar`` and methods whose tokens are ``ar``'s, and their law does not.
+        first one. "auto" finds the width that commits most tokens per second, see `coupled_sampling.windows`; then tokens at a seed
+        depend on the machine's speed and the batch, but for ``ar`` and methods whose tokens are ``ar``'s, and their law does not.
     drafting
         Rule for fresh drafts, see `coupled_sampling.drafting`.
     noise
@@ -108,7 +107,7 @@ class Decoder:
             raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
         check_flag("reuse_prefixes", reuse_prefixes)
         if prompt_chunk is not None:
-            check_positive("prompt_chunk", prompt_chunk)
+            check_count("prompt_chunk", prompt_chunk)
             if prompt_chunk > step.max_window:
                 raise InvalidArgument(
                     f"prompt_chunk is {prompt_chunk}, the model takes at most {step.max_window} slots at once; ask for fewer"
@@ -196,7 +195,7 @@ class Decoder:
         InvalidArgument
             See `check`.
         """
-        rows = self._preparation.rows(request, handle=0)
+        rows = self._preparation.rows(request)
         with self._lock:
             for row in rows:
                 row.handle, self._next_handle = self._next_handle, self._next_handle + 1
@@ -263,7 +262,7 @@ class Decoder:
         """One forward pass over all active rows; empty when there is nothing to do, or only prompts were read.
 
         A finished sequence frees its row before this returns. A request that fails is among the commits, with the reason "error".
-        If the model raises, no row has changed, so the step can be tried again.
+        If the model raises, no row has lost anything (chunks of prompts that were read are kept): the step can be tried again.
 
         Raises
         ------

@@ -16,6 +16,7 @@ from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestO
 from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
 from coupled_sampling.noise import Noise, Purpose
 from coupled_sampling.requests import Request
+from coupled_sampling.rows import common_length
 from coupled_sampling.target import target_laws
 
 __all__ = ["DraftModel"]
@@ -122,7 +123,8 @@ class DraftModel:
         rows = max(wanted) + 1  # a call takes the first rows; those that ask for nothing repeat tokens that they hold
         # The last token goes in again even where its state is held: what is wanted is its logits.
         held = {
-            row: min(_common_prefix(self._held.get(row), tokens), len(tokens) - 1) for row, tokens in wanted.items()
+            row: min(common_length(self._held.get(row, tokens[:0]), tokens), len(tokens) - 1)
+            for row, tokens in wanted.items()
         }
         while True:
             width = min(max(len(tokens) - held[row] for row, tokens in wanted.items()), max_window(self.provider))
@@ -140,15 +142,6 @@ class DraftModel:
                 self._held[row] = wanted[row][: held[row]].copy()  # the caller goes on writing into its tokens
             if all(held[row] == len(tokens) for row, tokens in wanted.items()):
                 return _stack_slots(logits, {row: len(tokens) - 1 - int(start[row]) for row, tokens in wanted.items()})
-
-
-def _common_prefix(held: Integers | None, tokens: Integers) -> int:
-    """Length of the longest common prefix."""
-    if held is None:
-        return 0
-    shorter = min(len(held), len(tokens))
-    differ = np.flatnonzero(held[:shorter] != tokens[:shorter])
-    return int(differ[0]) if differ.size else shorter
 
 
 def _stack_slots(logits: Array, slots: dict[int, int]) -> Array:

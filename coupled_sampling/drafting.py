@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from coupled_sampling.bounds import check_positive
+from coupled_sampling.arguments import check_count, is_whole
 from coupled_sampling.contracts import Array, Integers, RowInfo
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.noise import Noise, Purpose, Sites
@@ -190,8 +190,7 @@ class Random:
     def __post_init__(self) -> None:
         for name in ("first", "count"):
             value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole and not (value is None and name == "count"):
+            if not is_whole(value) and not (value is None and name == "count"):
                 raise InvalidArgument(f"drafting random: {name} is {value!r}, expected an integer")
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
@@ -236,7 +235,7 @@ class Copy:
     lag: int
 
     def __post_init__(self) -> None:
-        check_positive("drafting copy: the lag", self.lag)
+        check_count("drafting copy: the lag", self.lag)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -292,7 +291,7 @@ class NGram:
     size: int = 3
 
     def __post_init__(self) -> None:
-        check_positive("drafting ngram: the size", self.size)
+        check_count("drafting ngram: the size", self.size)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool

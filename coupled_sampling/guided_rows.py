@@ -21,11 +21,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import checked_tokens
 from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import Integers, LogitsProvider
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.refusals import refusal_of
-from coupled_sampling.requests import Guidance, Request, checked_tokens
+from coupled_sampling.requests import Guidance, Request
 
 __all__ = ["GuidedRows", "PairedWindow", "Scale", "Unconditional"]
 

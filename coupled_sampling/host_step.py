@@ -165,27 +165,12 @@ class HostStep(Closing):
         """
         rows, width = window.tokens.shape
         whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {})
-        for part in self._parts(window):
+        for part in [range(rows)] if self.touches_all else window.busy_parts():
             outcome = self._step(window if len(part) == rows else window.part(part))
             whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
             for told, found in zip(whole[2:], outcome[2:], strict=True):
                 told.update({part.start + row: value for row, value in found.items()})  # type: ignore[attr-defined]
         return whole
-
-    def _parts(self, window: Window) -> list[range]:
-        """The rows to forward together: all, or where rows can be chosen, those in use."""
-        every = range(len(window.start))
-        if self.touches_all:
-            return [every]
-        used = [row for row in every if window.rows[row] is not None]
-        parts: list[range] = []
-        for row in used:
-            # Where a weight is read once for all rows, a call costs about as much as one row more in it.
-            if parts and row - parts[-1].stop <= 1:
-                parts[-1] = range(parts[-1].start, row + 1)
-            else:
-                parts.append(range(row, row + 1))
-        return parts
 
     def _step(self, window: Window) -> Outcome:
         """The step of consecutive rows."""
@@ -211,7 +196,7 @@ class HostStep(Closing):
         committed = np.where(window.draws, last - first_new + 1, 0)
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
-            self._remember(target.laws, slots, decided, window)
+            self._remember(target.laws, slots, window)
         counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
         told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
         return Outcome(tokens, committed, target.failures(last), *told)
@@ -226,9 +211,8 @@ class HostStep(Closing):
             if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
                 continue
             first, last = committed[b]
-            sites = slice(
-                first, last + int(tokens[b, last] >= 0)
-            )  # without the site that has no law, where the row has failed
+            has_law = int(tokens[b, last] >= 0)  # where the row has failed, its last site has none
+            sites = slice(first, last + has_law)
             chosen = from_host(tokens[b, sites], logits)
             if info.logprobs:
                 target[b] = _log_of(laws[b, sites, ...], chosen)
@@ -274,7 +258,7 @@ class HostStep(Closing):
                 runs[b].append(Run(first + recycled, first + recycled + fresh, laws))
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Decisions, decided: StepDecision, window: Window) -> None:
+    def _remember(self, target: Array, slots: Decisions, window: Window) -> None:
         """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
             row = window.first_row + b
@@ -286,7 +270,7 @@ def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: No
     if isinstance(model, CoupledStep):
         return model
     if hasattr(model, "step"):
-        parts = (
+        parts = [
             "method",
             "vocab_size",
             "batch_size",
@@ -297,7 +281,7 @@ def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: No
             "takes",
             "begin",
             "close",
-        )
+        ]
         missing = ", ".join(part for part in parts if not hasattr(model, part))
         raise InvalidArgument(
             f"model is a {type(model).__name__}, which has a step but is no CoupledStep: it lacks {missing}"

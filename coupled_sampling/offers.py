@@ -31,7 +31,7 @@ class PointMassesOnly(Protocol):
     Examples
     --------
     >>> from coupled_sampling.backends import open_model
-    >>> from coupled_sampling.offers import PointMassesOnly
+    >>> from coupled_sampling.contracts import PointMassesOnly
     >>> with open_model("fashion", method="sjd", step="graph") as step:
     ...     isinstance(step, PointMassesOnly), step.refuses_laws
     (True, 'this step graph can only take point masses; use HostStep for them')

@@ -16,7 +16,7 @@ import numpy as np
 
 from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import CoupledStep, Forks, Integers, PromptReader
-from coupled_sampling.rows import Row, last_of
+from coupled_sampling.rows import Row, common_length, last_of
 
 __all__ = ["PromptReading"]
 
@@ -50,7 +50,7 @@ class PromptReading:
     def place(self, row: Row, rows: Sequence[Row | None]) -> int:
         """The free row to put ``row`` into: the one that holds most of its beginning, else the lowest."""
         free = [b for b, other in enumerate(rows) if other is None]
-        return max(free, key=lambda b: (_common(self._held[b], row.tokens[: row.given - 1]), -b))
+        return max(free, key=lambda b: (common_length(self._held[b], row.tokens[: row.given - 1]), -b))
 
     def enter(self, b: int, row: Row, rows: Sequence[Row | None]) -> None:
         """``row`` has begun in row ``b``: take over the state that is there already."""
@@ -58,9 +58,9 @@ class PromptReading:
         if not self._reuses or row.leader is not None:
             return
         wanted = row.tokens[: row.given - 1]  # the last known token is forwarded in any case, for its logits
-        own, source, most = _common(held, wanted), None, 0
+        own, source, most = common_length(held, wanted), None, 0
         for other, at in enumerate(rows) if self._forks is not None else ():
-            length = _common(self._held[other] if at is None else at.tokens[: at.cached], wanted)
+            length = common_length(self._held[other] if at is None else at.tokens[: at.cached], wanted)
             if other != b and length > max(own, most):
                 source, most = other, length
         if source is not None and self._forks is not None:
@@ -129,13 +129,6 @@ class PromptReading:
         reader.read(read_only(tokens), read_only(start), call)
         for b, row in reading.items():
             row.read(ends[b])
-
-
-def _common(held: Integers, wanted: Integers) -> int:
-    """Length of the longest common beginning."""
-    shorter = min(len(held), len(wanted))
-    differ = np.flatnonzero(held[:shorter] != wanted[:shorter])
-    return int(differ[0]) if differ.size else shorter
 
 
 def _runs(numbers: Sequence[int]) -> list[range]:

@@ -87,7 +87,7 @@ class Refusals:
 
     @property
     def refuses_laws(self) -> str | None:
-        """See `coupled_sampling.offers.PointMassesOnly`."""
+        """See `coupled_sampling.contracts.PointMassesOnly`."""
         return None if self.laws is None else f"{self.step} can only take point masses; {self.laws}"
 
     def takes(self, request: Request) -> str | None:

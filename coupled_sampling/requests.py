@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import checked_tokens, is_whole
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.sampling import Integers, Sampling
 from coupled_sampling.trace import Trace
@@ -82,7 +83,7 @@ class Guidance:
         >>> Guidance.until(100, scale=4.0).scales(np.array([0, 99, 100]), own=7.5)
         array([4., 4., 1.])
         """
-        if not _is_whole(tokens) or tokens < 0:
+        if not is_whole(tokens) or tokens < 0:
             raise InvalidArgument(f"tokens is {tokens!r}, expected how many of the first tokens to guide, >= 0")
         checked = cls(scale=scale)
         if callable(scale) or checked.scale is None:
@@ -187,7 +188,7 @@ class Request:
             ("samples", 1, "a number of sequences, >= 1"),
         ):
             value = getattr(self, name)
-            if not (value is None and name == "sequence") and not (_is_whole(value) and least <= value < 2**64):
+            if not (value is None and name == "sequence") and not (is_whole(value) and least <= value < 2**64):
                 raise InvalidArgument(f"{name} is {value!r}, expected {what}")
         if self.sequence is not None and self.sequence + self.samples > 2**64:
             raise InvalidArgument(
@@ -268,37 +269,3 @@ class Commit(NamedTuple):
     """(n,) log-probabilities of ``tokens`` under their target laws, if the request asks for them."""
     model_logprobs: NDArray[np.float64] | None = None
     """(n,) under the model's own laws, if the request asks for them."""
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def checked_tokens(name: str, tokens: object, vocab_size: int | None = None, *, least: int = 1) -> Integers:
-    """``tokens`` as int64 (n,), refused if they are fewer than ``least``, no flat integers or outside the vocabulary.
-
-    Raises
-    ------
-    InvalidArgument
-        It names ``name``.
-    """
-    try:
-        found = np.asarray(tokens if tokens is not None else 0.5)
-    except (TypeError, ValueError):  # ragged
-        found = np.asarray(0.5)
-    whole = np.issubdtype(found.dtype, np.integer) or (found.size == 0 and not isinstance(tokens, str))
-    if found.ndim != 1 or not whole:
-        raise InvalidArgument(f"{name} is {_short(tokens)}, expected integer tokens in a flat sequence")
-    if len(found) < least:
-        raise InvalidArgument(f"{name} has shape {found.shape}, expected at least one token in a flat sequence")
-    if vocab_size is not None:
-        outside = (found < 0) | (found >= vocab_size)
-        if outside.any():
-            where = int(outside.argmax())
-            raise InvalidArgument(f"{name} token {where} is {found[where]}, expected tokens in [0, {vocab_size})")
-    return found.astype(np.int64)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

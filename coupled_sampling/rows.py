@@ -21,7 +21,7 @@ from coupled_sampling.slots import Outcome, Window
 from coupled_sampling.target import unusable_law
 from coupled_sampling.trace import Trace
 
-__all__ = ["IDLE", "Row", "Slots", "failed", "last_of"]
+__all__ = ["IDLE", "Row", "Slots", "common_length", "failed", "last_of"]
 
 
 class Slots(NamedTuple):
@@ -186,6 +186,13 @@ def last_of(tokens: Integers, width: int) -> tuple[int, Integers]:
     """
     start = max(0, len(tokens) - width)
     return start, tokens[start:]
+
+
+def common_length(held: Integers, wanted: Integers) -> int:
+    """Length of the longest common beginning of two token sequences."""
+    shorter = min(len(held), len(wanted))
+    differ = np.flatnonzero(held[:shorter] != wanted[:shorter])
+    return int(differ[0]) if differ.size else shorter
 
 
 def failed(handle: int, error: Exception) -> Exception:

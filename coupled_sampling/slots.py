@@ -157,6 +157,21 @@ class Window(NamedTuple):
         fields: list[Any] = [field[rows.start : rows.stop] for field in self[:-1]]
         return Window(*fields)._replace(first_row=self.first_row + rows.start)
 
+    def busy_parts(self) -> list[range]:
+        """The rows to run together where rows can be chosen: those in use, and a single idle one between two of them.
+
+        A weight is read once for all rows of a call, so that a call costs about as much as one row more in it.
+        """
+        parts: list[range] = []
+        for row, info in enumerate(self.rows):
+            if info is None:
+                continue
+            if parts and row - parts[-1].stop <= 1:
+                parts[-1] = range(parts[-1].start, row + 1)
+            else:
+                parts.append(range(row, row + 1))
+        return parts
+
     def decided_positions(self, row: int) -> tuple[int, int]:
         """What ``row`` decides, if it draws: the positions ``first`` to ``end - 1``, those of its drafts and one more."""
         first = int(self.start[row] + self.known[row])

@@ -28,7 +28,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from coupled_sampling.bounds import check_positive
+from coupled_sampling.arguments import check_count
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["FixedWindow", "WindowRule", "WindowSearch"]
@@ -138,8 +138,8 @@ class WindowSearch:
     """
 
     def __init__(self, largest: int, start: int = 16) -> None:
-        check_positive("largest", largest)
-        check_positive("start", start)
+        check_count("largest", largest)
+        check_count("start", start)
         self.widths = [width for width in LADDER if width <= largest]
         self.largest = self.widths[-1]
         self._start = sum(width <= start for width in self.widths) - 1

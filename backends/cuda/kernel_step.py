@@ -169,7 +169,7 @@ class KernelStep(Closing):
 
     @property
     def refuses_laws(self) -> str | None:
-        """Why drafts that carry laws cannot be tested. See `coupled_sampling.offers.PointMassesOnly`."""
+        """Why drafts that carry laws cannot be tested. See `coupled_sampling.contracts.PointMassesOnly`."""
         return self._refusals.refuses_laws
 
     def begin(self, row: int, request: Request) -> None:

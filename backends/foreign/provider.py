@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.foreign.checks import check_decoder, check_padding, probe_graph
 from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph, read_max_length
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
+from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.running import Closing
@@ -144,9 +145,9 @@ class ConcatenatedProvider(Closing):
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
-        check_positive("batch_size", batch_size)
+        check_count("batch_size", batch_size)
         if max_length is not None:
-            check_positive("max_length", max_length)
+            check_count("max_length", max_length)
         if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
             raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
         file = Path(path)

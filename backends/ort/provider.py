@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.ort.binding import HostBinding
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
-from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
+from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
@@ -143,7 +144,7 @@ class OrtProvider(Closing):
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
-        check_positive("batch_size", batch_size)
+        check_count("batch_size", batch_size)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         return cls(opened, open_session(opened.window_graph, threads), batch_size)
 

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.step_checks import check_guidance, refusals_of, step_graph_facts
 from coupled_sampling.backends.ort.step_inputs import (
-    busy_rows,
     candidates,
     fill_race_noise,
     fill_uniforms,
@@ -42,7 +42,7 @@ from coupled_sampling.backends.ort.step_inputs import (
     warp_settings,
 )
 from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
-from coupled_sampling.bounds import check_fork, check_positive, check_rows, check_window
+from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.errors import ProviderError
@@ -118,9 +118,9 @@ class OrtStep(Closing):
         binding: HostBinding | None = None,
         prompt_chunk: int | None = None,
     ) -> None:
-        check_positive("batch_size", batch_size)
+        check_count("batch_size", batch_size)
         if prompt_chunk is not None:
-            check_positive("prompt_chunk", prompt_chunk)
+            check_count("prompt_chunk", prompt_chunk)
         facts = step_graph_facts(session)
         self.method, self._is_rejection = facts.method, facts.method.acceptance == "rejection"
         self.vocab_size = facts.vocab_size
@@ -169,7 +169,7 @@ class OrtStep(Closing):
 
     @property
     def refuses_laws(self) -> str | None:
-        """Why drafts that carry laws cannot be tested. See `coupled_sampling.offers.PointMassesOnly`."""
+        """Why drafts that carry laws cannot be tested. See `coupled_sampling.contracts.PointMassesOnly`."""
         return self._refusals.refuses_laws
 
     def begin(self, row: int, request: Request) -> None:
@@ -194,7 +194,7 @@ class OrtStep(Closing):
         check_window(self, window.tokens, window.start)
         self._refusals.check(window)
         rows, width = window.tokens.shape
-        parts = [window.part(rows) for rows in busy_rows(window)]
+        parts = [window.part(rows) for rows in window.busy_parts()]
         pairs = [self._paired(part) for part in parts]  # refuses what does not fit, before anything is written
         source = self._laws.source(window) if self._is_rejection else 0
         positions, entered = self._noise_positions(window)

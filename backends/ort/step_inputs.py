@@ -15,7 +15,6 @@ from coupled_sampling.contracts import Integers, Window
 from coupled_sampling.noise import race_weights, uniforms
 
 __all__ = [
-    "busy_rows",
     "candidates",
     "fill_race_noise",
     "fill_uniforms",
@@ -23,22 +22,6 @@ __all__ = [
     "temperatures",
     "warp_settings",
 ]
-
-
-def busy_rows(window: Window) -> list[range]:
-    """The rows to run together: those in use, and a single idle one between two of them.
-
-    A weight is read once for all rows of a call, so that a call costs about as much as one row more in it.
-    """
-    parts: list[range] = []
-    for row, info in enumerate(window.rows):
-        if info is None:
-            continue
-        if parts and row - parts[-1].stop <= 1:
-            parts[-1] = range(parts[-1].start, row + 1)
-        else:
-            parts.append(range(row, row + 1))
-    return parts
 
 
 def known_tokens(tokens: Integers, start: Integers, first_row: int) -> Window:

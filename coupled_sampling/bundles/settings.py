@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, TypeVar
 
-from coupled_sampling.bounds import check_positive
+from coupled_sampling.arguments import check_count
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
@@ -131,9 +131,9 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         find_method(self.method)
-        check_positive("length", self.length)
+        check_count("length", self.length)
         if self.prompt_chunk is not None:
-            check_positive("prompt_chunk", self.prompt_chunk)
+            check_count("prompt_chunk", self.prompt_chunk)
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance):
             raise InvalidArgument(f"guidance is {self.guidance!r}, expected a finite number; 1 is none")
 

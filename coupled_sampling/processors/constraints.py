@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import numpy as np
 
+from coupled_sampling.arguments import check_count, check_number, checked_tokens
 from coupled_sampling.arrays import filled, from_host, namespace
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.processors.parts import Rule, by_index, forbid, number, token_mask, tokens_of, whole
-from coupled_sampling.requests import checked_tokens
+from coupled_sampling.processors.parts import Rule, by_index, forbid, token_mask, tokens_of
 from coupled_sampling.sampling import Array, Integers
 
 __all__ = ["AllowedTokens", "ForcedTokens", "LogitBias", "MinNewTokens"]
@@ -47,7 +47,10 @@ class LogitBias(Rule):
             raise InvalidArgument(f"bias is {self.bias!r}, expected a mapping from tokens to numbers")
         tokens = tokens_of("bias", list(self.bias), least=0)
         what = "a finite number, or -inf to forbid the token"
-        values = [number(f"bias[{token}]", value, what, infinite=True) for token, value in self.bias.items()]
+        for token, value in self.bias.items():
+            if not (isinstance(value, float) and value == -np.inf):
+                check_number(f"bias[{token}]", value, what)
+        values = [float(value) for value in self.bias.values()]
         object.__setattr__(self, "bias", dict(zip(tokens, values, strict=True)))
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
@@ -137,7 +140,7 @@ class MinNewTokens(Rule):
     stop: Sequence[int]
 
     def __post_init__(self) -> None:
-        whole("min_new_tokens", self.min_new_tokens, 0)
+        check_count("min_new_tokens", self.min_new_tokens, 0)
         object.__setattr__(self, "stop", tokens_of("stop", self.stop))
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
@@ -171,7 +174,9 @@ class ForcedTokens(Rule):
     def __post_init__(self) -> None:
         given = self.tokens
         by = by_index("tokens", given) if isinstance(given, Mapping) else dict(enumerate(tokens_of("tokens", given)))
-        object.__setattr__(self, "tokens", {index: whole(f"tokens[{index}]", token, 0) for index, token in by.items()})
+        object.__setattr__(
+            self, "tokens", {index: check_count(f"tokens[{index}]", token, 0) for index, token in by.items()}
+        )
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
         assert isinstance(self.tokens, Mapping)

@@ -10,15 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count, checked_tokens
 from coupled_sampling.arrays import filled, from_host, namespace
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.requests import checked_tokens
 from coupled_sampling.sampling import Array, Integers, Processor
 
 __all__ = [
@@ -26,12 +25,9 @@ __all__ = [
     "by_index",
     "change_seen",
     "counts_before",
-    "flag",
     "forbid",
-    "number",
     "token_mask",
     "tokens_of",
-    "whole",
 ]
 
 
@@ -128,39 +124,6 @@ def tokens_of(name: str, tokens: object, *, least: int = 1) -> tuple[int, ...]:
     return found
 
 
-def whole(name: str, value: object, least: int) -> int:
-    """``value`` as an int >= ``least``.
-
-    Raises
-    ------
-    InvalidArgument
-        It is none; it names ``name``.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
-    return int(value)
-
-
-def number(name: str, value: object, what: str = "a finite number", *, infinite: bool = False) -> float:
-    """``value`` as a finite float, or -inf if ``infinite``.
-
-    Raises
-    ------
-    InvalidArgument
-        It is none; it names ``name``.
-    """
-    found = np.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    if not np.isfinite(found) and not (infinite and found == -np.inf):
-        raise InvalidArgument(f"{name} is {value!r}, expected {what}")
-    return found
-
-
-def flag(name: str, value: object) -> None:
-    """Refuse a ``value`` that is neither True nor False; the message names ``name``."""
-    if not isinstance(value, bool):
-        raise InvalidArgument(f"{name} is {value!r}, expected True or False")
-
-
 def by_index(name: str, given: Mapping[Any, Any]) -> dict[int, Any]:
     """``given`` with indices of generated tokens as its keys, checked.
 
@@ -169,4 +132,4 @@ def by_index(name: str, given: Mapping[Any, Any]) -> dict[int, Any]:
     InvalidArgument
         A key is no integer >= 0; it names ``name``.
     """
-    return {whole(f"an index of {name}", index, 0): value for index, value in given.items()}
+    return {check_count(f"an index of {name}", index, 0): value for index, value in given.items()}

@@ -15,25 +15,39 @@ Whether the prompt is part of that context differs: the repetition penalty count
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-
+from coupled_sampling.arguments import check_flag, check_number
 from coupled_sampling.arrays import namespace
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.processors.parts import Rule, change_seen, counts_before, flag, number
+from coupled_sampling.processors.parts import Rule, change_seen, counts_before
 from coupled_sampling.sampling import Array, Integers
 
 __all__ = ["FrequencyPenalty", "PresencePenalty", "RepetitionPenalty"]
 
 
-def _checked(penalty: object, count_prompt: object) -> None:
-    number("penalty", penalty)
-    flag("count_prompt", count_prompt)
+@dataclass(frozen=True)
+class _Penalty(Rule):
+    """A penalty on tokens that came before."""
+
+    penalty: float
+    count_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("penalty", self.penalty)
+        check_flag("count_prompt", self.count_prompt)
+
+    def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
+        return change_seen(logits, *counts_before(tokens, 0 if self.count_prompt else end, positions), self._changed)
+
+    @abstractmethod
+    def _changed(self, logits: Array, counts: Array) -> Array:
+        """``logits`` of tokens that came ``counts`` times before; it leaves them alone where counts are 0."""
 
 
 @dataclass(frozen=True)
-class RepetitionPenalty(Rule):
+class RepetitionPenalty(_Penalty):
     """Logits of tokens that came before are divided by ``penalty`` if they are positive and multiplied by it otherwise.
 
     It is ``repetition_penalty`` of transformers (``RepetitionPenaltyLogitsProcessor``) and of vLLM.
@@ -58,25 +72,20 @@ class RepetitionPenalty(Rule):
     array([[ 1.5, -1. ,  0.5]])
     """
 
-    penalty: float
     count_prompt: bool = True
 
     def __post_init__(self) -> None:
-        _checked(self.penalty, self.count_prompt)
+        super().__post_init__()
         if self.penalty <= 0:
             raise InvalidArgument(f"penalty is {self.penalty}, expected a number > 0; 1 changes nothing")
 
-    def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        penalty, where = float(self.penalty), namespace(logits).where
-
-        def change(some: Array, counts: Array) -> Array:
-            return where(counts > 0, where(some > 0, some / penalty, some * penalty), some)
-
-        return change_seen(logits, *counts_before(tokens, 0 if self.count_prompt else end, positions), change)
+    def _changed(self, logits: Array, counts: Array) -> Array:
+        where, penalty = namespace(logits).where, float(self.penalty)
+        return where(counts > 0, where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 @dataclass(frozen=True)
-class FrequencyPenalty(Rule):
+class FrequencyPenalty(_Penalty):
     """``penalty`` is taken from a token's logit for every time that it came before: ``frequency_penalty`` of OpenAI and vLLM.
 
     Parameters
@@ -95,19 +104,12 @@ class FrequencyPenalty(Rule):
     [[-0.5, 0.0], [-1.0, 0.0]]
     """
 
-    penalty: float
-    count_prompt: bool = False
-
-    def __post_init__(self) -> None:
-        _checked(self.penalty, self.count_prompt)
-
-    def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        seen, counts = counts_before(tokens, 0 if self.count_prompt else end, positions)
-        return change_seen(logits, seen, counts, lambda some, times: some - times * float(self.penalty))
+    def _changed(self, logits: Array, counts: Array) -> Array:
+        return logits - counts * float(self.penalty)
 
 
 @dataclass(frozen=True)
-class PresencePenalty(Rule):
+class PresencePenalty(_Penalty):
     """``penalty`` is taken once from the logit of a token that came before: ``presence_penalty`` of OpenAI and vLLM.
 
     Parameters
@@ -126,13 +128,6 @@ class PresencePenalty(Rule):
     [[-0.5, 0.0], [-0.5, 0.0]]
     """
 
-    penalty: float
-    count_prompt: bool = False
-
-    def __post_init__(self) -> None:
-        _checked(self.penalty, self.count_prompt)
-
-    def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
-        seen, counts = counts_before(tokens, 0 if self.count_prompt else end, positions)
-        once = np.minimum(counts, 1)
-        return change_seen(logits, seen, once, lambda some, times: some - times * float(self.penalty))
+    def _changed(self, logits: Array, counts: Array) -> Array:
+        once = namespace(logits).astype(counts > 0, logits.dtype)
+        return logits - once * float(self.penalty)

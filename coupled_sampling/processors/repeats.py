@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count, check_flag, checked_tokens
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.processors.parts import Rule, flag, forbid, tokens_of, whole
-from coupled_sampling.requests import checked_tokens
+from coupled_sampling.processors.parts import Rule, forbid, tokens_of
 from coupled_sampling.sampling import Array, Integers
 
 __all__ = ["BadWords", "NoRepeatNGram"]
@@ -52,8 +52,8 @@ class NoRepeatNGram(Rule):
     count_prompt: bool = True
 
     def __post_init__(self) -> None:
-        whole("ngram_size", self.ngram_size, 1)
-        flag("count_prompt", self.count_prompt)
+        check_count("ngram_size", self.ngram_size)
+        check_flag("count_prompt", self.count_prompt)
 
     def _processed(self, end: int, logits: Array, tokens: Integers, positions: Integers) -> Array:
         context = tokens[0 if self.count_prompt else end :]
@@ -109,7 +109,7 @@ class BadWords(Rule):
             raise InvalidArgument(f"words is {self.words!r}, expected a sequence of token sequences")
         words = tuple(tokens_of(f"words[{i}]", word) for i, word in enumerate(self.words))
         object.__setattr__(self, "words", words)
-        flag("count_prompt", self.count_prompt)
+        check_flag("count_prompt", self.count_prompt)
 
     @cached_property
     def _by_length(self) -> list[Integers]:

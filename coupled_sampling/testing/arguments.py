@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Collection, Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count as _check_count
+from coupled_sampling.arguments import check_number, shown
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.drafting import find_drafting
 from coupled_sampling.errors import InvalidArgument
@@ -44,44 +44,20 @@ __all__ = [
     "shown",
 ]
 
-_SHOWN = 80
-"""Characters of a wrong value that a message shows."""
 _MOST = 2**31 - 1
 """The largest count that is taken anywhere: beyond it is a slip of the keyboard, which would run for ever."""
 _OFF_ONE = 1e-6
 """How far from one the sum of a law may be: float32 laws of real models are within it, weights and logits are not."""
 
 
-def shown(value: Any) -> str:
-    """``value`` as a message shows it: short, and never an error of its own."""
-    try:
-        text = repr(value)
-    except Exception:  # a stranger's __repr__
-        text = f"an object of type {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def check_count(name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
-    """An integer from ``least`` to ``most``; no bool."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:
-        limits = f">= {least}" if not whole or value < least else f"from {least} to {most}"
-        raise InvalidArgument(f"{name} is {shown(value)}, expected an integer {limits}")
-    return int(value)
+    """An integer from ``least`` to ``most``."""
+    return _check_count(name, value, least, most)
 
 
 def check_seed(name: str, value: Any) -> int:
     """An integer in [0, 2**64)."""
     return check_count(name, value, 0, 2**64 - 1)
-
-
-def check_number(name: str, value: Any, expected: str = "a finite number") -> Any:
-    """A finite integer, float or fraction; no bool."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | Fraction | np.integer | np.floating):
-        raise InvalidArgument(f"{name} is {shown(value)}, expected {expected}")
-    if not isinstance(value, Fraction | int) and not math.isfinite(value):
-        raise InvalidArgument(f"{name} is {shown(value)}, expected {expected}")
-    return value
 
 
 def check_tolerance(name: str, value: Any) -> Any:

@@ -62,7 +62,7 @@ BUGS = (
     Bug(
         "draft-model-not-rolled-back",
         "DraftModel._last_logits",
-        "_common_prefix(self._held.get(row), tokens)",
+        "common_length(self._held.get(row, tokens[:0]), tokens)",
         "len(self._held.get(row, ()))",
         "The draft model keeps the state of drafts that were refused.",
         RULES,

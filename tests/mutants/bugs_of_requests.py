@@ -156,9 +156,9 @@ self.round += 1
     ),
     Bug(
         "idle-rows-forwarded",
-        "HostStep._parts",
-        "window.rows[row] is not None",
-        "True",
+        "HostStep.step",
+        "[range(rows)] if self.touches_all else window.busy_parts()",
+        "[range(rows)]",
         "Idle rows are forwarded although rows can be told apart.",
         ("test_requests",),
     ),

@@ -67,7 +67,7 @@ BUGS = (
     ),
     Bug(
         "idle-rows-between-others-run",
-        "busy_rows",
+        "Window.busy_parts",
         "row - parts[-1].stop <= 1",
         "True",
         "Two requests in the first and the last row cost as much as all rows do.",

@@ -85,7 +85,7 @@ BUGS = (
     ),
     Bug(
         "a-bool-is-a-count",
-        "check_count",
+        "is_whole",
         "isinstance(value, int | np.integer) and not isinstance(value, bool)",
         "isinstance(value, int | np.integer)",
         "True counts as 1.",

@@ -16,5 +16,5 @@ class OldLawForKeptDrafts(HostStep):
         self._recorded = np.where(kept[..., None], law, target)
         return decided
 
-    def _remember(self, target, slots, decided, window):
-        super()._remember(self._recorded, slots, decided, window)
+    def _remember(self, target, slots, window):
+        super()._remember(self._recorded, slots, window)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from coupled_sampling import Sampling
 from coupled_sampling.backends.ort.binding import Kept
-from coupled_sampling.backends.ort.step_inputs import busy_rows
 from coupled_sampling.backends.ort.step_state import AlternatingLaws
 from coupled_sampling.contracts import RowInfo, Window
 from coupled_sampling.errors import InvalidArgument
@@ -81,7 +80,7 @@ class Batch:
         window, laws = self.window(shapes), self.laws
         source = laws.source(window)
         self.calls += 1
-        for part in busy_rows(window):
+        for part in window.busy_parts():
             self._run(window, part, source, fails)
         if not fails:
             laws.written(1 - source, window)
