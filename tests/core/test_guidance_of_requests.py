@@ -22,7 +22,7 @@ from coupled_sampling.testing import (
     rational_table,
     total_variation,
 )
-from standins.ranged_tables import Ranged, RangedFractions, Unforked
+from standins.ranged import Ranged, RangedFractions, Unforked
 
 V, TABLE = 4, random_table(21, 4)
 KINDS = [TableProvider, Ranged, Unforked]
@@ -278,7 +278,7 @@ class TestOffers:
         expected = GuidedProvider(TableProvider(TABLE, V, 2, 40), 2.0, [0, 1]).forward(tokens, start)
         before = inner._held.copy()
         np.testing.assert_array_equal(guided.forward_rows(tokens, start, range(2, 3)), expected)
-        assert inner.asked == ((4, 6, 3),)
+        assert inner.asked == [(range(4, 6), 3)]
         np.testing.assert_array_equal(inner._held[:4], before[:4])
         for wrong in (range(3, 4), range(0, 2), range(2, 1, -1)):
             with pytest.raises(InvalidArgument, match="expected a range of 1 consecutive rows"):
@@ -289,7 +289,7 @@ class TestOffers:
         guided = GuidedProvider(inner, 2.0, [0])
         guided.begin(1, Request([1], length=9, guidance=Guidance(unconditional=[2, 0, 1, 3, 3, 1, 0, 2])))
         guided.forward_rows(np.array([[1, 1]]), np.zeros(1, np.int64), range(1, 2))
-        assert inner.asked == ((3, 4, 3), (3, 4, 3), (3, 4, 1), (2, 4, 2))
+        assert inner.asked == [(range(3, 4), 3), (range(3, 4), 3), (range(3, 4), 1), (range(2, 4), 2)]
         assert inner._held[3, :9].tolist() == [2, 0, 1, 3, 3, 1, 0, 2, 1]
 
     def test_prompts_are_read_as_the_provider_likes(self):
@@ -307,10 +307,11 @@ class TestOffers:
         found = decoded(GuidedProvider(forked, 2.0, [0]), asked, **how)
         assert found == decoded(GuidedProvider(unforked, 2.0, [0]), asked, **how)
         assert len(set(found)) > 1
-        reading = list(itertools.takewhile(lambda call: call[1] <= 2, forked.asked))
-        assert reading[-1] == (0, 2, 3)
-        assert {call[:2] for call in forked.asked[len(reading) :]} <= {(0, 6), (2, 6), (0, 4), (4, 6), (2, 4), (0, 2)}
-        assert forked.asked[len(reading)][:2] == (0, 6)  # nobody else has read
+        reading = list(itertools.takewhile(lambda call: call[0].stop <= 2, forked.asked))
+        assert reading[-1] == (range(2), 3)
+        rest = [(rows.start, rows.stop) for rows, _ in forked.asked[len(reading) :]]
+        assert set(rest) <= {(0, 6), (2, 6), (0, 4), (4, 6), (2, 4), (0, 2)}
+        assert rest[0] == (0, 6)  # nobody else has read
 
     def test_forks_are_offered_where_the_provider_can(self):
         guided = GuidedProvider(Unforked(TABLE, V, 4, 40), 2.0, [0])

@@ -11,25 +11,11 @@ from coupled_sampling.drafting import Proposal
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, ProviderError
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, random_table
-from standins.ranged import Ranged
+from standins.ranged import Apart
+from standins.requested import run, tokens_of
 
 V = 4
 TABLE = random_table(0, V)
-
-
-def run(decoder):
-    """All commits by handle; 200 steps at most."""
-    commits = {}
-    for _ in range(200):
-        for commit in decoder.step():
-            commits.setdefault(commit.handle, []).append(commit)
-        if not (decoder.active or decoder.waiting):
-            return commits
-    raise AssertionError("it never ends")
-
-
-def tokens_of(commits):
-    return np.concatenate([commit.tokens for commit in commits]).tolist()
 
 
 class MadeOfTwo(CoupledSamplingError):  # noqa: N818
@@ -65,7 +51,7 @@ def test_what_a_processor_returns_or_does_never_reaches_other_requests(method, f
     assert commits[bad][-1].reason == "error"
     assert str(bad) in str(commits[bad][-1].error)
     alone = generate(TableProvider(TABLE, V), [[1]], length=6, method=method, window=4).tokens[0]
-    assert tokens_of(commits[good]) == alone.tolist()
+    np.testing.assert_array_equal(tokens_of(commits[good]), alone)
 
 
 class Narrow(TableProvider):
@@ -136,7 +122,7 @@ def test_a_request_may_be_removed_while_its_prompt_is_read():
     commits = run(decoder)
     assert set(commits) == {stays}
     alone = generate(TableProvider(TABLE, V), [[2] * 20], length=5, method="ar").tokens[0]
-    assert tokens_of(commits[stays]) == alone.tolist()
+    np.testing.assert_array_equal(tokens_of(commits[stays]), alone)
 
 
 def test_a_sample_that_is_done_does_not_go_on_where_its_prompt_cannot_be_copied():
@@ -184,7 +170,7 @@ def test_a_request_whose_warning_is_made_an_error_is_not_queued():
 
 
 def test_an_error_names_the_row_where_rows_are_forwarded_apart():
-    class LastIsBad(Ranged):
+    class LastIsBad(Apart):
         def forward_rows(self, tokens, start, rows):
             logits = super().forward_rows(tokens, start, rows)
             if rows == range(2, 3):
@@ -204,7 +190,7 @@ def test_a_draft_model_that_others_had_in_between_holds_nothing_any_more(method)
 
     def tokens(decoder, prompt, sequence):
         handle = decoder.add(Request(prompt, length=12, sequence=sequence))
-        return tokens_of(run(decoder)[handle])
+        return tokens_of(run(decoder)[handle]).tolist()
 
     shared = TableProvider(random_table(1, V), V)
     one, two = decoder(shared), decoder(shared)
@@ -265,7 +251,7 @@ class Forgets(TableProvider):
         return logits
 
 
-class ForgetsByRows(Ranged):
+class ForgetsByRows(Apart):
     def forward_rows(self, tokens, start, rows):
         logits = super().forward_rows(tokens, start, rows)
         for row, first in zip(rows, start, strict=True):
@@ -284,7 +270,7 @@ def test_what_a_model_holds_behind_a_window_is_never_relied_upon(method, model, 
     commits = run(decoder)
     for handle, prompt in enumerate(prompts):
         alone = generate(TableProvider(TABLE, V), [prompt], length=12, method=method, window=4, sequences=[handle])
-        assert tokens_of(commits[handle]) == alone.tokens[0].tolist()
+        np.testing.assert_array_equal(tokens_of(commits[handle]), alone.tokens[0])
 
 
 @pytest.mark.parametrize("method", METHODS)

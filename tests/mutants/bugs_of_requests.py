@@ -88,7 +88,7 @@ self.cached = end
 self.round += 1
 """,
         "Tokens at a seed depend on the chunks in which a prompt was read.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "first-window-wider-after-a-prefix",
@@ -96,7 +96,7 @@ self.round += 1
         "self.committed == self.given <= window",
         "False",
         "Tokens at a seed depend on whether a prefix was there.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "a-chunk-too-many",
@@ -104,7 +104,7 @@ self.round += 1
         "self.given - 1 - self.cached",
         "self.given - self.cached",
         "The last token of a prompt is read twice, and its logits are lost.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "copied-state-counts-one-too-many",
@@ -112,7 +112,7 @@ self.round += 1
         "row.leader, row.cached = None, length",
         "row.leader, row.cached = None, length + 1",
         "A sample takes for read what was not copied.",
-        ("test_requests_exactly", "test_requests"),
+        ("test_requests_exactly", "test_prompt_reading"),
     ),
     Bug(
         "others-chunks-overwrite",
@@ -120,7 +120,7 @@ self.round += 1
         "row.tokens[: row.cached]",
         "row.tokens[:0]",
         "A row that has no part in a call is forwarded zeros over its state.",
-        ("test_requests_exactly", "test_requests"),
+        ("test_requests_exactly", "test_prompt_reading"),
     ),
     Bug(
         "prefixes-of-another-condition",
@@ -128,7 +128,7 @@ self.round += 1
         "reuse and self._reader is not None and self._reader.keeps_prefixes",
         "reuse",
         "What a row holds from one picture serves a request of another.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "longest-prefix-of-the-last-token-too",
@@ -136,7 +136,7 @@ self.round += 1
         "row.tokens[: row.given - 1]",
         "row.tokens[: row.given]",
         "A prefix that is the whole prompt leaves no token to forward.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "leader-is-waited-for-after-it-left",
@@ -144,7 +144,7 @@ self.round += 1
         "row.leader = None if row is first else first",
         "pass",
         "A sample waits for ever for one that was removed.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "all-chunks-before-the-others",
@@ -152,7 +152,7 @@ self.round += 1
         "len(reading) < len(waits)",
         "False",
         "While others decode, all prompts are read at once.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "idle-rows-forwarded",
@@ -160,7 +160,7 @@ self.round += 1
         "[range(rows)] if self.touches_all else window.busy_parts()",
         "[range(rows)]",
         "Idle rows are forwarded although rows can be told apart.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "kept-laws-of-the-wrong-row",
@@ -168,7 +168,7 @@ self.round += 1
         "window.first_row + b",
         "b",
         "Laws are kept under the number within a part.",
-        ("test_requests",),
+        ("test_prompt_reading",),
     ),
     Bug(
         "logprobs-of-the-model-for-the-target",
@@ -208,7 +208,7 @@ self.round += 1
         "lost and in_progress",
         "False",
         "Two decoders on one model mix their states in silence.",
-        ("test_requests",),
+        ("test_owners",),
     ),
     Bug(
         "any-thread-steps",
@@ -216,7 +216,7 @@ self.round += 1
         "self._thread not in (None, thread)",
         "False",
         "Two threads step one decoder.",
-        ("test_requests",),
+        ("test_owners",),
     ),
     Bug(
         "failed-requests-forgotten-when-the-model-raises",

@@ -4,7 +4,7 @@ import numpy as np
 
 from coupled_sampling.bounds import check_rows
 from coupled_sampling.testing import TableProvider
-from standins.ranged_tables import Ranged
+from standins.ranged import Ranged
 
 __all__ = ["BROKEN_OFFERS", "Observing"]
 

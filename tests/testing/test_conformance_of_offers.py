@@ -6,7 +6,7 @@ from coupled_sampling import GuidedProvider
 from coupled_sampling.testing import TableProvider, check_provider, provider_report, random_table
 from coupled_sampling.testing.contracts.providers import PROVIDER_CHECKS
 from standins.broken_offers import BROKEN_OFFERS, Held, Observing
-from standins.ranged_tables import Ranged, Unforked
+from standins.ranged import Ranged, Unforked
 
 V, LENGTH = 5, 40
 OFFERS = {

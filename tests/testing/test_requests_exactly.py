@@ -13,7 +13,7 @@ from coupled_sampling import Decoder, DraftModel, Request, Sampling
 from coupled_sampling.errors import InvalidLogits
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, exact_law, random_table, total_variation
-from standins.ranged import Poisoned, Ranged
+from standins.ranged import Apart, Poisoned
 
 LOSSLESS = 1e-12
 DRAFTING = [name for name in METHODS if name != "ar"]
@@ -183,7 +183,7 @@ def test_samples_of_one_prompt_are_independent(method, rows):
     table = random_table(1, 2)
 
     def run(noise):
-        model = Ranged(table, 2, batch_size=rows, max_length=32)
+        model = Apart(table, 2, batch_size=rows, max_length=32)
         decoder = Decoder(model, method=method, window=2, drafting="repeat", noise=noise)
         made = outcomes(decoder, [Request([0, 1, 1, 0, 1], length=2, samples=2)])
         assert bool(model.forked) == (rows == 2)
@@ -195,7 +195,7 @@ def test_samples_of_one_prompt_are_independent(method, rows):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])
-@pytest.mark.parametrize("model", [TableProvider, Ranged])
+@pytest.mark.parametrize("model", [TableProvider, Apart])
 def test_a_prompt_in_chunks_of_any_width_changes_nothing(method, chunk, model):
     table = random_table(6, 2)
     prompts = [(1, 0, 0, 1, 1, 0, 1), (0,)]
@@ -214,7 +214,7 @@ def test_a_prefix_that_is_still_there_changes_nothing(method):
     prompts = [(1, 0, 0, 1, 1), (1, 0, 0, 1, 0, 1)]
 
     def run(noise):
-        model = Ranged(table, 2, batch_size=1, max_length=24)
+        model = Apart(table, 2, batch_size=1, max_length=24)
         decoder = Decoder(model, method=method, window=2, noise=noise, reuse_prefixes=True, drafting="repeat")
         made = outcomes(decoder, [Request(prompt, length=2, sequence=i) for i, prompt in enumerate(prompts)])
         read = [width for _, width in model.asked]
