@@ -27,14 +27,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from step_graph import random_bundle
 
 from coupled_sampling import Decoder, HostStep, Request, open_bundle
 from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
-from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import Integers, OpenStep
-from coupled_sampling.export import DecoderDescription, Rotary, save_graph, write_decoder_graph
+from coupled_sampling.export import DecoderDescription, Rotary, save_graph
 from coupled_sampling.export.graphs.step import step_graph
 
 VOCABULARY, POSITIONS, ROWS = 16_384, 2_304, 8
@@ -46,27 +47,7 @@ def bundle_of(folder: Path) -> Bundle:
     description = DecoderDescription(
         VOCABULARY, POSITIONS, width=512, layers=6, heads=8, kv_heads=4, mlp_width=1408, rotary=Rotary()
     )
-    random = np.random.default_rng(0)
-    weights = {}
-    for name, shape in description.weight_shapes().items():
-        scale = 2.5 / 512**0.5 if name == "head.weight" else 0.05
-        ones = "norm.weight" in name
-        weights[name] = np.ones(shape, np.float32) if ones else scale * random.standard_normal(shape, np.float32)
-    (file,) = write_decoder_graph(description, weights, folder / "window.onnx", inline=True)
-    manifest = Manifest(
-        name="random",
-        description="Random weights.",
-        files={file.name: file_record(file)},
-        window_graph=description.manifest(file.name),
-        vocab_size=VOCABULARY,
-        generated_tokens=GeneratedTokens(0, VOCABULARY),
-        length=POSITIONS - 1,
-        prompts={"start": Prompt((0,), (), "Start")},
-        defaults=Defaults("scd-gumbel", 16, "random"),
-        licence="Apache-2.0",
-        provenance={},
-    )
-    return Bundle(folder, manifest)
+    return random_bundle(folder, description)
 
 
 class Watched:

@@ -55,22 +55,27 @@ def bundle_of(folder: Path, vocab_size: int) -> Bundle:
         mlp_bias=True,
         head_bias=True,
     )
+    return random_bundle(folder, gpt)
+
+
+def random_bundle(folder: Path, description: DecoderDescription) -> Bundle:
+    """``description`` with random weights, as a bundle in ``folder``."""
     random = np.random.default_rng(0)
     weights = {}
-    for name, shape in gpt.weight_shapes().items():
+    for name, shape in description.weight_shapes().items():
         scale = 2.5 / 512**0.5 if name == "head.weight" else 0.05
         weights[name] = scale * random.standard_normal(shape, np.float32)
         if "norm.weight" in name:
             weights[name] = np.ones(shape, np.float32)
-    (file,) = write_decoder_graph(gpt, weights, folder / f"window-{vocab_size}.onnx", inline=True)
+    (file,) = write_decoder_graph(description, weights, folder / f"window-{description.vocab_size}.onnx", inline=True)
     manifest = Manifest(
         name="random",
         description="Random weights.",
         files={file.name: file_record(file)},
-        window_graph=gpt.manifest(file.name),
-        vocab_size=vocab_size,
-        generated_tokens=GeneratedTokens(0, vocab_size),
-        length=POSITIONS - 1,
+        window_graph=description.manifest(file.name),
+        vocab_size=description.vocab_size,
+        generated_tokens=GeneratedTokens(0, description.vocab_size),
+        length=description.positions - 1,
         prompts={"start": Prompt((0,), (), "Start")},
         defaults=Defaults("scd-gumbel", 16, "random"),
         licence="Apache-2.0",

@@ -52,7 +52,7 @@ class Apart(Ranged):
         raise AssertionError("rows can be told apart, so they are")
 
     def forward_rows(self, tokens, start, rows):
-        assert not (tokens.flags.writeable or start.flags.writeable), "arrays are handed over read-only"
+        assert [tokens.flags.writeable, start.flags.writeable] == [False, False]
         return super().forward_rows(tokens, start, rows)
 
 
