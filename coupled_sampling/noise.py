@@ -119,15 +119,16 @@ class _Races:
         self._first = 0
         self._count = 0
 
-    def lag(self, first: int) -> int | None:
-        """How far position ``first`` lies behind the first one held; None where it is neither held nor the next one."""
-        return first - self._first if self._first <= first <= self._first + self._count else None
+    @property
+    def first(self) -> int:
+        """The first position that is held."""
+        return self._first
 
     def take(self, seed: int, sequence: int, first: int, end: int, like: NDArray[Any]) -> NDArray[Any]:
         """Weights (end - first, V) in the type of ``like`` (..., V); valid until the next call."""
         vocab_size = like.shape[-1]
         fits = self._buffer.shape[1] == vocab_size and self._buffer.dtype == like.dtype
-        if not fits or self.lag(first) is None:
+        if not fits or not self._first <= first <= self._first + self._count:
             self._first, self._count = first, 0
         if not fits or end - self._first > len(self._buffer):
             kept = self._buffer[first - self._first : self._count] if fits else self._buffer[:0]
@@ -149,9 +150,10 @@ class _DeviceRaces:
     def __init__(self) -> None:
         self._rows: dict[int, Array] = {}
 
-    def lag(self, first: int) -> int | None:
-        """As for `_Races`."""
-        return first - min(self._rows) if first in self._rows or first - 1 in self._rows else None
+    @property
+    def first(self) -> int:
+        """The first position that is held."""
+        return min(self._rows, default=0)
 
     def take(self, seed: int, sequence: int, first: int, end: int, like: Array) -> Array:
         """Weights (end - first, V) in the library and type of ``like`` (..., V)."""
@@ -269,10 +271,10 @@ class CounterNoise:
         kind = _Races if isinstance(like, np.ndarray) else _DeviceRaces
         position = int(sites.position[row, first])
         places = self._races.setdefault(owner, [])
-        lags = [(held.lag(position), i) for i, held in enumerate(places) if isinstance(held, kind)]
-        # The nearest one: another's that lies further back would lose what it holds.
-        nearest = min(((lag, i) for lag, i in lags if lag is not None), default=None)
-        places.insert(0, kind() if nearest is None else places.pop(nearest[1]))
+        # A sequence only moves to the right, so its own place does not begin behind what it asks for. Of several it is the nearest:
+        # one that lies further back is another's, which would lose what it holds.
+        begun = [(held.first, i) for i, held in enumerate(places) if isinstance(held, kind) and held.first <= position]
+        places.insert(0, places.pop(max(begun)[1]) if begun else kind())
         del places[_PLACES:]
         return places[0].take(*owner, position, position + end - first, like)
 

@@ -302,3 +302,16 @@ def test_sequences_of_one_key_do_not_drive_each_other_out_of_the_cache(monkeypat
         )  # fmt: skip
         noise.shared(law, sites, where=sites.valid)
     assert max(made.count(position) for position in set(made)) <= 2
+
+
+@pytest.mark.parametrize("library", ["numpy", "other"])
+def test_a_sequence_alone_keeps_one_place_however_far_it_jumps(library):
+    """Where all drafts were accepted, the next ones lie beyond all that is held."""
+    noise, law = CounterNoise(), np.full((1, 4, 5), 0.2)
+    if library == "other":
+        law = pytest.importorskip("array_api_strict").asarray(law)
+    for first in (3, 4, 30, 31, 90):
+        position = first + np.arange(4)[None]
+        sites = Sites(np.zeros(1, np.uint64), np.zeros(1, np.uint64), np.zeros(1, int), position, np.ones((1, 4), bool))
+        noise.shared(law, sites, where=sites.valid)
+    assert [len(places) for places in noise._races.values()] == [1]
