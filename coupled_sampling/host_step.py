@@ -99,6 +99,8 @@ class HostStep(Closing):
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws = KeptLaws()
+        # Asked once: to ask a Protocol takes longer than a good part of a step.
+        self._by_rows = provider if isinstance(provider, RowRanges) else None
 
     @property
     def runs(self) -> Runs:
@@ -130,7 +132,7 @@ class HostStep(Closing):
     @property
     def touches_all(self) -> bool:
         """See `coupled_sampling.contracts.PromptReader`."""
-        return not isinstance(self.provider, RowRanges)
+        return self._by_rows is None
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -139,10 +141,7 @@ class HostStep(Closing):
 
     def read(self, tokens: Integers, start: Integers, rows: range) -> None:
         """Forward known tokens. See `coupled_sampling.contracts.PromptReader.read`."""
-        if isinstance(self.provider, RowRanges):
-            self.provider.forward_rows(tokens, start, rows)
-        else:
-            self.provider.forward(tokens, start)
+        self._call(tokens, start, rows)
 
     @property
     def forks(self) -> bool:
@@ -226,13 +225,15 @@ class HostStep(Closing):
         return self.method.recycles and self.method.acceptance == "rejection"
 
     def _forward(self, window: Window) -> Array:
-        if isinstance(self.provider, RowRanges):
-            rows = range(window.first_row, window.first_row + len(window.start))
-            logits = self.provider.forward_rows(window.tokens, window.start, rows)
-        else:
-            logits = self.provider.forward(window.tokens, window.start)
+        rows = range(window.first_row, window.first_row + len(window.start))
+        logits = self._call(window.tokens, window.start, rows)
         check_logits("forward", logits, (*window.tokens.shape, self.vocab_size))
         return logits
+
+    def _call(self, tokens: Integers, start: Integers, rows: range) -> Array:
+        if self._by_rows is None:
+            return self.provider.forward(tokens, start)
+        return self._by_rows.forward_rows(tokens, start, rows)
 
     def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
         """The rule itself, on the laws of this window's drafts."""

@@ -372,7 +372,8 @@ def _laws_of_groups(
     for b, info in enumerate(rows):
         if info is not None:
             # Processors are applied already, and need not be hashable.
-            groups.setdefault(replace(info.sampling, processors=()), []).append(b)
+            own = info.sampling
+            groups.setdefault(replace(own, processors=()) if own.processors else own, []).append(b)
     if len(groups) <= 1:
         return target_law(logits, next(iter(groups), Sampling()), highest, memory)
     laws: dict[int, Array] = {}
