@@ -54,6 +54,7 @@ __all__ = [
     "WindowGraph",
     "embedded_names",
     "file_record",
+    "is_bundle",
     "open_bundle",
     "write_manifest",
 ]
@@ -174,6 +175,15 @@ def embedded_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."))
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder has a manifest of this format. Other programs have files of that name, too."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return FORMAT.encode() in file.read(1 << 20)
+    except OSError:
+        return False
+
+
 def open_bundle(path_or_name: str | Path) -> Bundle:
     """Open a bundle and check every file of it (12 MB take about 10 ms).
 
@@ -246,6 +256,11 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     >>> write_manifest(".", replace(manifest, description="The same model under another description.")).name
     'manifest.json'
     """
+    if manifest.window_graph.caches == "growing":
+        raise OutputError(
+            f"{manifest.name} is an ONNX file of somebody else's, opened as it is; a bundle is made of the checkpoint that it came "
+            "from, by `coupled-sampling export`"
+        )
     path = Path(folder) / MANIFEST
     partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
