@@ -44,6 +44,9 @@ from coupled_sampling.running import Closing
 
 __all__ = ["ConcatenatedProvider"]
 
+LEAST_COLUMNS = 256
+"""Columns of the first caches."""
+
 
 class ConcatenatedProvider(Closing):
     """A `coupled_sampling.contracts.LogitsProvider` over a downloaded decoder graph. Make one with `open`.
@@ -102,14 +105,7 @@ class ConcatenatedProvider(Closing):
         self._is_closed = False
         self._session = session
         self.vocab_size, in_place = probe_graph(graph, session)
-        try:
-            self._caches = [
-                np.zeros((batch_size, cache.heads, max_length, cache.size), graph.cache_type) for cache in graph.caches
-            ]
-        except MemoryError as error:
-            raise InvalidArgument(
-                f"max_length is {max_length} and batch_size {batch_size}: no memory for such caches; give a smaller max_length"
-            ) from error
+        self._caches = [np.zeros((batch_size, cache.heads, 0, cache.size), graph.cache_type) for cache in graph.caches]
         self._buffers: dict[str, NDArray[Any]] = {}
         check_decoder(self, tolerance, changes)
         if in_place:
@@ -200,6 +196,7 @@ class ConcatenatedProvider(Closing):
         return self._forward(tokens, start, rows)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+        self._reserve(int(start.max()) + tokens.shape[1])
         logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         if self.batching == "padded":
             self._run(tokens, start, slice(rows.start, rows.stop), logits)
@@ -208,6 +205,24 @@ class ConcatenatedProvider(Closing):
                 one = slice(i, i + 1)
                 self._run(tokens[one], start[one], slice(row, row + 1), logits[one])
         return logits.astype(np.float32, copy=False)
+
+    def _reserve(self, needed: int) -> None:
+        """Have caches of ``needed`` columns at least. They grow by doubling: few sequences are as long as a model can have them."""
+        have = min(columns.shape[2] for columns in self._caches)
+        if have >= needed:
+            return
+        columns = min(max(needed, 2 * have, LEAST_COLUMNS), self.max_length)
+        try:
+            for i, old in enumerate(
+                self._caches
+            ):  # a failure among them leaves some that are longer, which does no harm
+                grown = np.zeros((*old.shape[:2], columns, old.shape[3]), old.dtype)
+                grown[:, :, : old.shape[2]] = old
+                self._caches[i] = grown
+        except MemoryError as error:
+            raise ProviderError(
+                f"no memory for caches of {columns} columns in {self.batch_size} rows; decode fewer or shorter sequences together"
+            ) from error
 
     @property
     def forks(self) -> bool:
@@ -226,6 +241,7 @@ class ConcatenatedProvider(Closing):
         """
         self._refuse_if_closed()
         check_fork(self, source, targets, length)
+        self._reserve(length)
         for columns in self._caches:
             for target in targets:
                 columns[target, :, :length] = columns[source, :, :length]

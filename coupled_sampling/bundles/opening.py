@@ -211,6 +211,9 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     embedded = embedded_names()
     is_name = isinstance(path_or_name, str) and path_or_name in embedded
     folder = MODELS / path_or_name if is_name else Path(path_or_name)
+    foreign = _foreign(folder)
+    if foreign:
+        raise BundleError(f"{folder} {foreign}")
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise BundleError(
@@ -221,6 +224,22 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
     return Bundle(folder, manifest)
+
+
+def _foreign(path: Path) -> str:
+    """What to say of ONNX files that are no bundle; empty if there are none."""
+    if path.is_file() and path.suffix == ".onnx":
+        found = "is an ONNX file"
+    elif not any((path / own).exists() for own in (MANIFEST, "window.onnx")) and any(
+        True for part in (path, path / "onnx") for _ in part.glob("*.onnx")
+    ):
+        found = "has ONNX files and no manifest.json"
+    else:
+        return ""
+    return (
+        f"{found}, so it is no bundle; a decoder that somebody else exported is opened by coupled_sampling.backends.open_onnx, or "
+        "by the commands inspect, generate, compare and verify"
+    )
 
 
 def file_record(path: Path) -> FileRecord:

@@ -43,8 +43,8 @@ def add_model(parser: argparse.ArgumentParser, *, foreign: bool = True) -> None:
         parser.add_argument(
             "--widen",
             action="store_true",
-            help="let products of an ONNX file that quantise activations take floats, since drafts change the tokens before them "
-            "otherwise (default: such a file is refused)",
+            help="let products take floats in an ONNX file that quantises activations; it is refused otherwise, since drafts would "
+            "change the tokens before them",
         )
 
 
