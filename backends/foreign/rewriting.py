@@ -141,7 +141,13 @@ def raise_accuracy(model: Any) -> Counter[int]:
 
 
 def widen(model: Any) -> int:
-    """Rewrite products whose input is quantised per call, in place; how many there were. What cannot be rewritten is left."""
+    """Rewrite products whose input is quantised per call, in place; how many there were. What cannot be rewritten is left.
+
+    Raises
+    ------
+    BundleError
+        The graph is damaged.
+    """
     return _Widening(model).run()
 
 
@@ -207,6 +213,22 @@ PRODUCTS: Mapping[str, tuple[int, ...]] = {
 """What can take such integers, and as which of its inputs."""
 
 
+LEAST = {SOURCE: (1, 3), "MatMulInteger": (2, 1), "ConvInteger": (2, 1), "DequantizeLinear": (2, 1)}
+LEAST |= {"MatMulIntegerToFloat": (4, 1), "DynamicQuantizeMatMul": (3, 1)} | dict.fromkeys(MOVES, (1, 1))
+"""How many inputs and outputs a node of some kinds has at least."""
+
+
+def _check_node(node: Any) -> None:
+    """Refuse a node of a damaged graph that has not what its kind has."""
+    inputs, outputs = LEAST.get(node.op_type, (0, 0))
+    if len(node.input) < inputs or len(node.output) < outputs:
+        raise BundleError(
+            f"node {node.name!r} is a {node.op_type} of {len(node.input)} inputs and {len(node.output)} outputs: the graph is "
+            "damaged; "
+            "download or export the file again"
+        )
+
+
 class _Widening:
     """`widen` at work."""
 
@@ -216,6 +238,7 @@ class _Widening:
         self.uses: dict[Key, list[_Use]] = {}
         for scope in self.scopes:
             for node in scope.nodes:
+                _check_node(node)
                 for position, name in enumerate(node.input):
                     self.uses.setdefault(scope.key(name), []).append(_Use(scope, node, position))
         self.results = {scope.key(value.name) for scope in self.scopes for value in scope.graph.output}
@@ -260,11 +283,12 @@ class _Widening:
 
     def _group(self, scope: _Scope, source: Any) -> _Group | None:
         """What takes the output of ``source``; None if something does that is not known here."""
-        group, pending = _Group({}, []), [scope.key(source.output[0])]
+        group, pending, seen = _Group({}, []), [scope.key(source.output[0])], set()
         while pending:
             key = pending.pop()
-            if key in self.results:
+            if key in self.results or key in seen:
                 return None
+            seen.add(key)
             for use in self.uses.get(key, ()):
                 kind = use.node.op_type
                 if kind in MOVES and use.position == 0:
@@ -318,11 +342,15 @@ class _Widening:
 
     def _is_made(self, scope: _Scope, name: str) -> bool:
         """Whether a value is quantised per call, directly or moved."""
-        owner = scope.owner(name)
-        maker = owner.makers.get(name)
-        if maker is None:
-            return False
-        return maker.op_type == SOURCE or (maker.op_type in MOVES and self._is_made(owner, maker.input[0]))
+        seen: set[Key] = set()
+        while (key := scope.key(name)) not in seen:  # a damaged graph may go round
+            seen.add(key)
+            scope = scope.owner(name)
+            maker = scope.makers.get(name)
+            if maker is None or maker.op_type not in MOVES:
+                return maker is not None and maker.op_type == SOURCE
+            name = maker.input[0]
+        return False
 
     def _rewrite(self, use: _Use) -> None:
         scope, node = use.scope, use.node

@@ -16,7 +16,6 @@ from coupled_sampling import Decoder, LogitsProvider, Request, generate
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.testing.contracts.providers import check_provider
-from standins import ROOT
 from standins.grown_cache_graphs import HEADS, LENGTH, SIZE, VOCABULARY, genai, optimum
 
 onnx = pytest.importorskip("onnx")
@@ -374,12 +373,3 @@ def test_the_length_comes_from_the_configuration_beside_the_graph(tmp_path, name
         ConcatenatedProvider.open(path)
     (tmp_path / name).write_text(json.dumps(config))
     assert ConcatenatedProvider.open(path).max_length == expected
-
-
-def test_the_documented_way_works(graphs):
-    page = ROOT.joinpath("docs", "other-peoples-onnx.md").read_text(encoding="utf-8")
-    code = page.split("```py\n")[1].split("```")[0]
-    assert '"model/onnx/model.onnx"' in code
-    scope = {"prompts": [[1, 2], [3]]}
-    exec(code.replace('"model/onnx/model.onnx"', repr(str(graphs["optimum"]))), scope)
-    assert [len(tokens) for tokens in scope["tokens"]] == [40, 40]

@@ -14,6 +14,7 @@ from coupled_sampling.bundles import write_manifest
 from coupled_sampling.errors import BundleError, CheckpointError, InvalidArgument, OutputError, ProviderError
 from coupled_sampling.export import open_checkpoint
 from coupled_sampling.export.step_bundle import add_step_graphs
+from standins import ROOT
 from standins.foreign_folders import TEMPLATE, genai_folder, optimum_folder, transformers_js_folder, with_symbolic_sizes
 from standins.grown_cache_graphs import HEADS, LENGTH, SIZE, VOCABULARY, genai, optimum
 
@@ -236,3 +237,13 @@ def test_what_is_no_protobuf_is_refused(tmp_path, content):
 
 def test_the_template_is_the_folders(folders):
     assert open_onnx(folders["genai"]).chat_template().source == TEMPLATE
+
+
+def test_the_documented_way_works(folders):
+    page = ROOT.joinpath("docs", "other-peoples-onnx.md").read_text(encoding="utf-8")
+    code = page.split("```py\n")[1].split("```")[0]
+    assert '"model/onnx"' in code
+    scope = {"texts": ["w5 w6", "w7"]}
+    exec(code.replace('"model/onnx"', repr(str(folders["transformers.js"] / "onnx"))), scope)
+    assert all(2 in tokens or 3 in tokens or len(tokens) == 40 for tokens in scope["tokens"])
+    assert scope["bundle"].folder == folders["transformers.js"]

@@ -309,3 +309,29 @@ def test_a_damaged_file_is_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(BundleError, match=r"model\.onnx cannot be read as ONNX"):
         ConcatenatedProvider.open(path, max_length=LENGTH, widen=True)
+
+
+@pytest.mark.parametrize("kind", ["DynamicQuantizeLinear", "MatMulInteger", "Reshape"])
+def test_nodes_that_lack_inputs_or_outputs_are_refused(tmp_path, kind):
+    g = Writer(18)
+    g.constants.append(onnx.numpy_helper.from_array(np.ones((6, 4), np.int8), "m"))
+    g.op("DynamicQuantizeLinear", "x", outputs=["q"] if kind == "DynamicQuantizeLinear" else ["q", "s", "z"])
+    g.op(
+        "MatMulInteger", g.op("Reshape", *["q"][kind == "Reshape" :]), *["m"][kind == "MatMulInteger" :], outputs=["y"]
+    )
+    path = g.save(tmp_path / "m.onnx", [("x", 1, ["b", 6])], [("y", 1, None)])
+    with pytest.raises(BundleError, match=f"is a {kind} of . inputs and . outputs: the graph is damaged"):
+        widen(load_graph(path, "a test"))
+
+
+def test_a_graph_that_goes_round_is_left(tmp_path):
+    g = Writer(18)
+    g.constants.append(onnx.numpy_helper.from_array(np.ones((6, 4), np.int8), "m"))
+    g.op("DynamicQuantizeLinear", "x", outputs=["q", "s", "z"])
+    g.op("Identity", "a", outputs=["b"])
+    g.op("Identity", "b", outputs=["a"])
+    g.op("MatMulInteger", "q", "a", "z", outputs=["whole"])
+    g.op("Cast", "whole", to=1, outputs=["y"])
+    path = g.save(tmp_path / "m.onnx", [("x", 1, ["b", 6])], [("y", 1, None)])
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load"):
+        ConcatenatedProvider.open(path, max_length=LENGTH, widen=True)
