@@ -78,7 +78,7 @@ def open_foreign_session(file: Path, threads: int | None = None, *, widening: bo
     MissingDependency
         ``onnxruntime`` is missing or too old; or ``onnx`` is, and it is needed.
     """
-    named = _named(file)
+    named = _mentioned(file)
     if not named and not widening:
         return _session(file, file, threads), Changes()
     if widening and not named - {ACCURACY}:
@@ -102,7 +102,7 @@ def open_foreign_session(file: Path, threads: int | None = None, *, widening: bo
     return _session(graph, file, threads), changes
 
 
-def _named(file: Path) -> set[str]:
+def _mentioned(file: Path) -> set[str]:
     """Which of `NAMES` are in the file. They may be parts of other names: then it is read for nothing."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
