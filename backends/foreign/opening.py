@@ -93,7 +93,10 @@ def open_foreign_session(file: Path, threads: int | None = None, *, widening: bo
                 f"{file} has quantised products that may round activations; to see and to change that, {error}"
             ) from error
         return _session(file, file, threads), Changes(rounding=dict.fromkeys(named, 0))
-    raised, widened = raise_accuracy(model), widen(model) if widening else 0
+    try:
+        raised, widened = raise_accuracy(model), widen(model) if widening else 0
+    except UnicodeError as error:
+        raise BundleError(f"{file} has names that are no text: {error}; download or export the file again") from error
     changes = Changes(widened, dict(raised), dict(roundings(model)))
     if not widened and not raised:
         return _session(file, file, threads), changes

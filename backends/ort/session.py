@@ -106,7 +106,8 @@ def open_session(graph: Path | bytes, threads: int | None = None, *, beside: Pat
     if isinstance(graph, bytes) and beside is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(beside))
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=[EXECUTION_PROVIDER])
+        # Its own fallback prints to standard output what is raised here, and tries the same again.
+        session = onnxruntime.InferenceSession(source, options, providers=[EXECUTION_PROVIDER], enable_fallback=0)
     except Exception as error:
         # Its exceptions share no base class but Exception.
         raise BundleError(

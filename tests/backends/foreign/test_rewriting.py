@@ -300,6 +300,19 @@ def _without_onnx(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
 
 
+def test_names_that_are_no_text_are_one_line(tmp_path, capfd):
+    path = quantised(optimum(tmp_path / "float.onnx"), tmp_path / "model.onnx")
+    content = path.read_bytes()
+    name = next(
+        node.input[0] for node in onnx.load(path).graph.node if node.op_type == "DynamicQuantizeLinear"
+    ).encode()
+    for text, message in ((name, "has names that are no text"), (b"Tanh", "cannot load")):
+        path.write_bytes(content.replace(text, b"\xff" * len(text)))
+        with pytest.raises(BundleError, match=message):
+            ConcatenatedProvider.open(path, max_length=LENGTH, widen=True)
+    assert capfd.readouterr().out == ""  # ONNX Runtime would print the second there, and try it once more
+
+
 def test_a_damaged_file_is_one_line(tmp_path):
     path = quantised(optimum(tmp_path / "float.onnx"), tmp_path / "model.onnx")
     path.write_bytes(path.read_bytes()[:-9])
