@@ -87,7 +87,7 @@ def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     if not finite.any() or np.isnan(found).any() or (found[~finite] != expected[~finite]).any():
         return float("inf")
     differences = np.abs(found[finite].astype(np.float64) - expected[finite])
-    return float(differences.max() / max(float(expected[finite].std()), 1e-30))
+    return float(differences.max() / max(float(expected[finite].std(dtype=np.float64)), 1e-30))
 
 
 def _random_tokens(provider: ConcatenatedProvider, rows: int) -> NDArray[np.int64]:
