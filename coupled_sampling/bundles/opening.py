@@ -55,6 +55,7 @@ __all__ = [
     "embedded_names",
     "file_record",
     "open_bundle",
+    "read_manifest",
     "write_manifest",
 ]
 
@@ -207,7 +208,7 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
             f"no bundle {str(path_or_name)!r}: expected the folder of a bundle and found {found} there, nor is it an "
             f"embedded model ({', '.join(embedded) or 'none is installed'}); check the path or the name"
         )
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
     return Bundle(folder, manifest)
@@ -270,7 +271,14 @@ def _check_file(path: Path, record: FileRecord) -> None:
         raise BundleError(f"{path} has SHA-256 {digest}, expected {record.sha256}: damaged or replaced; copy it again")
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle at ``folder``, whose other files are not looked at.
+
+    Raises
+    ------
+    BundleError
+        There is none of this format.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} is missing: {folder} is not a bundle; expected a folder that export wrote")
