@@ -42,6 +42,8 @@ def check_replaceable(out: Path, *, force: bool) -> Contents | None:
         return None
     if not force:
         raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
+    if not real.is_dir():
+        raise OutputError(f"cannot replace {out}: it is no bundle, it is no folder; choose another name")
     if not os.access(real, os.W_OK | os.X_OK):
         raise OutputError(f"cannot replace {out}: no permission; choose another name")
     return _bundle_alone(out, real)
