@@ -184,18 +184,21 @@ def _put(folder: Path, out: Path, replacing: Contents | None) -> None:
     with held(out):
         # First: under a name of this kind, whoever cleans up after a kill looks at what it is before it is removed.
         folder.rename(aside)
-        if not exchange(aside, out):
-            aside.rename(folder)
-            _put_in_two_steps(folder, out, aside, replacing)
-            return
+        swapped = False
         try:
-            # Under a hidden name nobody puts anything into it any more.
-            _check_unchanged(out, aside, replacing)
+            swapped = exchange(aside, out)
+            if swapped:
+                _check_unchanged(out, aside, replacing)  # under a hidden name nobody puts anything into it any more
         except BaseException:
-            exchange(aside, out)
+            if swapped:
+                exchange(aside, out)
             aside.rename(folder)
             raise
-        _discard(aside, folder)
+        if swapped:
+            _discard(aside, folder)
+        else:
+            aside.rename(folder)
+            _put_in_two_steps(folder, out, aside, replacing)
 
 
 def _put_in_two_steps(folder: Path, out: Path, aside: Path, replacing: Contents) -> None:
@@ -214,7 +217,7 @@ def _put_in_two_steps(folder: Path, out: Path, aside: Path, replacing: Contents)
 
 
 def _discard(aside: Path, folder: Path) -> None:
-    """Leave what was replaced to be removed; half of it is no bundle any more, and has not the name of one."""
+    """Leave what was replaced to be removed; half of it is no bundle any more, and must not have the name of one."""
     try:
         aside.rename(folder)
     except OSError:

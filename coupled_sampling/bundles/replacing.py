@@ -46,7 +46,7 @@ def check_replaceable(out: Path, *, force: bool) -> Contents | None:
         raise OutputError(f"cannot replace {out}: it is no bundle, it is no folder; choose another name")
     if not os.access(real, os.W_OK | os.X_OK):
         raise OutputError(f"cannot replace {out}: no permission; choose another name")
-    return _bundle_alone(out, real)
+    return _bundle_alone(real, f"cannot replace {out}")
 
 
 def leftovers(out: Path) -> tuple[Path, ...]:
@@ -78,7 +78,7 @@ def remove_leftovers(out: Path) -> tuple[Path, ...]:
                 rename_new(path, real)
                 continue
             if path.name.endswith(REPLACED):
-                _bundle_alone(path, path)
+                _bundle_alone(path, f"cannot remove {path}")
                 path = path.rename(
                     path.with_name(path.name.replace(REPLACED, PARTIAL))
                 )  # half of it is no bundle any more
@@ -93,18 +93,18 @@ def remove_leftovers(out: Path) -> tuple[Path, ...]:
     return found
 
 
-def _bundle_alone(out: Path, real: Path) -> Contents:
-    """What is at ``real``, called ``out``, if it is a bundle and nothing else."""
+def _bundle_alone(folder: Path, refusal: str) -> Contents:
+    """What is in ``folder``, if it is a bundle and nothing else; ``refusal`` is how messages begin."""
     try:
-        manifest = read_manifest(real)
-        contents = read_contents(real)
+        manifest = read_manifest(folder)
+        contents = read_contents(folder)
     except (BundleError, OSError) as error:
-        raise OutputError(f"cannot replace {out}: it is no bundle ({error}); choose another name") from error
+        raise OutputError(f"{refusal}: it is no bundle ({error}); choose another name") from error
     strange = sorted(contents.names - {MANIFEST, *manifest.files})
     if strange:
         more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
         raise OutputError(
-            f"cannot replace {out}: the bundle does not list {', '.join(strange[:_NAMED])}{more} in it; move that away, or choose "
+            f"{refusal}: the bundle does not list {', '.join(strange[:_NAMED])}{more} in it; move that away, or choose "
             "another name"
         )
     return contents

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 from coupled_sampling import __version__
 from coupled_sampling.cli import compare, export, generate, inspect, step_graphs, verify
 from coupled_sampling.cli.completion import SHELLS, PrintCompletion
-from coupled_sampling.cli.output import tell, usable_streams, write
+from coupled_sampling.cli.output import tell, usable_streams, warnings_in_one_line, write
 from coupled_sampling.cli.stopping import Stopped, stopped_by_signals
 from coupled_sampling.errors import CoupledSamplingError
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with usable_streams(), stopped_by_signals():
+        with usable_streams(), warnings_in_one_line(), stopped_by_signals():
             parsed = make_parser().parse_args(given, argparse.Namespace(given=given))
             return int(parsed.run(parsed))
     except BrokenPipeError:  # an OSError, but of whoever reads, such as `head`

@@ -13,12 +13,13 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from coupled_sampling.errors import OutputError
 
-__all__ = ["one_line", "printable", "say", "say_json", "tell", "usable_streams", "write"]
+__all__ = ["one_line", "printable", "say", "say_json", "tell", "usable_streams", "warnings_in_one_line", "write"]
 
 _UNTAME = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and newline; separators and changes of direction, which disguise lines; lone surrogates."""
@@ -69,7 +70,22 @@ def tell(text: str) -> None:
     """Print ``text`` as one line on standard error, if there is any."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            write(" ".join(line.strip() for line in text.strip().splitlines()) + "\n", sys.stderr)
+            write(f"{_joined(text)}\n", sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Have warnings told as errors are, without the source line that gave them."""
+
+    def told(message: Warning | str, *_: object, **__: object) -> str:
+        return f"coupled-sampling: warning: {_joined(printable(str(message)))}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def write(text: str, stream: TextIO) -> None:
@@ -130,6 +146,10 @@ def _forget(stream: TextIO) -> None:
             os.dup2(handle, stream.fileno())
         finally:
             os.close(handle)
+
+
+def _joined(text: str) -> str:
+    return " ".join(line.strip() for line in text.strip().splitlines())
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -63,7 +63,9 @@ class Asked:
         if source is None:
             return self.prompt
         if source == _INPUT and sys.stdin is None:
-            raise InvalidArgument("the prompt is to be read from standard input, which is closed; give it with --prompt")
+            raise InvalidArgument(
+                "the prompt is to be read from standard input, which is closed; give it with --prompt"
+            )
         try:
             text = sys.stdin.read() if source == _INPUT else Path(source).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
