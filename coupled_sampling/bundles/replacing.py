@@ -74,23 +74,27 @@ def remove_leftovers(out: Path) -> tuple[Path, ...]:
     found = find_leftovers(real)
     for path in found:
         try:
-            if path.name.endswith(REPLACED) and not os.path.lexists(real):
-                rename_new(path, real)
-                continue
-            if path.name.endswith(REPLACED):
-                _bundle_alone(path, f"cannot remove {path}")
-                path = path.rename(
-                    path.with_name(path.name.replace(REPLACED, PARTIAL))
-                )  # half of it is no bundle any more
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path, real)
         except OutputError:
             raise
         except OSError as error:
             raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
     return found
+
+
+def _remove(path: Path, real: Path) -> None:
+    """Remove what was left beside ``real``, or put it back."""
+    if path.name.endswith(REPLACED):
+        if not os.path.lexists(real):
+            rename_new(path, real)
+            return
+        _bundle_alone(path, f"cannot remove {path}")
+        # Half of it is no bundle any more, and must not have the name of one.
+        path = path.rename(path.with_name(path.name.replace(REPLACED, PARTIAL)))
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _bundle_alone(folder: Path, refusal: str) -> Contents:

@@ -158,7 +158,7 @@ def test_a_second_copy_is_removed_if_it_is_a_bundle_alone(bundle, tmp_path):
     shutil.copytree(bundle, out)
     aside = bundle.rename(hidden_path(out, REPLACED))
     (aside / "mine").write_text("years")
-    with pytest.raises(OutputError, match="cannot remove .*does not list mine"):
+    with pytest.raises(OutputError, match=r"cannot remove .*does not list mine"):
         remove_leftovers(out)
     assert (aside / "mine").read_text() == "years"
     (aside / "mine").unlink()
