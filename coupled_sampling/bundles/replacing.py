@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from coupled_sampling.bundles.files import Contents, check_place, read_contents, real_path
 from coupled_sampling.bundles.hidden import PARTIAL, REPLACED, find_leftovers
@@ -17,7 +18,7 @@ from coupled_sampling.bundles.opening import read_manifest
 from coupled_sampling.bundles.renames import rename_new
 from coupled_sampling.errors import BundleError, OutputError
 
-__all__ = ["check_replaceable", "leftovers", "remove_leftovers"]
+__all__ = ["Leftover", "check_replaceable", "leftovers", "remove_leftovers"]
 
 _NAMED = 3
 """Files that a message names."""
@@ -49,7 +50,15 @@ def check_replaceable(out: Path, *, force: bool) -> Contents | None:
     return _bundle_alone(real, f"cannot replace {out}")
 
 
-def leftovers(out: Path) -> tuple[Path, ...]:
+class Leftover(NamedTuple):
+    """What a run that was killed left beside its result."""
+
+    path: Path
+    is_only_copy: bool
+    """Whether it is the bundle that was about to be replaced, and is missing now."""
+
+
+def leftovers(out: Path) -> tuple[Leftover, ...]:
     """What runs that were killed left beside ``out``.
 
     Raises
@@ -57,24 +66,28 @@ def leftovers(out: Path) -> tuple[Path, ...]:
     OutputError
         ``out`` leads nowhere.
     """
-    return find_leftovers(real_path(out))
+    real = real_path(out)
+    found = find_leftovers(real)
+    # Of several one can be put back; `find_leftovers` has them first.
+    missing = [not os.path.lexists(real) and i == 0 and path.name.endswith(REPLACED) for i, path in enumerate(found)]
+    return tuple(map(Leftover, found, missing))
 
 
-def remove_leftovers(out: Path) -> tuple[Path, ...]:
-    """Remove what runs that were killed left beside ``out``; gives what was removed.
-
-    A bundle that such a run had set aside to replace it, and that is missing now, is put back.
+def remove_leftovers(out: Path) -> tuple[Leftover, ...]:
+    """Remove what runs that were killed left beside ``out``, and put back a bundle of which it is the only copy; gives what it was.
 
     Raises
     ------
     OutputError
         One cannot be removed, or has files that are no bundle's.
     """
-    real = real_path(out)
-    found = find_leftovers(real)
-    for path in found:
+    found, real = leftovers(out), real_path(out)
+    for path, is_only_copy in found:
         try:
-            _remove(path, real)
+            if is_only_copy:
+                rename_new(path, real)
+            else:
+                _remove(path)
         except OutputError:
             raise
         except OSError as error:
@@ -82,12 +95,9 @@ def remove_leftovers(out: Path) -> tuple[Path, ...]:
     return found
 
 
-def _remove(path: Path, real: Path) -> None:
-    """Remove what was left beside ``real``, or put it back."""
+def _remove(path: Path) -> None:
+    """Remove what was left."""
     if path.name.endswith(REPLACED):
-        if not os.path.lexists(real):
-            rename_new(path, real)
-            return
         _bundle_alone(path, f"cannot remove {path}")
         # Half of it is no bundle any more, and must not have the name of one.
         path = path.rename(path.with_name(path.name.replace(REPLACED, PARTIAL)))

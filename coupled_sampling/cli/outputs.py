@@ -34,12 +34,13 @@ def mention_leftovers(arguments: argparse.Namespace, out: Path) -> None:
         ``out`` leads nowhere, or what was left cannot be removed.
     """
     if arguments.clean:
-        for path in remove_leftovers(out):
-            tell(f"coupled-sampling: removed {path}" if not path.exists() else f"coupled-sampling: put back {out}")
+        for path, is_only_copy in remove_leftovers(out):
+            tell(f"coupled-sampling: {f'put back {out}' if is_only_copy else f'removed {path}'}")
         return
-    for path in leftovers(out):
-        again = shlex.join(["coupled-sampling", *arguments.given, "--clean"])
-        tell(f"coupled-sampling: note: a run that was killed left {path}; to remove it: {again}")
+    again = shlex.join(["coupled-sampling", *arguments.given, "--clean"])
+    for path, is_only_copy in leftovers(out):
+        what = "put it back, as it is the bundle that was to be replaced" if is_only_copy else "remove it"
+        tell(f"coupled-sampling: note: a run that was killed left {path}; to {what}: {again}")
 
 
 def check_output(arguments: argparse.Namespace, out: Path) -> None:

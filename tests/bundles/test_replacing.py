@@ -110,9 +110,9 @@ def test_what_a_killed_run_leaves_is_found_and_removed(tmp_path, name):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], env=environment)
     (left,) = tmp_path.iterdir()
-    assert leftovers(tmp_path / name) == (left,)
+    assert leftovers(tmp_path / name) == ((left, False),)
     assert leftovers(tmp_path / "other") == leftovers(tmp_path / "missing" / name) == ()
-    assert remove_leftovers(tmp_path / name) == (left,)
+    assert remove_leftovers(tmp_path / name) == ((left, False),)
     assert names(tmp_path) == []
 
 
