@@ -16,7 +16,9 @@ from pathlib import Path
 
 __all__ = ["exchange", "rename_new"]
 
-_AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
+_AT_FDCWD = -100
+_NOREPLACE = 1
+_EXCHANGE = 2
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a kernel or a file system says that does not know the call, such as NFS."""
 

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         say_json(asdict(manifest), default=dict)
         return 0
     for name, value in _lines(manifest).items():
-        say(f"{name + ':':<15}{one_line(value)}")
+        shown = one_line(value)
+        say(f"{name + ':':<15}{shown}")
     return 0
 
 

@@ -16,6 +16,11 @@ from standins import ROOT
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+USUAL = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 SLOW = """
 import sys, time
@@ -42,10 +47,11 @@ sys.exit(main())
 
 @pytest.fixture(autouse=True)
 def usual():
-    """What signals do before a program says otherwise; pytest itself keeps Ctrl-C."""
-    before = {number: signal.getsignal(number) for number in CODES}
+    """What signals do before a program says otherwise, which is so again after a test; a job in the background ignores Ctrl-C."""
+    before = {number: signal.signal(number, USUAL[number]) for number in CODES}
     yield
-    assert {number: signal.getsignal(number) for number in CODES} == before
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == USUAL
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 20), (signal.SIGHUP, 20)])
@@ -78,15 +84,13 @@ def test_the_exit_code_says_which_signal_it_was(command, monkeypatch, number):
     code, out, error = command("generate")
     assert (code, out) == (CODES[number], "")
     assert error.count("\n") == 1
-    restore(number)
+    restore()
 
 
-def restore(number):
-    """What the command left for signals that come while it ends."""
-    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    for other in CODES:
-        if getattr(signal.getsignal(other), "__name__", "") == "stop":
-            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
+def restore():
+    """What the command leaves, for signals that come while it ends, is taken away."""
+    for number, handler in USUAL.items():
+        signal.signal(number, handler)
 
 
 def test_one_more_signal_changes_nothing_for_a_while(monkeypatch):
@@ -107,7 +111,7 @@ def test_one_more_signal_changes_nothing_for_a_while(monkeypatch):
     monkeypatch.setattr(stopping, "_GRACE", 0.0)
     with pytest.raises(KeyboardInterrupt):  # a program that goes on has its Ctrl-C again
         signal.raise_signal(signal.SIGINT)
-    restore(signal.SIGTERM)
+    restore()
 
 
 def test_a_stop_that_was_swallowed_does_not_make_the_command_deaf(monkeypatch):
@@ -121,7 +125,7 @@ def test_a_stop_that_was_swallowed_does_not_make_the_command_deaf(monkeypatch):
 
     with pytest.raises(Stopped):
         stopped()
-    restore(signal.SIGTERM)
+    restore()
 
 
 def test_signals_that_are_ignored_or_handled_stay_so():
