@@ -251,7 +251,8 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     try:
-        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, as JSON escapes it
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error

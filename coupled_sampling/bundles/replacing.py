@@ -39,6 +39,8 @@ def check_replaceable(out: Path, *, force: bool) -> Contents | None:
         be written there.
     """
     real = check_place(out)
+    if not _is_text(real):
+        raise OutputError(f"cannot write {out}: {real} is no text in UTF-8, so that no runtime opens files there")
     if not os.path.lexists(real):
         return None
     if not force:
@@ -93,6 +95,14 @@ def remove_leftovers(out: Path) -> tuple[Leftover, ...]:
         except OSError as error:
             raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
     return found
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:

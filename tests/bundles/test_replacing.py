@@ -36,6 +36,12 @@ def test_what_is_there_is_refused_unless_it_may_be_replaced(bundle, tmp_path):
     assert check_replaceable(bundle, force=True).names == set(names(bundle))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+def test_a_name_that_runtimes_cannot_open_is_refused_before_the_work(tmp_path):
+    with pytest.raises(OutputError, match="is no text in UTF-8"):
+        check_replaceable(tmp_path / os.fsdecode(b"out\xff"), force=False)
+
+
 def test_a_damaged_bundle_may_be_replaced(bundle):
     (bundle / "window.onnx").write_bytes(b"damaged")
     (bundle / "pixels.onnx").unlink()

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coupled_sampling import open_bundle
+from coupled_sampling.bundles import write_manifest
 from coupled_sampling.cli import compare, generate, main, output
 from coupled_sampling.cli.entry import COMMANDS
 from coupled_sampling.cli.output import one_line, printable, say_json, write
@@ -36,8 +38,7 @@ EVIL = {
 def test_what_a_manifest_says_is_shown_in_its_line(tmp_path, command, name):
     folder = tmp_path / "b"
     shutil.copytree(open_bundle("fashion").folder, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "name": name}))
+    write_manifest(folder, replace(open_bundle("fashion").manifest, name=name))
     code, said, error = command("inspect", folder)
     assert (code, error) == (0, "")
     assert f"\nname:          {EVIL[name]}\ndescription:" in f"\n{said}"

@@ -218,4 +218,20 @@ BUGS = (
         "JSON with NaN in it, which most readers refuse.",
         OUTPUT,
     ),
+    Bug(
+        "runtime-talks",
+        "session_options",
+        "options.log_severity_level = 4",
+        "",
+        "ONNX Runtime writes the names of a stranger's graph to the terminal.",
+        ("test_ort_silence",),
+    ),
+    Bug(
+        "half-a-pair-ends-an-export",
+        "write_manifest",
+        'text.encode("utf-8", "backslashreplace")',
+        'text.encode("utf-8")',
+        "A bundle whose name is no text in UTF-8 cannot be written, which is noticed after the work.",
+        OUTPUT,
+    ),
 )
