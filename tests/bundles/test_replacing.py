@@ -88,6 +88,14 @@ def test_what_the_manifest_does_not_list_stops_it_by_name(bundle, kind):
         check_replaceable(bundle, force=True)
 
 
+def test_a_folder_of_a_listed_name_is_no_file_of_the_bundle(bundle):
+    (bundle / "pixels.onnx").unlink()
+    (bundle / "pixels.onnx").mkdir()
+    (bundle / "pixels.onnx" / "window.onnx").write_text("years")
+    with pytest.raises(OutputError, match=r"does not list pixels.onnx.window.onnx in it"):
+        check_replaceable(bundle, force=True)
+
+
 def test_many_of_them_are_counted(bundle):
     for i in range(9):
         (bundle / f"mine{i}").write_text("years")

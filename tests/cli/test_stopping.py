@@ -47,11 +47,15 @@ sys.exit(main())
 
 @pytest.fixture(autouse=True)
 def usual():
-    """What signals do before a program says otherwise, which is so again after a test; a job in the background ignores Ctrl-C."""
+    """What signals do before a program says otherwise; a job in the background ignores Ctrl-C."""
     before = {number: signal.signal(number, USUAL[number]) for number in CODES}
     yield
-    after = {number: signal.signal(number, handler) for number, handler in before.items()}
-    assert after == USUAL
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def handlers():
+    return {number: signal.getsignal(number) for number in CODES}
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 20), (signal.SIGHUP, 20)])
@@ -84,13 +88,6 @@ def test_the_exit_code_says_which_signal_it_was(command, monkeypatch, number):
     code, out, error = command("generate")
     assert (code, out) == (CODES[number], "")
     assert error.count("\n") == 1
-    restore()
-
-
-def restore():
-    """What the command leaves, for signals that come while it ends, is taken away."""
-    for number, handler in USUAL.items():
-        signal.signal(number, handler)
 
 
 def test_one_more_signal_changes_nothing_for_a_while(monkeypatch):
@@ -111,7 +108,11 @@ def test_one_more_signal_changes_nothing_for_a_while(monkeypatch):
     monkeypatch.setattr(stopping, "_GRACE", 0.0)
     with pytest.raises(KeyboardInterrupt):  # a program that goes on has its Ctrl-C again
         signal.raise_signal(signal.SIGINT)
-    restore()
+
+
+def test_after_a_command_that_ended_by_itself_all_is_as_before(command):
+    assert command("inspect")[0] == 0
+    assert handlers() == USUAL
 
 
 def test_a_stop_that_was_swallowed_does_not_make_the_command_deaf(monkeypatch):
@@ -125,7 +126,6 @@ def test_a_stop_that_was_swallowed_does_not_make_the_command_deaf(monkeypatch):
 
     with pytest.raises(Stopped):
         stopped()
-    restore()
 
 
 def test_signals_that_are_ignored_or_handled_stay_so():
@@ -137,8 +137,10 @@ def test_signals_that_are_ignored_or_handled_stay_so():
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
     finally:
+        after = handlers()
         signal.signal(signal.SIGHUP, before)
         signal.signal(signal.SIGTERM, term)
+    assert after[signal.SIGHUP] == signal.SIG_IGN
     assert seen == [signal.SIGTERM]
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from coupled_sampling.backends.ort.session import open_session
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-from coupled_sampling.backends.ort.session import open_session  # noqa: E402
 
 
 def test_names_in_a_graph_reach_no_terminal(tmp_path, capfd):
