@@ -145,7 +145,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="streams of POSIX")
 def shell(line):
     """Exit code, standard output and standard error of a command line of a shell, in which PROGRAM is the command line."""
     program = " ".join(MODULE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Empty is unset: what is buffered is written once more when Python ends.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     done = subprocess.run(
         ["sh", "-c", line.replace("PROGRAM", program)], capture_output=True, text=True, env=environment
     )
