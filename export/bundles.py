@@ -34,6 +34,7 @@ from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.pictures import write_vq_pixel_graph
 from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.step_bundle import checked_methods, write_step_graphs
+from coupled_sampling.fields import check_fields, check_is, check_path
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
 
@@ -94,6 +95,7 @@ class ExportSettings:
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.windows or min(self.windows) < 1:
             raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
@@ -187,7 +189,8 @@ def export_checkpoint(
     ('llama', 3632)
     """
     check_opener(check)
-    chosen, out = settings or ExportSettings(), Path(out)
+    chosen = check_is("settings", settings, ExportSettings | None) or ExportSettings()
+    out = check_path("out", out)
     replacing = check_replaceable(out, force=chosen.force)
     with open_checkpoint(source) as checkpoint:
         family = find_family(checkpoint, chosen.family)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
@@ -22,6 +23,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import require_onnx, save_graph
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
+from coupled_sampling.fields import check_path
 from coupled_sampling.methods import find_method
 
 __all__ = ["WEIGHTS", "add_step_graphs", "checked_methods", "write_step_graphs"]
@@ -69,7 +71,7 @@ def add_step_graphs(
     'step-scd-match.onnx'
     """
     opened = source if isinstance(source, Bundle) else open_bundle(source)
-    out = Path(out)
+    out = check_path("out", out)
     replacing = check_replaceable(out, force=force)
     checked_methods(methods)
     with whole_folder(out, replacing) as folder:
@@ -125,6 +127,8 @@ def checked_methods(methods: Sequence[str]) -> list[str]:
     InvalidArgument
         One has no step graph, or there is none.
     """
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise InvalidArgument(f"methods is {shown(methods)}, expected names of methods, such as ('scd-match',)")
     names = list(dict.fromkeys(find_method(name).name for name in methods))
     for name in names:
         if name not in STEP_METHODS:

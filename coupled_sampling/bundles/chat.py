@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.fields import check_fields
 
 __all__ = ["ChatTemplate"]
 
@@ -44,6 +45,9 @@ class ChatTemplate:
 
     source: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def read(cls, path: Path) -> ChatTemplate:

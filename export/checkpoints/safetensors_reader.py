@@ -18,6 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
 
@@ -70,6 +71,7 @@ def open_safetensors(source: Path) -> Checkpoint:
     """
     folder = source if source.is_dir() else source.parent
     config = _read_object(folder / CONFIG, "the model's configuration")
+    _check_identity(folder / CONFIG, config)
     _refuse_quantised_config(folder / CONFIG, config)
     index: Mapping[str, str] = {}
     if source.is_dir() and not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
@@ -203,6 +205,17 @@ def _read_object(path: Path, role: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds {found!r:.60}, expected a JSON object with {role}; download it again")
     return found
+
+
+def _check_identity(path: Path, config: Mapping[str, Any]) -> None:
+    """Families are found by these two; everything else is checked by the family that reads it."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not (kind is None or isinstance(kind, str)):
+        raise CheckpointError(f"{path}: model_type is {shown(kind)}, expected a text or null; copy the file again")
+    if not (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
+        raise CheckpointError(
+            f"{path}: architectures is {shown(classes)}, expected a list of texts or null; copy the file again"
+        )
 
 
 def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:

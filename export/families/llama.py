@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coupled_sampling.arguments import is_whole
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.config import ConfigReader
@@ -94,9 +95,9 @@ class Llama:
             )
         where = f"the configuration of {checkpoint.path}"
         reader = ConfigReader(checkpoint.config, where)
-        vocab_size = reader.take("vocab_size")
+        vocab_size = reader.count("vocab_size")
         stop_tokens = take_stop_tokens(reader, vocab_size)
-        description = _description(checkpoint, reader, where, kind, positions)
+        description = _description(checkpoint, reader, where, kind, positions, vocab_size)
         reader.finish()
         prefix = "model." if any(name.startswith("model.") for name in checkpoint.names()) else ""
         harmless: tuple[str, ...] = HARMLESS_TENSORS
@@ -116,29 +117,29 @@ def _relative(config: Mapping[str, Any]) -> str | None:
 
 
 def _description(
-    checkpoint: Checkpoint, reader: ConfigReader, where: str, kind: str, positions: int | None
+    checkpoint: Checkpoint, reader: ConfigReader, where: str, kind: str, positions: int | None, vocab_size: int
 ) -> DecoderDescription:
     relative = RELATIVES[kind]
-    width, heads = reader.take("hidden_size"), reader.take("num_attention_heads")
+    width, heads = reader.count("hidden_size"), reader.count("num_attention_heads")
     # Qwen 3's own code takes 128 for a missing head_dim, the others divide.
-    head_size = reader.take("head_dim", 128 if kind == "qwen3" else width // heads)
+    head_size = reader.count("head_dim", 128 if kind == "qwen3" else width // heads)
     # A missing key means another number in every relative but Llama.
-    kv_heads = reader.take("num_key_value_heads", heads) if kind == "llama" else reader.take("num_key_value_heads")
-    norm = Norm("rms", reader.take("rms_norm_eps"))
+    kv_heads = reader.count("num_key_value_heads", heads) if kind == "llama" else reader.count("num_key_value_heads")
+    norm = Norm("rms", reader.number("rms_norm_eps"))
     bias = reader.take("attention_bias", relative.attention_bias[0], accepted=relative.attention_bias)
-    longest = choose_positions(positions, reader.take("max_position_embeddings"))
+    longest = choose_positions(positions, reader.count("max_position_embeddings"))
     _refuse_window(reader, where, kind, longest)
     _ignore_hints(reader)
     return describe(
         checkpoint,
-        vocab_size=checkpoint.config["vocab_size"],
+        vocab_size=vocab_size,
         positions=longest,
         width=width,
-        layers=reader.take("num_hidden_layers"),
+        layers=reader.count("num_hidden_layers"),
         heads=heads,
         kv_heads=kv_heads or heads,
         head_size=head_size,
-        mlp_width=reader.take("intermediate_size"),
+        mlp_width=reader.count("intermediate_size"),
         norm=norm,
         activation=take_activation(reader, "hidden_act", "silu"),
         rotary=take_rotary(reader, where, head_size),
@@ -146,13 +147,13 @@ def _description(
         query_key_value_bias=bias,
         attention_output_bias=bias and relative.output_bias,
         mlp_bias=reader.take("mlp_bias", False, accepted=relative.mlp_bias),
-        tied_head=reader.take("tie_word_embeddings", False, accepted=(False, True)),
+        tied_head=reader.flag("tie_word_embeddings", False),
     )
 
 
 def _refuse_window(reader: ConfigReader, where: str, kind: str, positions: int) -> None:
     layers = reader.take("layer_types", [])
-    if set(layers) - {"full_attention"}:
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise CheckpointError(f"{where}: layer_types is {layers!r}, and only 'full_attention' can be exported")
     window = None
     if RELATIVES[kind].window == "switched":
@@ -164,6 +165,8 @@ def _refuse_window(reader: ConfigReader, where: str, kind: str, positions: int) 
         window = reader.take("sliding_window")
     else:
         window = reader.take("sliding_window", None)
+    if window is not None and not is_whole(window):
+        raise reader.refusal("sliding_window", window, "an integer or null")
     if window is not None and window < positions:
         raise CheckpointError(
             f"{where}: sliding_window is {window}, and sliding windows are not exported; with positions at most {window} it has "

@@ -71,14 +71,14 @@ def take_rotary(reader: ConfigReader, where: str, head_size: int) -> Rotary:
 def _scaling(inner: ConfigReader, where: str, kind: str, base: float, head_size: int) -> RotaryScaling | None:
     if kind == "linear":
         inner.ignore("original_max_position_embeddings")
-        return RotaryScaling("linear", float(inner.take("factor")))
+        return RotaryScaling("linear", inner.number("factor"))
     if kind == "llama3":
         return RotaryScaling(
             "llama3",
-            float(inner.take("factor")),
-            float(inner.take("low_freq_factor")),
-            float(inner.take("high_freq_factor")),
-            int(inner.take("original_max_position_embeddings")),
+            inner.number("factor"),
+            inner.number("low_freq_factor"),
+            inner.number("high_freq_factor"),
+            inner.count("original_max_position_embeddings"),
         )
     if kind == "frequency_factors":
         return _scaling_of_factors(inner.take("frequency_factors"), where, base, head_size)
