@@ -38,7 +38,7 @@ gpu_machine = pytest.importorskip("standins.gpu_machine")
 trt_bundles = pytest.importorskip("standins.trt_bundles")
 
 RAN, CAPTURING = gpu_machine.RAN, gpu_machine.CAPTURING
-GPU = BACKENDS[1:]
+GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 SETTINGS = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
 PROMPTS = [[8], [3, 1]]
 

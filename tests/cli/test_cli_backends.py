@@ -23,7 +23,7 @@ gpu_machine = pytest.importorskip("standins.gpu_machine")
 trt_bundles = pytest.importorskip("standins.trt_bundles")
 
 RAN, CAPTURING = gpu_machine.RAN, gpu_machine.CAPTURING
-GPU = BACKENDS[1:]
+GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 ENGINE_GRAPH = ("--backend", "tensorrt", "--step", "graph")
 
 
