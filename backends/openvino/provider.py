@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,21 @@ from coupled_sampling.errors import BundleError, ProviderError
 from coupled_sampling.running import Closing
 
 __all__ = ["OpenVinoProvider", "refused_type"]
+
+_LISTS = ("subsequence_begins", "block_indices_begins", "block_indices")
+"""Where rows begin among the slots, where their blocks begin, and which blocks those are."""
+
+
+class _Fed(NamedTuple):
+    """What the graph reads and writes in windows of one shape."""
+
+    tokens: NDArray[np.int64]
+    start: NDArray[np.int64]
+    held: NDArray[np.int32]
+    """Most positions that a row holds after the window: a single number."""
+    logits: NDArray[np.float32]
+    lists: tuple[NDArray[np.int32], ...]
+    """Of `_LISTS`."""
 
 
 class OpenVinoProvider(Closing):
@@ -198,7 +213,7 @@ class OpenVinoProvider(Closing):
         """Give back all memory; the provider cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
         # The request first: it points into the caches.
-        for name in ("_request", "_caches", "_logits"):
+        for name in ("_request", "_caches", "_logits", "_fed"):
             vars(self).pop(name, None)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range | None) -> Array:
@@ -211,28 +226,34 @@ class OpenVinoProvider(Closing):
         else:
             check_rows(self, tokens, rows)
         try:
-            self._choose(rows, width)
-            self._copy("input_ids", tokens)
-            self._copy("start", start)
-            self._copy("max_context_len", np.array(start.max() + width, np.int32))
-            logits = self._room((count, width, self.vocab_size))
-            self._bind("logits", logits)
+            if (rows, width) != self._chosen:
+                self._choose(rows, width)
+            self._fed.tokens[...] = tokens
+            self._fed.start[...] = start
+            self._fed.held[...] = start.max() + width
             self._request.infer()
         except Exception as error:
             # Its exceptions share no base class but Exception.
             self._chosen = None
             raise ProviderError(f"OpenVINO failed on a window of {count} rows and {width} slots: {error}") from error
-        return logits
+        return self._fed.logits
 
     def _choose(self, rows: range, width: int) -> None:
-        """Have the next calls run windows of ``width`` slots on ``rows``."""
-        if self._chosen == (rows, width):
-            return
-        ends = np.arange(len(rows) + 1, dtype=np.int32)
-        self._copy("subsequence_begins", ends * width)
-        self._copy("block_indices_begins", ends * self._blocks)
-        self._copy("block_indices", np.arange(rows.start * self._blocks, rows.stop * self._blocks, dtype=np.int32))
-        self._chosen = rows, width
+        """Have the next calls run windows of ``width`` slots on ``rows``: what differs between them is then only written anew."""
+        self._chosen = None
+        count, blocks = len(rows), self._blocks
+        ends = np.arange(count + 1, dtype=np.int32)
+        fed = _Fed(
+            np.zeros((count, width), np.int64),
+            np.zeros(count, np.int64),
+            np.zeros((), np.int32),
+            self._room((count, width, self.vocab_size)),
+            (ends * width, ends * blocks, np.arange(rows.start * blocks, rows.stop * blocks, dtype=np.int32)),
+        )
+        names = ("input_ids", "start", "max_context_len", "logits")
+        for name, values in zip((*names, *_LISTS), (*fed[:4], *fed.lists), strict=True):
+            self._bind(name, values)
+        self._fed, self._chosen = fed, (rows, width)
 
     def _room(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Memory for logits of ``shape``, which grows with what is asked for."""
@@ -241,12 +262,8 @@ class OpenVinoProvider(Closing):
             self._logits = np.zeros(size, np.float32)
         return self._logits[:size].reshape(shape)
 
-    def _copy(self, name: str, values: NDArray[Any]) -> None:
-        """Give the graph a copy of ``values``."""
-        self._request.set_tensor(name, self._tensor(np.asarray(values, order="C")))
-
     def _bind(self, name: str, values: NDArray[Any]) -> None:
-        """Have the graph read and write ``values`` where they lie."""
+        """Have the graph read and write ``values`` where they lie. Nothing but the caller keeps them, until others are bound."""
         self._request.set_tensor(name, self._tensor(values, shared_memory=True))
 
     def _refuse_if_closed(self) -> None:
