@@ -1,8 +1,8 @@
 """What a mask lets a slot attend to, found by asking it.
 
-OpenVINO's attention over blocks takes no mask: a slot attends to all columns up to its own, or to the last so many of them. Which of
-the two a graph's mask says, and how many, is not to be read from its operators, of which there are many ways. So the part of the
-graph that makes the mask is run for a few windows, and what comes out is compared.
+OpenVINO's attention over blocks takes no mask: a slot attends to all columns up to its own, or to the last so many of them. A
+graph can say either in many ways, so its operators are not what is looked at. The part of it that makes the mask is run for a few
+windows, and what comes out is compared.
 """
 
 from __future__ import annotations

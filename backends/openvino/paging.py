@@ -1,10 +1,10 @@
 """The window graph with its caches in blocks, which attention reads and writes in place.
 
-Written as the graph has it, a cache would be copied at every pass: OpenVINO's scatter makes a new tensor, and so does keeping one as a
-state (ReadValue, Assign). That was measured: 1.0 to 4.3 times the time of ONNX Runtime. Its attention over blocks
+Written as the graph has it, a cache would be copied at every pass: OpenVINO's scatter makes a new tensor, and so does keeping one
+as a state (ReadValue, Assign). With float32 weights that took 1.0 to 4.3 times ONNX Runtime's time. Its attention over blocks
 (`PagedAttentionExtension`, what OpenVINO GenAI serves with) copies nothing. It puts the window's keys and values at positions
-``start``, ``start + 1``, ... of each row's blocks and attends to all positions up to each slot's own: the contract of a window, where
-the last write wins, word for word. So each Attention becomes one of these, and the caches' parameters become blocks.
+``start``, ``start + 1``, ... of each row's blocks and attends to all positions up to each slot's own. That is the contract of a
+window, where the last write wins. So each Attention becomes one of these, and the caches' parameters become blocks.
 
 The operator is no part of OpenVINO's stable interface, so its inputs are those of the versions that `runtime` takes.
 """

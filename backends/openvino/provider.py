@@ -33,6 +33,7 @@ __all__ = ["OpenVinoProvider", "refused_type"]
 
 _LISTS = ("subsequence_begins", "block_indices_begins", "block_indices")
 """Where rows begin among the slots, where their blocks begin, and which blocks those are."""
+_FED = ("input_ids", "start", "max_context_len", "logits", *_LISTS)
 
 
 class _Fed(NamedTuple):
@@ -250,8 +251,8 @@ class OpenVinoProvider(Closing):
             self._room((count, width, self.vocab_size)),
             (ends * width, ends * blocks, np.arange(rows.start * blocks, rows.stop * blocks, dtype=np.int32)),
         )
-        names = ("input_ids", "start", "max_context_len", "logits")
-        for name, values in zip((*names, *_LISTS), (*fed[:4], *fed.lists), strict=True):
+        arrays: tuple[NDArray[Any], ...] = (fed.tokens, fed.start, fed.held, fed.logits, *fed.lists)
+        for name, values in zip(_FED, arrays, strict=True):
             self._bind(name, values)
         self._fed, self._chosen = fed, (rows, width)
 

@@ -113,8 +113,8 @@ def _attention(path: Path, met: _Met) -> Attention:
     unlike = {name: value for name, value in given.items() if value}
     if len(inputs) != 4 or unlike:
         raise BundleError(
-            f"{path}: an Attention has {len(inputs)} inputs and {unlike or 'no attributes'}, expected query, key, value and mask, and "
-            "no attribute but scale, which is all that OpenVINO's attention over blocks has; use the back end cpu"
+            f"{path}: an Attention has {len(inputs)} inputs and {unlike or 'no attributes'}, expected query, key, value and mask, "
+            "and no attribute but scale, which is all that OpenVINO's attention over blocks has; use the back end cpu"
         )
     query, key, value, mask = inputs
     return Attention(query, _written(path, key), _written(path, value), mask, scale, met.stand_in)

@@ -55,8 +55,8 @@ def settings(threads: int | None) -> dict[str, Any]:
     """Properties that every model is compiled with."""
     chosen: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",  # all threads to one call
-        # Without these it may compute in bfloat16, and round caches and the activations of quantised matrices to int8: logits of one
-        # position then depend on how tokens were cut into windows.
+        # Without these it may compute in bfloat16, and round caches and the activations of quantised matrices to int8: logits of
+        # one position then depend on how tokens were cut into windows.
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,

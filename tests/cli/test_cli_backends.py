@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from coupled_sampling.backends import BACKENDS
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.cli import main

@@ -49,7 +49,9 @@ def test_importing_the_back_end_loads_no_runtime():
 def test_what_the_back_end_does_not_have_is_refused():
     with pytest.raises(InvalidArgument, match="device is 0, but backend 'openvino' runs on no GPU"):
         Place("openvino", device=0)
-    with pytest.raises(InvalidArgument, match="step is 'graph', but backend is 'openvino', which decides steps by host"):
+    with pytest.raises(
+        InvalidArgument, match="step is 'graph', but backend is 'openvino', which decides steps by host"
+    ):
         check_model("fashion", Place("openvino"), method="sjd", step="graph")
     assert check_model("fashion", Place("openvino"), method="sjd") == "host"
 
