@@ -11,6 +11,7 @@ from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
+from bugs_of_openvino import BUGS as OPENVINO
 from bugs_of_processors import BUGS as PROCESSORS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
@@ -31,6 +32,7 @@ BUGS: tuple[Bug, ...] = (
     *GUIDANCE,
     *LAWS,
     *NOISE,
+    *OPENVINO,
     *PROCESSORS,
     *REQUESTS,
     *ROWS,
