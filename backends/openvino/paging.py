@@ -46,13 +46,8 @@ def paged_model(runtime: Runtime, path: Path, graph: WindowGraph, reading: Readi
     contexts = Contexts(runtime, path, reading.model, graph.cache_length, graph.max_window)
     reaches = [contexts.reach(attention.mask) for attention in reading.attentions]
     paging = _Paging(runtime, graph, reading.model)
-    try:
-        for attention, reach in zip(reading.attentions, reaches, strict=True):
-            paging.replace(attention, reach)
-    except RuntimeError as error:
-        raise MissingDependency(
-            f"openvino {runtime.version} has another attention over blocks than 2026.4 ({error}): {INSTALL}"
-        ) from error
+    for attention, reach in zip(reading.attentions, reaches, strict=True):
+        paging.replace(attention, reach)
     results = [result for result in reading.model.get_results() if "logits" in result.input_value(0).get_names()]
     kept = [paging.tokens, paging.start]
     return runtime.package.Model(results, kept + list(paging.parameters.values()), "window")
@@ -123,7 +118,12 @@ class _Paging:
             nothing(),  # tokens that see each other
             *(nothing(np.uint8), nothing()),  # a mask between the slots of a window
         ]
-        attend = self._runtime.package.op._PagedAttentionExtension([node.output(0) for node in inputs])
+        try:
+            attend = self._runtime.package.op._PagedAttentionExtension([node.output(0) for node in inputs])
+        except (AttributeError, RuntimeError, TypeError) as error:  # no stable interface
+            raise MissingDependency(
+                f"openvino {self._runtime.version} has another attention over blocks than 2026.4 ({error}): {INSTALL}"
+            ) from error
         information = attend.get_rt_info()
         for kind in ("k", "v"):
             information[f"num_{kind}_heads"], information[f"{kind}_head_size"] = kv_heads, size

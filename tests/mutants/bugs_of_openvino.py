@@ -8,7 +8,7 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-WITHOUT, WITH = ("test_openvino_missing",), ("test_openvino",)
+WITHOUT, WITH, REFUSED = ("test_openvino_missing",), ("test_openvino",), ("test_openvino_refusals",)
 
 _ANYWHERE = (
     Bug(
@@ -76,7 +76,7 @@ _WITH_OPENVINO = (
         "not np.array_equal(allowed(start, self._width), expected)",
         "False",
         "A graph with a mask of another kind runs as if it were causal.",
-        WITH,
+        REFUSED,
     ),
     Bug(
         "attributes-of-attention-ignored",
@@ -84,7 +84,7 @@ _WITH_OPENVINO = (
         "len(inputs) != 4 or unlike",
         "len(inputs) != 4",
         "A model with a softcap runs without it.",
-        WITH,
+        REFUSED,
     ),
     Bug(
         "keys-from-anywhere",
@@ -92,7 +92,7 @@ _WITH_OPENVINO = (
         "node.get_type_name() == 'ScatterElementsUpdate'",
         "True",
         "An attention over something else than the caches is run over the caches, or fails without a word.",
-        WITH,
+        REFUSED,
     ),
     Bug(
         "caches-rounded",
