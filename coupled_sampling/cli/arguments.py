@@ -148,7 +148,7 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         metavar="FOLDER",
         help="where TensorRT's engines are kept (default: the bundle's folder with .engines behind its name)",
     )
-    add("--threads", type=int, metavar="N", help="threads within an operator (default: ONNX Runtime's choice)")
+    add("--threads", type=int, metavar="N", help="threads within an operator (default: the runtime's choice)")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

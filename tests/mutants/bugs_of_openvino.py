@@ -47,11 +47,11 @@ _WITH_OPENVINO = (
         WITH,
     ),
     Bug(
-        "windows-unchecked-by-openvino",
+        "rows-of-the-call-before",
         "OpenVinoProvider._forward",
-        "check_window(self, tokens, start)",
-        "",
-        "A window beyond a row's blocks is not refused.",
+        "(rows, width) != self._chosen",
+        "self._chosen is None or (len(rows), width) != (len(self._chosen[0]), self._chosen[1])",
+        "A call for as many other rows reads and writes the state of those of the call before.",
         WITH,
     ),
     Bug(
