@@ -87,11 +87,11 @@ _WITH_OPENVINO = (
         REFUSED,
     ),
     Bug(
-        "keys-from-anywhere",
+        "columns-from-anywhere",
         "reading:_written",
-        "node.get_type_name() == 'ScatterElementsUpdate'",
+        "first.get_type_name() == 'Constant' and (not first.data.any()) and ('kv_length' in last.get_names())",
         "True",
-        "An attention over something else than the caches is run over the caches, or fails without a word.",
+        "An attention over other columns than the first ones is run over the first ones.",
         REFUSED,
     ),
     Bug(

@@ -145,6 +145,16 @@ def test_other_rows_keep_their_state_bit_by_bit(provider, rows):
         np.testing.assert_array_equal(changed, [row in rows for row in range(ROWS)])
 
 
+def test_calls_of_one_shape_for_one_row_after_the_other(provider):
+    """What is fed in place is the row's own."""
+    tokens = some_tokens(ROWS, 12)
+    for first in (0, 6):
+        for row in range(ROWS):
+            window = tokens[row : row + 1, first : first + 6]
+            found = provider.forward_rows(window, starts(first), range(row, row + 1))
+            close(found[0], scored(GPT, tokens[row, : first + 6])[first:])
+
+
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 60])
 def test_a_fork_goes_on_as_its_source_would(provider, length):
     tokens = some_tokens(1, LENGTH)

@@ -5,6 +5,7 @@ Skipped where OpenVINO is not installed: ``make test-openvino`` installs it.
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from coupled_sampling.backends import Place, open_model
@@ -103,6 +104,15 @@ def over_the_window_alone(model):
             node.input[1] = updates[slices[node.input[1]]]
 
 
+def from_the_second_column(model):
+    """The first position is forgotten."""
+    one = onnx.numpy_helper.from_array(np.ones(1, np.int64), "one")
+    model.graph.initializer.append(one)
+    for node in model.graph.node:
+        if node.op_type == "Slice" and node.input[0].startswith("present."):
+            node.input[1] = one.name
+
+
 def around_the_end(model):
     for node in model.graph.node:
         if node.op_type == "TensorScatter":
@@ -116,6 +126,7 @@ def around_the_end(model):
         (not_causal, "a mask lets slots attend to other columns than the last so many up to their own"),
         (with_softcap, r"an Attention has 4 inputs and \{'softcap': 2.0\}"),
         (without_mask, "an Attention has 3 inputs and no attributes"),
+        (from_the_second_column, "something else than the first kv_length columns of a cache"),
         (over_the_window_alone, "something else than the first kv_length columns of a cache"),
         (around_the_end, "TensorScatter along axis -2 or around the end"),
     ],
