@@ -119,8 +119,8 @@ BUGS = (
     Bug(
         "no-space-before",
         "pieces:piece_tokenizer",
-        "normalizers.Sequence([normalizers.Prepend('▁'), spaces])",
-        "normalizers.Sequence([spaces])",
+        "[normalizers.Prepend('▁')] if pieces.space_before else []",
+        "[]",
         "A text begins without the space that the model was trained with.",
         PIECES,
     ),
