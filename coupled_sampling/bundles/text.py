@@ -61,10 +61,10 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
         # The library raises bare Exceptions, and where it panics, what is no Exception at all.
         if not isinstance(cause, Exception) and type(cause).__name__ != "PanicException":
             raise
-        place = re.search(r"at line \d+ column \d+", str(cause))
+        place = re.search(r"line \d+ column \d+", str(cause))
+        where = f", from {place[0]} on" if place else ""
         raise error(
-            f"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; export or copy it again, "
-            "or upgrade tokenizers if the file is newer"
+            f"{path} is no file of the tokenizers library{where}; export or copy it again, or upgrade tokenizers if it is newer"
         ) from None
 
 

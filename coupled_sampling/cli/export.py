@@ -83,10 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--tokenizer",
-        type=Path,
         metavar="PATH",
-        help="a tokenizer.json, a tokenizer.model of SentencePiece, or the folder of one, to take instead of the checkpoint's own "
-        "(default: the checkpoint's)",
+        help="a tokenizer.json, a tokenizer.model of SentencePiece, or the folder of one, to take instead of the checkpoint's own; "
+        "none to do without (default: the checkpoint's)",
     )
     add(
         "--step-graphs",
@@ -131,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if done.text is not None:
         before = f"after {' '.join(done.text.before)}" if done.text.before else "with nothing before it"
-        print(
+        say(
             f"checked: {done.text.unchanged} of {done.text.texts} texts come back from their tokens as they were, and a prompt "
             f"begins {before}"
         )

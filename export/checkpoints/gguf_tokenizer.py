@@ -31,7 +31,7 @@ from coupled_sampling.export.checkpoints.pieces import (
 
 __all__ = ["gguf_tokenizer"]
 
-_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer"
+_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer, or do without by --tokenizer none"
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -101,8 +101,8 @@ def _pieces(metadata: Mapping[str, Any]) -> Pieces:
     """What the file says about SentencePiece's tokenizer."""
     if metadata.get("tokenizer.ggml.precompiled_charsmap"):
         raise CheckpointError(
-            "tokenizer.ggml.precompiled_charsmap is set, expected a tokenizer that changes no characters of a text before it cuts it; "
-            f"{_INSTEAD}"
+            "tokenizer.ggml.precompiled_charsmap is set, expected a tokenizer that changes no characters of a text before it "
+            f"cuts it; {_INSTEAD}"
         )
     texts = _listed(metadata, "tokens", str)
     return Pieces(

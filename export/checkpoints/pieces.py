@@ -32,7 +32,7 @@ _LONGEST = 1024
 _MOST_LETTERS = 1 << 23
 """Letters of all pieces together; Gemma's 256,000 have two million."""
 
-_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer"
+_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer, or do without by --tokenizer none"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from coupled_sampling.export.checkpoints.pieces import NORMAL, Pieces
 __all__ = ["read_pieces"]
 
 _MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-_INSTEAD = "give a tokenizer.json of the same model"
+_INSTEAD = "give a tokenizer.json of the same model with --tokenizer, or do without by --tokenizer none"
 
 _SPACE_BEFORE, _SQUEEZE = 3, 4
 _MODEL_TYPE, _BEGIN, _END = 3, 41, 42

@@ -59,14 +59,14 @@ class TextFiles:
 
 
 def write_text_files(
-    checkpoint: Checkpoint, folder: Path, given: Path | None = None, vocab_size: int | None = None
+    checkpoint: Checkpoint, folder: Path, given: str | Path | None = None, vocab_size: int | None = None
 ) -> TextFiles:
     """Write what ``checkpoint`` says about text into ``folder``.
 
     Parameters
     ----------
     given
-        A tokenizer to take instead, as for `find_tokenizer`. A chat template beside it, where it is a folder, is taken, too.
+        A tokenizer to take instead, as for `find_tokenizer`, and where that is a folder a chat template beside it; "none" for none.
     vocab_size
         Of the model; a tokenizer that was given and has more tokens is refused.
 
@@ -81,9 +81,12 @@ def write_text_files(
     else:
         template = read_template(home, CheckpointError)
         stop = read_tokens(read_object(home / "generation_config.json", CheckpointError).get("eos_token_id"))
+    if given == "none":
+        return TextFiles(stop_tokens=stop)
     if given is not None:
-        tokenizer = _given(given, vocab_size)
-        template = (read_template(given, CheckpointError) if given.is_dir() else None) or template
+        place = Path(given)
+        tokenizer = _given(place, vocab_size)
+        template = (read_template(place, CheckpointError) if place.is_dir() else None) or template
     elif checkpoint.kind == "gguf":
         has_one = "tokenizer.ggml.model" in checkpoint.metadata
         tokenizer = gguf_tokenizer(checkpoint.metadata) if has_one else None

@@ -225,8 +225,8 @@ def test_tokens_are_those_of_sentencepiece(settings):
         expected = theirs.encode(text)
         assert in_gguf.encode(text).ids == expected, text
         assert in_a_file.encode(text).ids == expected, text
-        # SentencePiece writes the unknown as a question mark, others not at all; where it squeezes, it takes every leading space away,
-        # which only the letter that stands for one can make.
+        # SentencePiece writes the unknown as a question mark, others not at all; where it squeezes, it takes every leading space
+        # away, which only the letter that stands for one can make.
         if 0 not in expected and not (keys["remove_extra_whitespaces"] and text.startswith("▁")):
             assert in_gguf.decode(expected) == theirs.decode(expected)
 
