@@ -17,6 +17,7 @@ from typing import Any
 from coupled_sampling.bundles.beside import read_text
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
 from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
+from coupled_sampling.fields import check_path
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
 
@@ -78,6 +79,8 @@ class Tokenizer:
 
     Raises
     ------
+    InvalidArgument
+        ``path`` is no path.
     BundleError
         The file is not one of that library.
     MissingDependency
@@ -99,7 +102,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._inner = read_tokenizer(Path(path))
+        self._inner = read_tokenizer(check_path("path", path))
         # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
         self._inner.no_truncation()
         self._inner.no_padding()
