@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants check docs test-gpu test-torch test-frameworks test-javascript bench bench-gpu train clean
+.PHONY: demo test test-long mutants check docs test-gpu test-torch test-frameworks test-openvino test-javascript bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -50,6 +50,10 @@ test-frameworks: $(VENV)/.dev
 	$(PYTHON) -m venv $(VENV)-genai
 	$(VENV)-genai/bin/python -m pip install -q --no-compile "$(TORCH)" -e ".[dev]" onnxruntime-genai==0.18.0 onnx_ir "transformers>=5"
 	$(VENV)-genai/bin/python -m pytest -m frameworks tests/backends/foreign/test_real_exporters.py
+
+test-openvino: $(VENV)/.dev
+	$(INSTALL) -e ".[openvino]"
+	$(BIN)/python -m pytest $(PARALLEL) -rs tests/backends/openvino
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund

@@ -15,13 +15,13 @@ from coupled_sampling.backends.foreign.checks import LARGEST_TOLERANCE
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.finding import find_decoder, is_onnx, other_graphs
 from coupled_sampling.backends.foreign.opening import DecoderFile
+from coupled_sampling.backends.foreign.opset import read_opset
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
-from coupled_sampling.backends.foreign.wire import read_opset
 from coupled_sampling.bundles.chat import ChatTemplate
-from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, GeneratedTokens, Manifest
+from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, GeneratedTokens, Manifest
 from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
 from coupled_sampling.bundles.records import GrowingGraph
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import BundleError, InvalidArgument
 
 __all__ = ["ForeignBundle", "open_bundle_or_onnx", "open_onnx"]
 
@@ -145,7 +145,7 @@ def _manifest(decoder: DecoderFile, max_length: int) -> Manifest:
         generated_tokens=GeneratedTokens(0, vocab_size),
         length=min(LENGTH, max_length + 1 - max(1, min(ROOM, max_length // 2))),
         prompts={},
-        defaults=replace(TEXT_DEFAULTS, window=min(TEXT_DEFAULTS.window, max_length), **configuration.sampling),
+        defaults=_defaults(configuration, max_length),
         licence="NOASSERTION",
         provenance={
             "source": str(decoder.path),
@@ -157,3 +157,13 @@ def _manifest(decoder: DecoderFile, max_length: int) -> Manifest:
         tokenizer=None if configuration.tokenizer is None else configuration.tokenizer.name,
         chat_template=None if template is None or configuration.tokenizer is None else "as the folder has it",
     )
+
+
+def _defaults(configuration: Configuration, max_length: int) -> Defaults:
+    try:
+        return replace(TEXT_DEFAULTS, window=min(TEXT_DEFAULTS.window, max_length), **configuration.sampling)
+    except InvalidArgument as error:
+        raise BundleError(
+            f"{configuration.home} has defaults for generation that cannot be: {error}; correct its generation_config.json or "
+            "genai_config.json"
+        ) from error

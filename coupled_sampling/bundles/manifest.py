@@ -16,6 +16,7 @@ from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, default_chunk, expect
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
 
 __all__ = [
@@ -49,6 +50,9 @@ class GeneratedTokens:
     first: int
     count: int
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -63,6 +67,9 @@ class Grid:
 
     rows: int
     columns: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,9 @@ class Prompt:
     tokens: tuple[int, ...]
     aliases: tuple[str, ...]
     title: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ class Defaults:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         try:
             find_method(self.method)
             self.sampling()
@@ -199,6 +210,7 @@ class Manifest:
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect(self.name.strip() != "", "name", self.name, "a name")
         _check_files(self)
         _check_tokens(self)

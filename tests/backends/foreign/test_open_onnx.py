@@ -9,7 +9,7 @@ import pytest
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import ConcatenatedProvider, Place, check_model, open_model, open_onnx
 from coupled_sampling.backends.foreign.configuration import Configuration
-from coupled_sampling.backends.foreign.wire import read_opset
+from coupled_sampling.backends.foreign.opset import read_opset
 from coupled_sampling.bundles import write_manifest
 from coupled_sampling.errors import BundleError, CheckpointError, InvalidArgument, OutputError, ProviderError
 from coupled_sampling.export import open_checkpoint
