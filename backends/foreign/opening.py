@@ -63,7 +63,13 @@ class DecoderFile:
 
     def _open(self, threads: int | None) -> OpenedDecoder:
         session, changes = open_foreign_session(self.path, threads, widening=self.widen)
-        return OpenedDecoder(read_graph(self.path, session, self.configuration.cache_sizes()), session, changes)
+        try:
+            graph = read_graph(self.path, session, self.configuration.cache_sizes())
+        except UnicodeError as error:
+            raise BundleError(
+                f"{self.path} has names that are no text: {error}; download or export the file again"
+            ) from error
+        return OpenedDecoder(graph, session, changes)
 
 
 def open_foreign_session(file: Path, threads: int | None = None, *, widening: bool = False) -> tuple[Any, Changes]:

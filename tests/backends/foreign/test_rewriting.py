@@ -310,6 +310,9 @@ def test_names_that_are_no_text_are_one_line(tmp_path, capfd):
         path.write_bytes(content.replace(text, b"\xff" * len(text)))
         with pytest.raises(BundleError, match=message):
             ConcatenatedProvider.open(path, max_length=LENGTH, widen=True)
+    path.write_bytes(content.replace(b"total", b"\xff" * 5))  # the name of an axis
+    with pytest.raises(BundleError, match="has names that are no text"):
+        ConcatenatedProvider.open(path, max_length=LENGTH, widen=True)
     assert capfd.readouterr().out == ""  # ONNX Runtime would print the second there, and try it once more
 
 
