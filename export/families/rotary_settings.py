@@ -91,8 +91,9 @@ def take_rotary(
             f"{where}: rope_parameters and rope_scaling differ, expected one of them; remove the other"
         )
     inner = ConfigReader(nested or older or {}, f"{where}, rotary positions")
-    theta = inner.take("rope_theta", base if given is None else given)
-    if given is not None and theta != given:
+    outer = ConfigReader({"rope_theta": given}, where).number("rope_theta", base, positive=True)
+    theta = inner.number("rope_theta", outer, positive=True)
+    if given is not None and theta != outer:
         raise CheckpointError(f"{where}: rope_theta is {given!r} and {theta!r} in rope_parameters; remove one of them")
     kind = inner.take("rope_type", "", accepted=("", *kinds))
     old_kind = inner.take("type", kind or "default", accepted=kinds)
@@ -108,9 +109,9 @@ def take_rotary(
         if (kind or old_kind) in LONG:
             scaling, notes = _long_scaling(inner, lengths.most, original, longest)
         else:
-            scaling = _scaling(inner, where, kind or old_kind, float(theta), size or head_size, lengths.most, original)
+            scaling = _scaling(inner, where, kind or old_kind, theta, size or head_size, lengths.most, original)
             notes = ()
-        rotary = Rotary("half", float(theta), size, scaling)
+        rotary = Rotary("half", theta, size, scaling)
     except (InvalidArgument, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error}") from error
     inner.finish()
@@ -119,10 +120,10 @@ def take_rotary(
 
 def _turned(reader: ConfigReader, inner: ConfigReader, head_size: int, partial: bool) -> int:
     """Entries of a head that turn; 0 for all."""
-    factors = [one.number("partial_rotary_factor", 1.0, positive=True) for one in (reader, inner)]
-    share = min(factors)
-    expected = "one number up to 1" if partial else "1, the only one that this family's own code heeds"
-    if len({*factors, 1.0}) > 2 or share > 1 or (share < 1 and not partial):
+    said = {one.number("partial_rotary_factor", 1.0, positive=True) for one in (reader, inner)} - {1.0}
+    share = max(said, default=1.0)
+    if len(said) > 1 or share > 1 or (said and not partial):
+        expected = "one number up to 1" if partial else "1, the only one that this family's own code heeds"
         raise reader.refusal("partial_rotary_factor", share, expected)
     return int(head_size * share) if share < 1 else 0
 
