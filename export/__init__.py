@@ -18,6 +18,7 @@ from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
@@ -32,6 +33,7 @@ __all__ = [
     "GridRotary",
     "LayerKind",
     "Norm",
+    "PicturePositions",
     "QueryKeyNorm",
     "Rotary",
     "RotaryScaling",

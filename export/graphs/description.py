@@ -26,6 +26,7 @@ from coupled_sampling.export.graphs.parts import (
     require_positive,
     require_whole,
 )
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.rotary import Rotary
 
 __all__ = ["ACTIVATIONS", "DecoderDescription", "LayerKind", "Norm", "QueryKeyNorm"]
@@ -195,6 +196,8 @@ class DecoderDescription:
         for rotary in dict.fromkeys(kind.rotary for kind in self.kinds()):
             if rotary is not None:
                 rotary.require_fit(self.head_size)
+                if rotary.pictures not in (None, self.pictures):
+                    raise InvalidArgument("layers have different positions of pictures, expected the same for all")
 
     def _check_kinds(self) -> None:
         if not self.layer_kinds:
@@ -235,6 +238,12 @@ class DecoderDescription:
     def output_norm(self) -> bool:
         """Whether what leaves attention and MLP is normalised."""
         return self.norm_placement in ("output", "both")
+
+    @property
+    def pictures(self) -> PicturePositions | None:
+        """Positions of pictures, if a layer has such; all that have share them."""
+        rotaries = (kind.rotary for kind in self.kinds() if kind.rotary is not None)
+        return next((rotary.pictures for rotary in rotaries if rotary.pictures is not None), None)
 
     def embedding_names(self) -> dict[str, int]:
         """Rows of each table of the token embedding, in their order."""
@@ -306,7 +315,8 @@ class DecoderDescription:
             file=file,
             opset=OPSET,
             dtype=dtype,
-            layers=self.layers,
+            # Where pictures begin is marked in a cache of its own, after those of the layers.
+            layers=self.layers + (self.pictures is not None),
             kv_heads=self.kv_heads,
             head_size=self.head_size,
             cache_length=self.cache_length,

@@ -84,7 +84,7 @@ class _Reference:
             for part in ("attention", "mlp"):
                 prefix = f"layers.{layer}.{part}"
                 y = self.norm(f"{prefix}_norm", x) if description.input_norm else x
-                y = self.attention(prefix, y, kind) if part == "attention" else self.mlp(prefix, y)
+                y = self.attention(prefix, y, kind, tokens) if part == "attention" else self.mlp(prefix, y)
                 y = self.norm(f"{prefix}_output_norm", y) if description.output_norm else y
                 x = x + y * self.dtype.type(description.residual_scale)
         x = self.norm("norm", x)
@@ -113,7 +113,7 @@ class _Reference:
         bias = self.weight(f"{name}.bias") if norm.has_bias else None
         return _normalise(norm, x, self.weight(f"{name}.weight"), bias)
 
-    def attention(self, prefix: str, x: Array, kind: LayerKind) -> Array:
+    def attention(self, prefix: str, x: Array, kind: LayerKind, tokens: NDArray[np.int64]) -> Array:
         description, length = self.description, len(x)
         query, key, value = (
             self.linear(f"{prefix}.{name}", x).reshape(length, -1, description.head_size)
@@ -122,7 +122,7 @@ class _Reference:
         if description.query_key_norm is not None:
             query, key = self.normed_heads(f"{prefix}.query_norm", query), self.normed_heads(f"{prefix}.key_norm", key)
         if kind.rotary is not None:
-            query, key = (_rotate(kind.rotary, heads) for heads in (query, key))
+            query, key = (_rotate(kind.rotary, heads, tokens) for heads in (query, key))
         distance = np.arange(length)[:, None] - np.arange(length)
         allowed = (distance >= 0) & (distance < (kind.window or length))
         mixed = np.zeros_like(query)
@@ -175,10 +175,15 @@ def _softcap(x: Array, cap: float) -> Array:
     return np.asarray(cap * np.tanh(x / cap)) if cap else x
 
 
-def _rotate(rotary: Rotary, heads: Array) -> Array:
+def _rotate(rotary: Rotary, heads: Array, tokens: NDArray[np.int64]) -> Array:
     """``heads`` (T, heads, head_size), the first entries of each turned by their position's angles."""
     size = rotary.turned(heads.shape[-1])
-    cos, sin = (table[:, None].astype(heads.dtype) for table in rotary_tables(rotary, size, len(heads)))
+    tables = rotary_tables(rotary, size, len(heads))
+    if rotary.pictures is not None:
+        which = np.repeat(np.arange(3), rotary.pictures.sections)  # which of its three places a pair turns with
+        places = rotary.pictures.places(tokens)[:, which]
+        tables = (tables[0][places, np.arange(size // 2)], tables[1][places, np.arange(size // 2)])
+    cos, sin = (table[:, None].astype(heads.dtype) for table in tables)
     if rotary.pairs == "half":
         first, second = slice(0, size // 2), slice(size // 2, size)
     else:

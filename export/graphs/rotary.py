@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 
 __all__ = ["SCALINGS", "GridRotary", "Rotary", "RotaryScaling", "rotary_tables"]
 
@@ -139,6 +140,8 @@ class Rotary:
         None for none.
     grid
         Two-dimensional positions; None for positions in a line.
+    pictures
+        Positions of text and pictures behind it; None for positions in a line.
 
     Examples
     --------
@@ -154,6 +157,7 @@ class Rotary:
     size: int = 0
     scaling: RotaryScaling | None = None
     grid: GridRotary | None = None
+    pictures: PicturePositions | None = None
 
     def __post_init__(self) -> None:
         if self.pairs not in ("half", "interleaved"):
@@ -166,6 +170,8 @@ class Rotary:
             )
         if self.scaling is not None and self.grid is not None:
             raise InvalidArgument("scaling and grid are both given, expected at most one of them")
+        if self.grid is not None and self.pictures is not None:
+            raise InvalidArgument("grid and pictures are both given, expected at most one of them")
         if self.scaling is not None and self.scaling.kind == "yarn" and self.base <= 1:
             raise InvalidArgument(f"base of the rotary positions is {self.base}, expected a number > 1 for yarn")
 
@@ -186,6 +192,10 @@ class Rotary:
             raise InvalidArgument(
                 f"rotary positions turn {size} entries of a head, expected a multiple of {multiple} up to head_size, {head_size}"
             )
+        if self.pictures is not None and sum(self.pictures.sections) != size // 2:
+            raise InvalidArgument(
+                f"sections is {self.pictures.sections}, expected numbers that sum to the {size // 2} pairs that turn"
+            )
         if self.scaling is not None and self.scaling.kind == "factors" and len(self.scaling.factors) != size // 2:
             raise InvalidArgument(
                 f"rotary scaling has {len(self.scaling.factors)} factors, expected one for each of the {size // 2} pairs that turn"
@@ -202,7 +212,8 @@ def rotary_tables(rotary: Rotary, size: int, positions: int) -> tuple[NDArray[np
     size
         Entries of a head that turn, an even number.
     positions
-        Rows to make. Rows beyond a grid's last token do not turn (cos 1, sin 0).
+        Rows to make, of positions in a line where there are ``pictures``. Rows beyond a grid's last token do not turn (cos 1,
+        sin 0).
 
     Returns
     -------

@@ -24,6 +24,7 @@ from coupled_sampling.bundles.opening import embedded_names, open_bundle
 from coupled_sampling.export import add_step_graphs
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.rotary import Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.export.graphs.storage import Storage
@@ -108,6 +109,13 @@ def test_layers_that_differ_are_parsed_with_all_their_masks_and_caches(flavour, 
     path = write_decoder(tmp_path, Storage(), **changes)
     network = parse_network(flavour, path, BuildOptions((2,), (4,), (20,)), message_log(flavour))
     assert (network.attentions, network.caches) == (2, 4)
+
+
+def test_positions_of_pictures_are_parsed_with_their_cache_of_marks(flavour, tmp_path):
+    pictures = PicturePositions(begin=3, grids=((2, 2), (2, 3)), sections=(1, 1, 2))
+    path = write_decoder(tmp_path, Storage(), rotary=Rotary(pictures=pictures))
+    network = parse_network(flavour, path, BuildOptions((2,), (4,), (20,)), message_log(flavour))
+    assert (network.attentions, network.caches) == (2, 6)
 
 
 def test_a_softcap_in_attention_is_not_accepted(flavour, tmp_path):

@@ -18,6 +18,7 @@ from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.linear import Linear
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling, rotary_tables
 from coupled_sampling.export.graphs.storage import Storage
@@ -45,6 +46,7 @@ GPT2 = dataclasses.replace(
 LLAMA3 = RotaryScaling("llama3", 8.0, 1.0, 4.0, 40)
 YARN = RotaryScaling("yarn", 4.0, 1.0, 3.0, 64, attention_factor=1.2)
 OWN_FACTORS = RotaryScaling("factors", factors=(1.0, 1.5, 2.0, 6.0), attention_factor=1.3)
+PICTURES = PicturePositions(4, ((2, 2), (2, 3)), (1, 1, 2))
 NEAR, FAR = LayerKind(5, Rotary(base=100.0)), LayerKind(0, Rotary(base=5000.0))
 
 
@@ -67,6 +69,10 @@ DESCRIPTIONS = {
     "yarn, no whole pairs": llama(rotary=Rotary(scaling=dataclasses.replace(YARN, whole_pairs=False))),
     "factors of pairs": llama(rotary=Rotary(scaling=OWN_FACTORS)),
     "grid": llama(rotary=Rotary("interleaved", grid=GridRotary(3, 5, 2))),
+    "pictures behind text": llama(rotary=Rotary(pictures=PICTURES)),
+    "pictures behind text, partial": llama(
+        kv_heads=1, rotary=Rotary("interleaved", size=6, pictures=dataclasses.replace(PICTURES, sections=(2, 1, 0)))
+    ),
     "softcaps and scales": llama(
         attention_softcap=1.5, logit_softcap=2.0, logit_scale=1.7, embedding_scale=4.9, norm=Norm(one_plus=True)
     ),

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from coupled_sampling.backends.ort.provider import OrtProvider
-from coupled_sampling.export import LayerKind, Norm, QueryKeyNorm, Rotary, RotaryScaling, reference_logits
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export import (
+    GridRotary,
+    LayerKind,
+    Norm,
+    PicturePositions,
+    QueryKeyNorm,
+    Rotary,
+    RotaryScaling,
+    reference_logits,
+)
 from coupled_sampling.testing import CheckFailed, check_provider
 from standins.toy_bundles import toy_gpt, toy_weights, write_toy_bundle
 
@@ -28,13 +38,18 @@ DECODER = toy_gpt(
 )
 
 
-def provider(tmp_path):
-    write_toy_bundle(tmp_path / "toy", DECODER, max_window=16)
+PICTURES = PicturePositions(begin=4, grids=((2, 2), (2, 3)), sections=(1, 1, 0))
+WITH_PICTURES = toy_gpt(32, learned_positions=False, rotary=Rotary(base=100.0, pictures=PICTURES))
+
+
+def provider(tmp_path, description=DECODER):
+    write_toy_bundle(tmp_path / "toy", description, max_window=16)
     return OrtProvider.open(tmp_path / "toy", batch_size=3, threads=1)
 
 
-def reference(description):
-    return lambda tokens: reference_logits(description, toy_weights(DECODER), np.asarray(tokens))
+def reference(description, **changes):
+    changed = dataclasses.replace(description, **changes)
+    return lambda tokens: reference_logits(changed, toy_weights(description), np.asarray(tokens))
 
 
 def test_it_keeps_the_contract_and_is_the_reference(tmp_path):
@@ -43,6 +58,64 @@ def test_it_keeps_the_contract_and_is_the_reference(tmp_path):
 
 def test_a_reference_with_a_longer_window_is_told_apart(tmp_path):
     """Negative control."""
-    longer = dataclasses.replace(DECODER, layer_kinds=(LayerKind(5, NEAR.rotary), LayerKind(), FAR))
+    longer = reference(DECODER, layer_kinds=(LayerKind(5, NEAR.rotary), LayerKind(), FAR))
     with pytest.raises(CheckFailed, match="reference"):
-        check_provider(provider(tmp_path), tolerance=1e-4, length=28, reference=reference(longer))
+        check_provider(provider(tmp_path), tolerance=1e-4, length=28, reference=longer)
+
+
+def test_pictures_begin_where_their_token_lies_also_after_a_rollback(tmp_path):
+    check_provider(provider(tmp_path, WITH_PICTURES), tolerance=1e-4, length=28, reference=reference(WITH_PICTURES))
+
+
+def test_a_reference_with_another_grid_is_told_apart(tmp_path):
+    """Negative control."""
+    wider = Rotary(base=100.0, pictures=dataclasses.replace(PICTURES, grids=((2, 2), (3, 2))))
+    with pytest.raises(CheckFailed, match="reference"):
+        check_provider(
+            provider(tmp_path, WITH_PICTURES),
+            tolerance=1e-4,
+            length=28,
+            reference=reference(WITH_PICTURES, rotary=wider),
+        )
+
+
+def test_marks_are_found_at_any_past(tmp_path):
+    """The token in an earlier call, in this one, overwritten, and another one behind it: each slot has the places of its prefix."""
+    tokens = np.array(
+        [[1, 2, 4, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 5], [4, 1, 2, 3, 0, 1, 4, 3, 5, 6, 7, 0, 1, 2, 3, 5]]
+    )
+    tokens = np.concatenate([tokens, (tokens[:1] + 5) % 8])
+    run, logits = provider(tmp_path, WITH_PICTURES), reference(WITH_PICTURES)
+    for starts, width in (([0, 0, 0], 2), ([2, 1, 2], 5), ([7, 3, 1], 1), ([6, 4, 2], 8)):
+        for row, start in enumerate(starts):
+            if row == 2:
+                tokens[row, start:] = np.random.default_rng(start).integers(0, 5, 16 - start)
+        window = np.stack([tokens[row, start : start + width] for row, start in enumerate(starts)])
+        found = np.asarray(run.forward(window, np.array(starts)))
+        for row, start in enumerate(starts):
+            expected = logits(tokens[row, : start + width])[start:, :8]
+            np.testing.assert_allclose(found[row][:, :8], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"begin": -1}, "begin is -1, expected a token"),
+        ({"grids": ()}, r"grids is \(\)"),
+        ({"grids": ((2, 0),)}, "expected rows and columns >= 1"),
+        ({"sections": (1, 1)}, "expected three numbers"),
+    ],
+)
+def test_positions_of_pictures_that_cannot_be(changes, message):
+    with pytest.raises(InvalidArgument, match=message):
+        dataclasses.replace(PICTURES, **changes)
+
+
+def test_decoders_that_positions_of_pictures_do_not_fit():
+    with pytest.raises(InvalidArgument, match="expected numbers that sum to the 2 pairs"):
+        toy_gpt(8, rotary=Rotary(pictures=dataclasses.replace(PICTURES, sections=(1, 1, 1))))
+    other = Rotary(pictures=dataclasses.replace(PICTURES, begin=3))
+    with pytest.raises(InvalidArgument, match="different positions of pictures"):
+        toy_gpt(8, layer_kinds=(LayerKind(0, WITH_PICTURES.rotary), LayerKind(0, other)))
+    with pytest.raises(InvalidArgument, match="grid and pictures"):
+        Rotary(grid=GridRotary(2, 2), pictures=PICTURES)
