@@ -35,6 +35,7 @@ FAMILIES: dict[str, str] = {
     "llamagen": "LlamaGen",
     "chameleon": "Chameleon",
     "emu3": "Emu3",
+    "glm_image": "GlmImage",
 }
 """Class of every family, by the name that ``--family`` takes and its file has."""
 

@@ -9,11 +9,19 @@ multimodal are other architectures.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from coupled_sampling.export.checkpoints.places import Place, layer_name
+from coupled_sampling.export.checkpoints.places import Place
 from coupled_sampling.export.families.config import ConfigReader
-from coupled_sampling.export.families.text import LAYER_NAMES, Reading, TextFamily, take_llama
+from coupled_sampling.export.families.text import (
+    LAYER_NAMES,
+    Reading,
+    Rows,
+    TextFamily,
+    gate_up,
+    rows_place,
+    take_llama,
+)
 from coupled_sampling.export.families.windows import effective_window, take_window
 from coupled_sampling.export.graphs.description import DecoderDescription
 
@@ -47,20 +55,12 @@ class Phi3(TextFamily):
         self, description: DecoderDescription, name: str, shape: tuple[int, ...], prefix: str, head: str
     ) -> Place:
         query, key = description.heads * description.head_size, description.kv_heads * description.head_size
+        rows = Rows("self_attn.qkv_proj", query + 2 * key)
         parts = {
-            "attention.query.weight": ("self_attn.qkv_proj", 0, query + 2 * key),
-            "attention.key.weight": ("self_attn.qkv_proj", query, query + 2 * key),
-            "attention.value.weight": ("self_attn.qkv_proj", query + key, query + 2 * key),
-            "mlp.gate.weight": ("mlp.gate_up_proj", 0, 2 * description.mlp_width),
-            "mlp.up.weight": ("mlp.gate_up_proj", description.mlp_width, 2 * description.mlp_width),
+            "attention.query.weight": (rows, 0),
+            "attention.key.weight": (rows, query),
+            "attention.value.weight": (rows, query + key),
         }
-        layer, rest = layer_name(name) if name.startswith("layers.") else (0, name)
-        if rest not in parts:
-            return super().place(description, name, shape, prefix, head)
-        tensor, first, rows = parts[rest]
-        return Place(f"{prefix}layers.{layer}.{tensor}.weight", (rows, shape[1]), _rows(first, shape[0]))
-
-
-def _rows(first: int, count: int) -> Any:
-    """A function that takes ``count`` rows from ``first`` on."""
-    return lambda matrix: matrix[first : first + count]
+        plain = super().place
+        fused = parts | gate_up(description)
+        return rows_place(fused, name, shape, prefix) or plain(description, name, shape, prefix, head)

@@ -18,7 +18,18 @@ from coupled_sampling.export.families.rotary_settings import SCALINGS, Lengths, 
 from coupled_sampling.export.families.settings import describe, take_activation, take_stop_tokens
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 
-__all__ = ["EMBEDDING", "HARMLESS_TENSORS", "HEAD", "LAYER_NAMES", "Reading", "TextFamily", "take_llama"]
+__all__ = [
+    "EMBEDDING",
+    "HARMLESS_TENSORS",
+    "HEAD",
+    "LAYER_NAMES",
+    "Reading",
+    "Rows",
+    "TextFamily",
+    "gate_up",
+    "rows_place",
+    "take_llama",
+]
 
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
@@ -44,6 +55,13 @@ class Reading(NamedTuple):
 
     choices: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+
+class Rows(NamedTuple):
+    """A matrix of a layer that holds several maps, one below the other: its name, and how many rows it has."""
+
+    tensor: str
+    total: int
 
 
 class TextFamily:
@@ -132,6 +150,24 @@ class TextFamily:
         layer, rest = layer_name(name)
         stem, part = rest.rsplit(".", 1)
         return Place(f"{prefix}layers.{layer}.{self.names[stem]}.{part}", shape)
+
+
+def gate_up(description: DecoderDescription) -> dict[str, tuple[Rows, int]]:
+    """Gate and up as rows of one matrix, by where their first row is."""
+    rows = Rows("mlp.gate_up_proj", 2 * description.mlp_width)
+    return {"mlp.gate.weight": (rows, 0), "mlp.up.weight": (rows, description.mlp_width)}
+
+
+def rows_place(parts: Mapping[str, tuple[Rows, int]], name: str, shape: tuple[int, ...], prefix: str) -> Place | None:
+    """Where the weight ``name`` is if it is one of ``parts``, which are maps and their first rows; else None."""
+    layer, rest = layer_name(name) if name.startswith("layers.") else (0, name)
+    if rest not in parts:
+        return None
+    rows, first = parts[rest]
+    last = first + shape[0]
+    return Place(
+        f"{prefix}layers.{layer}.{rows.tensor}.weight", (rows.total, shape[1]), lambda matrix: matrix[first:last]
+    )
 
 
 def take_llama(
