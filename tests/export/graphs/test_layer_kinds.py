@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from coupled_sampling.backends.ort.provider import OrtProvider
+from coupled_sampling import HostStep, generate
+from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export import (
     GridRotary,
@@ -18,6 +19,7 @@ from coupled_sampling.export import (
     QueryKeyNorm,
     Rotary,
     RotaryScaling,
+    add_step_graphs,
     reference_logits,
 )
 from coupled_sampling.testing import CheckFailed, check_provider
@@ -95,6 +97,21 @@ def test_marks_are_found_at_any_past(tmp_path):
         for row, start in enumerate(starts):
             expected = logits(tokens[row, : start + width])[start:, :8]
             np.testing.assert_allclose(found[row][:, :8], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("description", [DECODER, WITH_PICTURES], ids=["kinds", "pictures"])
+def test_a_step_graph_gives_the_tokens_of_the_library(tmp_path, description):
+    write_toy_bundle(tmp_path / "toy", description, max_window=16)
+    bundle = add_step_graphs(tmp_path / "toy", tmp_path / "steps", ["scd-match"])
+    settings = {"length": 14, "window": 4, "seed": 2}
+    prompts = [[1, 4], [4], [2, 3, 4, 1, 0], [5]]
+    ours = generate(open_model(bundle, Place(threads=1), 2, method="scd-match", step="graph"), prompts, **settings)
+    inner = OrtProvider.open(tmp_path / "toy", batch_size=2, threads=1)
+    host = generate(HostStep(inner, "scd-match"), prompts, **settings)
+    alone = generate(HostStep(inner, "ar"), prompts, length=14, seed=2)
+    for found, expected, one_by_one in zip(ours.tokens, host.tokens, alone.tokens, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(found, one_by_one)
 
 
 @pytest.mark.parametrize(
