@@ -148,7 +148,7 @@ def _two_rotaries(config: Mapping[str, Any]) -> dict[str, Any]:
 def _local_rotary(reader: ConfigReader, where: str, head_size: int, lengths: Lengths) -> Rotary:
     local = reader.take("rope_local_base_freq", LOCAL_BASE)
     keys = {"rope_parameters": local} if isinstance(local, Mapping) else {"rope_theta": local}
-    return take_rotary(ConfigReader(keys, where), where, head_size, lengths, base=LOCAL_BASE, kinds=_SCALINGS).rotary
+    return take_rotary(ConfigReader(keys, where), where, head_size, lengths, base=LOCAL_BASE, kinds=("default",)).rotary
 
 
 def _softcap(reader: ConfigReader, where: str, key: str, default: Any = ...) -> float:

@@ -97,18 +97,18 @@ class Llama(TextFamily):
 
 def _windows(reader: ConfigReader, where: str, kind: str, choices: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     """The type of every layer, and the window of those that slide; 0 for one without effect."""
+    # A missing window means 4096 to the code of Mistral and Qwen, null means none: so it must be said.
     layers, positions, own = choices["layers"], choices["positions"], RELATIVES[kind].window
     if own == "switched":
         reader.take("use_mrope", False, accepted=(False,))
         on, first = reader.flag("use_sliding_window", False), reader.count("max_window_layers", 28, least=0)
-        window = take_window(reader, 4096) if on else None
+        window = take_window(reader) if on else None
         reader.ignore("sliding_window")
         usual = [SLIDING if window is not None and i >= first else FULL for i in range(layers)]
         types = take_layer_types(reader, layers, usual)
         if SLIDING in types and window is None:
             raise reader.refusal("layer_types", list(types), f"only {FULL!r}, since there is no sliding window")
         return types, effective_window(window, positions)
-    # A missing key means 4096 to Mistral's own code, null means none.
     window = take_window(reader) if own == "all" else take_window(reader, None)
     effect = effective_window(window, positions)
     types = take_layer_types(reader, layers, [FULL if window is None else SLIDING] * layers)

@@ -15,7 +15,7 @@ from coupled_sampling.export.checkpoints.places import Place, layer_name, read_p
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.rotary_settings import SCALINGS, Lengths, take_rotary
-from coupled_sampling.export.families.settings import describe, take_activation, take_stop_tokens
+from coupled_sampling.export.families.settings import describe, require_layers, take_activation, take_stop_tokens
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 
 __all__ = [
@@ -91,6 +91,8 @@ class TextFamily:
                 f"{', '.join(self.model_types)}; is the family right?"
             )
         where = f"the configuration of {checkpoint.path}"
+        # By a reader of its own, since `read` enumerates layers and takes the key itself.
+        require_layers(checkpoint, self.reader(checkpoint.config, where, kind).count("num_hidden_layers"))
         reader = self.reader(checkpoint.config, where, kind)
         vocab_size = reader.count("vocab_size")
         stop_tokens = take_stop_tokens(reader, vocab_size)

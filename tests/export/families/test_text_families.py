@@ -52,6 +52,7 @@ def test_windows_are_those_of_the_models_own_code():
     assert windows(QWEN2 | {"layer_types": ["sliding_attention", "full_attention"]}) == [4, 0]
     assert windows(QWEN2 | {"sliding_window": POSITIONS}) == [0, 0]
     assert windows(QWEN2 | {"use_sliding_window": False}) == [0, 0]
+    assert windows(QWEN2 | {"sliding_window": None}) == [0, 0]
 
 
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
@@ -231,6 +232,7 @@ def test_granite():
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
         ("gemma3", {"rope_local_base_freq": "1e4"}, "'1e4'"),
         ("gemma3", {"rope_parameters": {"full_attention": {}, "rope_theta": 3.0}}, "full_attention"),
+        ("gemma3", {"rope_local_base_freq": {"rope_type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ("gemma3", {"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
         ("phi3", {"rope_scaling": YARN}, "rope_type is 'yarn'"),
         ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
@@ -248,6 +250,12 @@ def test_granite():
 def test_what_would_be_another_model_is_refused_by_name(model, change, message):
     with pytest.raises(CheckpointError, match=message):
         described(model, **change)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_layers_beyond_the_tensors_are_refused_before_they_are_enumerated(model):
+    with pytest.raises(CheckpointError, match="asks for 2147483647 layers, and the checkpoint holds only"):
+        described(model, num_hidden_layers=2**31 - 1)
 
 
 @pytest.mark.parametrize("model", MODELS)
