@@ -81,6 +81,15 @@ def test_a_reference_with_another_grid_is_told_apart(tmp_path):
         )
 
 
+def test_places_in_pictures_by_hand():
+    """A picture wider than high, one higher than wide, and what follows; two tokens of text before."""
+    pictures = PicturePositions(begin=4, grids=((1, 3), (3, 1)), sections=(1, 1, 0))
+    text, first = [(0, 0, 0), (1, 1, 1)], [(2, 2, 2), (2, 2, 3), (2, 2, 4)]
+    second, after = [(5, 5, 5), (5, 6, 5), (5, 7, 5)], [(8, 8, 8), (9, 9, 9)]
+    np.testing.assert_array_equal(pictures.places([0, 4, 0, 0, 4, 0, 0, 0, 0, 0]), [*text, *first, *second, *after])
+    np.testing.assert_array_equal(pictures.places([0, 1, 2]), [*text, (2, 2, 2)])
+
+
 def test_marks_are_found_at_any_past(tmp_path):
     """The token in an earlier call, in this one, overwritten, and another one behind it: each slot has the places of its prefix."""
     tokens = np.array(
