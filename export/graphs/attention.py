@@ -101,7 +101,8 @@ class AttentionGraph:
         joined = self.linear.joined(
             f"{prefix}.query_key_value", [f"{prefix}.{n}" for n in ("query", "key", "value")], x
         )
-        joined = self.normed_whole(prefix, self.contained(joined))
+        joined = self.contained(joined)
+        joined = self.normed_whole(prefix, joined)
         sizes = graph.integers(turned + still, description.head_size)
         heads = graph.op("Reshape", joined, graph.op("Concat", window.shape, sizes, axis=0))
         heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
