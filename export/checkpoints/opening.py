@@ -7,6 +7,7 @@ from pathlib import Path
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_checkpoint import open_gguf
 from coupled_sampling.export.checkpoints.safetensors_reader import CONFIG, INDEX, SINGLE, open_safetensors
+from coupled_sampling.fields import check_path
 
 __all__ = ["open_checkpoint"]
 
@@ -51,7 +52,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     ...     print(checkpoint.kind, checkpoint.info("lm_head.weight").shape)
     safetensors (32, 8)
     """
-    source = Path(source)
+    source = check_path("source", source)
     if source.is_dir():
         return _open_folder(source)
     if not source.is_file():

@@ -28,6 +28,7 @@ from coupled_sampling.export.graphs.parts import (
 )
 from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.fields import check_fields
 
 __all__ = ["ACTIVATIONS", "DecoderDescription", "LayerKind", "Norm", "QueryKeyNorm"]
 
@@ -153,6 +154,7 @@ class DecoderDescription:
     cache_length: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("vocab_size", "positions", "width", "layers", "heads", "mlp_width"):
             require_whole(name, getattr(self, name), 1)
         for name in ("kv_heads", "head_size", "position_offset", "attention_window", "generated_first", "generated"):

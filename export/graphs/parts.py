@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.fields import check_fields
 
 __all__ = ["LayerKind", "Norm", "QueryKeyNorm", "require_one_of", "require_positive", "require_whole"]
 
@@ -42,6 +43,7 @@ class Norm:
     bias: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_one_of("kind of the norm", self.kind, ("rms", "layer"))
         require_positive("epsilon of the norm", self.epsilon)
 
@@ -83,6 +85,7 @@ class QueryKeyNorm:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.per_head and self.whole:
             raise InvalidArgument("per_head and whole are both given, expected at most one of them")
 
@@ -124,6 +127,7 @@ class LayerKind:
     rotary: Rotary | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_whole("window of a layer", self.window, 0)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import GraphBuilder
+from coupled_sampling.fields import check_fields
 
 __all__ = ["PicturePositions", "mark_columns", "picture_places"]
 
@@ -55,12 +56,13 @@ class PicturePositions:
     sections: tuple[int, int, int]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.begin < 0:
             raise InvalidArgument(f"begin is {self.begin}, expected a token")
         if not self.grids or min(min(grid) for grid in self.grids) < 1:
             raise InvalidArgument(f"grids is {self.grids}, expected rows and columns >= 1 of one or more pictures")
-        if min(self.sections) < 0 or len(self.sections) != 3:
-            raise InvalidArgument(f"sections is {self.sections}, expected three numbers of pairs")
+        if min(self.sections) < 0:
+            raise InvalidArgument(f"sections is {self.sections}, expected numbers of pairs >= 0")
 
     def offsets(self, count: int) -> NDArray[np.int64]:
         """Places of the ``count`` tokens behind the one that begins pictures, less that of the first: int64 (count, 3)."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.picture_positions import PicturePositions
+from coupled_sampling.fields import check_fields
 
 __all__ = ["SCALINGS", "GridRotary", "Rotary", "RotaryScaling", "rotary_tables"]
 
@@ -70,6 +71,7 @@ class RotaryScaling:
     attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in SCALINGS:
             raise InvalidArgument(
                 f"kind of rotary scaling is {self.kind!r}, expected one of {', '.join(map(repr, SCALINGS))}"
@@ -117,6 +119,7 @@ class GridRotary:
     prefix: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rows < 1 or self.columns < 1 or self.prefix < 0:
             raise InvalidArgument(
                 f"a grid of {self.rows} by {self.columns} after {self.prefix} tokens, expected at least 1 by 1 after 0"
@@ -160,6 +163,7 @@ class Rotary:
     pictures: PicturePositions | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.pairs not in ("half", "interleaved"):
             raise InvalidArgument(f"pairs is {self.pairs!r}, expected 'half' or 'interleaved'")
         if not (math.isfinite(self.base) and self.base > 0):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_families import BUGS as FAMILIES
+from bugs_of_files import BUGS as FILES
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_processors import BUGS as PROCESSORS
+from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
@@ -29,11 +31,13 @@ __all__ = ["BUGS"]
 BUGS: tuple[Bug, ...] = (
     *DRAFTS_AND_MODELS,
     *FAMILIES,
+    *FILES,
     *GRAMMARS,
     *GUIDANCE,
     *LAWS,
     *NOISE,
     *PROCESSORS,
+    *READERS,
     *REQUESTS,
     *ROWS,
     *STEP_ENGINES,

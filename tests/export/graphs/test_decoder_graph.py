@@ -466,10 +466,17 @@ def test_weights_that_do_not_fit_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    "tokens", [np.zeros(0, int), np.zeros(19, int), np.zeros((1, 3), int), np.array([23]), np.array([-1])]
+    ("tokens", "message"),
+    [
+        (np.zeros(0, int), "tokens"),
+        (np.zeros(LENGTH + 1, int), f"tokens has 19 tokens, expected at most the {LENGTH} positions"),
+        (np.zeros((1, 3), int), "tokens"),
+        (np.array([23]), r"tokens token 0 is 23, expected tokens in \[0, 23\)"),
+        (np.array([-1]), r"tokens token 0 is -1, expected tokens in \[0, 23\)"),
+    ],
 )
-def test_sequences_that_the_reference_cannot_take_are_refused(tokens):
-    with pytest.raises(InvalidArgument, match="expected 1 to 18 tokens"):
+def test_sequences_that_the_reference_cannot_take_are_refused(tokens, message):
+    with pytest.raises(InvalidArgument, match=message):
         reference_logits(LLAMA, random_weights(LLAMA), tokens)
 
 

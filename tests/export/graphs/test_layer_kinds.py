@@ -129,7 +129,7 @@ def test_a_step_graph_gives_the_tokens_of_the_library(tmp_path, description):
         ({"begin": -1}, "begin is -1, expected a token"),
         ({"grids": ()}, r"grids is \(\)"),
         ({"grids": ((2, 0),)}, "expected rows and columns >= 1"),
-        ({"sections": (1, 1)}, "expected three numbers"),
+        ({"sections": (1, 1)}, r"sections is \(1, 1\), expected a sequence of 3 values"),
     ],
 )
 def test_positions_of_pictures_that_cannot_be(changes, message):
