@@ -195,7 +195,7 @@ class DecoderDescription:
     def _check_heads(self) -> None:
         if self.heads % self.kv_heads:
             raise InvalidArgument(f"kv_heads is {self.kv_heads}, expected a divisor of heads, {self.heads}")
-        for rotary in dict.fromkeys(kind.rotary for kind in self.kinds()):
+        for rotary in self._rotaries():
             if rotary is not None:
                 rotary.require_fit(self.head_size)
                 if rotary.pictures not in (None, self.pictures):
@@ -244,8 +244,12 @@ class DecoderDescription:
     @property
     def pictures(self) -> PicturePositions | None:
         """Positions of pictures, if a layer has such; all that have share them."""
-        rotaries = (kind.rotary for kind in self.kinds() if kind.rotary is not None)
-        return next((rotary.pictures for rotary in rotaries if rotary.pictures is not None), None)
+        found = (rotary.pictures for rotary in self._rotaries() if rotary is not None)
+        return next((pictures for pictures in found if pictures is not None), None)
+
+    def _rotaries(self) -> list[Rotary | None]:
+        """Each of the layers' rotary positions once, without enumerating layers that are alike."""
+        return list(dict.fromkeys(kind.rotary for kind in self.layer_kinds)) or [self.rotary]
 
     def embedding_names(self) -> dict[str, int]:
         """Rows of each table of the token embedding, in their order."""
