@@ -160,6 +160,8 @@ def _softcap(reader: ConfigReader, where: str, key: str, default: Any = ...) -> 
 def _layers(reader: ConfigReader, choices: Mapping[str, Any], third: bool, near: Rotary, far: Rotary) -> dict[str, Any]:
     """What each layer sees: the last of every so many sees everything."""
     layers, window = choices["layers"], take_window(reader)
+    # Early configurations of Gemma 2 say the window twice.
+    reader.take("sliding_window_size", window, accepted=(window,))
     pattern = reader.count("sliding_window_pattern", 6) if third else 2
     reader.take("_sliding_window_pattern", pattern, accepted=(pattern,))
     types = take_layer_types(reader, layers, [SLIDING if (i + 1) % pattern else FULL for i in range(layers)])

@@ -90,6 +90,7 @@ class GlmImage(TextFamily):
         sections = reader.counts("mrope_section", list(SECTIONS))
         if len(sections) != 3:
             raise reader.refusal("mrope_section", sections, "three numbers of pairs, of time, row and column")
+        reader.take("tie_word_embeddings", False, accepted=(False,))
         begin = reader.count("image_start_token_id", least=0)
         pictures = PicturePositions(begin, GRIDS, (sections[0], sections[1], sections[2]))
         choices |= {

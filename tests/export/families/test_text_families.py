@@ -164,6 +164,7 @@ def test_gemma2():
     assert described("gemma2", final_logit_softcapping=None).logit_softcap == 0
     assert described("gemma2", attn_logit_softcapping=None).attention_softcap == 0
     assert described("gemma2", sliding_window=POSITIONS).layer_kinds == ()
+    assert described("gemma2", sliding_window_size=6, cache_implementation="hybrid", hidden_act="gelu") == found
 
 
 def test_gemma3():
@@ -225,6 +226,7 @@ def test_granite():
     ("model", "change", "message"),
     [
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("gemma2", {"sliding_window_size": 7}, "sliding_window_size is 7"),
         ("gemma2", {"sliding_window": None}, "sliding_window is None, expected an integer"),
         ("gemma2", {"attn_logit_softcapping": "50"}, "attn_logit_softcapping is '50'"),
         ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1.0, expected a number > 0"),
