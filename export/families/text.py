@@ -78,10 +78,11 @@ class TextFamily:
 
     def kind(self, config: Mapping[str, Any]) -> str | None:
         """Which of ``model_types`` a configuration is of; None for none."""
-        if config.get("model_type") is not None:
-            return config["model_type"] if config["model_type"] in self.model_types else None
-        named = config.get("architectures") or ()
-        return next((name for name, architecture in self.model_types.items() if architecture in named), None)
+        kind, named = config.get("model_type"), config.get("architectures")
+        if kind is not None:
+            return kind if isinstance(kind, str) and kind in self.model_types else None
+        architectures = named if isinstance(named, list) else []
+        return next((name for name, one in self.model_types.items() if one in architectures), None)
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
         kind = self.kind(checkpoint.config)

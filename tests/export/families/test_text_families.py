@@ -288,6 +288,12 @@ def test_gemma3_with_pictures_is_its_text_decoder(prefix):
         load(renamed | {"audio.weight": np.ones(3, np.float32)}, outer)
 
 
+@pytest.mark.parametrize("config", [{"model_type": ["llama"]}, {"model_type": {}}])
+def test_kinds_that_are_no_names_are_of_no_family(config):
+    with pytest.raises(CheckpointError, match="is of no family that can be exported"):
+        load({}, config)
+
+
 @pytest.mark.parametrize("kind", ["qwen3_moe", "granitemoehybrid", "phi3small", "gemma3n"])
 def test_relatives_that_are_other_architectures_are_refused_by_name(kind):
     with pytest.raises(CheckpointError, match=re.escape(f"model_type is '{kind}', {UNSUPPORTED[kind]}")):
