@@ -1,5 +1,6 @@
 """Backends: `open_model` opens an exported model wherever it is to run. Importing this package loads no runtime; opening does."""
 
+from coupled_sampling.backends.foreign.bundle import open_onnx
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.backends.opening import BACKENDS, Place, check_model, open_model
 from coupled_sampling.backends.ort.pixels import PixelDecoder
@@ -15,4 +16,5 @@ __all__ = [
     "Place",
     "check_model",
     "open_model",
+    "open_onnx",
 ]

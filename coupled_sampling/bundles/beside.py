@@ -42,8 +42,8 @@ def read_template(home: Path, error: type[CoupledSamplingError] = BundleError) -
     written = read_text(home / _TEMPLATE, error)
     source = source if written is None else written
     if isinstance(source, list):  # several by name; the one that is asked for by default is called so
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
+        named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+        source = named[-1].get("template") if named else None
     if not isinstance(source, str):
         return None
     special = {}

@@ -10,6 +10,7 @@ from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_families import BUGS as FAMILIES
 from bugs_of_files import BUGS as FILES
+from bugs_of_foreign_graphs import BUGS as FOREIGN_GRAPHS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
@@ -35,6 +36,7 @@ BUGS: tuple[Bug, ...] = (
     *DRAFTS_AND_MODELS,
     *FAMILIES,
     *FILES,
+    *FOREIGN_GRAPHS,
     *GRAMMARS,
     *GUIDANCE,
     *LAWS,
