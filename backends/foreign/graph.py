@@ -44,7 +44,7 @@ CONTROL: dict[str, tuple[Types, int]] = {
 }
 """Inputs that are no caches: types and number of axes that can be fed."""
 
-LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+LENGTH_NAMES = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
 
 
 class Cache(NamedTuple):
@@ -89,6 +89,7 @@ def read_graph(path: Path, session: Any) -> DecoderGraph:
     """
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
+    _refuse_encoder_decoder(path, inputs, outputs)
     names = _cache_names(path, inputs, outputs)
     caches = tuple(_cache(path, past, present, inputs[past]) for past, present in names)
     unknown = sorted(set(inputs) - set(CONTROL) - {cache.past for cache in caches})
@@ -111,6 +112,20 @@ def read_graph(path: Path, session: Any) -> DecoderGraph:
             "token's logits only, and checking a window of drafts needs those of every slot; use an export that keeps them"
         )
     return DecoderGraph(path, control, caches, FLOATING[inputs[caches[0].past].type], FLOATING[logits.type])
+
+
+def _refuse_encoder_decoder(path: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Half of an encoder-decoder model is named as what it is: its caches are not missing, they are of two kinds."""
+    if "encoder_hidden_states" in inputs or any(name.startswith("past_key_values.0.encoder.") for name in inputs):
+        raise BundleError(
+            f"{path} is the decoder of an encoder-decoder model, which reads an encoder's output: open it with "
+            "coupled_sampling.backends.EncoderDecoderProvider"
+        )
+    if "logits" not in outputs and "last_hidden_state" in outputs:
+        raise BundleError(
+            f"{path} is an encoder, it has the output last_hidden_state and no logits: open it with "
+            "coupled_sampling.backends.Encoder, and the decoder beside it with EncoderDecoderProvider"
+        )
 
 
 def _listed(values: Mapping[str, Any]) -> str:

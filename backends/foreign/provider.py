@@ -34,7 +34,7 @@ from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.running import Closing
 
-__all__ = ["ConcatenatedProvider"]
+__all__ = ["ConcatenatedProvider", "open_downloaded"]
 
 LARGEST_TOLERANCE = 0.2
 """A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
@@ -154,7 +154,7 @@ class ConcatenatedProvider(Closing):
         if not file.is_file():
             raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
         length = read_max_length(file, max_length)
-        session = _open(file, threads)
+        session = open_downloaded(file, threads)
         return cls(read_graph(file, session), session, batch_size, length, tolerance)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
@@ -282,7 +282,7 @@ def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
     return buffer
 
 
-def _open(file: Path, threads: int | None) -> Any:
+def open_downloaded(file: Path, threads: int | None) -> Any:
     """A session; errors speak of a downloaded file."""
     try:
         return open_session(file, threads)

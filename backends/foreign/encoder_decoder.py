@@ -1,0 +1,380 @@
+"""`EncoderDecoderProvider`: the decoder of a speech or translation model, as a logits provider on the CPU.
+
+Such a model reads its input (sound, a text to translate) with an encoder, once. Its decoder is an ordinary autoregressive one that
+besides looks at the encoder's output. Here that output comes with the request, as `coupled_sampling.Request.condition`:
+
+    states = encoder.encode(features)                      # (S, D)
+    Request([START], length=200, condition=states)
+
+When a row begins a request, the decoder's keys and values of the encoder's output are computed, once. They depend on the request
+alone. Windows, refused drafts and rolled back positions write the decoder's own caches and nothing else, so they change none of it; and
+a row that begins another request gets other ones. Rows with the same condition share them.
+
+Every row is run by itself. These graphs have no mask for the decoder's own past, so rows of different lengths cannot be padded.
+
+What it does not promise: that the graph computes the model, and anything about lengths at which a model changes how it encodes
+positions. Nothing is checked beyond the first few positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.arguments import check_count
+from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder, check_tolerance
+from coupled_sampling.backends.foreign.encoder_decoder_graph import EncoderDecoderGraph, find_graphs, read_graphs
+from coupled_sampling.backends.foreign.graph import read_max_length
+from coupled_sampling.backends.foreign.provider import open_downloaded
+from coupled_sampling.bounds import check_fork, check_rows, check_window
+from coupled_sampling.contracts import Integers, Runs
+from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.refusals import missing_offers
+from coupled_sampling.requests import Request
+from coupled_sampling.running import Closing
+
+__all__ = ["EncoderDecoderProvider"]
+
+
+class _Reading(NamedTuple):
+    """What a row knows of its encoder's output. Nothing writes to it, so rows may share one."""
+
+    states: NDArray[Any]
+    """(1, S, D) as the graph takes them."""
+    mask: NDArray[np.int64]
+    """(1, S), or as many ones as the graph wants for S states."""
+    caches: tuple[NDArray[Any], ...]
+    """Keys and values of all layers, (1, heads, S, size)."""
+
+
+class EncoderDecoderProvider(Closing):
+    """A `coupled_sampling.contracts.LogitsProvider` over the decoder of an encoder-decoder model. Make one with `open`.
+
+    Attributes
+    ----------
+    vocab_size, batch_size, max_length
+        As in the contract.
+    graph
+        What was read from the files.
+    runs
+        What runs it.
+
+    Notes
+    -----
+    A request's ``condition`` is its encoder's output: floating (S, D), for one input alone, without padding and without an axis
+    for a batch. `coupled_sampling.backends.Encoder` computes it where the encoder's graph lies beside. Without a condition a
+    request is refused before anything runs.
+
+    An interrupted or failed call leaves nothing to repair: it may have written state for its own window only. One provider must not be
+    called from two threads at once.
+
+    Examples
+    --------
+    A bundle's graph is none of these, and is refused:
+
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends import EncoderDecoderProvider
+    >>> EncoderDecoderProvider.open(open_bundle("fashion").window_graph, max_length=64)
+    Traceback (most recent call last):
+    coupled_sampling.errors.BundleError: ...
+
+    Two utterances over one row, by a model that was exported before (not run here, since it has to be exported first):
+
+    >>> from coupled_sampling.backends import Encoder  # doctest: +SKIP
+    >>> encoder = Encoder.open("whisper-tiny/onnx/encoder_model.onnx")  # doctest: +SKIP
+    >>> model = EncoderDecoderProvider.open("whisper-tiny", batch_size=1)  # doctest: +SKIP
+    >>> decoder = Decoder(model, method="scd-match", window=8)  # doctest: +SKIP
+    >>> for features in (first, second):  # doctest: +SKIP
+    ...     decoder.add(Request([50258], length=200, stop=[50257], condition=encoder.encode(features)))
+    """
+
+    def __init__(
+        self,
+        graph: EncoderDecoderGraph,
+        first: Any,
+        following: Any,
+        batch_size: int,
+        max_length: int,
+        tolerance: float | None = None,
+    ) -> None:
+        self.graph = graph
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.runs = Runs(following.get_providers()[0])
+        self._is_closed = False
+        self._first, self._next = first, following
+        self._read: list[_Reading | None] = [None] * batch_size
+        try:
+            self._caches = [
+                np.zeros((batch_size, cache.heads, max_length, cache.size), graph.cache_type) for cache in graph.caches
+            ]
+        except MemoryError as error:
+            raise InvalidArgument(
+                f"max_length is {max_length} and batch_size {batch_size}: no memory for such caches; give a smaller max_length"
+            ) from error
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self.mask_stride = 1
+        """How many entries of ``encoder_attention_mask`` stand for one of the encoder's states."""
+        self.vocab_size = 1
+        check_encoder_decoder(self, tolerance)
+        self._read = [None] * batch_size
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        batch_size: int = 1,
+        max_length: int | None = None,
+        threads: int | None = None,
+        tolerance: float | None = None,
+    ) -> EncoderDecoderProvider:
+        """A provider for an exported decoder, after checking on random tokens that it keeps the contract.
+
+        Parameters
+        ----------
+        path
+            The folder of an export by Optimum or transformers.js, or the decoder in it: ``decoder_model_merged.onnx``, or either of
+            ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, which must lie side by side. External data must lie there, too.
+        batch_size
+            Rows to hold state for: requests that are decoded at the same time.
+        max_length
+            Positions to hold per row; default: what ``config.json`` beside the graph or one folder up says.
+        threads
+            Threads within an operator; None lets ONNX Runtime choose.
+        tolerance
+            Largest difference of logits, as a fraction of their standard deviation, between two ways to score the same tokens;
+            at most 0.2. Default 1e-3, or 3e-2 with float16. Raising it accepts graphs that are only nearly causal, whose
+            results are then only nearly lossless.
+
+        Raises
+        ------
+        BundleError
+            A file is missing or no ONNX, its external data is missing, or its inputs and outputs are not such a decoder's.
+        InvalidArgument
+            Another argument cannot work.
+        ProviderError
+            The graph does not keep the contract: the message says which part.
+        MissingDependency
+            ``onnxruntime`` is missing or too old.
+        """
+        check_count("batch_size", batch_size)
+        if max_length is not None:
+            check_count("max_length", max_length)
+        check_tolerance(tolerance)
+        files = find_graphs(Path(path))
+        following = open_downloaded(files.next, threads)
+        first = following if files.first == files.next else open_downloaded(files.first, threads)
+        graph = read_graphs(files, first, following)
+        return cls(graph, first, following, batch_size, read_max_length(files.next, max_length), tolerance)
+
+    def takes(self, request: Request) -> str | None:
+        """Why ``request`` cannot be decoded. See `coupled_sampling.contracts.Selective.takes`."""
+        return missing_offers(self, request) or self._problem(request.condition)
+
+    def _problem(self, condition: Any) -> str | None:
+        """What is wrong with ``condition``, as a sentence without its subject; None if it is an encoder's output."""
+        length, size = self.graph.states
+        wanted = f"the encoder's output of one input, floating ({length or 'S'}, {size or 'D'})"
+        if condition is None:
+            return f"has no condition, expected {wanted}; encode the input first"
+        if not isinstance(condition, np.ndarray) or not np.issubdtype(condition.dtype, np.floating):
+            kind = condition.dtype if isinstance(condition, np.ndarray) else type(condition).__name__
+            return f"has a condition of {kind}, expected a numpy array: {wanted}"
+        shape = condition.shape
+        if condition.ndim != 2 or 0 in shape or shape != (length or shape[0], size or shape[1]):
+            return f"has a condition of shape {shape}, expected {wanted}, without an axis for a batch"
+        if not np.isfinite(condition).all():
+            return f"has a condition with NaN or infinity, expected {wanted}"
+        return None
+
+    def begin(self, row: int, request: Request) -> None:
+        """Row ``row`` starts ``request``: read its encoder's output. See `coupled_sampling.contracts.RequestObserver.begin`.
+
+        Raises
+        ------
+        InvalidArgument
+            ``row`` is none, or the request has no condition, or one that cannot be read.
+        ProviderError
+            ONNX Runtime failed on it, or the provider was closed.
+        """
+        self._refuse_if_closed()
+        if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < self.batch_size:
+            raise InvalidArgument(f"row is {row!r}, expected a row from 0 to {self.batch_size - 1}")
+        self._read[row] = None  # whatever happens next, the last request's is not used again
+        problem = self._problem(request.condition)
+        if problem is not None:
+            raise InvalidArgument(f"request {problem}")
+        states = np.array(request.condition, self.states_type)[None]
+        self._read[row] = self._shared(states) or self._reading(states)
+
+    @property
+    def states_type(self) -> np.dtype[Any]:
+        """The type in which the graph takes an encoder's output."""
+        return self.graph.first_control["encoder_hidden_states"]
+
+    def _shared(self, states: NDArray[Any]) -> _Reading | None:
+        """What another row has read of the same ``states``, such as a sample of the same request."""
+        for read in self._read:
+            if read is not None and read.states.shape == states.shape and np.array_equal(read.states, states):
+                return read
+        return None
+
+    def _reading(self, states: NDArray[Any], mask: NDArray[np.int64] | None = None) -> _Reading:
+        """Keys and values of ``states`` (1, S, D); all of them are looked at, unless ``mask`` says otherwise."""
+        if mask is None:
+            mask = np.ones((1, states.shape[1] * self.mask_stride), np.int64)
+        _, *caches = self.read_first(states, mask)
+        return _Reading(states, mask, tuple(caches))
+
+    def read_first(self, states: NDArray[Any], mask: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Logits (1, 2, V) of two tokens and the encoder's caches, by the graph that reads ``states`` (1, S, D).
+
+        Raises
+        ------
+        ProviderError
+            ONNX Runtime failed.
+        """
+        tokens, start = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
+        feeds = self._control(self.graph.first_control, tokens, start, _Reading(states, mask, ()), goes_on=False)
+        for cache in self.graph.first_caches:
+            feeds[cache.past] = np.zeros((1, cache.heads, 0, cache.size), self.graph.cache_type)
+        try:
+            found: list[NDArray[Any]] = self._first.run(
+                ["logits", *(cache.present for cache in self.graph.encoder_caches)], feeds
+            )
+        except Exception as error:
+            # Its exceptions share no base class but Exception.
+            raise ProviderError(
+                f"ONNX Runtime failed on an encoder's output of {states.shape[1]} states: {error}"
+            ) from error
+        return found
+
+    def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
+        """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
+
+        Returns
+        -------
+        ndarray
+            float32 logits (B, W, V); the next call overwrites them.
+
+        Raises
+        ------
+        InvalidArgument
+            An argument is out of bounds, or a row has begun no request; nothing was run and no state has changed.
+        ProviderError
+            ONNX Runtime failed, or the provider was closed.
+        """
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        return self._forward(tokens, start, range(len(tokens)))
+
+    def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+        """Score a window of some rows. See `coupled_sampling.contracts.RowRanges.forward_rows`; raises what `forward` does."""
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        check_rows(self, tokens, rows)
+        return self._forward(tokens, start, rows)
+
+    def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+        read = [self._read[row] for row in rows]
+        if None in read:
+            raise InvalidArgument(
+                f"row {rows[read.index(None)]} has begun no request, expected begin(row, request) before its first window: its "
+                "condition is the encoder's output"
+            )
+        logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
+        for i, (row, reading) in enumerate(zip(rows, read, strict=True)):
+            assert reading is not None
+            one = slice(i, i + 1)
+            self._run(tokens[one], start[one], row, reading, logits[one])
+        return logits.astype(np.float32, copy=False)
+
+    @property
+    def forks(self) -> bool:
+        """See `coupled_sampling.contracts.Forks`."""
+        return not self._is_closed
+
+    def fork(self, source: int, targets: Sequence[int], length: int) -> None:
+        """Copy the state of a row, its encoder's output included. See `coupled_sampling.contracts.Forks.fork`.
+
+        Raises
+        ------
+        InvalidArgument
+            A row or the length is out of bounds.
+        ProviderError
+            The provider was closed.
+        """
+        self._refuse_if_closed()
+        check_fork(self, source, targets, length)
+        for target in targets:
+            self._read[target] = self._read[source]
+            for columns in self._caches:
+                columns[target, :, :length] = columns[source, :, :length]
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise ProviderError("the provider was closed and cannot run any more; open the model again")
+
+    def close(self) -> None:
+        """Give back all memory; the provider cannot be used afterwards. Twice does no harm."""
+        self._is_closed = True
+        self._read = [None] * self.batch_size
+        self._caches.clear()
+        self._buffers.clear()
+        self._first = self._next = None
+
+    def _run(self, tokens: Integers, start: Integers, row: int, read: _Reading, logits: NDArray[Any]) -> None:
+        """Forward the window (1, W) of ``row`` and write its columns into the row's caches."""
+        width, past = tokens.shape[1], int(start[0])
+        binding = self._next.io_binding()
+        feeds = self._control(self.graph.control, tokens, start, read, goes_on=True)
+        feeds |= {cache.past: held for cache, held in zip(self.graph.encoder_caches, read.caches, strict=True)}
+        held = [_bind(binding.bind_input, *feed) for feed in feeds.items()]
+        held.append(_bind(binding.bind_output, "logits", logits))
+        presents = []
+        for cache, columns in zip(self.graph.caches, self._caches, strict=True):
+            taken = self._buffer(cache.past, (1, cache.heads, past, cache.size), columns.dtype)
+            taken[0] = columns[row, :, :past]
+            held.append(_bind(binding.bind_input, cache.past, taken))
+            grown = self._buffer(cache.present, (1, cache.heads, past + width, cache.size), columns.dtype)
+            presents.append(_bind(binding.bind_output, cache.present, grown))
+        try:
+            self._next.run_with_iobinding(binding)
+        except Exception as error:
+            # Its exceptions share no base class but Exception.
+            raise ProviderError(f"ONNX Runtime failed on a window of {width} slots: {error}") from error
+        for columns, grown in zip(self._caches, presents, strict=True):
+            columns[row, :, past : past + width] = grown[0, :, past:]
+
+    def _control(
+        self, wanted: Any, tokens: Integers, start: Integers, read: _Reading, goes_on: bool
+    ) -> dict[str, NDArray[Any]]:
+        """All inputs but the caches that a graph wants; ``goes_on`` chooses a merged one's branch."""
+        width, past = tokens.shape[1], int(start[0])
+        values: dict[str, NDArray[Any]] = {
+            "input_ids": tokens,
+            "encoder_hidden_states": read.states,
+            "encoder_attention_mask": read.mask,
+            "decoder_attention_mask": np.ones((1, past + width)),
+            "cache_position": past + np.arange(width),
+            "position_ids": past + np.arange(width)[None],
+            "use_cache_branch": np.array([goes_on]),
+        }
+        return {name: np.ascontiguousarray(values[name], dtype) for name, dtype in wanted.items()}
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array of ``shape`` at the beginning of the buffer ``name``, which grows by doubling."""
+        size = int(np.prod(shape))
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers[name] = np.empty(max(2 * size, 1), dtype)
+        return self._buffers[name][:size].reshape(shape)
+
+
+def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
+    """Bind ``buffer``, which must live until the call is over, and give it back."""
+    bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+    return buffer
