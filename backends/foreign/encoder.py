@@ -30,7 +30,8 @@ class Encoder(Closing):
     Attributes
     ----------
     input
-        What it reads: ``input_features`` (Whisper: a spectrogram), ``input_values`` (Moonshine: sound) or ``input_ids`` (T5: tokens).
+        What it reads: ``input_features`` (Whisper: a spectrogram), ``input_values`` (Moonshine: sound) or ``input_ids``
+        (T5: tokens).
 
     Examples
     --------
@@ -127,11 +128,12 @@ class Encoder(Closing):
         if "attention_mask" in self._types:
             feeds["attention_mask"] = np.ones((1, array.shape[-1]), self._types["attention_mask"])
         try:
-            states: NDArray[np.floating[Any]] = self._session.run([OUTPUT], feeds)[0]
+            states: NDArray[np.floating[Any]]
+            [[states]] = self._session.run([OUTPUT], feeds)
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(f"ONNX Runtime failed in {self._path} on features {array.shape}: {error}") from error
-        return states[0]
+        return states
 
     def close(self) -> None:
         """Give back all memory; the encoder cannot be used afterwards. Twice does no harm."""

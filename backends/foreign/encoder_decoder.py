@@ -7,8 +7,8 @@ besides looks at the encoder's output. Here that output comes with the request, 
     Request([START], length=200, condition=states)
 
 When a row begins a request, the decoder's keys and values of the encoder's output are computed, once. They depend on the request
-alone. Windows, refused drafts and rolled back positions write the decoder's own caches and nothing else, so they change none of it; and
-a row that begins another request gets other ones. Rows with the same condition share them.
+alone. Windows, refused drafts and rollbacks write the decoder's own caches and nothing else. A row that begins another request
+gets other ones, and rows with the same condition share them.
 
 Every row is run by itself. These graphs have no mask for the decoder's own past, so rows of different lengths cannot be padded.
 
@@ -69,8 +69,8 @@ class EncoderDecoderProvider(Closing):
     for a batch. `coupled_sampling.backends.Encoder` computes it where the encoder's graph lies beside. Without a condition a
     request is refused before anything runs.
 
-    An interrupted or failed call leaves nothing to repair: it may have written state for its own window only. One provider must not be
-    called from two threads at once.
+    An interrupted or failed call leaves nothing to repair: it may have written state for its own window only. One provider
+    must not be called from two threads at once.
 
     Examples
     --------
@@ -137,8 +137,8 @@ class EncoderDecoderProvider(Closing):
         Parameters
         ----------
         path
-            The folder of an export by Optimum or transformers.js, or the decoder in it: ``decoder_model_merged.onnx``, or either of
-            ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, which must lie side by side. External data must lie there, too.
+            The folder of an export by Optimum or transformers.js, or the decoder in it: ``decoder_model_merged.onnx``, or either
+            of ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, which must lie side by side, as must external data.
         batch_size
             Rows to hold state for: requests that are decoded at the same time.
         max_length

@@ -1,10 +1,11 @@
 """Does an encoder-decoder model's decoder keep the contract? Asked at opening, by running it on random tokens and states.
 
-Beside what is asked of any exported decoder (`coupled_sampling.backends.foreign.checks`: windows are causal, and are scored the same
-however tokens are cut) there are two questions of its own:
+Beside what is asked of any exported decoder (`coupled_sampling.backends.foreign.checks`: windows are causal, and are scored the
+same however tokens are cut) there are three questions of its own:
 
 - how ``encoder_attention_mask`` counts. Most graphs want one entry for each of the encoder's states; Moonshine's want one for each
   sample of sound, 384 to a state. Found by trying: hiding the last state must give what leaving it out gives;
+- whether the graph that goes on belongs to the one that reads the encoder's output: both must give the same logits;
 - whether the encoder's output is looked at. If another one gave the same logits, every request would get the same text.
 """
 
@@ -57,6 +58,14 @@ def check_encoder_decoder(provider: EncoderDecoderProvider, tolerance: float | N
         provider.mask_stride = _mask_stride(provider, states, limit)
     provider.begin(0, Request([0], length=1, condition=states))
     check_decoder(provider, tolerance)
+    first, *_ = _first(provider, states, len(states) * provider.mask_stride)
+    difference = difference_of_logits(provider.forward(np.zeros((1, 2), np.int64), np.zeros(1, np.int64)), first)
+    if difference > limit:
+        raise ProviderError(
+            f"{provider.graph.path.name} does not go on like {provider.graph.first_path.name} in {provider.graph.path.parent}: "
+            f"logits of the first tokens differ by {difference:.2g} of their spread, expected at most {limit:g}; take both from "
+            "one export"
+        )
     tokens = random.integers(0, provider.vocab_size, (1, min(4, provider.max_length)))
     logits = provider.forward(tokens, np.zeros(1, np.int64)).copy()
     provider.begin(0, Request([0], length=1, condition=other))

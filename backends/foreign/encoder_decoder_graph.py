@@ -56,6 +56,8 @@ class EncoderDecoderGraph:
     ----------
     path
         The file that is run for every window.
+    first_path
+        The file that reads an encoder's output; the same one if both are merged.
     first_control, control
         Inputs that are no caches, with their numpy types: of the graph that reads an encoder's output, and of the one that is
         run for every window.
@@ -72,6 +74,7 @@ class EncoderDecoderGraph:
     """
 
     path: Path
+    first_path: Path
     first_control: Mapping[str, np.dtype[Any]]
     control: Mapping[str, np.dtype[Any]]
     caches: tuple[Cache, ...]
@@ -127,6 +130,11 @@ def read_graphs(files: Files, first: Any, following: Any) -> EncoderDecoderGraph
     _refuse_encoder(files.first, first_inputs, first_outputs)
     own = _caches(files.next, inputs, "decoder")
     encoders = _caches(files.next, inputs, "encoder")
+    if files.first == files.next and "use_cache_branch" not in inputs:
+        raise BundleError(
+            f"{files.next} takes caches always, so that nothing computes the encoder's: give {MERGED}.onnx, or the folder of a "
+            f"pair of {FIRST}.onnx and {NEXT}.onnx"
+        )
     for path, needed, given in (
         (files.next, [cache.present for cache in own], outputs),
         (files.first, [cache.present for cache in (*own, *encoders)], first_outputs),
@@ -139,11 +147,6 @@ def read_graphs(files: Files, first: Any, following: Any) -> EncoderDecoderGraph
             )
     control = _control(files.next, inputs)
     first_control = control if files.first == files.next else _control(files.first, first_inputs)
-    if files.first == files.next and "use_cache_branch" not in control:
-        raise BundleError(
-            f"{files.next} takes caches always, so that nothing computes the encoder's: give {MERGED}.onnx, or the folder of a pair "
-            f"of {FIRST}.onnx and {NEXT}.onnx"
-        )
     if "encoder_hidden_states" not in first_control:
         raise BundleError(
             f"{files.first} has the inputs {_listed(first_inputs)}, expected encoder_hidden_states among them"
@@ -154,6 +157,7 @@ def read_graphs(files: Files, first: Any, following: Any) -> EncoderDecoderGraph
     _, *states = (size if isinstance(size, int) else None for size in first_inputs["encoder_hidden_states"].shape)
     return EncoderDecoderGraph(
         path=files.next,
+        first_path=files.first,
         first_control=first_control,
         control=control,
         caches=own,
@@ -202,8 +206,8 @@ def _caches(path: Path, inputs: Mapping[str, Any], kind: str) -> tuple[Cache, ..
             found.append(_cache(path, past, f"present.{layer}.{kind}.{part}", inputs[past]))
     if not found:
         raise BundleError(
-            f"{path} has the inputs {_listed(inputs)}, expected past_key_values.N.decoder.key, past_key_values.N.encoder.key and the "
-            "same for values: export it again with caches (a task with -with-past)"
+            f"{path} has the inputs {_listed(inputs)}, expected past_key_values.N.decoder.key, past_key_values.N.encoder.key and "
+            "the same for values: export it again with caches (a task with -with-past)"
         )
     return tuple(found)
 
@@ -236,7 +240,9 @@ def _control(path: Path, inputs: Mapping[str, Any]) -> dict[str, np.dtype[Any]]:
             )
     width = inputs["input_ids"].shape[1]
     if isinstance(width, int):
-        raise BundleError(f"{path}: input 'input_ids' takes exactly {width} tokens a call, expected windows of any width")
+        raise BundleError(
+            f"{path}: input 'input_ids' takes exactly {width} tokens a call, expected windows of any width"
+        )
     return {name: CONTROL[name][0][inputs[name].type] for name in CONTROL if name in names}
 
 

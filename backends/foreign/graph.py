@@ -44,7 +44,14 @@ CONTROL: dict[str, tuple[Types, int]] = {
 }
 """Inputs that are no caches: types and number of axes that can be fed."""
 
-LENGTH_NAMES = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+LENGTH_NAMES = (
+    "max_target_positions",
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+)
 
 
 class Cache(NamedTuple):
