@@ -44,7 +44,7 @@ test-torch: $(VENV)/.dev
 	$(BIN)/python -m pytest -m torch
 
 test-frameworks: $(VENV)/.dev
-	$(INSTALL) "$(TORCH)" -e ".[jax,mlx]"
+	$(INSTALL) "$(TORCH)" optimum-onnx -e ".[jax,mlx]"
 	$(BIN)/python -m pytest $(PARALLEL) -m frameworks
 
 test-javascript: $(VENV)/.dev

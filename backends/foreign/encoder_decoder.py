@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
-from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder, check_tolerance
+from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder, check_opening_tolerance
 from coupled_sampling.backends.foreign.encoder_decoder_graph import EncoderDecoderGraph, find_graphs, read_graphs
 from coupled_sampling.backends.foreign.graph import read_max_length
 from coupled_sampling.backends.foreign.provider import open_downloaded
@@ -164,7 +164,7 @@ class EncoderDecoderProvider(Closing):
         check_count("batch_size", batch_size)
         if max_length is not None:
             check_count("max_length", max_length)
-        check_tolerance(tolerance)
+        check_opening_tolerance(tolerance)
         files = find_graphs(Path(path))
         following = open_downloaded(files.next, threads)
         first = following if files.first == files.next else open_downloaded(files.first, threads)

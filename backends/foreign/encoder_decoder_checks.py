@@ -23,7 +23,7 @@ from coupled_sampling.requests import Request
 if TYPE_CHECKING:
     from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 
-__all__ = ["check_encoder_decoder", "check_tolerance"]
+__all__ = ["check_encoder_decoder", "check_opening_tolerance"]
 
 LARGEST_TOLERANCE = 0.2
 """A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
@@ -35,7 +35,7 @@ STATES, SIZE = 8, 16
 """How many states are tried, and how wide they are, where the graph does not say."""
 
 
-def check_tolerance(tolerance: float | None) -> None:
+def check_opening_tolerance(tolerance: float | None) -> None:
     """Refuse a tolerance beyond which a wrong mask would pass: `InvalidArgument`."""
     if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
         raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")

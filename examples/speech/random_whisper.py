@@ -2,8 +2,9 @@
 
     python examples/speech/random_whisper.py --out build/whisper --sounds 3
 
-Whisper Tiny's shape: 4 + 4 layers of width 384, 80 mel bins, 1,500 states, 51,865 tokens, 38 million parameters. Real weights are not on any
-package index, so its text is nonsense; that it is the very nonsense of transformers is what is shown. Exit code 1 if it is not.
+Whisper Tiny's shape: 4 + 4 layers of width 384, 80 mel bins, 1,500 states, 51,865 tokens, 38 million parameters. No package
+index is known to have its real weights, so the text is nonsense; that it is the very nonsense of transformers is what is shown.
+Exit code 1 if it is not. Needs `pip install torch optimum-onnx`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ WINDOW, HOP, SECONDS = 400, 160, 30
 
 
 def read_wav(path: Path) -> NDArray[np.float32]:
-    """Samples (n,) in [-1, 1) of a file of 16-bit numbers; several channels are averaged, another rate is interpolated to `RATE`."""
+    """Samples (n,) in [-1, 1) of a file of 16-bit numbers; channels are averaged, another rate is interpolated to `RATE`."""
     with wave.open(str(path)) as file:
         if file.getsampwidth() != 2:
             raise ValueError(f"{path} has samples of {8 * file.getsampwidth()} bits, expected 16")

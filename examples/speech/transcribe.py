@@ -2,9 +2,9 @@
 
     python examples/speech/transcribe.py FOLDER first.wav second.wav third.wav --rows 2 --method scd-match --window 6
 
-FOLDER is an export by Optimum or transformers.js, or what ``moonshine.py`` beside this file makes: encoder_model.onnx, a decoder, config.json,
-and a tokenizer if there is to be text. The encoder runs once for each recording; what it says comes with the request. ``scd-match`` must give
-the tokens of ``ar``, and the exit code is 1 where it does not.
+FOLDER is an export by Optimum or transformers.js, or what ``moonshine.py`` beside this file makes: encoder_model.onnx, a decoder,
+config.json, and a tokenizer if there is to be text. The encoder runs once for each recording; what it says comes with the request.
+``scd-match`` must give the tokens of ``ar``, and the exit code is 1 where it does not.
 """
 
 from __future__ import annotations

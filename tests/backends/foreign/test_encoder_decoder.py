@@ -131,6 +131,17 @@ def test_samples_of_one_request_share_what_was_read(folders):
     assert list(found.values()) == [decoded(opened(folders, batch_size=1), [one], method="ar")[0] for one in alone]
 
 
+def test_a_copied_row_goes_on_with_the_encoders_output_of_its_source(folders):
+    model, (first, second), tokens = opened(folders), states(2), np.array([[1, 2, 3, 4, 5]] * 2)
+    for row, condition in enumerate((first, second)):
+        model.begin(row, Request([1], 3, condition=condition))
+    model.forward(tokens[:, :3], np.zeros(2, np.int64))
+    model.fork(0, [1], 3)
+    logits = model.forward(tokens[:, 3:], np.full(2, 3))
+    for row in range(2):
+        np.testing.assert_allclose(logits[row], oracle_of(folders)(tokens[row], first)[3:], atol=1e-5)
+
+
 def test_what_was_shared_is_not_mixed_up_with_what_looks_alike(folders):
     """Same shape, one number else."""
     model, first = opened(folders), states(1)[0]

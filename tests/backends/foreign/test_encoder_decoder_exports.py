@@ -1,4 +1,4 @@
-"""Whisper, Moonshine and T5 as Optimum itself exports them, from tiny random models, beside transformers: the same logits and tokens.
+"""Whisper, Moonshine and T5 exported by Optimum from tiny random models, beside transformers: the same logits and tokens.
 
 ``make test-frameworks`` installs what they need.
 """
@@ -14,7 +14,13 @@ from standins.requested import run, tokens_of
 pytestmark = pytest.mark.frameworks
 
 START, END, LENGTH = 1, 2, 64
-SIZES = {"vocab_size": 64, "bos_token_id": START, "eos_token_id": END, "decoder_start_token_id": START, "pad_token_id": 0}
+SIZES = {
+    "vocab_size": 64,
+    "bos_token_id": START,
+    "eos_token_id": END,
+    "decoder_start_token_id": START,
+    "pad_token_id": 0,
+}
 TASKS = {
     "whisper": "automatic-speech-recognition-with-past",
     "moonshine": "automatic-speech-recognition-with-past",
@@ -28,7 +34,12 @@ def tiny(kind):
     transformers = pytest.importorskip("transformers", reason="make test-frameworks installs it")
     torch.manual_seed(0)
     if kind == "whisper":
-        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+        heads = {
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+        }
         return transformers.WhisperForConditionalGeneration(
             transformers.WhisperConfig(
                 d_model=32, encoder_layers=1, decoder_layers=2, num_mel_bins=8, max_target_positions=LENGTH, init_std=0.3,
