@@ -19,13 +19,15 @@ positions. Nothing is checked beyond the first few positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
+from coupled_sampling.backends.foreign.conditions import Reading, problem_of_condition
 from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder, check_opening_tolerance
 from coupled_sampling.backends.foreign.encoder_decoder_graph import EncoderDecoderGraph, find_graphs, read_graphs
 from coupled_sampling.backends.foreign.graph import read_max_length
@@ -38,17 +40,6 @@ from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 
 __all__ = ["EncoderDecoderProvider"]
-
-
-class _Reading(NamedTuple):
-    """What a row knows of its encoder's output. Nothing writes to it, so rows may share one."""
-
-    states: NDArray[Any]
-    """(1, S, D) as the graph takes them."""
-    mask: NDArray[np.int64]
-    """(1, S), or as many ones as the graph wants for S states."""
-    caches: tuple[NDArray[Any], ...]
-    """Keys and values of all layers, (1, heads, S, size)."""
 
 
 class EncoderDecoderProvider(Closing):
@@ -107,7 +98,7 @@ class EncoderDecoderProvider(Closing):
         self.runs = Runs(following.get_providers()[0])
         self._is_closed = False
         self._first, self._next = first, following
-        self._read: list[_Reading | None] = [None] * batch_size
+        self._read: list[Reading | None] = [None] * batch_size
         try:
             self._caches = [
                 np.zeros((batch_size, cache.heads, max_length, cache.size), graph.cache_type) for cache in graph.caches
@@ -119,6 +110,8 @@ class EncoderDecoderProvider(Closing):
         self._buffers: dict[str, NDArray[Any]] = {}
         self.mask_stride = 1
         """How many entries of ``encoder_attention_mask`` stand for one of the encoder's states."""
+        self.breaks: tuple[int, ...] = ()
+        """Tokens behind which a window is cut in two, see `coupled_sampling.backends.foreign.encoder_decoder_checks`."""
         self.vocab_size = 1
         check_encoder_decoder(self, tolerance)
         self._read = [None] * batch_size
@@ -173,23 +166,7 @@ class EncoderDecoderProvider(Closing):
 
     def takes(self, request: Request) -> str | None:
         """Why ``request`` cannot be decoded. See `coupled_sampling.contracts.Selective.takes`."""
-        return missing_offers(self, request) or self._problem(request.condition)
-
-    def _problem(self, condition: Any) -> str | None:
-        """What is wrong with ``condition``, as a sentence without its subject; None if it is an encoder's output."""
-        length, size = self.graph.states
-        wanted = f"the encoder's output of one input, floating ({length or 'S'}, {size or 'D'})"
-        if condition is None:
-            return f"has no condition, expected {wanted}; encode the input first"
-        if not isinstance(condition, np.ndarray) or not np.issubdtype(condition.dtype, np.floating):
-            kind = condition.dtype if isinstance(condition, np.ndarray) else type(condition).__name__
-            return f"has a condition of {kind}, expected a numpy array: {wanted}"
-        shape = condition.shape
-        if condition.ndim != 2 or 0 in shape or shape != (length or shape[0], size or shape[1]):
-            return f"has a condition of shape {shape}, expected {wanted}, without an axis for a batch"
-        if not np.isfinite(condition).all():
-            return f"has a condition with NaN or infinity, expected {wanted}"
-        return None
+        return missing_offers(self, request) or problem_of_condition(request.condition, self.graph.states)
 
     def begin(self, row: int, request: Request) -> None:
         """Row ``row`` starts ``request``: read its encoder's output. See `coupled_sampling.contracts.RequestObserver.begin`.
@@ -205,7 +182,7 @@ class EncoderDecoderProvider(Closing):
         if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < self.batch_size:
             raise InvalidArgument(f"row is {row!r}, expected a row from 0 to {self.batch_size - 1}")
         self._read[row] = None  # whatever happens next, the last request's is not used again
-        problem = self._problem(request.condition)
+        problem = problem_of_condition(request.condition, self.graph.states)
         if problem is not None:
             raise InvalidArgument(f"request {problem}")
         states = np.array(request.condition, self.states_type)[None]
@@ -216,19 +193,19 @@ class EncoderDecoderProvider(Closing):
         """The type in which the graph takes an encoder's output."""
         return self.graph.first_control["encoder_hidden_states"]
 
-    def _shared(self, states: NDArray[Any]) -> _Reading | None:
+    def _shared(self, states: NDArray[Any]) -> Reading | None:
         """What another row has read of the same ``states``, such as a sample of the same request."""
         for read in self._read:
             if read is not None and read.states.shape == states.shape and np.array_equal(read.states, states):
                 return read
         return None
 
-    def _reading(self, states: NDArray[Any], mask: NDArray[np.int64] | None = None) -> _Reading:
+    def _reading(self, states: NDArray[Any], mask: NDArray[np.int64] | None = None) -> Reading:
         """Keys and values of ``states`` (1, S, D); all of them are looked at, unless ``mask`` says otherwise."""
         if mask is None:
             mask = np.ones((1, states.shape[1] * self.mask_stride), np.int64)
         _, *caches = self.read_first(states, mask)
-        return _Reading(states, mask, tuple(caches))
+        return Reading(states, mask, tuple(caches))
 
     def read_first(self, states: NDArray[Any], mask: NDArray[np.int64]) -> list[NDArray[Any]]:
         """Logits (1, 2, V) of two tokens and the encoder's caches, by the graph that reads ``states`` (1, S, D).
@@ -238,8 +215,8 @@ class EncoderDecoderProvider(Closing):
         ProviderError
             ONNX Runtime failed.
         """
-        tokens, start = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
-        feeds = self._control(self.graph.first_control, tokens, start, _Reading(states, mask, ()), goes_on=False)
+        tokens = np.zeros((1, 2), np.int64)
+        feeds = self._control(self.graph.first_control, tokens, 0, Reading(states, mask, ()), goes_on=False)
         for cache in self.graph.first_caches:
             feeds[cache.past] = np.zeros((1, cache.heads, 0, cache.size), self.graph.cache_type)
         try:
@@ -289,8 +266,11 @@ class EncoderDecoderProvider(Closing):
         logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         for i, (row, reading) in enumerate(zip(rows, read, strict=True)):
             assert reading is not None
-            one = slice(i, i + 1)
-            self._run(tokens[one], start[one], row, reading, logits[one])
+            first, width = int(start[i]), tokens.shape[1]
+            ends = [j + 1 for j, token in enumerate(tokens[i].tolist()) if token in self.breaks and j + 1 < width]
+            for begin, end in pairwise([0, *ends, width]):
+                part = slice(begin, end)
+                self._run(tokens[i : i + 1, part], first + begin, row, reading, logits[i : i + 1, part])
         return logits.astype(np.float32, copy=False)
 
     @property
@@ -327,11 +307,11 @@ class EncoderDecoderProvider(Closing):
         self._buffers.clear()
         self._first = self._next = None
 
-    def _run(self, tokens: Integers, start: Integers, row: int, read: _Reading, logits: NDArray[Any]) -> None:
+    def _run(self, tokens: Integers, past: int, row: int, read: Reading, logits: NDArray[Any]) -> None:
         """Forward the window (1, W) of ``row`` and write its columns into the row's caches."""
-        width, past = tokens.shape[1], int(start[0])
+        width = tokens.shape[1]
         binding = self._next.io_binding()
-        feeds = self._control(self.graph.control, tokens, start, read, goes_on=True)
+        feeds = self._control(self.graph.control, tokens, past, read, goes_on=True)
         feeds |= {cache.past: held for cache, held in zip(self.graph.encoder_caches, read.caches, strict=True)}
         held = [_bind(binding.bind_input, *feed) for feed in feeds.items()]
         held.append(_bind(binding.bind_output, "logits", logits))
@@ -351,10 +331,10 @@ class EncoderDecoderProvider(Closing):
             columns[row, :, past : past + width] = grown[0, :, past:]
 
     def _control(
-        self, wanted: Any, tokens: Integers, start: Integers, read: _Reading, goes_on: bool
+        self, wanted: Any, tokens: Integers, past: int, read: Reading, goes_on: bool
     ) -> dict[str, NDArray[Any]]:
         """All inputs but the caches that a graph wants; ``goes_on`` chooses a merged one's branch."""
-        width, past = tokens.shape[1], int(start[0])
+        width = tokens.shape[1]
         values: dict[str, NDArray[Any]] = {
             "input_ids": tokens,
             "encoder_hidden_states": read.states,

@@ -1,10 +1,13 @@
 """Does an encoder-decoder model's decoder keep the contract? Asked at opening, by running it on random tokens and states.
 
 Beside what is asked of any exported decoder (`coupled_sampling.backends.foreign.checks`: windows are causal, and are scored the
-same however tokens are cut) there are three questions of its own:
+same however tokens are cut) there are four questions of its own:
 
 - how ``encoder_attention_mask`` counts. Most graphs want one entry for each of the encoder's states; Moonshine's want one for each
-  sample of sound, 384 to a state. Found by trying: hiding the last state must give what leaving it out gives;
+  sample of sound, 384 to a state. Found by trying: hiding half of the states must give what leaving them out gives;
+- which tokens are not counted. M2M100 and NLLB number a window's tokens without those that fill up (``pad_token_id``), so that what
+  stands behind one in the same window has another position than in a window of its own, which is how ordinary decoding runs it. A
+  window is cut in two behind such a token, and every way to cut it gives the same again. Found by trying;
 - whether the graph that goes on belongs to the one that reads the encoder's output: both must give the same logits;
 - whether the encoder's output is looked at. If another one gave the same logits, every request would get the same text.
 """
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.foreign.checks import check_decoder, difference_of_logits, tolerance_of
+from coupled_sampling.backends.foreign.encoder_decoder_graph import pad_token
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.requests import Request
 
@@ -31,6 +35,9 @@ LARGEST_TOLERANCE = 0.2
 STRIDES = (1, 384)
 """Entries of ``encoder_attention_mask`` for one of the encoder's states, as they are tried."""
 
+TRIES = 3
+"""Sets of states that are tried: an attention may look at next to nothing of one of them."""
+
 STATES, SIZE = 8, 16
 """How many states are tried, and how wide they are, where the graph does not say."""
 
@@ -42,7 +49,7 @@ def check_opening_tolerance(tolerance: float | None) -> None:
 
 
 def check_encoder_decoder(provider: EncoderDecoderProvider, tolerance: float | None) -> None:
-    """Find ``vocab_size`` and ``mask_stride``, then check a row: see above. Row 0 has begun a request afterwards.
+    """Find ``vocab_size``, ``mask_stride`` and ``breaks``, then check a row: see above. Row 0 has begun a request afterwards.
 
     Raises
     ------
@@ -55,8 +62,9 @@ def check_encoder_decoder(provider: EncoderDecoderProvider, tolerance: float | N
     states, other = random.normal(size=(2, length or STATES, size or SIZE))
     provider.vocab_size = _vocabulary(provider, states)
     if length is None and "encoder_attention_mask" in provider.graph.first_control:
-        provider.mask_stride = _mask_stride(provider, states, limit)
+        provider.mask_stride = _mask_stride(provider, random, limit)
     provider.begin(0, Request([0], length=1, condition=states))
+    provider.breaks = _breaks(provider, limit)
     check_decoder(provider, tolerance)
     first, *_ = _first(provider, states, len(states) * provider.mask_stride)
     difference = difference_of_logits(provider.forward(np.zeros((1, 2), np.int64), np.zeros(1, np.int64)), first)
@@ -92,17 +100,40 @@ def _vocabulary(provider: EncoderDecoderProvider, states: NDArray[np.float64]) -
     return int(logits.shape[-1])
 
 
-def _mask_stride(provider: EncoderDecoderProvider, states: NDArray[np.float64], limit: float) -> int:
-    """What hides the last state; 1 if nothing does, since a mask that is not looked at may have any length."""
-    fewer, *_ = _first(provider, states[:-1], len(states) - 1)
-    for stride in STRIDES:
-        try:
-            found, *_ = _first(provider, states, len(states) * stride, hidden=stride)
-        except ProviderError:
-            continue  # a length that the graph cannot use
-        if difference_of_logits(found, fewer) <= limit:
-            return stride
+def _mask_stride(provider: EncoderDecoderProvider, random: np.random.Generator, limit: float) -> int:
+    """What hides half of the states; 1 if nothing does, since a mask that is not looked at may have any length."""
+    for _ in range(TRIES):
+        states = random.normal(size=(STATES, provider.graph.states[1] or SIZE))
+        kept = STATES // 2
+        # So few ones are enough for either way to count: of samples, the first stands for all states.
+        (every, *_), (fewer, *_) = (_first(provider, some, len(some)) for some in (states, states[:kept]))
+        if difference_of_logits(every, fewer) <= limit:
+            continue  # nothing to see: other states may be looked at more
+        for stride in STRIDES:
+            try:
+                found, *_ = _first(provider, states, STATES * stride, hidden=(STATES - kept) * stride)
+            except ProviderError:
+                continue  # a length that the graph cannot use
+            if difference_of_logits(found, fewer) <= limit:
+                return stride
     return STRIDES[0]
+
+
+def _breaks(provider: EncoderDecoderProvider, limit: float) -> tuple[int, ...]:
+    """Tokens behind which a window must be cut, among the first two and the one that ``config.json`` says fills up."""
+    plain = provider.vocab_size - 1
+    pad = pad_token(provider.graph.path)
+    asked = {0, 1, 0 if pad is None else pad} & {*range(plain)}
+    found = tuple(token for token in sorted(asked) if _is_not_counted(provider, [plain, token, plain], limit))
+    # Where no window can be cut anywhere it is no question of tokens, and `check_decoder` says what it is.
+    return () if found and _is_not_counted(provider, [plain] * 3, limit) else found
+
+
+def _is_not_counted(provider: EncoderDecoderProvider, tokens: list[int], limit: float) -> bool:
+    window, start = np.array([tokens], np.int64), np.zeros(1, np.int64)
+    whole = provider.forward(window, start)[:, -1].copy()
+    provider.forward(window[:, :-1], start)
+    return difference_of_logits(provider.forward(window[:, -1:], start + 2)[:, 0], whole) > limit
 
 
 def _first(

@@ -2,10 +2,10 @@
 
     python examples/speech/moonshine.py --out build/moonshine
 
-The wheel `moonshine-voice` 0.0.73 (MIT) carries Moonshine Tiny for English, 27 million parameters, as an encoder and a merged decoder in
-ONNX Runtime's own file format, with products of eight-bit numbers. Those round their activations by a scale that is taken from
-the whole window, so that a draft at the right changes the law of the tokens before it: `EncoderDecoderProvider` refuses them,
-rightly. Here each such product becomes a plain MatMul over its widened weights, and everything else is written as it stands.
+The wheel `moonshine-voice` 0.0.73 (MIT) carries Moonshine Tiny for English, 27 million parameters, as an encoder and a merged
+decoder in ONNX Runtime's own file format, with products of eight-bit numbers. Those round their activations by a scale that is
+taken from the whole window, so that a draft at the right changes the law of the tokens before it: `EncoderDecoderProvider` refuses
+them, rightly. Here each such product becomes a plain MatMul over its widened weights, and everything else is written as it stands.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from standins.grown_cache_graphs import HEADS, LAYERS, LENGTH, SIZE, VOCABULARY,
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-STATE_SIZE, MELS = 12, 5
+STATE_SIZE, MELS, PAD = 12, 5, 4
 BOTH = ("decoder", "encoder")
 STRIDE = 384
 """Entries of Moonshine's encoder_attention_mask for one state."""
@@ -65,6 +65,10 @@ def branch(dtype, reads, mask, causal="right", looks=True, position="past", seed
             )
         hidden = g.op("Cast", g.op("Unsqueeze", entries, g.constant([1, 2])), to=onnx.TensorProto.BOOL)
     places = "cache_position" if position == "input" and not reads else rows
+    if position == "counted":  # as M2M100: tokens that fill up are left out, and are at position 0 themselves
+        real = g.op("Cast", g.op("Not", g.op("Equal", "input_ids", g.constant(PAD))), to=onnx.TensorProto.INT64)
+        counted = g.op("Sub", g.op("Add", g.op("CumSum", real, g.constant(1)), past), g.constant(1))
+        places = g.op("Mul", counted, real)
     x = g.op("Gather", g.weight(VOCABULARY, WIDTH), "input_ids")
     x = g.op("Add", x, g.op("Gather", g.weight(LENGTH, WIDTH), places))
     found = {}
