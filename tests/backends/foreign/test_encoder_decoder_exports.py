@@ -1,4 +1,4 @@
-"""Whisper, Moonshine and T5 exported by Optimum from tiny random models, beside transformers: the same logits and tokens.
+"""Whisper, Moonshine, T5, BART, Marian and M2M100, tiny and random, as Optimum exports them: transformers' logits and tokens.
 
 ``make test-frameworks`` installs what they need.
 """
@@ -25,7 +25,16 @@ TASKS = {
     "whisper": "automatic-speech-recognition-with-past",
     "moonshine": "automatic-speech-recognition-with-past",
     "t5": "text2text-generation-with-past",
+    "bart": "text2text-generation-with-past",
+    "marian": "text2text-generation-with-past",
+    "m2m_100": "text2text-generation-with-past",
 }
+TRANSLATORS = {
+    "bart": "BartForConditionalGeneration",
+    "marian": "MarianMTModel",
+    "m2m_100": "M2M100ForConditionalGeneration",
+}
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 
 
 def tiny(kind):
@@ -34,16 +43,10 @@ def tiny(kind):
     transformers = pytest.importorskip("transformers", reason="make test-frameworks installs it")
     torch.manual_seed(0)
     if kind == "whisper":
-        heads = {
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_ffn_dim": 32,
-        }
         return transformers.WhisperForConditionalGeneration(
             transformers.WhisperConfig(
                 d_model=32, encoder_layers=1, decoder_layers=2, num_mel_bins=8, max_target_positions=LENGTH, init_std=0.3,
-                suppress_tokens=[], begin_suppress_tokens=[], **heads, **SIZES,
+                suppress_tokens=[], begin_suppress_tokens=[], **HEADS, **SIZES,
             )
         )  # fmt: skip
     if kind == "moonshine":
@@ -53,6 +56,14 @@ def tiny(kind):
                 hidden_size=32, intermediate_size=32, encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
                 encoder_num_attention_heads=2, decoder_num_attention_heads=2, max_position_embeddings=LENGTH,
                 initializer_range=0.3, **SIZES,
+            )
+        )  # fmt: skip
+    if kind in TRANSLATORS:
+        made = getattr(transformers, TRANSLATORS[kind])
+        return made(
+            made.config_class(
+                d_model=32, encoder_layers=2, decoder_layers=2, max_position_embeddings=LENGTH, init_std=0.3,
+                forced_eos_token_id=None, **HEADS, **SIZES,
             )
         )  # fmt: skip
     return transformers.T5ForConditionalGeneration(
@@ -87,14 +98,23 @@ def exported(request, tmp_path_factory):
 
 
 def reference_of(model):
-    """transformers' logits (T, V) of a sequence, given the encoder's output."""
+    """transformers' logits (T, V) of a sequence, token by token, given the encoder's output."""
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
     def logits(tokens, states):
-        encoded = BaseModelOutput(last_hidden_state=torch.from_numpy(states)[None])
+        encoded, past, rows = BaseModelOutput(last_hidden_state=torch.from_numpy(states)[None]), None, []
         with torch.no_grad():
-            return model(encoder_outputs=encoded, decoder_input_ids=torch.tensor(tokens)[None]).logits[0].numpy()
+            for token in tokens.tolist():
+                given = {
+                    "encoder_outputs": encoded,
+                    "decoder_input_ids": torch.tensor([[token]]),
+                    "past_key_values": past,
+                }
+                out = model(**given, use_cache=True)
+                past = out.past_key_values
+                rows.append(out.logits[0, 0].numpy())
+        return np.array(rows)
 
     return logits
 
@@ -107,6 +127,7 @@ def test_it_conforms_and_has_the_logits_of_transformers(exported, name):
     conditions = [encoder.encode(features) for features in inputs(kind, 2)]
     check_provider(provider, conditions=conditions, reference=reference_of(model), length=24, tolerance=1e-3)
     assert provider.mask_stride == (384 if kind == "moonshine" else 1)
+    assert provider.breaks == ((0,) if kind == "m2m_100" else ())
 
 
 def test_its_text_is_that_of_transformers(exported):
@@ -119,7 +140,7 @@ def test_its_text_is_that_of_transformers(exported):
     conditions = [encoder.encode(features) for features in given]
     expected = []
     for features in given:
-        name = "inputs" if kind == "t5" else encoder.input
+        name = "inputs" if encoder.input == "input_ids" else encoder.input
         settings = {"max_new_tokens": 24, "do_sample": False, "min_length": 0}
         with torch.no_grad():
             out = model.generate(**{name: torch.from_numpy(features)[None]}, **settings)[0].tolist()
