@@ -51,6 +51,10 @@ class EncoderDecoderProvider(Closing):
         As in the contract.
     graph
         What was read from the files.
+    mask_stride
+        How many entries of ``encoder_attention_mask`` stand for one of the encoder's states, as was found at opening.
+    breaks
+        Tokens behind which windows are cut in two, since the graph does not count them: M2M100's that fill up.
     runs
         What runs it.
 
@@ -108,11 +112,8 @@ class EncoderDecoderProvider(Closing):
                 f"max_length is {max_length} and batch_size {batch_size}: no memory for such caches; give a smaller max_length"
             ) from error
         self._buffers: dict[str, NDArray[Any]] = {}
-        self.mask_stride = 1
-        """How many entries of ``encoder_attention_mask`` stand for one of the encoder's states."""
+        self.mask_stride, self.vocab_size = 1, 1
         self.breaks: tuple[int, ...] = ()
-        """Tokens behind which a window is cut in two, see `coupled_sampling.backends.foreign.encoder_decoder_checks`."""
-        self.vocab_size = 1
         check_encoder_decoder(self, tolerance)
         self._read = [None] * batch_size
 
@@ -185,7 +186,12 @@ class EncoderDecoderProvider(Closing):
         problem = problem_of_condition(request.condition, self.graph.states)
         if problem is not None:
             raise InvalidArgument(f"request {problem}")
-        states = np.array(request.condition, self.states_type)[None]
+        with np.errstate(over="ignore"):
+            states = np.array(request.condition, self.states_type)[None]
+        if not np.isfinite(states).all():
+            raise InvalidArgument(
+                f"request has a condition with numbers that {self.states_type} cannot hold; encode it in that type"
+            )
         self._read[row] = self._shared(states) or self._reading(states)
 
     @property
@@ -200,10 +206,9 @@ class EncoderDecoderProvider(Closing):
                 return read
         return None
 
-    def _reading(self, states: NDArray[Any], mask: NDArray[np.int64] | None = None) -> Reading:
-        """Keys and values of ``states`` (1, S, D); all of them are looked at, unless ``mask`` says otherwise."""
-        if mask is None:
-            mask = np.ones((1, states.shape[1] * self.mask_stride), np.int64)
+    def _reading(self, states: NDArray[Any]) -> Reading:
+        """Keys and values of ``states`` (1, S, D), all of which are looked at."""
+        mask = np.ones((1, states.shape[1] * self.mask_stride), np.int64)
         _, *caches = self.read_first(states, mask)
         return Reading(states, mask, tuple(caches))
 

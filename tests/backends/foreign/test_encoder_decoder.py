@@ -241,6 +241,11 @@ def test_a_condition_that_cannot_be_read_is_refused_beforehand(folders, conditio
         model.forward(np.ones((1, 2), np.int64), np.zeros(1, np.int64))
 
 
+def test_numbers_that_float16_cannot_hold_are_refused(folders):
+    with pytest.raises(InvalidArgument, match="numbers that float16 cannot hold"):
+        opened(folders, "merged-float16").begin(0, Request([1], 3, condition=np.full((4, STATE_SIZE), 1e5)))
+
+
 def test_guidance_is_refused_and_done_by_its_wrapper(folders):
     """A guided row looks at the request's condition, its partner at another one."""
     own, none = states(2, length=5)
