@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from coupled_sampling.backends.foreign.graph import FLOATING, INTEGER
 from coupled_sampling.backends.foreign.provider import open_downloaded
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.fields import check_path
 from coupled_sampling.running import Closing
 
 __all__ = ["Encoder"]
@@ -85,7 +86,7 @@ class Encoder(Closing):
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
-        given = Path(path)
+        given = check_path("path", path)
         found = [file for file in (given, given / NAME, given / "onnx" / NAME) if file.is_file()]
         if not found:
             raise BundleError(f"{given} is no file and no folder with {NAME}; give the encoder's file")

@@ -35,6 +35,7 @@ from coupled_sampling.backends.foreign.provider import open_downloaded
 from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.fields import check_path
 from coupled_sampling.refusals import missing_offers
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
@@ -159,7 +160,7 @@ class EncoderDecoderProvider(Closing):
         if max_length is not None:
             check_count("max_length", max_length)
         check_opening_tolerance(tolerance)
-        files = find_graphs(Path(path))
+        files = find_graphs(check_path("path", path))
         following = open_downloaded(files.next, threads)
         first = following if files.first == files.next else open_downloaded(files.first, threads)
         graph = read_graphs(files, first, following)

@@ -391,3 +391,6 @@ def test_an_encoder_gives_what_a_request_wants(folders):
         Encoder.open(folders / "merged" / "onnx" / "decoder_model.onnx")
     with pytest.raises(BundleError, match=r"no folder with encoder_model\.onnx"):
         Encoder.open(folders)
+    for kind in (Encoder, EncoderDecoderProvider):
+        with pytest.raises(InvalidArgument, match="path is None, expected the path"):
+            kind.open(None)
