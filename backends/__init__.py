@@ -1,5 +1,6 @@
 """Backends: `open_model` opens an exported model wherever it is to run. Importing this package loads no runtime; opening does."""
 
+from coupled_sampling.backends.foreign.bundle import open_onnx
 from coupled_sampling.backends.foreign.encoder import Encoder
 from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
@@ -19,4 +20,5 @@ __all__ = [
     "Place",
     "check_model",
     "open_model",
+    "open_onnx",
 ]

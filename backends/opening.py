@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from coupled_sampling.arguments import check_count
+from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
 from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end
-from coupled_sampling.bundles.opening import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_is
@@ -81,7 +82,7 @@ def open_model(
     Parameters
     ----------
     bundle
-        A `Bundle`, or what `coupled_sampling.open_bundle` takes.
+        A `Bundle`, or what `coupled_sampling.open_bundle` or `open_onnx` takes.
     place
         Where the model runs; default: on the CPU.
     rows
@@ -195,7 +196,7 @@ def _wanted(
         raise InvalidArgument(f"step is {step!r}, but method is None; name the method whose steps are to be decided so")
     if not (isinstance(guidance, int | float) and math.isfinite(guidance)):
         raise InvalidArgument(f"guidance is {guidance!r}, expected a finite number; 1 is none")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle_or_onnx(bundle)
     if guidance != 1 and opened.manifest.unconditional_prompt is None:
         raise InvalidArgument(
             f"guidance is {guidance}, but the bundle {opened.manifest.name} has no unconditional prompt; leave it at 1"
@@ -220,6 +221,12 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
         return (
             f"step is {step!r}, but backend is {backend!r}, which decides steps by {' or '.join(found.STEPS)}; choose one of "
             f"{', '.join(others)}, or leave step at 'auto'"
+        )
+    if wanted.bundle.manifest.window_graph.caches == "growing" and (backend, step) != ("cpu", "host"):
+        what, instead = ("step", "host") if backend == "cpu" else ("backend", "cpu")
+        return (
+            f"{what} is {getattr(wanted, what, backend)!r}, but {wanted.bundle.manifest.name} is an ONNX file of somebody "
+            f"else's, whose caches grow: it runs with {instead} only; use that, or export the checkpoint that it was made of"
         )
     if step != "host" and wanted.bundle.manifest.layout:
         return (

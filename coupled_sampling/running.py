@@ -27,6 +27,8 @@ class Runs:
     step
         Where steps are decided: "host" (`coupled_sampling.host_step.HostStep`), "graph" (in the model's own graph) or
         "kernels" (by CUDA kernels, where the logits lie).
+    changes
+        What was done to the model's graph in memory before it ran; empty if nothing was.
 
     Examples
     --------
@@ -39,6 +41,7 @@ class Runs:
     device: int | None = None
     cuda_graphs: bool = False
     step: str = "host"
+    changes: str = ""
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,7 +49,7 @@ class Runs:
 
     def __str__(self) -> str:
         gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
-        return f"on {self.execution_provider}{gpu}, step: {self.step}"
+        return f"on {self.execution_provider}{gpu}, step: {self.step}{f', {self.changes}' if self.changes else ''}"
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling import __version__
 from coupled_sampling.bundles.files import whole_folder
-from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
+from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, GeneratedTokens, Manifest, PixelGraph
 from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.errors import InvalidArgument
@@ -39,8 +39,6 @@ __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
 
 _GRAPH, _PIXELS = "window.onnx", "pixels.onnx"
 _ROOM_FOR_PROMPTS = 16
-_TEXT = Defaults(method="scd-match", window=4, drafting="ngram")
-"""What suits text, where drafts are seldom right: few of them, looked up, and the tokens that one at a time would give."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +270,7 @@ def _manifest(
     )
     widest = max(*settings.windows, chunk)
     plain = decoding.grid is None and decoding.layout is None and pictures is None
-    usual = _TEXT if plain else Defaults(method="scd-gumbel", window=16, drafting=decoding.drafting)
+    usual = TEXT_DEFAULTS if plain else Defaults(method="scd-gumbel", window=16, drafting=decoding.drafting)
     stop = dict.fromkeys([*decoding.stop_tokens, *text.stop_tokens])
     return Manifest(
         name=name,

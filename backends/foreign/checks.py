@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.ort.session import require_onnxruntime
+from coupled_sampling.backends.foreign.graph import call_graph
+from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.errors import InvalidArgument, ProviderError
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ SHORTEST = 6
 
 TRIES = 3
 """Other tokens at the right that are tried: a scale taken from a whole window shows only if they change it."""
+
+UNCHANGED = Changes()
+
+LARGEST_TOLERANCE = 0.2
+"""A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
 
 DEFAULT_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
 
@@ -56,7 +62,7 @@ def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
         The graph cannot be run, or gives logits or caches of another shape than it should.
     """
     try:
-        logits, *presents = _call(graph, session, past=0, columns=0, width=3)
+        logits, *presents = call_graph(graph, session, past=0, columns=0, width=3)
     except Exception as error:
         raise ProviderError(
             f"{graph.path} cannot run a window of 3 tokens without a past, expected logits for all three: {error}"
@@ -73,29 +79,11 @@ def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
                 f"{graph.path}: {cache.present} is {present.shape} after 3 tokens, expected {(1, cache.heads, 3, cache.size)}"
             )
     try:
-        _, *presents = _call(graph, session, past=2, columns=8, width=3)
+        _, *presents = call_graph(graph, session, past=2, columns=8, width=3)
     except Exception:
         # A graph that concatenates finds its mask too short. Its exceptions share no base class but Exception.
         return int(logits.shape[-1]), False
     return int(logits.shape[-1]), all(present.shape[2] == 8 for present in presents)
-
-
-def _call(graph: DecoderGraph, session: Any, past: int, columns: int, width: int) -> list[NDArray[Any]]:
-    """Logits and presents of one row of zeros, ``columns`` of past of which ``past`` are said to be valid."""
-    control = {
-        "input_ids": np.zeros((1, width)),
-        "attention_mask": np.ones((1, past + width)),
-        "position_ids": past + np.arange(width)[None],
-        "use_cache_branch": np.array([past > 0]),
-        "num_logits_to_keep": np.array(0),
-    }
-    feeds = {name: control[name].astype(dtype) for name, dtype in graph.control.items()}
-    feeds |= {cache.past: np.zeros((1, cache.heads, columns, cache.size), graph.cache_type) for cache in graph.caches}
-    options = require_onnxruntime().RunOptions()
-    # A refusal is an answer here, not something to print.
-    options.log_severity_level = 4
-    found: list[NDArray[Any]] = session.run(["logits", *(cache.present for cache in graph.caches)], feeds, options)
-    return found
 
 
 def tolerance_of(provider: Checked, given: float | None) -> float:
@@ -126,8 +114,10 @@ def _score(provider: Checked, tokens: NDArray[np.int64], *start: int) -> NDArray
     return provider.forward(tokens, np.array(start, np.int64)).copy()
 
 
-def check_decoder(provider: Checked, tolerance: float | None) -> None:
+def check_decoder(provider: Checked, tolerance: float | None, changes: Changes = UNCHANGED) -> None:
     """One row: windows are causal, and any windows and any rollback give the logits of one long window.
+
+    What is known of the graph's ``changes`` names the cause in the message.
 
     Raises
     ------
@@ -138,11 +128,7 @@ def check_decoder(provider: Checked, tolerance: float | None) -> None:
     tokens, *others = _random_tokens(provider, 1 + TRIES)[:, None]
     length, half = tokens.shape[1], tokens.shape[1] // 2
     whole = _score(provider, tokens, 0)
-    advice = (
-        f"use an export whose masks are right for windows of several tokens, and weights quantised without activations (q4, "
-        f"MatMulNBits), fp16 or fp32; if the difference is the quantisation's, tolerance, now {limit:g}, accepts results that are "
-        "only nearly lossless"
-    )
+    advice = _advice(changes, limit)
 
     def require(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
         difference = difference_of_logits(found, expected)
@@ -173,6 +159,18 @@ def check_decoder(provider: Checked, tolerance: float | None) -> None:
         _score(provider, tokens[:, :half], 0)
         changed = np.concatenate([tokens[:, half : half + 1], other[:, half + 1 :]], axis=1)
         require(_score(provider, changed, half)[:, :1], whole[:, half : half + 1], f"after a past of {half}, {later}")
+
+
+def _advice(changes: Changes, limit: float) -> str:
+    """What may be the cause of differences, and what to do about it."""
+    if changes.rounding and changes.widened:
+        return f"{changes.cause()}, and cannot be widened: use a float or weights-only (q4) export"
+    if changes.rounding:
+        return f"{changes.cause()}: add --widen (in Python widen=True), with which they compute with floats"
+    return (
+        "use an export whose masks are right for windows of several tokens, and weights quantised without activations (q4, "
+        f"MatMulNBits), fp16 or fp32; if roundings do it, tolerance, now {limit:g}, accepts results that are only nearly lossless"
+    )
 
 
 def check_padding(provider: ConcatenatedProvider, tolerance: float | None) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coupled_sampling.backends.foreign.graph import FLOATING, INTEGER
-from coupled_sampling.backends.foreign.provider import open_downloaded
+from coupled_sampling.backends.foreign.opening import open_foreign_session
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.fields import check_path
 from coupled_sampling.running import Closing
@@ -90,7 +90,8 @@ class Encoder(Closing):
         found = [file for file in (given, given / NAME, given / "onnx" / NAME) if file.is_file()]
         if not found:
             raise BundleError(f"{given} is no file and no folder with {NAME}; give the encoder's file")
-        return cls(found[0], open_downloaded(found[0], threads))
+        session, _ = open_foreign_session(found[0], threads)
+        return cls(found[0], session)
 
     def encode(self, features: ArrayLike) -> NDArray[np.floating[Any]]:
         """What the encoder says of one input.

@@ -27,11 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
+from coupled_sampling.backends.foreign.checks import UNCHANGED
 from coupled_sampling.backends.foreign.conditions import Reading, problem_of_condition
+from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder, check_opening_tolerance
 from coupled_sampling.backends.foreign.encoder_decoder_graph import EncoderDecoderGraph, find_graphs, read_graphs
-from coupled_sampling.backends.foreign.graph import read_max_length
-from coupled_sampling.backends.foreign.provider import open_downloaded
+from coupled_sampling.backends.foreign.opening import open_foreign_session
+from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -91,18 +93,18 @@ class EncoderDecoderProvider(Closing):
     def __init__(
         self,
         graph: EncoderDecoderGraph,
-        first: Any,
-        following: Any,
+        sessions: tuple[Any, Any],
         batch_size: int,
         max_length: int,
         tolerance: float | None = None,
+        changes: Changes = UNCHANGED,
     ) -> None:
         self.graph = graph
         self.batch_size = batch_size
         self.max_length = max_length
-        self.runs = Runs(following.get_providers()[0])
+        self._first, self._next = sessions
+        self.runs = Runs(self._next.get_providers()[0], changes=str(changes))
         self._is_closed = False
-        self._first, self._next = first, following
         self._read: list[Reading | None] = [None] * batch_size
         try:
             self._caches = [
@@ -115,7 +117,7 @@ class EncoderDecoderProvider(Closing):
         self._buffers: dict[str, NDArray[Any]] = {}
         self.mask_stride, self.vocab_size = 1, 1
         self.breaks: tuple[int, ...] = ()
-        check_encoder_decoder(self, tolerance)
+        check_encoder_decoder(self, tolerance, changes)
         self._read = [None] * batch_size
 
     @classmethod
@@ -126,6 +128,8 @@ class EncoderDecoderProvider(Closing):
         max_length: int | None = None,
         threads: int | None = None,
         tolerance: float | None = None,
+        *,
+        widen: bool = False,
     ) -> EncoderDecoderProvider:
         """A provider for an exported decoder, after checking on random tokens that it keeps the contract.
 
@@ -144,6 +148,9 @@ class EncoderDecoderProvider(Closing):
             Largest difference of logits, as a fraction of their standard deviation, between two ways to score the same tokens;
             at most 0.2. Default 1e-3, or 3e-2 with float16. Raising it accepts graphs that are only nearly causal, whose
             results are then only nearly lossless.
+        widen
+            Whether products whose activations are quantised per call, which no window can be lossless with, take floats instead.
+            The weights stay what they are; the files are not changed. Needs the extra ``[export]``.
 
         Raises
         ------
@@ -154,17 +161,19 @@ class EncoderDecoderProvider(Closing):
         ProviderError
             The graph does not keep the contract: the message says which part.
         MissingDependency
-            ``onnxruntime`` is missing or too old.
+            ``onnxruntime`` is missing or too old; or ``onnx`` is missing, and the graph has to be rewritten.
         """
         check_count("batch_size", batch_size)
         if max_length is not None:
             check_count("max_length", max_length)
         check_opening_tolerance(tolerance)
         files = find_graphs(check_path("path", path))
-        following = open_downloaded(files.next, threads)
-        first = following if files.first == files.next else open_downloaded(files.first, threads)
-        graph = read_graphs(files, first, following)
-        return cls(graph, first, following, batch_size, read_max_length(files.next, max_length), tolerance)
+        length = Configuration.beside(files.next).max_length(files.next, max_length)
+        following, changes = open_foreign_session(files.next, threads, widening=widen)
+        first = following
+        if files.first != files.next:
+            first, _ = open_foreign_session(files.first, threads, widening=widen)
+        return cls(read_graphs(files, first, following), (first, following), batch_size, length, tolerance, changes)
 
     def takes(self, request: Request) -> str | None:
         """Why ``request`` cannot be decoded. See `coupled_sampling.contracts.Selective.takes`."""

@@ -19,8 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.foreign.checks import check_decoder, difference_of_logits, tolerance_of
-from coupled_sampling.backends.foreign.encoder_decoder_graph import pad_token
+from coupled_sampling.backends.foreign.checks import (
+    LARGEST_TOLERANCE,
+    UNCHANGED,
+    check_decoder,
+    difference_of_logits,
+    tolerance_of,
+)
+from coupled_sampling.backends.foreign.configuration import Configuration
+from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.requests import Request
 
@@ -28,9 +35,6 @@ if TYPE_CHECKING:
     from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 
 __all__ = ["check_encoder_decoder", "check_opening_tolerance"]
-
-LARGEST_TOLERANCE = 0.2
-"""A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
 
 STRIDES = (1, 384)
 """Entries of ``encoder_attention_mask`` for one of the encoder's states, as they are tried."""
@@ -48,7 +52,9 @@ def check_opening_tolerance(tolerance: float | None) -> None:
         raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
 
 
-def check_encoder_decoder(provider: EncoderDecoderProvider, tolerance: float | None) -> None:
+def check_encoder_decoder(
+    provider: EncoderDecoderProvider, tolerance: float | None, changes: Changes = UNCHANGED
+) -> None:
     """Find ``vocab_size``, ``mask_stride`` and ``breaks``, then check a row: see above. Row 0 has begun a request afterwards.
 
     Raises
@@ -65,7 +71,7 @@ def check_encoder_decoder(provider: EncoderDecoderProvider, tolerance: float | N
         provider.mask_stride = _mask_stride(provider, random, limit)
     provider.begin(0, Request([0], length=1, condition=states))
     provider.breaks = _breaks(provider, limit)
-    check_decoder(provider, tolerance)
+    check_decoder(provider, tolerance, changes)
     first, *_ = _first(provider, states, len(states) * provider.mask_stride)
     difference = difference_of_logits(provider.forward(np.zeros((1, 2), np.int64), np.zeros(1, np.int64)), first)
     if difference > limit:
@@ -122,8 +128,8 @@ def _mask_stride(provider: EncoderDecoderProvider, random: np.random.Generator, 
 def _breaks(provider: EncoderDecoderProvider, limit: float) -> tuple[int, ...]:
     """Tokens behind which a window must be cut, among the first two and the one that ``config.json`` says fills up."""
     plain = provider.vocab_size - 1
-    pad = pad_token(provider.graph.path)
-    asked = {0, 1, 0 if pad is None else pad} & {*range(plain)}
+    pad = Configuration.beside(provider.graph.path).model.get("pad_token_id")
+    asked = {0, 1, pad if isinstance(pad, int) else 0} & {*range(plain)}
     found = tuple(token for token in sorted(asked) if _is_not_counted(provider, [plain, token, plain], limit))
     # Where no window can be cut anywhere it is no question of tokens, and `check_decoder` says what it is.
     return () if found and _is_not_counted(provider, [plain] * 3, limit) else found

@@ -14,7 +14,6 @@ fed with a guess is a wrong answer that nobody notices.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from coupled_sampling.backends.foreign.graph import BOOLEAN, FLOATING, INTEGER, Cache, Types
 from coupled_sampling.errors import BundleError
 
-__all__ = ["EncoderDecoderGraph", "Files", "find_graphs", "pad_token", "read_graphs"]
+__all__ = ["EncoderDecoderGraph", "Files", "find_graphs", "read_graphs"]
 
 MERGED, FIRST, NEXT = "decoder_model_merged", "decoder_model", "decoder_with_past_model"
 """How Optimum names the three files; what follows, such as ``_q4`` or ``_fp16``, is the same in a pair."""
@@ -116,18 +115,6 @@ def find_graphs(path: Path) -> Files:
                 )
             return Files(beside, path) if start == NEXT else Files(path, beside)
     return Files(path, path)
-
-
-def pad_token(path: Path) -> int | None:
-    """What ``config.json`` beside the graph or one folder up names as the token that fills up; None if there is none."""
-    for folder in (path.parent, path.parent.parent):
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        found = config.get("pad_token_id") if isinstance(config, dict) else None
-        return found if isinstance(found, int) else None
-    return None
 
 
 def read_graphs(files: Files, first: Any, following: Any) -> EncoderDecoderGraph:

@@ -7,17 +7,18 @@ anything else by name, because an input fed with a guess is a wrong answer that 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.backends.ort.session import require_onnxruntime
+from coupled_sampling.errors import BundleError
 
-__all__ = ["Cache", "DecoderGraph", "read_graph", "read_max_length"]
+__all__ = ["Cache", "DecoderGraph", "call_graph", "read_graph"]
 
 CACHE_NAMES = (
     ("past_key_values.{}.key", "present.{}.key"),
@@ -44,14 +45,9 @@ CONTROL: dict[str, tuple[Types, int]] = {
 }
 """Inputs that are no caches: types and number of axes that can be fed."""
 
-LENGTH_NAMES = (
-    "max_target_positions",
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_sequence_length",
-    "max_seq_len",
-)
+SIZES = (64, 128, 96, 80, 256, 32, 48, 112, 160, 192, *range(8, 513, 8))
+HEADS = (*range(1, 65), 72, 80, 96, 128)
+"""What is tried where neither the graph nor a configuration says it, sizes of heads the usual ones first."""
 
 
 class Cache(NamedTuple):
@@ -86,8 +82,17 @@ class DecoderGraph:
     logits_type: np.dtype[Any]
 
 
-def read_graph(path: Path, session: Any) -> DecoderGraph:
+def read_graph(path: Path, session: Any, sizes: tuple[int | None, int | None] = (None, None)) -> DecoderGraph:
     """The inputs and outputs of an opened graph.
+
+    Parameters
+    ----------
+    path
+        Its file, for messages.
+    session
+        An ``onnxruntime.InferenceSession`` of it.
+    sizes
+        Heads of the caches and the size of one, where they are known elsewhere: some graphs have names for them instead of numbers.
 
     Raises
     ------
@@ -98,7 +103,7 @@ def read_graph(path: Path, session: Any) -> DecoderGraph:
     outputs = {value.name: value for value in session.get_outputs()}
     _refuse_encoder_decoder(path, inputs, outputs)
     names = _cache_names(path, inputs, outputs)
-    caches = tuple(_cache(path, past, present, inputs[past]) for past, present in names)
+    caches = tuple(_cache(path, inputs[past], outputs[present], sizes) for past, present in names)
     unknown = sorted(set(inputs) - set(CONTROL) - {cache.past for cache in caches})
     if unknown or "input_ids" not in inputs:
         raise BundleError(
@@ -118,7 +123,8 @@ def read_graph(path: Path, session: Any) -> DecoderGraph:
             f"{path}: output 'logits' has the shape {logits.shape}, expected (batch, window, vocabulary): it gives the last "
             "token's logits only, and checking a window of drafts needs those of every slot; use an export that keeps them"
         )
-    return DecoderGraph(path, control, caches, FLOATING[inputs[caches[0].past].type], FLOATING[logits.type])
+    graph = DecoderGraph(path, control, caches, FLOATING[inputs[caches[0].past].type], FLOATING[logits.type])
+    return graph if all(cache.heads and cache.size for cache in caches) else _with_sizes(graph, session)
 
 
 def _refuse_encoder_decoder(path: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
@@ -157,19 +163,66 @@ def _cache_names(path: Path, inputs: Mapping[str, Any], outputs: Mapping[str, An
     )
 
 
-def _cache(path: Path, past: str, present: str, value: Any) -> Cache:
-    shape = list(value.shape)
-    if value.type not in FLOATING or len(shape) != 4 or not all(isinstance(shape[axis], int) for axis in (1, 3)):
+def _cache(path: Path, past: Any, present: Any, sizes: tuple[int | None, int | None]) -> Cache:
+    """A cache as the graph has it; 0 stands for a size that neither it nor ``sizes`` tells."""
+    shape = list(past.shape)
+    if past.type not in FLOATING or len(shape) != 4:
         raise BundleError(
-            f"{path}: input {past!r} is {value.type} {shape}, expected one of {', '.join(FLOATING)} and the shape "
-            "(batch, heads, past, head size) with numbers for heads and head size"
+            f"{path}: input {past.name!r} is {past.type} {shape}, expected one of {', '.join(FLOATING)} and the shape "
+            "(batch, heads, past, head size)"
         )
     if isinstance(shape[2], int):
         raise BundleError(
-            f"{path}: input {past!r} has {shape[2]} columns always, expected a cache that grows; a graph with static "
+            f"{path}: input {past.name!r} has {shape[2]} columns always, expected a cache that grows; a graph with static "
             "caches needs an exporter of its own"
         )
-    return Cache(past, present, int(shape[1]), int(shape[3]))
+    out = list(present.shape) if len(present.shape) == 4 else shape
+    heads, size = (
+        next((int(value) for value in (shape[axis], out[axis], known) if isinstance(value, int)), 0)
+        for axis, known in zip((1, 3), sizes, strict=True)
+    )
+    return Cache(past.name, present.name, heads, size)
+
+
+def _with_sizes(graph: DecoderGraph, session: Any) -> DecoderGraph:
+    """The graph with sizes of caches that it takes and gives back, found by trying: all layers are taken to be alike."""
+    for heads, size in _tried(graph.caches[0]):
+        caches = tuple(cache._replace(heads=cache.heads or heads, size=cache.size or size) for cache in graph.caches)
+        found = replace(graph, caches=caches)
+        try:
+            _, *presents = call_graph(found, session, past=0, columns=0, width=2)
+        except Exception:  # wrong sizes; ONNX Runtime's exceptions share no base class but Exception
+            continue
+        if all(made.shape == (1, cache.heads, 2, cache.size) for cache, made in zip(caches, presents, strict=True)):
+            return found
+    raise BundleError(
+        f"{graph.path}: input {graph.caches[0].past!r} has no number of heads or no size of one, there is no config.json or "
+        "genai_config.json beside it that says them, and no usual ones fit; put the configuration beside the graph"
+    )
+
+
+def _tried(cache: Cache) -> Iterator[tuple[int, int]]:
+    for size in (cache.size,) if cache.size else SIZES:
+        for heads in (cache.heads,) if cache.heads else HEADS:
+            yield heads, size
+
+
+def call_graph(graph: DecoderGraph, session: Any, past: int, columns: int, width: int) -> list[NDArray[Any]]:
+    """Logits and presents of one row of zeros, ``columns`` of past of which ``past`` are said to be valid."""
+    control = {
+        "input_ids": np.zeros((1, width)),
+        "attention_mask": np.ones((1, past + width)),
+        "position_ids": past + np.arange(width)[None],
+        "use_cache_branch": np.array([past > 0]),
+        "num_logits_to_keep": np.array(0),
+    }
+    feeds = {name: control[name].astype(dtype) for name, dtype in graph.control.items()}
+    feeds |= {cache.past: np.zeros((1, cache.heads, columns, cache.size), graph.cache_type) for cache in graph.caches}
+    options = require_onnxruntime().RunOptions()
+    # A refusal is an answer here, not something to print.
+    options.log_severity_level = 4
+    found: list[NDArray[Any]] = session.run(["logits", *(cache.present for cache in graph.caches)], feeds, options)
+    return found
 
 
 def _control_type(path: Path, value: Any) -> np.dtype[Any]:
@@ -183,47 +236,3 @@ def _control_type(path: Path, value: Any) -> np.dtype[Any]:
             f"{path}: input 'input_ids' takes exactly {value.shape[1]} tokens a call, expected windows of any width"
         )
     return types[value.type]
-
-
-def read_max_length(path: Path, given: int | None) -> int:
-    """Positions to hold: ``given``, or what the configuration beside the graph (or one folder up) says.
-
-    Raises
-    ------
-    InvalidArgument
-        Neither says anything, or ``given`` is more than the model was made for.
-    """
-    limit, source = _configured_length(path)
-    if given is None and limit is None:
-        raise InvalidArgument(
-            f"max_length is None and there is no config.json or genai_config.json with a length beside {path}; give "
-            "max_length, the number of positions the model was made for or fewer"
-        )
-    if given is not None and limit is not None and given > limit:
-        raise InvalidArgument(f"max_length is {given}, expected at most {limit}, which is what {source} says")
-    return int(limit if given is None else given)  # type: ignore[arg-type]  # one of them is an integer
-
-
-def _configured_length(path: Path) -> tuple[int | None, str]:
-    for folder in (path.parent, path.parent.parent):
-        for name in ("config.json", "genai_config.json"):
-            try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            found = _length_in(config) if isinstance(config, dict) else None
-            if found is not None:
-                return found, str(folder / name)
-    return None, ""
-
-
-def _length_in(config: dict[str, Any]) -> int | None:
-    model = config.get("model")
-    candidates = [config.get(name) for name in LENGTH_NAMES]
-    candidates.append(model.get("context_length") if isinstance(model, dict) else None)
-    scaling = config.get("rope_scaling")
-    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
-        # Beyond it all positions are encoded anew, which a cache cannot follow.
-        original = scaling.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
-        candidates.insert(0, original)
-    return next((int(value) for value in candidates if isinstance(value, int) and value > 0), None)

@@ -26,18 +26,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
-from coupled_sampling.backends.foreign.checks import check_decoder, check_padding, probe_graph
-from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph, read_max_length
-from coupled_sampling.backends.ort.session import open_session
+from coupled_sampling.backends.foreign.checks import (
+    LARGEST_TOLERANCE,
+    UNCHANGED,
+    check_decoder,
+    check_padding,
+    probe_graph,
+)
+from coupled_sampling.backends.foreign.configuration import Configuration
+from coupled_sampling.backends.foreign.graph import DecoderGraph
+from coupled_sampling.backends.foreign.opening import DecoderFile
+from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.running import Closing
 
-__all__ = ["ConcatenatedProvider", "open_downloaded"]
+__all__ = ["ConcatenatedProvider"]
 
-LARGEST_TOLERANCE = 0.2
-"""A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
+LEAST_COLUMNS = 256
+"""Columns of the first caches."""
 
 
 class ConcatenatedProvider(Closing):
@@ -80,30 +88,29 @@ class ConcatenatedProvider(Closing):
     """
 
     def __init__(
-        self, graph: DecoderGraph, session: Any, batch_size: int, max_length: int, tolerance: float | None = None
+        self,
+        graph: DecoderGraph,
+        session: Any,
+        batch_size: int,
+        max_length: int,
+        tolerance: float | None = None,
+        changes: Changes = UNCHANGED,
     ) -> None:
         self.graph = graph
         self.batch_size = batch_size
         self.max_length = max_length
         self.batching = "one by one"
         self.why_not_padded = ""
-        self.runs = Runs(session.get_providers()[0])
+        self.runs = Runs(session.get_providers()[0], changes=str(changes))
         self._is_closed = False
         self._session = session
         self.vocab_size, in_place = probe_graph(graph, session)
-        try:
-            self._caches = [
-                np.zeros((batch_size, cache.heads, max_length, cache.size), graph.cache_type) for cache in graph.caches
-            ]
-        except MemoryError as error:
-            raise InvalidArgument(
-                f"max_length is {max_length} and batch_size {batch_size}: no memory for such caches; give a smaller max_length"
-            ) from error
+        self._caches = [np.zeros((batch_size, cache.heads, 0, cache.size), graph.cache_type) for cache in graph.caches]
         self._buffers: dict[str, NDArray[Any]] = {}
-        check_decoder(self, tolerance)
+        check_decoder(self, tolerance, changes)
         if in_place:
             self.batching = "in place"
-            check_decoder(self, tolerance)
+            check_decoder(self, tolerance, changes)
         elif batch_size > 1 and "attention_mask" in graph.control:
             self.why_not_padded = check_padding(self, tolerance)
             self.batching = "one by one" if self.why_not_padded else "padded"
@@ -116,6 +123,8 @@ class ConcatenatedProvider(Closing):
         max_length: int | None = None,
         threads: int | None = None,
         tolerance: float | None = None,
+        *,
+        widen: bool = False,
     ) -> ConcatenatedProvider:
         """A provider for an ONNX file, after checking on random tokens that it keeps the contract.
 
@@ -133,6 +142,9 @@ class ConcatenatedProvider(Closing):
             Largest difference of logits, as a fraction of their standard deviation, between two ways to score the same tokens;
             at most 0.2. Default 1e-3, or 3e-2 with float16. Raising it accepts graphs that are only nearly causal, whose
             results are then only nearly lossless.
+        widen
+            Whether products whose activations are quantised per call, which no window can be lossless with, take floats instead.
+            The weights stay what they are; the file is not changed. Needs the extra ``[export]``.
 
         Raises
         ------
@@ -143,7 +155,7 @@ class ConcatenatedProvider(Closing):
         ProviderError
             The graph does not keep the contract: the message says which part.
         MissingDependency
-            ``onnxruntime`` is missing or too old.
+            ``onnxruntime`` is missing or too old; or ``onnx`` is missing, and the graph has to be rewritten.
         """
         check_count("batch_size", batch_size)
         if max_length is not None:
@@ -153,9 +165,9 @@ class ConcatenatedProvider(Closing):
         file = Path(path)
         if not file.is_file():
             raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
-        length = read_max_length(file, max_length)
-        session = open_downloaded(file, threads)
-        return cls(read_graph(file, session), session, batch_size, length, tolerance)
+        length = Configuration.beside(file).max_length(file, max_length)
+        opened = DecoderFile(file, widen=widen, threads=threads).open(threads)
+        return cls(opened.graph, opened.session, batch_size, length, tolerance, opened.changes)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
         """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
@@ -184,6 +196,7 @@ class ConcatenatedProvider(Closing):
         return self._forward(tokens, start, rows)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+        self._reserve(int(start.max()) + tokens.shape[1])
         logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         if self.batching == "padded":
             self._run(tokens, start, slice(rows.start, rows.stop), logits)
@@ -192,6 +205,24 @@ class ConcatenatedProvider(Closing):
                 one = slice(i, i + 1)
                 self._run(tokens[one], start[one], slice(row, row + 1), logits[one])
         return logits.astype(np.float32, copy=False)
+
+    def _reserve(self, needed: int) -> None:
+        """Have caches of ``needed`` columns at least. They grow by doubling: few sequences are as long as a model can have them."""
+        have = min(columns.shape[2] for columns in self._caches)
+        if have >= needed:
+            return
+        columns = min(max(needed, 2 * have, LEAST_COLUMNS), self.max_length)
+        try:
+            for i, old in enumerate(
+                self._caches
+            ):  # a failure among them leaves some that are longer, which does no harm
+                grown = np.zeros((*old.shape[:2], columns, old.shape[3]), old.dtype)
+                grown[:, :, : old.shape[2]] = old
+                self._caches[i] = grown
+        except MemoryError as error:
+            raise ProviderError(
+                f"no memory for caches of {columns} columns in {self.batch_size} rows; decode fewer or shorter sequences together"
+            ) from error
 
     @property
     def forks(self) -> bool:
@@ -210,6 +241,7 @@ class ConcatenatedProvider(Closing):
         """
         self._refuse_if_closed()
         check_fork(self, source, targets, length)
+        self._reserve(length)
         for columns in self._caches:
             for target in targets:
                 columns[target, :, :length] = columns[source, :, :length]
@@ -280,18 +312,3 @@ def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
     """Bind ``buffer``, which must live until the call is over, and give it back."""
     bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
     return buffer
-
-
-def open_downloaded(file: Path, threads: int | None) -> Any:
-    """A session; errors speak of a downloaded file."""
-    try:
-        return open_session(file, threads)
-    except BundleError as error:
-        cause = str(error.__cause__)
-        external = "external data" in cause.lower() or "external_data" in cause.lower()
-        advice = (
-            f"its weights are in a file of their own ({file.name}_data or {file.name}.data): put it beside the graph"
-            if external
-            else "download or export the file again"
-        )
-        raise BundleError(f"ONNX Runtime cannot load {file}: {cause}; {advice}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coupled_sampling.backends.foreign.bundle import ForeignBundle
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step_checks import missing_step_graph, step_graph_record
@@ -24,6 +25,8 @@ def takes(wanted: Wanted) -> str | None:
 def open(wanted: Wanted) -> OpenProvider | OpenStep:  # noqa: A001 - it is called as cpu.open
     """A provider, or the step of the bundle's step graph."""
     bundle, threads = wanted.bundle, wanted.place.threads
+    if isinstance(bundle, ForeignBundle):
+        return bundle.open(wanted.model_rows, threads)
     if wanted.step == "graph":
         record = step_graph_record(wanted)
         return step_of_bundle(

@@ -76,15 +76,17 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     return options
 
 
-def open_session(graph: Path, threads: int | None = None) -> Any:
+def open_session(graph: Path | bytes, threads: int | None = None, *, beside: Path | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` of ``graph`` on the CPU.
 
     Parameters
     ----------
     graph
-        Path of an ONNX file.
+        Path of an ONNX file, or its content.
     threads
         Threads within an operator; None lets ONNX Runtime choose, which is one per physical core.
+    beside
+        The folder with weights that lie in files of their own, where ``graph`` is content.
 
     Raises
     ------
@@ -100,17 +102,20 @@ def open_session(graph: Path, threads: int | None = None) -> Any:
     check_threads(threads)
     onnxruntime = require_onnxruntime()
     options = session_options(onnxruntime, threads)
+    source, name = (graph, "a graph") if isinstance(graph, bytes) else (str(graph), str(graph))
+    if isinstance(graph, bytes) and beside is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(beside))
     try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=[EXECUTION_PROVIDER])
+        session = onnxruntime.InferenceSession(source, options, providers=[EXECUTION_PROVIDER])
     except Exception as error:
         # Its exceptions share no base class but Exception.
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}; export the bundle again"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {error}; export the bundle again"
         ) from error
     used = session.get_providers()
     if used[0] != EXECUTION_PROVIDER:
         raise ProviderError(
-            f"ONNX Runtime runs {graph} on {used[0]}, expected {EXECUTION_PROVIDER}; install the package onnxruntime "
+            f"ONNX Runtime runs {name} on {used[0]}, expected {EXECUTION_PROVIDER}; install the package onnxruntime "
             "and no other flavour of it"
         )
     return session

@@ -56,6 +56,7 @@ __all__ = [
     "WindowGraph",
     "embedded_names",
     "file_record",
+    "is_bundle",
     "open_bundle",
     "write_manifest",
 ]
@@ -183,6 +184,15 @@ def embedded_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."))
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder has a manifest of this format. Other programs have files of that name, too."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return FORMAT.encode() in file.read(1 << 20)
+    except OSError:
+        return False
+
+
 def open_bundle(path_or_name: str | Path) -> Bundle:
     """Open a bundle and check every file of it (12 MB take about 10 ms).
 
@@ -211,6 +221,9 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     embedded = embedded_names()
     is_name = isinstance(path_or_name, str) and path_or_name in embedded
     folder = MODELS / given if is_name else given
+    foreign = _foreign(folder)
+    if foreign:
+        raise BundleError(f"{folder} {foreign}")
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise BundleError(
@@ -221,6 +234,22 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
     return Bundle(folder, manifest)
+
+
+def _foreign(path: Path) -> str:
+    """What to say of ONNX files that are no bundle; empty if there are none."""
+    if path.is_file() and path.suffix == ".onnx":
+        found = "is an ONNX file"
+    elif not any((path / own).exists() for own in (MANIFEST, "window.onnx")) and any(
+        True for part in (path, path / "onnx") for _ in part.glob("*.onnx")
+    ):
+        found = "has ONNX files and no manifest.json"
+    else:
+        return ""
+    return (
+        f"{found}, so it is no bundle; a decoder that somebody else exported is opened by coupled_sampling.backends.open_onnx, or "
+        "by the commands inspect, generate, compare and verify"
+    )
 
 
 def file_record(path: Path) -> FileRecord:
@@ -259,6 +288,11 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     """
     path = check_path("folder", folder) / MANIFEST
     check_is("manifest", manifest, Manifest)
+    if manifest.window_graph.caches == "growing":
+        raise OutputError(
+            f"{manifest.name} is an ONNX file of somebody else's, opened as it is; a bundle is made of the checkpoint that it came "
+            "from, by `coupled-sampling export`"
+        )
     partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     try:

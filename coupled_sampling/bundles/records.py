@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
 
-__all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "default_chunk", "expect"]
+__all__ = ["FileRecord", "GrowingGraph", "PixelGraph", "StepGraph", "WindowGraph", "default_chunk", "expect"]
 
 _CHUNK, _LEAST_CHUNK = 256, 32
 _MOST_LOGITS = 2**25
@@ -92,6 +93,9 @@ class WindowGraph:
     has_kv_length: bool
     prompt_chunk: int | None = None
 
+    caches: ClassVar[str] = "static"
+    """Whether caches are "static", written into where a row is, or "growing"."""
+
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
@@ -102,6 +106,17 @@ class WindowGraph:
         chunk = self.prompt_chunk
         fits = chunk is None or 1 <= chunk <= self.max_window
         expect(fits, "window_graph.prompt_chunk", chunk, f"an integer from 1 to max_window, {self.max_window}")
+
+
+@dataclass(frozen=True)
+class GrowingGraph(WindowGraph):
+    """A decoder graph of somebody else: ``past`` caches go in, and ``present`` caches come out that are longer by the window.
+
+    It is in no bundle's folder: manifests with one are made in memory, of files whose hashes nobody wrote down. ``cache_length`` is
+    the most columns that a row will have.
+    """
+
+    caches: ClassVar[str] = "growing"
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,28 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model."""
+def add_model(parser: argparse.ArgumentParser, *, foreign: bool = True) -> None:
+    """Which model; not ``foreign`` takes bundles only."""
     embedded = ", ".join(embedded_names())
     parser.add_argument(
         "model",
         metavar="MODEL",
         nargs="?",
         default="fashion",
-        help=f"a bundle's folder, or the name of an embedded model: {embedded} (default: %(default)s)",
+        help=(
+            "an ONNX file or its folder, as Optimum, transformers.js or ONNX Runtime GenAI write them; "
+            if foreign
+            else ""
+        )
+        + f"a bundle's folder, or the name of an embedded model: {embedded} (default: %(default)s)",
     )
+    if foreign:
+        parser.add_argument(
+            "--widen",
+            action="store_true",
+            help="let products take floats in an ONNX file that quantises activations; it is refused otherwise, since drafts would "
+            "change the tokens before them",
+        )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 
 from coupled_sampling.bundles.manifest import Manifest
-from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli.arguments import add_model
+from coupled_sampling.cli.models import open_asked
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the bundle and print what its manifest says."""
-    manifest = open_bundle(arguments.model).manifest
+    manifest = open_asked(arguments).manifest
     if arguments.json:
         print(json.dumps(asdict(manifest), indent=2, default=dict))
         return 0
@@ -48,6 +48,7 @@ def _text(manifest: Manifest) -> str:
 
 def _lines(manifest: Manifest) -> dict[str, str]:
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
+    columns = "growing" if graph.caches == "growing" else graph.cache_length
     steps = [str(graph) for graph in manifest.step_graphs]
     unconditional = manifest.unconditional_prompt
     return {
@@ -59,7 +60,7 @@ def _lines(manifest: Manifest) -> dict[str, str]:
         "window": f"up to {graph.max_window} tokens per forward pass",
         "graph": f"{graph.file}, opset {graph.opset}, {graph.dtype}, {graph.layers} layers",
         "step graphs": ", ".join(steps) or "none",
-        "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {graph.cache_length}, {graph.head_size})",
+        "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {columns}, {graph.head_size})",
         "grid": f"{grid.rows} x {grid.columns} tokens" if grid else "none",
         "pixels": f"{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
         "prompts": ", ".join(manifest.prompts) or "none by name",

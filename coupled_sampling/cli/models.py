@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 
 from coupled_sampling.backends import BACKENDS, Place, check_model, open_model
+from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.trt.progress import progress_bar
 from coupled_sampling.bundles.opening import Bundle
@@ -17,6 +19,7 @@ __all__ = [
     "Place",
     "check_model",
     "describe_runs",
+    "open_asked",
     "open_model",
     "open_on_cpu",
     "open_pixels",
@@ -25,6 +28,19 @@ __all__ = [
 
 STEPS = ("auto", "host", "graph", "kernels")
 """Where steps are decided: the back end's choice, by the library, in a graph with the model, by CUDA kernels."""
+
+
+def open_asked(arguments: argparse.Namespace) -> Bundle:
+    """What was asked for: a bundle, or a decoder that somebody else exported.
+
+    ``arguments`` are those of `coupled_sampling.cli.arguments.add_model`.
+
+    Raises
+    ------
+    BundleError, InvalidArgument, MissingDependency, ProviderError
+        There is no such model, or it cannot be used.
+    """
+    return open_bundle_or_onnx(arguments.model, widen=arguments.widen)
 
 
 def open_on_cpu(bundle: Bundle, *, rows: int) -> OpenProvider:

@@ -26,7 +26,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``step-graphs``."""
-    add_model(parser)
+    add_model(parser, foreign=False)
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="the new bundle's folder")
     add(

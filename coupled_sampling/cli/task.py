@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from coupled_sampling.bundles.opening import Bundle, open_bundle
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
-from coupled_sampling.cli.models import check_model, open_model, progress_bar
+from coupled_sampling.cli.models import check_model, open_asked, open_model, progress_bar
 from coupled_sampling.cli.prompts import Asked, Prompts, find_prompts
 from coupled_sampling.cli.settings import RunSettings, run_settings
 from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
@@ -163,7 +163,7 @@ def prepare(
     BundleError, InvalidArgument, MissingDependency, ProviderError
         There is no such bundle, or something that was asked for cannot work.
     """
-    bundle = open_bundle(arguments.model)
+    bundle = open_asked(arguments)
     settings = run_settings(arguments, bundle.manifest, count=count, methods=methods)
     tokenizer = bundle.tokenizer()
     prompts = find_prompts(bundle, tokenizer, Asked.of(arguments), settings.count)

@@ -16,6 +16,10 @@ EXPECTED = (
     f"expected a Hugging Face folder ({CONFIG} with {SINGLE} or {INDEX} and its shards), one .safetensors file with "
     f"{CONFIG} beside it, or one .gguf file"
 )
+EXPORTED = (
+    "already exported by somebody else: the commands inspect, generate, compare and verify take it as it is, as does "
+    "coupled_sampling.backends.open_onnx; export takes the checkpoint that it was made of"
+)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -63,6 +67,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return open_gguf(source)
     if source.suffix in PICKLED:
         raise _pickled(source, source.name)
+    if source.suffix == ".onnx":
+        raise CheckpointError(f"{source} is an ONNX graph, {EXPORTED}")
     raise CheckpointError(f"{source} is no checkpoint that this library reads: {EXPECTED}")
 
 
@@ -78,6 +84,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     pickled = [name for name in names if name.endswith(PICKLED)]
     if pickled:
         raise _pickled(folder, ", ".join(pickled[:4]))
+    if any(True for part in (folder, folder / "onnx") for _ in part.glob("*.onnx")):
+        raise CheckpointError(f"{folder} holds ONNX graphs and no weights beside them, {EXPORTED}")
     found = ", ".join(names[:4]) if names else "an empty folder"
     raise CheckpointError(f"{folder} is no checkpoint, found {found}; {EXPECTED}")
 

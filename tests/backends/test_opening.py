@@ -176,7 +176,13 @@ def test_steps_and_guidance_forward_what_runs_and_close_what_they_are_made_of():
     step = HostStep(GuidedProvider(provider, 2.0, [1]), "sjd")
     assert isinstance(step, Closeable)
     assert str(step.runs) == "on abacus (GPU 3), step: host"
-    assert step.runs.record() == {"execution_provider": "abacus", "device": 3, "cuda_graphs": False, "step": "host"}
+    assert step.runs.record() == {
+        "execution_provider": "abacus",
+        "device": 3,
+        "cuda_graphs": False,
+        "step": "host",
+        "changes": "",
+    }
     with step:
         pass
     assert provider.closed == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
+from bugs_of_foreign_graphs import BUGS as FOREIGN_GRAPHS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
@@ -30,6 +31,7 @@ __all__ = ["BUGS"]
 BUGS: tuple[Bug, ...] = (
     *DRAFTS_AND_MODELS,
     *ENCODER_DECODERS,
+    *FOREIGN_GRAPHS,
     *GRAMMARS,
     *GUIDANCE,
     *LAWS,

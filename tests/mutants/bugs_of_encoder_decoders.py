@@ -92,7 +92,7 @@ BUGS = (
     Bug(
         "uncounted-tokens-not-looked-for",
         "_breaks",
-        "{0, 1, 0 if pad is None else pad}",
+        "{0, 1, pad if isinstance(pad, int) else 0}",
         "{0, 1}",
         "The token that fills up is not tried, unless it is one of the first two.",
         TESTS,

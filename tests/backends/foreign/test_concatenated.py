@@ -1,7 +1,7 @@
 """Decoders with growing caches: graphs written here in the styles of Optimum and ONNX Runtime GenAI, right ones and broken ones.
 
-The oracle runs the same graph in one plain call over a whole sequence with an empty past. With the exporters themselves
-installed (torch, transformers, optimum, onnxruntime-genai) their own graphs of tiny random models are checked as well.
+The oracle runs the same graph in one plain call over a whole sequence with an empty past. What the exporters themselves write is
+tried in `test_real_exporters`.
 """
 
 import json
@@ -16,7 +16,6 @@ from coupled_sampling import Decoder, LogitsProvider, Request, generate
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from coupled_sampling.testing.contracts.providers import check_provider
-from standins import ROOT
 from standins.grown_cache_graphs import HEADS, LENGTH, SIZE, VOCABULARY, genai, optimum
 
 onnx = pytest.importorskip("onnx")
@@ -234,7 +233,7 @@ BROKEN = {
     "quantised": (
         lambda p: optimum(p, activations="quantised per call"),
         ProviderError,
-        r"logits differ by 0\.\d+ of their spread, .* nearly lossless",
+        r"differ by 0\.\d+ of their spread, .* the cause is DynamicQuantizeLinear \(1 of them\).* add --widen",
     ),
     "unknown": (
         lambda p: optimum(p, extra=[("encoder_states", onnx.TensorProto.FLOAT, ["batch", 4])]),
@@ -374,62 +373,3 @@ def test_the_length_comes_from_the_configuration_beside_the_graph(tmp_path, name
         ConcatenatedProvider.open(path)
     (tmp_path / name).write_text(json.dumps(config))
     assert ConcatenatedProvider.open(path).max_length == expected
-
-
-def test_the_documented_way_works(graphs):
-    page = ROOT.joinpath("docs", "other-peoples-onnx.md").read_text(encoding="utf-8")
-    code = page.split("```py\n")[1].split("```")[0]
-    assert '"model/onnx/model.onnx"' in code
-    scope = {"prompts": [[1, 2], [3]]}
-    exec(code.replace('"model/onnx/model.onnx"', repr(str(graphs["optimum"]))), scope)
-    assert [len(tokens) for tokens in scope["tokens"]] == [40, 40]
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
-def test_what_optimum_itself_exports_conforms(tmp_path, kind):
-    exporters = pytest.importorskip("optimum.exporters.onnx", exc_type=ImportError)
-    _save_tiny(tmp_path, kind)
-    settings = {"task": "text-generation-with-past", "library_name": "transformers", "do_validation": False}
-    exporters.main_export(str(tmp_path), tmp_path / "onnx", device="cpu", **settings)
-    provider = ConcatenatedProvider.open(tmp_path / "onnx" / "model.onnx", batch_size=3)
-    assert provider.batching == "padded"
-    check_provider(provider, reference=oracle_of(tmp_path / "onnx" / "model.onnx"))
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_what_onnxruntime_genai_itself_builds_conforms(tmp_path, kind, precision):
-    builder = pytest.importorskip("onnxruntime_genai.models.builder", exc_type=ImportError)
-    _save_tiny(tmp_path, kind)
-    out = tmp_path / "genai"
-    try:
-        builder.create_model("", str(tmp_path), str(out), precision, "cpu", str(tmp_path / "cache"))
-    except (AttributeError, OSError, TypeError, ValueError):
-        # There is no tokenizer to save; the graph is written before it is looked for.
-        assert (out / "model.onnx").exists()
-    provider = ConcatenatedProvider.open(out / "model.onnx", batch_size=3)
-    assert provider.batching == "in place"
-    check_provider(provider, reference=oracle_of(out / "model.onnx"))
-
-
-def _save_tiny(folder, kind):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    common = {"vocab_size": 64, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2}
-    if kind == "gpt2":
-        config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=128, **common)
-    else:
-        kinds = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
-        config = kinds[kind](
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            **common,
-        )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)

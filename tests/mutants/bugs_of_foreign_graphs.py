@@ -1,0 +1,156 @@
+"""Bugs of decoder graphs that somebody else exported: how they are found, read, rewritten and used."""
+
+from planting import Bug
+
+__all__ = ["BUGS"]
+
+REWRITING = ("test_rewriting",)
+FOLDERS = ("test_open_onnx",)
+
+BUGS = (
+    Bug(
+        "scale-of-what-is-not-rounded-kept",
+        "_Widening.run",
+        'self.instead[id(node)] = [self._node("Constant", [], [node.output[1]], value=self._tensor(1.0))]',
+        "pass",
+        "A widened product is multiplied by the scale of activations that were never divided by it.",
+        REWRITING,
+    ),
+    Bug(
+        "zero-points-of-weights-forgotten",
+        "_Widening._shifted",
+        "nodes.append(self._node('Sub', [floats, taken], [made]))",
+        "nodes.append(self._node('Identity', [floats], [made]))",
+        "Unsigned weights are all positive.",
+        REWRITING,
+    ),
+    Bug(
+        "branches-of-merged-decoders-not-rewritten",
+        "_scopes",
+        "_scopes(branch, scope, found)",
+        "pass",
+        "What a merged decoder does with a past is still rounded by the window.",
+        REWRITING,
+    ),
+    Bug(
+        "two-branches-share-their-names",
+        "_Scope.key",
+        "return self.owner(name).number, name",
+        "return 0, name",
+        "A product of one branch takes the other branch's weights.",
+        REWRITING,
+    ),
+    Bug(
+        "integers-seen-elsewhere-widened-too",
+        "_Widening._group",
+        "if key in self.results or key in seen:\n    return None",
+        "if key in seen:\n    return None",
+        "Integers that are an output of the graph are taken away from it.",
+        REWRITING,
+    ),
+    Bug(
+        "sums-of-integers-widened",
+        "_Widening._can_be_rewritten",
+        'any(after.node.op_type != "Cast" for after in self.uses.get(key, ()))',
+        "False",
+        "A product that is added to as an integer becomes a float under it.",
+        REWRITING,
+    ),
+    Bug(
+        "accuracy-raised-at-level-four-only",
+        "raise_accuracy",
+        "attribute.i not in (0, 1)",
+        "attribute.i == 4",
+        "Products that round activations to 16 bits run as they are.",
+        REWRITING,
+    ),
+    Bug(
+        "accuracy-raised-in-silence",
+        "Changes.__str__",
+        "if self.raised:\n    levels = ', '.join(map(str, sorted(self.raised)))\n"
+        "    done.append(f'{sum(self.raised.values())} MatMulNBits at accuracy level 1 instead of {levels}')",
+        "",
+        "Nobody is told that what runs is not quite what the file says.",
+        REWRITING,
+    ),
+    Bug(
+        "quantised-graphs-not-looked-at",
+        "_mentioned",
+        "return {name for name in NAMES if content.find(name.encode()) >= 0}",
+        "return set()",
+        "Graphs that round activations run as they are, or are refused without their cause.",
+        REWRITING,
+    ),
+    Bug(
+        "weights-beside-a-rewritten-graph-not-found",
+        "_session",
+        "open_session(graph, threads, beside=file.absolute().parent)",
+        "open_session(graph, threads)",
+        "A rewritten graph with weights in a file of their own cannot be opened.",
+        REWRITING,
+    ),
+    Bug(
+        "sizes-of-caches-from-the-wrong-axis",
+        "_cache",
+        "zip((1, 3), sizes, strict=True)",
+        "zip((1, 3), sizes[::-1], strict=True)",
+        "The number of heads is taken for their size.",
+        FOLDERS,
+    ),
+    Bug(
+        "tried-sizes-believed",
+        "_with_sizes",
+        "all(made.shape == (1, cache.heads, 2, cache.size) for cache, made in zip(caches, presents, strict=True))",
+        "False",
+        "Sizes of caches that nothing says are not found, though the graph shows them.",
+        FOLDERS,
+    ),
+    Bug(
+        "variants-taken-for-the-model",
+        "find_decoder",
+        "for name in NAMES:\n    if (path / name).is_file():\n        return path / name",
+        "",
+        "A folder with several variants cannot be opened without naming one.",
+        FOLDERS,
+    ),
+    Bug(
+        "makers-that-do-not-sample-obeyed",
+        "Configuration.sampling",
+        'source.get("do_sample") is True',
+        "source",
+        "Settings that transformers ignores change the law.",
+        FOLDERS,
+    ),
+    Bug(
+        "ends-of-turns-forgotten",
+        "Configuration.stop_tokens",
+        '(self.generation, self.model, _part(self.genai, "model"))',
+        '(self.model, _part(self.genai, "model"))',
+        "A reply goes on behind its end.",
+        FOLDERS,
+    ),
+    Bug(
+        "caches-lost-where-they-grow",
+        "ConcatenatedProvider._reserve",
+        "grown[:, :, :old.shape[2]] = old",
+        "",
+        "What a sequence said is forgotten when its cache grows.",
+        FOLDERS,
+    ),
+    Bug(
+        "foreign-graphs-on-any-back-end",
+        "_refusal",
+        'wanted.bundle.manifest.window_graph.caches == "growing" and (backend, step) != ("cpu", "host")',
+        "False",
+        "A decoder of somebody else's is given to a back end that cannot run it.",
+        FOLDERS,
+    ),
+    Bug(
+        "manifests-of-other-programs-hide-models",
+        "is_onnx",
+        "return not is_bundle(path)",
+        "return not (path / MANIFEST).exists()",
+        "A web page's manifest.json makes the model beside it unreadable.",
+        FOLDERS,
+    ),
+)
