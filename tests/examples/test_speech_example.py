@@ -138,8 +138,11 @@ def test_eight_bit_files_are_refused_and_taken_when_they_are_widened(example, tm
     encoder(tmp_path / "encoder.onnx")
     quantised = eight_bits(tmp_path / "decoder.onnx", tmp_path / "decoder_model_merged.ort")
     eight_bits(tmp_path / "encoder.onnx", tmp_path / "encoder_model.ort")
-    with pytest.raises(ProviderError, match="tokens further right in the same window change the logits"):
+    later = r"tokens further right in the same window change the logits.* add --widen \(in Python widen=True\)"
+    with pytest.raises(ProviderError, match=later):
         EncoderDecoderProvider.open(quantised, max_length=LENGTH, threads=1)
+    in_memory = EncoderDecoderProvider.open(quantised, max_length=LENGTH, threads=1, widen=True)
+    assert "widened" in in_memory.runs.changes
 
     moonshine = example("moonshine")
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
@@ -166,4 +169,6 @@ def test_eight_bit_files_are_refused_and_taken_when_they_are_widened(example, tm
     pair(tmp_path)
     expected = reference_of(tmp_path / "decoder_model.onnx")(tokens[0], condition)
     found = model.forward(tokens, np.zeros(1, np.int64))[0]
+    in_memory.begin(0, Request([1], 3, condition=condition))
+    np.testing.assert_allclose(in_memory.forward(tokens, np.zeros(1, np.int64))[0], found, atol=1e-4)
     assert 0 < np.abs(found - expected).max() < 0.2 * expected.std()
