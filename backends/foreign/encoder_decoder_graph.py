@@ -203,7 +203,7 @@ def _caches(path: Path, inputs: Mapping[str, Any], kind: str) -> tuple[Cache, ..
             past = f"past_key_values.{layer}.{kind}.{part}"
             if past not in inputs:
                 raise BundleError(f"{path} has no input {past!r}, but that of the layer's keys")
-            found.append(_cache(path, past, f"present.{layer}.{kind}.{part}", inputs[past]))
+            found.append(_grown_or_fixed_cache(path, past, f"present.{layer}.{kind}.{part}", inputs[past]))
     if not found:
         raise BundleError(
             f"{path} has the inputs {_listed(inputs)}, expected past_key_values.N.decoder.key, past_key_values.N.encoder.key and "
@@ -212,7 +212,7 @@ def _caches(path: Path, inputs: Mapping[str, Any], kind: str) -> tuple[Cache, ..
     return tuple(found)
 
 
-def _cache(path: Path, past: str, present: str, value: Any) -> Cache:
+def _grown_or_fixed_cache(path: Path, past: str, present: str, value: Any) -> Cache:
     shape = list(value.shape)
     if value.type not in FLOATING or len(shape) != 4 or not all(isinstance(shape[axis], int) for axis in (1, 3)):
         raise BundleError(
