@@ -43,9 +43,13 @@ test-torch: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)" onnxscript transformers
 	$(BIN)/python -m pytest -m torch
 
+# Optimum and the builder of ONNX Runtime GenAI want different versions of transformers, hence the second environment.
 test-frameworks: $(VENV)/.dev
-	$(INSTALL) "$(TORCH)" optimum-onnx -e ".[jax,mlx]"
+	$(INSTALL) "$(TORCH)" -e ".[jax,mlx]" optimum==2.1.0 optimum-onnx==0.1.0
 	$(BIN)/python -m pytest $(PARALLEL) -m frameworks
+	$(PYTHON) -m venv $(VENV)-genai
+	$(VENV)-genai/bin/python -m pip install -q --no-compile "$(TORCH)" -e ".[dev]" onnxruntime-genai==0.18.0 onnx_ir "transformers>=5"
+	$(VENV)-genai/bin/python -m pytest -m frameworks tests/backends/foreign/test_real_exporters.py
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
@@ -66,7 +70,7 @@ train: $(VENV)/.dev
 	$(BIN)/python examples/fashion_mnist/export.py --checkpoint build/fashion/checkpoint.pt
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,7 @@ Of several variants the one in floating point is taken, which has the plain name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coupled_sampling.backends.foreign.configuration import GENAI
@@ -84,6 +84,12 @@ def _named_by_genai(folder: Path, config: Mapping[str, Any]) -> Path:
         raise BundleError(
             f"{folder / GENAI} names no file as model.decoder.filename, so its model is not one decoder graph; give the path of an "
             "ONNX file"
+        )
+    parts = PurePosixPath(name).parts
+    if ".." in parts or len(parts) > 2 or PurePosixPath(name).is_absolute():
+        raise BundleError(
+            f"{folder / GENAI} names {name!r} as model.decoder.filename, expected a file in this folder or in one within it; "
+            "give the path of the ONNX file itself"
         )
     found = folder / name
     if not found.is_file():

@@ -22,8 +22,8 @@ from coupled_sampling.backends.foreign.rewriting import (
     raise_accuracy,
     roundings,
     serialise,
-    widen,
 )
+from coupled_sampling.backends.foreign.widening import widen
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 

@@ -29,10 +29,15 @@ def read_template(home: Path, error: type[CoupledSamplingError] = BundleError) -
     if (home / "chat_template.json").is_file():
         source = read_object(home / "chat_template.json", error).get("chat_template", source)
     if (home / "chat_template.jinja").is_file():
-        source = (home / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            source = (home / "chat_template.jinja").read_text(encoding="utf-8")
+        except (OSError, ValueError) as cause:
+            raise error(
+                f"{home / 'chat_template.jinja'} is no text in UTF-8 ({cause}); copy the folder again"
+            ) from cause
     if isinstance(source, list):  # several by name; the one that is asked for by default is called so
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
+        named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+        source = named[-1].get("template") if named else None
     if not isinstance(source, str):
         return None
     special = {}

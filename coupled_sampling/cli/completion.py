@@ -16,8 +16,8 @@ __all__ = ["SHELLS", "PrintCompletion"]
 
 SHELLS = ("bash", "zsh", "tcsh")
 
-_FILES = ("FILE", "PATH", "CHECKPOINT")
-_FOLDERS = ("FOLDER", "MODEL", "OUT")
+_FILES = ("FILE", "PATH", "CHECKPOINT", "MODEL")
+_FOLDERS = ("FOLDER", "OUT")
 
 
 class PrintCompletion(argparse.Action):

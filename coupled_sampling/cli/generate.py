@@ -38,6 +38,8 @@ EXAMPLES = """\
   coupled-sampling generate --method scd-match --beside-ar
   # a text, by a language model that `coupled-sampling export` made a bundle of
   coupled-sampling generate FOLDER --prompt "Once upon a time"
+  # a text by an ONNX file that somebody else exported and quantised
+  coupled-sampling generate package --widen --prompt "Once upon a time"
   # a reply to a message, which ends before the word END
   coupled-sampling generate FOLDER --chat --prompt "Once upon a time" --stop END"""
 

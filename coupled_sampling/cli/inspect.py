@@ -20,7 +20,9 @@ EXAMPLES = """\
   # the embedded model
   coupled-sampling inspect
   # a bundle that `coupled-sampling export` made
-  coupled-sampling inspect FOLDER"""
+  coupled-sampling inspect FOLDER
+  # a decoder that somebody else exported
+  coupled-sampling inspect model.onnx"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -142,7 +142,7 @@ BUGS = (
     Bug(
         "template-forgotten",
         "read_template",
-        "source = named.get('default')",
+        "source = named[-1].get('template') if named else None",
         "source = None",
         "A checkpoint with several chat templates gives a bundle without one.",
         FILES,

@@ -70,6 +70,24 @@ def test_makers_that_do_not_sample_recommend_nothing(folders, tmp_path):
         assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, None, 1.0)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": float("nan")}, {"temperature": -1}, {"top_k": 2.5}, {"top_p": 7}, {"min_p": float("inf")}],
+)
+def test_settings_that_cannot_be_are_refused_by_name(folders, tmp_path, settings):
+    folder = shutil.copytree(folders["optimum"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, **settings}))
+    with pytest.raises(BundleError, match=f"defaults.*{next(iter(settings))}"):
+        open_onnx(folder)
+
+
+@pytest.mark.parametrize("names", [[{"name": ["a"], "template": 1}], [1, None], [], {"name": "default"}])
+def test_a_template_that_is_none_is_none(folders, tmp_path, names):
+    folder = shutil.copytree(folders["optimum"], tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": names}))
+    assert open_onnx(folder).chat_template() is None
+
+
 def test_of_several_variants_the_float_one_is_taken_and_the_others_are_named(folders, tmp_path):
     folder = shutil.copytree(folders["transformers.js"], tmp_path / "model")
     for name in ("model_q4.onnx", "model_fp16.onnx"):
@@ -85,12 +103,24 @@ def test_of_several_variants_the_float_one_is_taken_and_the_others_are_named(fol
     assert open_onnx(folder).window_graph.name == "model_q4.onnx"
 
 
+def _name(folder, file):
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = file
+    (folder / "genai_config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda folder: (folder / "decoder.onnx").unlink(), r"decoder\.onnx is missing, genai_config\.json names it"),
         (lambda folder: (folder / "genai_config.json").write_text("{"), r"genai_config\.json is not readable JSON"),
         (lambda folder: (folder / "genai_config.json").write_text("{}"), "names no file as model.decoder.filename"),
+        (lambda folder: _name(folder, "../decoder.onnx"), "expected a file in this folder or in one within it"),
+        (lambda folder: _name(folder, "/etc/passwd"), "expected a file in this folder or in one within it"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
+            r"chat_template\.jinja is no text in UTF-8",
+        ),
     ],
 )
 def test_a_broken_folder_is_refused_by_what_is_wrong(folders, tmp_path, change, message):

@@ -11,13 +11,8 @@ import pytest
 
 from coupled_sampling import generate
 from coupled_sampling.backends import ConcatenatedProvider
-from coupled_sampling.backends.foreign.rewriting import (
-    load_graph,
-    raise_accuracy,
-    roundings,
-    serialise,
-    widen,
-)
+from coupled_sampling.backends.foreign.rewriting import load_graph, raise_accuracy, roundings, serialise
+from coupled_sampling.backends.foreign.widening import widen
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 from coupled_sampling.testing.contracts.providers import check_provider
 from standins.grown_cache_graphs import HEADS, LENGTH, SIZE, VOCABULARY, Writer, genai, optimum
@@ -107,15 +102,16 @@ def branch(name, make):
 
 
 def two_branches():
-    """A graph that multiplies by one matrix or by another, as merged decoders do: both branches use the same names inside."""
+    """A graph that multiplies by one matrix, or its negative by another; both branches use the same names inside."""
     random, g = np.random.default_rng(0), Writer(18)
     stored = {name: random.integers(-90, 90, (6, 4)).astype(np.int8) for name in ("first", "second")}
     stored |= {"zero": np.array(3, np.int8), "scale": np.array(0.02, np.float32)}
     g.constants += [onnx.numpy_helper.from_array(value, name) for name, value in stored.items()]
     branches = [
-        branch(name, lambda inner, name=name: product(inner, "x", name, "zero", f"{name}.y"))
-        for name in ("first", "second")
+        branch(name, lambda inner, name=name, x=x: product(inner, x, name, "zero", f"{name}.y"))
+        for name, x in (("first", "x"), ("second", "minus"))
     ]
+    g.op("Neg", "x", outputs=["minus"])
     g.op("If", "which", then_branch=branches[0], else_branch=branches[1], outputs=["y"])
     return g, stored
 
@@ -126,7 +122,7 @@ def test_branches_are_widened_with_the_weights_of_the_graph_around_them(tmp_path
     path = g.save(tmp_path / "m.onnx", [("x", 1, ["b", 6]), ("which", 9, [])], [("y", 1, ["b", 4])])
     made, count = widened(path)
     x = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
-    weights = 0.02 * (stored["first" if which else "second"].astype(np.float64) - 3)
+    weights = 0.02 * (stored["first"] - 3.0 if which else 3.0 - stored["second"])
     np.testing.assert_allclose(run(made, x=x, which=np.array(which)), x @ weights, atol=1e-4)
     assert count == 2
 
