@@ -1,6 +1,8 @@
 """Backends: `open_model` opens an exported model wherever it is to run. Importing this package loads no runtime; opening does."""
 
 from coupled_sampling.backends.foreign.bundle import open_onnx
+from coupled_sampling.backends.foreign.encoder import Encoder
+from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.backends.opening import BACKENDS, Place, check_model, open_model
 from coupled_sampling.backends.ort.pixels import PixelDecoder
@@ -10,6 +12,8 @@ from coupled_sampling.backends.ort.step import OrtStep
 __all__ = [
     "BACKENDS",
     "ConcatenatedProvider",
+    "Encoder",
+    "EncoderDecoderProvider",
     "OrtProvider",
     "OrtStep",
     "PixelDecoder",

@@ -12,7 +12,7 @@ Random tokens and short pasts are where a wrong mask shows most: it changes logi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coupled_sampling.backends.foreign.graph import DecoderGraph
     from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 
-__all__ = ["check_decoder", "check_padding", "probe_graph"]
+__all__ = ["check_decoder", "check_padding", "difference_of_logits", "probe_graph", "tolerance_of"]
 
 LENGTH = 12
 """Positions that are tried."""
@@ -41,6 +41,16 @@ LARGEST_TOLERANCE = 0.2
 """A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
 
 DEFAULT_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
+
+
+class Checked(Protocol):
+    """What `check_decoder` runs: a provider over a ``graph`` that has a ``path``, a ``cache_type`` and a ``logits_type``."""
+
+    graph: Any
+    vocab_size: int
+    max_length: int
+
+    def forward(self, tokens: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.float32]: ...
 
 
 def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
@@ -76,12 +86,13 @@ def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
     return int(logits.shape[-1]), all(present.shape[2] == 8 for present in presents)
 
 
-def _tolerance(provider: ConcatenatedProvider, given: float | None) -> float:
+def tolerance_of(provider: Checked, given: float | None) -> float:
+    """The largest difference of logits that passes."""
     graph = provider.graph
     return given or max(DEFAULT_TOLERANCE[str(dtype)] for dtype in (graph.cache_type, graph.logits_type))
 
 
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+def difference_of_logits(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest difference as a fraction of the spread; infinite if one has NaN, or infinities where the other has none."""
     finite = np.isfinite(expected)
     if not finite.any() or np.isnan(found).any() or (found[~finite] != expected[~finite]).any():
@@ -90,7 +101,7 @@ def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(differences.max() / max(float(expected[finite].std(dtype=np.float64)), 1e-30))
 
 
-def _random_tokens(provider: ConcatenatedProvider, rows: int) -> NDArray[np.int64]:
+def _random_tokens(provider: Checked, rows: int) -> NDArray[np.int64]:
     length = min(LENGTH, provider.max_length)
     if length < SHORTEST:
         raise InvalidArgument(
@@ -99,11 +110,11 @@ def _random_tokens(provider: ConcatenatedProvider, rows: int) -> NDArray[np.int6
     return np.random.default_rng(0).integers(0, provider.vocab_size, (rows, length))
 
 
-def _score(provider: ConcatenatedProvider, tokens: NDArray[np.int64], *start: int) -> NDArray[np.float32]:
+def _score(provider: Checked, tokens: NDArray[np.int64], *start: int) -> NDArray[np.float32]:
     return provider.forward(tokens, np.array(start, np.int64)).copy()
 
 
-def check_decoder(provider: ConcatenatedProvider, tolerance: float | None, changes: Changes = UNCHANGED) -> None:
+def check_decoder(provider: Checked, tolerance: float | None, changes: Changes = UNCHANGED) -> None:
     """One row: windows are causal, and any windows and any rollback give the logits of one long window.
 
     What is known of the graph's ``changes`` names the cause in the message.
@@ -113,14 +124,14 @@ def check_decoder(provider: ConcatenatedProvider, tolerance: float | None, chang
     ProviderError
         They do not; the message says which.
     """
-    limit = _tolerance(provider, tolerance)
+    limit = tolerance_of(provider, tolerance)
     tokens, *others = _random_tokens(provider, 1 + TRIES)[:, None]
     length, half = tokens.shape[1], tokens.shape[1] // 2
     whole = _score(provider, tokens, 0)
     advice = _advice(changes, limit)
 
     def require(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
-        difference = _difference(found, expected)
+        difference = difference_of_logits(found, expected)
         if not difference <= limit:
             raise ProviderError(
                 f"{provider.graph.path}: {what}: logits differ by {difference:.2g} of their spread, expected at most {limit:g}; "
@@ -167,7 +178,7 @@ def check_padding(provider: ConcatenatedProvider, tolerance: float | None) -> st
     rows = min(3, provider.batch_size)
     tokens = _random_tokens(provider, rows)
     length = tokens.shape[1]
-    limit = _tolerance(provider, tolerance)
+    limit = tolerance_of(provider, tolerance)
     whole = np.concatenate([_score(provider, tokens[row : row + 1], 0) for row in range(rows)])
     before, provider.batching = provider.batching, "padded"
     try:
@@ -176,7 +187,7 @@ def check_padding(provider: ConcatenatedProvider, tolerance: float | None) -> st
             for width in (2, 1):
                 logits = _score(provider, np.stack([tokens[b, start[b] :][:width] for b in range(rows)]), *start[:rows])
                 expected = np.stack([whole[b, start[b] :][:width] for b in range(rows)])
-                difference = _difference(logits, expected)
+                difference = difference_of_logits(logits, expected)
                 if not difference <= limit:
                     return f"rows padded to one length differ by {difference:.2g} of the logits' spread from rows alone"
     except ProviderError as error:

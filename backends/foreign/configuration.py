@@ -19,7 +19,14 @@ __all__ = ["GENAI", "TOKENIZER", "Configuration"]
 
 CONFIG, GENAI, GENERATION, TOKENIZER = "config.json", "genai_config.json", "generation_config.json", "tokenizer.json"
 
-LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+LENGTHS = (
+    "max_target_positions",
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+)
 
 
 @dataclass(frozen=True)

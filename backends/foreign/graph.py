@@ -101,6 +101,7 @@ def read_graph(path: Path, session: Any, sizes: tuple[int | None, int | None] = 
     """
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
+    _refuse_encoder_decoder(path, inputs, outputs)
     names = _cache_names(path, inputs, outputs)
     caches = tuple(_cache(path, inputs[past], outputs[present], sizes) for past, present in names)
     unknown = sorted(set(inputs) - set(CONTROL) - {cache.past for cache in caches})
@@ -124,6 +125,20 @@ def read_graph(path: Path, session: Any, sizes: tuple[int | None, int | None] = 
         )
     graph = DecoderGraph(path, control, caches, FLOATING[inputs[caches[0].past].type], FLOATING[logits.type])
     return graph if all(cache.heads and cache.size for cache in caches) else _with_sizes(graph, session)
+
+
+def _refuse_encoder_decoder(path: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Half of an encoder-decoder model is named as what it is: its caches are not missing, they are of two kinds."""
+    if "encoder_hidden_states" in inputs or any(name.startswith("past_key_values.0.encoder.") for name in inputs):
+        raise BundleError(
+            f"{path} is the decoder of an encoder-decoder model, which reads an encoder's output: open it with "
+            "coupled_sampling.backends.EncoderDecoderProvider"
+        )
+    if "logits" not in outputs and "last_hidden_state" in outputs:
+        raise BundleError(
+            f"{path} is an encoder, it has the output last_hidden_state and no logits: open it with "
+            "coupled_sampling.backends.Encoder, and the decoder beside it with EncoderDecoderProvider"
+        )
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count as _check_count
 from coupled_sampling.arguments import check_number, shown
-from coupled_sampling.contracts import Sampling
+from coupled_sampling.contracts import RequestObserver, Sampling
 from coupled_sampling.drafting import find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
@@ -27,6 +27,7 @@ from coupled_sampling.windows import WindowRule
 __all__ = [
     "check_callable",
     "check_choice",
+    "check_conditions",
     "check_count",
     "check_decoding",
     "check_kind",
@@ -151,6 +152,17 @@ def check_prompts(name: str, values: Any, vocab_size: int | None = None, least: 
     if not prompts:
         raise InvalidArgument(f"{name} is empty, expected at least one prompt, each a list of tokens")
     return [check_tokens(f"{name}[{i}]", prompt, vocab_size, least) for i, prompt in enumerate(prompts)]
+
+
+def check_conditions(name: str, values: Any, provider: Any) -> list[object]:
+    """At least one condition, for a ``provider`` that is told requests."""
+    if not isinstance(values, list | tuple) or not values:
+        raise InvalidArgument(f"{name} is {shown(values)}, expected a list of at least one condition, or None for none")
+    if not isinstance(provider, RequestObserver):
+        raise InvalidArgument(
+            f"{name} is given, but the provider has no begin(row, request) to be told them by; leave it out"
+        )
+    return list(values)
 
 
 def check_law(name: str, values: Any, vocab_size: int | None = None) -> Sequence[Any] | NDArray[Any]:

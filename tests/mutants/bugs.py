@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
+from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
 from bugs_of_families import BUGS as FAMILIES
 from bugs_of_files import BUGS as FILES
 from bugs_of_foreign_graphs import BUGS as FOREIGN_GRAPHS
@@ -36,6 +37,7 @@ BUGS: tuple[Bug, ...] = (
     *DRAFTS_AND_MODELS,
     *FAMILIES,
     *FILES,
+    *ENCODER_DECODERS,
     *FOREIGN_GRAPHS,
     *GRAMMARS,
     *GUIDANCE,

@@ -69,7 +69,7 @@ COUPLING = {
 PROVIDER = {
     "provider": model(), "tolerance": 1e-3, "reference": lambda tokens: np.zeros((len(tokens), 3)), "fresh": model,
     "skip": ALL_BUT_ONE,
-    "seed": 0, "tokens": [0, 1], "prompts": [[0]], "length": 8,
+    "seed": 0, "tokens": [0, 1], "prompts": [[0]], "length": 8, "conditions": None,
 }  # fmt: skip
 PROCESSOR = {
     "processor": lambda logits, tokens, positions: logits + 0, "vocab_size": 3, "prompts": [[0]], "length": 2, "stop": (),

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from coupled_sampling.contracts import Forks, LogitsProvider, ReadsPrompts, RequestObserver, Selective
-from coupled_sampling.requests import Request
 from coupled_sampling.testing.contracts.probe import Probe, Record
 from coupled_sampling.testing.contracts.provider_checks import ONE_ROW
 
@@ -28,7 +27,7 @@ def begin(probe: Probe, record: Record) -> None:
     """It takes a `Request`, for every row, and leaves its prompt as it is."""
     assert isinstance(probe.provider, RequestObserver)
     for row in range(probe.rows):
-        request = Request(probe.prompt(row).copy(), length=1)
+        request = probe.request(row)
         record.doing = f"calling begin({row}, request) with a prompt of {len(request.prompt)} tokens"
         try:
             probe.provider.begin(row, request)
@@ -44,7 +43,7 @@ def takes(probe: Probe, record: Record) -> None:
     assert isinstance(probe.provider, Selective)
     for row in range(min(probe.rows, len(probe.prompts))):
         record.doing = f"asking takes(request) with a prompt of {len(probe.prompt(row))} tokens and length 1"
-        reason: Any = probe.provider.takes(Request(probe.prompt(row).copy(), length=1))
+        reason: Any = probe.provider.takes(probe.request(row))
         if reason is not None and not isinstance(reason, str):
             record.fail(f"it returned {reason!r}, expected None or a reason in words")
         elif reason is not None:

@@ -20,7 +20,7 @@ from coupled_sampling.arrays import at_least_float32, is_floating, read_only, to
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.requests import Request
-from coupled_sampling.testing.arguments import check_count, check_prompts, check_seed, check_tokens
+from coupled_sampling.testing.arguments import check_conditions, check_count, check_prompts, check_seed, check_tokens
 from coupled_sampling.testing.contracts.report import CheckResult
 
 __all__ = ["Call", "LogLaws", "Probe", "Record", "Scored", "log_laws", "problem_of_logits"]
@@ -86,7 +86,7 @@ class Probe:
     ----------
     provider
         The provider under test.
-    tokens, prompts, length, seed, fresh, reference
+    tokens, prompts, length, seed, fresh, reference, conditions
         See `coupled_sampling.testing.contracts.providers.check_provider`.
     """
 
@@ -99,7 +99,8 @@ class Probe:
         length: int | None,
         seed: int,
         fresh: Callable[[], LogitsProvider] | None = None,
-        reference: Callable[[Integers], Array] | None = None,
+        reference: Callable[..., Array] | None = None,
+        conditions: Sequence[object] | None = None,
     ) -> None:
         self.provider, self.seed, self.fresh, self.reference = provider, seed, fresh, reference
         self.vocab_size, self.rows = int(provider.vocab_size), int(provider.batch_size)
@@ -114,6 +115,7 @@ class Probe:
         if prompts is None:
             prompts = [self.tokens[:1].tolist()] if isinstance(provider, RequestObserver) else [[]]
         self.prompts = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]
+        self.conditions = None if conditions is None else check_conditions("conditions", conditions, provider)
         longest = max((len(prompt) for prompt in self.prompts), default=self.max_length)
         self.length = min(self.max_length, longest + 40) if length is None else length
         if not longest + 4 <= self.length <= self.max_length:
@@ -134,6 +136,11 @@ class Probe:
         """The prompt of ``row``'s sequences."""
         return self.prompts[row % len(self.prompts)]
 
+    def request(self, row: int) -> Request:
+        """What a provider that wants to know is told of ``row``'s sequences."""
+        condition = None if self.conditions is None else self.conditions[row % len(self.conditions)]
+        return Request(self.prompt(row).copy(), length=1, condition=condition)
+
     def sequences(self, *, one_prompt: bool = False) -> Integers:
         """New random sequences (rows, length), each beginning with its row's prompt, or all with the first one."""
         drawn = self.random.choice(self.tokens, (self.rows, self.length))
@@ -153,7 +160,7 @@ class Probe:
         told = self.provider if provider is None else provider
         if isinstance(told, RequestObserver):
             for row in rows:
-                told.begin(row, Request(self.prompt(0 if one_prompt else row).copy(), length=1))
+                told.begin(row, self.request(0 if one_prompt else row))
 
     def forward(
         self,
@@ -214,7 +221,7 @@ class Probe:
         """Log-laws (L, V) of ``sequence`` (L,), which has the prompt of ``row``, from position 0 in row 0 by itself."""
         provider = self.provider if self.fresh is None else self.fresh()
         if isinstance(provider, RequestObserver):
-            provider.begin(0, Request(self.prompt(row).copy(), length=1))
+            provider.begin(0, self.request(row))
         return np.asarray(self.score(sequence[None], 0, len(sequence), provider=provider).laws[0])
 
     def all_alone(self, sequences: Integers, *, one_prompt: bool = False) -> dict[int, LogLaws]:

@@ -10,9 +10,11 @@ a model without memory, and noted.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from coupled_sampling.contracts import Integers, LogitsProvider
+from coupled_sampling.contracts import Integers, LogitsProvider, RequestObserver
 from coupled_sampling.testing.contracts.probe import Probe, Record, Scored, log_laws, problem_of_logits
 
 __all__ = [
@@ -231,6 +233,23 @@ def row_reuse(probe: Probe, record: Record) -> None:
     scored = probe.score(mixed, start, probe.length - half)
     for row in probe.watched:
         record.compare(scored, row, expected[row] if row else anew)
+    if probe.conditions is not None and len(probe.conditions) > 1:
+        _other_condition(probe, record, probe.conditions[1])
+
+
+def _other_condition(probe: Probe, record: Record, other: object) -> None:
+    """The same tokens in row 0 under its own condition, under another one, and under its own again."""
+    sequence, own = probe.sequences(one_prompt=True)[:1], probe.request(0)
+    assert isinstance(probe.provider, RequestObserver)
+    runs = []
+    for condition in (own.condition, other, own.condition):
+        probe.provider.begin(0, replace(own, condition=condition))
+        runs.append(probe.score(sequence, 0, probe.length))
+    record.doing = "starting the same sequence in row 0 with another request.condition"
+    if Record("", "", record.tolerance).measure(runs[1].laws, runs[0].laws).max() <= record.tolerance:
+        record.fail("the logits are those of the condition before: it is never looked at, or the first one is kept")
+    record.doing += ", and with the first one again"
+    record.compare(runs[2], 0, runs[0].laws[0])
 
 
 def fewer_rows(probe: Probe, record: Record) -> None:
@@ -369,7 +388,8 @@ def reference(probe: Probe, record: Record) -> None:
     for row in probe.watched:
         sequences = probe.sequences()
         record.doing = "asking the reference"
-        expected = log_laws(probe.reference(sequences[row].copy()))
+        told = () if probe.conditions is None else (probe.request(row).condition,)
+        expected = log_laws(probe.reference(sequences[row].copy(), *told))
         probe.restart(range(probe.rows))
         record.doing = "forwarding what the reference was asked"
         record.compare(probe.score(sequences, 0, probe.length, [1, 2]), row, expected)

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 from coupled_sampling.contracts import (
     Array,
-    Integers,
     LogitsProvider,
     ReadsPrompts,
     RequestObserver,
@@ -164,13 +163,14 @@ class Sequences(TypedDict, total=False):
     tokens: Sequence[int] | None
     prompts: Sequence[Sequence[int]] | None
     length: int | None
+    conditions: Sequence[object] | None
 
 
 class ProviderSettings(Sequences, total=False):
     """All keywords of `provider_report`."""
 
     tolerance: float
-    reference: Callable[[Integers], Array] | None
+    reference: Callable[..., Array] | None
     fresh: Callable[[], LogitsProvider] | None
     skip: Collection[str]
 
@@ -179,7 +179,7 @@ def provider_report(
     provider: LogitsProvider,
     *,
     tolerance: float = 1e-3,
-    reference: Callable[[Integers], Array] | None = None,
+    reference: Callable[..., Array] | None = None,
     fresh: Callable[[], LogitsProvider] | None = None,
     skip: Collection[str] = (),
     **sequences: Unpack[Sequences],
@@ -193,7 +193,8 @@ def provider_report(
     tolerance
         Largest difference of log-probabilities that passes.
     reference
-        ``reference(tokens (T,)) -> logits (T, V)``, the model computed in some other way; ``[j]`` is for position j + 1.
+        ``reference(tokens (T,)) -> logits (T, V)``, the model computed in some other way; ``[j]`` is for position j + 1. With
+        ``conditions`` it is ``reference(tokens, condition)``.
     fresh
         Makes another provider that was never used and has the same model. With it, sequences alone are forwarded by
         new providers, so that one row that keeps its very first tokens for ever cannot be its own alibi.
@@ -203,8 +204,10 @@ def provider_report(
     **sequences
         Which sequences are forwarded. ``seed=0`` chooses their tokens, among ``tokens`` (default: the whole vocabulary).
         ``prompts`` is what they begin with, row b's with ``prompts[b % len(prompts)]``; told to a provider that has ``begin``. By
-        default nothing, or one token for a provider that has ``begin``. ``length`` is positions per sequence, prompt included; by
-        default 40 more than the longest prompt, or ``max_length`` if that is less. The cost is about 60 sequences of this length.
+        default nothing, or one token for a provider that has ``begin``. ``conditions`` are what requests carry, row b's
+        ``conditions[b % len(conditions)]``: give two or more to a model that reads them. ``length`` is positions per sequence,
+        prompt included; by default 40 more than the longest prompt, or ``max_length`` if that is less. The cost is about 60
+        sequences of this length.
 
     Returns
     -------
@@ -224,14 +227,22 @@ def provider_report(
     """
     skip = check_names("skip", skip, PROVIDER_CHECKS)
     check_tolerance("tolerance", tolerance)
-    for name, given, arguments in (("reference", reference, 1), ("fresh", fresh, 0)):
+    told = 1 if sequences.get("conditions") is None else 2
+    for name, given, arguments in (("reference", reference, told), ("fresh", fresh, 0)):
         if given is not None:
             check_callable(name, given, arguments)
     record = Record("attributes", "Give it the attributes of LogitsProvider, as integers", tolerance)
     checks.attributes(provider, record)
     results = [record.result()]
     if record.failure is None:
-        chosen: Sequences = {"seed": 0, "tokens": None, "prompts": None, "length": None, **sequences}
+        chosen: Sequences = {
+            "seed": 0,
+            "tokens": None,
+            "prompts": None,
+            "length": None,
+            "conditions": None,
+            **sequences,
+        }
         probe = Probe(provider, fresh=fresh, reference=reference, **chosen)
         names = [name for name, check in PROVIDER_CHECKS.items() if name not in skip and check.offered(provider)]
         results += _results(probe, tolerance, names)
