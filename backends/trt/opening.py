@@ -18,7 +18,13 @@ _INSTEAD = "leave step at 'auto', and CUDA kernels decide"
 
 
 def takes(wanted: Wanted) -> str | None:
-    """A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle; anything else is taken."""
+    """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle."""
+    domains = wanted.bundle.manifest.window_graph.domains
+    if domains:
+        return (
+            f"the bundle's graph has operators of {', '.join(domains)}, which TensorRT does not know; export it with "
+            "--form standard, or without --quantize"
+        )
     if wanted.step != "graph":
         return None
     method = "" if wanted.method is None else wanted.method.name

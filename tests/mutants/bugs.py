@@ -12,6 +12,7 @@ from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_processors import BUGS as PROCESSORS
+from bugs_of_quantised_weights import BUGS as QUANTISED_WEIGHTS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
@@ -32,6 +33,7 @@ BUGS: tuple[Bug, ...] = (
     *LAWS,
     *NOISE,
     *PROCESSORS,
+    *QUANTISED_WEIGHTS,
     *REQUESTS,
     *ROWS,
     *STEP_ENGINES,
