@@ -33,22 +33,24 @@ from coupled_sampling.backends.ort.session import check_threads
 from coupled_sampling.bundles.opening import MODELS, Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import Method
 
 if TYPE_CHECKING:
     from coupled_sampling.backends.trt.progress import Progress
 
-__all__ = ["BACKENDS", "BackEnd", "Place", "Wanted", "back_end", "step_graphs_command"]
+__all__ = ["BACKENDS", "BackEnd", "Place", "Wanted", "back_end", "step_graphs_command", "unknown_operators"]
 
 _MODULES = {
     "cpu": "coupled_sampling.backends.ort.cpu",
     "cuda": "coupled_sampling.backends.ort.cuda",
     "tensorrt": "coupled_sampling.backends.trt.opening",
     "tensorrt-rtx": "coupled_sampling.backends.trt.opening",
+    "openvino": "coupled_sampling.backends.openvino.opening",
 }
 
 BACKENDS = tuple(_MODULES)
-"""Names of back ends: ONNX Runtime on the CPU and with CUDA, and engines of TensorRT and of TensorRT for RTX."""
+"""Names of back ends: ONNX Runtime on the CPU and with CUDA, engines of TensorRT and of TensorRT for RTX, and OpenVINO."""
 
 _WITHOUT = {
     "threads": "runs nothing on the CPU",
@@ -70,7 +72,7 @@ class Place:
     device
         Number of the GPU, from 0; None is the first. Not with ``cpu``.
     threads
-        Threads within an operator, for ONNX Runtime; None lets it choose.
+        Threads within an operator, for ONNX Runtime and OpenVINO; None lets them choose.
     cuda_graphs
         Whether windows of a shape seen before are launched as CUDA graphs. None is the back end's own choice: ``tensorrt`` and
         ``tensorrt-rtx`` do so, ``cuda`` can.
@@ -103,6 +105,7 @@ tensorrt, tensorrt-rtx
     max_window: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         settings = back_end(self.backend).SETTINGS
         device, cuda_graphs = self.device, self.cuda_graphs
         if device is not None and (isinstance(device, bool) or not isinstance(device, int) or device < 0):
@@ -156,6 +159,17 @@ class Wanted:
         return 2 * self.rows if self.guided else self.rows
 
 
+def unknown_operators(wanted: Wanted, runtime: str) -> str | None:
+    """Why ``runtime``, which knows ONNX's own operators only, cannot run the bundle; None if it has no others."""
+    domains = wanted.bundle.manifest.window_graph.domains
+    if not domains:
+        return None
+    return (
+        f"the bundle's graph has operators of {', '.join(domains)}, which {runtime} does not know; export it with "
+        "--form standard, or without --quantize"
+    )
+
+
 class BackEnd(Protocol):
     """What a back end's module has; see `coupled_sampling.backends.place`."""
 
@@ -181,7 +195,7 @@ def back_end(name: str) -> BackEnd:
     InvalidArgument
         There is none.
     """
-    if name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         raise InvalidArgument(f"backend is {name!r}, expected one of {', '.join(_MODULES)}")
     return cast(BackEnd, importlib.import_module(_MODULES[name]))
 

@@ -13,11 +13,13 @@ package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its
 """
 
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
+from coupled_sampling.export.check_text import CheckedText
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
 from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
-from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
@@ -25,12 +27,15 @@ from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.step_bundle import add_step_graphs
 
 __all__ = [
+    "CheckedText",
     "Checkpoint",
     "DecoderDescription",
     "ExportSettings",
     "Exported",
     "GridRotary",
+    "LayerKind",
     "Norm",
+    "PicturePositions",
     "QueryKeyNorm",
     "Rotary",
     "RotaryScaling",

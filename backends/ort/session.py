@@ -67,6 +67,8 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     """``SessionOptions`` that every session here has, on whatever device."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # Its warnings would go to standard error as they are, with whatever names a stranger's graph has. Errors are raised anyway.
+    options.log_severity_level = 4
     # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
     options.enable_mem_pattern = False
     # This concerns DequantizeLinear only, the standard form of quantised weights. By default ONNX Runtime fuses it with the product

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coupled_sampling.backends.place import Wanted
+from coupled_sampling.backends.place import Wanted, unknown_operators
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.provider import TrtProvider
 from coupled_sampling.backends.trt.step import STEP_METHOD, TrtStep, missing_step_graph
@@ -19,12 +19,9 @@ _INSTEAD = "leave step at 'auto', and CUDA kernels decide"
 
 def takes(wanted: Wanted) -> str | None:
     """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle."""
-    domains = wanted.bundle.manifest.window_graph.domains
-    if domains:
-        return (
-            f"the bundle's graph has operators of {', '.join(domains)}, which TensorRT does not know; export it with "
-            "--form standard, or without --quantize"
-        )
+    unknown = unknown_operators(wanted, "TensorRT")
+    if unknown is not None:
+        return unknown
     if wanted.step != "graph":
         return None
     method = "" if wanted.method is None else wanted.method.name

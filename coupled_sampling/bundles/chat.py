@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.fields import check_fields
 
 __all__ = ["ChatTemplate"]
 
@@ -45,6 +46,9 @@ class ChatTemplate:
     source: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
     def read(cls, path: Path) -> ChatTemplate:
         """The template in a bundle's file.
@@ -66,7 +70,8 @@ class ChatTemplate:
     def write(self, path: Path) -> None:
         """Write it as a bundle's file."""
         record = {"template": self.source, "special_tokens": dict(self.special_tokens)}
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        path.write_bytes(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, as JSON escapes it
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, **more: Any) -> str:
         """The text of a conversation, to be encoded with ``special_tokens=False``.

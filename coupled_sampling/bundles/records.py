@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
 
 __all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "default_chunk", "expect"]
@@ -41,6 +42,9 @@ class FileRecord:
 
     sha256: str
     bytes: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class WindowGraph:
     domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
             expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
         for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
@@ -134,6 +139,7 @@ class StepGraph:
     noise: str = "ring"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         try:
             find_method(self.method)
         except InvalidArgument as error:
@@ -163,5 +169,6 @@ class PixelGraph:
     channels: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("height", "width", "channels"):
             expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")

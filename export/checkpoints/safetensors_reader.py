@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
 
@@ -58,8 +59,8 @@ QUANTISED_PARTS = {
 """Last part of a tensor's name, which only the named scheme writes."""
 
 
-def open_safetensors(source: Path) -> Checkpoint:
-    """Open a folder or a single ``.safetensors`` file with ``config.json`` beside it.
+def open_safetensors(source: Path, check: Callable[[Path, Mapping[str, Any]], object] | None = None) -> Checkpoint:
+    """Open a folder or a single ``.safetensors`` file with ``config.json`` beside it; ``check`` is that of `open_checkpoint`.
 
     Raises
     ------
@@ -70,6 +71,9 @@ def open_safetensors(source: Path) -> Checkpoint:
     """
     folder = source if source.is_dir() else source.parent
     config = _read_object(folder / CONFIG, "the model's configuration")
+    _check_identity(folder / CONFIG, config)
+    if check is not None:
+        check(source, config)
     _refuse_quantised_config(folder / CONFIG, config)
     index: Mapping[str, str] = {}
     if source.is_dir() and not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
@@ -203,6 +207,17 @@ def _read_object(path: Path, role: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds {found!r:.60}, expected a JSON object with {role}; download it again")
     return found
+
+
+def _check_identity(path: Path, config: Mapping[str, Any]) -> None:
+    """Families are found by these two; everything else is checked by the family that reads it."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not (kind is None or isinstance(kind, str)):
+        raise CheckpointError(f"{path}: model_type is {shown(kind)}, expected a text or null; copy the file again")
+    if not (classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
+        raise CheckpointError(
+            f"{path}: architectures is {shown(classes)}, expected a list of texts or null; copy the file again"
+        )
 
 
 def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:

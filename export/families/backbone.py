@@ -14,9 +14,9 @@ from coupled_sampling.bundles.manifest import Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, layer_name
 from coupled_sampling.export.families.config import ConfigReader
-from coupled_sampling.export.families.llama import HARMLESS_TENSORS, LAYER_NAMES
-from coupled_sampling.export.families.rotary_settings import take_rotary
-from coupled_sampling.export.families.settings import choose_positions, take_activation
+from coupled_sampling.export.families.rotary_settings import LONG, SCALINGS, Lengths, take_rotary
+from coupled_sampling.export.families.settings import take_activation
+from coupled_sampling.export.families.text import HARMLESS_TENSORS, LAYER_NAMES
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 
 __all__ = ["backbone_places", "completed", "empty_prompt", "others", "take_backbone", "token_range"]
@@ -24,11 +24,16 @@ __all__ = ["backbone_places", "completed", "empty_prompt", "others", "take_backb
 _NORMS_OF_OUTPUTS = {"attention_output_norm": "input_layernorm", "mlp_output_norm": "post_attention_layernorm"}
 """Chameleon 34B keeps the tensors' names where it moves the norms."""
 
+_SCALINGS = tuple(kind for kind in SCALINGS if kind not in LONG)
+"""Pictures have one length: none of these models has long rotary scaling."""
 
-def completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with the keys that it leaves out, as its own class would fill them in."""
+
+def completed(config: Any, defaults: Mapping[str, Any]) -> Any:
+    """``config`` with the keys that it leaves out, as its own class would fill them in; what is no object stays what it is."""
+    if not isinstance(config, Mapping):
+        return config or dict(defaults)
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    elsewhere = {"rope_theta"} if "rope_theta" in nested else set()
+    elsewhere = {"rope_theta"} if isinstance(nested, Mapping) and "rope_theta" in nested else set()
     return {key: value for key, value in defaults.items() if key not in elsewhere} | dict(config)
 
 
@@ -47,24 +52,26 @@ def take_backbone(reader: ConfigReader, where: str, positions: int | None) -> di
     CheckpointError
         A key is missing or has a value that is not supported.
     """
-    width, heads = reader.take("hidden_size"), reader.take("num_attention_heads")
-    head_size = reader.take("head_dim", width // heads)
-    bias = reader.take("attention_bias", False, accepted=(False, True))
+    width, heads = reader.count("hidden_size"), reader.count("num_attention_heads")
+    head_size = reader.count("head_dim", width // heads)
+    bias = reader.flag("attention_bias", False)
+    lengths = Lengths(reader.count("max_position_embeddings"), positions)
+    rotary, longest, _ = take_rotary(reader, where, head_size, lengths, kinds=_SCALINGS)
     return {
-        "vocab_size": reader.take("vocab_size"),
-        "positions": choose_positions(positions, reader.take("max_position_embeddings")),
+        "vocab_size": reader.count("vocab_size"),
+        "positions": longest,
         "width": width,
-        "layers": reader.take("num_hidden_layers"),
+        "layers": reader.count("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": reader.take("num_key_value_heads", heads),
+        "kv_heads": reader.count("num_key_value_heads", heads),
         "head_size": head_size,
-        "mlp_width": reader.take("intermediate_size"),
-        "norm": Norm("rms", reader.take("rms_norm_eps")),
+        "mlp_width": reader.count("intermediate_size"),
+        "norm": Norm("rms", reader.number("rms_norm_eps")),
         "activation": take_activation(reader, "hidden_act", "silu"),
-        "rotary": take_rotary(reader, where, head_size),
+        "rotary": rotary,
         "query_key_value_bias": bias,
         "attention_output_bias": bias,
-        "mlp_bias": reader.take("mlp_bias", False, accepted=(False, True)),
+        "mlp_bias": reader.flag("mlp_bias", False),
     }
 
 

@@ -89,44 +89,42 @@ class Chameleon:
         config = completed(checkpoint.config, DEFAULTS)
         reader = ConfigReader(config, where)
         lumina = any(key in config for key in _LUMINA_KEYS)
-        vocabulary = reader.take("vocabulary_map")
-        if not isinstance(vocabulary, Mapping):
-            raise CheckpointError(
-                f"{where}: vocabulary_map is {vocabulary!r}, expected names of tokens and their numbers"
-            )
+        vocabulary = reader.tokens("vocabulary_map")
         pictures = token_range(
             [n for name, n in vocabulary.items() if name.startswith(PICTURE)], where, f"{PICTURE}..."
         )
-        reader.take("head_dim", _head_size(config), accepted=(_head_size(config),))
         choices = take_backbone(reader, where, positions)
+        if choices["head_size"] * choices["heads"] != choices["width"]:
+            raise CheckpointError(
+                f"{where}: head_dim is {choices['head_size']}, expected hidden_size / num_attention_heads, "
+                f"{choices['width'] // choices['heads']}"
+            )
         first, count = _generated(pictures, vocabulary, where) if lumina else pictures
         description = describe(
             checkpoint,
             **choices,
             query_key_norm=QueryKeyNorm(HEAD_NORM, per_head=True),
-            norm_placement="output" if reader.take("swin_norm", False, accepted=(False, True)) else "input",
+            norm_placement="output" if reader.flag("swin_norm", False) else "input",
             generated_first=first,
             generated=count,
         )
         reader.take("tie_word_embeddings", False, accepted=(False,))
         # How many machines it was trained on shows in the norms' weights, which are stored head by head.
         reader.ignore("model_parallel_size", "vq_config", "image_token_id", *_LUMINA_KEYS)
+        first_token = reader.count("bos_token_id", least=0)
         reader.finish()
         places = backbone_places(description, "model.", "lm_head.weight")
         weights = read_places(checkpoint, places, others(checkpoint, "model.vqmodel."))
-        decoding = (_lumina if lumina else _chameleon)(description, pictures, vocabulary, config["bos_token_id"])
+        decoding = (_lumina if lumina else _chameleon)(description, pictures, vocabulary, first_token)
         return Exportable(self.name, description, weights, decoding)
 
     def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
         """The picture decoder in ``separate`` with the token names of ``checkpoint``; None without one."""
         if separate is None:
             return None
-        codes = _codes(checkpoint.config.get("vocabulary_map") or {}, f"the configuration of {checkpoint.path}")
+        where = f"the configuration of {checkpoint.path}"
+        codes = _codes(ConfigReader(checkpoint.config, where).tokens("vocabulary_map", {}), where)
         return picture_decoder(model, separate, TAMING, _vq_choices(separate), codes=codes)
-
-
-def _head_size(config: Mapping[str, Any]) -> int:
-    return int(config["hidden_size"] // config["num_attention_heads"])
 
 
 def _generated(pictures: tuple[int, int], vocabulary: Mapping[str, int], where: str) -> tuple[int, int]:
@@ -220,7 +218,7 @@ def _vq_choices(separate: Checkpoint) -> dict[str, Any]:
     decoder = reader.part("ddconfig")
     choices = _vq_decoder_choices(decoder)
     decoder.finish()
-    choices |= {"codes": reader.take("n_embed"), "code_size": reader.take("embed_dim")}
+    choices |= {"codes": reader.count("n_embed"), "code_size": reader.count("embed_dim")}
     reader.take("remap", None, accepted=(None,))
     reader.take("colorize_nlabels", None, accepted=(None,))
     reader.ignore("sane_index_shape", *_VQ_TRAINING)
@@ -229,11 +227,11 @@ def _vq_choices(separate: Checkpoint) -> dict[str, Any]:
 
 
 def _vq_decoder_choices(reader: ConfigReader) -> dict[str, Any]:
-    multipliers, resolution = reader.take("ch_mult", [1, 2, 4, 8]), reader.take("resolution")
+    multipliers, resolution = reader.counts("ch_mult", [1, 2, 4, 8]), reader.count("resolution")
     coarsest = len(multipliers) - 1
     # Its code counts from the coarsest resolution, rounded down, upwards.
     resolutions = {k: resolution // 2**coarsest * 2 ** (coarsest - k) for k in range(len(multipliers))}
-    attended = reader.take("attn_resolutions")
+    attended = reader.counts("attn_resolutions")
     levels = {k for k, size in resolutions.items() if size in attended}
     reader.take("resamp_with_conv", True, accepted=(True,))
     for key in ("give_pre_end", "tanh_out", "use_linear_attn"):
@@ -241,7 +239,7 @@ def _vq_decoder_choices(reader: ConfigReader) -> dict[str, Any]:
     reader.take("attn_type", "vanilla", accepted=("vanilla",))
     reader.ignore("double_z", "in_channels", "dropout")
     return {
-        "latent": reader.take("z_channels"),
-        "stages": stages(reader.take("ch"), multipliers, reader.take("num_res_blocks"), levels),
-        "channels": reader.take("out_ch"),
+        "latent": reader.count("z_channels"),
+        "stages": stages(reader.count("ch"), multipliers, reader.count("num_res_blocks"), levels),
+        "channels": reader.count("out_ch"),
     }

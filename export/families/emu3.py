@@ -129,16 +129,17 @@ class Emu3:
         if own:
             config = completed(checkpoint.config, DEFAULTS)
             reader = ConfigReader(config, where)
-            area = reader.take("image_area", IMAGE_AREA)
+            area = reader.count("image_area", IMAGE_AREA)
             side = round(math.sqrt(area) / PIXELS)
-            tokens = _own_tokens(config, side)
-            reader.ignore("attn_implementation", *(key for key, _ in KEYS.values()))
+            numbers = {role: reader.count(key, default, least=0) for role, (key, default) in KEYS.items()}
         else:
             side = round(math.sqrt(area) / PIXELS)
             tokens = _named_tokens(checkpoint, where, side)
             where = f"{where}, text_config"
-            reader = ConfigReader(completed(checkpoint.config.get("text_config") or {}, DEFAULTS), where)
+            reader = ConfigReader(completed(checkpoint.config.get("text_config", {}), DEFAULTS), where)
         choices = take_backbone(reader, where, positions)
+        if own:
+            tokens = _own_tokens(numbers, choices["vocab_size"], side)
         reader.take("tie_word_embeddings", False, accepted=(False,))
         reader.finish()
         first, count = tokens.generated()
@@ -151,7 +152,8 @@ class Emu3:
 
     def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
         """The picture decoder in ``checkpoint`` or in ``separate``; None if there is none."""
-        codes = _codes(checkpoint.config.get("vocabulary_map"))
+        where = f"the configuration of {checkpoint.path}"
+        codes = _codes(ConfigReader(checkpoint.config, where).tokens("vocabulary_map", {}))
         prefixes = [p for p in _VQ_PREFIXES if any(name.startswith(f"{p}decoder.") for name in checkpoint.names())]
         if separate is not None:
             if prefixes:
@@ -165,8 +167,7 @@ class Emu3:
             return picture_decoder(model, separate, TAMING, choices, codes=codes)
         if not prefixes:
             return None
-        where = f"the configuration of {checkpoint.path}, vq_config"
-        reader = ConfigReader(checkpoint.config.get("vq_config") or {}, where)
+        reader = ConfigReader(checkpoint.config, where).part("vq_config", default={})
         choices = _vq_choices(reader, "latent_channels", "base_channels", "channel_multiplier")
         reader.take("num_attention_heads", 1, accepted=(1,))
         reader.ignore("hidden_size", "attention_dropout", "double_latent", "in_channels")
@@ -177,9 +178,7 @@ class Emu3:
 def _named_tokens(checkpoint: Checkpoint, where: str, side: int) -> _Tokens:
     """Tokens of transformers' configuration, of which all but the text's part and the names is without effect."""
     reader = ConfigReader(checkpoint.config, where)
-    vocabulary = reader.take("vocabulary_map")
-    if not isinstance(vocabulary, Mapping):
-        raise CheckpointError(f"{where}: vocabulary_map is {vocabulary!r}, expected names of tokens and their numbers")
+    vocabulary = reader.tokens("vocabulary_map")
     reader.take("tie_word_embeddings", False, accepted=(False,))
     reader.ignore("text_config", "vq_config", "image_token_id")
     # The converter of transformers wrote these here, where its model does not read them.
@@ -194,12 +193,11 @@ def _named_tokens(checkpoint: Checkpoint, where: str, side: int) -> _Tokens:
     return _Tokens(pictures, size=size, **{role: vocabulary[name] for role, name in NAMES.items()})
 
 
-def _own_tokens(config: Mapping[str, Any], side: int) -> _Tokens:
-    numbers = {role: int(config.get(key, default)) for role, (key, default) in KEYS.items()}
+def _own_tokens(numbers: Mapping[str, int], vocab_size: int, side: int) -> _Tokens:
     first = numbers["end"] + 1
     # Single bytes come first in its vocabulary, from "!" on, and digits are never merged.
     size = tuple(ord(letter) - ord("!") for letter in f"{side}*{side}")
-    return _Tokens((first, config["vocab_size"] - first), size=size, **numbers)
+    return _Tokens((first, vocab_size - first), size=size, **numbers)
 
 
 def _decoding(description: DecoderDescription, tokens: _Tokens, side: int) -> Decoding:
@@ -235,15 +233,13 @@ def _codes(vocabulary: Mapping[str, int] | None) -> dict[int, int] | None:
 
 def _vq_choices(reader: ConfigReader, latent: str, width: str, multipliers: str) -> dict[str, Any]:
     """What both configurations say, under the names that differ; defaults are those of both classes."""
-    factor, blocks = reader.take("temporal_downsample_factor", 4), reader.take("num_res_blocks", 2)
-    if not isinstance(factor, int) or factor < 1:
-        raise CheckpointError(f"temporal_downsample_factor is {factor!r}, expected an integer >= 1")
-    levels = reader.take("attn_resolutions", [3])
+    factor, blocks = reader.count("temporal_downsample_factor", 4), reader.count("num_res_blocks", 2)
+    levels = reader.counts("attn_resolutions", [3])
     return {
-        "codes": reader.take("codebook_size", 32768),
-        "code_size": reader.take("embed_dim", 4),
-        "latent": reader.take(latent, 4),
-        "stages": stages(reader.take(width, 256), reader.take(multipliers, [1, 2, 2, 4]), blocks, levels),
-        "channels": reader.take("out_channels", 3),
+        "codes": reader.count("codebook_size", 32768),
+        "code_size": reader.count("embed_dim", 4),
+        "latent": reader.count(latent, 4),
+        "stages": stages(reader.count(width, 256), reader.counts(multipliers, [1, 2, 2, 4]), blocks, levels),
+        "channels": reader.count("out_channels", 3),
         "frame": FirstFrame(blocks, int(math.log2(factor))),
     }

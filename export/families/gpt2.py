@@ -56,8 +56,8 @@ class Gpt2:
         description = describe_decoder(
             checkpoint,
             **choices,
-            norm=Norm("layer", reader.take("layer_norm_epsilon", 1e-5)),
-            tied_head=reader.take("tie_word_embeddings", True, accepted=(True, False)),
+            norm=Norm("layer", reader.number("layer_norm_epsilon", 1e-5)),
+            tied_head=reader.flag("tie_word_embeddings", True),
         )
         stop_tokens = take_stop_tokens(reader, description.vocab_size)
         reader.finish()
@@ -72,21 +72,21 @@ class Gpt2:
 
 def take_choices(reader: ConfigReader, activation: str) -> dict[str, Any]:
     """What a configuration of GPT-2 or ImageGPT says of a description; ``activation`` is meant by a missing one."""
-    width, heads, positions = reader.take("n_embd"), reader.take("n_head"), reader.take("n_positions")
+    width, heads, positions = reader.count("n_embd"), reader.count("n_head"), reader.count("n_positions")
     reader.take("n_ctx", positions, accepted=(positions,))
     reader.take("scale_attn_by_inverse_layer_idx", False, accepted=(False,))
     # It changes the order of two operations so that half precision does not overflow, not what they compute.
-    reader.take("reorder_and_upcast_attn", False, accepted=(False, True))
+    reader.flag("reorder_and_upcast_attn", False)
     reader.take("add_cross_attention", False, accepted=(False,))
     reader.ignore("_num_labels")
-    scaled = reader.take("scale_attn_weights", True, accepted=(True, False))
+    scaled = reader.flag("scale_attn_weights", True)
     return {
-        "vocab_size": reader.take("vocab_size"),
+        "vocab_size": reader.count("vocab_size"),
         "positions": positions,
         "width": width,
-        "layers": reader.take("n_layer"),
+        "layers": reader.count("n_layer"),
         "heads": heads,
-        "mlp_width": reader.take("n_inner", 4 * width),
+        "mlp_width": reader.count("n_inner", 4 * width),
         "mlp": "plain",
         "activation": take_activation(reader, "activation_function", activation),
         "learned_positions": True,

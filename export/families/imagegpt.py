@@ -48,7 +48,7 @@ class ImageGpt:
         description = describe(
             checkpoint,
             **choices,
-            norm=Norm("rms", reader.take("layer_norm_epsilon", 1e-5)),
+            norm=Norm("rms", reader.number("layer_norm_epsilon", 1e-5)),
             generated=choices["vocab_size"] - 1,
             tied_head=reader.take("tie_word_embeddings", False, accepted=(False,)),
         )

@@ -100,7 +100,7 @@ class Janus:
         own = checkpoint.config.get("model_type") == "multi_modality"
         picture, layout = (_take_own if own else _take_transformers)(reader, where)
         part = "language_config" if own else "text_config"
-        text = completed(checkpoint.config.get(part) or {}, LLAMA_DEFAULTS)
+        text = completed(checkpoint.config.get(part, {}), LLAMA_DEFAULTS)
         reader.ignore(part, "tie_word_embeddings", "image_token_id")
         reader.finish()
         inner = ConfigReader(text, f"{where}, {part}")
@@ -136,15 +136,15 @@ class Janus:
 
 
 def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
-    vision = reader.take("vision_config", {})
+    vision = reader.part("vision_config", default={})
     part = reader.part("vq_config")
-    width, depth = part.take("projection_dim", 2048), part.take("num_hidden_layers", 2)
+    width, depth = part.count("projection_dim", 2048), part.count("num_hidden_layers", 2)
     part.take("hidden_act", "gelu", accepted=("gelu",))
     picture = _Picture(
-        codes=part.take("num_embeddings", 16384),
-        code_size=part.take("embed_dim", 8),
+        codes=part.count("num_embeddings", 16384),
+        code_size=part.count("embed_dim", 8),
         head_hidden=width,
-        count=vision.get("num_image_tokens", IMAGE_TOKENS),
+        count=vision.count("num_image_tokens", IMAGE_TOKENS),
     )
     # The rest describes the decoder of pictures, which `_vq_choices` reads.
     part.ignore(
@@ -166,13 +166,13 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
 def _take_own(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
     """DeepSeek's own configurations: every part has a class ``cls`` and its arguments ``params``."""
     aligner = _params(reader, where, "gen_aligner_config", "MlpProjector")
-    depth = aligner.take("depth", 1)
+    depth = aligner.count("depth", 1)
     aligner.take("projector_type", accepted=("mlp_gelu",))
-    code_size = aligner.take("input_dim")
+    code_size = aligner.count("input_dim")
     aligner.ignore("n_embed")
     aligner.finish()
     head = _params(reader, where, "gen_head_config", "vision_head")
-    picture = _Picture(head.take("image_token_size"), code_size, head.take("image_token_embed"))
+    picture = _Picture(head.count("image_token_size"), code_size, head.count("image_token_embed"))
     head.ignore("n_embed")
     head.finish()
     reader.ignore("vision_config", "aligner_config", "gen_vision_config")
@@ -273,18 +273,17 @@ def _unconditional(checkpoint: Checkpoint) -> tuple[int, ...] | None:
 
 def _vq_choices(model: Exportable, checkpoint: Checkpoint) -> dict[str, Any]:
     """What transformers' configuration says of the picture decoder's description."""
-    where = f"the configuration of {checkpoint.path}, vq_config"
-    reader = ConfigReader(checkpoint.config.get("vq_config") or {}, where)
-    multipliers = reader.take("channel_multiplier", [1, 1, 2, 2, 4])
+    reader = ConfigReader(checkpoint.config, f"the configuration of {checkpoint.path}").part("vq_config", default={})
+    multipliers = reader.counts("channel_multiplier", [1, 1, 2, 2, 4])
     choices = {
-        "codes": reader.take("num_embeddings", 16384),
-        "code_size": reader.take("embed_dim", 8),
-        "latent": reader.take("latent_channels", 256),
+        "codes": reader.count("num_embeddings", 16384),
+        "code_size": reader.count("embed_dim", 8),
+        "latent": reader.count("latent_channels", 256),
         # Only the coarsest stage, which is the last multiplier, has attention.
         "stages": stages(
-            reader.take("base_channels", 128), multipliers, reader.take("num_res_blocks", 2), {len(multipliers) - 1}
+            reader.count("base_channels", 128), multipliers, reader.count("num_res_blocks", 2), {len(multipliers) - 1}
         ),
-        "channels": reader.take("out_channels", 3),
+        "channels": reader.count("out_channels", 3),
     }
     grid = model.decoding.grid
     side = grid.rows if grid else 0
@@ -298,12 +297,12 @@ def _vq_choices(model: Exportable, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _own_vq_choices(checkpoint: Checkpoint) -> dict[str, Any]:
     """DeepSeek's code takes the class ``VQ-16`` as it is, so that the tensors say all."""
-    where = f"the configuration of {checkpoint.path}, gen_vision_config"
-    reader = ConfigReader(checkpoint.config.get("gen_vision_config") or {}, where)
+    reader = ConfigReader(checkpoint.config, f"the configuration of {checkpoint.path}").part(
+        "gen_vision_config", default={}
+    )
     reader.take("cls", "VQ-16", accepted=("VQ-16",))
-    params = reader.take("params", {})
+    inner = reader.part("params", default={})
     reader.finish()
-    inner = ConfigReader(params, f"{where}, params")
     sizes = read_sizes(checkpoint, LLAMAGEN, _OWN_VQ_PREFIX)
     for key, name in (("image_token_size", "codes"), ("n_embed", "code_size")):
         inner.take(key, sizes[name], accepted=(sizes[name],))

@@ -118,13 +118,13 @@ class LlamaGen:
         sizes = _sizes(checkpoint)
         for key, found in (("dim", sizes.width), ("n_layer", sizes.layers), ("vocab_size", sizes.codes)):
             reader.take(key, found, accepted=(found,))
-        block = reader.take("block_size")
+        block = reader.count("block_size")
         side = math.isqrt(block)
         if side**2 != block or not block:
             raise CheckpointError(
                 f"{where}: block_size is {block}, expected the tokens of a square picture, such as 576"
             )
-        classes = reader.take("num_classes", 1000)
+        classes = reader.count("num_classes", 1000)
         if sizes.rows_of_classes not in (classes, classes + 1):
             raise CheckpointError(
                 f"{checkpoint.path}: {CLASSES!r} has {sizes.rows_of_classes} rows, expected {classes} or {classes + 1}; say "
@@ -173,7 +173,7 @@ def _description(
     checkpoint: Checkpoint, reader: ConfigReader, sizes: _Sizes, side: int, positions: int | None
 ) -> DecoderDescription:
     prefix = reader.take("cls_token_num", 1, accepted=(1,))
-    heads = reader.take("n_head", HEADS.get(sizes.width, 0))
+    heads = reader.count("n_head", HEADS.get(sizes.width, 0), least=0)
     if not heads or sizes.width % heads:
         raise CheckpointError(
             f"the configuration of {checkpoint.path}: n_head is {heads}, expected a divisor of the width, {sizes.width}; its width "
@@ -186,12 +186,10 @@ def _description(
         width=sizes.width,
         layers=sizes.layers,
         heads=heads,
-        kv_heads=reader.take("n_kv_head", heads),
+        kv_heads=reader.count("n_kv_head", heads),
         mlp_width=sizes.mlp_width,
-        norm=Norm("rms", reader.take("norm_eps", 1e-5)),
-        rotary=Rotary(
-            "interleaved", float(reader.take("rope_base", 10000.0)), grid=GridRotary(side, side, prefix=prefix)
-        ),
+        norm=Norm("rms", reader.number("norm_eps", 1e-5)),
+        rotary=Rotary("interleaved", reader.number("rope_base", 10000.0), grid=GridRotary(side, side, prefix=prefix)),
         embedding_segments=(sizes.codes, sizes.rows_of_classes),
         generated=sizes.codes,
     )
@@ -253,7 +251,7 @@ def _vq_choices(separate: Checkpoint) -> dict[str, Any]:
     stages = sizes["stages"]
     multipliers = [stage.width // stages[-1].width for stage in reversed(stages)]
     reader.take("decoder_ch_mult", multipliers, accepted=(multipliers,))
-    normalised = reader.take("codebook_l2_norm", True, accepted=(True, False))
+    normalised = reader.flag("codebook_l2_norm", True)
     reader.ignore(*_VQ_TRAINING)
     reader.finish()
     return sizes | {"normalised_codes": normalised, "rounding": "nearest"}

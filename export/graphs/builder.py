@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from coupled_sampling import __version__
 from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.storage import TensorFile
+from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph", "write_graph"]
 
@@ -197,7 +198,8 @@ def save_graph(model: Any, path: str | Path) -> Path:
     >>> save_graph(pixel_graph(np.zeros((16, 2, 2, 1), np.uint8), rows=4, columns=4), "pixels.onnx").name
     'pixels.onnx'
     """
-    onnx, path = require_onnx(), Path(path)
+    onnx, path = require_onnx(), check_path("path", path)
+    check_is("model", model, onnx.ModelProto)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(model.SerializeToString())

@@ -20,6 +20,7 @@ from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.storage import Storage, TensorFile
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
+from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["decoder_graph", "write_decoder_graph"]
 
@@ -111,7 +112,9 @@ def write_decoder_graph(
     >>> [path.name for path in write_decoder_graph(description, weight, "window.onnx", inline=False)]
     ['window.onnx', 'window.onnx.data']
     """
-    stored = storage or Storage()
+    check_is("description", description, DecoderDescription)
+    stored = check_is("storage", storage, Storage | None) or Storage()
+    path = check_path("path", path)
     size = _stored_bytes(description, stored)
     return write_graph(path, lambda tensors: decoder_graph(description, weights, stored, tensors), size, inline)
 
@@ -147,9 +150,9 @@ class _Writer:
             prefix = f"layers.{layer}"
             graph.scope(f"{prefix}.")
             y = self.attention.write(layer, self.input_norm(f"{prefix}.attention", x), window)
-            x = graph.op("Add", x, self.output_norm(f"{prefix}.attention", y))
+            x = self.added(x, self.output_norm(f"{prefix}.attention", y))
             y = self.mlp(f"{prefix}.mlp", self.input_norm(f"{prefix}.mlp", x))
-            x = graph.op("Add", x, self.output_norm(f"{prefix}.mlp", y))
+            x = self.added(x, self.output_norm(f"{prefix}.mlp", y))
         graph.scope("")
         self.head(self.norm("norm", x), window.shape)
         return graph.build(
@@ -175,6 +178,13 @@ class _Writer:
             added = graph.op("Gather", linear.table("position.weight", rows), position)
             x = graph.op("Add", x, linear.widened(added, self.storage.embeddings))
         return graph.op("Reshape", x, graph.integers(-1, description.width))
+
+    def added(self, x: str, y: str) -> str:
+        """``x`` and what a part of a layer made of it."""
+        if self.description.residual_scale != 1:
+            scale = np.array([self.description.residual_scale], np.float32)
+            y = self.graph.op("Mul", y, self.linear.vector("residual.scale", scale))
+        return self.graph.op("Add", x, y)
 
     def input_norm(self, part: str, x: str) -> str:
         return self.norm(f"{part}_norm", x) if self.description.input_norm else x

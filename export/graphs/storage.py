@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.fields import check_fields
 
 __all__ = ["NBITS_DOMAIN", "Storage", "TensorFile", "converted", "quantised", "stored_type"]
 
@@ -75,6 +76,7 @@ class Storage:
     form: str = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.weights not in (*_FLOATS, *_BITS):
             raise InvalidArgument(
                 f"weights is {self.weights!r}, expected one of {', '.join(map(repr, (*_FLOATS, *_BITS)))}"

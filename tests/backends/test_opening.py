@@ -38,7 +38,7 @@ gpu_machine = pytest.importorskip("standins.gpu_machine")
 trt_bundles = pytest.importorskip("standins.trt_bundles")
 
 RAN, CAPTURING = gpu_machine.RAN, gpu_machine.CAPTURING
-GPU = BACKENDS[1:]
+GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 SETTINGS = {"length": 12, "window": 4, "drafting": "repeat", "seed": 5}
 PROMPTS = [[8], [3, 1]]
 
@@ -71,7 +71,7 @@ def with_layout(bundle):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", *GPU])
 def test_a_provider_is_opened_by_name(machine, bundle, backend):
     with open_model(bundle, Place(backend), 2) as provider:
         assert isinstance(provider, LogitsProvider)
@@ -94,7 +94,7 @@ def test_a_step_is_opened_by_name(machine, bundle, backend, step):
         assert machine.cuda.waits == [], "model and decision are on one stream, or the model is done"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", *GPU])
 def test_a_step_graph_is_opened_by_name(machine, stepping, backend):
     with open_model(stepping, Place(backend, max_window=4), 2, method="scd-match", step="graph") as model:
         gpu = {} if backend == "cpu" else {"device": 0, "cuda_graphs": backend in CAPTURING}
@@ -201,9 +201,9 @@ def test_a_provider_that_does_not_say_what_runs_it_gives_its_class():
         ({"backend": "tensorrt-rtx", "threads": 1}, "threads is 1, but backend 'tensorrt-rtx' runs nothing on the CPU"),
         ({"backend": "cuda", "engines": "x"}, "engines is 'x', but backend 'cuda' builds none; leave it out"),
         ({"backend": "cuda", "device": -1}, "device is -1, expected the number of a GPU, from 0"),
-        ({"backend": "cuda", "device": True}, "device is True, expected the number of a GPU"),
+        ({"backend": "cuda", "device": True}, "device is True, expected an integer"),
         ({"device": 0}, "device is 0, but backend 'cpu' runs on no GPU; .* choose one of cuda, tensorrt, tensorrt-rtx"),
-        ({"backend": "cuda", "cuda_graphs": "yes"}, "cuda_graphs is 'yes', expected True, False"),
+        ({"backend": "cuda", "cuda_graphs": "yes"}, "cuda_graphs is 'yes', expected True or False"),
         ({"cuda_graphs": False}, "cuda_graphs is False, but backend 'cpu' runs on no GPU"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import OrtProvider, Place, open_model
+from coupled_sampling.backends.openvino import opening as openvino
 from coupled_sampling.backends.place import Wanted
 from coupled_sampling.backends.trt import opening as tensorrt
 from coupled_sampling.errors import CheckpointError
@@ -157,11 +158,12 @@ def test_the_exporters_check_finds_codes_that_are_packed_wrongly(checkpoint, tmp
     assert not (tmp_path / "b").exists()
 
 
-def test_tensorrt_refuses_an_operator_that_it_lacks_by_the_option_to_take(checkpoint, tmp_path):
+@pytest.mark.parametrize(("name", "opening"), [("tensorrt", tensorrt), ("openvino", openvino)])
+def test_who_lacks_the_operator_refuses_by_the_option_to_take(checkpoint, tmp_path, name, opening):
     bundle = exported(checkpoint, tmp_path / "b", "int4")
-    refusal = tensorrt.takes(Wanted(bundle, Place("tensorrt"), 1))
+    refusal = opening.takes(Wanted(bundle, Place(name), 1))
     assert "operators of com.microsoft" in refusal
     assert "--form standard" in refusal
     graph = replace(bundle.manifest.window_graph, domains=())
     standard = replace(bundle, manifest=replace(bundle.manifest, window_graph=graph))
-    assert tensorrt.takes(Wanted(standard, Place("tensorrt"), 1)) is None
+    assert opening.takes(Wanted(standard, Place(name), 1)) is None
