@@ -39,7 +39,7 @@ from coupled_sampling.methods import Method
 if TYPE_CHECKING:
     from coupled_sampling.backends.trt.progress import Progress
 
-__all__ = ["BACKENDS", "BackEnd", "Place", "Wanted", "back_end", "step_graphs_command"]
+__all__ = ["BACKENDS", "BackEnd", "Place", "Wanted", "back_end", "step_graphs_command", "unknown_operators"]
 
 _MODULES = {
     "cpu": "coupled_sampling.backends.ort.cpu",
@@ -157,6 +157,17 @@ class Wanted:
     def model_rows(self) -> int:
         """Rows of the model: two for each sequence with guidance."""
         return 2 * self.rows if self.guided else self.rows
+
+
+def unknown_operators(wanted: Wanted, runtime: str) -> str | None:
+    """Why ``runtime``, which knows ONNX's own operators only, cannot run the bundle; None if it has no others."""
+    domains = wanted.bundle.manifest.window_graph.domains
+    if not domains:
+        return None
+    return (
+        f"the bundle's graph has operators of {', '.join(domains)}, which {runtime} does not know; export it with "
+        "--form standard, or without --quantize"
+    )
 
 
 class BackEnd(Protocol):

@@ -21,7 +21,7 @@ from coupled_sampling.bundles.opening import file_record, open_bundle, write_man
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.check import Opener, check_opener, check_reference
+from coupled_sampling.export.check import Opener, check_opener, check_stored
 from coupled_sampling.export.check_text import CheckedText, check_text
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
@@ -160,8 +160,8 @@ def export_checkpoint(
     Raises
     ------
     CheckpointError
-        A checkpoint cannot be read, or is of no family that is known, or has something that is not understood; or weights were
-        stored as they are, and ``check`` found logits that differ by more than rounding.
+        A checkpoint cannot be read, or is of no family that is known, or has something that is not understood; or ``check`` found
+        logits that are not those of the weights as they were stored.
     InvalidArgument
         A setting does not fit the model.
     OutputError
@@ -222,8 +222,8 @@ def export_checkpoint(
             difference, checked = None, None
             if check is not None:
                 bundle = open_bundle(folder.absolute())
-                provider, exact = check(bundle, rows=1), chosen.storage.weights == "float32"
-                difference = check_reference(model.description, model.weights, provider, exact=exact)
+                provider = check(bundle, rows=1)
+                difference = check_stored(model.description, model.weights, chosen.storage, provider)
                 inner = bundle.tokenizer()
                 checked = None if inner is None else check_text(inner, manifest.vocab_size)
         total = sum(record.bytes for record in manifest.files.values())
@@ -300,7 +300,7 @@ def _manifest(
             f"length is {length}, but this model lays out {decoding.layout.length} tokens, and has {description.positions} "
             "positions; leave length and max_length at what the model was trained for"
         )
-    name = settings.name or checkpoint.path.stem
+    name, storage = settings.name or checkpoint.path.stem, settings.storage
     chunk = min(
         settings.prompt_chunk or default_chunk(description.vocab_size, description.positions), description.positions
     )
@@ -310,9 +310,9 @@ def _manifest(
     stop = dict.fromkeys([*decoding.stop_tokens, *text.stop_tokens])
     return Manifest(
         name=name,
-        description=f"{model.family} decoder, {settings.storage.weights} weights, exported from a checkpoint.",
+        description=f"{model.family} decoder, {storage.weights} weights, exported from a checkpoint.",
         files={path.name: file_record(path) for path in sorted(folder.iterdir())},
-        window_graph=description.manifest(_GRAPH, settings.storage.compute, widest, chunk),
+        window_graph=replace(description.manifest(_GRAPH, storage.compute, widest, chunk), domains=storage.domains),
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(description.generated_first, description.generated),
         length=length,
@@ -330,7 +330,7 @@ def _manifest(
             "source": checkpoint.path.name,
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
-            "storage": {"weights": settings.storage.weights, "compute": settings.storage.compute},
+            "storage": _storage_record(storage),
             "buckets": {"window": sorted({*settings.windows, chunk})},
             "notes": list(decoding.notes),
             **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
@@ -343,6 +343,11 @@ def _manifest(
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
     )
+
+
+def _storage_record(storage: Storage) -> dict[str, str]:
+    kept = {"weights": storage.weights, "compute": storage.compute}
+    return kept | ({"form": "nbits" if storage.is_nbits else "standard"} if storage.bits else {})
 
 
 def _pixel_graph(pictures: PictureDecoder | None) -> PixelGraph | None:

@@ -16,9 +16,11 @@ from coupled_sampling.contracts import LogitsProvider
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.reference import reference_logits
+from coupled_sampling.export.graphs.rounded import rounded_model
+from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.graphs.weights import WeightSource
 
-__all__ = ["Opener", "check_opener", "check_reference"]
+__all__ = ["Opener", "check_opener", "check_reference", "check_stored"]
 
 _CHECKED_TOKENS = 8
 """Tokens whose logits are compared with the reference."""
@@ -100,3 +102,29 @@ def check_reference(
             f"{_TOLERANCE}; nothing was written. Please report this with the checkpoint's configuration"
         )
     return largest
+
+
+def check_stored(
+    description: DecoderDescription, weights: WeightSource, storage: Storage, provider: LogitsProvider
+) -> float:
+    """As `check_reference`, of a graph that was written with ``storage``.
+
+    Where that rounds weights and computes in float32, the graph must give the logits of the rounded weights; what is returned is
+    the difference from the logits of ``weights`` as they are.
+
+    Parameters
+    ----------
+    description, weights, provider
+        As for `check_reference`.
+    storage
+        How the graph keeps ``weights``.
+
+    Raises
+    ------
+    CheckpointError
+        Logits are not those of the weights as they were stored.
+    """
+    rounds = storage.weights != "float32"
+    if rounds and storage.compute == "float32":
+        check_reference(*rounded_model(description, weights, storage), provider, exact=True)
+    return check_reference(description, weights, provider, exact=not rounds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coupled_sampling.backends.openvino.provider import OpenVinoProvider, refused_type
 from coupled_sampling.backends.openvino.runtime import find_runtime
-from coupled_sampling.backends.place import Wanted
+from coupled_sampling.backends.place import Wanted, unknown_operators
 from coupled_sampling.contracts import OpenProvider, OpenStep
 
 __all__ = ["KERNELS", "SETTINGS", "STEPS", "open", "takes"]
@@ -15,8 +15,8 @@ KERNELS = ()
 
 
 def takes(wanted: Wanted) -> str | None:
-    """Caches must be float32; anything else is taken."""
-    return refused_type(wanted.bundle)
+    """Operators must be ONNX's own, and caches float32; anything else is taken."""
+    return unknown_operators(wanted, "OpenVINO") or refused_type(wanted.bundle)
 
 
 def open(wanted: Wanted) -> OpenProvider | OpenStep:  # noqa: A001 - it is called as opening.open

@@ -71,9 +71,10 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     options.log_severity_level = 4
     # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
     options.enable_mem_pattern = False
-    # By default ONNX Runtime rounds the activations of quantised matrices to int8, differently for windows of different
-    # widths: log-probabilities of one position then differ by up to 0.8 (SmolLM2-135M), and the law depends on the decoding
-    # method. Its kernels without that rounding take ten times as long for int8. So weights are widened when they are loaded.
+    # This concerns DequantizeLinear only, the standard form of quantised weights. By default ONNX Runtime fuses it with the product
+    # and rounds activations to int8: log-probabilities of one position then differ by up to 0.8 between windows of different
+    # widths (SmolLM2-135M), and the law depends on the decoding method. So these weights are widened when they are loaded;
+    # MatMulNBits, which the exporter writes by default, says itself that activations stay float32.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 

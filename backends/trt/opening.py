@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coupled_sampling.backends.place import Wanted
+from coupled_sampling.backends.place import Wanted, unknown_operators
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.provider import TrtProvider
 from coupled_sampling.backends.trt.step import STEP_METHOD, TrtStep, missing_step_graph
@@ -18,7 +18,10 @@ _INSTEAD = "leave step at 'auto', and CUDA kernels decide"
 
 
 def takes(wanted: Wanted) -> str | None:
-    """A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle; anything else is taken."""
+    """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle."""
+    unknown = unknown_operators(wanted, "TensorRT")
+    if unknown is not None:
+        return unknown
     if wanted.step != "graph":
         return None
     method = "" if wanted.method is None else wanted.method.name

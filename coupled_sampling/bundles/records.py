@@ -72,6 +72,8 @@ class WindowGraph:
         Whether the graph has the input ``kv_length``.
     prompt_chunk
         Most tokens of a prompt to read in one call, at most ``max_window``; None leaves it to `Manifest.prompt_chunk`.
+    domains
+        Domains of operators that it has beside ONNX's own, such as "com.microsoft"; a back end without them refuses it.
 
     Examples
     --------
@@ -92,6 +94,7 @@ class WindowGraph:
     max_window: int
     has_kv_length: bool
     prompt_chunk: int | None = None
+    domains: tuple[str, ...] = ()
 
     caches: ClassVar[str] = "static"
     """Whether caches are "static", written into where a row is, or "growing"."""

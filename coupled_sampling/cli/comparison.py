@@ -29,6 +29,8 @@ class MethodResult:
     """Wall-clock time of the whole run."""
     reference: MethodResult | None
     """The result that figures are relative to; None for itself."""
+    window: int
+    """Slots of the last step's window: where an automatic one ended."""
 
     @property
     def summary(self) -> Summary:
@@ -55,6 +57,7 @@ class MethodResult:
             "nfe_mean": summary.nfe_mean,
             "nfe_sem": summary.nfe_sem,
             "tokens_per_step": summary.tokens_per_step,
+            "last_window": self.window if find_method(self.method).drafts else 1,
             "seconds": self.seconds,
             "tokens_per_second": summary.tokens / self.seconds,
             # Per token: a stop token may end one method's sequence earlier than another's.
@@ -115,9 +118,11 @@ def compare(
         if warm_up:
             _decode(model, [replace(one, length=_few(one.length, own)) for one in requests[: model.batch_size]], own)
         began = time.perf_counter()
-        generation = _decode(model, requests, own, None if watch is None else lambda commit: watch(method, commit))
+        generation, window = _decode(
+            model, requests, own, None if watch is None else lambda commit: watch(method, commit)
+        )
         seconds = time.perf_counter() - began
-        return MethodResult(method, generation, seconds, reference)
+        return MethodResult(method, generation, seconds, reference, window)
 
     results: list[MethodResult] = []
     for method in ordered:
@@ -136,15 +141,17 @@ def _decode(
     requests: Sequence[Request],
     settings: DecodingSettings,
     watch: Callable[[Commit], object] | None = None,
-) -> Generation:
-    """All ``requests``, as many at once as the model has rows."""
+) -> tuple[Generation, int]:
+    """All ``requests``, as many at once as the model has rows, and the last step's window."""
     decoder = Decoder(model, **settings.decoder)
     for request in requests:
         decoder.add(request)
     parts: list[list[Integers]] = [[] for _ in requests]
     traces = [Trace() for _ in requests]
     errors: list[Exception] = []
+    window = 1
     while decoder.active or decoder.waiting:
+        window = decoder.window
         for commit in decoder.step():
             parts[commit.handle].append(commit.tokens)
             traces[commit.handle] = commit.trace
@@ -154,4 +161,4 @@ def _decode(
                 watch(commit)
     if errors:
         raise errors[0]
-    return Generation([np.concatenate(tokens) for tokens in parts], traces)
+    return Generation([np.concatenate(tokens) for tokens in parts], traces), window

@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--block", type=int, default=32, metavar="N", help="inputs that share a scale (default: %(default)s)")
     add(
+        "--form",
+        default="auto",
+        choices=("auto", "nbits", "standard"),
+        help="how products with integers are written: nbits by ONNX Runtime's own MatMulNBits, which keeps memory near the "
+        "file's size; standard by ONNX's DequantizeLinear, for TensorRT and other runtimes; auto is nbits (default: %(default)s)",
+    )
+    add(
         "--window",
         default="1,16,32",
         metavar="WINDOWS",
@@ -146,7 +153,7 @@ def _settings(arguments: argparse.Namespace) -> ExportSettings:
         raise InvalidArgument(f"quantize is {arguments.quantize} and dtype {arguments.dtype}; give one of them")
     return ExportSettings(
         family=arguments.family,
-        storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block),
+        storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block, form=arguments.form),
         max_length=arguments.max_length,
         windows=_integers("window", arguments.window),
         length=arguments.length,

@@ -22,6 +22,7 @@ from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.cli.texts import Texts
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.methods import find_method
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -98,9 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
         say_json({**made, "methods": figures}, default=np.ndarray.tolist)
         return 0
     for row in figures:
+        searched = task.settings.decoding.window == "auto" and find_method(str(row["method"])).drafts
         say(
             f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
             f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s, {task.ran[str(row['method'])]}"
+            + (f", window auto ended at {row['last_window']}" if searched else "")
         )
     if "out" in made:
         say(f"wrote {arguments.out}")

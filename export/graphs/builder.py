@@ -83,6 +83,7 @@ class GraphBuilder:
         self._written: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
+        self._domains = {""}
         self._scope = ""
 
     def scope(self, prefix: str) -> None:
@@ -139,9 +140,10 @@ class GraphBuilder:
         return self.ops(kind, *inputs, names=(name,), **attributes)[0]
 
     def ops(self, kind: str, *inputs: str, names: Sequence[str | None], **attributes: Any) -> list[str]:
-        """A node with one output for each of ``names``; None makes a name up."""
+        """A node with one output for each of ``names``; None makes a name up. ``domain`` is the operator's, if not ONNX's own."""
         node = f"{self._scope}{kind}.{len(self._nodes)}"
         outputs = [f"{node}.{i}" if name is None else name for i, name in enumerate(names)]
+        self._domains.add(attributes.get("domain", ""))
         self._nodes.append(self._onnx.helper.make_node(kind, inputs, outputs, name=node, **attributes))
         return outputs
 
@@ -151,11 +153,11 @@ class GraphBuilder:
         constants = [self._onnx.numpy_helper.from_array(value, key) for key, value in self._constants.items()]
         constants += self._written.values()
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, constants, doc_string=description)
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self._domains)]
         model = helper.make_model(
             graph,
             opset_imports=opsets,
-            ir_version=helper.find_min_ir_version_for(opsets),
+            ir_version=helper.find_min_ir_version_for(opsets, ignore_unknown=True),
             producer_name=PRODUCER,
             producer_version=__version__,
             doc_string=description,

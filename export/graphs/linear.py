@@ -2,7 +2,7 @@
 
 Every map is one Gemm over a matrix (B * W, inputs). Maps of the same input are joined into one, which saves operators
 and changes no product. Float matrices stay (outputs, inputs), so that a head can share the embedding's; codes of
-quantised ones are (inputs, outputs), because that is what runtimes can fuse into a product that reads codes.
+quantised ones are written in the form that `Storage` asks for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.export.graphs.builder import GraphBuilder
+from coupled_sampling.export.graphs.nbits import nbits_product
 from coupled_sampling.export.graphs.storage import Storage, converted, quantised
 from coupled_sampling.export.graphs.weights import WeightReader
 
@@ -46,6 +47,9 @@ class Linear:
         storage, graph = self.storage, self.graph
         if storage.bits:
             codes, scales = quantised(matrix, storage.bits, storage.block)
+            if storage.is_nbits:
+                added = None if bias is None else self.vector(f"{name}.bias", bias)
+                return nbits_product(graph, name, codes, scales, added, x)
             weight = graph.op(
                 "DequantizeLinear",
                 graph.weight(f"{name}.weight", codes),

@@ -2,10 +2,13 @@
 
 float16 and bfloat16 halve the file and are widened where they are used. int8 and int4 keep one scale for every `block`
 inputs of a row, w = code * scale with codes in [-127, 127] or [-7, 7]; only matrices are kept so, embeddings are float16
-then and vectors are never narrowed. The codes are read by the standard operator DequantizeLinear, which runtimes may
-fuse with the product that follows; this library's CPU backend widens them at load instead, see
-`coupled_sampling.backends.ort.session`. Rounding weights changes the model: decoding stays lossless with respect to the law of
+then and vectors are never narrowed. Rounding weights changes the model: decoding stays lossless with respect to the law of
 the graph, and how far that is from the original is for `reference_logits` to say.
+
+The same codes and scales can be written in two forms. ``"nbits"`` is ONNX Runtime's own operator MatMulNBits, which multiplies
+float32 activations by codes as they are: memory stays that of the file. ``"standard"`` is ONNX's operator DequantizeLinear, for
+every other runtime; this library's CPU back end widens such codes to float32 when it opens the model, see
+`coupled_sampling.backends.ort.session`.
 
 Graphs of more than 2 GB must keep their weights in a second file (a limit of protobuf). `TensorFile` writes each weight
 there as soon as it is known, so that no two of them need be in memory at a time.
@@ -23,7 +26,10 @@ from numpy.typing import NDArray
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 from coupled_sampling.fields import check_fields
 
-__all__ = ["Storage", "TensorFile", "converted", "quantised", "stored_type"]
+__all__ = ["NBITS_DOMAIN", "Storage", "TensorFile", "converted", "quantised", "stored_type"]
+
+NBITS_DOMAIN = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 _BITS = {"int8": 8, "int4": 4}
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -44,11 +50,14 @@ class Storage:
         that compute in it (logits are always float32). It cannot be narrower than float weights.
     block
         Inputs that share a scale, for "int8" and "int4": a power of two from 16 to 256.
+    form
+        How products with "int8" and "int4" are written: "nbits" or "standard", see above. "auto" is "nbits" where the
+        arithmetic is float32, and "standard" else.
 
     Raises
     ------
     InvalidArgument
-        A type is unknown, or the two do not go together.
+        A type is unknown, or the settings do not go together.
 
     Examples
     --------
@@ -57,11 +66,14 @@ class Storage:
     1179648
     >>> Storage(weights="float32").bytes_of((1024, 1024), matrix=True)
     4194304
+    >>> Storage(weights="int4").domains, Storage(weights="int4", form="standard").domains
+    (('com.microsoft',), ())
     """
 
     weights: str = "float32"
     compute: str = "float32"
     block: int = 32
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -77,11 +89,28 @@ class Storage:
             )
         if self.block not in (16, 32, 64, 128, 256):
             raise InvalidArgument(f"block is {self.block}, expected a power of two from 16 to 256")
+        if self.form not in ("auto", "nbits", "standard"):
+            raise InvalidArgument(f"form is {self.form!r}, expected 'auto', 'nbits' or 'standard'")
+        if self.form == "nbits" and not (self.bits and self.compute == "float32"):
+            raise InvalidArgument(
+                f"form is 'nbits', weights {self.weights!r} and compute {self.compute!r}, expected weights 'int8' or 'int4' and "
+                "compute 'float32' with it; leave form at 'auto'"
+            )
 
     @property
     def bits(self) -> int:
         """Bits of a quantised matrix's entries; 0 for floats."""
         return _BITS.get(self.weights, 0)
+
+    @property
+    def is_nbits(self) -> bool:
+        """Whether products are written as MatMulNBits."""
+        return self.bits > 0 and self.form != "standard" and self.compute == "float32"
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains of operators that a graph has beside ONNX's own."""
+        return (NBITS_DOMAIN,) if self.is_nbits else ()
 
     @property
     def embeddings(self) -> str:

@@ -113,15 +113,32 @@ def test_export_then_generate_text(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("storage", "tolerance"), [("float32", 1e-4), ("float16", 1e-4), ("bfloat16", 1e-4), ("int8", 1e-4), ("int4", 1e-4)]
+    ("weights", "form"),
+    [
+        *((weights, "auto") for weights in ("float32", "float16", "bfloat16", "int8", "int4")),
+        ("int8", "standard"),
+        ("int4", "standard"),
+    ],
 )
-def test_every_storage_gives_a_provider_that_keeps_the_contract(source, tmp_path, storage, tolerance):
+def test_every_storage_gives_a_provider_that_keeps_the_contract(source, tmp_path, weights, form):
     """Also where activations might be rounded: one position's law must not depend on the window it was scored in."""
-    settings = ExportSettings(storage=Storage(storage), windows=(1, 16))
+    settings = ExportSettings(storage=Storage(weights, form=form), windows=(1, 16))
     done = export_checkpoint(source, tmp_path / "b", settings, check=on_cpu)
     limits = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2, "int8": 0.3, "int4": 3.0}
-    assert done.largest_difference < limits[storage]
-    check_provider(OrtProvider.open(tmp_path / "b", batch_size=2, threads=1), tolerance=tolerance, length=24)
+    assert done.largest_difference < limits[weights]
+    check_provider(OrtProvider.open(tmp_path / "b", batch_size=2, threads=1), tolerance=1e-4, length=24)
+
+
+@pytest.mark.parametrize(("options", "form"), [([], "nbits"), (["--form", "standard"], "standard")])
+def test_the_form_of_quantised_products_is_chosen_and_recorded(source, tmp_path, capsys, options, form):
+    out = tmp_path / "bundle"
+    assert run(capsys, "export", source, out, "--quantize", "int4", "--check", *options)[0] == 0
+    manifest = open_bundle(out).manifest
+    assert manifest.provenance["storage"] == {"weights": "int4", "compute": "float32", "form": form}
+    assert manifest.window_graph.domains == (("com.microsoft",) if form == "nbits" else ())
+    code, _, error = run(capsys, "export", source, out, "--form", "nbits", "--force")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "expected weights 'int8' or 'int4'" in error
 
 
 def test_progress_is_told_of_every_byte(source, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from coupled_sampling.bundles.hidden import hidden_path
 from coupled_sampling.cli.pictures import write_grid
+from coupled_sampling.windows import LADDER
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("onnxruntime")
@@ -48,6 +49,16 @@ def test_ar_beside_a_method_is_printed_first(tmp_path, command):
     assert ar.startswith("ar: 1 sequences, NFE 196.0, 1.00 tokens per step, ")
     assert match.startswith("scd-match: 1 sequences, NFE ")
     assert wrote == f"wrote {tmp_path / 'x.png'}"
+
+
+def test_where_an_automatic_window_ended_is_said_and_other_windows_are_not(tmp_path, command):
+    arguments = ["generate", "--count", 1, "--beside-ar", "--method", "scd-match", "--out", tmp_path / "x.png"]
+    code, text, _ = command(*arguments, "--window", "auto")
+    ar, match, _ = text.splitlines()
+    assert (code, "window" in ar) == (0, False)
+    assert int(match.rpartition(", window auto ended at ")[2]) in LADDER
+    code, text, _ = command(*arguments, "--window", 8, "--json")
+    assert [row["last_window"] for row in json.loads(text)["methods"]] == [1, 8]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_openvino import BUGS as OPENVINO
 from bugs_of_processors import BUGS as PROCESSORS
+from bugs_of_quantised_weights import BUGS as QUANTISED_WEIGHTS
 from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
@@ -45,6 +46,7 @@ BUGS: tuple[Bug, ...] = (
     *NOISE,
     *OPENVINO,
     *PROCESSORS,
+    *QUANTISED_WEIGHTS,
     *READERS,
     *REQUESTS,
     *ROWS,

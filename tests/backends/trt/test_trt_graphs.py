@@ -81,7 +81,7 @@ def test_every_shipped_window_graph_is_built_with_all_its_masks_and_caches(flavo
         (Storage(), "float16"),
         (Storage("float16", "float16"), "float16"),
         (Storage("bfloat16"), "bfloat16"),
-        (Storage("int4"), "float32"),
+        (Storage("int4", form="standard"), "float32"),
         (Storage("int8", "float16"), "float16"),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.weights}-{value.compute}",

@@ -97,7 +97,9 @@ def narrowed(description, storage):
 
 
 FLOATS = [Storage(), Storage("float16"), Storage("bfloat16")]
-QUANTISED = [Storage("int8"), Storage("int4"), Storage("int8", block=16), Storage("int4", block=16)]
+STANDARD = [Storage(weights, block=block, form="standard") for block in (32, 16) for weights in ("int8", "int4")]
+NBITS = [Storage(weights, block=block) for block in (32, 16) for weights in ("int8", "int4")]
+QUANTISED = STANDARD + NBITS
 HALF = [Storage("float16", "float16"), Storage("int8", "float16"), Storage("int4", "float16")]
 
 
@@ -119,9 +121,9 @@ def test_a_tied_head_shares_the_narrowed_embedding(storage):
     assert np.abs(found - reference(TIED, narrowed(TIED, storage))).max() <= 2e-5
 
 
-def test_a_tied_head_is_quantised_while_its_embedding_is_not():
+@pytest.mark.parametrize("storage", [STANDARD[0], NBITS[0]], ids=str)
+def test_a_tied_head_is_quantised_while_its_embedding_is_not(storage):
     """The head's matrix and the embedding are then two things, so the oracle unties them."""
-    storage = Storage("int8")
     untied = dataclasses.replace(TIED, tied_head=False)
     weights = narrowed(TIED, storage)
     weights["head.weight"] = dequantised(*quantised(WEIGHTS[TIED]["embedding.weight"], 8, 32))
@@ -147,7 +149,7 @@ def test_drift_from_the_original(storage, least, most):
     assert least <= math.sqrt((drift**2).mean()) / original.std() <= most
 
 
-@pytest.mark.parametrize("storage", [Storage("int8"), Storage("int4"), Storage("int4", "float16")], ids=str)
+@pytest.mark.parametrize("storage", [*STANDARD[:2], Storage("int4", "float16")], ids=str)
 def test_products_read_the_codes_themselves(storage, tmp_path):
     """Standard operators in the file; the runtime fuses them, so that no widened matrix is ever in memory."""
     model = decoder_graph(DECODER, WEIGHTS[DECODER], storage)
@@ -194,6 +196,9 @@ def test_entries_beyond_float16_are_refused():
         (("float32", "bfloat16"), "compute is 'bfloat16'"),
         (("bfloat16", "float16"), "expected weights 'float16', 'int8' or 'int4'"),
         (("int4", "float32", 24), "block is 24"),
+        (("int4", "float32", 32, "packed"), "form is 'packed', expected 'auto', 'nbits' or 'standard'"),
+        (("int4", "float16", 32, "nbits"), "form is 'nbits', weights 'int4' and compute 'float16', expected"),
+        (("float16", "float32", 32, "nbits"), "expected weights 'int8' or 'int4' and compute 'float32'"),
     ],
 )
 def test_storage_that_cannot_be_is_refused(settings, message):
@@ -212,7 +217,7 @@ def test_without_ml_dtypes_the_extra_to_install_is_named(monkeypatch):
         stored_type("bfloat16")
 
 
-@pytest.mark.parametrize("storage", FLOATS + QUANTISED[:2] + HALF[2:], ids=str)
+@pytest.mark.parametrize("storage", FLOATS + STANDARD[:2] + NBITS[:2] + HALF[2:], ids=str)
 @pytest.mark.parametrize("description", [DECODER, TIED], ids=["plain", "tied"])
 def test_weights_in_a_second_file_are_the_same_weights(storage, description, tmp_path):
     weights = WEIGHTS[description]
