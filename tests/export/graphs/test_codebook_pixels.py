@@ -37,7 +37,7 @@ def test_a_token_without_pixels_is_an_error_never_a_picture(tmp_path, token):
     [
         (np.zeros((9, 2, 2, 1)), (2, 2), "codebook is float64"),
         (np.zeros((9, 4), np.uint8), (2, 2), r"codebook is uint8 of shape \(9, 4\)"),
-        (np.zeros((9, 2, 2, 1), np.uint8), (0, 2), "grid is 0 by 2"),
+        (np.zeros((9, 2, 2, 1), np.uint8), (0, 2), "rows is 0"),
     ],
 )
 def test_codebooks_that_cannot_be_are_refused(codebook, grid, message):
