@@ -18,7 +18,7 @@ from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
 from coupled_sampling.errors import InvalidArgument, OutputError
-from coupled_sampling.export.graphs.builder import require_onnx, save_graph
+from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.methods import find_method
@@ -145,7 +145,7 @@ def checked_methods(methods: Sequence[str]) -> list[str]:
 def _with_weights_outside(folder: Path, name: str) -> Any:
     """The window graph with its large constants in a second file; written again if they were not."""
     onnx = require_onnx()
-    window = onnx.load(folder / name, load_external_data=False)
+    window = load_graph(folder / name)
     inside = [tensor for tensor in window.graph.initializer if len(tensor.raw_data) >= _SMALLEST]
     if not inside:
         return window

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles.json_files import CHAT_TEMPLATE, read_object
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 
 __all__ = ["ChatTemplate"]
@@ -54,12 +55,12 @@ class ChatTemplate:
         BundleError
             There is none in it.
         """
+        record = read_object(path, CHAT_TEMPLATE)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             source, special = record["template"], record["special_tokens"]
             if not isinstance(source, str) or not all(isinstance(text, str) for text in special.values()):
                 raise TypeError("texts were expected")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{path} is no chat template ({error!r}); export the bundle again") from error
         return cls(source, special)
 

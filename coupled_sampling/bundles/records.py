@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
 
@@ -25,7 +26,7 @@ def default_chunk(vocab_size: int, most: int) -> int:
 def expect(condition: bool, field: str, found: object, expected: str) -> None:
     """Refuse ``field`` of a manifest unless ``condition`` holds: `BundleError`."""
     if not condition:
-        raise BundleError(f"{field} is {found!r}, expected {expected}; export the bundle again")
+        raise BundleError(f"{field} is {shown(found)}, expected {expected}; export the bundle again")
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,25 @@ training, where texts are whole, and a prompt is to be continued.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import re
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.arguments import in_one_line
+from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer", "require_tokenizers"]
+
+_TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
+"""What a tokenizer has to encode and decode before it is believed."""
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """A token that stands for a byte, in vocabularies that fall back to them."""
@@ -38,6 +46,24 @@ def require_tokenizers() -> Any:
             "prompts that are text need the package tokenizers: pip install 'coupled-sampling[text]'"
         ) from error
     return tokenizers
+
+
+@contextlib.contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keeps a panic's backtrace, which Rust writes itself, off standard error: the exception says it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Tokenizer:
@@ -71,18 +97,15 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            self._inner = require_tokenizers().Tokenizer.from_file(str(path))
-        except MissingDependency:
-            raise
-        except Exception as error:
-            # The library raises bare Exceptions.
-            raise BundleError(
-                f"{path} is no file of the tokenizers library ({error}); export the bundle again"
-            ) from error
-        # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
-        self._inner.no_truncation()
-        self._inner.no_padding()
+        library, self._path = require_tokenizers(), path
+        source = read_json_text(Path(path), TOKENIZER)
+        with self._refused("is no file of the tokenizers library"), _without_panics():
+            self._inner = library.Tokenizer.from_str(source)
+            # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
+            self._inner.no_truncation()
+            self._inner.no_padding()
+            # One that fails only when it is used shall fail here.
+            self._inner.decode(self._inner.encode(_TRIAL).ids)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Tokens of a ``text`` to be continued.
@@ -103,7 +126,8 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InvalidArgument(f"prompt is {text!r}, expected a text")
         try:
-            tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            with self._refused("cannot encode a text"):
+                tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         except (
             TypeError,
             UnicodeError,
@@ -118,7 +142,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special ones left out."""
-        text: str = self._inner.decode([int(token) for token in tokens], skip_special_tokens=True)
+        with self._refused("cannot decode tokens"):
+            text: str = self._inner.decode([int(token) for token in tokens], skip_special_tokens=True)
         return text
 
     @cached_property
@@ -143,12 +168,25 @@ class Tokenizer:
     @cached_property
     def _before(self) -> list[int]:
         """The special tokens that the post-processor puts before a text."""
-        for text in itertools.chain("a0", self._inner.get_vocab()):
-            encoding = self._inner.encode(text)
-            added: list[int] = encoding.special_tokens_mask
-            if 0 in added:  # the text's own tokens, which tell what is before them
-                return list(encoding.ids[: added.index(0)])
+        with self._refused("cannot encode a text"):
+            for text in itertools.chain("a0", self._inner.get_vocab()):
+                encoding = self._inner.encode(text)
+                added: list[int] = encoding.special_tokens_mask
+                if 0 in added:  # the text's own tokens, which tell what is before them
+                    return list(encoding.ids[: added.index(0)])
         return []
+
+    @contextlib.contextmanager
+    def _refused(self, what: str) -> Iterator[None]:
+        """Turns what the library raises, bare Exceptions and panics of Rust that are not even that, into a `BundleError`."""
+        try:
+            yield
+        except (TypeError, UnicodeError):  # of arguments, not of the file
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise BundleError(f"{self._path} {what} ({in_one_line(error)}); export the bundle again") from error
 
     def to_str(self) -> str:
         """The text of its ``tokenizer.json``."""

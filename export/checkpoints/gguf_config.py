@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coupled_sampling.arguments import is_whole, shown
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
 __all__ = ["ARCHITECTURES", "Architecture", "huggingface_config"]
@@ -87,16 +88,16 @@ def huggingface_config(
     ('gpt2', 16, 1e-05)
     """
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(
-            f"general.architecture is {name!r}, expected one of {', '.join(ARCHITECTURES)}; "
+            f"general.architecture is {shown(name)}, expected one of {', '.join(ARCHITECTURES)}; "
             "use a model of these families, or its safetensors folder if its family has an exporter"
         )
     for key, values in NEUTRAL.items():
         value = metadata.get(f"{name}.{key}", values[0])
         if value not in values:
             raise CheckpointError(
-                f"{name}.{key} is {value!r}, expected {values[0]!r}: a variant of {name} that cannot be exported"
+                f"{name}.{key} is {shown(value)}, expected {values[0]!r}: a variant of {name} that cannot be exported"
             )
     config = {
         "architectures": [ARCHITECTURES[name].class_name],
@@ -122,7 +123,7 @@ def _llama(metadata: Mapping[str, Any], name: str, tensors: Container[str]) -> d
         "head_dim": _head_size(metadata, name),
         "intermediate_size": _count(metadata, f"{name}.feed_forward_length"),
         "max_position_embeddings": _count(metadata, f"{name}.context_length"),
-        "rms_norm_eps": _short(_value(metadata, f"{name}.attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _number(metadata, f"{name}.attention.layer_norm_rms_epsilon"),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
     }
@@ -140,7 +141,7 @@ def _gpt2(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "n_inner": _count(metadata, "gpt2.feed_forward_length"),
         "n_positions": positions,
         "n_ctx": positions,
-        "layer_norm_epsilon": _short(_value(metadata, "gpt2.attention.layer_norm_epsilon")),
+        "layer_norm_epsilon": _number(metadata, "gpt2.attention.layer_norm_epsilon"),
     }
 
 
@@ -149,11 +150,11 @@ def _rotary(metadata: Mapping[str, Any], name: str, factors: Sequence[float] | N
     turned = metadata.get(f"{name}.rope.dimension_count", head_size)
     if turned != head_size:
         raise CheckpointError(
-            f"{name}.rope.dimension_count is {turned}, expected the size of a head, {head_size}: "
+            f"{name}.rope.dimension_count is {shown(turned)}, expected the size of a head, {head_size}: "
             "partial rotary embeddings are not read from GGUF"
         )
     return {
-        "rope_theta": _short(metadata.get(f"{name}.rope.freq_base", 10000.0)),
+        "rope_theta": _number(metadata, f"{name}.rope.freq_base", 10000.0),
         "rope_scaling": _rotary_scaling(metadata, name, factors, head_size),
     }
 
@@ -162,26 +163,28 @@ def _rotary_scaling(
     metadata: Mapping[str, Any], name: str, factors: Sequence[float] | None, head_size: int
 ) -> dict[str, Any] | None:
     prefix = f"{name}.rope.scaling"
-    linear = metadata.get(f"{name}.rope.scale_linear", 1.0)
+    linear = _number(metadata, f"{name}.rope.scale_linear", 1.0)
     kind = metadata.get(f"{prefix}.type", "linear" if linear != 1 else "none")
     if factors is not None:
         if kind != "none" or len(factors) != head_size // 2:
             raise CheckpointError(
-                f"rope_freqs.weight has {len(factors)} entries beside {prefix}.type {kind!r}, "
+                f"rope_freqs.weight has {len(factors)} entries beside {prefix}.type {shown(kind)}, "
                 f"expected {head_size // 2} beside 'none'"
             )
         return {"rope_type": "frequency_factors", "frequency_factors": list(factors)}
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
-        raise CheckpointError(f"{prefix}.type is {kind!r}, expected none, linear or yarn; use the safetensors folder")
-    scaling = {"rope_type": kind, "factor": _short(metadata.get(f"{prefix}.factor", linear))}
+        raise CheckpointError(
+            f"{prefix}.type is {shown(kind)}, expected none, linear or yarn; use the safetensors folder"
+        )
+    scaling = {"rope_type": kind, "factor": _number(metadata, f"{prefix}.factor", linear)}
     if kind == "linear":
         return scaling
     scaling["original_max_position_embeddings"] = _count(metadata, f"{prefix}.original_context_length")
     for own, key in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
         if f"{prefix}.{own}" in metadata:
-            scaling[key] = _short(metadata[f"{prefix}.{own}"])
+            scaling[key] = _number(metadata, f"{prefix}.{own}")
     for own in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"):
         if f"{prefix}.{own}" in metadata:
             raise CheckpointError(
@@ -204,7 +207,7 @@ def _head_size(metadata: Mapping[str, Any], name: str) -> int:
 
 def _vocabulary_size(metadata: Mapping[str, Any], name: str) -> int:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    return _count(metadata, f"{name}.vocab_size", REQUIRED if tokens is None else len(tokens))
+    return _count(metadata, f"{name}.vocab_size", len(tokens) if isinstance(tokens, list) else REQUIRED)
 
 
 def _value(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> Any:
@@ -218,11 +221,15 @@ def _value(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> An
 
 def _count(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> int:
     value = _value(metadata, key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"metadata {key} is {value!r:.60}, expected a positive integer, the same for all layers")
-    return value
+    if not is_whole(value) or value < 1:
+        raise CheckpointError(f"metadata {key} is {shown(value)}, expected a positive integer, the same for all layers")
+    return int(value)
 
 
-def _short(value: float) -> float:
+def _number(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> float:
     """The float of fewest digits that rounds to the stored float32: 1e-05 and not 9.999999747378752e-06."""
+    value = _value(metadata, key, default)
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    if not right or not abs(value) <= np.finfo(np.float32).max:  # nor NaN
+        raise CheckpointError(f"metadata {key} is {shown(value)}, expected a number that float32 has")
     return float(str(np.float32(value)))

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling import __version__
-from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
+from coupled_sampling.arguments import in_one_line
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.storage import TensorFile
 
-__all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph", "write_graph"]
+__all__ = ["OPSET", "GraphBuilder", "load_graph", "require_onnx", "save_graph", "write_graph"]
 
 OPSET = 24
 """Version of the default operator set: the first with TensorScatter."""
@@ -51,6 +52,25 @@ def require_onnx() -> Any:
             "more: pip install --upgrade 'coupled-sampling[export]'"
         )
     return onnx
+
+
+def load_graph(path: str | Path) -> Any:
+    """The ``onnx.ModelProto`` of a file. What lies in a second file is not read.
+
+    Raises
+    ------
+    BundleError
+        It is no ONNX graph, or damaged.
+    MissingDependency
+        ``onnx`` is not installed.
+    """
+    onnx, path = require_onnx(), Path(path)
+    try:
+        return onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); export the bundle again") from error
+    except Exception as error:  # protobuf's have no base class but this
+        raise BundleError(f"{path} is no ONNX graph ({in_one_line(error)}); export the bundle again") from error
 
 
 class GraphBuilder:
@@ -202,10 +222,10 @@ def save_graph(model: Any, path: str | Path) -> Path:
         # By path, since a second file is looked for beside it.
         onnx.checker.check_model(str(partial), full_check=True)
         partial.replace(path)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InvalidArgument(f"model is not a valid ONNX graph: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"model is not a valid ONNX graph: {in_one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -136,14 +136,14 @@ def test_a_folder_without_a_manifest_is_no_bundle(folder):
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
 def test_a_manifest_that_is_not_json_is_refused(folder, content):
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(BundleError, match="not readable JSON"):
+    with pytest.raises(BundleError, match="not readable"):
         open_bundle(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "gguf"}'])
 def test_a_foreign_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match="no bundle of this library"):
+    with pytest.raises(BundleError, match="no bundle of this library|expected a JSON object"):
         open_bundle(folder)
 
 
