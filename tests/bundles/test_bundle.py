@@ -143,7 +143,7 @@ def test_a_manifest_that_is_not_json_is_refused(folder, content):
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "gguf"}'])
 def test_a_foreign_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match="no bundle of this library|expected a JSON object"):
+    with pytest.raises(BundleError, match=r"no bundle of this library|expected a JSON object"):
         open_bundle(folder)
 
 
