@@ -8,6 +8,7 @@ metadata.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from coupled_sampling.bundles.chat import ChatTemplate
-from coupled_sampling.bundles.json_files import CHAT_TEMPLATE, CONFIGURATION, read_object, read_text
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
 
@@ -96,7 +96,7 @@ def _template(home: Path) -> ChatTemplate | None:
     if (home / "chat_template.json").is_file():
         source = _read(home / "chat_template.json").get("chat_template", source)
     if (home / "chat_template.jinja").is_file():
-        source = read_text(home / "chat_template.jinja", CHAT_TEMPLATE, CheckpointError)
+        source = (home / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(source, list):  # several by name; the one that is asked for by default is called so
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")
@@ -118,4 +118,12 @@ def _tokens(found: Any) -> tuple[int, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty if there is no file."""
-    return read_object(path, CONFIGURATION, CheckpointError) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object; copy the checkpoint again")
+    return found
