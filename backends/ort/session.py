@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
 __all__ = ["EXECUTION_PROVIDER", "check_threads", "open_session", "require_onnxruntime", "session_options"]
@@ -69,6 +70,8 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or 0
     # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
     options.enable_mem_pattern = False
+    # Everything but its own end: what it would write to standard error is in its exceptions, or does not matter.
+    options.log_severity_level = 4
     # By default ONNX Runtime rounds the activations of quantised matrices to int8, differently for windows of different
     # widths: log-probabilities of one position then differ by up to 0.8 (SmolLM2-135M), and the law depends on the decoding
     # method. Its kernels without that rounding take ten times as long for int8. So weights are widened when they are loaded.
@@ -105,7 +108,7 @@ def open_session(graph: Path, threads: int | None = None) -> Any:
     except Exception as error:
         # Its exceptions share no base class but Exception.
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}; export the bundle again"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {in_one_line(error)}; export the bundle again"
         ) from error
     used = session.get_providers()
     if used[0] != EXECUTION_PROVIDER:

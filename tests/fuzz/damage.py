@@ -20,7 +20,23 @@ WRONG = (
 )  # fmt: skip
 """Values that are hardly ever right."""
 
-_EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, 8_388_610)
+_EDGES = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    8_388_610,
+)
 
 
 def damaged_bytes(random: Random, data: bytes, times: int | None = None) -> bytes:
@@ -51,7 +67,9 @@ def damaged_bytes(random: Random, data: bytes, times: int | None = None) -> byte
 def paths(document: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The places of all values in ``document``, as keys and indices, without its own."""
     found = []
-    items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
     for key, value in items:
         found += [(*before, key), *paths(value, (*before, key))]
     return found
@@ -142,7 +160,9 @@ def _damage_field(random: Random, message: Any, every: list[Any]) -> None:
 def _scalar(random: Random, field: Any) -> Any:
     kinds = field.CPPTYPE_STRING, field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE
     if field.cpp_type == kinds[0]:
-        text = random.choice(("", "x", "logits", "input_ids", "start", "Loop", "If", "Scan", "MatMul", "../x", "é", "a" * 300))
+        text = random.choice(
+            ("", "x", "logits", "input_ids", "start", "Loop", "If", "Scan", "MatMul", "../x", "é", "a" * 300)
+        )
         return text.encode() if field.type == field.TYPE_BYTES else text
     if field.cpp_type in kinds[1:]:
         return random.choice((0.0, -1.0, 1e38, float("nan"), float("inf")))

@@ -23,8 +23,8 @@ from safetensors.numpy import save
 from coupled_sampling.bundles.opening import file_record
 from coupled_sampling.export import ExportSettings, export_checkpoint
 from standins.picture_models import (
-    BACKBONE,
     BAAI,
+    BACKBONE,
     CODES,
     EMU3_HEAD,
     LLAMAGEN_CONFIG,
@@ -56,7 +56,12 @@ def _models() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     backbone = backbone_tensors("model.")
     gpt2 = {"n_embd": WIDTH, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": WORDS}
     vision = BACKBONE | {"vocab_size": WORDS, "max_position_embeddings": 700}
-    chameleon = BACKBONE | {"model_type": "chameleon", "vocab_size": WORDS, "max_position_embeddings": 4096, "swin_norm": False}
+    chameleon = BACKBONE | {
+        "model_type": "chameleon",
+        "vocab_size": WORDS,
+        "max_position_embeddings": 4096,
+        "swin_norm": False,
+    }
     return [
         (_PLAIN | _SCALED | {"model_type": "llama"}, backbone),
         (_PLAIN | {"model_type": "mistral", "sliding_window": None}, backbone),
@@ -231,7 +236,10 @@ def tokenizer(random: Random, folder: Path) -> list[list[str]]:
         return [*_exported(folder, folder), ["generate", str(folder / "out"), *said]]
     bundle = _copied(folder, kind)
     if random.random() < 0.1:
-        template = {"template": "{% for m in messages %}{{ m.content }}{% endfor %}", "special_tokens": {"bos_token": "<s>"}}
+        template = {
+            "template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "special_tokens": {"bos_token": "<s>"},
+        }
         _recorded(bundle, "chat.json", damaged_json(random, template))
         return [["generate", str(bundle), *said, "--chat"]]
     _recorded(bundle, "tokenizer.json", content)
@@ -302,11 +310,21 @@ def _gguf_parts() -> tuple[list[tuple[str, int, Any]], list[tuple[str, tuple[int
     entries += [(f"llama.{key}", _U32, value) for key, value in sizes.items()]
     entries += [("llama.attention.layer_norm_rms_epsilon", _F32, 1e-5), ("llama.rope.freq_base", _F32, 1e4)]
     entries += [("tokenizer.ggml.model", _TEXT, "gpt2"), ("tokenizer.ggml.pre", _TEXT, "gpt-2")]
-    entries += [("tokenizer.ggml.tokens", _LIST, (_TEXT, alphabet)), ("tokenizer.ggml.merges", _LIST, (_TEXT, ["t h", "th e"]))]
+    entries += [
+        ("tokenizer.ggml.tokens", _LIST, (_TEXT, alphabet)),
+        ("tokenizer.ggml.merges", _LIST, (_TEXT, ["t h", "th e"])),
+    ]
     entries += [("tokenizer.ggml.token_type", _LIST, (_I32, [1] * (len(alphabet) - 1) + [3]))]
-    entries += [("tokenizer.ggml.eos_token_id", _U32, len(alphabet) - 1), ("tokenizer.ggml.add_bos_token", _BOOL, False)]
+    entries += [
+        ("tokenizer.ggml.eos_token_id", _U32, len(alphabet) - 1),
+        ("tokenizer.ggml.add_bos_token", _BOOL, False),
+    ]
     entries += [("tokenizer.chat_template", _TEXT, "{{ messages }}"), ("general.alignment", _U32, 32)]
-    shapes = {"token_embd.weight": (len(alphabet), 16), "output_norm.weight": (16,), "output.weight": (len(alphabet), 16)}
+    shapes = {
+        "token_embd.weight": (len(alphabet), 16),
+        "output_norm.weight": (16,),
+        "output.weight": (len(alphabet), 16),
+    }
     shapes |= {f"blk.0.attn_{name}.weight": (16, 16) for name in ("q", "k", "v", "output")}
     shapes |= {f"blk.0.{name}_norm.weight": (16,) for name in ("attn", "ffn")}
     shapes |= {"blk.0.ffn_gate.weight": (32, 16), "blk.0.ffn_up.weight": (32, 16), "blk.0.ffn_down.weight": (16, 32)}
@@ -337,8 +355,15 @@ def _damage_entry(random: Random, entries: list[list[Any]]) -> None:
         case 6:
             entry[1:] = [random.choice((_U64, _U32)), random.choice(numbers)]
         case 7:
-            added = random.choice(("rope.scaling.type", "rope.dimension_count", "attention.key_length", "vocab_size", "expert_count"))
-            entries.append([f"llama.{added}", *random.choice(((_TEXT, "yarn"), (_U32, 8), (_U32, 3), (_LIST, (_U32, [1])), (_F32, 2.0)))])
+            added = random.choice(
+                ("rope.scaling.type", "rope.dimension_count", "attention.key_length", "vocab_size", "expert_count")
+            )
+            entries.append(
+                [
+                    f"llama.{added}",
+                    *random.choice(((_TEXT, "yarn"), (_U32, 8), (_U32, 3), (_LIST, (_U32, [1])), (_F32, 2.0))),
+                ]
+            )
 
 
 def _damage_table(random: Random, table: list[list[Any]]) -> None:
@@ -347,15 +372,21 @@ def _damage_table(random: Random, table: list[list[Any]]) -> None:
         case 0:
             table.remove(entry)
         case 1:
-            entry[0] = random.choice((entry[0] + "x", "", random.choice(table)[0], "rope_freqs.weight", "blk.9.attn_q.weight"))
+            entry[0] = random.choice(
+                (entry[0] + "x", "", random.choice(table)[0], "rope_freqs.weight", "blk.9.attn_q.weight")
+            )
         case 2:
-            entry[1] = random.choice(((), (0,), (1,), (16,), (16, 16, 1), (2**63, 2), (2**32, 2**32), (32, 8), entry[1][::-1]))
+            entry[1] = random.choice(
+                ((), (0,), (1,), (16,), (16, 16, 1), (2**63, 2), (2**32, 2**32), (32, 8), entry[1][::-1])
+            )
         case 3:
             entry[2] = random.choice((*range(44), 2**31, 99))
         case 4:
             entry[3] = random.choice((0, 1, 7, 32, 2**31, 2**63, 2**64 - 64))
         case 5:
-            table.append(["rope_freqs.weight", random.choice(((4,), (3,), (2, 2), (8,))), random.choice((0, 0, 1, 24)), 0])
+            table.append(
+                ["rope_freqs.weight", random.choice(((4,), (3,), (2, 2), (8,))), random.choice((0, 0, 1, 24)), 0]
+            )
 
 
 def _gguf_file(entries: list[list[Any]], table: list[list[Any]], weights: bytes, random: Random | None) -> bytes:

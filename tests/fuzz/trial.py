@@ -168,8 +168,8 @@ def _standard(output: Any, error: Any) -> Iterator[None]:
     kept, streams = (os.dup(1), os.dup(2)), (sys.stdout, sys.stderr)
     os.dup2(output.fileno(), 1)
     os.dup2(error.fileno(), 2)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     try:
         yield
     finally:

@@ -143,7 +143,8 @@ def test_nothing_large_is_allocated_after_warm_up(bundle):
     assert addresses() == before
 
 
-def test_caches_and_noise_are_written_in_place(bundle, capfd):
+def test_caches_and_noise_are_written_in_place(bundle, capfd, monkeypatch):
+    let_sessions_warn(monkeypatch)
     step = of_bundle(bundle, "scd-gumbel")
     generate(step, [[256]], length=40, window=8)
     assert "in-place optimization not activated" not in capfd.readouterr().err
