@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])]
 
-from readers import READERS
-from trial import Outcome, run_inputs, summary
+from readers import READERS  # noqa: E402 - the folders are on the path now
+from trial import Outcome, run_inputs, summary  # noqa: E402
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export.graphs.decision import STEP_METHODS
+from standins.loud_sessions import let_sessions_warn
 
 pytest.importorskip("onnxruntime")
 
