@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, cast
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.families.contract import Decoding, Exportable, Family
@@ -77,4 +78,4 @@ def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
 
 
 def _identity(config: Mapping[str, Any]) -> str:
-    return f"model_type is {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
+    return f"model_type is {shown(config.get('model_type'))}, architectures {shown(config.get('architectures'))}"

@@ -135,10 +135,14 @@ class Janus:
         return picture_decoder(model, checkpoint, naming, choices | {"normalised_codes": True}, prefix=prefix)
 
 
+_MOST_LAYERS = 64
+"""Of the aligner; published ones have two."""
+
+
 def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
     vision = reader.part("vision_config", default={})
     part = reader.part("vq_config")
-    width, depth = part.count("projection_dim", 2048), part.count("num_hidden_layers", 2)
+    width, depth = part.count("projection_dim", 2048), part.count("num_hidden_layers", 2, most=_MOST_LAYERS)
     part.take("hidden_act", "gelu", accepted=("gelu",))
     picture = _Picture(
         codes=part.count("num_embeddings", 16384),
@@ -166,7 +170,7 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
 def _take_own(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
     """DeepSeek's own configurations: every part has a class ``cls`` and its arguments ``params``."""
     aligner = _params(reader, where, "gen_aligner_config", "MlpProjector")
-    depth = aligner.count("depth", 1)
+    depth = aligner.count("depth", 1, most=_MOST_LAYERS)
     aligner.take("projector_type", accepted=("mlp_gelu",))
     code_size = aligner.count("input_dim")
     aligner.ignore("n_embed")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coupled_sampling.arguments import is_whole
+from coupled_sampling.arguments import is_whole, shown
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
 from coupled_sampling.export.families.config import ConfigReader
@@ -90,7 +90,7 @@ class Llama:
         kind = _relative(checkpoint.config)
         if kind is None:
             raise CheckpointError(
-                f"{checkpoint.path}: model_type is {checkpoint.config.get('model_type')!r}, expected one of "
+                f"{checkpoint.path}: model_type is {shown(checkpoint.config.get('model_type'))}, expected one of "
                 f"{', '.join(RELATIVES)}; is the family right?"
             )
         where = f"the configuration of {checkpoint.path}"
@@ -154,7 +154,7 @@ def _description(
 def _refuse_window(reader: ConfigReader, where: str, kind: str, positions: int) -> None:
     layers = reader.take("layer_types", [])
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
-        raise CheckpointError(f"{where}: layer_types is {layers!r}, and only 'full_attention' can be exported")
+        raise CheckpointError(f"{where}: layer_types is {shown(layers)}, and only 'full_attention' can be exported")
     window = None
     if RELATIVES[kind].window == "switched":
         reader.take("use_sliding_window", False, accepted=(False,))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 from coupled_sampling.export.families.config import ConfigReader
@@ -44,7 +45,9 @@ def take_rotary(reader: ConfigReader, where: str, head_size: int) -> Rotary:
     base, nested, older = (reader.take(key, None) for key in ("rope_theta", "rope_parameters", "rope_scaling"))
     for part in (nested, older):
         if part is not None and not isinstance(part, Mapping):
-            raise CheckpointError(f"{where}: rotary scaling is {part!r}, expected a configuration of its own or null")
+            raise CheckpointError(
+                f"{where}: rotary scaling is {shown(part)}, expected a configuration of its own or null"
+            )
     if nested and older and dict(nested) != dict(older):
         raise CheckpointError(
             f"{where}: rope_parameters and rope_scaling differ, expected one of them; remove the other"
@@ -52,7 +55,9 @@ def take_rotary(reader: ConfigReader, where: str, head_size: int) -> Rotary:
     inner = ConfigReader(nested or older or {}, f"{where}, rotary positions")
     theta = inner.take("rope_theta", 10000.0 if base is None else base)
     if base is not None and theta != base:
-        raise CheckpointError(f"{where}: rope_theta is {base!r} and {theta!r} in rope_parameters; remove one of them")
+        raise CheckpointError(
+            f"{where}: rope_theta is {shown(base)} and {shown(theta)} in rope_parameters; remove one of them"
+        )
     kind = inner.take("rope_type", "", accepted=("", *SCALINGS))
     old_kind = inner.take("type", kind or "default", accepted=SCALINGS)
     if kind and old_kind != kind:

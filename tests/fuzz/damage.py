@@ -15,7 +15,8 @@ __all__ = ["WRONG", "damaged_bytes", "damaged_json", "damaged_message", "paths"]
 
 WRONG = (
     None, True, False, -1, 0, 1, 2, 3, 7, 64, 2**16, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 10**30, -(2**63), 0.0, 0.5,
-    -1.5, 1e-45, 1e38, 1e308, float("inf"), float("nan"), "", "x", "0", "model", "\0", "../x", "\ud800", "é😀", "x" * 5000, "\x1b[1m\x07",
+    -1.5, 1e-45, 1e38, 1e308, float("inf"), float("nan"), "", "x", "0", "model", "\0", "../x", "\ud800", "é😀", "x" * 5000,
+    "\x1b[1m\x07",
     [], {}, [[]], [None], [0], [-1], ["x"], [1e999], [[0, 1]], {"": 0}, {"x": {}}, {"content": "x"}, [{"x": 1}],
 )  # fmt: skip
 """Values that are hardly ever right."""
