@@ -247,9 +247,11 @@ def _check_files(manifest: Manifest) -> None:
     for field, graph in graphs.items():
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
-    kinds = [(graph.method, graph.warped, graph.guided, graph.noise) for graph in manifest.step_graphs]
-    for i, kind in enumerate(kinds):
-        expect(kind not in kinds[:i], f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
+    kinds: set[tuple[object, ...]] = set()
+    for i, one in enumerate(manifest.step_graphs):
+        kind = (one.method, one.warped, one.guided, one.noise)
+        expect(kind not in kinds, f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
+        kinds.add(kind)
     for field, name in (("tokenizer", manifest.tokenizer), ("chat_template", manifest.chat_template)):
         expect(name is None or name in manifest.files, field, name, "a file that is listed in files")
 
@@ -261,17 +263,18 @@ def _check_tokens(manifest: Manifest) -> None:
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
     expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
     grid, picture = manifest.grid, manifest.length
+    # A prompt has a token at least, and the last token generated is never an input.
+    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     if manifest.layout:
         layout = Layout(manifest.layout)
         expect(layout.length == manifest.length, "layout", layout.length, f"spans that cover length, {manifest.length}")
-        picture = len(layout.free())
+        # Counted, not listed: `Layout.free` makes an entry for each.
+        picture = sum(span.times for span in manifest.layout if span.count > 1)
         for i, span in enumerate(manifest.layout):
             inside = generated.first <= span.first and span.first + span.count <= generated.first + generated.count
             expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
     covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
     expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
-    # A prompt has a token at least, and the last token generated is never an input.
-    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}

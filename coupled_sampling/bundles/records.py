@@ -12,6 +12,8 @@ __all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "default_chun
 
 _CHUNK, _LEAST_CHUNK = 256, 32
 _MOST_LOGITS = 2**25
+_MOST_LAYERS = 10_000
+"""Whoever opens a graph makes names for two caches of each, before it sees whether they are there."""
 
 
 def default_chunk(vocab_size: int, most: int) -> int:
@@ -92,6 +94,7 @@ class WindowGraph:
     def __post_init__(self) -> None:
         for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
             expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
+        expect(self.layers <= _MOST_LAYERS, "window_graph.layers", self.layers, f"at most {_MOST_LAYERS}")
         for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
             value, most = getattr(self, name), getattr(self, limit)
             expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")

@@ -104,8 +104,9 @@ class Tokenizer:
             # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
             self._inner.no_truncation()
             self._inner.no_padding()
-            # One that fails only when it is used shall fail here.
-            self._inner.decode(self._inner.encode(_TRIAL).ids)
+            # One that panics when it is used does so here. An error is none yet: the text may have what the vocabulary has not.
+            with contextlib.suppress(Exception):
+                self._inner.decode(self._inner.encode(_TRIAL).ids)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Tokens of a ``text`` to be continued.

@@ -230,6 +230,6 @@ def _number(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> f
     """The float of fewest digits that rounds to the stored float32: 1e-05 and not 9.999999747378752e-06."""
     value = _value(metadata, key, default)
     right = isinstance(value, int | float) and not isinstance(value, bool)
-    if not right or not abs(value) <= np.finfo(np.float32).max:  # nor NaN
+    if not right or not abs(value) <= float(np.finfo(np.float32).max):  # nor NaN
         raise CheckpointError(f"metadata {key} is {shown(value)}, expected a number that float32 has")
     return float(str(np.float32(value)))

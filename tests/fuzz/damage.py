@@ -96,6 +96,9 @@ def damaged_json(random: Random, document: Any) -> bytes:
 def _change(random: Random, document: Any, place: tuple[Any, ...], places: list[tuple[Any, ...]]) -> None:
     holder = _at(document, place[:-1])
     key, value = place[-1], holder[place[-1]]
+    if random.random() < 0.5 and (value is None or isinstance(value, bool | int | float | str)):
+        holder[key] = _of_its_kind(random, value)
+        return
     match random.randrange(10):
         case 0:
             del holder[key]
@@ -109,6 +112,21 @@ def _change(random: Random, document: Any, place: tuple[Any, ...], places: list[
             holder[key] = random.choice((value + 1, value - 1, -value, value * 2, value // 2, value * 1000, str(value)))
         case _:
             holder[key] = random.choice(WRONG)
+
+
+def _of_its_kind(random: Random, value: Any) -> Any:
+    """Another value of the same type, which is what passes a look at types."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        cut = random.randrange(len(value) + 1)
+        return random.choice(
+            (value[:cut], value + "x", value[cut:] + value[:cut], value.upper(), "", " ", "<s>", "\\p{L}+", "(a|b)*?")
+        )
+    if value is None:
+        return random.choice(("x", 0, [], {}))
+    edges = (value + 1, value - 1, -value, value * 2, value // 2, value * 1000, 0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1)
+    return type(value)(random.choice(edges))
 
 
 def _at(document: Any, place: tuple[Any, ...]) -> Any:

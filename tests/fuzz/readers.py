@@ -218,7 +218,19 @@ def manifest(random: Random, folder: Path) -> list[list[str]]:
     return [
         ["inspect", str(bundle)],
         ["inspect", str(bundle), "--json"],
-        ["generate", str(bundle), "--tokens", "1,2", *_LENGTH, "--json"],
+        [
+            "compare",
+            str(bundle),
+            "--tokens",
+            "1,2",
+            "--count",
+            "1",
+            "--window",
+            "2",
+            "--methods",
+            "scd-match",
+            "--json",
+        ],
     ]
 
 
