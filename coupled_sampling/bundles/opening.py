@@ -4,8 +4,8 @@ A folder holds ``manifest.json``, a *window graph* (tokens to logits, see ``docs
 *pixel graph* (tokens to a picture) and *step graphs* (whole steps, see ``docs/step-graph.md``). The manifest says what
 the graphs promise, what the tokens mean, and the byte count and SHA-256 of every file. `open_bundle` believes none of
 it: a folder that is missing, truncated, damaged, too new or not a bundle is refused with a `BundleError` that names the
-file or field, so that no graph is ever run that was not the one exported. Nothing here loads a graph; that is what
-backends are for.
+file or field, so that no graph is ever run that was not the one exported, and none with weights from a file that is not
+listed. Nothing here loads a graph; that is what backends are for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.graph_files import check_graph_files
 from coupled_sampling.bundles.manifest import (
     MANIFEST,
     Defaults,
@@ -220,6 +221,9 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     manifest = _read_manifest(folder)
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
+    for graph in (manifest.window_graph, manifest.pixel_graph, *manifest.step_graphs):
+        if graph is not None:
+            check_graph_files(folder, graph.file, manifest.files)
     return Bundle(folder, manifest)
 
 
