@@ -8,13 +8,13 @@ metadata.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles.beside import read_object, read_template, read_tokens
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
@@ -65,7 +65,10 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> TextFiles:
         has_tokenizer = (home / _TOKENIZER).is_file()
         if has_tokenizer:
             shutil.copyfile(home / _TOKENIZER, folder / _TOKENIZER)
-        template, stop = _template(home), _tokens(_read(home / "generation_config.json").get("eos_token_id"))
+        template, stop = (
+            read_template(home, CheckpointError),
+            read_tokens(read_object(home / "generation_config.json", CheckpointError).get("eos_token_id")),
+        )
     if not has_tokenizer:
         return TextFiles(stop_tokens=stop)
     if template is not None:
@@ -77,7 +80,7 @@ def _from_gguf(metadata: Mapping[str, Any], folder: Path) -> tuple[bool, ChatTem
     if "tokenizer.ggml.model" not in metadata:
         return False, None, ()
     gguf_tokenizer(metadata).save(str(folder / _TOKENIZER))
-    stop = _tokens([metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")])
+    stop = read_tokens([metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")])
     source = metadata.get("tokenizer.chat_template")
     if not isinstance(source, str):
         return True, None, stop
@@ -87,43 +90,3 @@ def _from_gguf(metadata: Mapping[str, Any], folder: Path) -> tuple[bool, ChatTem
         if isinstance(token, int) and 0 <= token < len(tokens):
             special[name] = tokens[token]
     return True, ChatTemplate(source, special), stop
-
-
-def _template(home: Path) -> ChatTemplate | None:
-    """The chat template of a folder of Hugging Face, and the special tokens by name."""
-    settings = _read(home / "tokenizer_config.json")
-    source: Any = settings.get("chat_template")
-    if (home / "chat_template.json").is_file():
-        source = _read(home / "chat_template.json").get("chat_template", source)
-    if (home / "chat_template.jinja").is_file():
-        source = (home / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(source, list):  # several by name; the one that is asked for by default is called so
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    if not isinstance(source, str):
-        return None
-    special = {}
-    for name, value in {**_read(home / "special_tokens_map.json"), **settings}.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            special[name] = text
-    return ChatTemplate(source, special)
-
-
-def _tokens(found: Any) -> tuple[int, ...]:
-    """A token, a list of them, or nothing."""
-    listed = found if isinstance(found, list) else [found]
-    return tuple(token for token in listed if isinstance(token, int) and not isinstance(token, bool))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object; copy the checkpoint again")
-    return found
