@@ -108,7 +108,9 @@ def test_the_value_may_come_before_its_key_and_the_last_one_counts(tmp_path):
 
     entry = field(2, b"first.bin") + field(2, b"w.bin") + field(1, b"location")
     graph = field(5, field(13, entry))
-    (tmp_path / "graph.onnx").write_bytes(bytes([7 << 3 | 2 | 0x80, 0]) + bytes([len(graph)]) + graph)  # a tag in two bytes
+    (tmp_path / "graph.onnx").write_bytes(
+        bytes([7 << 3 | 2 | 0x80, 0]) + bytes([len(graph)]) + graph
+    )  # a tag in two bytes
     assert external_files(tmp_path / "graph.onnx") == ["w.bin"]
 
 
@@ -120,7 +122,12 @@ def test_a_damaged_graph_is_refused_in_one_line(tmp_path):
         if b"location" in whole[:length]:
             with pytest.raises(BundleError, match=r"graph\.onnx names files outside it and is no whole ONNX graph"):
                 external_files(path)
-    for damage in (b"\x3a\xff\xff\xff\xff\x0flocation", b"\x3b" + b"location", b"\x00location", b"\xff" * 12 + b"location"):
+    for damage in (
+        b"\x3a\xff\xff\xff\xff\x0flocation",
+        b"\x3b" + b"location",
+        b"\x00location",
+        b"\xff" * 12 + b"location",
+    ):
         path.write_bytes(damage)
         with pytest.raises(BundleError, match="no whole ONNX graph"):
             external_files(path)
