@@ -14,10 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles.beside import read_text
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
-from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
 
-__all__ = ["StopStrings", "TextStream", "Tokenizer", "require_tokenizers"]
+__all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """A token that stands for a byte, in vocabularies that fall back to them."""
@@ -38,6 +39,33 @@ def require_tokenizers() -> Any:
             "prompts that are text need the package tokenizers: pip install 'coupled-sampling[text]'"
         ) from error
     return tokenizers
+
+
+def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) -> Any:
+    """The ``tokenizers.Tokenizer`` in a file.
+
+    Raises
+    ------
+    CoupledSamplingError
+        Of the class ``error``: the file is not one of that library. The message has nothing of what is in it: it may be a link to
+        something else.
+    MissingDependency
+        The library is not installed.
+    """
+    kind, text = require_tokenizers().Tokenizer, read_text(path, error)
+    if text is None:
+        raise error(f"{path} is missing, expected a file of the tokenizers library; export or copy it again")
+    try:
+        return kind.from_str(text)
+    except BaseException as cause:
+        # The library raises bare Exceptions, and where it panics, what is no Exception at all.
+        if not isinstance(cause, Exception) and type(cause).__name__ != "PanicException":
+            raise
+        place = re.search(r"at line \d+ column \d+", str(cause))
+        raise error(
+            f"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; export or copy it again, "
+            "or upgrade tokenizers if the file is newer"
+        ) from None
 
 
 class Tokenizer:
@@ -71,15 +99,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            self._inner = require_tokenizers().Tokenizer.from_file(str(path))
-        except MissingDependency:
-            raise
-        except Exception as error:
-            # The library raises bare Exceptions.
-            raise BundleError(
-                f"{path} is no file of the tokenizers library ({error}); export the bundle again"
-            ) from error
+        self._inner = read_tokenizer(Path(path))
         # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
         self._inner.no_truncation()
         self._inner.no_padding()

@@ -25,7 +25,7 @@ HEAD_SIZE = HIDDEN // HEADS
 
 
 def hyperparameters(architecture="llama"):
-    heads = {"attention.head_count": HEADS, "attention.head_count_kv": KEY_HEADS}
+    heads = {"attention.head_count": HEADS} | ({} if architecture == "gpt2" else {"attention.head_count_kv": KEY_HEADS})
     sizes = {"block_count": LAYERS, "context_length": 64, "embedding_length": HIDDEN, "feed_forward_length": 64}
     epsilon = "layer_norm_epsilon" if architecture == "gpt2" else "layer_norm_rms_epsilon"
     values = sizes | heads | {f"attention.{epsilon}": 1e-5, "vocab_size": VOCABULARY}
