@@ -5,7 +5,7 @@ its characters are merged, always the two neighbours that make the piece of the 
 several; characters that are no piece become pieces for their bytes. Kudo and Richardson 2018, https://arxiv.org/abs/1808.06226.
 
 The library knows merges and no scores: a pair of pieces that makes a third is a merge, and merges are ordered by the score of what
-they make. That is the same as long as no two pieces have the same score, so such files are refused.
+they make. That is the same as long as no two pieces have the same score, runs of one letter apart; other files are refused.
 
 Markers in a text, such as ``<s>``, are the pieces they look like, and what follows one begins as a text does. There llama.cpp and
 the files of the models' makers agree; SentencePiece itself sees letters in a marker.
@@ -162,11 +162,13 @@ def _merges(pieces: Pieces) -> list[tuple[str, str]]:
                 f"unigram model; {_INSTEAD}"
             )
         other = made_by.setdefault(score, text)
-        if other != text:
+        # Runs of one letter may share a score, as those of spaces do in Llama 2: see the order below.
+        if other != text and {*other, *text} != {text[0]}:
             raise CheckpointError(
                 f"{pieces.source} has the score {score} for {shown(other)} and {shown(text)}, expected another for every piece, an "
                 f"order of merges; {_INSTEAD}"
             )
-        # Of cuts that make the same piece, the longer left half first: a run of equal letters is merged from its left end.
+        # Where the score is the same, the longer left half first: a run of one letter grows from its left end, as it does where
+        # the leftmost of equal candidates is merged.
         ranked += [(-score, -cut, text[:cut], text[cut:]) for cut in cuts]
     return [(left, right) for _, _, left, right in sorted(ranked)]
