@@ -20,7 +20,6 @@ __all__ = [
     "Decoding",
     "Exportable",
     "Family",
-    "family_of",
     "find_family",
 ]
 
