@@ -232,8 +232,8 @@ def _notes(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
     notes = []
     if checkpoint.config.get("auto_map"):
         notes.append(
-            "the checkpoint brings Python code of its own (auto_map in config.json), which is not run: the bundle computes what the "
-            f"family {manifest.provenance['family']} does, so compare a few logits with those of that code"
+            "the checkpoint brings Python code of its own (auto_map in config.json), which is not run: the bundle computes what "
+            f"the family {manifest.provenance['family']} does, so compare a few logits with those of that code"
         )
     if manifest.tokenizer is None and not manifest.makes_pictures and not manifest.prompts:
         notes.append(

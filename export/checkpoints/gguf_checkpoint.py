@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
 from coupled_sampling.export.checkpoints.gguf_config import ARCHITECTURES, check_architecture, huggingface_config
 from coupled_sampling.export.checkpoints.gguf_file import PLAIN, GgufFile
@@ -103,10 +104,10 @@ def _check_key(key: str, value: Any) -> None:
 
 
 def _checkpoint(path: Path, file: GgufFile) -> Checkpoint:
-    parts = file.metadata.get("split.count", 1)
-    if parts > 1:
+    parts = file.metadata.get("split.count", 0)
+    if parts not in (0, 1):
         raise CheckpointError(
-            f"it is one of {parts} parts; join them with llama-gguf-split --merge and open the result"
+            f"it is one of {shown(parts)} parts; join them with llama-gguf-split --merge and open the result"
         )
     factors = file.read(ROTARY_FACTORS).tolist() if ROTARY_FACTORS in file.tensors else None
     config = huggingface_config(file.metadata, file.tensors, factors)

@@ -163,7 +163,7 @@ def _llama(metadata: Mapping[str, Any], name: str, tensors: Container[str]) -> d
         "head_dim": _head_size(metadata, name),
         "intermediate_size": _count(metadata, f"{name}.feed_forward_length"),
         "max_position_embeddings": _count(metadata, f"{name}.context_length"),
-        "rms_norm_eps": _short(_value(metadata, f"{name}.attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _number(metadata, f"{name}.attention.layer_norm_rms_epsilon"),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
     }
@@ -185,7 +185,7 @@ def _gpt2(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "n_inner": _count(metadata, "gpt2.feed_forward_length"),
         "n_positions": positions,
         "n_ctx": positions,
-        "layer_norm_epsilon": _short(_value(metadata, "gpt2.attention.layer_norm_epsilon")),
+        "layer_norm_epsilon": _number(metadata, "gpt2.attention.layer_norm_epsilon"),
     }
 
 
@@ -198,7 +198,7 @@ def _rotary(metadata: Mapping[str, Any], name: str, factors: Sequence[float] | N
             "partial rotary embeddings are not read from GGUF"
         )
     return {
-        "rope_theta": _short(metadata.get(f"{name}.rope.freq_base", 10000.0)),
+        "rope_theta": _number(metadata, f"{name}.rope.freq_base", 10000.0),
         "rope_scaling": _rotary_scaling(metadata, name, factors, head_size),
     }
 
@@ -207,8 +207,9 @@ def _rotary_scaling(
     metadata: Mapping[str, Any], name: str, factors: Sequence[float] | None, head_size: int
 ) -> dict[str, Any] | None:
     prefix = f"{name}.rope.scaling"
-    linear = metadata.get(f"{name}.rope.scale_linear", 1.0)
-    kind = metadata.get(f"{prefix}.type", "linear" if linear != 1 else "none")
+    linear = _number(metadata, f"{name}.rope.scale_linear", 1.0)
+    factor = _number(metadata, f"{prefix}.factor", linear)
+    kind = metadata.get(f"{prefix}.type", "linear" if factor != 1 else "none")  # as llama.cpp has it
     if factors is not None:
         if kind != "none" or len(factors) != head_size // 2:
             raise CheckpointError(
@@ -220,13 +221,13 @@ def _rotary_scaling(
         return None
     if kind not in ("linear", "yarn"):
         raise CheckpointError(f"{prefix}.type is {kind!r}, expected none, linear or yarn; use the safetensors folder")
-    scaling = {"rope_type": kind, "factor": _short(metadata.get(f"{prefix}.factor", linear))}
+    scaling = {"rope_type": kind, "factor": factor}
     if kind == "linear":
         return scaling
     scaling["original_max_position_embeddings"] = _count(metadata, f"{prefix}.original_context_length")
     for own, key in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
         if f"{prefix}.{own}" in metadata:
-            scaling[key] = _short(metadata[f"{prefix}.{own}"])
+            scaling[key] = _number(metadata, f"{prefix}.{own}")
     for own in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"):
         if f"{prefix}.{own}" in metadata:
             raise CheckpointError(
@@ -249,7 +250,7 @@ def _head_size(metadata: Mapping[str, Any], name: str) -> int:
 
 def _vocabulary_size(metadata: Mapping[str, Any], name: str) -> int:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    return _count(metadata, f"{name}.vocab_size", REQUIRED if tokens is None else len(tokens))
+    return _count(metadata, f"{name}.vocab_size", len(tokens) if isinstance(tokens, list) else REQUIRED)
 
 
 def _value(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> Any:
@@ -268,6 +269,9 @@ def _count(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> in
     return value
 
 
-def _short(value: float) -> float:
+def _number(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> float:
     """The float of fewest digits that rounds to the stored float32: 1e-05 and not 9.999999747378752e-06."""
+    value = _value(metadata, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < np.finfo(np.float32).max:
+        raise CheckpointError(f"metadata {key} is {shown(value)}, expected a number")
     return float(str(np.float32(value)))

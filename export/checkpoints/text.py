@@ -121,11 +121,15 @@ def find_tokenizer(place: Path) -> Any:
     """
     if place.is_dir():
         found = [place / name for name in (_TOKENIZER, _PIECES) if os.path.lexists(place / name)]
-        return find_tokenizer(found[0]) if found else None
-    if _is_object(place):
-        return read_tokenizer(place, CheckpointError)
-    settings = read_object(place.parent / "tokenizer_config.json", CheckpointError)
-    return piece_tokenizer(read_pieces(place.read_bytes(), str(place), settings))
+        return _read_tokenizer(found[0]) if found else None
+    return _read_tokenizer(place)
+
+
+def _read_tokenizer(path: Path) -> Any:
+    if _is_object(path):
+        return read_tokenizer(path, CheckpointError)
+    settings = read_object(path.parent / "tokenizer_config.json", CheckpointError)
+    return piece_tokenizer(read_pieces(path.read_bytes(), str(path), settings))
 
 
 def _is_object(path: Path) -> bool:
