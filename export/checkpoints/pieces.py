@@ -132,11 +132,15 @@ def add_markers(
     before, behind = ([] if mark is None else [texts[mark]] for mark in (begin, end))
     if before or behind:
         single = [*before, "$A", *behind]
-        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single=single,
-            pair=[*single, "$B", *behind],
-            special_tokens=list({texts[mark]: mark for mark in (begin, end) if mark is not None}.items()),
-        )
+        marks = {texts[mark]: mark for mark in (begin, end) if mark is not None}
+        try:
+            tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+                single=single, pair=[*single, "$B", *behind], special_tokens=list(marks.items())
+            )
+        except Exception as error:  # the library reads a language of its own in these texts
+            raise CheckpointError(
+                f"{shown(single)} cannot be what the tokenizer puts before and behind a text: {error}; {_INSTEAD}"
+            ) from error
 
 
 def _merges(pieces: Pieces) -> list[tuple[str, str]]:
@@ -156,7 +160,7 @@ def _merges(pieces: Pieces) -> list[tuple[str, str]]:
         cuts = [i for i in range(1, len(text)) if text[:i] in plain and text[i:] in plain]
         if not cuts:
             continue
-        if score != int(score):
+        if not float(score).is_integer():  # nor infinite, nor NaN
             raise CheckpointError(
                 f"{pieces.source} has the score {score} for {shown(text)}, expected whole numbers, an order of merges: this is a "
                 f"unigram model; {_INSTEAD}"

@@ -6,6 +6,7 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 
 from __future__ import annotations
 
+from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
@@ -27,6 +28,7 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
+    *CHECKPOINTS,
     *DRAFTS_AND_MODELS,
     *GRAMMARS,
     *GUIDANCE,

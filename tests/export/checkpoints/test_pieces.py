@@ -103,6 +103,11 @@ def test_a_stream_shows_what_decoding_at_once_does(tmp_path):
             "the score 0.0 for 'ab' and 'ba'",
         ),
         ({"tokens": ["a", "a" * 2000], "scores": [0.0, 1.0], "token_type": [1, 1]}, "a piece of 2000 letters"),
+        ({"tokens": ["a", "b", "ab"], "scores": [-1.0, -2.0, float("inf")], "token_type": [1] * 3}, "the score inf"),
+        (
+            {"tokens": ["a:b", "$A:x", "c"], "scores": [-1.0] * 3, "token_type": [1] * 3},
+            "cannot be what the tokenizer puts",
+        ),
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces is set"),
         ({"precompiled_charsmap": [1, 2]}, "precompiled_charsmap is set"),
         ({"bos_token_id": 5000}, "bos_token_id is 5000"),
