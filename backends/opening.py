@@ -22,6 +22,7 @@ from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, ba
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_is
 from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
@@ -185,6 +186,8 @@ def _wanted(
     if not isinstance(place, Place):
         raise InvalidArgument(f"place is {place!r}, expected a Place, such as Place('cuda', device=0)")
     check_count("rows", rows)
+    check_is("step", step, str)
+    check_is("warped", warped, bool)
     if step not in _STEPS:
         raise InvalidArgument(f"step is {step!r}, expected one of {', '.join(_STEPS)}")
     found = None if method is None else find_method(method)

@@ -33,6 +33,7 @@ from coupled_sampling.backends.ort.session import check_threads
 from coupled_sampling.bundles.opening import MODELS, Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import Method
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ tensorrt, tensorrt-rtx
     max_window: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         settings = back_end(self.backend).SETTINGS
         device, cuda_graphs = self.device, self.cuda_graphs
         if device is not None and (isinstance(device, bool) or not isinstance(device, int) or device < 0):
@@ -181,7 +183,7 @@ def back_end(name: str) -> BackEnd:
     InvalidArgument
         There is none.
     """
-    if name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         raise InvalidArgument(f"backend is {name!r}, expected one of {', '.join(_MODULES)}")
     return cast(BackEnd, importlib.import_module(_MODULES[name]))
 

@@ -13,6 +13,7 @@ package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its
 """
 
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
+from coupled_sampling.export.check_text import CheckedText
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
 from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
@@ -25,6 +26,7 @@ from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.step_bundle import add_step_graphs
 
 __all__ = [
+    "CheckedText",
     "Checkpoint",
     "DecoderDescription",
     "ExportSettings",

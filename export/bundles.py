@@ -21,10 +21,11 @@ from coupled_sampling.bundles.opening import file_record, open_bundle, write_man
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_reference
+from coupled_sampling.export.check_text import CheckedText, check_text
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
 from coupled_sampling.export.checkpoints.text import TextFiles, write_text_files
-from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families import family_of, find_family
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
@@ -33,6 +34,7 @@ from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.pictures import write_vq_pixel_graph
 from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
+from coupled_sampling.fields import check_fields, check_is, check_path
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
 
@@ -65,6 +67,8 @@ class ExportSettings:
     vq
         A checkpoint of the decoder of pictures, as for `coupled_sampling.export.open_checkpoint`, for families that keep it apart;
         None takes the one in the checkpoint itself, if there is one.
+    tokenizer
+        A ``tokenizer.json``, SentencePiece's ``tokenizer.model``, or the folder of one, to take instead of the checkpoint's own.
     step_graphs
         Methods to write step graphs for; see `coupled_sampling.export.add_step_graphs`.
     name, licence
@@ -87,12 +91,14 @@ class ExportSettings:
     prompt_chunk: int | None = None
     length: int | None = None
     vq: str | Path | None = None
+    tokenizer: str | Path | None = None
     step_graphs: tuple[str, ...] = ()
     name: str | None = None
     licence: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.windows or min(self.windows) < 1:
             raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
@@ -121,6 +127,10 @@ class Exported(NamedTuple):
     """Of all files together."""
     largest_difference: float | None
     """Largest difference of a logit from the float64 reference, in units of their standard deviation; None if not checked."""
+    text: CheckedText | None = None
+    """What the tokenizer did with a few texts; None if not checked, or if there is none."""
+    notes: tuple[str, ...] = ()
+    """What whoever exports should know, in sentences."""
 
 
 def export_checkpoint(
@@ -185,9 +195,11 @@ def export_checkpoint(
     ('llama', 3632)
     """
     check_opener(check)
-    chosen, out = settings or ExportSettings(), Path(out)
+    chosen = check_is("settings", settings, ExportSettings | None) or ExportSettings()
+    out = check_path("out", out)
     check_replaceable(out, force=chosen.force)
-    with open_checkpoint(source) as checkpoint:
+    # What is of no family that is known is refused for that, and not for weights that may be truncated as well.
+    with open_checkpoint(source, lambda path, config: family_of(path, config, chosen.family)) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
         _check_sizes(model.description, chosen)
@@ -197,18 +209,38 @@ def export_checkpoint(
             if pictures is not None:
                 weights = _Counted(pictures.weights, checkpoint, progress)
                 write_vq_pixel_graph(pictures.description, weights, pictures.tokens, folder / _PIXELS, chosen.storage)
-            text = write_text_files(checkpoint, folder)
+            tokenizer = None if chosen.tokenizer is None else Path(chosen.tokenizer)
+            text = write_text_files(checkpoint, folder, tokenizer, model.description.vocab_size)
             manifest = _manifest(model, checkpoint, folder, chosen, pictures, text)
             write_manifest(folder, manifest)
             if chosen.step_graphs:
                 manifest = write_step_graphs(folder, chosen.step_graphs)
-            difference = None
+            difference, checked = None, None
             if check is not None:
-                provider, exact = check(open_bundle(folder.absolute()), rows=1), chosen.storage.weights == "float32"
+                bundle = open_bundle(folder.absolute())
+                provider, exact = check(bundle, rows=1), chosen.storage.weights == "float32"
                 difference = check_reference(model.description, model.weights, provider, exact=exact)
+                inner = bundle.tokenizer()
+                checked = None if inner is None else check_text(inner, manifest.vocab_size)
         total = sum(record.bytes for record in manifest.files.values())
     parameters = sum(int(np.prod(shape)) for shape in model.description.weight_shapes().values())
-    return Exported(out, model.family, parameters, total, difference)
+    return Exported(out, model.family, parameters, total, difference, checked, _notes(checkpoint, manifest))
+
+
+def _notes(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
+    """What is as it should be, and still is not what everybody expects."""
+    notes = []
+    if checkpoint.config.get("auto_map"):
+        notes.append(
+            "the checkpoint brings Python code of its own (auto_map in config.json), which is not run: the bundle computes what "
+            f"the family {manifest.provenance['family']} does, so compare a few logits with those of that code"
+        )
+    if manifest.tokenizer is None and not manifest.makes_pictures and not manifest.prompts:
+        notes.append(
+            "the checkpoint has no tokenizer (tokenizer.json or tokenizer.model), so prompts can only be numbers of tokens "
+            "(--tokens 1,2,3), and so is what is generated; export with --tokenizer FILE to read and write text"
+        )
+    return tuple(notes)
 
 
 class _Counted:

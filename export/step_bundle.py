@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
@@ -21,6 +22,7 @@ from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
+from coupled_sampling.fields import check_path
 from coupled_sampling.methods import find_method
 
 __all__ = ["WEIGHTS", "add_step_graphs", "check_replaceable", "checked_methods", "write_step_graphs"]
@@ -67,7 +69,7 @@ def add_step_graphs(
     'step-scd-match.onnx'
     """
     opened = source if isinstance(source, Bundle) else open_bundle(source)
-    out = Path(out)
+    out = check_path("out", out)
     check_replaceable(out, force=force)
     checked_methods(methods)
     with whole_folder(out) as folder:
@@ -131,6 +133,8 @@ def checked_methods(methods: Sequence[str]) -> list[str]:
     InvalidArgument
         One has no step graph, or there is none.
     """
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise InvalidArgument(f"methods is {shown(methods)}, expected names of methods, such as ('scd-match',)")
     names = list(dict.fromkeys(find_method(name).name for name in methods))
     for name in names:
         if name not in STEP_METHODS:

@@ -2,18 +2,25 @@
 
 The template of conversations is in ``chat_template.jinja``, in ``chat_template.json`` or in ``tokenizer_config.json``, which also
 names the special tokens. Exports for ONNX Runtime are such folders, too.
+
+A file may be a link, as all are in Hugging Face's cache, and a stranger's link may lead to a file that is not meant for strangers.
+What is JSON is taken by its keys, and messages never quote it. A template in a file of its own is text of any kind: it has to be
+in the folder, or in the cache that the folder belongs to.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles import json_files
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.errors import BundleError, CoupledSamplingError
 
-__all__ = ["read_object", "read_template", "read_tokens"]
+__all__ = ["read_object", "read_template", "read_text", "read_tokens"]
+
+_TEMPLATE = "chat_template.jinja"
 
 
 def read_template(home: Path, error: type[CoupledSamplingError] = BundleError) -> ChatTemplate | None:
@@ -26,10 +33,14 @@ def read_template(home: Path, error: type[CoupledSamplingError] = BundleError) -
     """
     settings = read_object(home / "tokenizer_config.json", error)
     source: Any = settings.get("chat_template")
-    if (home / "chat_template.json").is_file():
-        source = read_object(home / "chat_template.json", error).get("chat_template", source)
-    if (home / "chat_template.jinja").is_file():
-        source = (home / "chat_template.jinja").read_text(encoding="utf-8")
+    source = read_object(home / "chat_template.json", error).get("chat_template", source)
+    if _leads_away(home, home / _TEMPLATE):
+        raise error(
+            f"{home / _TEMPLATE} is a link to a file elsewhere, and nothing tells a template from any other text; "
+            "put a copy of the file there"
+        )
+    written = read_text(home / _TEMPLATE, error)
+    source = source if written is None else written
     if isinstance(source, list):  # several by name; the one that is asked for by default is called so
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")
@@ -57,12 +68,26 @@ def read_object(path: Path, error: type[CoupledSamplingError] = BundleError) -> 
     CoupledSamplingError
         Of the class ``error``: the file is not readable JSON, or holds something else.
     """
-    if not path.is_file():
-        return {}
+    return json_files.read_object(path, json_files.CONFIGURATION, error) if os.path.lexists(path) else {}
+
+
+def read_text(path: Path, error: type[CoupledSamplingError] = BundleError) -> str | None:
+    """The text of a file, None if there is none.
+
+    Raises
+    ------
+    CoupledSamplingError
+        Of the class ``error``: what is there is no file, a link to nothing for instance, or is no text in UTF-8.
+    """
+    return json_files.read_text(path, json_files.CHAT_TEMPLATE, error) if os.path.lexists(path) else None
+
+
+def _leads_away(home: Path, path: Path) -> bool:
+    """Whether a file of the folder ``home`` is a link out of it, and not into the cache that the folder is part of."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
-        raise error(f"{path} is not readable JSON ({cause}); copy the folder again") from cause
-    if not isinstance(found, dict):
-        raise error(f"{path} holds a {type(found).__name__}, expected an object; copy the folder again")
-    return found
+        real, home = path.resolve(), home.resolve()
+    except (OSError, RuntimeError):  # a loop of links, which reading it reports
+        return False
+    # models--owner--name/snapshots/REVISION/... are links into models--owner--name/blobs.
+    stores = [folder.parent / "blobs" for folder in home.parents if folder.name == "snapshots"]
+    return home not in real.parents and real.parent not in stores

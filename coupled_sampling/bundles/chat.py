@@ -17,6 +17,7 @@ from coupled_sampling.arguments import in_one_line
 from coupled_sampling.bundles.chat_sandbox import make_environment
 from coupled_sampling.bundles.json_files import CHAT_TEMPLATE, read_object
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_fields
 
 __all__ = ["ChatTemplate"]
 
@@ -46,6 +47,9 @@ class ChatTemplate:
 
     source: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def read(cls, path: Path) -> ChatTemplate:

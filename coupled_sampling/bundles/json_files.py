@@ -126,7 +126,7 @@ def read_text(path: Path, kind: SmallFile, refusal: type[CoupledSamplingError] =
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refusal(
-            f"{path} is not readable as text in UTF-8 ({error}), expected {kind.name}; {kind.remedy}"
+            f"{path} is not readable as text in UTF-8, from byte {error.start} on, expected {kind.name}; {kind.remedy}"
         ) from error
 
 

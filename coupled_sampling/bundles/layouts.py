@@ -17,6 +17,7 @@ import numpy as np
 from coupled_sampling.arrays import counting, from_host, namespace
 from coupled_sampling.contracts import Array, Integers
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_fields
 
 __all__ = ["Layout", "LayoutProcessor", "Span"]
 
@@ -37,6 +38,7 @@ class Span:
     times: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, least in (("first", 0), ("count", 1), ("times", 1)):
             if getattr(self, name) < least:
                 raise InvalidArgument(f"{name} of a span is {getattr(self, name)}, expected an integer >= {least}")
@@ -59,6 +61,9 @@ class Layout:
     """
 
     spans: tuple[Span, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def grid(

@@ -16,6 +16,7 @@ from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, default_chunk, expect
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
 
 __all__ = [
@@ -48,6 +49,9 @@ class GeneratedTokens:
     first: int
     count: int
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -62,6 +66,9 @@ class Grid:
 
     rows: int
     columns: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,9 @@ class Prompt:
     tokens: tuple[int, ...]
     aliases: tuple[str, ...]
     title: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Defaults:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         try:
             find_method(self.method)
             self.sampling()
@@ -194,6 +205,7 @@ class Manifest:
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expect(self.name.strip() != "", "name", self.name, "a name")
         _check_files(self)
         _check_tokens(self)

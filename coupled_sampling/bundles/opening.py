@@ -10,6 +10,7 @@ listed. Nothing here loads a graph; that is what backends are for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -41,6 +42,7 @@ from coupled_sampling.bundles.records import expect
 from coupled_sampling.bundles.settings import DecodingSettings, Given, decoding_settings
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
+from coupled_sampling.fields import check_is, check_path
 
 __all__ = [
     "FORMAT",
@@ -121,6 +123,13 @@ class Bundle:
         noise
             Where its race noise comes from; "window" for TensorRT.
         """
+        for name, value, kind in (
+            ("method", method, str),
+            ("warped", warped, bool),
+            ("guided", guided, bool),
+            ("noise", noise, str),
+        ):
+            check_is(name, value, kind)
         fitting = [
             graph
             for graph in self.manifest.step_graphs
@@ -205,9 +214,10 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
     Traceback (most recent call last):
     coupled_sampling.errors.BundleError: no bundle 'nowhere': expected the folder of a bundle and found nothing there...
     """
+    given = check_path("path_or_name", path_or_name)
     embedded = embedded_names()
     is_name = isinstance(path_or_name, str) and path_or_name in embedded
-    folder = MODELS / path_or_name if is_name else Path(path_or_name)
+    folder = MODELS / given if is_name else given
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise BundleError(
@@ -235,6 +245,7 @@ def file_record(path: Path) -> FileRecord:
     >>> record.bytes, record.sha256[:8]
     (4, '03ac6742')
     """
+    path = check_path("path", path)
     with path.open("rb") as file:
         return FileRecord(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
@@ -256,7 +267,8 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     >>> write_manifest(".", replace(manifest, description="The same model under another description.")).name
     'manifest.json'
     """
-    path = Path(folder) / MANIFEST
+    path = check_path("folder", folder) / MANIFEST
+    check_is("manifest", manifest, Manifest)
     partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     try:
@@ -265,7 +277,8 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return path
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from coupled_sampling.arguments import shown
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
 
 __all__ = ["FileRecord", "PixelGraph", "StepGraph", "WindowGraph", "default_chunk", "expect"]
@@ -44,6 +45,9 @@ class FileRecord:
 
     sha256: str
     bytes: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class WindowGraph:
     prompt_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
             expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
         expect(self.layers <= _MOST_LAYERS, "window_graph.layers", self.layers, f"at most {_MOST_LAYERS}")
@@ -135,6 +140,7 @@ class StepGraph:
     noise: str = "ring"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         try:
             find_method(self.method)
         except InvalidArgument as error:
@@ -164,5 +170,6 @@ class PixelGraph:
     channels: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("height", "width", "channels"):
             expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")

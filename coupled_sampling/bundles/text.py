@@ -20,9 +20,9 @@ from typing import Any
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
-from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
 
-__all__ = ["StopStrings", "TextStream", "Tokenizer", "require_tokenizers"]
+__all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
 
 _TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
 """What a tokenizer has to encode and decode before it is believed."""
@@ -66,6 +66,40 @@ def _without_panics() -> Iterator[None]:
         os.close(kept)
 
 
+def _is_foreign(error: BaseException) -> bool:
+    """Whether the library raised it: bare Exceptions, and where Rust panics what is no Exception at all."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) -> Any:
+    """The ``tokenizers.Tokenizer`` in a file. One that panics when it is used does so here.
+
+    Raises
+    ------
+    CoupledSamplingError
+        Of the class ``error``: the file is not one of that library. The message has nothing of what is in it: it may be a link to
+        something else.
+    MissingDependency
+        The library is not installed.
+    """
+    kind, text = require_tokenizers().Tokenizer, read_json_text(path, TOKENIZER, error)
+    try:
+        with _without_panics():
+            made = kind.from_str(text)
+            # An error is none yet: the text may have what the vocabulary has not.
+            with contextlib.suppress(Exception):
+                made.decode(made.encode(_TRIAL).ids)
+            return made
+    except BaseException as cause:
+        if not _is_foreign(cause):
+            raise
+        place = re.search(r"at line \d+ column \d+", str(cause))
+        raise error(
+            f"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; export or copy it again, "
+            "or upgrade tokenizers if the file is newer"
+        ) from None
+
+
 class Tokenizer:
     """A model's tokenizer. Markers such as ``<|im_start|>`` in a text are the special tokens they look like.
 
@@ -97,16 +131,11 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        library, self._path = require_tokenizers(), path
-        source = read_json_text(Path(path), TOKENIZER)
-        with self._refused("is no file of the tokenizers library"), _without_panics():
-            self._inner = library.Tokenizer.from_str(source)
-            # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
-            self._inner.no_truncation()
-            self._inner.no_padding()
-            # One that panics when it is used does so here. An error is none yet: the text may have what the vocabulary has not.
-            with contextlib.suppress(Exception):
-                self._inner.decode(self._inner.encode(_TRIAL).ids)
+        self._path = path
+        self._inner = read_tokenizer(Path(path))
+        # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
+        self._inner.no_truncation()
+        self._inner.no_padding()
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Tokens of a ``text`` to be continued.
@@ -185,7 +214,7 @@ class Tokenizer:
         except (TypeError, UnicodeError):  # of arguments, not of the file
             raise
         except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not _is_foreign(error):
                 raise
             raise BundleError(f"{self._path} {what} ({in_one_line(error)}); export the bundle again") from error
 

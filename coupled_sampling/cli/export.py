@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ EXAMPLES = """\
   coupled-sampling export CHECKPOINT OUT --check
   # a file of llama.cpp
   coupled-sampling export model.gguf OUT --max-length 512
+  # with the tokenizer of another folder
+  coupled-sampling export model.gguf OUT --tokenizer CHECKPOINT
   # with whole steps as graphs
   coupled-sampling export CHECKPOINT OUT --step-graphs all"""
 
@@ -79,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Emu3 (default: the checkpoint's own, if it has one)",
     )
     add(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="a tokenizer.json, a tokenizer.model of SentencePiece, or the folder of one, to take instead of the checkpoint's own "
+        "(default: the checkpoint's)",
+    )
+    add(
         "--step-graphs",
         type=names,
         metavar="METHODS",
@@ -86,7 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--name", metavar="NAME", help="name of the bundle (default: that of the checkpoint)")
     add("--licence", metavar="ID", help="SPDX identifier of the weights' licence (default: NOASSERTION)")
-    add("--check", action="store_true", help="compare a few logits with a float64 reference")
+    add(
+        "--check",
+        action="store_true",
+        help="compare a few logits with a float64 reference, and turn a few texts into tokens and back",
+    )
     add("--force", action="store_true", help="replace a bundle that is there")
     add_output(parser)
 
@@ -99,8 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
     with byte_bar("reading") as report:
         check = open_on_cpu if arguments.check else None
         done = export_checkpoint(arguments.source, arguments.out, settings, report, check=check)
+    for note in done.notes:
+        print(f"coupled-sampling: note: {note}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps({**done._asdict(), "folder": str(done.folder)}, indent=2))
+        text = None if done.text is None else done.text._asdict()
+        print(json.dumps({**done._asdict(), "folder": str(done.folder), "text": text}, indent=2))
         return 0
     print(
         f"wrote {done.folder}: {done.family}, {done.parameters / 1e6:.1f} million parameters, {done.bytes / 1e6:.1f} MB"
@@ -109,6 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             f"checked: logits differ from the float64 reference of the unrounded weights by at most "
             f"{done.largest_difference:.2g} standard deviations of a position's logits"
+        )
+    if done.text is not None:
+        before = f"after {' '.join(done.text.before)}" if done.text.before else "with nothing before it"
+        print(
+            f"checked: {done.text.unchanged} of {done.text.texts} texts come back from their tokens as they were, and a prompt "
+            f"begins {before}"
         )
     return 0
 
@@ -127,6 +150,7 @@ def _settings(arguments: argparse.Namespace) -> ExportSettings:
         windows=_integers("window", arguments.window),
         length=arguments.length,
         vq=arguments.vq,
+        tokenizer=arguments.tokenizer,
         step_graphs=() if arguments.step_graphs is None else checked_methods(arguments.step_graphs),
         name=arguments.name,
         licence=arguments.licence,

@@ -105,7 +105,7 @@ class BadWords(Rule):
     count_prompt: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.words, str) or not isinstance(self.words, Sequence | np.ndarray):
+        if isinstance(self.words, str) or not (isinstance(self.words, Sequence) or np.ndim(self.words)):
             raise InvalidArgument(f"words is {self.words!r}, expected a sequence of token sequences")
         words = tuple(tokens_of(f"words[{i}]", word) for i, word in enumerate(self.words))
         object.__setattr__(self, "words", words)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import is_whole, shown
+from coupled_sampling.arguments import shown
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
-from coupled_sampling.export.checkpoints.gguf_config import ARCHITECTURES, huggingface_config
+from coupled_sampling.export.checkpoints.gguf_config import ARCHITECTURES, check_architecture, huggingface_config
 from coupled_sampling.export.checkpoints.gguf_file import PLAIN, GgufFile
 from coupled_sampling.export.checkpoints.rotary_layout import unpermute_rotary
 
@@ -89,17 +89,24 @@ def open_gguf(path: Path) -> Checkpoint:
     MissingDependency
         ``gguf`` is not installed.
     """
-    file = GgufFile(path)
+    file: GgufFile | None = None
     try:
+        file = GgufFile(path, _check_key)
         return _checkpoint(path, file)
     except CheckpointError as error:
-        file.close()
+        if file is not None:
+            file.close()
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
+def _check_key(key: str, value: Any) -> None:
+    if key == "general.architecture":
+        check_architecture(value)
+
+
 def _checkpoint(path: Path, file: GgufFile) -> Checkpoint:
-    parts = file.metadata.get("split.count", 1)
-    if not is_whole(parts) or parts > 1:
+    parts = file.metadata.get("split.count", 0)
+    if parts not in (0, 1):
         raise CheckpointError(
             f"it is one of {shown(parts)} parts; join them with llama-gguf-split --merge and open the result"
         )

@@ -1,8 +1,8 @@
 """GGUF's metadata as the configuration that Hugging Face's ``config.json`` would hold.
 
 Four architectures: ``llama`` (also Mistral, SmolLM2 and TinyLlama files), ``qwen2`` (also Qwen2.5), ``qwen3`` and
-``gpt2``. Metadata that would change what the model computes, and that these architectures have no key for, is refused;
-a key that only describes is ignored.
+``gpt2``. Every key is used, or is known to describe the file and nothing that is computed, or has a value with which it changes
+nothing; any other key stops the export by its name and value.
 
 Llama 3's scaling of rotary frequencies is not in the metadata: the converter stores its result, a factor for each
 frequency, as the tensor ``rope_freqs.weight``. It comes out as ``rope_scaling = {"rope_type": "frequency_factors",
@@ -21,7 +21,7 @@ import numpy as np
 from coupled_sampling.arguments import is_whole, shown
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
-__all__ = ["ARCHITECTURES", "Architecture", "huggingface_config"]
+__all__ = ["ARCHITECTURES", "Architecture", "check_architecture", "huggingface_config"]
 
 
 class Architecture(NamedTuple):
@@ -52,8 +52,26 @@ NEUTRAL = {
     "attn_logit_softcapping": (0,),
     "final_logit_softcapping": (0,),
     "use_parallel_residual": (False,),
+    "expert_used_count": (0,),
+    "nextn_predict_layers": (0,),
+    "rope.scaling.attn_factor": (1,),
+    "tensor_data_layout": ("reference", "Meta AI original pth"),
 }
 """Keys that change the function, and the values with which they do not."""
+
+_KEYS = {
+    "used": "block_count context_length embedding_length feed_forward_length vocab_size attention.head_count",
+    "rotary": "attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon "
+    "attention.sliding_window rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.type rope.scaling.factor",
+    "gpt2": "attention.head_count_kv attention.layer_norm_epsilon",
+    # Without this scaling nothing reads them.
+    "yarn": "rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.yarn_attn_factor "
+    "rope.scaling.yarn_ext_factor rope.scaling.yarn_log_multiplier",
+    "describing": "rope.scaling.finetuned rope.scaling.original_context_length pooling_type decoder_start_token_id",
+}
+"""Keys below the architecture's name."""
+_OTHERS = ("general.", "tokenizer.", "quantize.", "split.", "imatrix.", "mradermacher.")
+"""What the file is called, how it was made, and its tokenizer, which has a reader of its own."""
 
 REQUIRED: Any = object()
 
@@ -87,12 +105,8 @@ def huggingface_config(
     >>> config["model_type"], config["n_embd"], config["layer_norm_epsilon"]
     ('gpt2', 16, 1e-05)
     """
-    name = metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise CheckpointError(
-            f"general.architecture is {shown(name)}, expected one of {', '.join(ARCHITECTURES)}; "
-            "use a model of these families, or its safetensors folder if its family has an exporter"
-        )
+    name = check_architecture(metadata.get("general.architecture"))
+    _refuse_unknown(metadata, name)
     for key, values in NEUTRAL.items():
         value = metadata.get(f"{name}.{key}", values[0])
         if value not in values:
@@ -110,6 +124,32 @@ def huggingface_config(
     if name == "gpt2":
         return config | _gpt2(metadata)
     return config | _rotary(metadata, name, frequency_factors) | _llama(metadata, name, tensors)
+
+
+def check_architecture(name: Any) -> str:
+    """The architecture ``name``; one that is not known is a `CheckpointError`."""
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"general.architecture is {shown(name)}, expected one of {', '.join(ARCHITECTURES)}; "
+            "this model cannot be exported from GGUF"
+        )
+    return name
+
+
+def _refuse_unknown(metadata: Mapping[str, Any], name: str) -> None:
+    kinds = ["used", "describing", "gpt2" if name == "gpt2" else "rotary"]
+    kinds += ["yarn"] if metadata.get(f"{name}.rope.scaling.type") == "yarn" else []
+    keys = [*NEUTRAL, *(key for kind in kinds for key in _KEYS[kind].split())]
+    known = {f"{name}.{key}" for key in keys}
+    left = [key for key in metadata if key not in known and not key.startswith(_OTHERS)]
+    if left:
+        listed = ", ".join(f"{key} = {shown(metadata[key])}" for key in sorted(left)[:8])
+        raise CheckpointError(
+            f"metadata has keys that are not understood: {listed}. They may change the numbers, so the export stops here; if they "
+            "have no effect, gguf-new-metadata --remove-metadata KEY takes them out of the file"
+        )
+    if metadata.get("general.type", "model") != "model":
+        raise CheckpointError(f"general.type is {shown(metadata['general.type'])}, expected 'model'")
 
 
 def _llama(metadata: Mapping[str, Any], name: str, tensors: Container[str]) -> dict[str, Any]:
@@ -132,12 +172,16 @@ def _llama(metadata: Mapping[str, Any], name: str, tensors: Container[str]) -> d
 
 
 def _gpt2(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    positions = _count(metadata, "gpt2.context_length")
+    positions, heads = _count(metadata, "gpt2.context_length"), _count(metadata, "gpt2.attention.head_count")
+    if _count(metadata, "gpt2.attention.head_count_kv", heads) != heads:
+        raise CheckpointError(
+            f"gpt2.attention.head_count_kv is {metadata['gpt2.attention.head_count_kv']}, expected {heads}, one for each head"
+        )
     return {
         "activation_function": "gelu_new",
         "n_embd": _count(metadata, "gpt2.embedding_length"),
         "n_layer": _count(metadata, "gpt2.block_count"),
-        "n_head": _count(metadata, "gpt2.attention.head_count"),
+        "n_head": heads,
         "n_inner": _count(metadata, "gpt2.feed_forward_length"),
         "n_positions": positions,
         "n_ctx": positions,
@@ -164,7 +208,8 @@ def _rotary_scaling(
 ) -> dict[str, Any] | None:
     prefix = f"{name}.rope.scaling"
     linear = _number(metadata, f"{name}.rope.scale_linear", 1.0)
-    kind = metadata.get(f"{prefix}.type", "linear" if linear != 1 else "none")
+    factor = _number(metadata, f"{prefix}.factor", linear)
+    kind = metadata.get(f"{prefix}.type", "linear" if factor != 1 else "none")  # as llama.cpp has it
     if factors is not None:
         if kind != "none" or len(factors) != head_size // 2:
             raise CheckpointError(
@@ -178,7 +223,7 @@ def _rotary_scaling(
         raise CheckpointError(
             f"{prefix}.type is {shown(kind)}, expected none, linear or yarn; use the safetensors folder"
         )
-    scaling = {"rope_type": kind, "factor": _number(metadata, f"{prefix}.factor", linear)}
+    scaling = {"rope_type": kind, "factor": factor}
     if kind == "linear":
         return scaling
     scaling["original_max_position_embeddings"] = _count(metadata, f"{prefix}.original_context_length")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -86,6 +87,14 @@ class GgufTensor(NamedTuple):
 class GgufFile:
     """An opened GGUF file: ``metadata`` (texts, numbers, lists of them) and ``tensors``; `close` it.
 
+    Parameters
+    ----------
+    path
+        The file.
+    check
+        Called with every key and its value as soon as they are read; what it raises stops the reading, so that a file that is of
+        no use is not refused for being truncated, too.
+
     Raises
     ------
     CheckpointError
@@ -94,8 +103,9 @@ class GgufFile:
         ``gguf`` is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[str, Any], object] = lambda key, value: None) -> None:
         self.path = path
+        self._check = check
         self._gguf = _require_gguf()
         self._size = path.stat().st_size
         self._file: BinaryIO = path.open("rb")
@@ -171,6 +181,7 @@ class GgufFile:
             if key in metadata:
                 raise self._damaged(f"metadata {shown(key)} occurs twice")
             metadata[key] = self._value(self._number("<u4", key), key)
+            self._check(key, metadata[key])
         return metadata
 
     def _value(self, kind: int, key: str) -> Any:

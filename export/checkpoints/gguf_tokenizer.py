@@ -6,9 +6,10 @@ and the *name* of the pre-tokenizer; the rule behind a name is known here for th
 without a rule is refused, since a wrong cut gives plausible tokens and a worse model. Rules: Radford et al. 2019 for
 GPT-2, the ``tokenizer.json`` files of SmolLM2, Qwen2 and Llama 3 for the others.
 
-Where the file says that texts begin or end with a special token, the tokenizer has a post-processor that says so, too.
+SentencePiece's (``tokenizer.ggml.model`` is ``llama``): the file holds pieces and their scores, see `pieces`. What it does not
+say is as llama.cpp takes it: a text begins with a space and with the token 1.
 
-SentencePiece tokenizers (``tokenizer.ggml.model`` is ``llama``) are not built.
+Where texts begin or end with a special token, the tokenizer has a post-processor that says so, too.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from coupled_sampling.arguments import is_whole, shown
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import CheckpointError
+from coupled_sampling.export.checkpoints.pieces import (
+    CONTROL,
+    NORMAL,
+    USER_DEFINED,
+    Pieces,
+    add_markers,
+    piece_tokenizer,
+)
 
 __all__ = ["gguf_tokenizer"]
 
-CONTROL, USER_DEFINED = 3, 4
-"""Token types that are matched in the text before it is cut: markers, and words added later."""
+_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer"
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,7 +50,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
     Raises
     ------
     CheckpointError
-        There is no tokenizer, it is not byte-level BPE, its pre-tokenizer is unknown or its tokens and merges disagree.
+        There is no tokenizer, it is of another kind, its pre-tokenizer is unknown or what is said about it disagrees.
     MissingDependency
         ``tokenizers`` is not installed.
 
@@ -55,30 +64,65 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Any:
     """
     try:
         import tokenizers
-        from tokenizers import decoders, models
     except ImportError as error:
         raise MissingDependency(
             "the tokenizer of a GGUF file needs the package tokenizers: pip install 'coupled-sampling[export]'"
         ) from error
-    model, name = metadata.get("tokenizer.ggml.model"), str(metadata.get("tokenizer.ggml.pre"))
+    model = metadata.get("tokenizer.ggml.model")
+    if model == "llama":
+        return piece_tokenizer(_pieces(metadata))
     if model != "gpt2":
         raise CheckpointError(
-            f"tokenizer.ggml.model is {model!r}, expected 'gpt2' (byte-level BPE); use the tokenizer.json of the model's folder"
+            f"tokenizer.ggml.model is {shown(model)}, expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece); {_INSTEAD}"
         )
+    return _byte_level_bpe(tokenizers, metadata)
+
+
+def _byte_level_bpe(tokenizers: Any, metadata: Mapping[str, Any]) -> Any:
+    name = str(metadata.get("tokenizer.ggml.pre"))
     if name not in _PRE_TOKENIZERS:
         raise CheckpointError(
-            f"tokenizer.ggml.pre is {name!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
-            "use the tokenizer.json of the model's folder"
+            f"tokenizer.ggml.pre is {shown(name)}, expected one of {', '.join(_PRE_TOKENIZERS)}; {_INSTEAD}"
         )
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    merges = [tuple(pair.split(" ", 1)) for pair in metadata.get("tokenizer.ggml.merges") or []]
+    tokens = _listed(metadata, "tokens", str)
+    merges = [tuple(pair.split(" ", 1)) for pair in _listed(metadata, "merges", str)]
     _check_vocabulary(tokens, merges)
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe"))
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     _PRE_TOKENIZERS[name](tokenizers, tokenizer)
-    _add_special_tokens(tokenizers, tokenizer, metadata, tokens)
+    kinds = [kind if kind in (CONTROL, USER_DEFINED) else NORMAL for kind in _listed(metadata, "token_type", int)]
+    begin = _mark(metadata, len(tokens), "bos", put=name == "llama-bpe")
+    add_markers(tokenizer, tokens, kinds, begin, _mark(metadata, len(tokens), "eos", put=False))
     return tokenizer
+
+
+def _pieces(metadata: Mapping[str, Any]) -> Pieces:
+    """What the file says about SentencePiece's tokenizer."""
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if metadata.get(f"tokenizer.ggml.{key}"):
+            raise CheckpointError(
+                f"tokenizer.ggml.{key} is set, expected a tokenizer that takes texts as they are; {_INSTEAD}"
+            )
+    texts = _listed(metadata, "tokens", str)
+    return Pieces(
+        "tokenizer.ggml",
+        texts,
+        _listed(metadata, "scores", float),
+        _listed(metadata, "token_type", int),
+        bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        _mark(metadata, len(texts), "bos", put=True, token=1),
+        _mark(metadata, len(texts), "eos", put=False, token=2),
+    )
+
+
+def _listed(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+    found = metadata.get(f"tokenizer.ggml.{key}") or []
+    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
+        raise CheckpointError(
+            f"tokenizer.ggml.{key} is {shown(found)}, expected a list of {kind.__name__} values; convert the model again"
+        )
+    return found
 
 
 def _check_vocabulary(tokens: list[str], merges: list[tuple[str, ...]]) -> None:
@@ -95,31 +139,16 @@ def _check_vocabulary(tokens: list[str], merges: list[tuple[str, ...]]) -> None:
             )
 
 
-def _add_special_tokens(tokenizers: Any, tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str]) -> None:
-    kinds = metadata.get("tokenizer.ggml.token_type") or []
-    markers = [token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL]
-    added = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED]
-    tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in markers])
-    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
-    begin = _mark(metadata, tokens, "bos", default=metadata["tokenizer.ggml.pre"] == "llama-bpe")
-    end = _mark(metadata, tokens, "eos", default=False)
-    if begin or end:
-        single = [*begin, "$A", *end]
-        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single=single, pair=[*single, "$B", *end], special_tokens=list({**begin, **end}.items())
-        )
-
-
-def _mark(metadata: Mapping[str, Any], tokens: list[str], name: str, *, default: bool) -> dict[str, int]:
-    """The token that the file puts at a text's beginning ("bos") or end ("eos"), and its number; empty if it puts none."""
-    token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    if token is None or not metadata.get(f"tokenizer.ggml.add_{name}_token", default):
-        return {}
-    if not 0 <= token < len(tokens):
+def _mark(metadata: Mapping[str, Any], count: int, name: str, *, put: bool, token: int | None = None) -> int | None:
+    """The token at a text's beginning ("bos") or end ("eos"), None for none; ``put`` and ``token`` where the file is silent."""
+    token = metadata.get(f"tokenizer.ggml.{name}_token_id", token)
+    if token is None or not metadata.get(f"tokenizer.ggml.add_{name}_token", put):
+        return None
+    if not is_whole(token) or not 0 <= token < count:
         raise CheckpointError(
-            f"tokenizer.ggml.{name}_token_id is {token}, expected a token in [0, {len(tokens)}); convert the model again"
+            f"tokenizer.ggml.{name}_token_id is {shown(token)}, expected a token in [0, {count}); convert the model again"
         )
-    return {tokens[token]: token}
+    return int(token)
 
 
 def _byte_level(tokenizers: Any, tokenizer: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_checkpoint import open_gguf
 from coupled_sampling.export.checkpoints.safetensors_reader import CONFIG, INDEX, SINGLE, open_safetensors
+from coupled_sampling.fields import check_path
 
 __all__ = ["open_checkpoint"]
 
@@ -17,13 +20,16 @@ EXPECTED = (
 )
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, check: Callable[[Path, Mapping[str, Any]], object] | None = None) -> Checkpoint:
     """Open a checkpoint by reading its headers; close it, or use it in a ``with`` block.
 
     Parameters
     ----------
     source
         A Hugging Face folder, a ``.safetensors`` file with ``config.json`` beside it, or a ``.gguf`` file.
+    check
+        Called with the path and the configuration of a folder or ``.safetensors`` file before any weights are looked at. What it
+        raises comes before what may be wrong with these. The architectures of GGUF files that can be read are known here.
 
     Returns
     -------
@@ -51,13 +57,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     ...     print(checkpoint.kind, checkpoint.info("lm_head.weight").shape)
     safetensors (32, 8)
     """
-    source = Path(source)
+    source = check_path("source", source)
     if source.is_dir():
-        return _open_folder(source)
+        return _open_folder(source, check)
     if not source.is_file():
         raise CheckpointError(f"no checkpoint {str(source)!r}: nothing is there; {EXPECTED}")
     if source.suffix == ".safetensors":
-        return open_safetensors(source)
+        return open_safetensors(source, check)
     if source.suffix == ".gguf":
         return open_gguf(source)
     if source.suffix in PICKLED:
@@ -65,10 +71,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     raise CheckpointError(f"{source} is no checkpoint that this library reads: {EXPECTED}")
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, check: Callable[[Path, Mapping[str, Any]], object] | None) -> Checkpoint:
     names = sorted(path.name for path in folder.iterdir())
     if INDEX in names or any(name.endswith(".safetensors") for name in names):
-        return open_safetensors(folder)
+        return open_safetensors(folder, check)
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf:
         raise CheckpointError(

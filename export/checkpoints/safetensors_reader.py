@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,8 @@ QUANTISED_PARTS = {
 """Last part of a tensor's name, which only the named scheme writes."""
 
 
-def open_safetensors(source: Path) -> Checkpoint:
-    """Open a folder or a single ``.safetensors`` file with ``config.json`` beside it.
+def open_safetensors(source: Path, check: Callable[[Path, Mapping[str, Any]], object] | None = None) -> Checkpoint:
+    """Open a folder or a single ``.safetensors`` file with ``config.json`` beside it; ``check`` is that of `open_checkpoint`.
 
     Raises
     ------
@@ -80,6 +80,8 @@ def open_safetensors(source: Path) -> Checkpoint:
     folder = source if source.is_dir() else source.parent
     config = _read_object(folder / CONFIG, CONFIGURATION, "the model's configuration")
     _check_identity(folder / CONFIG, config)
+    if check is not None:
+        check(source, config)
     _refuse_quantised_config(folder / CONFIG, config)
     index: Mapping[str, str] = {}
     if source.is_dir() and not (folder / SINGLE).is_file() and (folder / INDEX).is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from coupled_sampling.arguments import shown
@@ -65,15 +66,20 @@ def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
     ...     find_family(checkpoint).name
     'llama'
     """
+    return family_of(checkpoint.path, checkpoint.config, name)
+
+
+def family_of(path: Path, config: Mapping[str, Any], name: str = "auto") -> Family:
+    """As `find_family`, from the configuration alone, before any weights are looked at."""
     if name != "auto":
         if name not in FAMILIES:
             raise InvalidArgument(f"family is {name!r}, expected auto or one of {', '.join(FAMILIES)}")
         return _family(name)
     for candidate in FAMILIES:
         family = _family(candidate)
-        if family.recognises(checkpoint.config):
+        if family.recognises(config):
             return family
-    raise CheckpointError(f"{checkpoint.path} is of no family that can be exported: {_identity(checkpoint.config)}; known are "
+    raise CheckpointError(f"{path} is of no family that can be exported: {_identity(config)}; known are "
                           f"{', '.join(FAMILIES)}. Name one with --family if the checkpoint is of its kind")  # fmt: skip
 
 

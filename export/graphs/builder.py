@@ -20,6 +20,7 @@ from coupled_sampling import __version__
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.storage import TensorFile
+from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["OPSET", "GraphBuilder", "load_graph", "require_onnx", "save_graph", "write_graph"]
 
@@ -215,7 +216,8 @@ def save_graph(model: Any, path: str | Path) -> Path:
     >>> save_graph(pixel_graph(np.zeros((16, 2, 2, 1), np.uint8), rows=4, columns=4), "pixels.onnx").name
     'pixels.onnx'
     """
-    onnx, path = require_onnx(), Path(path)
+    onnx, path = require_onnx(), check_path("path", path)
+    check_is("model", model, onnx.ModelProto)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(model.SerializeToString())

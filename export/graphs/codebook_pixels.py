@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import GraphBuilder
+from coupled_sampling.fields import check_is
 
 __all__ = ["pixel_graph"]
 
@@ -48,12 +50,13 @@ def pixel_graph(codebook: NDArray[np.uint8], rows: int, columns: int) -> Any:
     >>> [size.dim_value or size.dim_param for size in model.graph.output[0].type.tensor_type.shape.dim]
     ['B', 8, 8, 1]
     """
+    check_is("codebook", codebook, np.ndarray)
+    for name, value in (("rows", rows), ("columns", columns)):
+        check_count(name, value, most=2**15)
     if codebook.dtype != np.uint8 or codebook.ndim != 4 or 0 in codebook.shape:
         raise InvalidArgument(
             f"codebook is {codebook.dtype} of shape {codebook.shape}, expected uint8 (entries, height, width, channels)"
         )
-    if rows < 1 or columns < 1:
-        raise InvalidArgument(f"the grid is {rows} by {columns}, expected at least 1 by 1")
     entries, height, width, channels = codebook.shape
     graph = GraphBuilder()
     tokens = graph.input("tokens", "int64", ["B", rows * columns])

@@ -20,6 +20,7 @@ from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.storage import Storage, TensorFile
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
+from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["decoder_graph", "write_decoder_graph"]
 
@@ -111,7 +112,9 @@ def write_decoder_graph(
     >>> [path.name for path in write_decoder_graph(description, weight, "window.onnx", inline=False)]
     ['window.onnx', 'window.onnx.data']
     """
-    stored = storage or Storage()
+    check_is("description", description, DecoderDescription)
+    stored = check_is("storage", storage, Storage | None) or Storage()
+    path = check_path("path", path)
     size = _stored_bytes(description, stored)
     return write_graph(path, lambda tensors: decoder_graph(description, weights, stored, tensors), size, inline)
 

@@ -19,6 +19,7 @@ from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET
 from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.fields import check_fields
 
 __all__ = ["ACTIVATIONS", "DecoderDescription", "Norm", "QueryKeyNorm"]
 
@@ -56,6 +57,7 @@ class Norm:
     bias: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _one_of("kind of the norm", self.kind, ("rms", "layer"))
         _positive("epsilon of the norm", self.epsilon)
 
@@ -87,6 +89,9 @@ class QueryKeyNorm:
 
     norm: Norm = field(default_factory=Norm)
     per_head: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,7 @@ class DecoderDescription:
     cache_length: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("vocab_size", "positions", "width", "layers", "heads", "mlp_width"):
             _whole(name, getattr(self, name), 1)
         for name in ("kv_heads", "head_size", "position_offset", "attention_window", "generated_first", "generated"):

@@ -7,15 +7,18 @@ for. It is written for reading and for being right, not for speed: attention tak
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from coupled_sampling.arguments import checked_tokens
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
+from coupled_sampling.fields import check_is
 
 __all__ = ["reference_logits"]
 
@@ -58,11 +61,12 @@ def reference_logits(
     >>> reference_logits(description, weights, np.array([3, 1, 4])).shape
     (3, 32)
     """
-    in_range = tokens.ndim == 1 and tokens.size and tokens.min() >= 0 and tokens.max() < description.vocab_size
-    if not in_range or len(tokens) > description.positions:
+    check_is("description", description, DecoderDescription)
+    check_is("weights", weights, Callable)
+    tokens = checked_tokens("tokens", tokens, description.vocab_size)
+    if len(tokens) > description.positions:
         raise InvalidArgument(
-            f"tokens has shape {tokens.shape}, expected 1 to {description.positions} tokens in one axis, all in "
-            f"[0, {description.vocab_size})"
+            f"tokens has {len(tokens)} tokens, expected at most the {description.positions} positions of a sequence"
         )
     return _Reference(description, weights, np.dtype(dtype)).logits(tokens)
 

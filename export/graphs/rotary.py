@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_fields
 
 __all__ = ["GridRotary", "Rotary", "RotaryScaling", "rotary_tables"]
 
@@ -49,6 +50,7 @@ class RotaryScaling:
     original_positions: int = 8192
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in ("linear", "llama3"):
             raise InvalidArgument(f"kind of rotary scaling is {self.kind!r}, expected 'linear' or 'llama3'")
         if not (math.isfinite(self.factor) and self.factor >= 1):
@@ -86,6 +88,7 @@ class GridRotary:
     prefix: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rows < 1 or self.columns < 1 or self.prefix < 0:
             raise InvalidArgument(
                 f"a grid of {self.rows} by {self.columns} after {self.prefix} tokens, expected at least 1 by 1 after 0"
@@ -126,6 +129,7 @@ class Rotary:
     grid: GridRotary | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.pairs not in ("half", "interleaved"):
             raise InvalidArgument(f"pairs is {self.pairs!r}, expected 'half' or 'interleaved'")
         if not (math.isfinite(self.base) and self.base > 0):

@@ -16,6 +16,7 @@ from typing import Any
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET, require_onnx
 from coupled_sampling.export.graphs.decision import decision_graph
+from coupled_sampling.fields import check_is
 from coupled_sampling.methods import Method
 
 __all__ = ["STEP_FORMAT", "STEP_FORMAT_VERSION", "step_graph"]
@@ -62,6 +63,9 @@ def step_graph(
     True
     """
     onnx = require_onnx()
+    check_is("window_model", window_model, onnx.ModelProto)
+    for name, value in (("warped", warped), ("guided", guided)):
+        check_is(name, value, bool)
     decision = decision_graph(method, _vocab_size(onnx, window_model), warped=warped, guided=guided, noise=noise)
     model = onnx.ModelProto()
     model.CopyFrom(window_model)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.fields import check_fields
 
 __all__ = ["Storage", "TensorFile", "converted", "quantised", "stored_type"]
 
@@ -63,6 +64,7 @@ class Storage:
     block: int = 32
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.weights not in (*_FLOATS, *_BITS):
             raise InvalidArgument(
                 f"weights is {self.weights!r}, expected one of {', '.join(map(repr, (*_FLOATS, *_BITS)))}"

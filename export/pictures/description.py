@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_fields
 
 __all__ = ["FirstFrame", "Stage", "VqDescription"]
 
@@ -52,6 +53,9 @@ class Stage:
     blocks: int
     attention: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class FirstFrame:
@@ -83,6 +87,9 @@ class FirstFrame:
     blocks: int
     convolutions: int
     epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ class VqDescription:
     frame: FirstFrame | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.stages:
             raise InvalidArgument("stages is empty, expected at least one stage")
         for name in ("codes", "code_size", "latent", "rows", "columns", "channels", "groups"):

@@ -1,8 +1,5 @@
 """Whatever is passed in place of an argument, it is taken or refused by name: nothing foreign comes up from inside."""
 
-import warnings
-from fractions import Fraction
-
 import numpy as np
 import pytest
 
@@ -21,15 +18,10 @@ from coupled_sampling import (
     summarise,
 )
 from coupled_sampling.drafting import Copy, NGram, Random, find_drafting
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
 from coupled_sampling.testing import TableProvider, random_table
-
-VALUES = [
-    None, -1, 0, 1.5, float("nan"), float("inf"), True, "x", "", [], {}, [None], [[1], [2, 3]], [1.5], ["a"], object(),
-    np.array([1, 2]), np.array([[0.5]]), np.float32(3), 10**30, b"ab", {1, 2}, (), range(0), int, Exception("e"),
-    np.array(["a"]), [10**30], [True], np.array(5), Fraction(1, 2),
-]  # fmt: skip
+from standins.wrong_values import refusals
 
 
 def model():
@@ -104,15 +96,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_wrong_value_is_taken_or_refused_and_never_something_foreign(name):
-    refused = 0
-    for value in VALUES:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            try:
-                CALLS[name](value)
-            except CoupledSamplingError:
-                refused += 1
-    assert refused or name == "Request condition"
+    assert refusals(CALLS[name]) or name == "Request condition"
 
 
 @pytest.mark.parametrize(("name", "value"), [("noise", CounterNoise), ("drafting", Random), ("drafting", NGram)])

@@ -6,12 +6,14 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 
 from __future__ import annotations
 
+from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_processors import BUGS as PROCESSORS
+from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
 from bugs_of_step_engines import BUGS as STEP_ENGINES
@@ -26,12 +28,14 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
+    *CHECKPOINTS,
     *DRAFTS_AND_MODELS,
     *GRAMMARS,
     *GUIDANCE,
     *LAWS,
     *NOISE,
     *PROCESSORS,
+    *READERS,
     *REQUESTS,
     *ROWS,
     *STEP_ENGINES,

@@ -141,7 +141,7 @@ BUGS = (
     ),
     Bug(
         "template-forgotten",
-        "_template",
+        "read_template",
         "source = named.get('default')",
         "source = None",
         "A checkpoint with several chat templates gives a bundle without one.",

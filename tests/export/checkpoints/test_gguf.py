@@ -25,7 +25,7 @@ HEAD_SIZE = HIDDEN // HEADS
 
 
 def hyperparameters(architecture="llama"):
-    heads = {"attention.head_count": HEADS, "attention.head_count_kv": KEY_HEADS}
+    heads = {"attention.head_count": HEADS} | ({} if architecture == "gpt2" else {"attention.head_count_kv": KEY_HEADS})
     sizes = {"block_count": LAYERS, "context_length": 64, "embedding_length": HIDDEN, "feed_forward_length": 64}
     epsilon = "layer_norm_epsilon" if architecture == "gpt2" else "layer_norm_rms_epsilon"
     values = sizes | heads | {f"attention.{epsilon}": 1e-5, "vocab_size": VOCABULARY}
@@ -345,3 +345,86 @@ def test_smollm2_tokenizer(smollm2):
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert tokenizer.encode("<|im_start|>user\nHi<|im_end|>").ids == [1, 4093, 198, 26843, 2]
     assert tokenizer.encode("2024").tokens == ["2", "0", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.attention.output_scale", 0.5),
+        ("llama.something_new", [1, 2]),
+        ("llama.rope.scaling.yarn_ext_factor", 1.0),
+        ("llama.rope.scaling.attn_factor", 0.5),
+        ("llama.rope.scaling.alpha", 2.0),
+        ("llama.expert_used_count", 2),
+        ("llama.nextn_predict_layers", 1),
+        ("llama.attention.sliding_window_pattern", [True]),
+        ("llama.tensor_data_layout", "columns"),
+        ("qwen2.rope.freq_base", 1.0),
+        ("diffusion.shift_logits", True),
+        ("adapter.type", "lora"),
+        ("general.type", "adapter"),
+    ],
+)
+def test_a_key_that_is_not_understood_stops_the_export_by_name_and_value(key, value):
+    metadata = {"general.architecture": "llama"} | hyperparameters() | {key: value}
+    with pytest.raises(CheckpointError) as caught:
+        huggingface_config(metadata, ())
+    assert key in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_keys_that_describe_change_nothing():
+    """As they are in the files of llama.cpp's converter, Unsloth, TheBloke and mradermacher."""
+    metadata = {"general.architecture": "llama"} | hyperparameters()
+    plain = huggingface_config(metadata, ())
+    describing = {
+        "general.name": "x",
+        "general.file_type": 7,
+        "general.quantization_version": 2,
+        "general.size_label": "1B",
+        "general.base_model.0.name": "y",
+        "general.sampling.temp": 0.7,
+        "general.type": "model",
+        "general.tags": ["a"],
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.chat_template.tool_use": "x",
+        "quantize.imatrix.file": "x.dat",
+        "quantize.imatrix.chunks_count": 128,
+        "split.count": 1,
+        "mradermacher.quantized_by": "x",
+        "llama.tensor_data_layout": "Meta AI original pth",
+        "llama.rope.scaling.finetuned": True,
+        "llama.expert_count": 0,
+        "llama.expert_used_count": 0,
+        "llama.pooling_type": 0,
+        "llama.attention.causal": True,
+        "llama.rope.scaling.attn_factor": 1.0,
+    }
+    assert huggingface_config(metadata | describing, ()) == plain
+
+
+def test_every_key_of_llama_cpp_is_known_or_refused():
+    """None of the keys that the package gguf knows is passed over: each is used, neutral at some value, describing or refused."""
+    metadata = {"general.architecture": "llama"} | hyperparameters()
+    names, places = set(), [gguf.Keys]
+    for place in places:
+        for name, value in vars(place).items():
+            if isinstance(value, type):
+                places.append(value)
+            elif isinstance(value, str) and not name.startswith("__"):
+                names.add(value.format(arch="llama", id=0, name="x", dense="x"))
+    refused = set()
+    for key in names - set(metadata):
+        try:
+            huggingface_config(metadata | {key: object()}, ())
+        except CheckpointError:
+            refused.add(key)
+    passed = {key for key in names - refused if key.startswith("llama.")} - set(metadata)
+    assert passed == {
+        "llama.decoder_start_token_id",
+        "llama.pooling_type",
+        "llama.rope.scaling.original_context_length",
+        "llama.rope.scaling.finetuned",
+        "llama.attention.sliding_window",
+    }
+    assert len(refused) > 100

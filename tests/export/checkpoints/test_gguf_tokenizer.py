@@ -72,7 +72,9 @@ def test_a_tokenizer_ends_texts_where_the_file_says_so():
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [
-        ("tokenizer.ggml.model", "llama", "'llama'"),
+        ("tokenizer.ggml.model", "t5", "'t5'"),
+        ("tokenizer.ggml.model", "llama", "0 scores"),
+        ("tokenizer.ggml.merges", "h e", "expected a list of str"),
         ("tokenizer.ggml.pre", "viking", "'viking', expected one of gpt-2, smollm"),
         ("tokenizer.ggml.tokens", ["a", "a"], "2 entries and 1 different"),
         ("tokenizer.ggml.merges", ["h q"], "'h q'"),

@@ -32,7 +32,7 @@ from standins.text_models import (
     llama_logits,
     llama_tensors,
 )
-from standins.wrong_values import what_goes_wrong
+from standins.wrong_configurations import what_goes_wrong
 
 LLAMA = {
     "model_type": "llama",

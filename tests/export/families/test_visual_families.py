@@ -34,7 +34,7 @@ from standins.picture_models import (
     llamagen_logits,
     llamagen_tensors,
 )
-from standins.wrong_values import what_goes_wrong
+from standins.wrong_configurations import what_goes_wrong
 
 NAMED = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 4 + i for i in range(CODES)}
 CHAMELEON = BACKBONE | {

@@ -39,7 +39,7 @@ from standins.picture_decoders import (
     write,
 )
 from standins.picture_models import CODES, LLAMAGEN_CONFIG, SIDE, llamagen_tensors
-from standins.wrong_values import what_goes_wrong
+from standins.wrong_configurations import what_goes_wrong
 
 pytest.importorskip("safetensors")
 
