@@ -141,6 +141,7 @@ def test_turns_that_take_long_are_ended_by_the_clock(monkeypatch):
         "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{% set ns = namespace(s=3) %}{% for i in range(60) %}{% set ns.s = ns.s * ns.s %}{% endfor %}",
         "{% for i in range(9999) %}{{ 'x' * 100000 }}{% endfor %}",
+        "{% for i in range(9999) %}" + "x" * 1000 + "{% endfor %}",
         "{{ 7 ** (10**9) }}",
         "{{ 'x'.center(10**10) }}",
         "{{ 'x'|center(10**10) }}",

@@ -209,29 +209,15 @@ def manifest(random: Random, folder: Path) -> list[list[str]]:
     bundle = _copied(folder)
     whole = json.loads((bundle / "manifest.json").read_text())
     whole["prompts"] = {"a": {"tokens": [1, 2], "aliases": ["b", "c"], "title": "A"}}
-    whole["layout"] = [{"first": 0, "count": whole["vocab_size"], "times": 20}, {"first": 1, "count": 1, "times": 4}]
-    whole["length"], whole["grid"] = 24, {"rows": 4, "columns": 5}
+    whole["unconditional_prompt"], whole["length"] = [3], 6
+    sampling = ["--tokens", "1,2", "--count", "1", "--window", "2", "--json"]
+    command = ["generate", str(bundle), "--method", "scd-match", *sampling]
     if random.random() < 0.5:
-        whole["layout"], whole["grid"] = [], None
-    whole["unconditional_prompt"] = [3]
+        whole["grid"] = {"rows": 1, "columns": 5}
+        whole["layout"] = [{"first": 0, "count": whole["vocab_size"], "times": 5}, {"first": 1, "count": 1, "times": 1}]
+        command = ["compare", str(bundle), "--methods", "scd-match", *sampling]  # which needs no pictures
     (bundle / "manifest.json").write_bytes(damaged_json(random, whole))
-    return [
-        ["inspect", str(bundle)],
-        ["inspect", str(bundle), "--json"],
-        [
-            "compare",
-            str(bundle),
-            "--tokens",
-            "1,2",
-            "--count",
-            "1",
-            "--window",
-            "2",
-            "--methods",
-            "scd-match",
-            "--json",
-        ],
-    ]
+    return [["inspect", str(bundle)], ["inspect", str(bundle), "--json"], command]
 
 
 def tokenizer(random: Random, folder: Path) -> list[list[str]]:

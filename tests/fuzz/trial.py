@@ -92,6 +92,7 @@ def _empty(folder: Path) -> Path:
 
 def _work(reader: str, numbers: list[int], seed: int, home: Path, connection: Any) -> None:
     """What a worker does: every input, then an end without the parent's clean-up."""
+    gc.freeze()  # what the parent holds is not looked through again and again
     held = _held()
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (held + 6 * MEMORY, held + 6 * MEMORY))
@@ -134,7 +135,6 @@ def _outcome(commands: list[list[str]]) -> tuple[str, str]:
             return "memory", f"{grown / 2**30:.1f} GiB: {shown}"
         if code == 2:
             return "refused", f"{n} {lines[0]}"
-    gc.collect()
     return "accepted", ""
 
 
