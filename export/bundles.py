@@ -19,6 +19,7 @@ from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph
 from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
 from coupled_sampling.bundles.records import default_chunk
+from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_reference
 from coupled_sampling.export.check_text import CheckedText, check_text
@@ -33,7 +34,7 @@ from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.pictures import write_vq_pixel_graph
 from coupled_sampling.export.pictures.contract import PictureDecoder
-from coupled_sampling.export.step_bundle import check_replaceable, checked_methods, write_step_graphs
+from coupled_sampling.export.step_bundle import checked_methods, write_step_graphs
 from coupled_sampling.fields import check_fields, check_is, check_path
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
@@ -165,7 +166,8 @@ def export_checkpoint(
     InvalidArgument
         A setting does not fit the model.
     OutputError
-        ``out`` exists and ``force`` is not set, or cannot be written.
+        ``out`` exists and ``force`` is not set, or is no bundle, or has files that are not of it, or cannot be written; or somebody
+        made or changed it meanwhile.
     MissingDependency
         A package of the extra [export] is missing.
 
@@ -197,13 +199,16 @@ def export_checkpoint(
     check_opener(check)
     chosen = check_is("settings", settings, ExportSettings | None) or ExportSettings()
     out = check_path("out", out)
-    check_replaceable(out, force=chosen.force)
+    replacing = check_replaceable(out, force=chosen.force)
     # What is of no family that is known is refused for that, and not for weights that may be truncated as well.
     with open_checkpoint(source, lambda path, config: family_of(path, config, chosen.family)) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
         _check_sizes(model.description, chosen)
-        with open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures, whole_folder(out) as folder:
+        with (
+            open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures,
+            whole_folder(out, replacing) as folder,
+        ):
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             if pictures is not None:

@@ -18,14 +18,15 @@ from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
-from coupled_sampling.errors import InvalidArgument, OutputError
+from coupled_sampling.bundles.replacing import check_replaceable
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.fields import check_path
 from coupled_sampling.methods import find_method
 
-__all__ = ["WEIGHTS", "add_step_graphs", "check_replaceable", "checked_methods", "write_step_graphs"]
+__all__ = ["WEIGHTS", "add_step_graphs", "checked_methods", "write_step_graphs"]
 
 WEIGHTS = "weights.bin"
 """The file that weights move to."""
@@ -57,7 +58,8 @@ def add_step_graphs(
     InvalidArgument
         A method has no step graph, or the window graph cannot have one.
     OutputError
-        ``out`` exists and ``force`` is not set, or is no bundle, or cannot be written.
+        ``out`` exists and ``force`` is not set, or is no bundle, or has files that are not of it, or cannot be written; or somebody
+        made or changed it meanwhile.
     MissingDependency
         ``onnx`` is not installed.
 
@@ -70,22 +72,14 @@ def add_step_graphs(
     """
     opened = source if isinstance(source, Bundle) else open_bundle(source)
     out = check_path("out", out)
-    check_replaceable(out, force=force)
+    replacing = check_replaceable(out, force=force)
     checked_methods(methods)
-    with whole_folder(out) as folder:
+    with whole_folder(out, replacing) as folder:
         for name in (MANIFEST, *opened.manifest.files):
             # Not a link: ONNX refuses weights in a file that has two names.
             shutil.copyfile(opened.folder / name, folder / name)
         write_step_graphs(folder, methods)
     return open_bundle(out.absolute())
-
-
-def check_replaceable(out: Path, *, force: bool) -> None:
-    """Refuse a folder that is there, unless it is a bundle that may be replaced: `OutputError`."""
-    if out.exists() and not force:
-        raise OutputError(f"cannot write {out}: it exists; choose another name, or --force to replace a bundle")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise OutputError(f"cannot replace {out}: it is no bundle, it has no {MANIFEST}; choose another name")
 
 
 def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Manifest:

@@ -68,6 +68,8 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     """``SessionOptions`` that every session here has, on whatever device."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # Its warnings would go to standard error as they are, with whatever names a stranger's graph has. Errors are raised anyway.
+    options.log_severity_level = 4
     # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
     options.enable_mem_pattern = False
     # Everything but its own end: what it would write to standard error is in its exceptions, or does not matter.

@@ -19,7 +19,7 @@ from typing import Any
 
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.backends.trt.options import BuildOptions
-from coupled_sampling.bundles.files import whole_folder, write_whole
+from coupled_sampling.bundles.files import read_contents, whole_folder, write_whole
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import OutputError
 
@@ -158,9 +158,13 @@ class EngineStore:
         self.check_writable()
         record = asdict(fingerprint) | {"engine_sha256": hashlib.sha256(engine).hexdigest()}
         place = self.place(fingerprint)
-        with whole_folder(place) as folder:
-            (folder / "engine.plan").write_bytes(engine)
-            (folder / "fingerprint.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        try:
+            with whole_folder(place, read_contents(place) if place.is_dir() else None) as folder:
+                (folder / "engine.plan").write_bytes(engine)
+                (folder / "fingerprint.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except OutputError:
+            if self.load(fingerprint)[0] is None:  # else another process built the same engine meanwhile
+                raise
         return place
 
     def cache(self, fingerprint: Fingerprint, kind: str) -> Path:

@@ -72,7 +72,8 @@ class ChatTemplate:
     def write(self, path: Path) -> None:
         """Write it as a bundle's file."""
         record = {"template": self.source, "special_tokens": dict(self.special_tokens)}
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        path.write_bytes(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, as JSON escapes it
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, reply: bool = True, **more: Any) -> str:
         """The text of a conversation, to be encoded with ``special_tokens=False``.

@@ -61,6 +61,7 @@ __all__ = [
     "embedded_names",
     "file_record",
     "open_bundle",
+    "read_manifest",
     "write_manifest",
 ]
 
@@ -224,7 +225,7 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
             f"no bundle {str(path_or_name)!r}: expected the folder of a bundle and found {found} there, nor is it an "
             f"embedded model ({', '.join(embedded) or 'none is installed'}); check the path or the name"
         )
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
     for graph in (manifest.window_graph, manifest.pixel_graph, *manifest.step_graphs):
@@ -272,7 +273,8 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     partial = path.with_name(f"{MANIFEST}.{os.getpid()}.partial")  # in the same folder: a rename is atomic only there
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     try:
-        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, as JSON escapes it
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
@@ -293,7 +295,14 @@ def _check_file(path: Path, record: FileRecord) -> None:
         raise BundleError(f"{path} has SHA-256 {digest}, expected {record.sha256}: damaged or replaced; copy it again")
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle at ``folder``, whose other files are not looked at.
+
+    Raises
+    ------
+    BundleError
+        There is none of this format.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} is missing: {folder} is not a bundle; expected a folder that export wrote")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coupled_sampling.bundles.files import check_writable
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling, names
 from coupled_sampling.cli.comparison import MethodResult
 from coupled_sampling.cli.models import PixelDecoder, describe_runs, open_pixels
-from coupled_sampling.cli.pictures import draw_comparison, require_pictures
+from coupled_sampling.cli.output import printable, say, say_json
+from coupled_sampling.cli.outputs import add_clean, check_output, ending
+from coupled_sampling.cli.pictures import CHARTS, draw_comparison, require_pictures
 from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
 
@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"some of {METHOD_NAMES}, separated by commas (default: %(default)s)",
     )
     add("--count", type=int, default=40, metavar="N", help="sequences to make by each (default: %(default)s)")
-    add("--plot", type=Path, metavar="FILE", help="PNG of a chart to write (default: none)")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="chart to write, of the kind that its ending says: .png, .jpg, .pdf or .svg (default: none)",
+    )
+    add_clean(parser)
     add_output(parser)
     add_sampling(parser)
     add_running(parser)
@@ -55,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Decode by every method, print the figures, and draw the chart."""
     if arguments.plot:
-        check_writable(arguments.plot)
+        ending("plot", arguments.plot, CHARTS)
+        check_output(arguments, arguments.plot)
         require_pictures("matplotlib")
     task = prepare(arguments, count=arguments.count, methods=arguments.methods)
     # Said before the work if something is missing.
@@ -65,9 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _draw(task, results, pixels, arguments.plot)
     figures = [{**result.figures(), **task.ran[result.method].record()} for result in results]
-    print(json.dumps(figures, indent=2) if arguments.json else f"{_table(figures)}\n{describe_runs(task.ran)}")
-    if arguments.plot and not arguments.json:
-        print(f"wrote {arguments.plot}")
+    if arguments.json:
+        say_json(figures)
+        return 0
+    say(f"{_table(figures)}\n{describe_runs(task.ran)}")
+    if arguments.plot:
+        say(f"wrote {arguments.plot}")
     return 0
 
 
@@ -87,7 +97,7 @@ def _table(figures: Sequence[dict[str, Any]]) -> str:
     lines = [f"{'method':<18}{'NFE':>14}{'tokens/step':>13}{'seconds':>10}{'tokens/s':>10}{'speed-up NFE':>14}"
              f"{'time':>7}  same tokens as ar"]  # fmt: skip
     for row in figures:
-        nfe = f"{row['nfe_mean']:.1f} ± {row['nfe_sem']:.1f}"
+        nfe = printable(f"{row['nfe_mean']:.1f} ± {row['nfe_sem']:.1f}")  # before its width counts
         lines.append(
             f"{row['method']:<18}{nfe:>14}{row['tokens_per_step']:>13.2f}{row['seconds']:>10.2f}"
             f"{row['tokens_per_second']:>10.0f}{row['speedup_nfe']:>13.2f}x{row['speedup_seconds']:>6.2f}x  "

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from coupled_sampling.cli.output import say
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.methods import METHODS
 
@@ -37,7 +38,7 @@ class PrintCompletion(argparse.Action):
         MissingDependency
             shtab is not installed.
         """
-        print(completion(parser, str(values)))
+        say(completion(parser, str(values)))
         parser.exit()
 
 

@@ -1,19 +1,23 @@
 """The command line: ``coupled-sampling COMMAND``, one file a command, all of them listed in `COMMANDS`.
 
-Results go to standard output, progress bars to standard error. An error is one line on standard error and exit code 2; an
-interrupt is exit code 130; ``verify`` ends with 1 when a method fails.
+Results go to standard output, progress bars to standard error. An error is one line on standard error and exit code 2;
+``verify`` ends with 1 when a method fails. A signal that ends a command leaves nothing half-written: Ctrl-C is exit code 130,
+SIGTERM 143 and SIGHUP 129.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from coupled_sampling import __version__
 from coupled_sampling.cli import compare, export, generate, inspect, step_graphs, verify
 from coupled_sampling.cli.completion import SHELLS, PrintCompletion
+from coupled_sampling.cli.output import tell, usable_streams, warnings_in_one_line, write
+from coupled_sampling.cli.stopping import Stopped, stopped_by_signals
 from coupled_sampling.errors import CoupledSamplingError
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser"]
@@ -69,10 +73,16 @@ To complete commands and options with the Tab key:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose help is printed as all else is."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"coupled-sampling: error: {message}; `{self.prog} --help` says what can be given\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is None or file is sys.stderr:
+            tell(message)
+        else:
+            write(message, file)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -124,15 +134,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit
         As argparse does: after ``--help``, ``--version`` and a completion script with 0, after an unknown option with 2.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parsed = make_parser().parse_args(arguments)
-        return int(parsed.run(parsed))
+        with usable_streams(), warnings_in_one_line(), stopped_by_signals():
+            parsed = make_parser().parse_args(given, argparse.Namespace(given=given))
+            return int(parsed.run(parsed))
     except BrokenPipeError:  # an OSError, but of whoever reads, such as `head`
-        sys.stderr.close()
         return 1
     except (CoupledSamplingError, OSError) as error:
-        print(f"coupled-sampling: error: {error}", file=sys.stderr)
+        tell(f"coupled-sampling: error: {error}")
         return 2
-    except KeyboardInterrupt:
-        print("coupled-sampling: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+        tell(f"coupled-sampling: {stopped}; nothing half-written is left")
+        return stopped.exit_code

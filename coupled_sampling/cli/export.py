@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coupled_sampling.cli.arguments import add_output, names
 from coupled_sampling.cli.models import open_on_cpu
+from coupled_sampling.cli.output import say, say_json
+from coupled_sampling.cli.outputs import add_clean, mention_leftovers
 from coupled_sampling.cli.progress import byte_bar
 from coupled_sampling.cli.step_graphs import checked_methods
 from coupled_sampling.errors import InvalidArgument
@@ -102,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare a few logits with a float64 reference, and turn a few texts into tokens and back",
     )
     add("--force", action="store_true", help="replace a bundle that is there")
+    add_clean(parser)
     add_output(parser)
 
 
@@ -110,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     from coupled_sampling.export.bundles import export_checkpoint
 
     settings = _settings(arguments)
+    mention_leftovers(arguments, arguments.out)
     with byte_bar("reading") as report:
         check = open_on_cpu if arguments.check else None
         done = export_checkpoint(arguments.source, arguments.out, settings, report, check=check)
@@ -117,13 +120,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"coupled-sampling: note: {note}", file=sys.stderr)
     if arguments.json:
         text = None if done.text is None else done.text._asdict()
-        print(json.dumps({**done._asdict(), "folder": str(done.folder), "text": text}, indent=2))
+        say_json({**done._asdict(), "folder": str(done.folder), "text": text})
         return 0
-    print(
+    say(
         f"wrote {done.folder}: {done.family}, {done.parameters / 1e6:.1f} million parameters, {done.bytes / 1e6:.1f} MB"
     )
     if done.largest_difference is not None:
-        print(
+        say(
             f"checked: logits differ from the float64 reference of the unrounded weights by at most "
             f"{done.largest_difference:.2g} standard deviations of a position's logits"
         )

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.bundles.files import check_writable, write_whole
+from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling
 from coupled_sampling.cli.comparison import MethodResult
 from coupled_sampling.cli.models import PixelDecoder, open_pixels
-from coupled_sampling.cli.pictures import require_pictures, write_grid
+from coupled_sampling.cli.output import say, say_json
+from coupled_sampling.cli.outputs import add_clean, check_output, ending, same_file
+from coupled_sampling.cli.pictures import PICTURES, require_pictures, write_grid
 from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.cli.texts import Texts
@@ -48,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--count", type=int, metavar="N", help="sequences to make (default: 16 pictures, or 1 text)")
     add("--method", metavar="METHOD", help=f"how to decode: {METHOD_NAMES} (default: the bundle's)")
-    add("--out", type=Path, default=Path("grid.png"), metavar="FILE", help="PNG to write (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("grid.png"),
+        metavar="FILE",
+        help="picture to write, .png or .jpg (default: %(default)s)",
+    )
     add(
         "--trace",
         type=Path,
@@ -62,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="end a text before this one; can be given several times (default: none but the bundle's stop tokens)",
     )
     add("--beside-ar", action="store_true", help="also decode the same prompts one token at a time, and print both")
+    add_clean(parser)
     add_output(parser)
     add_sampling(parser)
     add_running(parser)
@@ -70,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Decode, write the picture or print the texts, and say how fast it was."""
     if arguments.trace:
-        check_writable(arguments.trace)
+        check_output(arguments, arguments.trace)
     methods = () if arguments.method is None else (arguments.method,)
     task = prepare(arguments, count=arguments.count, methods=methods, stop=arguments.stop or ())
     if task.bundle.manifest.makes_pictures:
@@ -84,22 +93,22 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(arguments.trace, lambda partial: partial.write_text(trace))
     figures = _figures(task, results, beside_ar=arguments.beside_ar)
     if arguments.json:
-        print(json.dumps({**made, "methods": figures}, indent=2, default=np.ndarray.tolist))
+        say_json({**made, "methods": figures}, default=np.ndarray.tolist)
         return 0
     for row in figures:
-        print(
+        say(
             f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
             f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s, {task.ran[str(row['method'])]}"
         )
     if "out" in made:
-        print(f"wrote {arguments.out}")
+        say(f"wrote {arguments.out}")
     return 0
 
 
 def _pictures(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     """Decode, and write the sheet of pictures."""
     # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
-    pixels = _open_pixels(task, arguments.out, arguments.trace)
+    pixels = _open_pixels(task, arguments)
     with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
         results = task.compare(task.settings.methods, against_ar=arguments.beside_ar, watch=counting(report))
     write_grid(pixels(np.stack(results[-1].generation.tokens)), arguments.out)
@@ -115,10 +124,12 @@ def _texts(task: Task, arguments: argparse.Namespace) -> tuple[list[MethodResult
     return results, texts.texts
 
 
-def _open_pixels(task: Task, out: Path, trace: Path | None) -> PixelDecoder:
+def _open_pixels(task: Task, arguments: argparse.Namespace) -> PixelDecoder:
     """What makes pictures of tokens, once it is known that there will be a file."""
-    check_writable(out)
-    if trace and trace.resolve() == out.resolve():
+    out, trace = arguments.out, arguments.trace
+    ending("out", out, PICTURES)
+    check_output(arguments, out)
+    if trace and same_file(trace, out):
         raise InvalidArgument(f"out and trace are both {out}; name two files")
     require_pictures("PIL.Image")
     manifest = task.bundle.manifest

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli.arguments import add_model
+from coupled_sampling.cli.output import one_line, say, say_json
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -33,10 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Open the bundle and print what its manifest says."""
     manifest = open_bundle(arguments.model).manifest
     if arguments.json:
-        print(json.dumps(asdict(manifest), indent=2, default=dict))
+        say_json(asdict(manifest), default=dict)
         return 0
     for name, value in _lines(manifest).items():
-        print(f"{name + ':':<15}{value}")
+        shown = one_line(value)
+        say(f"{name + ':':<15}{shown}")
     return 0
 
 

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.cli.comparison import MethodResult
+from coupled_sampling.cli.outputs import ending
 from coupled_sampling.errors import MissingDependency
 
-__all__ = ["draw_comparison", "require_pictures", "write_grid"]
+__all__ = ["CHARTS", "PICTURES", "draw_comparison", "require_pictures", "write_grid"]
+
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""What Pillow calls the kinds of pictures, by the ending of a file; a file without one is the first of them."""
+CHARTS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+"""The same for charts, which matplotlib calls by their endings."""
+_QUALITY = 95
+"""Of JPEG; Pillow's own 75 shows."""
 
 
 def require_pictures(module: str) -> Any:
@@ -35,7 +43,7 @@ def require_pictures(module: str) -> Any:
 
 
 def write_grid(images: NDArray[np.uint8], path: Path, *, zoom: int | None = None, gap: int = 2) -> None:
-    """Write ``images`` uint8 (N, H, W, C), C 1 or 3, as one PNG: a grid as square as can be, row by row.
+    """Write ``images`` uint8 (N, H, W, C), C 1 or 3, as one picture: a grid as square as can be, row by row.
 
     ``zoom`` repeats pixels; by default pictures of less than 128 pixels become three times as large.
 
@@ -56,13 +64,15 @@ def write_grid(images: NDArray[np.uint8], path: Path, *, zoom: int | None = None
         sheet[top : top + height, left : left + width] = image
     sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
     picture = require_pictures("PIL.Image").fromarray(sheet[..., 0] if channels == 1 else sheet)
-    write_whole(path, lambda partial: picture.save(partial, format="PNG"))
+    kind = PICTURES[ending("out", path, PICTURES)]
+    settings = {"quality": _QUALITY} if kind == "JPEG" else {}
+    write_whole(path, lambda partial: picture.save(partial, format=kind, **settings))
 
 
 def draw_comparison(
     results: Sequence[MethodResult], path: Path, *, grid: tuple[int, int] | None, images: NDArray[np.uint8] | None
 ) -> None:
-    """Draw ``results`` as one PNG of three panels.
+    """Draw ``results`` as one chart of three panels.
 
     Tokens per step by method with every sequence as a dot; how many tokens each step committed; and, for models with a
     ``grid`` (rows, columns), the first sequence's image beside its tokens coloured by the step that committed them.
@@ -72,7 +82,7 @@ def draw_comparison(
     results
         From `coupled_sampling.cli.comparison.compare`.
     path
-        Where to write the PNG.
+        Where to write the chart; its ending says its kind, one of `CHARTS`.
     grid
         Rows and columns of tokens, or None.
     images
@@ -90,8 +100,9 @@ def draw_comparison(
     if shows_steps and grid is not None:
         _draw_steps(figure, axes[2], axes[3], results[chosen], grid, None if images is None else images[chosen])
     figure.tight_layout()
+    kind = ending("plot", path, CHARTS)[1:]
     try:
-        write_whole(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
+        write_whole(path, lambda partial: figure.savefig(partial, dpi=110, format=kind))
     finally:
         pyplot.close(figure)
 

@@ -62,6 +62,10 @@ class Asked:
         source = _INPUT if self.prompt == _INPUT else self.prompt_file
         if source is None:
             return self.prompt
+        if source == _INPUT and sys.stdin is None:
+            raise InvalidArgument(
+                "the prompt is to be read from standard input, which is closed; give it with --prompt"
+            )
         try:
             text = sys.stdin.read() if source == _INPUT else Path(source).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coupled_sampling.cli.arguments import add_model, names
+from coupled_sampling.cli.output import say
+from coupled_sampling.cli.outputs import add_clean, mention_leftovers
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "checked_methods", "run"]
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="methods separated by commas; all is every one that can be a graph (default: %(default)s)",
     )
     add("--force", action="store_true", help="replace a bundle that is there, the model itself, too")
+    add_clean(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,8 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     from coupled_sampling.export.step_bundle import add_step_graphs
 
     methods = checked_methods(arguments.methods)
+    mention_leftovers(arguments, arguments.out)
     made = add_step_graphs(arguments.model, arguments.out, methods, force=arguments.force)
-    print(f"wrote {made.folder}: step graphs {', '.join(graph.file for graph in made.manifest.step_graphs)}")
+    say(f"wrote {made.folder}: step graphs {', '.join(graph.file for graph in made.manifest.step_graphs)}")
     return 0
 
 

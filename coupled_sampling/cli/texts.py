@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from coupled_sampling.bundles.text import TextStream, Tokenizer
+from coupled_sampling.cli.output import write
 from coupled_sampling.cli.task import Task
 from coupled_sampling.contracts import Integers
 from coupled_sampling.decoding import Commit
@@ -70,8 +71,7 @@ class Texts:
 
     def _write(self, text: str) -> None:
         if self._out is not None and text:
-            self._out.write(text)
-            self._out.flush()
+            write(text, self._out)
 
 
 def _stream(tokenizer: Tokenizer | None, task: Task) -> TextStream | _Numbers:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling, names
 from coupled_sampling.cli.models import describe_runs
+from coupled_sampling.cli.output import say, say_json
 from coupled_sampling.cli.progress import token_bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.contracts import Sampling, max_window
@@ -174,13 +174,13 @@ def _beginning(task: Task, prompt: Sequence[int], after: int, sampling: Sampling
 def _print(found: Sequence[Verification], *, as_json: bool) -> None:
     """Print what was found, and on what it ran."""
     if as_json:
-        print(json.dumps([_row(one) for one in found], indent=2))
+        say_json([_row(one) for one in found])
         return
-    print("\n\n".join(one.report() for one in found))
+    say("\n\n".join(one.report() for one in found))
     failed = [f"{one.method}, step {one.step} ({one.verdict})" for one in found if not one.passed]
-    print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
+    say(f"\n{'failed: ' + ', '.join(failed) if failed else 'all methods passed'}")
     for way in dict.fromkeys(one.runs for one in found):
-        print(describe_runs({one.method: way for one in found if one.runs == way}))
+        say(describe_runs({one.method: way for one in found if one.runs == way}))
 
 
 def _row(one: Verification) -> dict[str, Any]:

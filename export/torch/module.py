@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.bundles.files import whole_folder
+from coupled_sampling.bundles.files import Contents, check_place, read_contents, whole_folder
 from coupled_sampling.bundles.manifest import (
-    MANIFEST,
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -29,6 +28,7 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.check import Opener, check_opener
 from coupled_sampling.export.graphs.builder import OPSET, require_onnx, save_graph
@@ -173,7 +173,7 @@ def export_module(
     torch, out = require_torch(), Path(out)
     require_onnx()
     _check_module(torch, module)
-    _check_out(out)
+    replacing = _check_out(out)
     positions = cache.columns if settings.max_length is None else settings.max_length
     if not 1 <= positions <= cache.columns:
         raise InvalidArgument(f"max_length is {positions}, expected 1 to the columns of the cache, {cache.columns}")
@@ -184,7 +184,7 @@ def export_module(
     wrapped = window_module(module, vocab_size, first, count)
     model = torch_graph(wrapped, cache, settings.kv_length)
     check_window_graph(model, cache, vocab_size, settings.kv_length)
-    with whole_folder(out) as folder:
+    with whole_folder(out, replacing) as folder:
         files = _save(model, folder, settings.external_data)
         manifest = _manifest(
             settings,
@@ -270,9 +270,11 @@ def _check_module(torch: Any, module: Any) -> None:
             )
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
-        raise OutputError(f"{out} exists and is not a bundle; it is left alone: choose another folder")
+def _check_out(out: Path) -> Contents | None:
+    """What is at ``out`` and may be replaced: nothing, an empty folder or a bundle."""
+    real = check_place(out)
+    empty = real.is_dir() and not any(real.iterdir())
+    return read_contents(real) if empty else check_replaceable(out, force=True)
 
 
 def _vocab_size(torch: Any, module: Any, cache: CacheShape, positions: int) -> int:

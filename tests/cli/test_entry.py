@@ -3,12 +3,9 @@
 import importlib
 import os
 import pkgutil
-import signal
 import subprocess
 import sys
-import time
 import tomllib
-from functools import partial
 
 import pytest
 
@@ -108,19 +105,3 @@ def test_a_reader_that_leaves_early_is_no_traceback():
         os.close(writer)
     assert result.returncode == 1
     assert result.stderr == ""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_an_interrupt_leaves_no_file_and_no_traceback(tmp_path):
-    pytest.importorskip("PIL")
-    command = [*MODULE, "generate", "--count", "3000", "--out", str(tmp_path / "g.png")]
-    # A job in the background of a shell ignores SIGINT, and would hand that down.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert "interrupted" in error
-    assert not list(tmp_path.iterdir())

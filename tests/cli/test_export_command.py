@@ -1,13 +1,14 @@
 """From a checkpoint to a bundle to text, by the command line; whole or not at all, and refused in one line."""
 
 import json
-from pathlib import Path
+import os
 
 import numpy as np
 import pytest
 
 from coupled_sampling import METHODS, generate
 from coupled_sampling.backends import OrtProvider
+from coupled_sampling.bundles.hidden import REPLACED, hidden_path
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import CheckpointError, InvalidArgument, OutputError
@@ -150,6 +151,53 @@ def test_an_existing_bundle_is_kept_unless_forced(source, tmp_path, capsys):
     assert names(tmp_path / "mine") == ["letter.txt"]
 
 
+def test_files_that_are_not_of_the_bundle_stop_a_replacement(source, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    export_checkpoint(source, out)
+    (out / "thesis.txt").write_text("years")
+    for command in (["export", source, out], ["step-graphs", out, out]):
+        code, _, error = run(capsys, *command, "--force")
+        assert (code, error.count("\n")) == (2, 1)
+        assert "does not list thesis.txt" in error
+    assert "thesis.txt" in names(out)
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_bundle_that_somebody_makes_meanwhile_is_left_alone(source, tmp_path, monkeypatch, force):
+    out, other, write = tmp_path / "bundle", tmp_path / "other", bundles.write_manifest
+    export_checkpoint(source, other, ExportSettings(name="theirs"))
+
+    def meanwhile(*arguments):
+        other.rename(out)
+        return write(*arguments)
+
+    monkeypatch.setattr(bundles, "write_manifest", meanwhile)
+    with pytest.raises(OutputError, match="somebody else made it meanwhile"):
+        export_checkpoint(source, out, ExportSettings(force=force))
+    assert names(tmp_path) == ["bundle"]
+    assert open_bundle(out).manifest.name == "theirs"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_what_a_killed_export_left_is_mentioned_and_removed_on_demand(source, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    export_checkpoint(source, out)
+    aside, half = hidden_path(out, REPLACED), hidden_path(out)
+    out.rename(aside)
+    half.mkdir()
+    code, _, error = run(capsys, "export", source, out)
+    assert (code, error.count("note: a run that was killed left")) == (0, 2)
+    assert f"{aside}; to put it back, as it is the bundle that was to be replaced: coup" in error
+    assert f"{half}; to remove it: coupled-sampling export {source} {out} --clean" in error
+    out.rename(tmp_path / "moved")
+    code, _, error = run(capsys, "export", source, out, "--clean")
+    assert code == 2  # the old bundle is back
+    assert f"put back {out}" in error
+    assert f"removed {half}" in error
+    assert names(tmp_path) == ["bundle", "moved"]
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full"), CheckpointError("bad")])
 def test_whatever_goes_wrong_nothing_half_written_remains(source, tmp_path, monkeypatch, fault):
     out = tmp_path / "bundle"
@@ -163,26 +211,6 @@ def test_whatever_goes_wrong_nothing_half_written_remains(source, tmp_path, monk
     expected = OutputError if isinstance(fault, OSError) else fault if isinstance(fault, type) else type(fault)
     with pytest.raises(expected):
         export_checkpoint(source, out, ExportSettings(force=True))
-    assert names(tmp_path) == ["bundle"]
-    assert (out / "manifest.json").read_bytes() == before
-
-
-@pytest.mark.parametrize("call", [1, 2])
-def test_a_bundle_survives_an_interrupt_while_it_is_replaced(source, tmp_path, monkeypatch, call):
-    """The old bundle is set aside and the new one takes its name; Ctrl-C before either leaves the old one."""
-    out, rename, calls = tmp_path / "bundle", Path.rename, []
-    export_checkpoint(source, out)
-    before = (out / "manifest.json").read_bytes()
-
-    def interrupted(self, target):
-        calls.append(target)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(source, out, ExportSettings(name="new", force=True))
     assert names(tmp_path) == ["bundle"]
     assert (out / "manifest.json").read_bytes() == before
 

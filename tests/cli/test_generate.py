@@ -7,6 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from coupled_sampling.bundles.hidden import hidden_path
+from coupled_sampling.cli.pictures import write_grid
+
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tqdm")
@@ -104,3 +107,46 @@ def test_outputs_that_are_not_files_of_their_own_are_refused(tmp_path, command):
         assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x.jpg", "JPEG"), ("x.JPEG", "JPEG"), ("x.png", "PNG"), ("x", "PNG")])
+def test_a_picture_is_of_the_kind_that_its_ending_says(tmp_path, name, kind):
+    write_grid(np.zeros((2, 8, 8, 3), np.uint8), tmp_path / name)
+    assert Image.open(tmp_path / name).format == kind
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.json", "x.png.bak"])
+def test_other_endings_are_refused_before_the_work(tmp_path, command, name):
+    for arguments in (["generate", "--out"], ["compare", "--plot"]):
+        code, _, error = command(*arguments, tmp_path / name, "--count", 2000)
+        assert code == 2
+        assert "expected a file that ends in .png, .jpg" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+def test_one_place_by_two_names_is_one_file(tmp_path, command):
+    (tmp_path / "link.png").symlink_to("x.png")
+    code, _, error = command("generate", "--count", 1, "--out", tmp_path / "x.png", "--trace", tmp_path / "link.png")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "name two files" in error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_what_a_killed_run_left_is_mentioned_and_removed_on_demand(tmp_path, command):
+    out, trace = tmp_path / "my x.png", tmp_path / "t.json"
+    left = [hidden_path(out, suffix=".png"), hidden_path(trace, suffix=".json")]
+    for path in left:
+        path.write_text("half")
+    code, _, error = command("generate", "--out", out, "--trace", trace, "--count", 1)
+    assert code == 0
+    mentioned = error.splitlines()
+    assert [line.count("note: a run that was killed left") for line in mentioned] == [1, 1]
+    assert (
+        f"{left[1]}; to remove it: coupled-sampling generate --out '{out}' --trace {trace} --count 1 --clean"
+        in mentioned[0]
+    )
+    code, _, error = command("generate", "--out", out, "--trace", trace, "--count", 1, "--clean")
+    assert code == 0
+    assert error.count("removed") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my x.png", "t.json"]
