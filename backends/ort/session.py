@@ -72,8 +72,6 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     options.log_severity_level = 4
     # A pattern would be kept for every shape of window ever seen; it saves no measurable time here.
     options.enable_mem_pattern = False
-    # Everything but its own end: what it would write to standard error is in its exceptions, or does not matter.
-    options.log_severity_level = 4
     # By default ONNX Runtime rounds the activations of quantised matrices to int8, differently for windows of different
     # widths: log-probabilities of one position then differ by up to 0.8 (SmolLM2-135M), and the law depends on the decoding
     # method. Its kernels without that rounding take ten times as long for int8. So weights are widened when they are loaded.

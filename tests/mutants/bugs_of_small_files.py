@@ -188,7 +188,7 @@ BUGS = (
     ),
     Bug(
         "forced-positions-in-the-picture",
-        "_check_tokens",
+        "manifest:_check_tokens",
         "sum(span.times for span in manifest.layout if span.count > 1)",
         "sum(span.times for span in manifest.layout)",
         "Row ends are counted as tokens of the picture.",
