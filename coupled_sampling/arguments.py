@@ -33,7 +33,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException | str) -> str:
     """What an exception of another library says, whose messages may be pages."""
     said = " ".join(str(error).split())
     return said if len(said) <= _SAID else f"{said[:_SAID]}..."

@@ -197,10 +197,17 @@ class GraphBuilder:
         return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))
 
 
-def save_graph(model: Any, path: str | Path) -> Path:
+def save_graph(model: Any, path: str | Path, *, check: bool = True) -> Path:
     """Check ``model``, an ``onnx.ModelProto``, with shape inference, and write it atomically.
 
-    Constants in a second file must lie in the folder of ``path`` already.
+    Parameters
+    ----------
+    model
+        The graph.
+    path
+        Its file. Constants in a second file must lie in the same folder already.
+    check
+        Whether to check it; False is for graphs that are checked elsewhere.
 
     Raises
     ------
@@ -222,7 +229,8 @@ def save_graph(model: Any, path: str | Path) -> Path:
     try:
         partial.write_bytes(model.SerializeToString())
         # By path, since a second file is looked for beside it.
-        onnx.checker.check_model(str(partial), full_check=True)
+        if check:
+            onnx.checker.check_model(str(partial), full_check=True)
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error

@@ -7,8 +7,9 @@ import pytest
 
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
-from coupled_sampling.errors import InvalidArgument, OutputError
+from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from coupled_sampling.export import add_step_graphs
+from coupled_sampling.export.graphs import checked_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 
 onnx = pytest.importorskip("onnx")
@@ -166,6 +167,14 @@ def test_a_graph_that_is_none_is_refused_in_one_line(plain, tmp_path, capsys, sp
 def test_what_onnx_says_of_a_wrong_graph_is_one_line(plain, tmp_path):
     model = onnx.load(plain / "window.onnx")
     model.graph.node[5].op_type = "Mystery\nof two lines"
-    with pytest.raises(InvalidArgument, match=r"Mystery of two lines") as caught:
+    with pytest.raises(BundleError, match=r"no valid ONNX graph: .*Mystery of two lines") as caught:
         add_step_graphs(damaged(plain, model.SerializeToString()), tmp_path / "made", ["ar"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_brings_the_checker_down_brings_nothing_else_down(plain, tmp_path, monkeypatch):
+    """As some graphs do, another in every version of onnx: here the checker is one that always falls."""
+    monkeypatch.setattr(checked_apart, "_PROGRAM", "import os; os.abort()")
+    with pytest.raises(BundleError, match=r"window\.onnx, step-ar\.onnx.*ends with -6"):
+        add_step_graphs(plain, tmp_path / "made", ["ar"])
+    assert not (tmp_path / "made").exists()

@@ -131,6 +131,22 @@ BUGS = (
         ("test_step_bundle",),
     ),
     Bug(
+        "the-checkers-end-is-no-message",
+        "check_apart",
+        "done.returncode != 0",
+        "done.returncode > 1",
+        "A graph that brings onnx's checker down is taken for a good one.",
+        ("test_step_bundle",),
+    ),
+    Bug(
+        "graphs-checked-by-nobody",
+        "write_step_graphs",
+        "check_apart([folder / name for name in (manifest.window_graph.file, *(graph.file for graph in added))])",
+        "",
+        "Step graphs are written that no runtime loads.",
+        ("test_step_bundle",),
+    ),
+    Bug(
         "endless-templates",
         "_Limits.step",
         "self._steps > MOST_STEPS or time.monotonic() > self._end",
