@@ -41,6 +41,8 @@ class SmallFile(NamedTuple):
     """Bytes of the largest that is read."""
     remedy: str = "copy or download it again"
     """What to do about one that cannot be read."""
+    halves: bool = False
+    """Whether its texts may have halves of surrogate pairs, which is how Python has names of files that are no Unicode."""
 
     def check_size(self, size: int, path: Path, refusal: type[CoupledSamplingError]) -> None:
         """Raise ``refusal`` if ``size``, in bytes, is too much."""
@@ -53,8 +55,8 @@ class SmallFile(NamedTuple):
 
 _MIB = 2**20
 
-MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle again")
-CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, "export the bundle again")
+MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle again", halves=True)
+CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, "export the bundle again", halves=True)
 CONFIGURATION = SmallFile("a configuration", 16 * _MIB)
 INDEX_OF_SHARDS = SmallFile("an index of shards", 32 * _MIB)
 TOKENIZER = SmallFile("a tokenizer", 48 * _MIB)
@@ -179,7 +181,7 @@ def read_object(path: Path, kind: SmallFile, refusal: type[CoupledSamplingError]
     text = read_json_text(path, kind, refusal)
     try:
         found = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
-        if _SURROGATE.search(text):
+        if not kind.halves and _SURROGATE.search(text):
             json.dumps(
                 found, ensure_ascii=False
             ).encode()  # a half cannot be encoded, nor printed, nor be a file's name

@@ -14,7 +14,6 @@ deepseek-ai/Janus, ``janus/models/vq_model.py`` and ``generation_inference.py``,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.bundles.json_files import TOKENIZER, read_object
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
@@ -268,10 +268,10 @@ def _unconditional(checkpoint: Checkpoint) -> tuple[int, ...] | None:
     """Start, padding and start of picture, whose numbers only the tokenizer beside the checkpoint has."""
     home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     try:
-        added = json.loads((home / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        added = read_object(home / "tokenizer.json", TOKENIZER, CheckpointError)["added_tokens"]
         numbers = {token["content"]: int(token["id"]) for token in added}
         return (numbers[BEGIN], *([numbers[PAD]] * PADS), numbers[BEGIN_OF_IMAGE])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -98,6 +98,11 @@ def test_what_two_readers_could_understand_differently_is_refused(tmp_path, cont
     refusal(tmp_path / "a.json", word, kind=CONFIGURATION)
 
 
+def test_a_manifest_may_have_the_name_of_any_file(tmp_path):
+    (tmp_path / "a.json").write_text('{"name": "\\udcff"}')
+    assert read_object(tmp_path / "a.json", MANIFEST_FILE) == {"name": "\udcff"}
+
+
 def test_sixty_four_levels_are_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a":' * 64 + "1" + "}" * 64)
     assert read_object(tmp_path / "a.json", CONFIGURATION)

@@ -30,6 +30,8 @@ def main() -> int:
         outcomes: list[Outcome] = []
         for outcome in run_inputs(reader, range(given.first, given.first + given.count), given.seed):
             outcomes.append(outcome)
+            if len(outcomes) % 1000 == 0:
+                print(f"{reader}: {len(outcomes)} ...", file=sys.stderr, flush=True)
             if not outcome.is_right:
                 wrong += 1
                 print(f"{reader} {outcome.number}: {outcome.kind}\n{outcome.said}", flush=True)

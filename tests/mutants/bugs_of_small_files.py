@@ -53,7 +53,7 @@ BUGS = (
     Bug(
         "half-characters-in-files",
         "json_files:read_object",
-        "_SURROGATE.search(text)",
+        "not kind.halves and _SURROGATE.search(text)",
         "None",
         "Half of a surrogate pair gets as far as a file's name or a terminal.",
         SMALL,
