@@ -27,6 +27,9 @@ __all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_
 _TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
 """What a tokenizer has to encode and decode before it is believed."""
 
+_MOST_TOKENS = 2**22
+"""Whoever lists a vocabulary in order counts up to its largest token, and real ones have some 300,000."""
+
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """A token that stands for a byte, in vocabularies that fall back to them."""
 
@@ -89,7 +92,7 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
             # An error is none yet: the text may have what the vocabulary has not.
             with contextlib.suppress(Exception):
                 made.decode(made.encode(_TRIAL).ids)
-            return made
+            highest = max(made.get_vocab().values(), default=0)
     except BaseException as cause:
         if not _is_foreign(cause):
             raise
@@ -98,6 +101,11 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
             f"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; export or copy it again, "
             "or upgrade tokenizers if the file is newer"
         ) from None
+    if highest >= _MOST_TOKENS:
+        raise error(
+            f"{path} has the token {highest}, expected tokens below {_MOST_TOKENS}, which no vocabulary needs; export or copy it again"
+        )
+    return made
 
 
 class Tokenizer:

@@ -128,6 +128,17 @@ def test_a_vocabulary_may_lack_what_the_trial_has(tmp_path):
         tokenizer.encode("c")
 
 
+def test_a_token_of_thousands_of_millions_is_refused(tmp_path):
+    """The library would count up to it when it writes the vocabulary down, and keep what it did not find."""
+    model = {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 2**22 - 1}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    Tokenizer(tmp_path / "tokenizer.json")
+    model["vocab"]["b"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(BundleError, match="has the token 4294967295, expected tokens below 4194304"):
+        Tokenizer(tmp_path / "tokenizer.json")
+
+
 def test_a_tokenizer_may_be_as_large_as_its_kind(tmp_path, monkeypatch):
     saved(KINDS["byte_level"](), tmp_path)
     path = tmp_path / "tokenizer.json"

@@ -70,7 +70,8 @@ BUGS = (
     Bug(
         "errors-quote-the-file",
         "read_tokenizer",
-        "raise error(\n    f\"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; export or copy it again, "
+        "raise error(\n    f\"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; "
+        'export or copy it again, "
         'or upgrade tokenizers if the file is newer"\n) from None',
         'raise error(f"{path} is no file of the tokenizers library: {text}")',
         "An error shows what is in a private file.",

@@ -187,6 +187,14 @@ BUGS = (
         TEXT,
     ),
     Bug(
+        "tokens-of-any-number",
+        "read_tokenizer",
+        "highest >= _MOST_TOKENS",
+        "False",
+        "The tokenizers library counts to four thousand million to write a vocabulary of two words.",
+        TEXT,
+    ),
+    Bug(
         "panics-are-not-caught",
         "_is_foreign",
         "isinstance(error, Exception) or type(error).__name__ == 'PanicException'",
