@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants fuzz check docs test-gpu test-torch test-frameworks test-javascript bench bench-gpu train clean
+.PHONY: demo test test-long mutants fuzz check docs test-gpu test-torch test-frameworks test-openvino test-javascript bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -51,6 +51,10 @@ test-torch: $(VENV)/.dev
 test-frameworks: $(VENV)/.dev
 	$(INSTALL) "$(TORCH)" -e ".[jax,mlx]"
 	$(BIN)/python -m pytest $(PARALLEL) -m frameworks
+
+test-openvino: $(VENV)/.dev
+	$(INSTALL) -e ".[openvino]"
+	$(BIN)/python -m pytest $(PARALLEL) -rs tests/backends/openvino
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund

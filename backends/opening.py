@@ -5,8 +5,9 @@
 | ``cpu`` | ONNX Runtime on the CPU | ``[cpu]`` |
 | ``cuda`` | ONNX Runtime's CUDA execution provider | ``[gpu]`` |
 | ``tensorrt``, ``tensorrt-rtx`` | an engine of TensorRT's own | ``[tensorrt]``, ``[tensorrt-rtx]`` |
+| ``openvino`` | OpenVINO on the CPU | ``[openvino]`` |
 
-All but ``cpu`` were written and never run on a GPU. What can be known beforehand is refused before anything is opened or an
+Those for GPUs were written and never run on one. What can be known beforehand is refused before anything is opened or an
 engine is built: what no back end can do here, what one cannot do by its ``takes`` (`coupled_sampling.backends.place`).
 """
 

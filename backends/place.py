@@ -46,10 +46,11 @@ _MODULES = {
     "cuda": "coupled_sampling.backends.ort.cuda",
     "tensorrt": "coupled_sampling.backends.trt.opening",
     "tensorrt-rtx": "coupled_sampling.backends.trt.opening",
+    "openvino": "coupled_sampling.backends.openvino.opening",
 }
 
 BACKENDS = tuple(_MODULES)
-"""Names of back ends: ONNX Runtime on the CPU and with CUDA, and engines of TensorRT and of TensorRT for RTX."""
+"""Names of back ends: ONNX Runtime on the CPU and with CUDA, engines of TensorRT and of TensorRT for RTX, and OpenVINO."""
 
 _WITHOUT = {
     "threads": "runs nothing on the CPU",
@@ -71,7 +72,7 @@ class Place:
     device
         Number of the GPU, from 0; None is the first. Not with ``cpu``.
     threads
-        Threads within an operator, for ONNX Runtime; None lets it choose.
+        Threads within an operator, for ONNX Runtime and OpenVINO; None lets them choose.
     cuda_graphs
         Whether windows of a shape seen before are launched as CUDA graphs. None is the back end's own choice: ``tensorrt`` and
         ``tensorrt-rtx`` do so, ``cuda`` can.

@@ -28,7 +28,7 @@ from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
 from coupled_sampling.contracts import CoupledStep, Outcome, Runs, Window
-from coupled_sampling.export import DecoderDescription, Norm, save_graph, write_decoder_graph
+from coupled_sampling.export import DecoderDescription, Norm, Storage, save_graph, write_decoder_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.testing import StepComparison, TieReport
 
@@ -58,7 +58,7 @@ def bundle_of(folder: Path, vocab_size: int) -> Bundle:
     return random_bundle(folder, gpt)
 
 
-def random_bundle(folder: Path, description: DecoderDescription) -> Bundle:
+def random_bundle(folder: Path, description: DecoderDescription, storage: Storage | None = None) -> Bundle:
     """``description`` with random weights, as a bundle in ``folder``."""
     random = np.random.default_rng(0)
     weights = {}
@@ -67,7 +67,8 @@ def random_bundle(folder: Path, description: DecoderDescription) -> Bundle:
         weights[name] = scale * random.standard_normal(shape, np.float32)
         if "norm.weight" in name:
             weights[name] = np.ones(shape, np.float32)
-    (file,) = write_decoder_graph(description, weights, folder / f"window-{description.vocab_size}.onnx", inline=True)
+    path = folder / f"window-{description.vocab_size}.onnx"
+    (file,) = write_decoder_graph(description, weights, path, storage=storage, inline=True)
     manifest = Manifest(
         name="random",
         description="Random weights.",

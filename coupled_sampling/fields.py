@@ -152,6 +152,8 @@ def _name(kind: Any) -> str:
         return f"a sequence of values, each {_name(typing.get_args(kind)[0])}"
     if kind is Path:
         return "a path"
+    if (typing.get_origin(kind) or kind) is Callable:
+        return "a function"
     named = getattr(typing.get_origin(kind) or kind, "__name__", str(kind))
     return f"a {named}"
 

@@ -19,7 +19,7 @@ class Runs:
     Parameters
     ----------
     execution_provider
-        ONNX Runtime's execution provider, TensorRT's name and version, or the class of a provider that does not say.
+        ONNX Runtime's execution provider, TensorRT's or OpenVINO's name and version, or the class of a provider that does not say.
     device
         Number of the GPU; None is the CPU.
     cuda_graphs

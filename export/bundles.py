@@ -69,7 +69,8 @@ class ExportSettings:
         A checkpoint of the decoder of pictures, as for `coupled_sampling.export.open_checkpoint`, for families that keep it apart;
         None takes the one in the checkpoint itself, if there is one.
     tokenizer
-        A ``tokenizer.json``, SentencePiece's ``tokenizer.model``, or the folder of one, to take instead of the checkpoint's own.
+        A ``tokenizer.json``, SentencePiece's ``tokenizer.model``, or the folder of one, to take instead of the checkpoint's own;
+        "none" for a bundle without.
     step_graphs
         Methods to write step graphs for; see `coupled_sampling.export.add_step_graphs`.
     name, licence
@@ -209,13 +210,13 @@ def export_checkpoint(
             open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures,
             whole_folder(out, replacing) as folder,
         ):
+            # First what is read in a second, and may be refused.
+            text = write_text_files(checkpoint, folder, chosen.tokenizer, model.description.vocab_size)
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             if pictures is not None:
                 weights = _Counted(pictures.weights, checkpoint, progress)
                 write_vq_pixel_graph(pictures.description, weights, pictures.tokens, folder / _PIXELS, chosen.storage)
-            tokenizer = None if chosen.tokenizer is None else Path(chosen.tokenizer)
-            text = write_text_files(checkpoint, folder, tokenizer, model.description.vocab_size)
             manifest = _manifest(model, checkpoint, folder, chosen, pictures, text)
             write_manifest(folder, manifest)
             if chosen.step_graphs:
@@ -229,10 +230,10 @@ def export_checkpoint(
                 checked = None if inner is None else check_text(inner, manifest.vocab_size)
         total = sum(record.bytes for record in manifest.files.values())
     parameters = sum(int(np.prod(shape)) for shape in model.description.weight_shapes().values())
-    return Exported(out, model.family, parameters, total, difference, checked, _notes(checkpoint, manifest))
+    return Exported(out, model.family, parameters, total, difference, checked, _notes(checkpoint, chosen, manifest))
 
 
-def _notes(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
+def _notes(checkpoint: Checkpoint, settings: ExportSettings, manifest: Manifest) -> tuple[str, ...]:
     """What is as it should be, and still is not what everybody expects."""
     notes = []
     if checkpoint.config.get("auto_map"):
@@ -240,7 +241,8 @@ def _notes(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
             "the checkpoint brings Python code of its own (auto_map in config.json), which is not run: the bundle computes what "
             f"the family {manifest.provenance['family']} does, so compare a few logits with those of that code"
         )
-    if manifest.tokenizer is None and not manifest.makes_pictures and not manifest.prompts:
+    of_text = not manifest.makes_pictures and not manifest.prompts
+    if of_text and manifest.tokenizer is None and settings.tokenizer is None:
         notes.append(
             "the checkpoint has no tokenizer (tokenizer.json or tokenizer.model), so prompts can only be numbers of tokens "
             "(--tokens 1,2,3), and so is what is generated; export with --tokenizer FILE to read and write text"

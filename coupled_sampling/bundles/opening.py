@@ -192,7 +192,7 @@ def embedded_names() -> tuple[str, ...]:
 
 
 def open_bundle(path_or_name: str | Path) -> Bundle:
-    """Open a bundle and check every file of it (12 MB take about 10 ms).
+    """Open a bundle and check every file of it (12 MB take about 20 ms).
 
     Parameters
     ----------

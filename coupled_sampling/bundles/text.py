@@ -21,6 +21,7 @@ from coupled_sampling.arguments import in_one_line
 from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
 from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
+from coupled_sampling.fields import check_path
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
 
@@ -96,15 +97,13 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
     except BaseException as cause:
         if not _is_foreign(cause):
             raise
-        place = re.search(r"at line \d+ column \d+", str(cause))
+        place = re.search(r"line \d+ column \d+", str(cause))
+        where = f", from {place[0]} on" if place else ""
         raise error(
-            f"{path} is no file of the tokenizers library{f', from {place[0][3:]} on' if place else ''}; export or copy it again, "
-            "or upgrade tokenizers if the file is newer"
+            f"{path} is no file of the tokenizers library{where}; export or copy it again, or upgrade tokenizers if it is newer"
         ) from None
     if highest >= _MOST_TOKENS:
-        raise error(
-            f"{path} has the token {highest}, expected tokens below {_MOST_TOKENS}, which no vocabulary needs; export or copy it again"
-        )
+        raise error(f"{path} has the token {highest}, expected tokens below {_MOST_TOKENS}; export or copy it again")
     return made
 
 
@@ -118,6 +117,8 @@ class Tokenizer:
 
     Raises
     ------
+    InvalidArgument
+        ``path`` is no path.
     BundleError
         The file is not one of that library.
     MissingDependency
@@ -139,8 +140,8 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = path
-        self._inner = read_tokenizer(Path(path))
+        self._path = check_path("path", path)
+        self._inner = read_tokenizer(self._path)
         # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
         self._inner.no_truncation()
         self._inner.no_padding()

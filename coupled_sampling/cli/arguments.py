@@ -123,8 +123,8 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         "--backend",
         choices=BACKENDS,
         default="cpu",
-        help="what runs the model: cpu and cuda are ONNX Runtime, tensorrt and tensorrt-rtx an engine of TensorRT's own. All but "
-        "cpu were never run on a GPU (default: %(default)s)",
+        help="what runs the model: cpu and cuda are ONNX Runtime, tensorrt and tensorrt-rtx an engine of TensorRT's own, openvino "
+        "is OpenVINO on the CPU. Those for GPUs were never run on one (default: %(default)s)",
     )
     add("--device", type=int, metavar="N", help="which GPU, as `nvidia-smi -L` counts (default: 0, the first)")
     add(
@@ -137,8 +137,8 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         choices=(*STEPS, *(step.split(":")[0] for step in more_steps)),
         default="auto",
         help="where drafts are accepted and redrawn. host: by the library. graph: in one graph with the model (the bundle's own on "
-        "cpu and cuda, one made for scd-match on tensorrt and tensorrt-rtx). kernels: by CUDA kernels, on all but cpu. auto: on "
-        "the CPU in a graph if the bundle has one, on a GPU by kernels"
+        "cpu and cuda, one made for scd-match on tensorrt and tensorrt-rtx). kernels: by CUDA kernels, on a GPU. auto: on "
+        "the CPU in a graph if the bundle and the back end have one, on a GPU by kernels"
         + "".join(f". {step}" for step in more_steps)
         + " (default: %(default)s)",
     )
@@ -148,7 +148,7 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         metavar="FOLDER",
         help="where TensorRT's engines are kept (default: the bundle's folder with .engines behind its name)",
     )
-    add("--threads", type=int, metavar="N", help="threads within an operator (default: ONNX Runtime's choice)")
+    add("--threads", type=int, metavar="N", help="threads within an operator (default: the runtime's choice)")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

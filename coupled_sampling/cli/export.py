@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coupled_sampling.cli.arguments import add_output, names
 from coupled_sampling.cli.models import open_on_cpu
-from coupled_sampling.cli.output import say, say_json
+from coupled_sampling.cli.output import say, say_json, tell
 from coupled_sampling.cli.outputs import add_clean, mention_leftovers
 from coupled_sampling.cli.progress import byte_bar
 from coupled_sampling.cli.step_graphs import checked_methods
@@ -84,10 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--tokenizer",
-        type=Path,
         metavar="PATH",
-        help="a tokenizer.json, a tokenizer.model of SentencePiece, or the folder of one, to take instead of the checkpoint's own "
-        "(default: the checkpoint's)",
+        help="a tokenizer.json, a tokenizer.model of SentencePiece, or the folder of one, to take instead of the checkpoint's own; "
+        "none to do without (default: the checkpoint's)",
     )
     add(
         "--step-graphs",
@@ -117,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         check = open_on_cpu if arguments.check else None
         done = export_checkpoint(arguments.source, arguments.out, settings, report, check=check)
     for note in done.notes:
-        print(f"coupled-sampling: note: {note}", file=sys.stderr)
+        tell(f"coupled-sampling: note: {note}")
     if arguments.json:
         text = None if done.text is None else done.text._asdict()
         say_json({**done._asdict(), "folder": str(done.folder), "text": text})
@@ -132,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if done.text is not None:
         before = f"after {' '.join(done.text.before)}" if done.text.before else "with nothing before it"
-        print(
+        say(
             f"checked: {done.text.unchanged} of {done.text.texts} texts come back from their tokens as they were, and a prompt "
             f"begins {before}"
         )

@@ -31,7 +31,7 @@ from coupled_sampling.export.checkpoints.pieces import (
 
 __all__ = ["gguf_tokenizer"]
 
-_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer"
+_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer, or do without by --tokenizer none"
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -99,11 +99,11 @@ def _byte_level_bpe(tokenizers: Any, metadata: Mapping[str, Any]) -> Any:
 
 def _pieces(metadata: Mapping[str, Any]) -> Pieces:
     """What the file says about SentencePiece's tokenizer."""
-    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
-        if metadata.get(f"tokenizer.ggml.{key}"):
-            raise CheckpointError(
-                f"tokenizer.ggml.{key} is set, expected a tokenizer that takes texts as they are; {_INSTEAD}"
-            )
+    if metadata.get("tokenizer.ggml.precompiled_charsmap"):
+        raise CheckpointError(
+            "tokenizer.ggml.precompiled_charsmap is set, expected a tokenizer that changes no characters of a text before it "
+            f"cuts it; {_INSTEAD}"
+        )
     texts = _listed(metadata, "tokens", str)
     return Pieces(
         "tokenizer.ggml",
@@ -113,6 +113,7 @@ def _pieces(metadata: Mapping[str, Any]) -> Pieces:
         bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
         _mark(metadata, len(texts), "bos", put=True, token=1),
         _mark(metadata, len(texts), "eos", put=False, token=2),
+        bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)),
     )
 
 

@@ -29,7 +29,10 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _LONGEST = 1024
 """Letters of a piece that is made by merges; SentencePiece's own limit is 16 unless it is raised."""
 
-_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer"
+_MOST_LETTERS = 1 << 23
+"""Letters of all pieces together; Gemma's 256,000 have two million."""
+
+_INSTEAD = "give the tokenizer.json of the model's folder with --tokenizer, or do without by --tokenizer none"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Pieces:
         Whether a text gets a space before it.
     begin, end
         Numbers of the pieces that are put before and behind a text; None for none.
+    squeezes
+        Whether several spaces count as one, and those around a text as none.
     """
 
     source: str
@@ -55,6 +60,7 @@ class Pieces:
     space_before: bool = True
     begin: int | None = None
     end: int | None = None
+    squeezes: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.texts)
@@ -100,13 +106,17 @@ def piece_tokenizer(pieces: Pieces) -> Any:
             byte_fallback=BYTE in pieces.kinds,
         )
     )
-    spaces, shown_spaces = normalizers.Replace(" ", "▁"), [decoders.Replace("▁", " "), decoders.ByteFallback()]
-    if pieces.space_before:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
-        tokenizer.decoder = decoders.Sequence([*shown_spaces, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    else:
-        tokenizer.normalizer = spaces
-        tokenizer.decoder = decoders.Sequence([*shown_spaces, decoders.Fuse()])
+    rules: list[Any] = []
+    if pieces.squeezes:
+        # Behind a text the letter that stands for a space goes, too, as it does there.
+        patterns = {r"\A +": "", r"[ ▁]+\z": "", " {2,}": " "}
+        rules += [normalizers.Replace(tokenizers.Regex(pattern), text) for pattern, text in patterns.items()]
+    rules += [normalizers.Prepend("▁")] if pieces.space_before else []
+    tokenizer.normalizer = normalizers.Sequence([*rules, normalizers.Replace(" ", "▁")])
+    first = [decoders.Strip(" ", 1, 0)] if pieces.space_before else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *first]
+    )
     add_markers(tokenizer, texts, pieces.kinds, pieces.begin, pieces.end)
     return tokenizer
 
@@ -150,6 +160,8 @@ def _merges(pieces: Pieces) -> list[tuple[str, str]]:
         for text, score, kind in zip(pieces.texts, pieces.scores, pieces.kinds, strict=True)
         if kind == NORMAL
     }
+    if sum(map(len, plain)) > _MOST_LETTERS:
+        raise CheckpointError(f"{pieces.source} has more than {_MOST_LETTERS} letters in its pieces; {_INSTEAD}")
     ranked: list[tuple[float, int, str, str]] = []
     made_by: dict[float, str] = {}
     for text, score in plain.items():

@@ -18,7 +18,7 @@ from coupled_sampling.export.checkpoints.pieces import NORMAL, Pieces
 __all__ = ["read_pieces"]
 
 _MODELS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-_INSTEAD = "give a tokenizer.json of the same model"
+_INSTEAD = "give a tokenizer.json of the same model with --tokenizer, or do without by --tokenizer none"
 
 _SPACE_BEFORE, _SQUEEZE = 3, 4
 _MODEL_TYPE, _BEGIN, _END = 3, 41, 42
@@ -63,23 +63,26 @@ def read_pieces(data: bytes, source: str, settings: Mapping[str, Any] | None = N
         raise CheckpointError(
             f"{source} is no tokenizer: neither JSON of the tokenizers library nor a model of SentencePiece; copy it again"
         ) from error
-    _refuse(source, texts, trainer[_MODEL_TYPE], maps, squeezes=bool(normaliser[_SQUEEZE]))
+    _refuse(source, texts, trainer[_MODEL_TYPE], maps)
     given = settings or {}
     marks = ((_BEGIN, given.get("add_bos_token", True)), (_END, given.get("add_eos_token", False)))
     begin, end_ = (trainer[field] if put and 0 <= trainer[field] < len(texts) else None for field, put in marks)
-    return Pieces(source, texts, scores, kinds, bool(normaliser[_SPACE_BEFORE]), begin, end_)
+    return Pieces(
+        source, texts, scores, kinds, bool(normaliser[_SPACE_BEFORE]), begin, end_, bool(normaliser[_SQUEEZE])
+    )
 
 
-def _refuse(source: str, texts: list[str], model: int, maps: int, *, squeezes: bool) -> None:
+def _refuse(source: str, texts: list[str], model: int, maps: int) -> None:
     if not texts:
         raise CheckpointError(
             f"{source} is no tokenizer: neither JSON of the tokenizers library nor a model of SentencePiece; copy it again"
         )
     if model != 2:
         raise CheckpointError(f"{source} is a {_MODELS.get(model, model)} model, expected bpe; {_INSTEAD}")
-    if maps or squeezes:
-        how = "changes characters of a text" if maps else "takes spaces out of a text"
-        raise CheckpointError(f"{source} {how} before it cuts it, expected one that takes it as it is; {_INSTEAD}")
+    if maps:
+        raise CheckpointError(
+            f"{source} changes characters of a text before it cuts it, expected one that takes it as it is; {_INSTEAD}"
+        )
 
 
 def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from coupled_sampling.bundles.beside import read_object, read_template, read_tokens
 from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.json_files import TOKENIZER, read_small
 from coupled_sampling.bundles.text import read_tokenizer
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
@@ -59,14 +60,14 @@ class TextFiles:
 
 
 def write_text_files(
-    checkpoint: Checkpoint, folder: Path, given: Path | None = None, vocab_size: int | None = None
+    checkpoint: Checkpoint, folder: Path, given: str | Path | None = None, vocab_size: int | None = None
 ) -> TextFiles:
     """Write what ``checkpoint`` says about text into ``folder``.
 
     Parameters
     ----------
     given
-        A tokenizer to take instead, as for `find_tokenizer`. A chat template beside it, where it is a folder, is taken, too.
+        A tokenizer to take instead, as for `find_tokenizer`, and where that is a folder a chat template beside it; "none" for none.
     vocab_size
         Of the model; a tokenizer that was given and has more tokens is refused.
 
@@ -81,9 +82,12 @@ def write_text_files(
     else:
         template = read_template(home, CheckpointError)
         stop = read_tokens(read_object(home / "generation_config.json", CheckpointError).get("eos_token_id"))
+    if given == "none":
+        return TextFiles(stop_tokens=stop)
     if given is not None:
-        tokenizer = _given(given, vocab_size)
-        template = (read_template(given, CheckpointError) if given.is_dir() else None) or template
+        place = Path(given)
+        tokenizer = _given(place, vocab_size)
+        template = (read_template(place, CheckpointError) if place.is_dir() else None) or template
     elif checkpoint.kind == "gguf":
         has_one = "tokenizer.ggml.model" in checkpoint.metadata
         tokenizer = gguf_tokenizer(checkpoint.metadata) if has_one else None
@@ -129,7 +133,7 @@ def _read_tokenizer(path: Path) -> Any:
     if _is_object(path):
         return read_tokenizer(path, CheckpointError)
     settings = read_object(path.parent / "tokenizer_config.json", CheckpointError)
-    return piece_tokenizer(read_pieces(path.read_bytes(), str(path), settings))
+    return piece_tokenizer(read_pieces(read_small(path, TOKENIZER, CheckpointError), str(path), settings))
 
 
 def _is_object(path: Path) -> bool:

@@ -34,7 +34,10 @@ _KEYS = (
     # How others run, load or have trained the model.
     "attn_implementation _attn_implementation_autoset _attn_implementation_internal _flash_attn_2_enabled use_flash_attn "
     "_commit_hash _from_model_config transformers_weights unsloth_version unsloth_fixed transformers.js_config "
-    "base_model_name_or_path freeze_base max_sequence_length "
+    "base_model_name_or_path freeze_base max_sequence_length model_max_length tokenizer_name trust_remote_code xla_device "
+    "use_flash_attention use_flash_attention_2 neftune_noise_alpha hidden_dropout_prob attention_probs_dropout_prob "
+    "keys_to_ignore_at_inference output_past use_return_dict num_labels _num_labels tie_encoder_decoder "
+    "bos_token eos_token pad_token unk_token "
     # Defaults of generation, which older files have here; the bundle's own settings say how to decode.
     "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
     "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "

@@ -7,7 +7,6 @@ for. It is written for reading and for being right, not for speed: attention tak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,6 @@ def reference_logits(
     (3, 32)
     """
     check_is("description", description, DecoderDescription)
-    check_is("weights", weights, Callable)
     tokens = checked_tokens("tokens", tokens, description.vocab_size)
     if len(tokens) > description.positions:
         raise InvalidArgument(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["WeightReader", "WeightSource"]
@@ -36,6 +37,10 @@ class WeightReader:
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], source: WeightSource) -> None:
+        if not callable(source) and not isinstance(source, Mapping):
+            raise InvalidArgument(
+                f"weights is {shown(source)}, expected a mapping of arrays, or a function of their names"
+            )
         self.shapes = shapes
         self._read = source if callable(source) else source.__getitem__
         if isinstance(source, Mapping):

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from coupled_sampling.backends import BACKENDS
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.cli import main
@@ -23,7 +22,7 @@ gpu_machine = pytest.importorskip("standins.gpu_machine")
 trt_bundles = pytest.importorskip("standins.trt_bundles")
 
 RAN, CAPTURING = gpu_machine.RAN, gpu_machine.CAPTURING
-GPU = BACKENDS[1:]
+GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 ENGINE_GRAPH = ("--backend", "tensorrt", "--step", "graph")
 
 

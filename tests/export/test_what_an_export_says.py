@@ -121,6 +121,9 @@ def test_a_gguf_tokenizer_that_cannot_be_built_can_be_replaced(tmp_path, capsys,
     code, told = run(capsys, "export", path, tmp_path / "bundle", "--tokenizer", tmp_path / "x.model")
     assert (code, told.err) == (0, "")
     assert open_bundle(tmp_path / "bundle").tokenizer().encode("the cat") == [1, *pieces.encode("the cat", *columns)]
+    code, told = run(capsys, "export", path, tmp_path / "without", "--tokenizer", "none")
+    assert (code, told.err) == (0, "")
+    assert open_bundle(tmp_path / "without").tokenizer() is None
 
 
 def test_code_that_a_checkpoint_brings_is_named_as_not_run(tmp_path, capsys):

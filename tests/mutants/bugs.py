@@ -13,6 +13,7 @@ from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
+from bugs_of_openvino import BUGS as OPENVINO
 from bugs_of_processors import BUGS as PROCESSORS
 from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
@@ -37,6 +38,7 @@ BUGS: tuple[Bug, ...] = (
     *GUIDANCE,
     *LAWS,
     *NOISE,
+    *OPENVINO,
     *PROCESSORS,
     *READERS,
     *REQUESTS,

@@ -373,6 +373,33 @@ def test_a_key_that_is_not_understood_stops_the_export_by_name_and_value(key, va
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "scaling"),
+    [
+        ({}, None),
+        ({"scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.factor": 1.0}, None),
+    ],
+)
+def test_a_scaling_without_a_type_is_linear_as_in_llama_cpp(keys, scaling):
+    metadata = {"general.architecture": "llama"} | hyperparameters()
+    metadata |= {f"llama.rope.{key}": value for key, value in keys.items()}
+    assert huggingface_config(metadata, ())["rope_scaling"] == scaling
+
+
+@pytest.mark.parametrize("value", ["x", True, float("nan"), float("inf"), [1.0], None])
+@pytest.mark.parametrize(
+    "key", ["attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scale_linear"]
+)
+def test_numbers_are_numbers(key, value):
+    metadata = {"general.architecture": "llama"} | hyperparameters() | {f"llama.{key}": value}
+    with pytest.raises(CheckpointError, match=f"metadata llama.{key} is .*expected a number"):
+        huggingface_config(metadata, ())
+
+
 def test_keys_that_describe_change_nothing():
     """As they are in the files of llama.cpp's converter, Unsloth, TheBloke and mradermacher."""
     metadata = {"general.architecture": "llama"} | hyperparameters()

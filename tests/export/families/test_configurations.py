@@ -64,5 +64,15 @@ def test_what_is_not_set_or_is_about_something_else_passes():
         "attn_implementation": "sdpa",
     }
     assert load(**settings, anything_new=None, top_k=50).description.layers == LAYERS
+    # As transformers itself wrote it at one time or another, and as those who train and load models do.
+    others = {
+        "_num_labels": 2,
+        "use_return_dict": True,
+        "output_past": True,
+        "tie_encoder_decoder": False,
+        "xla_device": 0,
+    }
+    others |= {"neftune_noise_alpha": 5.0, "use_flash_attention_2": True, "trust_remote_code": True, "bos_token": "<s>"}
+    assert load(**others).description == load().description
     with pytest.raises(CheckpointError, match="anything_new = 1"):
         load(anything_new=1)

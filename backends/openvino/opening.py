@@ -1,0 +1,24 @@
+"""The back end ``openvino``: OpenVINO on the CPU. What its parts are for is in `coupled_sampling.backends.place`."""
+
+from __future__ import annotations
+
+from coupled_sampling.backends.openvino.provider import OpenVinoProvider, refused_type
+from coupled_sampling.backends.openvino.runtime import find_runtime
+from coupled_sampling.backends.place import Wanted
+from coupled_sampling.contracts import OpenProvider, OpenStep
+
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "open", "takes"]
+
+SETTINGS = frozenset({"threads"})
+STEPS = ("host",)
+KERNELS = ()
+
+
+def takes(wanted: Wanted) -> str | None:
+    """Caches must be float32; anything else is taken."""
+    return refused_type(wanted.bundle)
+
+
+def open(wanted: Wanted) -> OpenProvider | OpenStep:  # noqa: A001 - it is called as opening.open
+    """A provider."""
+    return OpenVinoProvider(wanted.bundle, find_runtime(), wanted.model_rows, wanted.place.threads)
