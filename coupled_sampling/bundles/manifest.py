@@ -275,8 +275,6 @@ def _check_tokens(manifest: Manifest) -> None:
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
     expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
     grid, picture = manifest.grid, manifest.length
-    # A prompt has a token at least, and the last token generated is never an input.
-    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     if manifest.layout:
         layout = Layout(manifest.layout)
         expect(layout.length == manifest.length, "layout", layout.length, f"spans that cover length, {manifest.length}")
@@ -287,6 +285,8 @@ def _check_tokens(manifest: Manifest) -> None:
             expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
     covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
     expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
+    # A prompt has a token at least, and the last token generated is never an input.
+    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}
