@@ -28,6 +28,9 @@ __all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_
 _TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
 """What a tokenizer has to encode and decode before it is believed."""
 
+_TRIED = 300
+"""Tokens that are decoded alone, the first of the vocabulary, where bytes and special ones are."""
+
 _MOST_TOKENS = 2**22
 """Whoever lists a vocabulary in order counts up to its largest token, and real ones have some 300,000."""
 
@@ -70,6 +73,16 @@ def _without_panics() -> Iterator[None]:
         os.close(kept)
 
 
+def _try(tokenizer: Any) -> None:
+    """Use it once in every way. An error is none yet: the text may have what the vocabulary has not; a panic is one."""
+    tokens: list[int] = []
+    with contextlib.suppress(Exception):
+        tokens = tokenizer.encode(_TRIAL).ids
+    for some in ([], tokens, *([token] for token in {*range(_TRIED), *tokens})):
+        with contextlib.suppress(Exception):
+            tokenizer.decode(some)
+
+
 def _is_foreign(error: BaseException) -> bool:
     """Whether the library raised it: bare Exceptions, and where Rust panics what is no Exception at all."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -90,9 +103,7 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
     try:
         with _without_panics():
             made = kind.from_str(text)
-            # An error is none yet: the text may have what the vocabulary has not.
-            with contextlib.suppress(Exception):
-                made.decode(made.encode(_TRIAL).ids)
+            _try(made)
             highest = max(made.get_vocab().values(), default=0)
     except BaseException as cause:
         if not _is_foreign(cause):

@@ -110,11 +110,21 @@ def test_standard_error_is_itself_again(tmp_path, capfd):
     assert capfd.readouterr().err == "still here"
 
 
-def test_a_tokenizer_that_fails_when_it_is_used_fails_when_it_is_opened(tmp_path):
+EMPTIES = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+
+
+@pytest.mark.parametrize(
+    ("part", "panicking"),
+    [
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+        ("decoder", {"type": "Sequence", "decoders": [EMPTIES, {"type": "Strip", "content": " ", "start": 0, "stop": 5}]}),
+    ],
+)
+def test_a_tokenizer_that_panics_when_it_is_used_is_refused_when_it_is_opened(part, panicking, tmp_path):
     saved(KINDS["byte_level"](), tmp_path)
     path = tmp_path / "tokenizer.json"
     document = json.loads(path.read_text())
-    document["pre_tokenizer"] = {"type": "FixedLength", "length": 0}
+    document[part] = panicking
     path.write_text(json.dumps(document))
     with pytest.raises(BundleError, match="tokenizers library"):
         Tokenizer(path)
