@@ -18,7 +18,8 @@ from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
 from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
-from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
@@ -32,7 +33,9 @@ __all__ = [
     "ExportSettings",
     "Exported",
     "GridRotary",
+    "LayerKind",
     "Norm",
+    "PicturePositions",
     "QueryKeyNorm",
     "Rotary",
     "RotaryScaling",

@@ -26,14 +26,45 @@ __all__ = [
 
 FAMILIES: dict[str, str] = {
     "llama": "Llama",
+    "gemma": "Gemma",
+    "phi3": "Phi3",
+    "olmo2": "Olmo2",
+    "smollm3": "SmolLM3",
+    "granite": "Granite",
     "gpt2": "Gpt2",
     "imagegpt": "ImageGpt",
     "janus": "Janus",
     "llamagen": "LlamaGen",
     "chameleon": "Chameleon",
     "emu3": "Emu3",
+    "glm_image": "GlmImage",
 }
 """Class of every family, by the name that ``--family`` takes and its file has."""
+
+_EXPERTS = "a mixture of experts, of which no graph can be written"
+_PICTURES = "a model that takes pictures, and not the text decoder alone"
+UNSUPPORTED: dict[str, str] = {
+    "mixtral": _EXPERTS,
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
+    "phimoe": _EXPERTS,
+    "olmoe": _EXPERTS,
+    "granitemoe": _EXPERTS,
+    "granitemoeshared": _EXPERTS,
+    "granitemoehybrid": "a hybrid with Mamba layers, of which no graph can be written",
+    "phi3small": "Phi-3 small, with block-sparse attention and another MLP than Phi-3 mini and medium",
+    "phi3_v": _PICTURES,
+    "phi4mm": _PICTURES,
+    "phi4_multimodal": _PICTURES,
+    "gemma": "Gemma 1; Gemma 2 and Gemma 3 can be exported",
+    "gemma3n": "Gemma 3n, whose layers share caches and choose among several streams",
+    "gemma3n_text": "Gemma 3n, whose layers share caches and choose among several streams",
+    "gemma4": "Gemma 4, another architecture than Gemma 3",
+    "gemma4_text": "Gemma 4, another architecture than Gemma 3",
+    "olmo": "OLMo 1, with norms that have no weights; OLMo 2 can be exported",
+    "olmo3": "OLMo 3; OLMo 2 can be exported",
+}
+"""Relatives of the families that are none of theirs, by ``model_type``, and what they are."""
 
 
 def _family(name: str) -> Family:
@@ -79,6 +110,9 @@ def family_of(path: Path, config: Mapping[str, Any], name: str = "auto") -> Fami
         family = _family(candidate)
         if family.recognises(config):
             return family
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in UNSUPPORTED:
+        raise CheckpointError(f"{path} cannot be exported: model_type is {kind!r}, {UNSUPPORTED[kind]}")
     raise CheckpointError(f"{path} is of no family that can be exported: {_identity(config)}; known are "
                           f"{', '.join(FAMILIES)}. Name one with --family if the checkpoint is of its kind")  # fmt: skip
 

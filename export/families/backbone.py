@@ -14,15 +14,18 @@ from coupled_sampling.bundles.manifest import Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, layer_name
 from coupled_sampling.export.families.config import ConfigReader
-from coupled_sampling.export.families.llama import HARMLESS_TENSORS, LAYER_NAMES
-from coupled_sampling.export.families.rotary_settings import take_rotary
-from coupled_sampling.export.families.settings import choose_positions, take_activation
+from coupled_sampling.export.families.rotary_settings import LONG, SCALINGS, Lengths, take_rotary
+from coupled_sampling.export.families.settings import take_activation
+from coupled_sampling.export.families.text import HARMLESS_TENSORS, LAYER_NAMES
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 
 __all__ = ["backbone_places", "completed", "empty_prompt", "others", "take_backbone", "token_range"]
 
 _NORMS_OF_OUTPUTS = {"attention_output_norm": "input_layernorm", "mlp_output_norm": "post_attention_layernorm"}
 """Chameleon 34B keeps the tensors' names where it moves the norms."""
+
+_SCALINGS = tuple(kind for kind in SCALINGS if kind not in LONG)
+"""Pictures have one length: none of these models has long rotary scaling."""
 
 
 def completed(config: Any, defaults: Mapping[str, Any]) -> Any:
@@ -52,9 +55,11 @@ def take_backbone(reader: ConfigReader, where: str, positions: int | None) -> di
     width, heads = reader.count("hidden_size"), reader.count("num_attention_heads")
     head_size = reader.count("head_dim", width // heads)
     bias = reader.flag("attention_bias", False)
+    lengths = Lengths(reader.count("max_position_embeddings"), positions)
+    rotary, longest, _ = take_rotary(reader, where, head_size, lengths, kinds=_SCALINGS)
     return {
         "vocab_size": reader.count("vocab_size"),
-        "positions": choose_positions(positions, reader.count("max_position_embeddings")),
+        "positions": longest,
         "width": width,
         "layers": reader.count("num_hidden_layers"),
         "heads": heads,
@@ -63,7 +68,7 @@ def take_backbone(reader: ConfigReader, where: str, positions: int | None) -> di
         "mlp_width": reader.count("intermediate_size"),
         "norm": Norm("rms", reader.number("rms_norm_eps")),
         "activation": take_activation(reader, "hidden_act", "silu"),
-        "rotary": take_rotary(reader, where, head_size),
+        "rotary": rotary,
         "query_key_value_bias": bias,
         "attention_output_bias": bias,
         "mlp_bias": reader.flag("mlp_bias", False),

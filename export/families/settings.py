@@ -10,7 +10,7 @@ from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointE
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.graphs.description import DecoderDescription
 
-__all__ = ["MOST_POSITIONS", "choose_positions", "describe", "take_activation", "take_stop_tokens"]
+__all__ = ["MOST_POSITIONS", "choose_positions", "describe", "require_layers", "take_activation", "take_stop_tokens"]
 
 MOST_POSITIONS = 2**20
 """Of an exported sequence; what some configurations promise beyond has no cache that fits into a machine."""
@@ -66,22 +66,31 @@ def take_stop_tokens(reader: ConfigReader, vocab_size: int) -> tuple[int, ...]:
     return tuple(int(token) for token in dict.fromkeys(tokens) if 0 <= token < vocab_size)
 
 
+def require_layers(checkpoint: Checkpoint, layers: int) -> None:
+    """Refuse more layers than tensors, of which each layer has some of its own: before anything is made for each of them.
+
+    Raises
+    ------
+    CheckpointError
+        There are more.
+    """
+    tensors = len(checkpoint.names())
+    if layers > tensors:
+        raise CheckpointError(
+            f"the configuration of {checkpoint.path} asks for {layers} layers, and the checkpoint holds only {tensors} tensors; "
+            "configuration and weights are not of the same model, or one of them is damaged"
+        )
+
+
 def describe(checkpoint: Checkpoint, **choices: Any) -> DecoderDescription:
     """The description, refused in the checkpoint's name if its sizes contradict each other, or the tensors that are there.
-
-    A layer has tensors of its own: more layers than tensors are refused here, before anything is made for each of them.
 
     Raises
     ------
     CheckpointError
         The choices make no decoder, or one that the checkpoint has not the tensors for.
     """
-    tensors = len(checkpoint.names())
-    if choices["layers"] > tensors:
-        raise CheckpointError(
-            f"the configuration of {checkpoint.path} asks for {choices['layers']} layers, and the checkpoint holds only {tensors} "
-            "tensors; configuration and weights are not of the same model, or one of them is damaged"
-        )
+    require_layers(checkpoint, choices["layers"])
     try:
         return DecoderDescription(**choices)
     except (InvalidArgument, TypeError) as error:

@@ -8,6 +8,7 @@ never used: runtimes in the field get it silently wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ import numpy as np
 from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
-from coupled_sampling.export.graphs.rotary import rotary_tables
+from coupled_sampling.export.graphs.picture_positions import PicturePositions, mark_columns, picture_places
+from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
 
 __all__ = ["AttentionGraph", "Window"]
 
@@ -26,15 +28,17 @@ _CACHE_AXIS = 2
 class Window:
     """Values that every layer shares.
 
-    ``start`` int64 (B,), ``position`` int64 (B, W), ``kv_length`` int64 (1,), ``shape`` int64 (2,): (B, W), and ``mask``
-    boolean (B, 1, W, kv_length).
+    ``start`` int64 (B,), ``position`` int64 (B, W), ``kv_length`` int64 (1,), ``shape`` int64 (2,): (B, W), and ``masks``
+    boolean (B, 1, W, kv_length), by how far they reach back. ``angles`` are what RotaryEmbedding takes after the heads: tables
+    of cos and sin and the slots' positions in them, or cos and sin of each slot.
     """
 
     start: str
     position: str
     kv_length: str
     shape: str
-    mask: str
+    masks: Mapping[int, str]
+    angles: Mapping[Rotary, Sequence[str]]
 
 
 class AttentionGraph:
@@ -44,20 +48,51 @@ class AttentionGraph:
         self.description = description
         self.linear = linear
         self.graph = linear.graph
-        self.tables: list[str] = []
-        if description.rotary is not None:
-            tables = rotary_tables(description.rotary, description.rotary_size, description.cache_length)
-            self.tables = [
-                linear.vector(f"rotary.{part}", table) for part, table in zip(("cos", "sin"), tables, strict=True)
-            ]
+        self.kinds = description.kinds()
+        turns = dict.fromkeys(kind.rotary for kind in self.kinds if kind.rotary is not None)
+        self.tables = {rotary: self._tables(rotary, f".{n}" if n else "") for n, rotary in enumerate(turns)}
+
+    def _tables(self, rotary: Rotary, number: str) -> list[str]:
+        size, columns = rotary.turned(self.description.head_size), self.description.cache_length
+        tables = zip(("cos", "sin"), rotary_tables(rotary, size, columns), strict=True)
+        return [self.linear.vector(f"rotary{number}.{part}", table) for part, table in tables]
 
     def window(self, tokens: str, start: str, kv_length: str) -> Window:
         """What all layers share of a window ``tokens`` (B, W)."""
         graph, columns = self.graph, self.description.cache_length
         shape = graph.op("Shape", tokens)
         position = _slot_positions(graph, start, shape, columns)
-        mask = _context_mask(graph, position, kv_length, columns, self.description.attention_window)
-        return Window(start, position, kv_length, shape, mask)
+        reaches = dict.fromkeys(kind.window for kind in self.kinds)
+        masks = {reach: _context_mask(graph, position, kv_length, columns, reach) for reach in reaches}
+        pictures = self.description.pictures
+        places = [] if pictures is None else self.places(pictures, tokens, start, position, kv_length)
+        angles = {rotary: self.angles(rotary, position, places) for rotary in self.tables}
+        return Window(start, position, kv_length, shape, masks, angles)
+
+    def places(self, pictures: PicturePositions, tokens: str, start: str, position: str, kv_length: str) -> list[str]:
+        """Time, row and column of every slot, found by marks in a cache behind those of the layers."""
+        graph, description, dtype = self.graph, self.description, self.linear.storage.compute
+        shape = (description.kv_heads, description.head_size)
+        update = mark_columns(graph, tokens, pictures.begin, shape, dtype)
+        marks, _ = self.cached(description.layers, (update, update), start, kv_length)
+        columns = description.cache_length
+        numbers = graph.op("Slice", _counting(graph, columns), graph.integers(0), kv_length)
+        return picture_places(graph, pictures, marks, position, (numbers, columns), dtype)
+
+    def angles(self, rotary: Rotary, position: str, places: Sequence[str]) -> list[str]:
+        """What RotaryEmbedding takes after the heads."""
+        if rotary.pictures is None:
+            return [*self.tables[rotary], position]
+        graph, ends = self.graph, np.cumsum(rotary.pictures.sections)
+        made = []
+        for table in self.tables[rotary]:
+            parts = []
+            for place, end, count in zip(places, ends, rotary.pictures.sections, strict=True):
+                rows = graph.op("Gather", table, place)
+                cut = (graph.integers(int(end - count)), graph.integers(int(end)), graph.integers(2))
+                parts.append(graph.op("Slice", rows, *cut))
+            made.append(graph.op("Concat", *parts, axis=-1))
+        return made
 
     def write(self, layer: int, x: str, window: Window) -> str:
         """What attention makes of ``x`` (B * W, width); writes the window's keys and values into the layer's caches."""
@@ -67,17 +102,18 @@ class AttentionGraph:
             f"{prefix}.query_key_value", [f"{prefix}.{n}" for n in ("query", "key", "value")], x
         )
         joined = self.contained(joined)
+        joined = self.normed_whole(prefix, joined)
         sizes = graph.integers(turned + still, description.head_size)
         heads = graph.op("Reshape", joined, graph.op("Concat", window.shape, sizes, axis=0))
         heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
         both, value = graph.ops("Split", heads, graph.integers(turned, still), names=(None, None), axis=1)
-        both = self.rotated(self.normed(prefix, both), window.position)
+        both = self.rotated(self.kinds[layer].rotary, self.normed(prefix, both), window)
         query, key = graph.ops("Split", both, graph.integers(description.heads, still), names=(None, None), axis=1)
         mixed = graph.op(
             "Attention",
             query,
-            *self.cached(layer, (key, value), window),
-            window.mask,
+            *self.cached(layer, (key, value), window.start, window.kv_length),
+            window.masks[self.kinds[layer].window],
             scale=description.attention_scale,
             softcap=description.attention_softcap,
         )
@@ -102,7 +138,7 @@ class AttentionGraph:
         finite = graph.op("LessOrEqual", mean, graph.constant("attention.largest", np.array(65504, dtype)))
         return graph.op("Where", finite, joined, graph.constant("attention.not_finite", fill))
 
-    def cached(self, layer: int, updates: tuple[str, str], window: Window) -> list[str]:
+    def cached(self, layer: int, updates: tuple[str, str], start: str, kv_length: str) -> list[str]:
         """Keys and values of columns below ``kv_length``, the window's among them."""
         graph, description = self.graph, self.description
         shape: list[str | int] = ["B", description.kv_heads, description.cache_length, description.head_size]
@@ -110,8 +146,8 @@ class AttentionGraph:
         for (past, present), update in zip(_cache_names(layer), updates, strict=True):
             graph.input(past, self.linear.storage.compute, shape)
             graph.output(present, self.linear.storage.compute, shape)
-            graph.op("TensorScatter", past, update, window.start, name=present, axis=-2, mode="linear")
-            read.append(graph.op("Slice", present, graph.integers(0), window.kv_length, graph.integers(_CACHE_AXIS)))
+            graph.op("TensorScatter", past, update, start, name=present, axis=-2, mode="linear")
+            read.append(graph.op("Slice", present, graph.integers(0), kv_length, graph.integers(_CACHE_AXIS)))
         return read
 
     def normed(self, prefix: str, heads: str) -> str:
@@ -120,7 +156,7 @@ class AttentionGraph:
         One normalisation without weights for all, then each head's own weights.
         """
         wanted = self.description.query_key_norm
-        if wanted is None:
+        if wanted is None or wanted.whole:
             return heads
         counts = (("query", self.description.heads), ("key", self.description.kv_heads))
         size = self.description.head_size
@@ -144,17 +180,33 @@ class AttentionGraph:
             heads = self.graph.op("Add", heads, shift)
         return heads
 
-    def rotated(self, heads: str, position: str) -> str:
-        """Queries and keys turned by their positions' angles, if the model does that."""
-        description, rotary = self.description, self.description.rotary
+    def normed_whole(self, prefix: str, joined: str) -> str:
+        """Queries, keys and values side by side (B * W, all heads), the first two normalised as a whole if the model does that."""
+        wanted, description = self.description.query_key_norm, self.description
+        if wanted is None or not wanted.whole:
+            return joined
+        query, key = description.heads * description.head_size, description.kv_heads * description.head_size
+        parts = self.graph.ops("Split", joined, self.graph.integers(query, key, key), names=(None,) * 3, axis=-1)
+        kind, normed = "RMSNormalization" if wanted.norm.kind == "rms" else "LayerNormalization", []
+        for name, part in zip(("query", "key"), parts, strict=False):
+            stem, shift = f"{prefix}.{name}_norm", np.float32(wanted.norm.one_plus)
+            scale = np.asarray(self.linear.weights[f"{stem}.weight"], np.float32) + shift
+            inputs = [part, self.linear.vector(f"{stem}.weight", scale)]
+            if wanted.norm.has_bias:
+                inputs.append(self.linear.vector(f"{stem}.bias", self.linear.weights[f"{stem}.bias"]))
+            normed.append(self.graph.op(kind, *inputs, axis=-1, epsilon=wanted.norm.epsilon))
+        return self.graph.op("Concat", *normed, parts[2], axis=-1)
+
+    def rotated(self, rotary: Rotary | None, heads: str, window: Window) -> str:
+        """Queries and keys turned by their positions' angles, if the layer does that."""
         if rotary is None:
             return heads
-        partial = description.rotary_size if description.rotary_size < description.head_size else 0
+        size = rotary.turned(self.description.head_size)
+        partial = size if size < self.description.head_size else 0
         return self.graph.op(
             "RotaryEmbedding",
             heads,
-            *self.tables,
-            position,
+            *window.angles[rotary],
             interleaved=int(rotary.pairs == "interleaved"),
             rotary_embedding_dim=partial,
         )

@@ -150,9 +150,9 @@ class _Writer:
             prefix = f"layers.{layer}"
             graph.scope(f"{prefix}.")
             y = self.attention.write(layer, self.input_norm(f"{prefix}.attention", x), window)
-            x = graph.op("Add", x, self.output_norm(f"{prefix}.attention", y))
+            x = self.added(x, self.output_norm(f"{prefix}.attention", y))
             y = self.mlp(f"{prefix}.mlp", self.input_norm(f"{prefix}.mlp", x))
-            x = graph.op("Add", x, self.output_norm(f"{prefix}.mlp", y))
+            x = self.added(x, self.output_norm(f"{prefix}.mlp", y))
         graph.scope("")
         self.head(self.norm("norm", x), window.shape)
         return graph.build(
@@ -178,6 +178,13 @@ class _Writer:
             added = graph.op("Gather", linear.table("position.weight", rows), position)
             x = graph.op("Add", x, linear.widened(added, self.storage.embeddings))
         return graph.op("Reshape", x, graph.integers(-1, description.width))
+
+    def added(self, x: str, y: str) -> str:
+        """``x`` and what a part of a layer made of it."""
+        if self.description.residual_scale != 1:
+            scale = np.array([self.description.residual_scale], np.float32)
+            y = self.graph.op("Mul", y, self.linear.vector("residual.scale", scale))
+        return self.graph.op("Add", x, y)
 
     def input_norm(self, part: str, x: str) -> str:
         return self.norm(f"{part}_norm", x) if self.description.input_norm else x

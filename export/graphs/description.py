@@ -6,8 +6,8 @@ which positions and so on; `decoder_graph` writes the graph of any description, 
 and a family of models is a function from its own configuration to a description and names of weights. Descriptions
 hold no weights: `weight_shapes` says which they want.
 
-What is not described: mixtures of experts, recurrent or state-space layers, cross attention, encoders, layers that
-differ from each other, and parallel attention and MLP.
+Layers are alike but for what their attention sees (`LayerKind`). What is not described: mixtures of experts, recurrent or
+state-space layers, cross attention, encoders, and parallel attention and MLP.
 """
 
 from __future__ import annotations
@@ -18,80 +18,24 @@ from dataclasses import dataclass, field
 from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET
+from coupled_sampling.export.graphs.parts import (
+    LayerKind,
+    Norm,
+    QueryKeyNorm,
+    require_one_of,
+    require_positive,
+    require_whole,
+)
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.rotary import Rotary
 from coupled_sampling.fields import check_fields
 
-__all__ = ["ACTIVATIONS", "DecoderDescription", "Norm", "QueryKeyNorm"]
+__all__ = ["ACTIVATIONS", "DecoderDescription", "LayerKind", "Norm", "QueryKeyNorm"]
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu")
 """silu: x sigmoid(x); gelu: exact, by erf; gelu_tanh: its approximation by tanh; quick_gelu: x sigmoid(1.702 x)."""
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Normalisation over the width.
-
-    Parameters
-    ----------
-    kind
-        "rms" (Zhang and Sennrich, arXiv 1910.07467) or "layer" (Ba et al., arXiv 1607.06450).
-    epsilon
-        Added to the mean square or the variance.
-    one_plus
-        The stored weight is the scale minus 1 (Gemma).
-    bias
-        Whether "layer" has a bias; "rms" never has.
-
-    Examples
-    --------
-    >>> from coupled_sampling.export import Norm
-    >>> Norm("layer", epsilon=1e-6).has_bias, Norm("rms").has_bias
-    (True, False)
-    """
-
-    kind: str = "rms"
-    epsilon: float = 1e-5
-    one_plus: bool = False
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _one_of("kind of the norm", self.kind, ("rms", "layer"))
-        _positive("epsilon of the norm", self.epsilon)
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether there is a bias to read."""
-        return self.kind == "layer" and self.bias
-
-
-@dataclass(frozen=True)
-class QueryKeyNorm:
-    """Normalisation of every head's query and key, before the rotation.
-
-    Parameters
-    ----------
-    norm
-        Which norm, over ``head_size`` entries.
-    per_head
-        Whether every head has a weight of its own, (heads, head_size) as in Chameleon, or all share one, (head_size,)
-        as in Qwen 3.
-
-    Examples
-    --------
-    >>> from coupled_sampling.export import DecoderDescription, QueryKeyNorm
-    >>> description = DecoderDescription(32, 64, width=16, layers=1, heads=2, mlp_width=32, query_key_norm=QueryKeyNorm())
-    >>> description.weight_shapes()["layers.0.attention.query_norm.weight"]
-    (8,)
-    """
-
-    norm: Norm = field(default_factory=Norm)
-    per_head: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +81,11 @@ class DecoderDescription:
         c: values become c tanh(value / c); 0 means none.
     attention_window
         Most positions attended to, the own one included; 0 means all.
+    layer_kinds
+        What each layer's attention sees, where layers differ; ``rotary`` and ``attention_window`` then stay as they are
+        without it. Empty where all are alike.
+    residual_scale
+        What attention and MLP add is multiplied by it (Granite).
     embedding_scale, logit_scale
         Embeddings of tokens (not of positions) and logits are multiplied by them; the latter before the softcap.
     embedding_segments
@@ -192,6 +141,8 @@ class DecoderDescription:
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     attention_window: int = 0
+    layer_kinds: tuple[LayerKind, ...] = ()
+    residual_scale: float = 1.0
     logit_softcap: float = 0.0
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -205,20 +156,21 @@ class DecoderDescription:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("vocab_size", "positions", "width", "layers", "heads", "mlp_width"):
-            _whole(name, getattr(self, name), 1)
+            require_whole(name, getattr(self, name), 1)
         for name in ("kv_heads", "head_size", "position_offset", "attention_window", "generated_first", "generated"):
-            _whole(name, getattr(self, name), 0)
+            require_whole(name, getattr(self, name), 0)
         self._fill_in()
         self._check_heads()
+        self._check_kinds()
         self._check_tokens()
-        _one_of("norm_placement", self.norm_placement, ("input", "output", "both"))
-        _one_of("mlp", self.mlp, ("gated", "plain"))
-        _one_of("activation", self.activation, ACTIVATIONS)
+        require_one_of("norm_placement", self.norm_placement, ("input", "output", "both"))
+        require_one_of("mlp", self.mlp, ("gated", "plain"))
+        require_one_of("activation", self.activation, ACTIVATIONS)
         for name in ("attention_scale", "attention_softcap", "logit_softcap"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InvalidArgument(f"{name} is {getattr(self, name)}, expected a number >= 0")
-        for name in ("embedding_scale", "logit_scale"):
-            _positive(name, getattr(self, name))
+        for name in ("embedding_scale", "logit_scale", "residual_scale"):
+            require_positive(name, getattr(self, name))
         if self.cache_length < self.positions:
             raise InvalidArgument(
                 f"cache_length is {self.cache_length}, expected 0 or at least positions, {self.positions}"
@@ -243,13 +195,23 @@ class DecoderDescription:
     def _check_heads(self) -> None:
         if self.heads % self.kv_heads:
             raise InvalidArgument(f"kv_heads is {self.kv_heads}, expected a divisor of heads, {self.heads}")
-        if self.rotary is None:
+        for rotary in self._rotaries():
+            if rotary is not None:
+                rotary.require_fit(self.head_size)
+                if rotary.pictures not in (None, self.pictures):
+                    raise InvalidArgument("layers have different positions of pictures, expected the same for all")
+
+    def _check_kinds(self) -> None:
+        if not self.layer_kinds:
             return
-        multiple = 4 if self.rotary.grid else 2
-        if self.rotary_size > self.head_size or self.rotary_size % multiple:
+        if len(self.layer_kinds) != self.layers:
             raise InvalidArgument(
-                f"rotary positions turn {self.rotary_size} entries of a head, expected a multiple of {multiple} up to "
-                f"head_size, {self.head_size}"
+                f"layer_kinds has {len(self.layer_kinds)} entries, expected one for each of the {self.layers} layers"
+            )
+        if self.rotary is not None or self.attention_window:
+            raise InvalidArgument(
+                "layer_kinds is given beside rotary or attention_window, expected the one or the others; write what holds for all "
+                "layers into each kind"
             )
 
     def _check_tokens(self) -> None:
@@ -261,14 +223,13 @@ class DecoderDescription:
         segments = self.embedding_segments
         if segments and (min(segments) < 1 or sum(segments) != self.vocab_size):
             raise InvalidArgument(f"embedding_segments is {segments}, expected rows that sum to {self.vocab_size}")
-        _whole("head_hidden", self.head_hidden, 0)
+        require_whole("head_hidden", self.head_hidden, 0)
         if self.tied_head and self.head_hidden:
             raise InvalidArgument("tied_head and head_hidden are both given, expected at most one of them")
 
-    @property
-    def rotary_size(self) -> int:
-        """Entries of a head that turn; 0 without rotary positions."""
-        return 0 if self.rotary is None else self.rotary.size or self.head_size
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer's attention sees."""
+        return self.layer_kinds or (LayerKind(self.attention_window, self.rotary),) * self.layers
 
     @property
     def input_norm(self) -> bool:
@@ -279,6 +240,16 @@ class DecoderDescription:
     def output_norm(self) -> bool:
         """Whether what leaves attention and MLP is normalised."""
         return self.norm_placement in ("output", "both")
+
+    @property
+    def pictures(self) -> PicturePositions | None:
+        """Positions of pictures, if a layer has such; all that have share them."""
+        found = (rotary.pictures for rotary in self._rotaries() if rotary is not None)
+        return next((pictures for pictures in found if pictures is not None), None)
+
+    def _rotaries(self) -> list[Rotary | None]:
+        """Each of the layers' rotary positions once, without enumerating layers that are alike."""
+        return list(dict.fromkeys(kind.rotary for kind in self.layer_kinds)) or [self.rotary]
 
     def embedding_names(self) -> dict[str, int]:
         """Rows of each table of the token embedding, in their order."""
@@ -310,7 +281,7 @@ class DecoderDescription:
             shapes |= _linear(f"attention.{name}", outputs, width, self.query_key_value_bias)
         if self.query_key_norm is not None:
             for name, heads in (("query", self.heads), ("key", self.kv_heads)):
-                shape = (heads, self.head_size) if self.query_key_norm.per_head else (self.head_size,)
+                shape = self.query_key_norm.shape(heads, self.head_size)
                 shapes[f"attention.{name}_norm.weight"] = shape
                 if self.query_key_norm.norm.has_bias:
                     shapes[f"attention.{name}_norm.bias"] = shape
@@ -350,7 +321,8 @@ class DecoderDescription:
             file=file,
             opset=OPSET,
             dtype=dtype,
-            layers=self.layers,
+            # Where pictures begin is marked in a cache of its own, after those of the layers.
+            layers=self.layers + (self.pictures is not None),
             kv_heads=self.kv_heads,
             head_size=self.head_size,
             cache_length=self.cache_length,
@@ -364,18 +336,3 @@ class DecoderDescription:
 def _linear(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
     shapes: Shapes = {f"{name}.weight": (outputs, inputs)}
     return shapes | {f"{name}.bias": (outputs,)} if bias else shapes
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidArgument(f"{name} is {value!r}, expected an integer >= {least}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidArgument(f"{name} is {value}, expected a number > 0")
-
-
-def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise InvalidArgument(f"{name} is {value!r}, expected one of {', '.join(map(repr, accepted))}")

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from coupled_sampling.arguments import checked_tokens
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.description import DecoderDescription, Norm
+from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm
 from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
 from coupled_sampling.fields import check_is
@@ -82,12 +82,13 @@ class _Reference:
         if description.learned_positions:
             first = description.position_offset
             x = x + self.weight("position.weight")[first : first + len(tokens)]
-        for layer in range(description.layers):
-            for part, function in (("attention", self.attention), ("mlp", self.mlp)):
+        for layer, kind in enumerate(description.kinds()):
+            for part in ("attention", "mlp"):
                 prefix = f"layers.{layer}.{part}"
                 y = self.norm(f"{prefix}_norm", x) if description.input_norm else x
-                y = function(prefix, y)
-                x = x + (self.norm(f"{prefix}_output_norm", y) if description.output_norm else y)
+                y = self.attention(prefix, y, kind, tokens) if part == "attention" else self.mlp(prefix, y)
+                y = self.norm(f"{prefix}_output_norm", y) if description.output_norm else y
+                x = x + y * self.dtype.type(description.residual_scale)
         x = self.norm("norm", x)
         if description.head_hidden:
             x = activation("gelu", self.linear("head.hidden", x))
@@ -114,7 +115,7 @@ class _Reference:
         bias = self.weight(f"{name}.bias") if norm.has_bias else None
         return _normalise(norm, x, self.weight(f"{name}.weight"), bias)
 
-    def attention(self, prefix: str, x: Array) -> Array:
+    def attention(self, prefix: str, x: Array, kind: LayerKind, tokens: NDArray[np.int64]) -> Array:
         description, length = self.description, len(x)
         query, key, value = (
             self.linear(f"{prefix}.{name}", x).reshape(length, -1, description.head_size)
@@ -122,10 +123,10 @@ class _Reference:
         )
         if description.query_key_norm is not None:
             query, key = self.normed_heads(f"{prefix}.query_norm", query), self.normed_heads(f"{prefix}.key_norm", key)
-        if description.rotary is not None:
-            query, key = (_rotate(description.rotary, description.rotary_size, heads) for heads in (query, key))
+        if kind.rotary is not None:
+            query, key = (_rotate(kind.rotary, heads, tokens) for heads in (query, key))
         distance = np.arange(length)[:, None] - np.arange(length)
-        allowed = (distance >= 0) & (distance < (description.attention_window or length))
+        allowed = (distance >= 0) & (distance < (kind.window or length))
         mixed = np.zeros_like(query)
         for head in range(description.heads):
             shared = head * description.kv_heads // description.heads
@@ -136,11 +137,12 @@ class _Reference:
         return self.linear(f"{prefix}.output", mixed.reshape(length, -1))
 
     def normed_heads(self, name: str, heads: Array) -> Array:
-        """``heads`` is (T, heads, head_size); weights are (head_size,) or (heads, head_size)."""
-        assert self.description.query_key_norm is not None
-        norm = self.description.query_key_norm.norm
-        bias = self.weight(f"{name}.bias") if norm.has_bias else None
-        return _normalise(norm, heads, self.weight(f"{name}.weight"), bias)
+        """``heads`` is (T, heads, head_size); weights are (head_size,), (heads, head_size), or all heads' as one."""
+        wanted = self.description.query_key_norm
+        assert wanted is not None
+        bias = self.weight(f"{name}.bias") if wanted.norm.has_bias else None
+        parts = heads.reshape(len(heads), -1) if wanted.whole else heads
+        return _normalise(wanted.norm, parts, self.weight(f"{name}.weight"), bias).reshape(heads.shape)
 
     def mlp(self, prefix: str, x: Array) -> Array:
         up = self.linear(f"{prefix}.up", x)
@@ -175,9 +177,15 @@ def _softcap(x: Array, cap: float) -> Array:
     return np.asarray(cap * np.tanh(x / cap)) if cap else x
 
 
-def _rotate(rotary: Rotary, size: int, heads: Array) -> Array:
-    """``heads`` (T, heads, head_size), the first ``size`` entries of each turned by their position's angles."""
-    cos, sin = (table[:, None].astype(heads.dtype) for table in rotary_tables(rotary, size, len(heads)))
+def _rotate(rotary: Rotary, heads: Array, tokens: NDArray[np.int64]) -> Array:
+    """``heads`` (T, heads, head_size), the first entries of each turned by their position's angles."""
+    size = rotary.turned(heads.shape[-1])
+    tables = rotary_tables(rotary, size, len(heads))
+    if rotary.pictures is not None:
+        which = np.repeat(np.arange(3), rotary.pictures.sections)  # which of its three places a pair turns with
+        places = rotary.pictures.places(tokens)[:, which]
+        tables = (tables[0][places, np.arange(size // 2)], tables[1][places, np.arange(size // 2)])
+    cos, sin = (table[:, None].astype(heads.dtype) for table in tables)
     if rotary.pairs == "half":
         first, second = slice(0, size // 2), slice(size // 2, size)
     else:

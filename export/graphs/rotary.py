@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.fields import check_fields
 
-__all__ = ["GridRotary", "Rotary", "RotaryScaling", "rotary_tables"]
+__all__ = ["SCALINGS", "GridRotary", "Rotary", "RotaryScaling", "rotary_tables"]
+
+SCALINGS = ("linear", "llama3", "yarn", "factors")
+"""Kinds of `RotaryScaling`."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,24 @@ class RotaryScaling:
     kind
         "linear": all angles are divided by ``factor`` (Chen et al., arXiv 2306.15595). "llama3": those of wavelengths
         beyond ``original_positions / low_frequency_factor`` are, those below ``original_positions /
-        high_frequency_factor`` are not, with a linear passage between (Llama 3.1).
+        high_frequency_factor`` are not, and between them the share falls linearly with the turns that a pair makes in
+        ``original_positions`` (Llama 3.1). "yarn": the same two ends, but the share falls linearly with the pair's number
+        (YaRN, arXiv 2309.00071). "factors": each pair's angle is divided by a number of its own (LongRoPE, arXiv 2402.13753).
     factor
-        At least 1.
+        At least 1. Not of "factors".
     low_frequency_factor, high_frequency_factor, original_positions
-        Of "llama3".
+        Of "llama3" and "yarn", which calls the first two beta_slow and beta_fast.
+    whole_pairs
+        Whether "yarn" rounds the ends outward to whole pairs.
+    factors
+        Of "factors", one for each pair.
+    attention_factor
+        cos and sin are multiplied by it, so that products of queries and keys are by its square.
+
+    Raises
+    ------
+    InvalidArgument
+        The kind is unknown, or a number cannot be.
 
     Examples
     --------
@@ -44,22 +62,35 @@ class RotaryScaling:
     """
 
     kind: str
-    factor: float
+    factor: float = 1.0
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_positions: int = 8192
+    whole_pairs: bool = True
+    factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.kind not in ("linear", "llama3"):
-            raise InvalidArgument(f"kind of rotary scaling is {self.kind!r}, expected 'linear' or 'llama3'")
+        if self.kind not in SCALINGS:
+            raise InvalidArgument(
+                f"kind of rotary scaling is {self.kind!r}, expected one of {', '.join(map(repr, SCALINGS))}"
+            )
         if not (math.isfinite(self.factor) and self.factor >= 1):
             raise InvalidArgument(f"factor of rotary scaling is {self.factor}, expected a number >= 1")
-        if self.kind == "llama3" and not 0 < self.low_frequency_factor < self.high_frequency_factor:
+        if self.kind in ("llama3", "yarn") and not 0 < self.low_frequency_factor < self.high_frequency_factor:
             raise InvalidArgument(
                 f"low_frequency_factor is {self.low_frequency_factor} and high_frequency_factor "
                 f"{self.high_frequency_factor}, expected 0 < low < high"
             )
+        if bool(self.factors) != (self.kind == "factors") or not all(
+            math.isfinite(one) and one > 0 for one in self.factors
+        ):
+            raise InvalidArgument(
+                f"factors of rotary scaling are {self.factors}, expected numbers > 0 for the kind 'factors' and none for others"
+            )
+        if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
+            raise InvalidArgument(f"attention_factor is {self.attention_factor}, expected a number > 0")
         if self.original_positions < 1:
             raise InvalidArgument(f"original_positions is {self.original_positions}, expected an integer >= 1")
 
@@ -112,6 +143,8 @@ class Rotary:
         None for none.
     grid
         Two-dimensional positions; None for positions in a line.
+    pictures
+        Positions of text and pictures behind it; None for positions in a line.
 
     Examples
     --------
@@ -127,6 +160,7 @@ class Rotary:
     size: int = 0
     scaling: RotaryScaling | None = None
     grid: GridRotary | None = None
+    pictures: PicturePositions | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -140,6 +174,36 @@ class Rotary:
             )
         if self.scaling is not None and self.grid is not None:
             raise InvalidArgument("scaling and grid are both given, expected at most one of them")
+        if self.grid is not None and self.pictures is not None:
+            raise InvalidArgument("grid and pictures are both given, expected at most one of them")
+        if self.scaling is not None and self.scaling.kind == "yarn" and self.base <= 1:
+            raise InvalidArgument(f"base of the rotary positions is {self.base}, expected a number > 1 for yarn")
+
+    def turned(self, head_size: int) -> int:
+        """Entries of a head of ``head_size`` that turn."""
+        return self.size or head_size
+
+    def require_fit(self, head_size: int) -> None:
+        """Refuse heads that these positions cannot turn.
+
+        Raises
+        ------
+        InvalidArgument
+            More entries turn than there are, no whole number of pairs does, or pairs and factors are of different number.
+        """
+        size, multiple = self.turned(head_size), 4 if self.grid else 2
+        if size > head_size or size % multiple:
+            raise InvalidArgument(
+                f"rotary positions turn {size} entries of a head, expected a multiple of {multiple} up to head_size, {head_size}"
+            )
+        if self.pictures is not None and sum(self.pictures.sections) != size // 2:
+            raise InvalidArgument(
+                f"sections is {self.pictures.sections}, expected numbers that sum to the {size // 2} pairs that turn"
+            )
+        if self.scaling is not None and self.scaling.kind == "factors" and len(self.scaling.factors) != size // 2:
+            raise InvalidArgument(
+                f"rotary scaling has {len(self.scaling.factors)} factors, expected one for each of the {size // 2} pairs that turn"
+            )
 
 
 def rotary_tables(rotary: Rotary, size: int, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -152,7 +216,8 @@ def rotary_tables(rotary: Rotary, size: int, positions: int) -> tuple[NDArray[np
     size
         Entries of a head that turn, an even number.
     positions
-        Rows to make. Rows beyond a grid's last token do not turn (cos 1, sin 0).
+        Rows to make, of positions in a line where there are ``pictures``. Rows beyond a grid's last token do not turn (cos 1,
+        sin 0).
 
     Returns
     -------
@@ -161,7 +226,8 @@ def rotary_tables(rotary: Rotary, size: int, positions: int) -> tuple[NDArray[np
     """
     if rotary.grid is None:
         angles = np.outer(np.arange(positions, dtype=np.float32), _frequencies(rotary, size))
-        return np.cos(angles), np.sin(angles)
+        strength = np.float32(1.0 if rotary.scaling is None else rotary.scaling.attention_factor)
+        return np.cos(angles) * strength, np.sin(angles) * strength
     grid, frequencies = rotary.grid, _frequencies(rotary, size // 2)
     rows, columns = (np.outer(np.arange(count, dtype=np.float32), frequencies) for count in (grid.rows, grid.columns))
     angles = np.concatenate([np.repeat(rows, grid.columns, axis=0), np.tile(columns, (grid.rows, 1))], axis=1)
@@ -181,11 +247,37 @@ def _frequencies(rotary: Rotary, size: int) -> NDArray[np.float32]:
     scaling = rotary.scaling
     if scaling is None:
         return frequencies
+    if scaling.kind == "factors":
+        return np.asarray(frequencies / np.asarray(scaling.factors, np.float32))
     stretched = frequencies / np.float32(scaling.factor)
     if scaling.kind == "linear":
         return stretched
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    turns = scaling.original_positions * frequencies / (2 * math.pi)
-    unstretched = np.clip((turns - low) / (high - low), 0, 1)
+    unstretched = (
+        _yarn_shares(scaling, rotary.base, size) if scaling.kind == "yarn" else _llama3_shares(scaling, frequencies)
+    )
     mixed: NDArray[np.float32] = ((1 - unstretched) * stretched + unstretched * frequencies).astype(np.float32)
     return mixed
+
+
+def _llama3_shares(scaling: RotaryScaling, frequencies: NDArray[np.float32]) -> NDArray[Any]:
+    """By how much each pair keeps its angle, 0 to 1: a straight line over the turns it makes."""
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    return np.asarray(np.clip((turns - low) / (high - low), 0, 1))
+
+
+def _yarn_shares(scaling: RotaryScaling, base: float, size: int) -> NDArray[Any]:
+    """By how much each pair keeps its angle, 0 to 1: a straight line over the pairs' numbers."""
+
+    def pair_of(turns: float) -> float:
+        """The pair, not always a whole one, that makes so many turns in the original positions."""
+        return size * math.log(scaling.original_positions / (2 * math.pi * turns)) / (2 * math.log(base))
+
+    first, last = pair_of(scaling.high_frequency_factor), pair_of(scaling.low_frequency_factor)
+    if scaling.whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    # The last end is held against size - 1 and not the last pair, as in YaRN's own code: the weights were trained with that.
+    first, last = max(first, 0), min(last, size - 1)
+    if first == last:
+        last += 0.001
+    return np.asarray(1 - np.clip((np.arange(size // 2) - first) / (last - first), 0, 1))

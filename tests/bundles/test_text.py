@@ -117,7 +117,10 @@ EMPTIES = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
     ("part", "panicking"),
     [
         ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
-        ("decoder", {"type": "Sequence", "decoders": [EMPTIES, {"type": "Strip", "content": " ", "start": 0, "stop": 5}]}),
+        (
+            "decoder",
+            {"type": "Sequence", "decoders": [EMPTIES, {"type": "Strip", "content": " ", "start": 0, "stop": 5}]},
+        ),
     ],
 )
 def test_a_tokenizer_that_panics_when_it_is_used_is_refused_when_it_is_opened(part, panicking, tmp_path):

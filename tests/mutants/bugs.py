@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
+from bugs_of_families import BUGS as FAMILIES
 from bugs_of_files import BUGS as FILES
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
@@ -33,6 +34,7 @@ __all__ = ["BUGS"]
 BUGS: tuple[Bug, ...] = (
     *CHECKPOINTS,
     *DRAFTS_AND_MODELS,
+    *FAMILIES,
     *FILES,
     *GRAMMARS,
     *GUIDANCE,

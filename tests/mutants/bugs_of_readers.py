@@ -26,8 +26,8 @@ BUGS = (
     ),
     Bug(
         "sizes-are-believed",
-        "describe",
-        "choices['layers'] > tensors",
+        "require_layers",
+        "layers > tensors",
         "False",
         "One integer in a configuration keeps the exporter busy without end.",
         CONFIGURATIONS,

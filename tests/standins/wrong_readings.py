@@ -9,7 +9,7 @@ import numpy as np
 
 from coupled_sampling.export import reference_logits
 
-__all__ = ["assert_they_show", "changed", "epsilon", "rotary", "without"]
+__all__ = ["assert_they_show", "changed", "epsilon", "kinds", "rotary", "scaling", "without"]
 
 
 def changed(**changes):
@@ -19,6 +19,31 @@ def changed(**changes):
 def rotary(**changes):
     def wrong(description, weights):
         return dataclasses.replace(description, rotary=dataclasses.replace(description.rotary, **changes)), weights
+
+    return wrong
+
+
+def scaling(**changes):
+    def wrong(description, weights):
+        def changed(one):
+            return one and dataclasses.replace(one, scaling=dataclasses.replace(one.scaling, **changes))
+
+        if not description.layer_kinds:
+            return dataclasses.replace(description, rotary=changed(description.rotary)), weights
+        layers = (dataclasses.replace(one, rotary=changed(one.rotary)) for one in description.layer_kinds)
+        return dataclasses.replace(description, layer_kinds=tuple(layers)), weights
+
+    return wrong
+
+
+def kinds(layer, **changes):
+    """A reading that is wrong about what one layer sees."""
+
+    def wrong(description, weights):
+        layers = list(description.kinds())
+        layers[layer] = dataclasses.replace(layers[layer], **changes)
+        plain = {"rotary": None, "attention_window": 0, "layer_kinds": tuple(layers)}
+        return dataclasses.replace(description, **plain), weights
 
     return wrong
 

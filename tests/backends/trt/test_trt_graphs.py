@@ -23,8 +23,9 @@ from coupled_sampling.backends.window_tensors import CACHE
 from coupled_sampling.bundles.opening import embedded_names, open_bundle
 from coupled_sampling.export import add_step_graphs
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
-from coupled_sampling.export.graphs.description import DecoderDescription
-from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
+from coupled_sampling.export.graphs.rotary import Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.export.graphs.storage import Storage
 from standins.trt_bundles import write_bundle
@@ -47,7 +48,7 @@ def small(tmp_path_factory):
 
 def write_decoder(folder, storage, **changes):
     decoder = DecoderDescription(
-        64, 18, 32, 2, heads=4, kv_heads=2, mlp_width=64, rotary=Rotary(), cache_length=20, **changes
+        64, 18, 32, 2, heads=4, kv_heads=2, mlp_width=64, **({"rotary": Rotary(), "cache_length": 20} | changes)
     )
     random = np.random.default_rng(0)
     weights = {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in decoder.weight_shapes().items()}
@@ -90,6 +91,31 @@ def test_an_exported_decoder_is_built(flavour, tmp_path, storage, precision):
     path = write_decoder(tmp_path, storage)
     engine, _ = build_engine(path, flavour, BuildOptions((2,), (4,), (20,), precision))
     assert len(engine) > 100_000
+
+
+YARN = RotaryScaling("yarn", 4.0, 1.0, 32.0, 16, attention_factor=1.1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rotary": None, "layer_kinds": (LayerKind(4, Rotary()), LayerKind(0, Rotary(base=1e6)))},
+        {"rotary": None, "layer_kinds": (LayerKind(0, Rotary(scaling=YARN)), LayerKind(5))},
+        {"norm_placement": "output", "query_key_norm": QueryKeyNorm(Norm(), whole=True), "residual_scale": 0.2},
+    ],
+    ids=["near and far layers", "layers without positions", "norms over all heads"],
+)
+def test_layers_that_differ_are_parsed_with_all_their_masks_and_caches(flavour, tmp_path, changes):
+    path = write_decoder(tmp_path, Storage(), **changes)
+    network = parse_network(flavour, path, BuildOptions((2,), (4,), (20,)), message_log(flavour))
+    assert (network.attentions, network.caches) == (2, 4)
+
+
+def test_positions_of_pictures_are_parsed_with_their_cache_of_marks(flavour, tmp_path):
+    pictures = PicturePositions(begin=3, grids=((2, 2), (2, 3)), sections=(1, 1, 2))
+    path = write_decoder(tmp_path, Storage(), rotary=Rotary(pictures=pictures))
+    network = parse_network(flavour, path, BuildOptions((2,), (4,), (20,)), message_log(flavour))
+    assert (network.attentions, network.caches) == (2, 6)
 
 
 def test_a_softcap_in_attention_is_not_accepted(flavour, tmp_path):

@@ -11,30 +11,18 @@ import pytest
 
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
-from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.rotary import Rotary
-from standins.exported_windows import LENGTH, difference_of_windows, one_thread, print_table
-from standins.wrong_readings import assert_they_show, changed, epsilon, rotary, without
+from standins.exported_windows import LENGTH, one_thread, print_table
+from standins.transformers_models import SIZES, TOLERANCE, VOCABULARY, export, furthest, logits_of
+from standins.transformers_models import build as build_model
+from standins.wrong_readings import assert_they_show, changed, epsilon, kinds, rotary, scaling, without
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
-TOLERANCE, VOCABULARY = 1e-4, 61
-"""Largest difference of logits, which have a standard deviation of 1 to 10."""
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 72,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-3,
-}
 GPT2 = {
     "vocab_size": VOCABULARY,
     "n_positions": 64,
@@ -50,6 +38,14 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
+}
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "beta_fast": 3.0,
+    "original_max_position_embeddings": 64,
 }
 
 
@@ -102,6 +98,31 @@ CASES = {
     ),
     "Mistral, no window": ("Mistral", SIZES | {"sliding_window": None, "head_dim": 16}, [epsilon, SWIGLU]),
     "Mistral, window = positions": ("Mistral", SIZES | {"sliding_window": LENGTH}, [changed(attention_window=8)]),
+    "Mistral, window of 7": (
+        "Mistral",
+        SIZES | {"sliding_window": 7},
+        [changed(attention_window=0), changed(attention_window=6), changed(attention_window=8)],
+    ),
+    "Qwen 2, layers that slide": (
+        "Qwen2",
+        SIZES | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        [kinds(0, window=5), kinds(2, window=0), kinds(1, window=6)],
+    ),
+    "Qwen 2.5, YaRN": (
+        "Qwen2",
+        SIZES | {"rope_parameters": YARN},
+        [
+            scaling(attention_factor=1.0),
+            scaling(kind="llama3"),
+            scaling(high_frequency_factor=16.0),
+            rotary(scaling=None),
+        ],
+    ),
+    "Llama, YaRN with exponents, ends not rounded": (
+        "Llama",
+        SIZES | {"rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 1.2, "truncate": False}},
+        [scaling(attention_factor=1.0), scaling(whole_pairs=True)],
+    ),
     "Qwen 2, tied": (
         "Qwen2",
         SIZES | {"tie_word_embeddings": True},
@@ -151,42 +172,8 @@ def table():
 
 
 def build(kind, sizes, seed=0):
-    """A model of the architecture, every parameter drawn anew."""
-    config_class, model_class = (getattr(transformers, name) for name in CLASSES[kind])
-    model = model_class(config_class(**sizes)).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
-                parameter.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))
-            elif "lm_head" in name:
-                parameter.copy_(noise * 3 / parameter.shape[1] ** 0.5)
-            elif any(table in name for table in ("embed_tokens", "wte", "wpe")):
-                parameter.copy_(0.7 * noise)
-            else:
-                # A Conv1D is (inputs, outputs); with both near each other this is the usual scale, larger than usual.
-                parameter.copy_(1.2 * noise / min(parameter.shape) ** 0.5)
-    return model
-
-
-def logits_of(model, tokens):
-    with torch.no_grad():
-        return model(input_ids=torch.as_tensor(tokens)[None], use_cache=False).logits[0].numpy()
-
-
-def furthest(path, model):
-    """Largest difference over ragged windows, and the spread of the logits."""
-    generated = slice(0, logits_of(model, np.zeros(1, np.int64)).shape[1])
-    return difference_of_windows(path, lambda tokens: logits_of(model, tokens), VOCABULARY, generated)
-
-
-def export(folder, tmp_path, positions=LENGTH):
-    with open_checkpoint(folder) as checkpoint:
-        exportable = find_family(checkpoint).load(checkpoint, positions)
-        path = tmp_path / "model.onnx"
-        write_decoder_graph(exportable.description, exportable.weights, path)
-    return exportable, path
+    config_class, model_class = CLASSES[kind]
+    return build_model(getattr(transformers, config_class)(**sizes), model_class, seed)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -240,7 +227,7 @@ def test_llama3_factors_of_gguf_are_transformers_frequencies():
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     from coupled_sampling.export.families.config import ConfigReader
-    from coupled_sampling.export.families.rotary_settings import take_rotary
+    from coupled_sampling.export.families.rotary_settings import Lengths, take_rotary
     from coupled_sampling.export.graphs.rotary import rotary_tables
 
     nested = LLAMA3 | {"rope_theta": 500000.0, "factor": 32.0, "original_max_position_embeddings": 8192}
@@ -248,6 +235,7 @@ def test_llama3_factors_of_gguf_are_transformers_frequencies():
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500000.0 ** (-np.arange(0, 64, 2) / 64)
     factors = {"rope_type": "frequency_factors", "frequency_factors": (plain / frequencies.numpy()).tolist()}
-    rotary = take_rotary(ConfigReader({"rope_theta": 500000.0, "rope_scaling": factors}, "the file"), "the file", 64)
+    reader = ConfigReader({"rope_theta": 500000.0, "rope_scaling": factors}, "the file")
+    rotary = take_rotary(reader, "the file", 64, Lengths(64, None)).rotary
     _, sin = rotary_tables(rotary, 64, 2)
     np.testing.assert_allclose(np.arcsin(sin[1, 1:]), frequencies.numpy()[1:], rtol=1e-5)

@@ -16,8 +16,9 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.attention import AttentionGraph
 from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
-from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.linear import Linear
+from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling, rotary_tables
 from coupled_sampling.export.graphs.storage import Storage
@@ -43,6 +44,10 @@ GPT2 = dataclasses.replace(
     tied_head=True,
 )
 LLAMA3 = RotaryScaling("llama3", 8.0, 1.0, 4.0, 40)
+YARN = RotaryScaling("yarn", 4.0, 1.0, 3.0, 64, attention_factor=1.2)
+OWN_FACTORS = RotaryScaling("factors", factors=(1.0, 1.5, 2.0, 6.0), attention_factor=1.3)
+PICTURES = PicturePositions(4, ((2, 2), (2, 3)), (1, 1, 2))
+NEAR, FAR = LayerKind(5, Rotary(base=100.0)), LayerKind(0, Rotary(base=5000.0))
 
 
 def llama(**changes):
@@ -60,16 +65,37 @@ DESCRIPTIONS = {
     "partial interleaved": llama(rotary=Rotary("interleaved", size=4)),
     "linear scaling": llama(rotary=Rotary(scaling=RotaryScaling("linear", 4.0))),
     "llama 3 scaling": llama(rotary=Rotary(base=500.0, scaling=LLAMA3)),
+    "yarn": llama(rotary=Rotary(scaling=YARN)),
+    "yarn, no whole pairs": llama(rotary=Rotary(scaling=dataclasses.replace(YARN, whole_pairs=False))),
+    "factors of pairs": llama(rotary=Rotary(scaling=OWN_FACTORS)),
     "grid": llama(rotary=Rotary("interleaved", grid=GridRotary(3, 5, 2))),
+    "pictures behind text": llama(rotary=Rotary(pictures=PICTURES)),
+    "pictures behind text, partial": llama(
+        kv_heads=1, rotary=Rotary("interleaved", size=6, pictures=dataclasses.replace(PICTURES, sections=(2, 1, 0)))
+    ),
     "softcaps and scales": llama(
         attention_softcap=1.5, logit_softcap=2.0, logit_scale=1.7, embedding_scale=4.9, norm=Norm(one_plus=True)
     ),
     "sliding window": llama(attention_window=4),
+    "window of one": llama(attention_window=1),
+    "near and far layers": llama(layers=4, rotary=None, layer_kinds=(NEAR, NEAR, FAR, NEAR)),
+    "layers with and without positions": llama(rotary=None, layer_kinds=(LayerKind(0, Rotary()), LayerKind(3))),
+    "two ways of turning": llama(
+        rotary=None,
+        layer_kinds=(LayerKind(7, Rotary(size=4)), LayerKind(2, Rotary("interleaved", scaling=OWN_FACTORS))),
+    ),
+    "scaled residuals": llama(residual_scale=0.3, embedding_scale=3.0),
     "norms of outputs": llama(norm_placement="output"),
     "norms of both": llama(norm_placement="both"),
     "query-key rms": llama(kv_heads=1, query_key_norm=QueryKeyNorm(Norm("rms", 1e-3))),
     "query-key rms, one plus": llama(query_key_norm=QueryKeyNorm(Norm("rms", one_plus=True))),
     "query-key layer per head": llama(kv_heads=1, query_key_norm=QueryKeyNorm(Norm("layer"), per_head=True)),
+    "query-key rms over all heads": llama(
+        width=32, heads=4, kv_heads=2, head_size=8, query_key_norm=QueryKeyNorm(Norm("rms", 1e-3), whole=True)
+    ),
+    "query-key layer over all heads": llama(
+        query_key_norm=QueryKeyNorm(Norm("layer", one_plus=True), whole=True), norm_placement="output"
+    ),
     "all biases": llama(query_key_value_bias=True, attention_output_bias=True, mlp_bias=True, head_bias=True),
     "relu": llama(activation="relu"),
     "exact gelu": llama(activation="gelu"),
@@ -227,6 +253,14 @@ def test_without_care_it_disturbs_the_slots_to_its_left(monkeypatch):
         ("llama", {"attention_scale": 0.36}),
         ("llama", {"attention_window": 17}),
         ("llama", {"embedding_scale": 1.01}),
+        ("llama", {"residual_scale": 0.99}),
+        ("yarn", {"rotary": Rotary(scaling=dataclasses.replace(YARN, attention_factor=1.0))}),
+        ("yarn", {"rotary": Rotary(scaling=dataclasses.replace(YARN, kind="llama3"))}),
+        ("yarn", {"rotary": Rotary(scaling=dataclasses.replace(YARN, whole_pairs=False))}),
+        ("near and far layers", {"layer_kinds": (NEAR, FAR, NEAR, NEAR)}),
+        ("near and far layers", {"layer_kinds": (NEAR, NEAR, FAR, LayerKind(6, NEAR.rotary))}),
+        ("near and far layers", {"layer_kinds": (NEAR, NEAR, FAR, LayerKind(5, FAR.rotary))}),
+        ("layers with and without positions", {"layer_kinds": (LayerKind(0, Rotary()), LayerKind(3, Rotary()))}),
         ("llama", {"attention_softcap": 20.0}),
         ("llama", {"logit_softcap": 20.0}),
         ("exact gelu", {"activation": "gelu_tanh"}),
@@ -324,6 +358,20 @@ def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
     assert (lengths > 40).any()
 
 
+def test_yarn_keeps_the_first_pairs_stretches_the_last_and_strengthens_all():
+    """Pair i makes 64 * 100^(-i/8) / (2 pi) turns: 3 turns at pair 2.1, 1 at pair 4.03, rounded outward to 2 and 5."""
+    cos, sin = (table[1] / 1.2 for table in rotary_tables(Rotary(base=100.0, scaling=YARN), 16, 2))
+    plain = 100.0 ** (-np.arange(8) / 8)
+    kept = np.array([1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0])
+    np.testing.assert_allclose(np.arctan2(sin, cos), kept * plain + (1 - kept) * plain / 4, rtol=1e-5)
+
+
+def test_each_pair_may_have_a_factor_of_its_own():
+    cos, sin = (table[3] / 1.3 for table in rotary_tables(Rotary(scaling=OWN_FACTORS), 8, 4))
+    expected = 3 * 10000.0 ** (-np.arange(4) / 4) / np.array([1.0, 1.5, 2.0, 6.0])
+    np.testing.assert_allclose(np.arctan2(sin, cos), expected, rtol=1e-5)
+
+
 def test_a_grid_turns_half_the_pairs_by_row_and_half_by_column():
     cos, sin = rotary_tables(Rotary("interleaved", 100.0, grid=GridRotary(3, 5, 2)), 8, 19)
     assert not cos[:2].any()
@@ -361,6 +409,11 @@ def test_a_grid_turns_half_the_pairs_by_row_and_half_by_column():
         ({"position_offset": 2}, "without learned_positions"),
         ({"logit_softcap": -1.0}, "logit_softcap is -1.0"),
         ({"logit_scale": math.nan}, "logit_scale is nan"),
+        ({"residual_scale": 0.0}, "residual_scale is 0"),
+        ({"rotary": None, "layer_kinds": (NEAR,)}, "layer_kinds has 1 entries, .* the 2 layers"),
+        ({"layer_kinds": (NEAR, FAR)}, "layer_kinds is given beside rotary"),
+        ({"rotary": None, "layer_kinds": (FAR, LayerKind(0, Rotary(size=10)))}, "turn 10 entries of a head"),
+        ({"rotary": Rotary(size=4, scaling=OWN_FACTORS)}, "4 factors, expected one for each of the 2 pairs"),
     ],
 )
 def test_descriptions_that_cannot_be_are_refused(change, message):
@@ -379,6 +432,14 @@ def test_descriptions_that_cannot_be_are_refused(change, message):
         (lambda: Rotary(scaling=LLAMA3, grid=GridRotary(1, 1)), "at most one of them"),
         (lambda: RotaryScaling("dynamic", 2.0), "kind of rotary scaling is 'dynamic'"),
         (lambda: RotaryScaling("linear", 0.5), "factor of rotary scaling is 0.5"),
+        (lambda: RotaryScaling("yarn", 2.0, 32.0, 1.0), "expected 0 < low < high"),
+        (lambda: RotaryScaling("factors"), "factors of rotary scaling are"),
+        (lambda: RotaryScaling("factors", factors=(1.0, 0.0)), "factors of rotary scaling are"),
+        (lambda: RotaryScaling("yarn", 2.0, factors=(1.0,)), "factors of rotary scaling are"),
+        (lambda: RotaryScaling("yarn", 2.0, attention_factor=0.0), "attention_factor is 0"),
+        (lambda: Rotary(base=1.0, scaling=YARN), "expected a number > 1 for yarn"),
+        (lambda: LayerKind(-1), "window of a layer is -1"),
+        (lambda: QueryKeyNorm(per_head=True, whole=True), "per_head and whole"),
         (lambda: RotaryScaling("llama3", 8.0, 4.0, 1.0), "expected 0 < low < high"),
         (lambda: GridRotary(0, 3), "a grid of 0 by 3"),
     ],
@@ -405,10 +466,17 @@ def test_weights_that_do_not_fit_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    "tokens", [np.zeros(0, int), np.zeros(19, int), np.zeros((1, 3), int), np.array([23]), np.array([-1])]
+    ("tokens", "message"),
+    [
+        (np.zeros(0, int), "tokens"),
+        (np.zeros(LENGTH + 1, int), f"tokens has 19 tokens, expected at most the {LENGTH} positions"),
+        (np.zeros((1, 3), int), "tokens"),
+        (np.array([23]), r"tokens token 0 is 23, expected tokens in \[0, 23\)"),
+        (np.array([-1]), r"tokens token 0 is -1, expected tokens in \[0, 23\)"),
+    ],
 )
-def test_sequences_that_the_reference_cannot_take_are_refused(tokens):
-    with pytest.raises(InvalidArgument, match="expected 1 to 18 tokens"):
+def test_sequences_that_the_reference_cannot_take_are_refused(tokens, message):
+    with pytest.raises(InvalidArgument, match=message):
         reference_logits(LLAMA, random_weights(LLAMA), tokens)
 
 

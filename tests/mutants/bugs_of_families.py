@@ -1,0 +1,165 @@
+"""Bugs of exported decoders whose layers differ, of stretched rotary positions, and of how configurations of families are read."""
+
+from planting import Bug
+
+__all__ = ["BUGS"]
+
+KINDS = ("test_layer_kinds",)
+DECODERS = ("test_decoder_graph",)
+FAMILIES = ("test_text_families",)
+GLM_IMAGE = ("test_glm_image",)
+
+BUGS = (
+    Bug(
+        "sliding-window-one-too-long",
+        "_context_mask",
+        "graph.op('Greater', every, graph.op('Sub', own, graph.integers(reach)))",
+        "graph.op('GreaterOrEqual', every, graph.op('Sub', own, graph.integers(reach)))",
+        "A slot attends to one position more than its window has.",
+        KINDS,
+    ),
+    Bug(
+        "window-of-the-first-layer-in-all",
+        "AttentionGraph.write",
+        "window.masks[self.kinds[layer].window]",
+        "window.masks[self.kinds[0].window]",
+        "All layers slide where the first one does.",
+        KINDS,
+    ),
+    Bug(
+        "rotary-positions-of-the-first-layer-in-all",
+        "AttentionGraph.write",
+        "self.kinds[layer].rotary",
+        "self.kinds[0].rotary",
+        "A layer without rotary positions has those of the first.",
+        KINDS,
+    ),
+    Bug(
+        "softcap-of-attention-forgotten",
+        "AttentionGraph.write",
+        "description.attention_softcap",
+        "0.0",
+        "Scores are not bounded.",
+        DECODERS,
+    ),
+    Bug(
+        "attention-factor-forgotten",
+        "rotary_tables",
+        "np.float32(1.0 if rotary.scaling is None else rotary.scaling.attention_factor)",
+        "np.float32(1.0)",
+        "YaRN's and long rotary scaling's factor of cos and sin is left out, in the graph and in the reference alike.",
+        DECODERS,
+    ),
+    Bug(
+        "yarn-ends-rounded-inward",
+        "_yarn_shares",
+        "math.floor(first), math.ceil(last)",
+        "math.ceil(first), math.floor(last)",
+        "YaRN's passage is shorter than that of the models.",
+        DECODERS,
+    ),
+    Bug(
+        "residuals-of-the-mlp-not-scaled",
+        "decoder:_Writer.write",
+        "self.added(x, self.output_norm(f'{prefix}.mlp', y))",
+        "graph.op('Add', x, self.output_norm(f'{prefix}.mlp', y))",
+        "Granite's multiplier holds for attention only.",
+        KINDS,
+    ),
+    Bug(
+        "norm-over-all-heads-takes-the-keys-for-queries",
+        "AttentionGraph.normed_whole",
+        "self.graph.integers(query, key, key)",
+        "self.graph.integers(key, query, key)",
+        "Where there are fewer heads of keys, the cut between queries and keys is at the wrong place.",
+        DECODERS,
+    ),
+    Bug(
+        "pictures-begin-at-the-last-mark",
+        "picture_places",
+        "graph.op('ReduceMin', first, graph.integers(1, 2, 3), keepdims=0)",
+        "graph.op('ReduceMax', first, graph.integers(1, 2, 3), keepdims=0)",
+        "The first picture begins anew at every token that begins pictures.",
+        KINDS,
+    ),
+    Bug(
+        "next-picture-counts-on-from-its-rows",
+        "PicturePositions.offsets",
+        "max(rows, columns)",
+        "rows",
+        "Behind a picture that is wider than high, positions begin inside it.",
+        KINDS,
+    ),
+    Bug(
+        "long-factors-up-to-the-original-length",
+        "_long_scaling",
+        "longest <= original",
+        "longest < original",
+        "A graph for exactly the original length takes the factors of longer sequences.",
+        FAMILIES,
+    ),
+    Bug(
+        "yarn-strength-of-the-wrong-exponent",
+        "_yarn_strength",
+        "growth(above) / growth(below)",
+        "growth(below) / growth(above)",
+        "mscale and mscale_all_dim change places.",
+        FAMILIES,
+    ),
+    Bug(
+        "layers-slide-from-the-one-before",
+        "_windows",
+        "i >= first",
+        "i + 1 >= first",
+        "Qwen's layers slide from one too early on.",
+        FAMILIES,
+    ),
+    Bug(
+        "gemma-sees-everything-in-the-first-layer-of-a-pattern",
+        "_layers",
+        "(i + 1) % pattern",
+        "i % pattern",
+        "The layer that sees everything is the first of every so many and not the last.",
+        FAMILIES,
+    ),
+    Bug(
+        "gemma3-slides-with-the-far-base",
+        "_layers",
+        "LayerKind(effect, near) if one == SLIDING else LayerKind(0, far)",
+        "LayerKind(effect, far) if one == SLIDING else LayerKind(0, far)",
+        "Both kinds of layers turn alike.",
+        FAMILIES,
+    ),
+    Bug(
+        "one-means-no-rotary-positions",
+        "SmolLM3.read",
+        "rotary if turns else None",
+        "None if turns else rotary",
+        "no_rope_layers is taken at its name.",
+        FAMILIES,
+    ),
+    Bug(
+        "granite-multiplies-logits",
+        "Granite.read",
+        "1 / reader.number('logits_scaling', 1.0, positive=True)",
+        "reader.number('logits_scaling', 1.0, positive=True)",
+        "Logits are multiplied by what divides them.",
+        FAMILIES,
+    ),
+    Bug(
+        "fused-maps-begin-at-their-end",
+        "rows_place",
+        "first + shape[0]",
+        "rows.total",
+        "Queries reach into the keys below them.",
+        FAMILIES,
+    ),
+    Bug(
+        "large-picture-first",
+        "GRIDS",
+        "((16, 16), (32, 32))",
+        "((32, 32), (16, 16))",
+        "GLM-Image's pictures are laid out in the order of the prompt, not in that of the generation.",
+        GLM_IMAGE,
+    ),
+)
