@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import string
@@ -27,6 +28,8 @@ __all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_
 
 _TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
 """What a tokenizer has to encode and decode before it is believed."""
+
+_PREFIXED = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 _TRIED = 300
 """Tokens that are decoded alone, the first of the vocabulary, where bytes and special ones are."""
@@ -73,6 +76,18 @@ def _without_panics() -> Iterator[None]:
         os.close(kept)
 
 
+def _refuse_fatal_merges(text: str) -> None:
+    """Raise for pairs of which the library would cut more off than there is: it ends the process there, not only the call."""
+    if not _PREFIXED.search(text):
+        return
+    model = json.loads(text).get("model") or {}
+    prefix = model.get("continuing_subword_prefix")
+    for pair in model.get("merges") or () if isinstance(prefix, str) else ():
+        second = (pair.split(" ") if isinstance(pair, str) else pair)[-1]
+        if not second.startswith(prefix):
+            raise ValueError("a pair's second token has no prefix")
+
+
 def _try(tokenizer: Any) -> None:
     """Use it once in every way. An error is none yet: the text may have what the vocabulary has not; a panic is one."""
     tokens: list[int] = []
@@ -101,6 +116,7 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
     """
     kind, text = require_tokenizers().Tokenizer, read_json_text(path, TOKENIZER, error)
     try:
+        _refuse_fatal_merges(text)
         with _without_panics():
             made = kind.from_str(text)
             _try(made)
