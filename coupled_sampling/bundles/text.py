@@ -81,7 +81,7 @@ def _refuse_fatal_merges(text: str) -> None:
     if not _PREFIXED.search(text):
         return
     model = json.loads(text).get("model") or {}
-    prefix = model.get("continuing_subword_prefix")
+    prefix: Any = model.get("continuing_subword_prefix")
     for pair in model.get("merges") or () if isinstance(prefix, str) else ():
         second = (pair.split(" ") if isinstance(pair, str) else pair)[-1]
         if not second.startswith(prefix):

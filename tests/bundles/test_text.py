@@ -161,3 +161,13 @@ def test_a_tokenizer_may_be_as_large_as_its_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "TOKENIZER", SmallFile("a tokenizer", size - 1))
     with pytest.raises(BundleError, match=f"{size} bytes of tokenizer, and {size - 1} are the most"):
         Tokenizer(path)
+
+
+def test_pairs_that_end_the_process_are_refused_before_the_library_sees_them(tmp_path):
+    saved(KINDS["byte_level"](), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["continuing_subword_prefix"] = "x"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="tokenizers library"):
+        Tokenizer(path)
