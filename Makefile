@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants check docs test-gpu test-torch test-frameworks test-openvino test-javascript bench bench-gpu train clean
+.PHONY: demo test test-long mutants fuzz check docs test-gpu test-torch test-frameworks test-openvino test-javascript bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -26,6 +26,11 @@ test-long: check
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants/run.py
+
+# Damaged files for every reader, as many of each as COUNT says; a quarter of an hour on two cores.
+COUNT ?= 10000
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz/run.py --count $(COUNT)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["check_count", "check_flag", "check_number", "checked_tokens", "is_whole", "shown"]
+__all__ = ["check_count", "check_flag", "check_number", "checked_tokens", "in_one_line", "is_whole", "shown"]
 
 _SHOWN = 80
 """Characters of a wrong value that a message shows."""
+
+_SAID = 400
+"""Characters of another library's message."""
 
 
 def shown(value: Any) -> str:
@@ -28,6 +31,12 @@ def shown(value: Any) -> str:
     except Exception:  # a stranger's __repr__
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def in_one_line(error: BaseException | str) -> str:
+    """What an exception of another library says, whose messages may be pages."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= _SAID else f"{said[:_SAID]}..."
 
 
 def is_whole(value: object) -> bool:

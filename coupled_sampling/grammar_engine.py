@@ -11,8 +11,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 
 
 @runtime_checkable
@@ -61,8 +62,8 @@ def source_of(tokenizer: TokenizerSource) -> tuple[str, tuple[int, ...]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_json_text(path, TOKENIZER)
+    except BundleError as error:
         raise InvalidArgument(f"tokenizer is {path}, which cannot be read: {error}") from error
 
 

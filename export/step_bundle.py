@@ -20,7 +20,8 @@ from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.builder import require_onnx, save_graph
+from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph
+from coupled_sampling.export.graphs.checked_apart import check_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.fields import check_path
@@ -54,7 +55,7 @@ def add_step_graphs(
     Raises
     ------
     BundleError
-        ``source`` is no bundle.
+        ``source`` is no bundle, or its window graph no valid ONNX graph.
     InvalidArgument
         A method has no step graph, or the window graph cannot have one.
     OutputError
@@ -89,6 +90,8 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     ------
     InvalidArgument
         A method has no step graph, or the window graph cannot have one.
+    BundleError
+        The window graph is no valid ONNX graph.
     """
     names = checked_methods(methods)
     manifest = open_bundle(folder.absolute()).manifest
@@ -100,8 +103,9 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     for name in names:
         for graph in _variants(name, guided=manifest.unconditional_prompt is not None):
             made = step_graph(window, name, warped=graph.warped, guided=graph.guided, noise=graph.noise)
-            save_graph(made, folder / graph.file)
+            save_graph(made, folder / graph.file, check=False)
             added.append(graph)
+    check_apart([folder / name for name in (manifest.window_graph.file, *(graph.file for graph in added))])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
     written = replace(manifest, files=files, step_graphs=(*kept, *added))
@@ -143,7 +147,7 @@ def checked_methods(methods: Sequence[str]) -> list[str]:
 def _with_weights_outside(folder: Path, name: str) -> Any:
     """The window graph with its large constants in a second file; written again if they were not."""
     onnx = require_onnx()
-    window = onnx.load(folder / name, load_external_data=False)
+    window = load_graph(folder / name)
     inside = [tensor for tensor in window.graph.initializer if len(tensor.raw_data) >= _SMALLEST]
     if not inside:
         return window
@@ -159,5 +163,5 @@ def _with_weights_outside(folder: Path, name: str) -> Any:
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", location), ("offset", offset), ("length", size)):
                 tensor.external_data.add(key=key, value=str(value))
-    save_graph(window, folder / name)
+    save_graph(window, folder / name, check=False)
     return window

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, in_one_line
 from coupled_sampling.backends.ort.binding import HostBinding
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
@@ -225,7 +225,7 @@ class OrtProvider(Closing):
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(
-                f"ONNX Runtime failed on a window of {count} rows and {width} slots: {error}"
+                f"ONNX Runtime failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
             ) from error
         return binding.made("logits", logits)
 

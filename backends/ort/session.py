@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
 __all__ = ["EXECUTION_PROVIDER", "check_threads", "open_session", "require_onnxruntime", "session_options"]
@@ -114,7 +115,7 @@ def open_session(graph: Path | bytes, threads: int | None = None, *, beside: Pat
     except Exception as error:
         # Its exceptions share no base class but Exception.
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {error}; export the bundle again"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {in_one_line(error)}; export the bundle again"
         ) from error
     used = session.get_providers()
     if used[0] != EXECUTION_PROVIDER:

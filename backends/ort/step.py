@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, in_one_line
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
@@ -383,7 +383,9 @@ class OrtStep(Closing):
             self.binding.run()
         except Exception as error:
             # Its exceptions share no base class but Exception.
-            raise ProviderError(f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {error}") from error
+            raise ProviderError(
+                f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {in_one_line(error)}"
+            ) from error
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:

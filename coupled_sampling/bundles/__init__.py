@@ -5,7 +5,7 @@
 - `layouts`: which tokens may stand where;
 - `settings`: how a bundle's model is decoded;
 - `text`: text to tokens and back, `text_stream`: text while it is made, `chat`: conversations as text;
-- `files`: writing whole files and folders, or nothing;
+- `files`: writing whole files and folders, or nothing; `json_files`: reading small ones, up to a limit;
 - `models`: the model that comes with the library.
 """
 

@@ -10,11 +10,11 @@ in the folder, or in the cache that the folder belongs to.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles import json_files
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.errors import BundleError, CoupledSamplingError
 
@@ -68,16 +68,7 @@ def read_object(path: Path, error: type[CoupledSamplingError] = BundleError) -> 
     CoupledSamplingError
         Of the class ``error``: the file is not readable JSON, or holds something else.
     """
-    text = read_text(path, error)
-    if text is None:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as cause:
-        raise error(f"{path} is not readable JSON ({cause}); copy the folder again") from cause
-    if not isinstance(found, dict):
-        raise error(f"{path} holds a {type(found).__name__}, expected an object; copy the folder again")
-    return found
+    return json_files.read_object(path, json_files.CONFIGURATION, error) if os.path.lexists(path) else {}
 
 
 def read_text(path: Path, error: type[CoupledSamplingError] = BundleError) -> str | None:
@@ -88,16 +79,7 @@ def read_text(path: Path, error: type[CoupledSamplingError] = BundleError) -> st
     CoupledSamplingError
         Of the class ``error``: what is there is no file, a link to nothing for instance, or is no text in UTF-8.
     """
-    try:
-        if not os.path.lexists(path):
-            return None
-        if not path.is_file():
-            raise error(f"{path} is no file, or a link to nothing; copy the folder again, or take it away")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as cause:
-        raise error(f"{path} is no text in UTF-8, from byte {cause.start} on; copy the folder again") from cause
-    except OSError as cause:
-        raise error(f"{path} cannot be read: {cause.strerror}; copy the folder again") from cause
+    return json_files.read_text(path, json_files.CHAT_TEMPLATE, error) if os.path.lexists(path) else None
 
 
 def _leads_away(home: Path, path: Path) -> bool:

@@ -1,20 +1,22 @@
 """Conversations as text: the chat template that an instruction-tuned model was trained with.
 
 A template is a program in the language Jinja that writes a list of messages as one text, special tokens and all. It comes with the
-weights, from anybody, so it runs in a sandbox that changes nothing and reaches nothing but the messages. As in transformers, where
-the format comes from, a template writes every special token itself: what it wrote is encoded without any more.
+weights, from anybody, so it runs in a sandbox that changes nothing, reaches nothing but the messages, and comes to an end. As in
+transformers, where the format comes from, a template writes every special token itself: what it wrote is encoded without any more.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.arguments import in_one_line
+from coupled_sampling.bundles.chat_sandbox import make_environment
+from coupled_sampling.bundles.json_files import CHAT_TEMPLATE, read_object
+from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
 
 __all__ = ["ChatTemplate"]
@@ -58,12 +60,12 @@ class ChatTemplate:
         BundleError
             There is none in it.
         """
+        record = read_object(path, CHAT_TEMPLATE)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             source, special = record["template"], record["special_tokens"]
             if not isinstance(source, str) or not all(isinstance(text, str) for text in special.values()):
                 raise TypeError("texts were expected")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{path} is no chat template ({error!r}); export the bundle again") from error
         return cls(source, special)
 
@@ -92,7 +94,7 @@ class ChatTemplate:
         MissingDependency
             The package jinja2 is not installed.
         """
-        environment = _environment()
+        environment = make_environment()
         values = {"tools": None, "documents": None, **self.special_tokens, **more}
         try:
             made = environment.from_string(self.source).render(
@@ -100,41 +102,6 @@ class ChatTemplate:
             )
         except Exception as error:  # a stranger's program: anything may come
             raise InvalidArgument(
-                f"messages cannot be written by the chat template of this model: {type(error).__name__}: {error}"
+                f"messages cannot be written by the chat template of this model: {type(error).__name__}: {in_one_line(error)}"
             ) from error
         return str(made)
-
-
-def _environment() -> Any:
-    """What templates run in, with what transformers gives them beside Jinja's own."""
-    try:
-        import jinja2
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingDependency(
-            "chat templates need the package jinja2: pip install 'coupled-sampling[text]'"
-        ) from error
-
-    class Generation(Extension):  # type: ignore[misc, unused-ignore]
-        """``{% generation %}``, which marks replies for training: what is in it is written as it stands."""
-
-        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, **settings: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **settings)  # Jinja's own escapes for HTML
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment

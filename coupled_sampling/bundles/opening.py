@@ -11,6 +11,7 @@ listed. Nothing here loads a graph; that is what backends are for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -21,8 +22,10 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.graph_files import check_graph_files
+from coupled_sampling.bundles.json_files import MANIFEST_FILE, read_object
 from coupled_sampling.bundles.manifest import (
     MANIFEST,
     Defaults,
@@ -67,6 +70,9 @@ FORMAT = "coupled-sampling-bundle"
 FORMAT_VERSION = 4
 """1 knew no step graphs, 2 none for TensorRT, 3 no chat templates; all of them are still read."""
 MODELS = Path(__file__).parent / "models"
+
+_LARGEST = 2**53
+"""Integers beyond have no float64 of their own; files are smaller, too."""
 
 
 @dataclass(frozen=True)
@@ -334,19 +340,17 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} is missing: {folder} is not a bundle; expected a folder that export wrote")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not readable JSON ({error}); copy or export the bundle again") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        found = document.get("format") if isinstance(document, dict) else document
-        raise BundleError(f"{path}: format is {found!r}, expected {FORMAT!r}: this is no bundle of this library")
+    document = read_object(path, MANIFEST_FILE)
+    if document.get("format") != FORMAT:
+        raise BundleError(
+            f"{path}: format is {shown(document.get('format'))}, expected {FORMAT!r}: this is no bundle of this library"
+        )
     version = document.get("format_version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise BundleError(f"{path}: format_version is {version!r}, expected an integer from 1 to {FORMAT_VERSION}")
+        raise BundleError(f"{path}: format_version is {shown(version)}, expected an integer from 1 to {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format_version is {version}, this library reads up to {FORMAT_VERSION}; upgrade coupled-sampling"
+            f"{path}: format_version is {shown(version)}, this library reads up to {FORMAT_VERSION}; upgrade coupled-sampling"
         )
     body = {key: value for key, value in document.items() if key not in ("format", "format_version")}
     try:
@@ -369,20 +373,28 @@ def _parse(kind: Any, value: Any, field: str) -> Any:
         expect(isinstance(value, dict), field, value, "an object")
         return {key: _parse(inner[1], item, f"{field}[{key!r}]") for key, item in value.items()}
     if is_dataclass(kind):
-        return _parse_record(typing.cast(type[Any], kind), value, field)
+        return _parse_record(kind, value, field)
     accepted = (int, float) if kind is float else kind  # JSON has one kind of number, 1 and 1.0
     right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))  # True is an int to Python
     expect(right, field, value, {int: "an integer", float: "a number", str: "a text", bool: "true or false"}[kind])
+    if kind is int or (kind is float and isinstance(value, int)):
+        expect(abs(value) <= _LARGEST, field, value, f"at most {_LARGEST}, which nothing in a bundle exceeds")
     return float(value) if kind is float else value
 
 
-def _parse_record(kind: type[Any], value: Any, field: str) -> Any:
+@functools.cache
+def _annotations(kind: type[Any]) -> dict[str, Any]:
+    """What `typing.get_type_hints` makes of a class, which takes longer than all the rest for a record."""
+    return typing.get_type_hints(kind)
+
+
+def _parse_record(kind: Any, value: Any, field: str) -> Any:
     expect(isinstance(value, dict), field or "the manifest", value, "an object")
     prefix = f"{field}." if field else ""
-    annotations = typing.get_type_hints(kind)
+    annotations = _annotations(kind)
     for key in value:
         if key not in annotations:
-            raise BundleError(f"field {prefix}{key} is unknown, expected only {', '.join(annotations)}; remove it")
+            raise BundleError(f"field {prefix}{key:.60} is unknown, expected only {', '.join(annotations)}; remove it")
     for entry in fields(kind):
         if entry.name not in value and entry.default is MISSING:
             raise BundleError(f"field {prefix}{entry.name} is missing; export the bundle again")

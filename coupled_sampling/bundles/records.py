@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
@@ -13,6 +14,8 @@ __all__ = ["FileRecord", "GrowingGraph", "PixelGraph", "StepGraph", "WindowGraph
 
 _CHUNK, _LEAST_CHUNK = 256, 32
 _MOST_LOGITS = 2**25
+_MOST_LAYERS = 10_000
+"""Whoever opens a graph makes names for two caches of each, before it sees whether they are there."""
 
 
 def default_chunk(vocab_size: int, most: int) -> int:
@@ -27,7 +30,7 @@ def default_chunk(vocab_size: int, most: int) -> int:
 def expect(condition: bool, field: str, found: object, expected: str) -> None:
     """Refuse ``field`` of a manifest unless ``condition`` holds: `BundleError`."""
     if not condition:
-        raise BundleError(f"{field} is {found!r}, expected {expected}; export the bundle again")
+        raise BundleError(f"{field} is {shown(found)}, expected {expected}; export the bundle again")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class WindowGraph:
         check_fields(self)
         for name in ("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"):
             expect(getattr(self, name) >= 1, f"window_graph.{name}", getattr(self, name), "an integer >= 1")
+        expect(self.layers <= _MOST_LAYERS, "window_graph.layers", self.layers, f"at most {_MOST_LAYERS}")
         for name, limit in (("max_length", "cache_length"), ("max_window", "max_length")):
             value, most = getattr(self, name), getattr(self, limit)
             expect(value <= most, f"window_graph.{name}", value, f"at most {limit}, {most}")

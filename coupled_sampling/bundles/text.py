@@ -7,19 +7,35 @@ training, where texts are whole, and a prompt is to be continued.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.bundles.beside import read_text
+from coupled_sampling.arguments import in_one_line
+from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
 from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
 from coupled_sampling.fields import check_path
 
 __all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
+
+_TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
+"""What a tokenizer has to encode and decode before it is believed."""
+
+_PREFIXED = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
+
+_TRIED = 300
+"""Tokens that are decoded alone, the first of the vocabulary, where bytes and special ones are."""
+
+_MOST_TOKENS = 2**22
+"""Whoever lists a vocabulary in order counts up to its largest token, and real ones have some 300,000."""
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """A token that stands for a byte, in vocabularies that fall back to them."""
@@ -42,8 +58,53 @@ def require_tokenizers() -> Any:
     return tokenizers
 
 
+@contextlib.contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keeps a panic's backtrace, which Rust writes itself, off standard error: the exception says it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _refuse_fatal_merges(text: str) -> None:
+    """Raise for pairs of which the library would cut more off than there is: it ends the process there, not only the call."""
+    if not _PREFIXED.search(text):
+        return
+    model = json.loads(text).get("model") or {}
+    prefix: Any = model.get("continuing_subword_prefix")
+    for pair in model.get("merges") or () if isinstance(prefix, str) else ():
+        second = (pair.split(" ") if isinstance(pair, str) else pair)[-1]
+        if not second.startswith(prefix):
+            raise ValueError("a pair's second token has no prefix")
+
+
+def _try(tokenizer: Any) -> None:
+    """Use it once in every way. An error is none yet: the text may have what the vocabulary has not; a panic is one."""
+    tokens: list[int] = []
+    with contextlib.suppress(Exception):
+        tokens = tokenizer.encode(_TRIAL).ids
+    for some in ([], tokens, *([token] for token in {*range(_TRIED), *tokens})):
+        with contextlib.suppress(Exception):
+            tokenizer.decode(some)
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether the library raised it: bare Exceptions, and where Rust panics what is no Exception at all."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) -> Any:
-    """The ``tokenizers.Tokenizer`` in a file.
+    """The ``tokenizers.Tokenizer`` in a file. One that panics when it is used does so here.
 
     Raises
     ------
@@ -53,20 +114,24 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
     MissingDependency
         The library is not installed.
     """
-    kind, text = require_tokenizers().Tokenizer, read_text(path, error)
-    if text is None:
-        raise error(f"{path} is missing, expected a file of the tokenizers library; export or copy it again")
+    kind, text = require_tokenizers().Tokenizer, read_json_text(path, TOKENIZER, error)
     try:
-        return kind.from_str(text)
+        _refuse_fatal_merges(text)
+        with _without_panics():
+            made = kind.from_str(text)
+            _try(made)
+            highest = max(made.get_vocab().values(), default=0)
     except BaseException as cause:
-        # The library raises bare Exceptions, and where it panics, what is no Exception at all.
-        if not isinstance(cause, Exception) and type(cause).__name__ != "PanicException":
+        if not _is_foreign(cause):
             raise
         place = re.search(r"line \d+ column \d+", str(cause))
         where = f", from {place[0]} on" if place else ""
         raise error(
             f"{path} is no file of the tokenizers library{where}; export or copy it again, or upgrade tokenizers if it is newer"
         ) from None
+    if highest >= _MOST_TOKENS:
+        raise error(f"{path} has the token {highest}, expected tokens below {_MOST_TOKENS}; export or copy it again")
+    return made
 
 
 class Tokenizer:
@@ -102,7 +167,8 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._inner = read_tokenizer(check_path("path", path))
+        self._path = check_path("path", path)
+        self._inner = read_tokenizer(self._path)
         # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
         self._inner.no_truncation()
         self._inner.no_padding()
@@ -126,7 +192,8 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InvalidArgument(f"prompt is {text!r}, expected a text")
         try:
-            tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            with self._refused("cannot encode a text"):
+                tokens: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         except (
             TypeError,
             UnicodeError,
@@ -141,7 +208,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special ones left out."""
-        text: str = self._inner.decode([int(token) for token in tokens], skip_special_tokens=True)
+        with self._refused("cannot decode tokens"):
+            text: str = self._inner.decode([int(token) for token in tokens], skip_special_tokens=True)
         return text
 
     @cached_property
@@ -166,12 +234,25 @@ class Tokenizer:
     @cached_property
     def _before(self) -> list[int]:
         """The special tokens that the post-processor puts before a text."""
-        for text in itertools.chain("a0", self._inner.get_vocab()):
-            encoding = self._inner.encode(text)
-            added: list[int] = encoding.special_tokens_mask
-            if 0 in added:  # the text's own tokens, which tell what is before them
-                return list(encoding.ids[: added.index(0)])
+        with self._refused("cannot encode a text"):
+            for text in itertools.chain("a0", self._inner.get_vocab()):
+                encoding = self._inner.encode(text)
+                added: list[int] = encoding.special_tokens_mask
+                if 0 in added:  # the text's own tokens, which tell what is before them
+                    return list(encoding.ids[: added.index(0)])
         return []
+
+    @contextlib.contextmanager
+    def _refused(self, what: str) -> Iterator[None]:
+        """Turns what the library raises, bare Exceptions and panics of Rust that are not even that, into a `BundleError`."""
+        try:
+            yield
+        except (TypeError, UnicodeError):  # of arguments, not of the file
+            raise
+        except BaseException as error:
+            if not _is_foreign(error):
+                raise
+            raise BundleError(f"{self._path} {what} ({in_one_line(error)}); export the bundle again") from error
 
     def to_str(self) -> str:
         """The text of its ``tokenizer.json``."""

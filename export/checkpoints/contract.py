@@ -23,6 +23,8 @@ from coupled_sampling.errors import CheckpointError, InvalidArgument
 __all__ = ["Checkpoint", "CheckpointError", "TensorInfo"]
 
 _NAMES_SHOWN = 4
+_NAMES_COMPARED = 10_000
+"""With a name that is missing: each takes some ten microseconds."""
 
 
 class TensorInfo(NamedTuple):
@@ -188,7 +190,7 @@ class Checkpoint:
 
 def _closest(name: str, names: Iterable[str]) -> str:
     names = list(names)
-    close = difflib.get_close_matches(name, names, _NAMES_SHOWN)
+    close = difflib.get_close_matches(name, names[:_NAMES_COMPARED], _NAMES_SHOWN)
     if close:
         return f"close names are {', '.join(close)}"
     return (

@@ -57,6 +57,7 @@ GPT2_NAMES = {
     "blk.*.ffn_up": "transformer.h.*.mlp.c_fc",
     "blk.*.ffn_down": "transformer.h.*.mlp.c_proj",
 }
+_MOST_FACTORS = 2**16
 NAMES = {"llama": LLAMA_NAMES, "qwen2": LLAMA_NAMES, "qwen3": LLAMA_NAMES, "gpt2": GPT2_NAMES}
 
 TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
@@ -109,7 +110,7 @@ def _checkpoint(path: Path, file: GgufFile) -> Checkpoint:
         raise CheckpointError(
             f"it is one of {shown(parts)} parts; join them with llama-gguf-split --merge and open the result"
         )
-    factors = file.read(ROTARY_FACTORS).tolist() if ROTARY_FACTORS in file.tensors else None
+    factors = _rotary_factors(file) if ROTARY_FACTORS in file.tensors else None
     config = huggingface_config(file.metadata, file.tensors, factors)
     architecture = str(file.metadata["general.architecture"])
     sources: dict[str, str] = {}
@@ -120,7 +121,7 @@ def _checkpoint(path: Path, file: GgufFile) -> Checkpoint:
         name = huggingface_name(own, architecture)
         if name is None:
             raise CheckpointError(
-                f"tensor {own!r} is no part of the architecture {architecture!r} as this library knows it; "
+                f"tensor {shown(own)} is no part of the architecture {architecture!r} as this library knows it; "
                 "the file is of a variant (experts, adapters, several modalities) that cannot be exported"
             )
         shape = entry.shape[::-1] if _is_transposed(name, architecture) else entry.shape
@@ -132,6 +133,15 @@ def _checkpoint(path: Path, file: GgufFile) -> Checkpoint:
         return _in_huggingface_layout(name, file.read(sources[name]), architecture, config)
 
     return Checkpoint(path, "gguf", config, tensors, load, file.metadata, file.close)
+
+
+def _rotary_factors(file: GgufFile) -> list[float]:
+    shape = file.tensors[ROTARY_FACTORS].shape
+    if len(shape) != 1 or shape[0] > _MOST_FACTORS:
+        raise CheckpointError(
+            f"tensor {ROTARY_FACTORS!r} has shape {shape}, expected a factor for each of at most {_MOST_FACTORS} pairs of a head"
+        )
+    return [float(factor) for factor in file.read(ROTARY_FACTORS)]
 
 
 def _in_huggingface_layout(

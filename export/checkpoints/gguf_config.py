@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coupled_sampling.arguments import shown
+from coupled_sampling.arguments import is_whole, shown
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
 __all__ = ["ARCHITECTURES", "Architecture", "check_architecture", "huggingface_config"]
@@ -111,7 +111,7 @@ def huggingface_config(
         value = metadata.get(f"{name}.{key}", values[0])
         if value not in values:
             raise CheckpointError(
-                f"{name}.{key} is {value!r}, expected {values[0]!r}: a variant of {name} that cannot be exported"
+                f"{name}.{key} is {shown(value)}, expected {values[0]!r}: a variant of {name} that cannot be exported"
             )
     config = {
         "architectures": [ARCHITECTURES[name].class_name],
@@ -194,7 +194,7 @@ def _rotary(metadata: Mapping[str, Any], name: str, factors: Sequence[float] | N
     turned = metadata.get(f"{name}.rope.dimension_count", head_size)
     if turned != head_size:
         raise CheckpointError(
-            f"{name}.rope.dimension_count is {turned}, expected the size of a head, {head_size}: "
+            f"{name}.rope.dimension_count is {shown(turned)}, expected the size of a head, {head_size}: "
             "partial rotary embeddings are not read from GGUF"
         )
     return {
@@ -213,14 +213,16 @@ def _rotary_scaling(
     if factors is not None:
         if kind != "none" or len(factors) != head_size // 2:
             raise CheckpointError(
-                f"rope_freqs.weight has {len(factors)} entries beside {prefix}.type {kind!r}, "
+                f"rope_freqs.weight has {len(factors)} entries beside {prefix}.type {shown(kind)}, "
                 f"expected {head_size // 2} beside 'none'"
             )
         return {"rope_type": "frequency_factors", "frequency_factors": list(factors)}
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
-        raise CheckpointError(f"{prefix}.type is {kind!r}, expected none, linear or yarn; use the safetensors folder")
+        raise CheckpointError(
+            f"{prefix}.type is {shown(kind)}, expected none, linear or yarn; use the safetensors folder"
+        )
     scaling = {"rope_type": kind, "factor": factor}
     if kind == "linear":
         return scaling
@@ -264,14 +266,15 @@ def _value(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> An
 
 def _count(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> int:
     value = _value(metadata, key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"metadata {key} is {value!r:.60}, expected a positive integer, the same for all layers")
-    return value
+    if not is_whole(value) or value < 1:
+        raise CheckpointError(f"metadata {key} is {shown(value)}, expected a positive integer, the same for all layers")
+    return int(value)
 
 
 def _number(metadata: Mapping[str, Any], key: str, default: Any = REQUIRED) -> float:
     """The float of fewest digits that rounds to the stored float32: 1e-05 and not 9.999999747378752e-06."""
     value = _value(metadata, key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < np.finfo(np.float32).max:
-        raise CheckpointError(f"metadata {key} is {shown(value)}, expected a number")
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    if not right or not abs(value) <= float(np.finfo(np.float32).max):  # nor NaN
+        raise CheckpointError(f"metadata {key} is {shown(value)}, expected a number that float32 has")
     return float(str(np.float32(value)))

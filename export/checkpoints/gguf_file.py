@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import is_whole, shown
+from coupled_sampling.bundles.json_files import GGUF_HEADER
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
@@ -29,6 +31,10 @@ __all__ = ["GgufFile", "GgufTensor"]
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 8
+MOST_TENSORS, MOST_KEYS, MOST_ENTRIES = 100_000, 10_000, 4_000_000
+"""In a file, and in all lists of its metadata together: Python makes an object of each before anybody looks at one."""
+LEAST_TENSOR, LEAST_KEY = 32, 13
+"""Bytes that a tensor's entry and a key with its value take at least."""
 ROWS_AT_ONCE = 1 << 20
 """About how many numbers are dequantised in one go: bounds what is needed beside the result."""
 
@@ -103,8 +109,11 @@ class GgufFile:
         self._gguf = _require_gguf()
         self._size = path.stat().st_size
         self._file: BinaryIO = path.open("rb")
+        self._entries = 0
+        self._decodable: set[str] = set()
         try:
             counts = self._read_preamble()
+            self._check_counts(*counts)
             self.metadata: dict[str, Any] = self._read_metadata(counts[1])
             self.tensors: dict[str, GgufTensor] = self._read_table(counts[0])
         except (UnicodeDecodeError, MemoryError) as error:
@@ -154,12 +163,23 @@ class GgufFile:
             )
         return self._number("<u8", "tensor count"), self._number("<u8", "metadata count")
 
+    def _check_counts(self, tensors: int, keys: int) -> None:
+        """Refuse counts that the file has no room for, or nobody any use, before anything is made for each."""
+        for count, what, least, most in (
+            (tensors, "tensors", LEAST_TENSOR, MOST_TENSORS),
+            (keys, "metadata keys", LEAST_KEY, MOST_KEYS),
+        ):
+            if count * least > self._size:
+                raise self._damaged(f"it announces {count} {what}, and has room for {self._size // least}")
+            if count > most:
+                raise CheckpointError(f"{self.path} has {count} {what}, and {most} are the most that is read")
+
     def _read_metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         for index in range(count):
             key = self._text(f"the name of metadata entry {index}")
             if key in metadata:
-                raise self._damaged(f"metadata {key!r} occurs twice")
+                raise self._damaged(f"metadata {shown(key)} occurs twice")
             metadata[key] = self._value(self._number("<u4", key), key)
             self._check(key, metadata[key])
         return metadata
@@ -170,13 +190,21 @@ class GgufFile:
         if kind != ARRAY:
             return self._numbers(self._scalar(kind, key), 1, key)[0]
         inner, count = self._number("<u4", key), self._number("<u8", key)
+        self._entries += count
+        if self._entries > MOST_ENTRIES:
+            raise CheckpointError(
+                f"{self.path}: the lists of its metadata have {self._entries} entries up to {shown(key)}, and {MOST_ENTRIES} "
+                "are the most that is read"
+            )
         if inner == TEXT:
             return [self._text(key) for _ in range(count)]
         return self._numbers(self._scalar(inner, key), count, key)
 
     def _scalar(self, kind: int, key: str) -> str:
         if kind >= len(SCALARS) or not SCALARS[kind]:
-            raise self._damaged(f"metadata {key!r} has value type {kind}, expected a number, a text or a list of them")
+            raise self._damaged(
+                f"metadata {shown(key)} has value type {kind}, expected a number, a text or a list of them"
+            )
         return SCALARS[kind]
 
     def _read_table(self, count: int) -> dict[str, GgufTensor]:
@@ -191,8 +219,8 @@ class GgufFile:
             shape = self._numbers("<u8", dimensions, name)[::-1]
             entries[name] = (shape, self._number("<u4", name), self._number("<u8", name))
         alignment = self.metadata.get("general.alignment", self._gguf.GGUF_DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise self._damaged(f"general.alignment is {alignment!r}, expected a power of two")
+        if not is_whole(alignment) or alignment < 1:
+            raise self._damaged(f"general.alignment is {shown(alignment)}, expected a power of two")
         start = -(-self._file.tell() // alignment) * alignment
         return {name: self._entry(name, *entry, start) for name, entry in entries.items()}
 
@@ -205,9 +233,10 @@ class GgufFile:
                 "know; pip install --upgrade gguf"
             ) from error
         block, block_bytes = self._gguf.GGML_QUANT_SIZES[kind]
-        if kind.name not in PLAIN:
+        if kind.name not in PLAIN and kind.name not in self._decodable:
             try:
                 self._gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+                self._decodable.add(kind.name)
             except NotImplementedError as error:
                 raise CheckpointError(
                     f"{self.path}: tensor {name!r} is of type {kind.name}, which the package gguf cannot decode; "
@@ -230,17 +259,24 @@ class GgufFile:
 
     def _numbers(self, dtype: str, count: int, where: str) -> list[Any]:
         kind = np.dtype(dtype)
-        found: list[Any] = np.frombuffer(self._take(kind.itemsize * count, where), kind).tolist()
+        found: list[Any] = np.frombuffer(self._head(kind.itemsize * count, where), kind).tolist()
         return found
 
     def _text(self, where: str) -> str:
-        (length,) = struct.unpack("<Q", self._take(8, where))
-        return str(self._take(length, where), "utf-8")
+        (length,) = struct.unpack("<Q", self._head(8, where))
+        return str(self._head(length, where), "utf-8")
+
+    def _head(self, size: int, where: str) -> bytes:
+        """The next bytes of the header, which may not be longer than any model's."""
+        taken = self._take(size, where)
+        if self._file.tell() > GGUF_HEADER.most:
+            GGUF_HEADER.check_size(self._file.tell(), self.path, CheckpointError)
+        return taken
 
     def _take(self, size: int, where: str) -> bytes:
         taken = self._file.read(size) if size <= self._size else b""
         if len(taken) != size:
-            raise self._damaged(f"it ends or its numbers are wrong at {where!r}, {size} bytes expected there")
+            raise self._damaged(f"it ends or its numbers are wrong at {shown(where)}, {size} bytes expected there")
         return taken
 
     def _damaged(self, what: str) -> CheckpointError:

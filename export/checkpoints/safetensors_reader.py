@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import shown
+from coupled_sampling.bundles.json_files import (
+    CONFIGURATION,
+    INDEX_OF_SHARDS,
+    SAFETENSORS_HEADER,
+    SmallFile,
+    read_object,
+)
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
 
@@ -70,7 +78,7 @@ def open_safetensors(source: Path, check: Callable[[Path, Mapping[str, Any]], ob
         ``safetensors`` is not installed.
     """
     folder = source if source.is_dir() else source.parent
-    config = _read_object(folder / CONFIG, "the model's configuration")
+    config = _read_object(folder / CONFIG, CONFIGURATION, "the model's configuration")
     _check_identity(folder / CONFIG, config)
     if check is not None:
         check(source, config)
@@ -123,10 +131,19 @@ def _open_file(file: Path, named_by: str | None) -> Any:
         ) from error
     if not file.is_file():
         raise CheckpointError(f"{file} is missing, {named_by or 'the checkpoint'} names it; download this shard")
+    _check_header(file)
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {_diagnosis(file)} ({error})") from error
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a header that is there and too large, before the library makes objects of it."""
+    with file.open("rb") as stream:
+        announced = int.from_bytes(stream.read(8), "little")
+    if announced <= file.stat().st_size:  # else the file is truncated, which the library finds
+        SAFETENSORS_HEADER.check_size(announced, file, CheckpointError)
 
 
 def _table(file: Path, handle: Any) -> dict[str, TensorInfo]:
@@ -186,10 +203,10 @@ def _single_file(source: Path) -> Path:
 
 
 def _read_index(path: Path) -> Mapping[str, str]:
-    places = _read_object(path, "the index of the shards").get("weight_map")
+    places = _read_object(path, INDEX_OF_SHARDS, "the index of the shards").get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(
-            f"{path}: weight_map is {places!r:.60}, expected an object of tensor names and file names"
+            f"{path}: weight_map is {shown(places)}, expected an object of tensor names and file names"
         )
     for name, file in places.items():
         if Path(file).name != file or file in ("", ".", ".."):
@@ -197,16 +214,10 @@ def _read_index(path: Path) -> Mapping[str, str]:
     return places
 
 
-def _read_object(path: Path, role: str) -> dict[str, Any]:
-    if not path.is_file():
+def _read_object(path: Path, kind: SmallFile, role: str) -> dict[str, Any]:
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path} is missing, expected {role}; copy it there from where the weights came from")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}), expected {role}; download it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {found!r:.60}, expected a JSON object with {role}; download it again")
-    return found
+    return read_object(path, kind, CheckpointError)
 
 
 def _check_identity(path: Path, config: Mapping[str, Any]) -> None:
@@ -226,6 +237,6 @@ def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
         return
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
     raise CheckpointError(
-        f"{path}: quantization_config says that the weights are quantised by {method!r}, which is not read; "
+        f"{path}: quantization_config says that the weights are quantised by {shown(method)}, which is not read; "
         "use the unquantised checkpoint of this model or a GGUF file"
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from coupled_sampling.bundles.beside import read_object, read_template, read_tokens
 from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.json_files import TOKENIZER, read_small
 from coupled_sampling.bundles.text import read_tokenizer
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_tokenizer import gguf_tokenizer
@@ -132,7 +133,7 @@ def _read_tokenizer(path: Path) -> Any:
     if _is_object(path):
         return read_tokenizer(path, CheckpointError)
     settings = read_object(path.parent / "tokenizer_config.json", CheckpointError)
-    return piece_tokenizer(read_pieces(path.read_bytes(), str(path), settings))
+    return piece_tokenizer(read_pieces(read_small(path, TOKENIZER, CheckpointError), str(path), settings))
 
 
 def _is_object(path: Path) -> bool:

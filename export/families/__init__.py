@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.families.contract import Decoding, Exportable, Family
@@ -117,4 +118,4 @@ def family_of(path: Path, config: Mapping[str, Any], name: str = "auto") -> Fami
 
 
 def _identity(config: Mapping[str, Any]) -> str:
-    return f"model_type is {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
+    return f"model_type is {shown(config.get('model_type'))}, architectures {shown(config.get('architectures'))}"

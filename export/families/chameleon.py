@@ -23,6 +23,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
@@ -195,7 +196,7 @@ def _codes(vocabulary: Mapping[str, int], where: str) -> dict[int, int]:
         found = _NAME.fullmatch(name)
         if found is None:
             raise CheckpointError(
-                f"{where}: vocabulary_map has the picture token {name!r}, expected {PICTURE}, letters A to J for digits, and Z"
+                f"{where}: vocabulary_map has the picture token {shown(name)}, expected {PICTURE}, letters A to J for digits, and Z"
             )
         codes[int(token)] = int(found[1].translate(_DIGITS))
     return codes
@@ -210,7 +211,7 @@ def _vq_choices(separate: Checkpoint) -> dict[str, Any]:
         reader.finish()
         target = model.take("target", "VQModel")
         if str(target).rpartition(".")[2] != "VQModel":
-            raise CheckpointError(f"{where}, model: target is {target!r}, and only a VQModel can be exported")
+            raise CheckpointError(f"{where}, model: target is {shown(target)}, and only a VQModel can be exported")
         model.ignore("base_learning_rate")
         where = f"{where}, model, params"
         reader = model.part("params", where)

@@ -19,6 +19,9 @@ __all__ = ["HARMLESS", "LARGEST_COUNT", "ConfigReader"]
 LARGEST_COUNT = 2**31 - 1
 """No size in a configuration is larger."""
 
+_LONGEST_LIST = 1024
+"""No list of sizes in a configuration is longer, and some are powers of two or loops to who reads them."""
+
 _KEYS = (
     "_name_or_path _attn_implementation architectures model_type torch_dtype dtype transformers_version use_cache "
     "initializer_range initializer_factor initializer_cutoff_factor attention_dropout attn_pdrop embd_pdrop resid_pdrop "
@@ -112,9 +115,9 @@ class ConfigReader:
     def counts(self, key: str, default: Any = ..., *, least: int = 0) -> list[int]:
         """A list of integers of at least ``least``; raises as `take` does, and for any other value."""
         value = self.take(key, default)
-        if not isinstance(value, list | tuple) or not all(
-            is_whole(item) and least <= item <= LARGEST_COUNT for item in value
-        ):
+        if not isinstance(value, list | tuple) or len(value) > _LONGEST_LIST:
+            raise self.refusal(key, value, f"a list of at most {_LONGEST_LIST} integers")
+        if not all(is_whole(item) and least <= item <= LARGEST_COUNT for item in value):
             raise self.refusal(key, value, f"a list of integers from {least} to {LARGEST_COUNT}")
         return [int(item) for item in value]
 

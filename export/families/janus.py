@@ -14,7 +14,6 @@ deepseek-ai/Janus, ``janus/models/vq_model.py`` and ``generation_inference.py``,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.bundles.json_files import TOKENIZER, read_object
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
@@ -135,10 +135,14 @@ class Janus:
         return picture_decoder(model, checkpoint, naming, choices | {"normalised_codes": True}, prefix=prefix)
 
 
+_MOST_LAYERS = 64
+"""Of the aligner; published ones have two."""
+
+
 def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
     vision = reader.part("vision_config", default={})
     part = reader.part("vq_config")
-    width, depth = part.count("projection_dim", 2048), part.count("num_hidden_layers", 2)
+    width, depth = part.count("projection_dim", 2048), part.count("num_hidden_layers", 2, most=_MOST_LAYERS)
     part.take("hidden_act", "gelu", accepted=("gelu",))
     picture = _Picture(
         codes=part.count("num_embeddings", 16384),
@@ -166,7 +170,7 @@ def _take_transformers(reader: ConfigReader, where: str) -> tuple[_Picture, _Lay
 def _take_own(reader: ConfigReader, where: str) -> tuple[_Picture, _Layout]:
     """DeepSeek's own configurations: every part has a class ``cls`` and its arguments ``params``."""
     aligner = _params(reader, where, "gen_aligner_config", "MlpProjector")
-    depth = aligner.count("depth", 1)
+    depth = aligner.count("depth", 1, most=_MOST_LAYERS)
     aligner.take("projector_type", accepted=("mlp_gelu",))
     code_size = aligner.count("input_dim")
     aligner.ignore("n_embed")
@@ -264,10 +268,10 @@ def _unconditional(checkpoint: Checkpoint) -> tuple[int, ...] | None:
     """Start, padding and start of picture, whose numbers only the tokenizer beside the checkpoint has."""
     home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     try:
-        added = json.loads((home / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        added = read_object(home / "tokenizer.json", TOKENIZER, CheckpointError)["added_tokens"]
         numbers = {token["content"]: int(token["id"]) for token in added}
         return (numbers[BEGIN], *([numbers[PAD]] * PADS), numbers[BEGIN_OF_IMAGE])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

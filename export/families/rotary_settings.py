@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 from coupled_sampling.export.families.config import ConfigReader
@@ -85,7 +86,9 @@ def take_rotary(
     given, nested, older = (reader.take(key, None) for key in ("rope_theta", "rope_parameters", "rope_scaling"))
     for part in (nested, older):
         if part is not None and not isinstance(part, Mapping):
-            raise CheckpointError(f"{where}: rotary scaling is {part!r}, expected a configuration of its own or null")
+            raise CheckpointError(
+                f"{where}: rotary scaling is {shown(part)}, expected a configuration of its own or null"
+            )
     if nested and older and dict(nested) != dict(older):
         raise CheckpointError(
             f"{where}: rope_parameters and rope_scaling differ, expected one of them; remove the other"

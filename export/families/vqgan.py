@@ -100,6 +100,12 @@ def picture_decoder(
     grid = model.decoding.grid
     if grid is None:
         raise InvalidArgument("model has no grid, expected one that makes pictures")
+    tensors = len(checkpoint.names())
+    if sum(stage.blocks for stage in choices["stages"]) > tensors:  # before anything is made for each
+        raise CheckpointError(
+            f"the configuration of {checkpoint.path} asks for more blocks than there are tensors, {tensors}; configuration and "
+            "weights are not of the same model, or one of them is damaged"
+        )
     try:
         description = VqDescription(rows=grid.rows, columns=grid.columns, **choices)
     except (InvalidArgument, TypeError) as error:

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling import __version__
-from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
+from coupled_sampling.arguments import in_one_line
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.storage import TensorFile
 from coupled_sampling.fields import check_is, check_path
 
-__all__ = ["OPSET", "GraphBuilder", "require_onnx", "save_graph", "write_graph"]
+__all__ = ["OPSET", "GraphBuilder", "load_graph", "require_onnx", "save_graph", "write_graph"]
 
 OPSET = 24
 """Version of the default operator set: the first with TensorScatter."""
@@ -52,6 +53,25 @@ def require_onnx() -> Any:
             "more: pip install --upgrade 'coupled-sampling[export]'"
         )
     return onnx
+
+
+def load_graph(path: str | Path) -> Any:
+    """The ``onnx.ModelProto`` of a file. What lies in a second file is not read.
+
+    Raises
+    ------
+    BundleError
+        It is no ONNX graph, or damaged.
+    MissingDependency
+        ``onnx`` is not installed.
+    """
+    onnx, path = require_onnx(), Path(path)
+    try:
+        return onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); export the bundle again") from error
+    except Exception as error:  # protobuf's have no base class but this
+        raise BundleError(f"{path} is no ONNX graph ({in_one_line(error)}); export the bundle again") from error
 
 
 class GraphBuilder:
@@ -179,10 +199,17 @@ class GraphBuilder:
         return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))
 
 
-def save_graph(model: Any, path: str | Path) -> Path:
+def save_graph(model: Any, path: str | Path, *, check: bool = True) -> Path:
     """Check ``model``, an ``onnx.ModelProto``, with shape inference, and write it atomically.
 
-    Constants in a second file must lie in the folder of ``path`` already.
+    Parameters
+    ----------
+    model
+        The graph.
+    path
+        Its file. Constants in a second file must lie in the same folder already.
+    check
+        Whether to check it; False is for graphs that are checked elsewhere.
 
     Raises
     ------
@@ -204,12 +231,13 @@ def save_graph(model: Any, path: str | Path) -> Path:
     try:
         partial.write_bytes(model.SerializeToString())
         # By path, since a second file is looked for beside it.
-        onnx.checker.check_model(str(partial), full_check=True)
+        if check:
+            onnx.checker.check_model(str(partial), full_check=True)
         partial.replace(path)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InvalidArgument(f"model is not a valid ONNX graph: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose a folder that exists and is yours") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"model is not a valid ONNX graph: {in_one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -136,14 +136,14 @@ def test_a_folder_without_a_manifest_is_no_bundle(folder):
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
 def test_a_manifest_that_is_not_json_is_refused(folder, content):
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(BundleError, match="not readable JSON"):
+    with pytest.raises(BundleError, match="not readable"):
         open_bundle(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "gguf"}'])
 def test_a_foreign_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match="no bundle of this library"):
+    with pytest.raises(BundleError, match=r"no bundle of this library|expected a JSON object"):
         open_bundle(folder)
 
 
@@ -332,3 +332,18 @@ def test_a_write_that_fails_leaves_the_old_manifest(folder, monkeypatch):
 def test_writing_into_no_folder_says_so(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         write_manifest(tmp_path / "absent", a_manifest())
+
+
+def test_sizes_that_would_keep_a_reader_busy_are_refused():
+    with pytest.raises(BundleError, match=r"window_graph\.layers is 10001, expected at most 10000"):
+        dataclasses.replace(WINDOW, layers=10_001)
+    endless = dataclasses.replace(WINDOW, cache_length=2**40, max_length=2**40)
+    spans = (Span(0, 5, 2**40 - 3), Span(1, 1, 3))
+    with pytest.raises(BundleError, match=rf"equal to the {2**40 - 3} generated positions"):
+        a_manifest(window_graph=endless, length=2**40, layout=spans)
+
+
+def test_integers_beyond_any_size_are_refused(folder):
+    edit(folder, lambda document: document["window_graph"].update(max_window=2**60))
+    with pytest.raises(BundleError, match=r"window_graph\.max_window is .*at most 9007199254740992"):
+        open_bundle(folder)

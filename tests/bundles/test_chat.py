@@ -2,10 +2,11 @@
 
 import builtins
 import datetime
+import tracemalloc
 
 import pytest
 
-from coupled_sampling.bundles import ChatTemplate
+from coupled_sampling.bundles import ChatTemplate, chat_sandbox
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 
 CHATML = (
@@ -94,7 +95,7 @@ def test_a_file_gives_the_same_template_back(tmp_path):
         '{"template": "x", "special_tokens": {"bos_token": 1}}',
     ):
         (tmp_path / "chat.json").write_text(content)
-        with pytest.raises(BundleError, match=r"chat\.json is no chat template"):
+        with pytest.raises(BundleError, match=r"chat\.json .*chat template"):
             ChatTemplate.read(tmp_path / "chat.json")
 
 
@@ -109,3 +110,73 @@ def test_without_jinja2_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MissingDependency, match=r"pip install 'coupled-sampling\[text\]'"):
         ChatTemplate("").render([HELLO])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in 'x' * 60000 %}{% for b in 'x' * 60000 %}{% endfor %}{% endfor %}",
+        "{% macro more(n) %}{% if n %}{{ more(n - 1) }}{{ more(n - 1) }}{% endif %}{% endmacro %}{{ more(60) }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_ended(source, monkeypatch):
+    monkeypatch.setattr(chat_sandbox, "MOST_STEPS", 10_000)
+    with pytest.raises(InvalidArgument, match="10000 turns and calls"):
+        ChatTemplate(source).render([HELLO])
+
+
+def test_turns_that_take_long_are_ended_by_the_clock(monkeypatch):
+    monkeypatch.setattr(chat_sandbox, "MOST_SECONDS", -1)
+    with pytest.raises(InvalidArgument, match="needs more than -1 s"):
+        ChatTemplate(CHATML).render([HELLO])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x' * 10**10 }}",
+        "{{ [0] * 10**10 }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s=3) %}{% for i in range(60) %}{% set ns.s = ns.s * ns.s %}{% endfor %}",
+        "{% for i in range(9999) %}{{ 'x' * 100000 }}{% endfor %}",
+        "{% for i in range(9999) %}" + "x" * 1000 + "{% endfor %}",
+        "{{ 7 ** (10**9) }}",
+        "{{ 'x'.center(10**10) }}",
+        "{{ 'x'|center(10**10) }}",
+        "{{ 'x'|indent(10**10) }}",
+        "{{ '{:9999999999}'.format(1) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%9999999999d'|format(1) }}",
+        "{{ ('x' * 10**5).replace('x', 'y' * 10**5) }}",
+        "{{ ('x' * 10**5)|replace('x', 'y' * 10**5) }}",
+        "{{ ('y' * 10**5).join(range(9999)|map('string')|list) }}",
+        "{{ range(9999)|join('y' * 10**5) }}",
+        "{{ range(9)|batch(10**10, 'x')|list }}",
+        "{{ lipsum(n=10**9) }}",
+    ],
+)
+def test_a_template_that_takes_all_memory_is_refused(source, monkeypatch):
+    monkeypatch.setattr(chat_sandbox, "MOST_TEXT", 2**20)
+    tracemalloc.start()
+    with pytest.raises(InvalidArgument, match=r"no conversation needs|undefined"):
+        ChatTemplate(source).render([HELLO])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+def test_the_limits_change_nothing_of_what_templates_write():
+    source = (
+        "{% for i in [1, 2, 3] %}{{ loop.index }}{{ loop.last }}{{ loop.length }}{{ loop.previtem }};{% endfor %}"
+        "{% for key in {'a': 1} %}{{ key }}{% endfor %}{% for key, value in {'a': 1}.items() %}{{ key }}{{ value }}{% endfor %}"
+        "{% for m in messages if m.role == 'none' %}never{% else %}nobody{% endfor %}{% for x in nothing %}{% endfor %}"
+        "{{ ['a', 'b']|join(', ') }}{{ 'ab'|replace('a', 'c') }}{{ 'a' ~ 1 ~ none }}{{ 3 * 'ab' }}{{ '%05d' % 7 }}"
+        "{{ messages|map(attribute='role')|join }}{{ 'x'|indent(2) }}{{ ' x '|trim }}{{ [3, 1]|sort|first }}{{ 2 ** 10 }}"
+        "{% for row in range(4)|batch(2) %}{{ row|list|length }}{% endfor %}{{ undefined_thing|default('d') }}{{ 1.5 + 1 }}"
+    )
+    import jinja2.sandbox
+
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    assert ChatTemplate(source).render([HELLO]) == plain.render(messages=[HELLO])

@@ -1,9 +1,13 @@
 """Prompts that are text: the special tokens that the tokenizer itself puts before one, once, and nothing behind it."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
-from coupled_sampling.bundles import Tokenizer
+from coupled_sampling.bundles import Tokenizer, text
+from coupled_sampling.bundles.json_files import SmallFile
 from coupled_sampling.errors import BundleError, InvalidArgument
 from standins.tokenizers_of_text import KINDS, begins_and_ends
 
@@ -89,3 +93,81 @@ def test_which_tokens_have_a_text(tmp_path):
     assert dict(tokenizer.special_tokens) == {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<|im_end|>"}
     assert [tokenizer.shows(token) for token in (0, 1, 4, np.int64(5), 100_000)] == [False, False, True, True, False]
     assert [tokenizer.is_byte(token) for token in (3, 4, 259, 260)] == [False, True, True, False]
+
+
+def test_what_makes_the_library_panic_is_refused_and_nothing_else_is_printed(tmp_path, capfd):
+    """A panic of Rust is no `Exception`, and writes pages to standard error by itself."""
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]], "continuing_subword_prefix": "##"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is no file of the tokenizers library"):
+        Tokenizer(tmp_path / "tokenizer.json")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_standard_error_is_itself_again(tmp_path, capfd):
+    saved(KINDS["byte_level"](), tmp_path)
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
+
+
+EMPTIES = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+
+
+@pytest.mark.parametrize(
+    ("part", "panicking"),
+    [
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+        (
+            "decoder",
+            {"type": "Sequence", "decoders": [EMPTIES, {"type": "Strip", "content": " ", "start": 0, "stop": 5}]},
+        ),
+    ],
+)
+def test_a_tokenizer_that_panics_when_it_is_used_is_refused_when_it_is_opened(part, panicking, tmp_path):
+    saved(KINDS["byte_level"](), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document[part] = panicking
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="tokenizers library"):
+        Tokenizer(path)
+
+
+def test_a_vocabulary_may_lack_what_the_trial_has(tmp_path):
+    saved(tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0), ("b", -1.0)])), tmp_path)
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("ab") == [0, 1]
+    with pytest.raises(BundleError, match="cannot encode a text"):
+        tokenizer.encode("c")
+
+
+def test_a_token_of_thousands_of_millions_is_refused(tmp_path):
+    """The library would count up to it when it writes the vocabulary down, and keep what it did not find."""
+    model = {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 2**22 - 1}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    Tokenizer(tmp_path / "tokenizer.json")
+    model["vocab"]["b"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(BundleError, match="has the token 4294967295, expected tokens below 4194304"):
+        Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_may_be_as_large_as_its_kind(tmp_path, monkeypatch):
+    saved(KINDS["byte_level"](), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    size = path.stat().st_size
+    monkeypatch.setattr(text, "TOKENIZER", SmallFile("a tokenizer", size))
+    Tokenizer(path)
+    monkeypatch.setattr(text, "TOKENIZER", SmallFile("a tokenizer", size - 1))
+    with pytest.raises(BundleError, match=f"{size} bytes of tokenizer, and {size - 1} are the most"):
+        Tokenizer(path)
+
+
+def test_pairs_that_end_the_process_are_refused_before_the_library_sees_them(tmp_path):
+    saved(KINDS["byte_level"](), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["continuing_subword_prefix"] = "x"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="tokenizers library"):
+        Tokenizer(path)

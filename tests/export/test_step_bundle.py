@@ -7,8 +7,9 @@ import pytest
 
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
-from coupled_sampling.errors import InvalidArgument, OutputError
+from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from coupled_sampling.export import add_step_graphs
+from coupled_sampling.export.graphs import checked_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 
 onnx = pytest.importorskip("onnx")
@@ -139,3 +140,41 @@ def test_guided_generation_by_graph_is_that_of_the_host(tmp_path, capsys):
                 "--out", str(tmp_path / "p.png"), "--trace", str(tmp_path / "t.json"))  # fmt: skip
         made.append([s["tokens"] for s in json.loads((tmp_path / "t.json").read_text())["sequences"]])
     assert made[0] == made[1]
+
+
+def damaged(folder, content):
+    from coupled_sampling.bundles.opening import file_record
+
+    (folder / "window.onnx").write_bytes(content)
+    document, record = json.loads((folder / "manifest.json").read_text()), file_record(folder / "window.onnx")
+    document["files"]["window.onnx"] = {"sha256": record.sha256, "bytes": record.bytes}
+    (folder / "manifest.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda whole: whole[: len(whole) // 2], lambda whole: b"\xff" + whole, lambda whole: b"x" * 99]
+)
+def test_a_graph_that_is_none_is_refused_in_one_line(plain, tmp_path, capsys, spoil):
+    damaged(plain, spoil((plain / "window.onnx").read_bytes()))
+    assert main(["step-graphs", str(plain), str(tmp_path / "made")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "window.onnx is no ONNX graph" in said
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_onnx_says_of_a_wrong_graph_is_one_line(plain, tmp_path):
+    model = onnx.load(plain / "window.onnx")
+    model.graph.node[5].op_type = "Mystery\nof two lines"
+    with pytest.raises(BundleError, match=r"no valid ONNX graph: .*Mystery of two lines") as caught:
+        add_step_graphs(damaged(plain, model.SerializeToString()), tmp_path / "made", ["ar"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_brings_the_checker_down_brings_nothing_else_down(plain, tmp_path, monkeypatch):
+    """As some graphs do, another in every version of onnx: here the checker is one that always falls."""
+    monkeypatch.setattr(checked_apart, "_PROGRAM", "import os; os.abort()")
+    with pytest.raises(BundleError, match=r"window\.onnx, step-ar\.onnx.*ends with -6"):
+        add_step_graphs(plain, tmp_path / "made", ["ar"])
+    assert not (tmp_path / "made").exists()

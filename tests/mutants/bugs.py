@@ -22,6 +22,7 @@ from bugs_of_quantised_weights import BUGS as QUANTISED_WEIGHTS
 from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
+from bugs_of_small_files import BUGS as SMALL_FILES
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
 from bugs_of_text import BUGS as TEXT
@@ -50,6 +51,7 @@ BUGS: tuple[Bug, ...] = (
     *READERS,
     *REQUESTS,
     *ROWS,
+    *SMALL_FILES,
     *STEP_ENGINES,
     *STEP_GRAPHS,
     *TEXT,

@@ -19,6 +19,7 @@ from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.contracts import LogitsProvider, Runs, max_window
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 from standins import ROOT
+from standins.loud_sessions import let_sessions_warn
 from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 pytest.importorskip("onnx")
@@ -49,7 +50,8 @@ def oracle(folder):
 
 
 @pytest.fixture
-def provider(folder):
+def provider(folder, monkeypatch):
+    let_sessions_warn(monkeypatch)
     return OrtProvider.open(folder, batch_size=3, threads=1)
 
 

@@ -13,6 +13,7 @@ from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export.graphs.decision import STEP_METHODS
+from standins.loud_sessions import let_sessions_warn
 
 pytest.importorskip("onnxruntime")
 
@@ -143,7 +144,8 @@ def test_nothing_large_is_allocated_after_warm_up(bundle):
     assert addresses() == before
 
 
-def test_caches_and_noise_are_written_in_place(bundle, capfd):
+def test_caches_and_noise_are_written_in_place(bundle, capfd, monkeypatch):
+    let_sessions_warn(monkeypatch)
     step = of_bundle(bundle, "scd-gumbel")
     generate(step, [[256]], length=40, window=8)
     assert "in-place optimization not activated" not in capfd.readouterr().err

@@ -32,6 +32,7 @@ from standins.text_models import (
     llama_logits,
     llama_tensors,
 )
+from standins.wrong_configurations import what_goes_wrong
 
 LLAMA = {
     "model_type": "llama",
@@ -391,3 +392,28 @@ def test_a_real_gguf_file_knows_the_capital_of_france(tmp_path):
     assert np.isfinite(logits).all()
     best = [tokenizer.decode([int(token)]).strip() for token in np.argsort(-logits[-1])[:5]]
     assert "Paris" in best, best
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_wrong_value_of_any_key_is_refused_or_taken(model):
+    config, tensors, _ = MODELS[model]
+    optional = {
+        "head_dim": WIDTH // HEADS,
+        "hidden_act": "silu",
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    }
+    optional |= {
+        "rope_parameters": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "layer_types": None,
+        "n_inner": None,
+    }
+    optional |= {
+        "tie_word_embeddings": None,
+        "sliding_window": None,
+        "scale_attn_weights": True,
+        "activation_function": "gelu",
+    }
+    for whole in (config, {**optional, **config}):
+        assert what_goes_wrong(whole, lambda changed: load(tensors, changed)) == []

@@ -13,6 +13,7 @@ from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
 from coupled_sampling.export.checkpoints import open_checkpoint
 from coupled_sampling.export.families import find_family
+from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.graphs.decoder import decoder_graph
 from coupled_sampling.export.graphs.reference import reference_logits
 from standins.checkpoints import checkpoint_of
@@ -33,6 +34,7 @@ from standins.picture_models import (
     llamagen_logits,
     llamagen_tensors,
 )
+from standins.wrong_configurations import what_goes_wrong
 
 NAMED = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 4 + i for i in range(CODES)}
 CHAMELEON = BACKBONE | {
@@ -313,3 +315,16 @@ def test_bundles_can_be_written_and_have_the_familys_settings(model, tmp_path):
     assert written["length"] == decoding.length
     assert written["defaults"]["drafting"] == decoding.drafting
     assert written["defaults"]["guidance"] == decoding.guidance
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_wrong_value_of_any_key_is_refused_or_taken(model):
+    config, tensors = MODELS[model][:2]
+
+    def read(changed):
+        checkpoint = checkpoint_of(tensors, changed)
+        family = find_family(checkpoint)
+        with open_picture_decoder(family, family.load(checkpoint), checkpoint):
+            pass
+
+    assert what_goes_wrong(config, read) == []

@@ -11,6 +11,7 @@ from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export import ExportSettings, export_checkpoint
+from coupled_sampling.export.families import find_family
 from coupled_sampling.export.pictures.names import LLAMAGEN, TAMING, TRANSFORMERS_EMU3, TRANSFORMERS_JANUS, places
 from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph
 from coupled_sampling.export.pictures.reference import reference_picture, values_to_pixels
@@ -38,6 +39,7 @@ from standins.picture_decoders import (
     write,
 )
 from standins.picture_models import CODES, LLAMAGEN_CONFIG, SIDE, llamagen_tensors
+from standins.wrong_configurations import what_goes_wrong
 
 pytest.importorskip("safetensors")
 
@@ -284,3 +286,19 @@ def test_a_refused_decoder_leaves_no_bundle(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "vq"]
     without = export_checkpoint(source, tmp_path / "bundle", ExportSettings(windows=(1,)))
     assert json.loads((without.folder / "manifest.json").read_text()).get("pixel_graph") is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_wrong_value_of_any_key_is_refused_or_taken(name):
+    config, tensors, description, naming, prefix, own = MODELS[name]
+    decoder = stored(description, naming, prefix)
+    model, plain = loaded(config, tensors)
+    family, part = find_family(plain), "vq_config" if "vq_config" in config else "gen_vision_config"
+
+    def read(changed):
+        if own is None:
+            family.pictures(model, checkpoint_of(tensors | decoder, config | {part: changed}), None)
+        else:
+            family.pictures(model, plain, checkpoint_of(decoder, changed))
+
+    assert what_goes_wrong(config[part] if own is None else own, read) == []

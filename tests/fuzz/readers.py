@@ -1,0 +1,426 @@
+"""What each reader is given: a small whole thing, damaged in one place or a few, and the commands that read it.
+
+`READERS` are functions of random numbers and an empty folder: they write the files and return command lines. The first is the
+reader's own; the others follow if it accepts, since what was accepted must work.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from damage import damaged_bytes, damaged_json, damaged_message
+from safetensors.numpy import save
+
+from coupled_sampling.bundles.opening import file_record
+from coupled_sampling.export import ExportSettings, export_checkpoint
+from standins.picture_models import (
+    BAAI,
+    BACKBONE,
+    CODES,
+    EMU3_HEAD,
+    LLAMAGEN_CONFIG,
+    SIDE,
+    WIDTH,
+    WORDS,
+    backbone_tensors,
+    janus_tensors,
+    llamagen_tensors,
+)
+from standins.tokenizers_of_text import byte_level, sentencepiece
+
+__all__ = ["READERS", "Reader"]
+
+Reader: TypeAlias = Callable[[Random, Path], list[list[str]]]
+
+_LENGTH = ["--count", "1", "--length", "2", "--window", "1", "--method", "ar"]
+_SIZES = {"vocab_size": WORDS, "max_position_embeddings": 64}
+_PLAIN = BACKBONE | _SIZES | {"eos_token_id": 2, "rope_theta": 10000.0, "tie_word_embeddings": False}
+_SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+_NAMED = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 4 + i for i in range(CODES)}
+_ROLES = {"<|extra_200|>": 17, "<|extra_201|>": 18, "<|extra_203|>": 20, "<|extra_204|>": 21}
+_ROLES |= {"<|image token|>": 22, "<|image start|>": 23, "<|image end|>": 24}
+
+
+@functools.cache
+def _models() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Configurations and tensors of all families."""
+    backbone = backbone_tensors("model.")
+    gpt2 = {"n_embd": WIDTH, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": WORDS}
+    vision = BACKBONE | {"vocab_size": WORDS, "max_position_embeddings": 700}
+    chameleon = BACKBONE | {
+        "model_type": "chameleon",
+        "vocab_size": WORDS,
+        "max_position_embeddings": 4096,
+        "swin_norm": False,
+    }
+    return [
+        (_PLAIN | _SCALED | {"model_type": "llama"}, backbone),
+        (_PLAIN | {"model_type": "mistral", "sliding_window": None}, backbone),
+        (gpt2 | {"model_type": "gpt2", "activation_function": "gelu_new"}, _gpt2_tensors()),
+        (
+            chameleon | {"vocabulary_map": _NAMED | {"<racm3:break>": 17, "<eoss>": 16, "<reserved08799>": 20}},
+            backbone_tensors("model.", heads_normed=True),
+        ),
+        (
+            {
+                "model_type": "emu3",
+                "text_config": BACKBONE | {"vocab_size": WORDS, "max_position_embeddings": 9216},
+                "vocabulary_map": _ROLES | {"0": 15, "9": 14, "*": 9} | {f"<|visual token {i:06d}|>": 25 + i for i in range(CODES)},
+            },
+            backbone_tensors("text_model.model.", head=EMU3_HEAD),
+        ),
+        (BAAI, backbone),
+        (
+            {
+                "model_type": "janus",
+                "text_config": vision,
+                "vision_config": {"num_image_tokens": SIDE**2},
+                "vq_config": {"num_embeddings": CODES, "embed_dim": 5, "projection_dim": WIDTH, "num_hidden_layers": 2},
+                "image_token_id": 3,
+            },
+            janus_tensors(),
+        ),
+        (LLAMAGEN_CONFIG, llamagen_tensors()),
+    ]  # fmt: skip
+
+
+def _gpt2_tensors() -> dict[str, Any]:
+    random, tensors = np.random.default_rng(3), {}
+    shapes = {"wte.weight": (WORDS, WIDTH), "wpe.weight": (64, WIDTH), "ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+    sizes = {"attn.c_attn": (WIDTH, 3 * WIDTH), "attn.c_proj": (WIDTH, WIDTH), "mlp.c_fc": (WIDTH, 4 * WIDTH)}
+    sizes |= {"mlp.c_proj": (4 * WIDTH, WIDTH)}
+    for layer in range(2):
+        for name, shape in sizes.items():
+            shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[1:]}
+        shapes |= {f"h.{layer}.ln_{i}.{part}": (WIDTH,) for i in (1, 2) for part in ("weight", "bias")}
+    for name, shape in shapes.items():
+        tensors[f"transformer.{name}"] = random.normal(0, 0.3, shape)
+    return tensors
+
+
+def _weights(number: int) -> bytes:
+    return save({name: np.asarray(array, np.float32) for name, array in _models()[number][1].items()})
+
+
+@functools.cache
+def _saved(number: int) -> bytes:
+    return _weights(number)
+
+
+def _exported(folder: Path, source: Path) -> list[list[str]]:
+    out = folder / "out"
+    return [
+        ["export", str(source), str(out)],
+        ["inspect", str(out)],
+        ["generate", str(out), "--tokens", "1,2", *_LENGTH, "--json"],
+    ]
+
+
+def configuration(random: Random, folder: Path) -> list[list[str]]:
+    """``config.json`` of every family, and the files about text beside it."""
+    number = random.randrange(len(_models()))
+    (folder / "model.safetensors").write_bytes(_saved(number))
+    files = {"config.json": _models()[number][0]}
+    if random.random() < 0.2:
+        shutil.copyfile(_text_bundle("bytes") / "tokenizer.json", folder / "tokenizer.json")
+        files |= {
+            "generation_config.json": {"eos_token_id": [1, 2], "temperature": 0.5},
+            "tokenizer_config.json": {"chat_template": "{{ messages }}", "bos_token": {"content": "<s>"}},
+            "special_tokens_map.json": {"bos_token": "<s>"},
+        }
+    broken = random.choice(sorted(files)) if len(files) > 1 and random.random() < 0.8 else "config.json"
+    for name, content in files.items():
+        text = damaged_json(random, content) if name == broken else json.dumps(content).encode()
+        (folder / name).write_bytes(text)
+    return _exported(folder, folder)
+
+
+def safetensors(random: Random, folder: Path) -> list[list[str]]:
+    """The header of the weights, or any byte of the file; and the index of shards."""
+    (folder / "config.json").write_text(json.dumps(_models()[0][0]))
+    whole = _saved(0)
+    length = int.from_bytes(whole[:8], "little")
+    if random.random() < 0.2:
+        names = list(json.loads(whole[8 : 8 + length]))
+        (folder / "one.safetensors").write_bytes(whole)
+        index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "one.safetensors")}
+        (folder / "model.safetensors.index.json").write_bytes(damaged_json(random, index))
+        return _exported(folder, folder)
+    if random.random() < 0.5:
+        content = damaged_bytes(random, whole)
+    else:
+        header = damaged_json(random, json.loads(whole[8 : 8 + length]))
+        content = struct.pack("<Q", len(header)) + header + whole[8 + length :]
+    (folder / "model.safetensors").write_bytes(content)
+    return _exported(folder, folder)
+
+
+@functools.cache
+def _text_bundle(kind: str) -> Path:
+    """A bundle with a tokenizer, made once and only copied."""
+    import tempfile
+
+    home = Path(tempfile.mkdtemp(prefix="fuzz-", dir=BASES[-1] if BASES else None))
+    inner = {"bytes": byte_level, "pieces": sentencepiece}[kind]()
+    size = inner.get_vocab_size()
+    random = np.random.default_rng(0)
+    tensors = dict(_models()[0][1])
+    for name in [name for name, array in tensors.items() if array.shape[0] == WORDS]:
+        tensors[name] = random.normal(0, 0.5, (size, WIDTH))
+    (home / "checkpoint").mkdir()
+    (home / "checkpoint/config.json").write_text(json.dumps(_PLAIN | {"model_type": "llama", "vocab_size": size}))
+    (home / "checkpoint/model.safetensors").write_bytes(
+        save({name: np.asarray(array, np.float32) for name, array in tensors.items()})
+    )
+    inner.save(str(home / "checkpoint/tokenizer.json"))
+    (home / "checkpoint/tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    export_checkpoint(home / "checkpoint", home / "bundle", ExportSettings(windows=(1, 4)))
+    return home / "bundle"
+
+
+BASES: list[Path] = []
+"""Where what is made once goes; the last entry counts."""
+
+
+def _copied(folder: Path, kind: str = "bytes") -> Path:
+    return Path(shutil.copytree(_text_bundle(kind), folder / "bundle"))
+
+
+def _recorded(bundle: Path, name: str, content: bytes) -> None:
+    """Put ``content`` into the bundle as its file ``name``, checksum and all."""
+    (bundle / name).write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    record = file_record(bundle / name)
+    manifest["files"][name] = {"sha256": record.sha256, "bytes": record.bytes}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def manifest(random: Random, folder: Path) -> list[list[str]]:
+    """``manifest.json`` of a language model with all optional parts."""
+    bundle = _copied(folder)
+    whole = json.loads((bundle / "manifest.json").read_text())
+    whole["prompts"] = {"a": {"tokens": [1, 2], "aliases": ["b", "c"], "title": "A"}}
+    whole["unconditional_prompt"], whole["length"] = [3], 6
+    sampling = ["--tokens", "1,2", "--count", "1", "--window", "2", "--json"]
+    command = ["generate", str(bundle), "--method", "scd-match", *sampling]
+    if random.random() < 0.5:
+        whole["grid"] = {"rows": 1, "columns": 5}
+        whole["layout"] = [{"first": 0, "count": whole["vocab_size"], "times": 5}, {"first": 1, "count": 1, "times": 1}]
+        command = ["compare", str(bundle), "--methods", "scd-match", *sampling]  # which needs no pictures
+    (bundle / "manifest.json").write_bytes(damaged_json(random, whole))
+    return [["inspect", str(bundle)], ["inspect", str(bundle), "--json"], command]
+
+
+def tokenizer(random: Random, folder: Path) -> list[list[str]]:
+    """``tokenizer.json`` and the chat template, in a bundle and in a checkpoint."""
+    kind = random.choice(("bytes", "pieces"))
+    whole = (_text_bundle(kind) / "tokenizer.json").read_bytes()
+    content = _damaged_tokenizer(random, whole)
+    said = ["--prompt", "the cat, naïve 日本", *_LENGTH]
+    if random.random() < 0.3:
+        home = _text_bundle(kind).parent / "checkpoint"
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).symlink_to(home / name)
+        (folder / "tokenizer.json").write_bytes(content)
+        return [*_exported(folder, folder), ["generate", str(folder / "out"), *said]]
+    bundle = _copied(folder, kind)
+    if random.random() < 0.1:
+        template = {
+            "template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "special_tokens": {"bos_token": "<s>"},
+        }
+        _recorded(bundle, "chat.json", damaged_json(random, template))
+        return [["generate", str(bundle), *said, "--chat"]]
+    _recorded(bundle, "tokenizer.json", content)
+    return [["generate", str(bundle), *said], ["generate", str(bundle), *said, "--stop", "x"]]
+
+
+def _damaged_tokenizer(random: Random, whole: bytes) -> bytes:
+    """Damage that is not lost among the words: half of it is outside the vocabulary."""
+    if random.random() < 0.2:
+        return damaged_bytes(random, whole)
+    document = json.loads(whole)
+    if random.random() < 0.4:
+        return damaged_json(random, document)
+    words, merges = document["model"].pop("vocab"), document["model"].pop("merges")
+    try:
+        document = json.loads(damaged_json(random, document))
+        document["model"] |= {"vocab": words, "merges": merges}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return whole[:-2]
+    return json.dumps(document).encode()
+
+
+@functools.cache
+def _window_graph() -> Any:
+    return onnx.load(_text_bundle("bytes") / "window.onnx")
+
+
+def graph(random: Random, folder: Path) -> list[list[str]]:
+    """The window graph, given to what writes step graphs and to what runs it."""
+    bundle = _copied(folder)
+    model = onnx.ModelProto()
+    model.CopyFrom(_window_graph())
+    _recorded(bundle, "window.onnx", damaged_message(random, model))
+    generate = ["generate", str(bundle), "--tokens", "1,2", *_LENGTH, "--json"]
+    if random.random() < 0.8:  # the other way starts a process
+        return [generate]
+    return [["step-graphs", str(bundle), str(folder / "out"), "--methods", "ar"], generate]
+
+
+def gguf(random: Random, folder: Path) -> list[list[str]]:
+    """Keys, values and types of the metadata, the table of tensors, and any byte of the file."""
+    entries, table, weights = _gguf_parts()
+    entries, table = [list(entry) for entry in entries], [list(entry) for entry in table]
+    how = random.random()
+    if how < 0.5:
+        for _ in range(random.choice((1, 1, 2))):
+            _damage_entry(random, entries)
+    elif how < 0.7:
+        _damage_table(random, table)
+    content = _gguf_file(entries, table, weights, random if how > 0.97 else None)
+    if how >= 0.7:
+        content = damaged_bytes(random, content)
+    (folder / "model.gguf").write_bytes(content)
+    return _exported(folder, folder / "model.gguf")
+
+
+_U32, _I32, _F32, _BOOL, _TEXT, _LIST, _U64 = 4, 5, 6, 7, 8, 9, 10
+_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", _U32: "I", _I32: "i", _F32: "f", _BOOL: "?", _U64: "Q", 11: "q", 12: "d"}
+
+
+@functools.cache
+def _gguf_parts() -> tuple[list[tuple[str, int, Any]], list[tuple[str, tuple[int, ...], int, int]], bytes]:
+    """Entries (key, type, value), tensors (name, dimensions, type, offset) and the bytes of a small Qwen 2."""
+    alphabet = [*map(chr, range(33, 127)), "Ġ", "th", "the", "<end>"]
+    sizes = {"block_count": 1, "context_length": 64, "embedding_length": 16, "feed_forward_length": 32}
+    sizes |= {"attention.head_count": 2, "attention.head_count_kv": 2}
+    entries: list[tuple[str, int, Any]] = [("general.architecture", _TEXT, "llama")]
+    entries += [(f"llama.{key}", _U32, value) for key, value in sizes.items()]
+    entries += [("llama.attention.layer_norm_rms_epsilon", _F32, 1e-5), ("llama.rope.freq_base", _F32, 1e4)]
+    entries += [("tokenizer.ggml.model", _TEXT, "gpt2"), ("tokenizer.ggml.pre", _TEXT, "gpt-2")]
+    entries += [
+        ("tokenizer.ggml.tokens", _LIST, (_TEXT, alphabet)),
+        ("tokenizer.ggml.merges", _LIST, (_TEXT, ["t h", "th e"])),
+    ]
+    entries += [("tokenizer.ggml.token_type", _LIST, (_I32, [1] * (len(alphabet) - 1) + [3]))]
+    entries += [
+        ("tokenizer.ggml.eos_token_id", _U32, len(alphabet) - 1),
+        ("tokenizer.ggml.add_bos_token", _BOOL, False),
+    ]
+    entries += [("tokenizer.chat_template", _TEXT, "{{ messages }}"), ("general.alignment", _U32, 32)]
+    shapes = {
+        "token_embd.weight": (len(alphabet), 16),
+        "output_norm.weight": (16,),
+        "output.weight": (len(alphabet), 16),
+    }
+    shapes |= {f"blk.0.attn_{name}.weight": (16, 16) for name in ("q", "k", "v", "output")}
+    shapes |= {f"blk.0.{name}_norm.weight": (16,) for name in ("attn", "ffn")}
+    shapes |= {"blk.0.ffn_gate.weight": (32, 16), "blk.0.ffn_up.weight": (32, 16), "blk.0.ffn_down.weight": (16, 32)}
+    random, table, weights = np.random.default_rng(0), [], b""
+    for name, shape in shapes.items():
+        table.append((name, shape[::-1], 0, len(weights)))
+        weights += random.normal(0, 0.3, shape).astype("<f4").tobytes()
+        weights += bytes(-len(weights) % 32)
+    return entries, table, weights
+
+
+def _damage_entry(random: Random, entries: list[list[Any]]) -> None:
+    entry = random.choice(entries)
+    numbers = (0, 1, 2, 3, 8_388_610, 2**31 - 1, 2**32 - 1)
+    match random.randrange(8):
+        case 0:
+            entries.remove(entry)
+        case 1:
+            entry[0] = random.choice((entry[0] + "x", "", random.choice(entries)[0], "general.architecture"))
+        case 2:
+            entry[1:] = [_TEXT, random.choice(("", "x", "llama", "gpt2", "qwen2", "0", "yarn", "x" * 3000, "{{ 1 }}"))]
+        case 3:
+            entry[1:] = [_LIST, random.choice(((_U32, [1, 2]), (_TEXT, ["a", "b"]), (_F32, []), (_TEXT, ["a", "a"])))]
+        case 4:
+            entry[1:] = [_F32, random.choice((0.0, -1.0, float("nan"), float("inf"), 0.5))]
+        case 5:
+            entry[1:] = [_BOOL, random.random() < 0.5]
+        case 6:
+            entry[1:] = [random.choice((_U64, _U32)), random.choice(numbers)]
+        case 7:
+            added = random.choice(
+                ("rope.scaling.type", "rope.dimension_count", "attention.key_length", "vocab_size", "expert_count")
+            )
+            entries.append(
+                [
+                    f"llama.{added}",
+                    *random.choice(((_TEXT, "yarn"), (_U32, 8), (_U32, 3), (_LIST, (_U32, [1])), (_F32, 2.0))),
+                ]
+            )
+
+
+def _damage_table(random: Random, table: list[list[Any]]) -> None:
+    entry = random.choice(table)
+    match random.randrange(6):
+        case 0:
+            table.remove(entry)
+        case 1:
+            entry[0] = random.choice(
+                (entry[0] + "x", "", random.choice(table)[0], "rope_freqs.weight", "blk.9.attn_q.weight")
+            )
+        case 2:
+            entry[1] = random.choice(
+                ((), (0,), (1,), (16,), (16, 16, 1), (2**63, 2), (2**32, 2**32), (32, 8), entry[1][::-1])
+            )
+        case 3:
+            entry[2] = random.choice((*range(44), 2**31, 99))
+        case 4:
+            entry[3] = random.choice((0, 1, 7, 32, 2**31, 2**63, 2**64 - 64))
+        case 5:
+            table.append(
+                ["rope_freqs.weight", random.choice(((4,), (3,), (2, 2), (8,))), random.choice((0, 0, 1, 24)), 0]
+            )
+
+
+def _gguf_file(entries: list[list[Any]], table: list[list[Any]], weights: bytes, random: Random | None) -> bytes:
+    counts = [len(table), len(entries)]
+    if random is not None:
+        counts[random.randrange(2)] = random.choice((0, 1, 10**4, 2**31, 2**63, 2**64 - 1))
+    made = b"GGUF" + struct.pack("<IQQ", 3, *counts)
+    for key, kind, value in entries:
+        made += _text(key) + struct.pack("<I", kind) + b"".join(_value(kind, value))
+    for name, dimensions, kind, offset in table:
+        made += _text(name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
+    return made + bytes(-len(made) % 32) + weights
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(kind: int, value: Any) -> Iterator[bytes]:
+    if kind == _TEXT:
+        yield _text(value)
+    elif kind == _LIST:
+        inner, items = value
+        yield struct.pack("<IQ", inner, len(items))
+        for item in items:
+            yield from _value(inner, item)
+    else:
+        yield struct.pack(f"<{_FORMS[kind]}", value)
+
+
+READERS: dict[str, Reader] = {
+    "manifest": manifest,
+    "config": configuration,
+    "gguf": gguf,
+    "safetensors": safetensors,
+    "graph": graph,
+    "tokenizer": tokenizer,
+}
