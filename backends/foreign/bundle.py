@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from coupled_sampling.arguments import check_count, check_number
-from coupled_sampling.backends.foreign.checks import LARGEST_TOLERANCE
+from coupled_sampling.arguments import check_count
+from coupled_sampling.backends.foreign.checks import check_opening_tolerance
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.finding import find_decoder, is_onnx, other_graphs
 from coupled_sampling.backends.foreign.opening import DecoderFile
@@ -93,8 +93,7 @@ def open_onnx(
     """
     if max_length is not None:
         check_count("max_length", max_length)
-    if tolerance is not None and not 0 < check_number("tolerance", tolerance) <= LARGEST_TOLERANCE:
-        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
+    check_opening_tolerance(tolerance)
     file = find_decoder(check_path("path", path))
     decoder = DecoderFile(file, widen=widen)
     length = decoder.configuration.max_length(file, max_length)
