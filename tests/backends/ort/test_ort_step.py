@@ -48,8 +48,9 @@ def assert_same(ours, host):
         assert found.committed_per_step == expected.committed_per_step
 
 
-@pytest.mark.parametrize("scale", [2.0, 0.0, -0.5])
-@pytest.mark.parametrize("method", STEP_METHODS)
+@pytest.mark.parametrize(
+    ("method", "scale"), [*((name, 2.0) for name in STEP_METHODS), ("ar", 0.0), ("scd-match", -0.5)]
+)
 def test_guided_tokens_and_traces_are_those_of_a_guided_provider(bundle, method, scale):
     """The unconditional prompt is as long as the prompt, then longer, then shorter."""
     null = bundle.manifest.unconditional_prompt
