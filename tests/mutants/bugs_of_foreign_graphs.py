@@ -51,9 +51,25 @@ BUGS = (
     Bug(
         "sums-of-integers-widened",
         "_Widening._can_be_rewritten",
-        'any(after.node.op_type != "Cast" for after in self.uses.get(key, ()))',
+        "not all(self._makes_floats(after.node) for after in self.uses.get(key, ()))",
         "False",
         "A product that is added to as an integer becomes a float under it.",
+        REWRITING,
+    ),
+    Bug(
+        "integers-of-another-scale-widened",
+        "_Widening._takes_off",
+        "keys[known.zero] == zero and (not known.scales or scale in [keys[at] for at in known.scales])",
+        "True",
+        "What is dequantised by another scale, or keeps its zero point, becomes what it was made of.",
+        REWRITING,
+    ),
+    Bug(
+        "scale-of-weights-by-its-place",
+        "_Widening._rewrite",
+        "inputs[2:4]",
+        "[inputs[3], inputs[3]]",
+        "Where ONNX Runtime wrote the scales in the other order, that of the weights is lost.",
         REWRITING,
     ),
     Bug(
