@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from coupled_sampling.arguments import check_count
-from coupled_sampling.backends.foreign.checks import LARGEST_TOLERANCE
+from coupled_sampling.arguments import check_count, check_flag
+from coupled_sampling.backends.foreign.checks import check_tolerance
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.finding import find_decoder, is_onnx, other_graphs
 from coupled_sampling.backends.foreign.opening import DecoderFile
@@ -22,6 +22,7 @@ from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, Generated
 from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
 from coupled_sampling.bundles.records import GrowingGraph
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_path
 
 __all__ = ["ForeignBundle", "open_bundle_or_onnx", "open_onnx"]
 
@@ -92,9 +93,9 @@ def open_onnx(
     """
     if max_length is not None:
         check_count("max_length", max_length)
-    if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
-        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
-    file = find_decoder(Path(path))
+    check_tolerance(tolerance)
+    check_flag("widen", widen)
+    file = find_decoder(check_path("path", path))
     length = Configuration.beside(file).max_length(file, max_length)
     decoder = DecoderFile(file, widen=widen)
     return ForeignBundle(decoder.configuration.home, _manifest(decoder, length), decoder, tolerance)

@@ -29,7 +29,7 @@ Key: TypeAlias = tuple[int, str]
 
 
 def widen(model: Any) -> int:
-    """Rewrite products whose input is quantised per call, in place; how many there were. What cannot be rewritten is left.
+    """Rewrite what takes an input that is quantised per call, in place; how many there were. What cannot be rewritten is left.
 
     Raises
     ------
@@ -266,10 +266,10 @@ class _Widening:
         scope, node = use.scope, use.node
         inputs = [*node.input, *[""] * 7]
         first = self.floats.get(scope.key(inputs[0]))
+        self.count += 1
         if node.op_type == "DequantizeLinear":
             self.instead[id(node)] = [self._node("Identity", [first], node.output)]
             return
-        self.count += 1
         if node.op_type == "MatMulIntegerToFloat":
             scales = f"{node.output[0]}_scales"
             both = self._node("Mul", inputs[2:4], [scales])  # that of the activations, whichever it is, is 1

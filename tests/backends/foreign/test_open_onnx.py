@@ -243,7 +243,7 @@ def test_caches_grow_with_what_is_decoded(tmp_path):
         assert max(cache.shape[2] for cache in model._caches) == 256
     optimum_like = optimum(tmp_path / "long.onnx", positions="columns")
     with ConcatenatedProvider.open(optimum_like, max_length=10**9, threads=1) as model:
-        model._caches = [cache[:, :, :8].copy() for cache in model._caches]
+        model._caches._held = [cache[:, :, :8].copy() for cache in model._caches]
         tokens = np.arange(40)[None] % VOCABULARY
         parts = [model.forward(tokens[:, at : at + 5], np.array([at])).copy() for at in range(0, 40, 5)]
         whole = model.forward(tokens, np.zeros(1, np.int64))

@@ -252,6 +252,16 @@ def test_a_quantised_graph_is_refused_with_its_cause_and_decodes_when_it_is_wide
         assert [one.tolist() for one in found] == [one.tolist() for one in expected]
 
 
+def test_floats_that_are_only_rounded_and_back_are_floats_again(tmp_path):
+    plain = optimum(tmp_path / "float.onnx")
+    path = optimum(tmp_path / "rounded.onnx", activations="quantised per call")
+    with ConcatenatedProvider.open(path, max_length=LENGTH, threads=1, widen=True) as model:
+        assert model.runs.changes == "1 quantised products widened to float32"
+        feeds = window_of()
+        found = model.forward(feeds["input_ids"][:1], np.zeros(1, np.int64))
+        np.testing.assert_allclose(found, run(plain, **feeds)[:1], atol=1e-5)
+
+
 def test_weights_stay_in_their_own_file(tmp_path):
     path = quantised(optimum(tmp_path / "float.onnx"), tmp_path / "whole.onnx")
     whole, _ = widened(path)
