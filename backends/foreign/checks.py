@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_decoder",
+    "check_opening_tolerance",
     "check_padding",
-    "check_tolerance",
     "difference_of_logits",
     "probe_graph",
     "tolerance_of",
@@ -101,7 +101,7 @@ BARRED = 500.0
 """A logit so far below its slot's largest is no token's that could be drawn: exp(-500) is 1e-217."""
 
 
-def check_tolerance(tolerance: float | None) -> None:
+def check_opening_tolerance(tolerance: float | None) -> None:
     """Refuse a tolerance beyond which a wrong mask would pass.
 
     Raises

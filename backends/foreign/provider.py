@@ -29,8 +29,8 @@ from coupled_sampling.arguments import check_count, check_flag, in_one_line
 from coupled_sampling.backends.foreign.checks import (
     UNCHANGED,
     check_decoder,
+    check_opening_tolerance,
     check_padding,
-    check_tolerance,
     probe_graph,
 )
 from coupled_sampling.backends.foreign.configuration import Configuration
@@ -159,7 +159,7 @@ class ConcatenatedProvider(Closing):
         check_count("batch_size", batch_size)
         if max_length is not None:
             check_count("max_length", max_length)
-        check_tolerance(tolerance)
+        check_opening_tolerance(tolerance)
         check_flag("widen", widen)
         file = check_path("path", path)
         if not file.is_file():
