@@ -8,7 +8,7 @@ import pytest
 from coupled_sampling import Decoder, Request
 from coupled_sampling.backends import ConcatenatedProvider, EncoderDecoderProvider, open_onnx
 from coupled_sampling.backends.foreign.checks import difference_of_logits
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from standins.encoder_decoder_graphs import STATE_SIZE, merged
 from standins.grown_cache_graphs import LENGTH, VOCABULARY, optimum
 from standins.requested import run, tokens_of
@@ -80,6 +80,18 @@ def test_a_configuration_that_speaks_of_countless_positions_takes_no_memory(tmp_
                 decoder.add(Request([1, 2], 9, seed=1, sequence=sequence, condition=condition))
             found[method] = {handle: tokens_of(commits).tolist() for handle, commits in run(decoder).items()}
         assert found["ar"] == found["scd-match"]
+
+
+def test_an_encoder_s_output_without_end_is_refused_before_it_is_made_up(tmp_path):
+    path = merged(tmp_path / "decoder_model_merged.onnx")
+    model = onnx.load(path)
+    (states,) = (value for value in model.graph.input if value.name == "encoder_hidden_states")
+    states.type.tensor_type.shape.dim[1].dim_value = 2**40
+    onnx.save(model, path)
+    with pytest.raises(
+        BundleError, match=r"'encoder_hidden_states' has the shape .*, expected at most 33554432 numbers"
+    ):
+        EncoderDecoderProvider.open(tmp_path, max_length=LENGTH, threads=1)
 
 
 def test_what_cannot_be_widened_is_not_told_to_be(tmp_path):
