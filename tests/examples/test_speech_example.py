@@ -100,6 +100,14 @@ def test_recordings_are_transcribed_over_fewer_rows(example, tmp_path, capsys):
         example("transcribe").main([str(tmp_path), sounds[0]])
     assert ended.value.code == 2
     assert "no folder with encoder_model.onnx" in capsys.readouterr().err
+    config |= {"eos_token_id": [2, 7]}
+    del config["decoder_start_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        example("transcribe").main([str(folder), sounds[0]])
+    assert "says 'decoder_start_token_id'" in capsys.readouterr().err
+    (folder / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": 1}))
+    assert example("transcribe").main([str(folder), sounds[0], *settings]) == 0
 
 
 def test_pieces_of_moonshines_own_tokenizer(example, tmp_path):
