@@ -8,6 +8,7 @@ import pytest
 from coupled_sampling import Decoder, Request
 from coupled_sampling.backends import ConcatenatedProvider, EncoderDecoderProvider, open_onnx
 from coupled_sampling.backends.foreign.checks import difference_of_logits
+from coupled_sampling.backends.foreign.graph import Cache, _tried
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 from standins.encoder_decoder_graphs import STATE_SIZE, merged
 from standins.grown_cache_graphs import LENGTH, VOCABULARY, optimum
@@ -105,3 +106,12 @@ def test_what_cannot_be_widened_is_not_told_to_be(tmp_path):
     ) as error:
         ConcatenatedProvider.open(path, max_length=LENGTH, threads=1, widen=True)
     assert "--widen" not in str(error.value)
+
+
+def test_sizes_that_nothing_tells_are_not_tried_without_end():
+    tried = list(_tried(Cache("past", "present", 0, 0)))
+    assert len(tried) < 1500
+    assert {(8, 64), (1, 256), (12, 72), (40, 128), (2, 16)} <= set(tried)
+    assert list(_tried(Cache("past", "present", 3, 40))) == [(3, 40)]
+    assert {(3, 40), (3, 64)} <= set(_tried(Cache("past", "present", 3, 0)))
+    assert {(3, 40), (128, 40)} <= set(_tried(Cache("past", "present", 0, 40)))
