@@ -7,6 +7,9 @@ of the output. So the same tokens are scored in several ways, and the logits mus
 
     difference = max |a - b| / standard deviation of a  <=  tolerance
 
+Both are over tokens that can be drawn. Some graphs give all others the least number that there is, next to which every difference
+would be small.
+
 Random tokens and short pasts are where a wrong mask shows most: it changes logits by about their own spread.
 """
 
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_number
+from coupled_sampling.arguments import check_number, in_one_line
 from coupled_sampling.backends.foreign.graph import call_graph
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -51,12 +54,6 @@ LARGEST_TOLERANCE = 0.2
 DEFAULT_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
 
 
-def check_opening_tolerance(tolerance: float | None) -> None:
-    """Refuse a tolerance beyond which a wrong mask would pass: `InvalidArgument`."""
-    if tolerance is not None and not 0 < check_number("tolerance", tolerance) <= LARGEST_TOLERANCE:
-        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
-
-
 class Checked(Protocol):
     """What `check_decoder` runs: a provider over a ``graph`` that has a ``path``, a ``cache_type`` and a ``logits_type``."""
 
@@ -79,7 +76,7 @@ def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
         logits, *presents = call_graph(graph, session, past=0, columns=0, width=3)
     except Exception as error:
         raise ProviderError(
-            f"{graph.path} cannot run a window of 3 tokens without a past, expected logits for all three: {error}"
+            f"{graph.path} cannot run a window of 3 tokens without a past, expected logits for all three: {in_one_line(error)}"
         ) from error
     if logits.ndim != 3 or logits.shape[:2] != (1, 3):
         raise ProviderError(
@@ -100,6 +97,23 @@ def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
     return int(logits.shape[-1]), all(present.shape[2] == 8 for present in presents)
 
 
+BARRED = 500.0
+"""A logit so far below its slot's largest is no token's that could be drawn: exp(-500) is 1e-217."""
+
+
+def check_opening_tolerance(tolerance: float | None) -> None:
+    """Refuse a tolerance beyond which a wrong mask would pass.
+
+    Raises
+    ------
+    InvalidArgument
+        It is no number in (0, `LARGEST_TOLERANCE`].
+    """
+    expected = f"a number in (0, {LARGEST_TOLERANCE}], or None"
+    if tolerance is not None and not 0 < check_number("tolerance", tolerance, expected) <= LARGEST_TOLERANCE:
+        raise InvalidArgument(f"tolerance is {tolerance!r}, expected {expected}")
+
+
 def tolerance_of(provider: Checked, given: float | None) -> float:
     """The largest difference of logits that passes."""
     graph = provider.graph
@@ -107,12 +121,18 @@ def tolerance_of(provider: Checked, given: float | None) -> float:
 
 
 def difference_of_logits(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest difference as a fraction of the spread; infinite if one has NaN, or infinities where the other has none."""
-    finite = np.isfinite(expected)
-    if not finite.any() or np.isnan(found).any() or (found[~finite] != expected[~finite]).any():
+    """Largest difference as a fraction of the spread, of tokens that can be drawn; infinite if there is NaN, or no such token.
+
+    What only one of the two bars counts as different by what it is lower.
+    """
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    tops = found.max(axis=-1, keepdims=True), expected.max(axis=-1, keepdims=True)
+    if not np.isfinite(tops).all():  # the largest of what has NaN is NaN
         return float("inf")
-    differences = np.abs(found[finite].astype(np.float64) - expected[finite])
-    return float(differences.max() / max(float(expected[finite].std(dtype=np.float64)), 1e-30))
+    possible = expected > tops[1] - BARRED
+    compared = possible | (found > tops[0] - BARRED)
+    differences = np.abs(found[compared] - expected[compared])
+    return float(differences.max() / max(float(expected[possible].std()), 1e-30))
 
 
 def _random_tokens(provider: Checked, rows: int) -> NDArray[np.int64]:
@@ -177,7 +197,7 @@ def check_decoder(provider: Checked, tolerance: float | None, changes: Changes =
 
 def _advice(changes: Changes, limit: float) -> str:
     """What may be the cause of differences, and what to do about it."""
-    if changes.rounding and changes.widened:
+    if changes.rounding and changes.widening:
         return f"{changes.cause()}, and cannot be widened: use a float or weights-only (q4) export"
     if changes.rounding:
         return f"{changes.cause()}: add --widen (in Python widen=True), with which they compute with floats"

@@ -135,11 +135,12 @@ class Configuration:
 
     def _length(self) -> tuple[int | None, str]:
         found = _size(self.model, *LENGTHS)
-        scaling = self.model.get("rope_scaling")
-        if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
-            # Beyond it all positions are encoded anew, which a cache cannot follow.
-            original = "original_max_position_embeddings"
-            found = _size(scaling, original) or _size(self.model, original) or found
+        for name in ("rope_parameters", "rope_scaling"):
+            scaling = _part(self.model, name)
+            if scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
+                # Beyond it all positions are encoded anew, which a cache cannot follow.
+                original = "original_max_position_embeddings"
+                found = _size(scaling, original) or _size(self.model, original) or found
         if found is not None:
             return found, str(self.home / CONFIG)
         return _size(_part(self.genai, "model"), "context_length"), str(self.home / GENAI)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.foreign.graph import FLOATING, INTEGER
 from coupled_sampling.backends.foreign.opening import open_foreign_session
 from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
@@ -134,7 +135,9 @@ class Encoder(Closing):
             [[states]] = self._session.run([OUTPUT], feeds)
         except Exception as error:
             # Its exceptions share no base class but Exception.
-            raise ProviderError(f"ONNX Runtime failed in {self._path} on features {array.shape}: {error}") from error
+            raise ProviderError(
+                f"ONNX Runtime failed in {self._path} on features {array.shape}: {in_one_line(error)}"
+            ) from error
         return states
 
     def close(self) -> None:

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, check_flag, in_one_line
 from coupled_sampling.backends.foreign.checks import UNCHANGED, check_opening_tolerance
 from coupled_sampling.backends.foreign.conditions import Reading, problem_of_condition
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder
 from coupled_sampling.backends.foreign.encoder_decoder_graph import EncoderDecoderGraph, find_graphs, read_graphs
+from coupled_sampling.backends.foreign.grown_caches import Buffers, GrownCaches, bind
 from coupled_sampling.backends.foreign.opening import open_foreign_session
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.bounds import check_fork, check_rows, check_window
@@ -106,15 +107,8 @@ class EncoderDecoderProvider(Closing):
         self.runs = Runs(self._next.get_providers()[0], changes=str(changes))
         self._is_closed = False
         self._read: list[Reading | None] = [None] * batch_size
-        try:
-            self._caches = [
-                np.zeros((batch_size, cache.heads, max_length, cache.size), graph.cache_type) for cache in graph.caches
-            ]
-        except MemoryError as error:
-            raise InvalidArgument(
-                f"max_length is {max_length} and batch_size {batch_size}: no memory for such caches; give a smaller max_length"
-            ) from error
-        self._buffers: dict[str, NDArray[Any]] = {}
+        self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, max_length)
+        self._buffers = Buffers()
         self.mask_stride, self.vocab_size = 1, 1
         self.breaks: tuple[int, ...] = ()
         check_encoder_decoder(self, tolerance, changes)
@@ -167,6 +161,7 @@ class EncoderDecoderProvider(Closing):
         if max_length is not None:
             check_count("max_length", max_length)
         check_opening_tolerance(tolerance)
+        check_flag("widen", widen)
         files = find_graphs(check_path("path", path))
         length = Configuration.beside(files.next).max_length(files.next, max_length)
         following, changes = open_foreign_session(files.next, threads, widening=widen)
@@ -241,7 +236,7 @@ class EncoderDecoderProvider(Closing):
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(
-                f"ONNX Runtime failed on an encoder's output of {states.shape[1]} states: {error}"
+                f"ONNX Runtime failed on an encoder's output of {states.shape[1]} states: {in_one_line(error)}"
             ) from error
         return found
 
@@ -278,7 +273,8 @@ class EncoderDecoderProvider(Closing):
                 f"row {rows[read.index(None)]} has begun no request, expected begin(row, request) before its first window: its "
                 "condition is the encoder's output"
             )
-        logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
+        self._caches.reserve(int(start.max()) + tokens.shape[1])
+        logits = self._buffers.take("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         for i, (row, reading) in enumerate(zip(rows, read, strict=True)):
             assert reading is not None
             first, width = int(start[i]), tokens.shape[1]
@@ -307,8 +303,7 @@ class EncoderDecoderProvider(Closing):
         check_fork(self, source, targets, length)
         for target in targets:
             self._read[target] = self._read[source]
-            for columns in self._caches:
-                columns[target, :, :length] = columns[source, :, :length]
+        self._caches.copy(source, targets, length)
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
@@ -328,20 +323,20 @@ class EncoderDecoderProvider(Closing):
         binding = self._next.io_binding()
         feeds = self._control(self.graph.control, tokens, past, read, goes_on=True)
         feeds |= {cache.past: held for cache, held in zip(self.graph.encoder_caches, read.caches, strict=True)}
-        held = [_bind(binding.bind_input, *feed) for feed in feeds.items()]
-        held.append(_bind(binding.bind_output, "logits", logits))
+        held = [bind(binding.bind_input, *feed) for feed in feeds.items()]
+        held.append(bind(binding.bind_output, "logits", logits))
         presents = []
         for cache, columns in zip(self.graph.caches, self._caches, strict=True):
-            taken = self._buffer(cache.past, (1, cache.heads, past, cache.size), columns.dtype)
+            taken = self._buffers.take(cache.past, (1, cache.heads, past, cache.size), columns.dtype)
             taken[0] = columns[row, :, :past]
-            held.append(_bind(binding.bind_input, cache.past, taken))
-            grown = self._buffer(cache.present, (1, cache.heads, past + width, cache.size), columns.dtype)
-            presents.append(_bind(binding.bind_output, cache.present, grown))
+            held.append(bind(binding.bind_input, cache.past, taken))
+            grown = self._buffers.take(cache.present, (1, cache.heads, past + width, cache.size), columns.dtype)
+            presents.append(bind(binding.bind_output, cache.present, grown))
         try:
             self._next.run_with_iobinding(binding)
         except Exception as error:
             # Its exceptions share no base class but Exception.
-            raise ProviderError(f"ONNX Runtime failed on a window of {width} slots: {error}") from error
+            raise ProviderError(f"ONNX Runtime failed on a window of {width} slots: {in_one_line(error)}") from error
         for columns, grown in zip(self._caches, presents, strict=True):
             columns[row, :, past : past + width] = grown[0, :, past:]
 
@@ -360,16 +355,3 @@ class EncoderDecoderProvider(Closing):
             "use_cache_branch": np.array([goes_on]),
         }
         return {name: np.ascontiguousarray(values[name], dtype) for name, dtype in wanted.items()}
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array of ``shape`` at the beginning of the buffer ``name``, which grows by doubling."""
-        size = int(np.prod(shape))
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(max(2 * size, 1), dtype)
-        return self._buffers[name][:size].reshape(shape)
-
-
-def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
-    """Bind ``buffer``, which must live until the call is over, and give it back."""
-    bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
-    return buffer

@@ -41,6 +41,10 @@ CONTROL: dict[str, tuple[Types, int]] = {
 """Inputs that are no caches: types and number of axes that can be fed."""
 
 
+MOST_NUMBERS = 2**25
+"""Of an encoder's output, which is made up at opening: ten times those of the largest Whisper, 1500 x 1280, and more."""
+
+
 class Files(NamedTuple):
     """The graph that reads an encoder's output, and the one that goes on: the same file where they are merged."""
 
@@ -154,7 +158,7 @@ def read_graphs(files: Files, first: Any, following: Any) -> EncoderDecoderGraph
     kinds = {inputs[cache.past].type for cache in (*own, *encoders)}
     if len(kinds) > 1:
         raise BundleError(f"{files.next} has caches of the types {', '.join(sorted(kinds))}, expected one type")
-    _, *states = (size if isinstance(size, int) else None for size in first_inputs["encoder_hidden_states"].shape)
+    states = _states(files.first, first_inputs["encoder_hidden_states"])
     return EncoderDecoderGraph(
         path=files.next,
         first_path=files.first,
@@ -162,11 +166,22 @@ def read_graphs(files: Files, first: Any, following: Any) -> EncoderDecoderGraph
         control=control,
         caches=own,
         encoder_caches=encoders,
-        states=(states[0], states[1]),
+        states=states,
         cache_type=FLOATING[kinds.pop()],
         logits_type=_logits(files, outputs),
         first_caches=tuple(cache for cache in (*own, *encoders) if cache.past in first_inputs),
     )
+
+
+def _states(path: Path, value: Any) -> tuple[int | None, int | None]:
+    """(S, D) of an encoder's output, None for a size that the graph leaves open."""
+    length, size = (given if isinstance(given, int) and given > 0 else None for given in value.shape[1:])
+    if (length or 1) * (size or 1) > MOST_NUMBERS:
+        raise BundleError(
+            f"{path}: input {value.name!r} has the shape {value.shape}, expected at most {MOST_NUMBERS} numbers for one encoder's "
+            "output; export it again"
+        )
+    return length, size
 
 
 def _values(session: Any) -> tuple[dict[str, Any], dict[str, Any]]:

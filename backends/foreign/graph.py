@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -45,9 +46,13 @@ CONTROL: dict[str, tuple[Types, int]] = {
 }
 """Inputs that are no caches: types and number of axes that can be fed."""
 
-SIZES = (64, 128, 96, 80, 256, 32, 48, 112, 160, 192, *range(8, 513, 8))
+SIZES = (64, 128, 96, 80, 256, 32, 48, 112, 160, 192)
 HEADS = (*range(1, 65), 72, 80, 96, 128)
-"""What is tried where neither the graph nor a configuration says it, sizes of heads the usual ones first."""
+"""What is tried where neither the graph nor a configuration says it: sizes of heads, and how many there are."""
+
+OTHER_SIZES = tuple(size for size in range(8, 513, 8) if size not in SIZES)
+FEW_HEADS = range(1, 13)
+"""What is tried after that. Each try runs a part of the model, so that not all of them can be."""
 
 
 class Cache(NamedTuple):
@@ -202,9 +207,13 @@ def _with_sizes(graph: DecoderGraph, session: Any) -> DecoderGraph:
 
 
 def _tried(cache: Cache) -> Iterator[tuple[int, int]]:
-    for size in (cache.size,) if cache.size else SIZES:
-        for heads in (cache.heads,) if cache.heads else HEADS:
-            yield heads, size
+    if cache.heads or cache.size:
+        every = (*SIZES, *OTHER_SIZES)
+        yield from product((cache.heads,) if cache.heads else HEADS, (cache.size,) if cache.size else every)
+        return
+    for sizes, counts in ((SIZES, HEADS), (OTHER_SIZES, FEW_HEADS)):
+        for size in sizes:
+            yield from ((heads, size) for heads in counts)
 
 
 def call_graph(graph: DecoderGraph, session: Any, past: int, columns: int, width: int) -> list[NDArray[Any]]:

@@ -11,6 +11,7 @@ import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.foreign.checks import probe_graph
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.graph import DecoderGraph, read_graph
@@ -59,7 +60,10 @@ class DecoderFile:
     def open(self, threads: int | None = None) -> OpenedDecoder:
         """A session with so many threads."""
         ready, self._ready = self._ready, None
-        return ready if ready is not None and threads == self._threads else self._open(threads)
+        if ready is not None and threads == self._threads:
+            return ready
+        del ready  # all weights would be held twice
+        return self._open(threads)
 
     def _open(self, threads: int | None) -> OpenedDecoder:
         session, changes = open_foreign_session(self.path, threads, widening=self.widen)
@@ -103,7 +107,7 @@ def open_foreign_session(file: Path, threads: int | None = None, *, widening: bo
         raised, widened = raise_accuracy(model), widen(model) if widening else 0
     except UnicodeError as error:
         raise BundleError(f"{file} has names that are no text: {error}; download or export the file again") from error
-    changes = Changes(widened, dict(raised), dict(roundings(model)))
+    changes = Changes(widened, dict(raised), dict(roundings(model)), widening)
     if not widened and not raised:
         return _session(file, file, threads), changes
     graph = serialise(model, file)
@@ -127,7 +131,7 @@ def _session(graph: Path | bytes, file: Path, threads: int | None) -> Any:
     try:
         return open_session(graph, threads, beside=file.absolute().parent)
     except BundleError as error:
-        cause = str(error.__cause__)
+        cause = in_one_line(str(error.__cause__))
         external = "external data" in cause.lower() or "external_data" in cause.lower()
         advice = (
             f"its weights are in a file of their own ({file.name}_data or {file.name}.data): put it beside the graph"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, check_flag, in_one_line
 from coupled_sampling.backends.foreign.checks import (
     UNCHANGED,
     check_decoder,
@@ -35,6 +35,7 @@ from coupled_sampling.backends.foreign.checks import (
 )
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.graph import DecoderGraph
+from coupled_sampling.backends.foreign.grown_caches import Buffers, GrownCaches, bind
 from coupled_sampling.backends.foreign.opening import DecoderFile
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.bounds import check_fork, check_rows, check_window
@@ -44,9 +45,6 @@ from coupled_sampling.fields import check_path
 from coupled_sampling.running import Closing
 
 __all__ = ["ConcatenatedProvider"]
-
-LEAST_COLUMNS = 256
-"""Columns of the first caches."""
 
 
 class ConcatenatedProvider(Closing):
@@ -106,8 +104,8 @@ class ConcatenatedProvider(Closing):
         self._is_closed = False
         self._session = session
         self.vocab_size, in_place = probe_graph(graph, session)
-        self._caches = [np.zeros((batch_size, cache.heads, 0, cache.size), graph.cache_type) for cache in graph.caches]
-        self._buffers: dict[str, NDArray[Any]] = {}
+        self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, max_length)
+        self._buffers = Buffers()
         check_decoder(self, tolerance, changes)
         if in_place:
             self.batching = "in place"
@@ -162,6 +160,7 @@ class ConcatenatedProvider(Closing):
         if max_length is not None:
             check_count("max_length", max_length)
         check_opening_tolerance(tolerance)
+        check_flag("widen", widen)
         file = check_path("path", path)
         if not file.is_file():
             raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
@@ -196,8 +195,8 @@ class ConcatenatedProvider(Closing):
         return self._forward(tokens, start, rows)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
-        self._reserve(int(start.max()) + tokens.shape[1])
-        logits = self._buffer("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
+        self._caches.reserve(int(start.max()) + tokens.shape[1])
+        logits = self._buffers.take("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         if self.batching == "padded":
             self._run(tokens, start, slice(rows.start, rows.stop), logits)
         else:
@@ -205,24 +204,6 @@ class ConcatenatedProvider(Closing):
                 one = slice(i, i + 1)
                 self._run(tokens[one], start[one], slice(row, row + 1), logits[one])
         return logits.astype(np.float32, copy=False)
-
-    def _reserve(self, needed: int) -> None:
-        """Have caches of ``needed`` columns at least. They grow by doubling: few sequences are as long as a model can have them."""
-        have = min(columns.shape[2] for columns in self._caches)
-        if have >= needed:
-            return
-        columns = min(max(needed, 2 * have, LEAST_COLUMNS), self.max_length)
-        try:
-            for i, old in enumerate(
-                self._caches
-            ):  # a failure among them leaves some that are longer, which does no harm
-                grown = np.zeros((*old.shape[:2], columns, old.shape[3]), old.dtype)
-                grown[:, :, : old.shape[2]] = old
-                self._caches[i] = grown
-        except MemoryError as error:
-            raise ProviderError(
-                f"no memory for caches of {columns} columns in {self.batch_size} rows; decode fewer or shorter sequences together"
-            ) from error
 
     @property
     def forks(self) -> bool:
@@ -241,10 +222,7 @@ class ConcatenatedProvider(Closing):
         """
         self._refuse_if_closed()
         check_fork(self, source, targets, length)
-        self._reserve(length)
-        for columns in self._caches:
-            for target in targets:
-                columns[target, :, :length] = columns[source, :, :length]
+        self._caches.copy(source, targets, length)
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
@@ -262,27 +240,27 @@ class ConcatenatedProvider(Closing):
         count, width = tokens.shape
         past = int(start.max())
         binding = self._session.io_binding()
-        held = [_bind(binding.bind_input, *feed) for feed in self._control(tokens, start).items()]
-        held.append(_bind(binding.bind_output, "logits", logits))
+        held = [bind(binding.bind_input, *feed) for feed in self._control(tokens, start).items()]
+        held.append(bind(binding.bind_output, "logits", logits))
         presents = []
         for cache, columns in zip(self.graph.caches, self._caches, strict=True):
             if self.batching == "in place":
-                held.append(_bind(binding.bind_input, cache.past, columns[rows]))
-                held.append(_bind(binding.bind_output, cache.present, columns[rows]))
+                held.append(bind(binding.bind_input, cache.past, columns[rows]))
+                held.append(bind(binding.bind_output, cache.present, columns[rows]))
                 continue
-            taken = self._buffer(cache.past, (count, cache.heads, past, cache.size), columns.dtype)
+            taken = self._buffers.take(cache.past, (count, cache.heads, past, cache.size), columns.dtype)
             for row, length in enumerate(start.tolist()):
                 taken[row, :, : past - length] = 0
                 taken[row, :, past - length :] = columns[rows.start + row, :, :length]
-            grown = self._buffer(cache.present, (count, cache.heads, past + width, cache.size), columns.dtype)
-            held.append(_bind(binding.bind_input, cache.past, taken))
-            presents.append(_bind(binding.bind_output, cache.present, grown))
+            grown = self._buffers.take(cache.present, (count, cache.heads, past + width, cache.size), columns.dtype)
+            held.append(bind(binding.bind_input, cache.past, taken))
+            presents.append(bind(binding.bind_output, cache.present, grown))
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             # Its exceptions share no base class but Exception.
             raise ProviderError(
-                f"ONNX Runtime failed on a window of {count} rows and {width} slots: {error}"
+                f"ONNX Runtime failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
             ) from error
         for columns, grown in zip(self._caches, presents, strict=False):
             for row, length in enumerate(start.tolist()):
@@ -299,16 +277,3 @@ class ConcatenatedProvider(Closing):
             "num_logits_to_keep": np.array(0),
         }
         return {name: np.ascontiguousarray(values[name], dtype) for name, dtype in self.graph.control.items()}
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array of ``shape`` at the beginning of the buffer ``name``, which grows by doubling."""
-        size = int(np.prod(shape))
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(max(2 * size, 1), dtype)
-        return self._buffers[name][:size].reshape(shape)
-
-
-def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
-    """Bind ``buffer``, which must live until the call is over, and give it back."""
-    bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
-    return buffer

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.errors import BundleError, MissingDependency
 
 __all__ = ["FUSED", "SOURCE", "Changes", "load_graph", "raise_accuracy", "require_onnx", "roundings", "serialise"]
@@ -28,11 +29,13 @@ class Changes(NamedTuple):
     """What was done to a graph in memory, and what was found in it."""
 
     widened: int = 0
-    """Products of quantised activations that take floats now."""
+    """Products and the like of quantised activations that take floats now."""
     raised: Mapping[int, int] = {}
     """MatMulNBits whose accuracy level was set to 1, by the level that they had."""
     rounding: Mapping[str, int] = {}
     """Nodes that still take a scale for activations from a whole call, by kind; 0 where they were not counted."""
+    widening: bool = False
+    """Whether to widen was asked for, and nothing more can be widened."""
 
     def __str__(self) -> str:
         done = [f"{self.widened} quantised products widened to float32"] if self.widened else []
@@ -81,7 +84,9 @@ def load_graph(path: Path, what: str) -> Any:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:
         # protobuf's exceptions share no base class but Exception.
-        raise BundleError(f"{path} cannot be read as ONNX: {error}; download or export the file again") from error
+        raise BundleError(
+            f"{path} cannot be read as ONNX: {in_one_line(error)}; download or export the file again"
+        ) from error
 
 
 def serialise(model: Any, path: Path) -> bytes:
@@ -96,8 +101,8 @@ def serialise(model: Any, path: Path) -> bytes:
         found: bytes = model.SerializeToString()
     except Exception as error:
         raise BundleError(
-            f"{path} is too large to be rewritten in memory ({error}); save it with its weights in a file of their own "
-            "(onnx.save with save_as_external_data=True)"
+            f"{path} is too large to be rewritten in memory ({in_one_line(error)}); save it with its weights in a file of "
+            "their own (onnx.save with save_as_external_data=True)"
         ) from error
     return found
 

@@ -29,7 +29,7 @@ Key: TypeAlias = tuple[int, str]
 
 
 def widen(model: Any) -> int:
-    """Rewrite products whose input is quantised per call, in place; how many there were. What cannot be rewritten is left.
+    """Rewrite what takes an input that is quantised per call, in place; how many there were. What cannot be rewritten is left.
 
     Raises
     ------
@@ -91,11 +91,20 @@ class _Group(NamedTuple):
         return {use.scope.key(use.node.output[0]) for use in self.moves}
 
 
-PRODUCTS: Mapping[str, tuple[int, ...]] = {
-    "MatMulInteger": (0, 1),
-    "ConvInteger": (0,),
-    "MatMulIntegerToFloat": (0,),
-    "DequantizeLinear": (0,),
+class _Known(NamedTuple):
+    """Which inputs of a node say how its integers were made."""
+
+    zero: int
+    scales: tuple[int, ...] = ()
+    """One of them is the integers' scale."""
+
+
+PRODUCTS: Mapping[str, Mapping[int, _Known]] = {
+    "MatMulInteger": {0: _Known(2), 1: _Known(3)},
+    "ConvInteger": {0: _Known(2)},
+    # Products commute, so ONNX Runtime writes the two scales in either order.
+    "MatMulIntegerToFloat": {0: _Known(4, (2, 3))},
+    "DequantizeLinear": {0: _Known(2, (1,))},
 }
 """What can take such integers, and as which of its inputs."""
 
@@ -171,6 +180,7 @@ class _Widening:
     def _group(self, scope: _Scope, source: Any) -> _Group | None:
         """What takes the output of ``source``; None if something does that is not known here."""
         group, pending, seen = _Group({}, []), [scope.key(source.output[0])], set()
+        scale, zero = (scope.key(name) for name in source.output[1:3])
         while pending:
             key = pending.pop()
             if key in self.results or key in seen:
@@ -181,11 +191,10 @@ class _Widening:
                 if kind in MOVES and use.position == 0:
                     group.moves.append(use)
                     pending.append(use.scope.key(use.node.output[0]))
-                elif use.position in PRODUCTS.get(kind, ()) and self._can_be_rewritten(use):
+                elif self._takes_off(use, scale, zero) and self._can_be_rewritten(use):
                     group.products[id(use.node)] = use
                 else:
                     return None
-        scale, zero = (scope.key(name) for name in source.output[1:3])
         if {scale, zero} & self.results:
             return None
         others = [use for use in self.uses.get(zero, ()) if id(use.node) not in group.products]
@@ -194,18 +203,32 @@ class _Widening:
         ]
         return None if others else group
 
+    def _takes_off(self, use: _Use, scale: Key, zero: Key) -> bool:
+        """Whether a node makes of integers, by their own ``scale`` and ``zero`` point, what they were made of."""
+        known = PRODUCTS.get(use.node.op_type, {}).get(use.position)
+        if known is None:
+            return False
+        keys = [use.scope.key(name) for name in [*use.node.input, *[""] * 5]]
+        return keys[known.zero] == zero and (not known.scales or scale in [keys[at] for at in known.scales])
+
     def _can_be_rewritten(self, use: _Use) -> bool:
         """Whether nothing sees that a product of integers becomes one of floats, and its zero points can be taken off."""
         kind, names = use.node.op_type, [*use.node.input, "", ""]
         if not kind.endswith("Integer"):
             return True
         key = use.scope.key(use.node.output[0])
-        if key in self.results or any(after.node.op_type != "Cast" for after in self.uses.get(key, ())):
+        if key in self.results or not all(self._makes_floats(after.node) for after in self.uses.get(key, ())):
             return False
         # Zero points by row of a left matrix, or by filter of unknown rank, would be taken off along another axis.
         if kind == "ConvInteger":
             return self._is_single(use.scope, names[3]) or names[1] in use.scope.owner(names[1]).stored
         return self._is_made(use.scope, names[0]) or self._is_single(use.scope, names[2])
+
+    def _makes_floats(self, node: Any) -> bool:
+        """Whether a node is a Cast to a floating type; one to integers would cut off what floats have behind the point."""
+        types = self.onnx.TensorProto
+        floats = (types.FLOAT, types.DOUBLE, types.FLOAT16, types.BFLOAT16)
+        return node.op_type == "Cast" and any(a.name == "to" and a.i in floats for a in node.attribute)
 
     def _is_single(self, scope: _Scope, name: str) -> bool:
         """Whether a zero point is one for all, or none."""
@@ -243,12 +266,17 @@ class _Widening:
         scope, node = use.scope, use.node
         inputs = [*node.input, *[""] * 7]
         first = self.floats.get(scope.key(inputs[0]))
+        self.count += 1
         if node.op_type == "DequantizeLinear":
             self.instead[id(node)] = [self._node("Identity", [first], node.output)]
             return
-        self.count += 1
         if node.op_type == "MatMulIntegerToFloat":
-            self.instead[id(node)] = self._scaled_product(use, first, inputs[1], inputs[3], inputs[5], inputs[6])
+            scales = f"{node.output[0]}_scales"
+            both = self._node("Mul", inputs[2:4], [scales])  # that of the activations, whichever it is, is 1
+            self.instead[id(node)] = [
+                both,
+                *self._scaled_product(use, first, inputs[1], scales, inputs[5], inputs[6]),
+            ]
             return
         before: list[Any] = []
         operands = [

@@ -58,6 +58,11 @@ class Contexts:
         return self._found[key]
 
     def _ask(self, mask: Any) -> int:
+        if _reads_tokens(mask):
+            raise BundleError(
+                f"{self._path}: a mask depends on what the tokens are, which OpenVINO's attention over blocks cannot; use the back "
+                "end cpu"
+            )
         inputs = [
             parameter
             for parameter in self._model.get_parameters()
@@ -95,3 +100,17 @@ class Contexts:
                     "OpenVINO's attention over blocks cannot; use the back end cpu"
                 )
         return reach
+
+
+def _reads_tokens(mask: Any) -> bool:
+    """Whether what a mask says depends on the tokens of a window, and not on their number alone."""
+    pending, seen = [mask.get_node()], set()
+    while pending:
+        node = pending.pop()
+        if (name := node.get_friendly_name()) in seen or node.get_type_name() == "ShapeOf":
+            continue
+        seen.add(name)
+        if node.get_type_name() == "Parameter" and "input_ids" in node.output(0).get_names():
+            return True
+        pending += [node.input_value(i).get_node() for i in range(node.get_input_size())]
+    return False

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.openvino.contexts import Contexts
 from coupled_sampling.backends.openvino.reading import Attention, Reading
 from coupled_sampling.backends.openvino.runtime import INSTALL, Runtime
@@ -122,7 +123,7 @@ class _Paging:
             attend = self._runtime.package.op._PagedAttentionExtension([node.output(0) for node in inputs])
         except (AttributeError, RuntimeError, TypeError) as error:  # no stable interface
             raise MissingDependency(
-                f"openvino {self._runtime.version} has another attention over blocks than 2026.4 ({error}): {INSTALL}"
+                f"openvino {self._runtime.version} has another attention over blocks than 2026.4 ({in_one_line(error)}): {INSTALL}"
             ) from error
         information = attend.get_rt_info()
         for kind in ("k", "v"):

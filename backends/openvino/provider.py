@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, in_one_line
 from coupled_sampling.backends.openvino.paging import BLOCK, paged_model
 from coupled_sampling.backends.openvino.reading import read_window_graph
 from coupled_sampling.backends.openvino.runtime import DEVICE, Runtime, find_runtime, settings
@@ -236,7 +236,9 @@ class OpenVinoProvider(Closing):
         except Exception as error:
             # Its exceptions share no base class but Exception.
             self._chosen = None
-            raise ProviderError(f"OpenVINO failed on a window of {count} rows and {width} slots: {error}") from error
+            raise ProviderError(
+                f"OpenVINO failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
+            ) from error
         return self._fed.logits
 
     def _choose(self, rows: range, width: int) -> None:
@@ -287,4 +289,6 @@ def _request(runtime: Runtime, bundle: Bundle, threads: int | None) -> Any:
     try:
         return runtime.package.Core().compile_model(model, DEVICE, settings(threads)).create_infer_request()
     except Exception as error:
-        raise BundleError(f"OpenVINO {runtime.version} cannot run {path}: {error}; use the back end cpu") from error
+        raise BundleError(
+            f"OpenVINO {runtime.version} cannot run {path}: {in_one_line(error)}; use the back end cpu"
+        ) from error

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.openvino.runtime import Runtime
 from coupled_sampling.backends.window_tensors import CACHE, window_tensors
 from coupled_sampling.bundles.opening import Bundle
@@ -87,7 +88,9 @@ def read_window_graph(runtime: Runtime, bundle: Bundle) -> Reading:
         model = core.read_model(str(path))
     except Exception as error:
         # Its exceptions share no base class but Exception.
-        raise BundleError(f"OpenVINO {runtime.version} cannot read {path}: {error}; use the back end cpu") from error
+        # What was raised in here is the last of pages.
+        cause = in_one_line(str(error).rpartition("ValueError: ")[2])
+        raise BundleError(f"OpenVINO {runtime.version} cannot read {path}: {cause}; use the back end cpu") from error
     _check_tensors(bundle, model)
     return Reading(model, tuple(_attention(path, each) for each in met))
 

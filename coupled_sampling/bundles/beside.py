@@ -21,6 +21,7 @@ from coupled_sampling.errors import BundleError, CoupledSamplingError
 __all__ = ["read_object", "read_template", "read_text", "read_tokens"]
 
 _TEMPLATE = "chat_template.jinja"
+_TEXT = json_files.CHAT_TEMPLATE._replace(remedy="copy or download it again")  # no bundle was exported here
 
 
 def read_template(home: Path, error: type[CoupledSamplingError] = BundleError) -> ChatTemplate | None:
@@ -79,7 +80,7 @@ def read_text(path: Path, error: type[CoupledSamplingError] = BundleError) -> st
     CoupledSamplingError
         Of the class ``error``: what is there is no file, a link to nothing for instance, or is no text in UTF-8.
     """
-    return json_files.read_text(path, json_files.CHAT_TEMPLATE, error) if os.path.lexists(path) else None
+    return json_files.read_text(path, _TEXT, error) if os.path.lexists(path) else None
 
 
 def _leads_away(home: Path, path: Path) -> bool:

@@ -5,7 +5,8 @@
 The wheel `moonshine-voice` 0.0.73 (MIT) carries Moonshine Tiny for English, 27 million parameters, as an encoder and a merged
 decoder in ONNX Runtime's own file format, with products of eight-bit numbers. Those round their activations by a scale that is
 taken from the whole window, so that a draft at the right changes the law of the tokens before it: `EncoderDecoderProvider` refuses
-them, rightly. Here each such product becomes a plain MatMul over its widened weights, and everything else is written as it stands.
+them, rightly. Here the graphs are written as ONNX, and each such product becomes a plain MatMul over widened weights, as
+``widen=True`` has it, which does not take ONNX Runtime's format.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper
 from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+
+from coupled_sampling.backends.foreign.widening import widen
 
 WHEEL = "moonshine-voice==0.0.73"
 INSIDE = "moonshine_voice/assets/tiny-en/"
@@ -41,69 +43,38 @@ def fetched(folder: Path) -> Path:
 
 
 class Writer:
-    """Writes a graph of ONNX Runtime's format as ONNX, with products of eight-bit numbers widened."""
+    """Writes a graph of ONNX Runtime's format as ONNX."""
 
-    def __init__(self, graph: Any, outer: dict[str, onnx.TensorProto], quantised: dict[str, str]) -> None:
+    def __init__(self, graph: Any) -> None:
         self.own = {}
         for i in range(graph.InitializersLength()):
             tensor = graph.Initializers(i)
-            dims = [int(size) for size in tensor.DimsAsNumpy()] if tensor.DimsLength() else []
             values = tensor.RawDataAsNumpy().tobytes() if tensor.RawDataLength() else b""
             name = tensor.Name().decode()
-            self.own[name] = helper.make_tensor(name, tensor.DataType(), dims, values, raw=True)
-        self.known = outer | self.own
-        self.quantised = dict(quantised)
-        """What was rounded, by the name of its rounded form."""
-        self.nodes: list[onnx.NodeProto] = []
+            self.own[name] = helper.make_tensor(name, tensor.DataType(), _sizes(tensor), values, raw=True)
         sources = [node for node in map(graph.Nodes, range(graph.NodesLength())) if node is not None]
-        for node in sources:
-            if node.OpType() == b"DynamicQuantizeLinear":
-                self.quantised[node.Outputs(0).decode()] = node.Inputs(0).decode()
-        for node in sources:
-            self.write(node)
+        self.nodes = [self.node(node) for node in sources]
         self.outputs = [graph.Outputs(i).decode() for i in range(graph.OutputsLength())]
 
-    def write(self, node: Any) -> None:
-        kind, domain = node.OpType().decode(), node.Domain().decode()
+    def node(self, node: Any) -> onnx.NodeProto:
         inputs = [node.Inputs(i).decode() for i in range(node.InputsLength())]
         outputs = [node.Outputs(i).decode() for i in range(node.OutputsLength())]
-        if kind == "DynamicQuantizeMatMul":
-            values, weight, scale, zero, bias, *_ = [*inputs, "", ""]
-        elif kind == "MatMulIntegerToFloat":
-            values, weight, _, scale, _, zero, bias, *_ = [*inputs, "", "", ""]
-            values = self.quantised[values]
-        elif kind == "DynamicQuantizeLinear":
-            return
-        else:
-            made = helper.make_node(kind, inputs, outputs, node.Name().decode(), domain=domain)
-            made.attribute.extend(self.attribute(node.Attributes(i)) for i in range(node.AttributesLength()))
-            self.nodes.append(made)
-            return
-        product = outputs[0] if not bias else f"{outputs[0]}.product"
-        self.nodes.append(helper.make_node("MatMul", [values, self.widened(weight, scale, zero)], [product]))
-        if bias:
-            self.nodes.append(helper.make_node("Add", [product, bias], outputs))
-
-    def widened(self, weight: str, scale: str, zero: str) -> str:
-        """The name of ``weight`` in float32, by column."""
-        name = f"{weight}.widened"
-        if name not in self.known:
-            numbers, step = (numpy_helper.to_array(self.known[part]) for part in (weight, scale))
-            origin = numpy_helper.to_array(self.known[zero]) if zero else np.zeros((), numbers.dtype)
-            wide = (numbers.astype(np.float32) - origin.astype(np.float32)) * step
-            self.own[name] = self.known[name] = numpy_helper.from_array(wide.astype(np.float32), name)
-        return name
+        domain = node.Domain().decode()
+        made = helper.make_node(node.OpType().decode(), inputs, outputs, node.Name().decode(), domain=domain)
+        made.attribute.extend(self.attribute(node.Attributes(i)) for i in range(node.AttributesLength()))
+        return made
 
     def attribute(self, attribute: Any) -> AttributeProto:
         name, kind = attribute.Name().decode(), attribute.Type()
         if kind == AttributeProto.GRAPH:
-            inner = Writer(attribute.G(), self.known, self.quantised)
+            inner = Writer(attribute.G())
             values = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in inner.outputs]
             return helper.make_attribute(name, inner.graph(name, [], values))
         if kind == AttributeProto.TENSOR:
             tensor = attribute.T()
-            dims = [int(size) for size in tensor.DimsAsNumpy()] if tensor.DimsLength() else []
-            made = helper.make_tensor("", tensor.DataType(), dims, tensor.RawDataAsNumpy().tobytes(), raw=True)
+            made = helper.make_tensor(
+                "", tensor.DataType(), _sizes(tensor), tensor.RawDataAsNumpy().tobytes(), raw=True
+            )
             return helper.make_attribute(name, made)
         read = {
             AttributeProto.FLOAT: attribute.F,
@@ -128,6 +99,10 @@ class Writer:
             waits = [node for node in waits if id(node) not in left]
         used = {value for node in order for value in _reads(node)} | {value.name for value in outputs}
         return helper.make_graph(order, name, inputs, outputs, [v for n, v in self.own.items() if n in used])
+
+
+def _sizes(tensor: Any) -> list[int]:
+    return [int(size) for size in tensor.DimsAsNumpy()] if tensor.DimsLength() else []
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
@@ -156,8 +131,10 @@ def widened(content: bytes) -> onnx.ModelProto:
         for i in range(model.OpsetImportLength())
         if model.OpsetImport(i).Domain() in (b"", b"com.microsoft")
     ]
-    graph = Writer(model.Graph(), {}, {}).graph("moonshine", inputs, outputs)
-    return helper.make_model(graph, opset_imports=imports, ir_version=10)
+    graph = Writer(model.Graph()).graph("moonshine", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=imports, ir_version=10)
+    widen(made)
+    return made
 
 
 def main() -> int:

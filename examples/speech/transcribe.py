@@ -122,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings, encoder = settings_of(given.folder), Encoder.open(given.folder)
         model = EncoderDecoderProvider.open(given.folder, batch_size=given.rows)
         sampling = sampling_of(settings, model.vocab_size, given.temperature)
-        prompt, stop = prompt_of(settings, given.language), [int(settings["eos_token_id"])]
+        prompt, ends = prompt_of(settings, given.language), settings["eos_token_id"]
+        stop = ends if isinstance(ends, list) else [ends]
         length = min(given.length, model.max_length - len(prompt) + 1)
         requests = [
             Request(
@@ -137,6 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         plain = decoded(model, requests, method="ar")
         fast = decoded(model, requests, method=given.method, window=given.window, drafting=given.drafting)
+    except KeyError as error:
+        parser.exit(2, f"error: {given.folder} has no config.json or generation_config.json that says {error}\n")
     except (CoupledSamplingError, OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
     read = reader_of(given.folder)

@@ -21,7 +21,7 @@ BUGS = (
         "encoder-caches-not-refreshed",
         "EncoderDecoderProvider.begin",
         "self._read[row] = None",
-        "if self._read[row] is not None and self._caches[0][row].any(): return",
+        "if self._read[row] is not None and next(iter(self._caches))[row].any(): return",
         "A row that has decoded something keeps the encoder's caches of its last request.",
         TESTS,
     ),

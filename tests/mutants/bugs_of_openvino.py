@@ -31,6 +31,14 @@ _ANYWHERE = (
 
 _WITH_OPENVINO = (
     Bug(
+        "masks-of-tokens-taken-for-masks-of-columns",
+        "_reads_tokens",
+        "node.get_type_name() == 'Parameter' and 'input_ids' in node.output(0).get_names()",
+        "False",
+        "A mask that depends on what the tokens are is run without what it says of them.",
+        REFUSED,
+    ),
+    Bug(
         "fork-without-the-last-block",
         "OpenVinoProvider.fork",
         "-(-length // BLOCK)",

@@ -363,6 +363,15 @@ def test_missing_external_data_is_named(tmp_path):
             },
             22,
         ),
+        (
+            "config.json",
+            {
+                "max_position_embeddings": 40,
+                "original_max_position_embeddings": 23,
+                "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4},
+            },
+            23,
+        ),
     ],
 )
 def test_the_length_comes_from_the_configuration_beside_the_graph(tmp_path, name, config, expected):

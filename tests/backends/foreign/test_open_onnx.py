@@ -72,7 +72,7 @@ def test_makers_that_do_not_sample_recommend_nothing(folders, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": float("nan")}, {"temperature": -1}, {"top_k": 2.5}, {"top_p": 7}, {"min_p": float("inf")}],
+    [{"temperature": -1}, {"top_k": 2.5}, {"top_p": 7}, {"min_p": -0.5}],
 )
 def test_settings_that_cannot_be_are_refused_by_name(folders, tmp_path, settings):
     folder = shutil.copytree(folders["optimum"], tmp_path / "model")
@@ -119,7 +119,7 @@ def _name(folder, file):
         (lambda folder: _name(folder, "/etc/passwd"), "expected a file in this folder or in one within it"),
         (
             lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
-            r"chat_template\.jinja is not readable as text in UTF-8",
+            r"chat_template\.jinja is not readable as text in UTF-8.*download it again",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_caches_grow_with_what_is_decoded(tmp_path):
         assert max(cache.shape[2] for cache in model._caches) == 256
     optimum_like = optimum(tmp_path / "long.onnx", positions="columns")
     with ConcatenatedProvider.open(optimum_like, max_length=10**9, threads=1) as model:
-        model._caches = [cache[:, :, :8].copy() for cache in model._caches]
+        model._caches._held = [cache[:, :, :8].copy() for cache in model._caches]
         tokens = np.arange(40)[None] % VOCABULARY
         parts = [model.forward(tokens[:, at : at + 5], np.array([at])).copy() for at in range(0, 40, 5)]
         whole = model.forward(tokens, np.zeros(1, np.int64))

@@ -85,12 +85,14 @@ def test_what_onnxruntime_fuses_is_widened_too(tmp_path, kind, operator):
     )
 
 
-def product(g, x, weights, zero, out):
+def product(g, x, weights, zero, out, taken_off="z", kind=onnx.TensorProto.FLOAT, scales=("s", "scale")):
     """x quantised per call, times stored integers less their zero point, as the quantiser writes it."""
     g.op("DynamicQuantizeLinear", x, outputs=["q", "s", "z"])
-    g.op("MatMulInteger", "q", weights, "z", zero, outputs=["whole"])
-    cast = g.op("Cast", "whole", to=onnx.TensorProto.FLOAT, outputs=["cast"])
-    return g.op("Mul", cast, g.op("Mul", "s", "scale", outputs=["both"]), outputs=[out])
+    g.op("MatMulInteger", "q", weights, taken_off, zero, outputs=["whole"])
+    cast = g.op("Cast", "whole", to=kind, outputs=["cast"])
+    if kind != onnx.TensorProto.FLOAT:
+        cast = g.op("Cast", cast, to=onnx.TensorProto.FLOAT)
+    return g.op("Mul", cast, g.op("Mul", *scales, outputs=["both"]), outputs=[out])
 
 
 def branch(name, make):
@@ -176,13 +178,45 @@ def added_as_integers(g):
     return [("seen", 6, None)]
 
 
-@pytest.mark.parametrize("also", [given_out, added_as_integers])
-def test_integers_that_something_else_sees_stay(tmp_path, also):
-    """A scale that was set to 1 for one of them would be wrong for the other."""
+def one_product(**settings):
     g = Writer(18)
     stored = {"m": np.arange(24).reshape(6, 4).astype(np.int8), "zero": np.array(3, np.int8), "scale": np.float32(0.1)}
     g.constants += [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()]
-    product(g, "x", "m", "zero", "y")
+    product(g, "x", "m", "zero", "y", **settings)
+    return g
+
+
+@pytest.mark.parametrize("scales", [("s", "scale"), ("scale", "s")])
+def test_onnxruntime_may_write_the_scales_of_a_product_in_either_order(tmp_path, scales):
+    path = one_product(scales=scales).save(tmp_path / "m.onnx", [("x", 1, ["b", 6])], [("y", 1, ["b", 4])])
+    fused = fused_by_onnxruntime(path, tmp_path / "fused.onnx", "MatMulIntegerToFloat")
+    (node,) = (node for node in onnx.load(fused).graph.node if node.op_type == "MatMulIntegerToFloat")
+    assert tuple(node.input[2:4]) == scales
+    made, count = widened(fused)
+    x = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    np.testing.assert_allclose(run(made, x=x), x @ (0.1 * (np.arange(24).reshape(6, 4) - 3.0)), atol=1e-4)
+    assert count == 1
+
+
+def other_scale(g):
+    g.op("DequantizeLinear", "q", "scale", "z", outputs=["seen"])
+    return [("seen", 1, None)]
+
+
+STAY = {
+    "given out": ({}, given_out),
+    "added as integers": ({}, added_as_integers),
+    "dequantised by another scale": ({}, other_scale),
+    "their zero point not taken off": ({"taken_off": ""}, lambda g: []),
+    "cut off behind the point": ({"kind": onnx.TensorProto.INT64}, lambda g: []),
+}
+
+
+@pytest.mark.parametrize("why", STAY)
+def test_integers_that_floats_cannot_stand_for_stay(tmp_path, why):
+    """A scale that was set to 1 for one node would be wrong for another; what is no product of floats is left."""
+    settings, also = STAY[why]
+    g = one_product(**settings)
     path = g.save(tmp_path / "m.onnx", [("x", 1, ["b", 6])], [("y", 1, ["b", 4]), *also(g)])
     model = load_graph(path, "a test")
     assert widen(model) == 0
@@ -216,6 +250,16 @@ def test_a_quantised_graph_is_refused_with_its_cause_and_decodes_when_it_is_wide
         expected = generate(model, prompts, method="ar", **settings).tokens
         found = generate(model, prompts, method="scd-match", window=6, **settings).tokens
         assert [one.tolist() for one in found] == [one.tolist() for one in expected]
+
+
+def test_floats_that_are_only_rounded_and_back_are_floats_again(tmp_path):
+    plain = optimum(tmp_path / "float.onnx")
+    path = optimum(tmp_path / "rounded.onnx", activations="quantised per call")
+    with ConcatenatedProvider.open(path, max_length=LENGTH, threads=1, widen=True) as model:
+        assert model.runs.changes == "1 quantised products widened to float32"
+        feeds = window_of()
+        found = model.forward(feeds["input_ids"][:1], np.zeros(1, np.int64))
+        np.testing.assert_allclose(found, run(plain, **feeds)[:1], atol=1e-5)
 
 
 def test_weights_stay_in_their_own_file(tmp_path):

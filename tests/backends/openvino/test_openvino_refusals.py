@@ -82,6 +82,23 @@ def not_causal(model):
     node.op_type = "Less"
 
 
+def by_token(model):
+    """A slot of one token sees nothing: no window of other tokens shows it."""
+    nodes, five = [], onnx.numpy_helper.from_array(np.array(5), "five")
+    model.graph.initializer.append(five)
+    asked = (("Equal", ["input_ids", "five"], "is"), ("Not", ["is"], "other"), ("Unsqueeze", ["other", "axes"], "open"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 3]), "axes"))
+    nodes += [onnx.helper.make_node(kind, inputs, [output]) for kind, inputs, output in asked]
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            nodes.append(onnx.helper.make_node("And", [node.input[3], "open"], [f"{node.output[0]}.mask"]))
+            node.input[3] = nodes[-1].output[0]
+        nodes.append(node)
+    made = onnx.GraphProto(node=nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(made.node)
+
+
 def with_softcap(model):
     for node in model.graph.node:
         if node.op_type == "Attention":
@@ -124,6 +141,7 @@ def around_the_end(model):
     ("change", "message"),
     [
         (not_causal, "a mask lets slots attend to other columns than the last so many up to their own"),
+        (by_token, "a mask depends on what the tokens are"),
         (with_softcap, r"an Attention has 4 inputs and \{'softcap': 2.0\}"),
         (without_mask, "an Attention has 3 inputs and no attributes"),
         (from_the_second_column, "something else than the first kv_length columns of a cache"),
