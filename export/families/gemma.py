@@ -80,7 +80,8 @@ class Gemma(TextFamily):
         tied, stop = outer.flag("tie_word_embeddings", True), outer.take("eos_token_id", None)
         outer.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
         outer.finish()
-        found = {"tie_word_embeddings": tied} | ({} if stop is None else {"eos_token_id": stop}) | dict(text)
+        # The outer end tokens are those of generation; the inner one is often the class's, which ends texts but no turns.
+        found = {"tie_word_embeddings": tied} | dict(text) | ({} if stop is None else {"eos_token_id": stop})
         return ConfigReader(_two_rotaries(TEXT_DEFAULTS | found), f"{where}, text_config")
 
     def read(self, reader: ConfigReader, where: str, kind: str, positions: int | None) -> Reading:

@@ -120,9 +120,8 @@ def write_decoder_graph(
 
 
 def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
-    tables = {*description.embedding_names(), "position.weight"}
-    shapes = description.weight_shapes()
-    return sum(storage.bytes_of(shape, len(shape) == 2 and name not in tables) for name, shape in shapes.items())
+    matrices = description.matrices()
+    return sum(storage.bytes_of(shape, name in matrices) for name, shape in description.weight_shapes().items())
 
 
 class _Writer:
