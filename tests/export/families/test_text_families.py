@@ -302,7 +302,10 @@ def test_gemma3_with_pictures_is_its_text_decoder(prefix):
         load(renamed | {"audio.weight": np.ones(3, np.float32)}, outer)
 
 
-@pytest.mark.parametrize("config", [{"model_type": ["llama"]}, {"model_type": {}}])
+@pytest.mark.parametrize(
+    "config",
+    [{"model_type": ["llama"]}, {"model_type": {}}, {"architectures": 3}, {"model_type": "x", "architectures": True}],
+)
 def test_kinds_that_are_no_names_are_of_no_family(config):
     with pytest.raises(CheckpointError, match="is of no family that can be exported"):
         load({}, config)
