@@ -82,6 +82,8 @@ def check_reference(
     """
     count = min(_CHECKED_TOKENS, description.positions)
     tokens = np.random.default_rng(0).integers(0, description.vocab_size, count)
+    if description.pictures is not None:  # by chance none would begin
+        tokens[count // 4] = description.pictures.begin
     expected = reference_logits(description, weights, tokens)
     half = count // 2
     found = np.concatenate(

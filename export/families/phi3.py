@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from coupled_sampling.export.checkpoints.places import Place
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.text import (
-    LAYER_NAMES,
     Reading,
     Rows,
     TextFamily,
@@ -39,7 +38,6 @@ class Phi3(TextFamily):
 
     name: ClassVar[str] = "phi3"
     model_types: ClassVar[Mapping[str, str]] = {"phi3": "Phi3ForCausalLM"}
-    names: ClassVar[Mapping[str, str]] = LAYER_NAMES
 
     def reader(self, config: Mapping[str, Any], where: str, kind: str) -> ConfigReader:
         return ConfigReader({"original_max_position_embeddings": ORIGINAL_POSITIONS} | dict(config), where)

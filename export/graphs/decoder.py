@@ -192,13 +192,7 @@ class _Writer:
         return self.norm(f"{part}_output_norm", x) if self.description.output_norm else x
 
     def norm(self, name: str, x: str) -> str:
-        norm = self.description.norm
-        scale = np.asarray(self.weights[f"{name}.weight"], np.float32) + np.float32(norm.one_plus)
-        inputs = [x, self.linear.vector(f"{name}.weight", scale)]
-        if norm.has_bias:
-            inputs.append(self.linear.vector(f"{name}.bias", self.weights[f"{name}.bias"]))
-        kind = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"
-        return self.graph.op(kind, *inputs, axis=-1, epsilon=norm.epsilon)
+        return self.linear.norm(name, self.description.norm, x)
 
     def mlp(self, prefix: str, x: str) -> str:
         """What an MLP makes of ``x`` (B * W, width)."""

@@ -1,10 +1,12 @@
 """What `export --check` finds in the logits of a provider."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from coupled_sampling.errors import CheckpointError
-from coupled_sampling.export import DecoderDescription, Rotary, reference_logits
+from coupled_sampling.export import DecoderDescription, PicturePositions, Rotary, reference_logits
 from coupled_sampling.export.check import check_reference
 
 DECODER = DecoderDescription(
@@ -20,6 +22,7 @@ DECODER = DecoderDescription(
 )
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {name: RANDOM.normal(size=shape) for name, shape in DECODER.weight_shapes().items()}
+PICTURES = Rotary(pictures=PicturePositions(begin=28, grids=((2, 2),), sections=(1, 2, 1)))
 
 
 class Reference:
@@ -53,3 +56,11 @@ def test_one_wrong_logit_is_found(position, wrong):
 def test_a_token_that_is_never_generated_must_be_impossible(token):
     with pytest.raises(CheckpointError, match="differ from the reference by inf"):
         check_reference(DECODER, WEIGHTS, Reference(5, token, 1.0), exact=True)
+
+
+def test_a_picture_begins_in_what_is_tried():
+    """Among all tokens of a large vocabulary the one that begins pictures would hardly ever be drawn."""
+    without = Reference()
+    with pytest.raises(CheckpointError, match="differ from the reference"):
+        check_reference(replace(DECODER, rotary=PICTURES), WEIGHTS, without, exact=True)
+    assert 28 in without.tokens

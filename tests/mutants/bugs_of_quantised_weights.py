@@ -57,6 +57,14 @@ BUGS = (
         ("test_check",),
     ),
     Bug(
+        "check-without-a-picture",
+        "check_reference",
+        "tokens[count // 4] = description.pictures.begin",
+        "pass",
+        "No picture begins in the tokens that are tried, so that wrong positions in one are exported.",
+        ("test_check",),
+    ),
+    Bug(
         "quantised-head-not-told-from-the-embedding",
         "rounded_model",
         "description.tied_head and storage.bits > 0",
