@@ -55,12 +55,14 @@ def test_yarn_keeps_the_first_pairs_stretches_the_last_and_strengthens_all():
     plain = 100.0 ** (-np.arange(8) / 8)
     kept = np.array([1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0])
     np.testing.assert_allclose(np.arctan2(sin, cos), kept * plain + (1 - kept) * plain / 4, rtol=1e-5)
+    np.testing.assert_allclose(cos**2 + sin**2, 1, rtol=1e-5)
 
 
 def test_each_pair_may_have_a_factor_of_its_own():
     cos, sin = (table[3] / 1.3 for table in rotary_tables(Rotary(scaling=OWN_FACTORS), 8, 4))
     expected = 3 * 10000.0 ** (-np.arange(4) / 4) / np.array([1.0, 1.5, 2.0, 6.0])
     np.testing.assert_allclose(np.arctan2(sin, cos), expected, rtol=1e-5)
+    np.testing.assert_allclose(cos**2 + sin**2, 1, rtol=1e-5)
 
 
 def test_a_grid_turns_half_the_pairs_by_row_and_half_by_column():
