@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coupled_sampling.arguments import check_count
-from coupled_sampling.backends.foreign.checks import LARGEST_TOLERANCE
+from coupled_sampling.backends.foreign.checks import check_opening_tolerance
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.finding import find_decoder, is_onnx, other_graphs
 from coupled_sampling.backends.foreign.opening import DecoderFile
@@ -22,6 +22,7 @@ from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, Generated
 from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
 from coupled_sampling.bundles.records import GrowingGraph
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_path
 
 __all__ = ["ForeignBundle", "open_bundle_or_onnx", "open_onnx"]
 
@@ -92,29 +93,33 @@ def open_onnx(
     """
     if max_length is not None:
         check_count("max_length", max_length)
-    if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
-        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
-    file = find_decoder(Path(path))
-    length = Configuration.beside(file).max_length(file, max_length)
+    check_opening_tolerance(tolerance)
+    file = find_decoder(check_path("path", path))
     decoder = DecoderFile(file, widen=widen)
+    length = decoder.configuration.max_length(file, max_length)
     return ForeignBundle(decoder.configuration.home, _manifest(decoder, length), decoder, tolerance)
 
 
-def open_bundle_or_onnx(path_or_name: str | Path, *, widen: bool = False) -> Bundle:
+def open_bundle_or_onnx(path_or_name: str | Path, *, widen: bool = False, max_length: int | None = None) -> Bundle:
     """What `coupled_sampling.open_bundle` takes, or what `open_onnx` takes; raises what they do.
 
     Raises
     ------
     InvalidArgument
-        ``widen`` is asked for, and it is a bundle.
+        ``widen`` or ``max_length`` is given, and it is a bundle.
     """
+    given = check_path("path_or_name", path_or_name)
     is_name = isinstance(path_or_name, str) and path_or_name in embedded_names()
-    if not is_name and is_onnx(Path(path_or_name)):
-        return open_onnx(path_or_name, widen=widen)
+    if not is_name and is_onnx(given):
+        return open_onnx(path_or_name, widen=widen, max_length=max_length)
     bundle = open_bundle(path_or_name)
     if widen:
         raise InvalidArgument(
             f"widen is True, but {bundle.folder} is a bundle, whose activations are never quantised; leave it out"
+        )
+    if max_length is not None:
+        raise InvalidArgument(
+            f"max_length is {max_length}, but {bundle.folder} is a bundle, which says how many positions it has; leave it out"
         )
     return bundle
 

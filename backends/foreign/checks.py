@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_number
 from coupled_sampling.backends.foreign.graph import call_graph
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
     from coupled_sampling.backends.foreign.graph import DecoderGraph
     from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 
-__all__ = ["check_decoder", "check_padding", "difference_of_logits", "probe_graph", "tolerance_of"]
+__all__ = [
+    "check_decoder",
+    "check_opening_tolerance",
+    "check_padding",
+    "difference_of_logits",
+    "probe_graph",
+    "tolerance_of",
+]
 
 LENGTH = 12
 """Positions that are tried."""
@@ -41,6 +49,12 @@ LARGEST_TOLERANCE = 0.2
 """A wrong mask changes the logits of random tokens by about their own spread; no tolerance may come near."""
 
 DEFAULT_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
+
+
+def check_opening_tolerance(tolerance: float | None) -> None:
+    """Refuse a tolerance beyond which a wrong mask would pass: `InvalidArgument`."""
+    if tolerance is not None and not 0 < check_number("tolerance", tolerance) <= LARGEST_TOLERANCE:
+        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
 
 
 class Checked(Protocol):

@@ -73,8 +73,8 @@ class Configuration:
         limit, source = self._length()
         if given is None and limit is None:
             raise InvalidArgument(
-                f"max_length is None and there is no {CONFIG} or {GENAI} with a length beside {graph}; give max_length, the number "
-                "of positions the model was made for or fewer"
+                f"max_length is None and there is no {CONFIG} or {GENAI} with a length beside {graph}; give max_length "
+                "(--max-length), the number of positions the model was made for or fewer"
             )
         if given is not None and limit is not None and given > limit:
             raise InvalidArgument(f"max_length is {given}, expected at most {limit}, which is what {source} says")

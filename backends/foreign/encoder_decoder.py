@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
-from coupled_sampling.backends.foreign.checks import UNCHANGED
+from coupled_sampling.backends.foreign.checks import UNCHANGED, check_opening_tolerance
 from coupled_sampling.backends.foreign.conditions import Reading, problem_of_condition
 from coupled_sampling.backends.foreign.configuration import Configuration
-from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder, check_opening_tolerance
+from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder
 from coupled_sampling.backends.foreign.encoder_decoder_graph import EncoderDecoderGraph, find_graphs, read_graphs
 from coupled_sampling.backends.foreign.opening import open_foreign_session
 from coupled_sampling.backends.foreign.rewriting import Changes

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.foreign.checks import (
-    LARGEST_TOLERANCE,
     UNCHANGED,
     check_decoder,
     difference_of_logits,
@@ -28,13 +27,13 @@ from coupled_sampling.backends.foreign.checks import (
 )
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.rewriting import Changes
-from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.errors import ProviderError
 from coupled_sampling.requests import Request
 
 if TYPE_CHECKING:
     from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 
-__all__ = ["check_encoder_decoder", "check_opening_tolerance"]
+__all__ = ["check_encoder_decoder"]
 
 STRIDES = (1, 384)
 """Entries of ``encoder_attention_mask`` for one of the encoder's states, as they are tried."""
@@ -44,12 +43,6 @@ TRIES = 3
 
 STATES, SIZE = 8, 16
 """How many states are tried, and how wide they are, where the graph does not say."""
-
-
-def check_opening_tolerance(tolerance: float | None) -> None:
-    """Refuse a tolerance beyond which a wrong mask would pass: `InvalidArgument`."""
-    if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
-        raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
 
 
 def check_encoder_decoder(

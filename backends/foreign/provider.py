@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.foreign.checks import (
-    LARGEST_TOLERANCE,
     UNCHANGED,
     check_decoder,
+    check_opening_tolerance,
     check_padding,
     probe_graph,
 )
@@ -39,7 +39,8 @@ from coupled_sampling.backends.foreign.opening import DecoderFile
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.contracts import Integers, Runs
-from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
+from coupled_sampling.errors import BundleError, ProviderError
+from coupled_sampling.fields import check_path
 from coupled_sampling.running import Closing
 
 __all__ = ["ConcatenatedProvider"]
@@ -160,9 +161,8 @@ class ConcatenatedProvider(Closing):
         check_count("batch_size", batch_size)
         if max_length is not None:
             check_count("max_length", max_length)
-        if tolerance is not None and not 0 < tolerance <= LARGEST_TOLERANCE:
-            raise InvalidArgument(f"tolerance is {tolerance!r}, expected a number in (0, {LARGEST_TOLERANCE}], or None")
-        file = Path(path)
+        check_opening_tolerance(tolerance)
+        file = check_path("path", path)
         if not file.is_file():
             raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
         length = Configuration.beside(file).max_length(file, max_length)

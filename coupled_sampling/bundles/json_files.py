@@ -56,7 +56,7 @@ class SmallFile(NamedTuple):
 _MIB = 2**20
 
 MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle again", halves=True)
-CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, "export the bundle again", halves=True)
+CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, halves=True)
 CONFIGURATION = SmallFile("a configuration", 16 * _MIB)
 INDEX_OF_SHARDS = SmallFile("an index of shards", 32 * _MIB)
 TOKENIZER = SmallFile("a tokenizer", 48 * _MIB)

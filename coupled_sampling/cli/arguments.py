@@ -46,6 +46,12 @@ def add_model(parser: argparse.ArgumentParser, *, foreign: bool = True) -> None:
             help="let products take floats in an ONNX file that quantises activations; it is refused otherwise, since drafts would "
             "change the tokens before them",
         )
+        parser.add_argument(
+            "--max-length",
+            type=int,
+            metavar="N",
+            help="positions per sequence of an ONNX file (default: what the configuration beside it says)",
+        )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

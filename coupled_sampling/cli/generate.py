@@ -46,6 +46,8 @@ EXAMPLES = """\
   # a reply to a message, which ends before the word END
   coupled-sampling generate FOLDER --chat --prompt "Once upon a time" --stop END"""
 
+_SHEET = Path("grid.png")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``generate``."""
@@ -56,9 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         type=Path,
-        default=Path("grid.png"),
         metavar="FILE",
-        help="picture to write, .png or .jpg (default: %(default)s)",
+        help=f"picture to write, .png or .jpg, where the model makes pictures (default: {_SHEET})",
     )
     add(
         "--trace",
@@ -86,9 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
     methods = () if arguments.method is None else (arguments.method,)
     task = prepare(arguments, count=arguments.count, methods=methods, stop=arguments.stop or ())
     if task.bundle.manifest.makes_pictures:
+        arguments.out = arguments.out or _SHEET
         results = _pictures(task, arguments)
         made: dict[str, Any] = {"out": str(arguments.out)}
     else:
+        if arguments.out:
+            raise InvalidArgument(
+                f"out is {str(arguments.out)!r}, but the model {task.bundle.manifest.name} makes no pictures; leave it out, or "
+                "write tokens with --trace FILE"
+            )
         results, texts = _texts(task, arguments)
         made = {"texts": texts} if task.tokenizer is not None else {"tokens": results[-1].generation.tokens}
     if arguments.trace:

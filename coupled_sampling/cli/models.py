@@ -40,7 +40,7 @@ def open_asked(arguments: argparse.Namespace) -> Bundle:
     BundleError, InvalidArgument, MissingDependency, ProviderError
         There is no such model, or it cannot be used.
     """
-    return open_bundle_or_onnx(arguments.model, widen=arguments.widen)
+    return open_bundle_or_onnx(arguments.model, widen=arguments.widen, max_length=arguments.max_length)
 
 
 def open_on_cpu(bundle: Bundle, *, rows: int) -> OpenProvider:

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from coupled_sampling import open_bundle
-from coupled_sampling.backends import OrtProvider, PixelDecoder, Place, check_model
+from coupled_sampling.backends import (
+    ConcatenatedProvider,
+    EncoderDecoderProvider,
+    OrtProvider,
+    PixelDecoder,
+    Place,
+    check_model,
+    open_onnx,
+)
 from coupled_sampling.bundles import (
     ChatTemplate,
     Defaults,
@@ -55,6 +63,9 @@ CALLS = each_argument(
     step_graph=(BUNDLE.step_graph, {"method": "ar", "warped": False, "guided": False, "noise": "ring"}),
     Place=all_of(Place()),
     check_model=(check_model, {"bundle": BUNDLE, "place": Place(), "rows": 1, "method": "ar", "step": "auto", "guidance": 1.0}),
+    ConcatenatedProvider=(ConcatenatedProvider.open, {"path": "nothing", "max_length": 8, "tolerance": 0.1}),
+    EncoderDecoderProvider=(EncoderDecoderProvider.open, {"path": "nothing", "max_length": 8, "tolerance": 0.1}),
+    open_onnx=(open_onnx, {"path": "nothing", "widen": False, "max_length": 8, "tolerance": 0.1}),
     OrtProvider=(OrtProvider.open, {"bundle": BUNDLE}),
     PixelDecoder=(PixelDecoder.open, {"bundle": BUNDLE, "threads": 1}),
 )  # fmt: skip

@@ -95,3 +95,17 @@ def test_a_genai_folder_opens_by_its_configuration(command, tmp_path):
     code, out, _ = command("inspect", genai_folder(tmp_path / "model"), "--json")
     assert code == 0
     assert json.loads(out)["vocab_size"] == VOCABULARY
+
+
+def test_a_file_alone_is_opened_with_a_length_and_damage_is_said_first(tmp_path, command):
+    alone, damaged = tmp_path / "alone.onnx", tmp_path / "damaged.onnx"
+    optimum(alone)
+    damaged.write_text("no graph")
+    code, _, error = command("inspect", alone)
+    assert (code, "--max-length" in error) == (2, True)
+    code, _, error = command("inspect", damaged)
+    assert (code, "cannot load" in error) == (2, True)
+    code, shown, _ = command("inspect", alone, "--max-length", 9)
+    assert (code, "9 per row" in shown) == (0, True)
+    code, _, error = command("inspect", "fashion", "--max-length", 9)
+    assert (code, "is a bundle, which says how many positions it has" in error) == (2, True)

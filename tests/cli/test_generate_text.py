@@ -338,3 +338,9 @@ def test_inspect_says_what_a_bundle_has_for_text(bundle, plain, command):
     assert "text:          tokenizer.json, chat template: chat.json" in said["text"]
     assert "text:          no tokenizer: prompts are names or tokens" in said["plain"]
     assert "prompts:       none by name" in said["plain"]
+
+
+def test_a_picture_is_not_asked_of_a_text(bundle, command, tmp_path):
+    code, _, error = command("generate", bundle, "--prompt", "a", "--out", tmp_path / "a.png")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "makes no pictures" in error
