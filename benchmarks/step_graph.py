@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def random_bundle(folder: Path, description: DecoderDescription, storage: Storag
         name="random",
         description="Random weights.",
         files={file.name: file_record(file)},
-        window_graph=description.manifest(file.name),
+        window_graph=replace(description.manifest(file.name), domains=(storage or Storage()).domains),
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(0, description.vocab_size),
         length=description.positions - 1,

@@ -289,17 +289,6 @@ def _manifest(
     text: TextFiles,
 ) -> Manifest:
     description, decoding = model.description, model.decoding
-    prompts = [prompt.tokens for prompt in decoding.prompts.values()]
-    prompts += [] if decoding.unconditional_prompt is None else [decoding.unconditional_prompt]
-    # Where no prompt is known, half of a very short sequence is left for one.
-    longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, description.positions // 2))
-    room = max(1, description.positions + 1 - longest)
-    length = settings.length or min(decoding.length or 128, room)
-    if decoding.layout is not None and length != decoding.layout.length:
-        raise InvalidArgument(
-            f"length is {length}, but this model lays out {decoding.layout.length} tokens, and has {description.positions} "
-            "positions; leave length and max_length at what the model was trained for"
-        )
     name, storage = settings.name or checkpoint.path.stem, settings.storage
     chunk = min(
         settings.prompt_chunk or default_chunk(description.vocab_size, description.positions), description.positions
@@ -315,7 +304,7 @@ def _manifest(
         window_graph=replace(description.manifest(_GRAPH, storage.compute, widest, chunk), domains=storage.domains),
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(description.generated_first, description.generated),
-        length=length,
+        length=_length(model, settings.length),
         prompts=dict(decoding.prompts),
         defaults=replace(
             usual,
@@ -343,6 +332,22 @@ def _manifest(
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
     )
+
+
+def _length(model: Exportable, asked: int | None) -> int:
+    """Tokens to generate where nothing else is said."""
+    decoding, positions = model.decoding, model.description.positions
+    prompts = [prompt.tokens for prompt in decoding.prompts.values()]
+    prompts += [] if decoding.unconditional_prompt is None else [decoding.unconditional_prompt]
+    # Where no prompt is known, half of a very short sequence is left for one.
+    longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, positions // 2))
+    length = asked or min(decoding.length or 128, max(1, positions + 1 - longest))
+    if decoding.layout is not None and length != decoding.layout.length:
+        raise InvalidArgument(
+            f"length is {length}, but this model lays out {decoding.layout.length} tokens, and has {positions} positions; leave "
+            "length and max_length at what the model was trained for"
+        )
+    return length
 
 
 def _storage_record(storage: Storage) -> dict[str, str]:

@@ -115,6 +115,8 @@ class GgufFile:
             counts = self._read_preamble()
             self._check_counts(*counts)
             self.metadata: dict[str, Any] = self._read_metadata(counts[1])
+            # Not before, unless there are absurdly many: of a file that is cut short and of no use the second is said.
+            self._require_room(counts[0], "tensors", LEAST_TENSOR)
             self.tensors: dict[str, GgufTensor] = self._read_table(counts[0])
         except (UnicodeDecodeError, MemoryError) as error:
             self.close()
@@ -164,15 +166,19 @@ class GgufFile:
         return self._number("<u8", "tensor count"), self._number("<u8", "metadata count")
 
     def _check_counts(self, tensors: int, keys: int) -> None:
-        """Refuse counts that the file has no room for, or nobody any use, before anything is made for each."""
+        """Refuse counts that nobody has any use for, before anything is made for each."""
         for count, what, least, most in (
             (tensors, "tensors", LEAST_TENSOR, MOST_TENSORS),
             (keys, "metadata keys", LEAST_KEY, MOST_KEYS),
         ):
-            if count * least > self._size:
-                raise self._damaged(f"it announces {count} {what}, and has room for {self._size // least}")
             if count > most:
+                self._require_room(count, what, least)
                 raise CheckpointError(f"{self.path} has {count} {what}, and {most} are the most that is read")
+
+    def _require_room(self, count: int, what: str, least: int) -> None:
+        """Refuse ``count`` things of at least ``least`` bytes if the file is shorter than all of them."""
+        if count * least > self._size:
+            raise self._damaged(f"it announces {count} {what}, and has room for {self._size // least}")
 
     def _read_metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}

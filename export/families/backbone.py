@@ -14,7 +14,7 @@ from coupled_sampling.bundles.manifest import Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, layer_name
 from coupled_sampling.export.families.config import ConfigReader
-from coupled_sampling.export.families.rotary_settings import LONG, SCALINGS, Lengths, take_rotary
+from coupled_sampling.export.families.rotary_settings import OF_ONE_LENGTH, Lengths, take_rotary
 from coupled_sampling.export.families.settings import take_activation
 from coupled_sampling.export.families.text import HARMLESS_TENSORS, LAYER_NAMES
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
@@ -23,9 +23,6 @@ __all__ = ["backbone_places", "completed", "empty_prompt", "others", "take_backb
 
 _NORMS_OF_OUTPUTS = {"attention_output_norm": "input_layernorm", "mlp_output_norm": "post_attention_layernorm"}
 """Chameleon 34B keeps the tensors' names where it moves the norms."""
-
-_SCALINGS = tuple(kind for kind in SCALINGS if kind not in LONG)
-"""Pictures have one length: none of these models has long rotary scaling."""
 
 
 def completed(config: Any, defaults: Mapping[str, Any]) -> Any:
@@ -56,7 +53,7 @@ def take_backbone(reader: ConfigReader, where: str, positions: int | None) -> di
     head_size = reader.count("head_dim", width // heads)
     bias = reader.flag("attention_bias", False)
     lengths = Lengths(reader.count("max_position_embeddings"), positions)
-    rotary, longest, _ = take_rotary(reader, where, head_size, lengths, kinds=_SCALINGS)
+    rotary, longest, _ = take_rotary(reader, where, head_size, lengths, kinds=OF_ONE_LENGTH)
     return {
         "vocab_size": reader.count("vocab_size"),
         "positions": longest,

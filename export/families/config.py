@@ -14,7 +14,7 @@ from typing import Any
 from coupled_sampling.arguments import is_whole, shown
 from coupled_sampling.export.checkpoints.contract import CheckpointError
 
-__all__ = ["HARMLESS", "LARGEST_COUNT", "ConfigReader"]
+__all__ = ["HARMLESS", "LARGEST_COUNT", "ConfigReader", "architectures"]
 
 LARGEST_COUNT = 2**31 - 1
 """No size in a configuration is larger."""
@@ -46,6 +46,12 @@ _KEYS = (
 )
 HARMLESS = frozenset(_KEYS.split())
 """Keys of Hugging Face configurations that do not change the logits of a decoder at inference."""
+
+
+def architectures(config: Mapping[str, Any]) -> list[Any]:
+    """What ``architectures`` of a configuration names, whatever it is; empty for none, and for what is no list."""
+    named = config.get("architectures")
+    return named if isinstance(named, list) else []
 
 
 class ConfigReader:

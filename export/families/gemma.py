@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.families.config import ConfigReader
-from coupled_sampling.export.families.rotary_settings import LONG, SCALINGS, Lengths, take_rotary
+from coupled_sampling.export.families.rotary_settings import OF_ONE_LENGTH, Lengths, take_rotary
 from coupled_sampling.export.families.text import HEAD, LAYER_NAMES, Reading, TextFamily, take_llama
 from coupled_sampling.export.families.windows import (
     FULL,
@@ -49,7 +49,6 @@ TEXT_DEFAULTS: dict[str, Any] = {
 GLOBAL_BASE, LOCAL_BASE = 1000000.0, 10000.0
 """Gemma 3's rotary bases where a configuration names none: of layers that see everything, and of those that slide."""
 
-_SCALINGS = tuple(kind for kind in SCALINGS if kind not in LONG)
 _PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _PREFIXES = ("language_model.model.", "model.language_model.", "model.")
 """Of the text decoder's tensors, longest ones first: of files on the hub, of transformers 5, and of models of text alone."""
@@ -80,7 +79,8 @@ class Gemma(TextFamily):
         tied, stop = outer.flag("tie_word_embeddings", True), outer.take("eos_token_id", None)
         outer.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
         outer.finish()
-        found = {"tie_word_embeddings": tied} | ({} if stop is None else {"eos_token_id": stop}) | dict(text)
+        # The outer end tokens are those of generation; the inner one is often the class's, which ends texts but no turns.
+        found = {"tie_word_embeddings": tied} | dict(text) | ({} if stop is None else {"eos_token_id": stop})
         return ConfigReader(_two_rotaries(TEXT_DEFAULTS | found), f"{where}, text_config")
 
     def read(self, reader: ConfigReader, where: str, kind: str, positions: int | None) -> Reading:
@@ -91,7 +91,7 @@ class Gemma(TextFamily):
             where,
             positions,
             base=base,
-            scalings=_SCALINGS,
+            scalings=OF_ONE_LENGTH,
             activation=("hidden_activation", "gelu_pytorch_tanh"),
         )
         far = near = choices.pop("rotary")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
-from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.families.config import ConfigReader, architectures
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.settings import choose_positions, take_activation, take_stop_tokens
 from coupled_sampling.export.families.settings import describe as describe_decoder
@@ -45,7 +45,7 @@ class Gpt2:
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether ``model_type`` is ``gpt2``."""
-        named = "GPT2LMHeadModel" in (config.get("architectures") or ())
+        named = "GPT2LMHeadModel" in architectures(config)
         return bool(config.get("model_type", "gpt2" if named else None) == "gpt2")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:

@@ -14,7 +14,7 @@ from typing import Any
 from coupled_sampling.bundles.manifest import Grid, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import read_places
-from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.families.config import ConfigReader, architectures
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.gpt2 import HARMLESS_TENSORS, gpt2_places, prefix_of, take_choices
 from coupled_sampling.export.families.settings import choose_positions, describe
@@ -32,7 +32,7 @@ class ImageGpt:
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether ``model_type`` is ``imagegpt``."""
-        named = any(name in (config.get("architectures") or ()) for name in ARCHITECTURES)
+        named = any(name in architectures(config) for name in ARCHITECTURES)
         return bool(config.get("model_type", "imagegpt" if named else None) == "imagegpt")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:

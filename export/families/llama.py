@@ -84,7 +84,7 @@ class Llama(TextFamily):
         bias = reader.take("attention_bias", relative.attention_bias[0], accepted=relative.attention_bias)
         kinds = kinds_of(*_windows(reader, where, kind, choices), choices.pop("rotary"))
         reader.take("rope_interleaved", False, accepted=(False,))
-        reader.ignore("is_llama_config", "transformers.js_config", "max_sequence_length")
+        reader.ignore("is_llama_config")
         choices |= {
             "query_key_norm": QueryKeyNorm(choices["norm"]) if relative.query_key_norm else None,
             "query_key_value_bias": bias,

@@ -9,12 +9,11 @@ multimodal are other architectures.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from coupled_sampling.export.checkpoints.places import Place
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.text import (
-    LAYER_NAMES,
     Reading,
     Rows,
     TextFamily,
@@ -27,6 +26,9 @@ from coupled_sampling.export.graphs.description import DecoderDescription
 
 __all__ = ["Phi3"]
 
+ORIGINAL_POSITIONS = 4096
+"""What a missing ``original_max_position_embeddings`` means to transformers' Phi3Config, whatever ``rope_scaling`` says."""
+
 _SCALINGS = ("default", "longrope", "su")
 """Its own code knows no others."""
 
@@ -36,7 +38,9 @@ class Phi3(TextFamily):
 
     name: ClassVar[str] = "phi3"
     model_types: ClassVar[Mapping[str, str]] = {"phi3": "Phi3ForCausalLM"}
-    names: ClassVar[Mapping[str, str]] = LAYER_NAMES
+
+    def reader(self, config: Mapping[str, Any], where: str, kind: str) -> ConfigReader:
+        return ConfigReader({"original_max_position_embeddings": ORIGINAL_POSITIONS} | dict(config), where)
 
     def read(self, reader: ConfigReader, where: str, kind: str, positions: int | None) -> Reading:
         choices, notes = take_llama(reader, where, positions, partial=True, scalings=_SCALINGS)

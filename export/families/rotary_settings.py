@@ -25,12 +25,14 @@ from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.settings import choose_positions
 from coupled_sampling.export.graphs.rotary import Rotary, RotaryScaling
 
-__all__ = ["LONG", "SCALINGS", "Lengths", "Positions", "take_rotary"]
+__all__ = ["OF_ONE_LENGTH", "SCALINGS", "Lengths", "Positions", "take_rotary"]
 
 SCALINGS = ("default", "linear", "llama3", "yarn", "longrope", "su", "frequency_factors")
 """Kinds that can be exported; "su" is an older name of "longrope"."""
 
 LONG = ("longrope", "su")
+OF_ONE_LENGTH = tuple(kind for kind in SCALINGS if kind not in LONG)
+"""Kinds of which a model has one, whatever the length of a sequence."""
 
 LLAMA3_PUBLISHED = (1.0, 4.0, 8192)
 """Low and high frequency factor and original positions of all Llama 3.1, 3.2 and 3.3 models."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from coupled_sampling.arguments import is_whole
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places, require_tied_head
-from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.families.config import ConfigReader, architectures
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.rotary_settings import SCALINGS, Lengths, take_rotary
 from coupled_sampling.export.families.settings import describe, require_layers, take_activation, take_stop_tokens
@@ -78,11 +78,10 @@ class TextFamily:
 
     def kind(self, config: Mapping[str, Any]) -> str | None:
         """Which of ``model_types`` a configuration is of; None for none."""
-        kind, named = config.get("model_type"), config.get("architectures")
+        kind, named = config.get("model_type"), architectures(config)
         if kind is not None:
             return kind if isinstance(kind, str) and kind in self.model_types else None
-        architectures = named if isinstance(named, list) else []
-        return next((name for name, one in self.model_types.items() if one in architectures), None)
+        return next((name for name, one in self.model_types.items() if one in named), None)
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
         kind = self.kind(checkpoint.config)

@@ -170,9 +170,8 @@ class AttentionGraph:
             ]
             return np.concatenate(each)[:, None]
 
-        kind = "RMSNormalization" if wanted.norm.kind == "rms" else "LayerNormalization"
         ones = self.linear.vector("ones", np.ones(size, np.float32))
-        heads = self.graph.op(kind, heads, ones, axis=-1, epsilon=wanted.norm.epsilon)
+        heads = self.graph.op(wanted.norm.operator, heads, ones, axis=-1, epsilon=wanted.norm.epsilon)
         scale = vectors("weight") + np.float32(wanted.norm.one_plus)
         heads = self.graph.op("Mul", heads, self.linear.vector(f"{prefix}.query_key_norm.weight", scale))
         if wanted.norm.has_bias:
@@ -187,14 +186,10 @@ class AttentionGraph:
             return joined
         query, key = description.heads * description.head_size, description.kv_heads * description.head_size
         parts = self.graph.ops("Split", joined, self.graph.integers(query, key, key), names=(None,) * 3, axis=-1)
-        kind, normed = "RMSNormalization" if wanted.norm.kind == "rms" else "LayerNormalization", []
-        for name, part in zip(("query", "key"), parts, strict=False):
-            stem, shift = f"{prefix}.{name}_norm", np.float32(wanted.norm.one_plus)
-            scale = np.asarray(self.linear.weights[f"{stem}.weight"], np.float32) + shift
-            inputs = [part, self.linear.vector(f"{stem}.weight", scale)]
-            if wanted.norm.has_bias:
-                inputs.append(self.linear.vector(f"{stem}.bias", self.linear.weights[f"{stem}.bias"]))
-            normed.append(self.graph.op(kind, *inputs, axis=-1, epsilon=wanted.norm.epsilon))
+        normed = [
+            self.linear.norm(f"{prefix}.{name}_norm", wanted.norm, part)
+            for name, part in zip(("query", "key"), parts, strict=False)
+        ]
         return self.graph.op("Concat", *normed, parts[2], axis=-1)
 
     def rotated(self, rotary: Rotary | None, heads: str, window: Window) -> str:

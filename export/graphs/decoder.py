@@ -120,9 +120,8 @@ def write_decoder_graph(
 
 
 def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
-    tables = {*description.embedding_names(), "position.weight"}
-    shapes = description.weight_shapes()
-    return sum(storage.bytes_of(shape, len(shape) == 2 and name not in tables) for name, shape in shapes.items())
+    matrices = description.matrices()
+    return sum(storage.bytes_of(shape, name in matrices) for name, shape in description.weight_shapes().items())
 
 
 class _Writer:
@@ -193,13 +192,7 @@ class _Writer:
         return self.norm(f"{part}_output_norm", x) if self.description.output_norm else x
 
     def norm(self, name: str, x: str) -> str:
-        norm = self.description.norm
-        scale = np.asarray(self.weights[f"{name}.weight"], np.float32) + np.float32(norm.one_plus)
-        inputs = [x, self.linear.vector(f"{name}.weight", scale)]
-        if norm.has_bias:
-            inputs.append(self.linear.vector(f"{name}.bias", self.weights[f"{name}.bias"]))
-        kind = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"
-        return self.graph.op(kind, *inputs, axis=-1, epsilon=norm.epsilon)
+        return self.linear.norm(name, self.description.norm, x)
 
     def mlp(self, prefix: str, x: str) -> str:
         """What an MLP makes of ``x`` (B * W, width)."""

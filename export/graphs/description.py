@@ -274,6 +274,16 @@ class DecoderDescription:
             del head["head.weight"]
         return shapes | head
 
+    def matrices(self) -> frozenset[str]:
+        """Names of the weights that linear maps multiply by: those that `Storage` may quantise."""
+        tables = {*self.embedding_names(), "position.weight"}
+        # Norms with weights for each head have two axes, and are no maps.
+        return frozenset(
+            name
+            for name, shape in self.weight_shapes().items()
+            if len(shape) == 2 and name not in tables and "_norm." not in name
+        )
+
     def _layer_shapes(self) -> Shapes:
         width, query, key = self.width, self.heads * self.head_size, self.kv_heads * self.head_size
         shapes = self._norm_shapes("attention_norm") if self.input_norm else {}

@@ -1,4 +1,4 @@
-"""Linear maps and vectors of a decoder, in the types that `Storage` asks for.
+"""Linear maps, norms and vectors of a decoder, in the types that `Storage` asks for.
 
 Every map is one Gemm over a matrix (B * W, inputs). Maps of the same input are joined into one, which saves operators
 and changes no product. Float matrices stay (outputs, inputs), so that a head can share the embedding's; codes of
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.export.graphs.builder import GraphBuilder
 from coupled_sampling.export.graphs.nbits import nbits_product
+from coupled_sampling.export.graphs.parts import Norm
 from coupled_sampling.export.graphs.storage import Storage, converted, quantised
 from coupled_sampling.export.graphs.weights import WeightReader
 
@@ -67,6 +68,14 @@ class Linear:
         """``x`` times a matrix that is in the graph already, of the type of the arithmetic."""
         added = () if bias is None else (self.vector(f"{name}.bias", bias),)
         return self.graph.op("Gemm", x, weight, *added, transB=int(transposed))
+
+    def norm(self, name: str, norm: Norm, x: str) -> str:
+        """``x`` normalised over its last axis, with the weights called ``name``."""
+        scale = np.asarray(self.weights[f"{name}.weight"], np.float32) + np.float32(norm.one_plus)
+        inputs = [x, self.vector(f"{name}.weight", scale)]
+        if norm.has_bias:
+            inputs.append(self.vector(f"{name}.bias", self.weights[f"{name}.bias"]))
+        return self.graph.op(norm.operator, *inputs, axis=-1, epsilon=norm.epsilon)
 
     def vector(self, name: str, value: NDArray[Any]) -> str:
         """A constant of the type of the arithmetic."""

@@ -52,6 +52,11 @@ class Norm:
         """Whether there is a bias to read."""
         return self.kind == "layer" and self.bias
 
+    @property
+    def operator(self) -> str:
+        """ONNX's operator."""
+        return "RMSNormalization" if self.kind == "rms" else "LayerNormalization"
+
 
 @dataclass(frozen=True)
 class QueryKeyNorm:

@@ -53,20 +53,19 @@ def rounded_model(description: DecoderDescription, weights: WeightSource, storag
     >>> len(np.unique(model.weights("layers.0.mlp.up.weight")[0])) <= 15  # codes from -7 to 7
     True
     """
-    reader, tables = WeightReader(description.weight_shapes(), weights), description.embedding_names()
+    reader, matrices = WeightReader(description.weight_shapes(), weights), description.matrices()
+    tables = (*description.embedding_names(), "position.weight")
     own_head = description.tied_head and storage.bits > 0
 
     def rounded(name: str) -> NDArray[Any]:
         if own_head and name == "head.weight":
-            table = np.concatenate([reader[part] for part in tables])
+            table = np.concatenate([reader[part] for part in description.embedding_names()])
             first = description.generated_first
             return dequantised(*quantised(table[first : first + description.generated], storage.bits, storage.block))
         value = reader[name]
-        if value.ndim == 1:
-            return value
-        if storage.bits and name not in (*tables, "position.weight"):
+        if name in matrices and storage.bits:
             return dequantised(*quantised(value, storage.bits, storage.block))
-        return converted(name, value, storage.embeddings)
+        return converted(name, value, storage.embeddings) if name in matrices or name in tables else value
 
     return RoundedModel(replace(description, tied_head=False) if own_head else description, rounded)
 

@@ -6,6 +6,7 @@ __all__ = ["BUGS"]
 
 KINDS = ("test_layer_kinds",)
 DECODERS = ("test_decoder_graph",)
+TABLES = ("test_rotary_tables",)
 FAMILIES = ("test_text_families",)
 GLM_IMAGE = ("test_glm_image",)
 
@@ -48,7 +49,7 @@ BUGS = (
         "np.float32(1.0 if rotary.scaling is None else rotary.scaling.attention_factor)",
         "np.float32(1.0)",
         "YaRN's and long rotary scaling's factor of cos and sin is left out, in the graph and in the reference alike.",
-        DECODERS,
+        TABLES,
     ),
     Bug(
         "yarn-ends-rounded-inward",
@@ -56,7 +57,7 @@ BUGS = (
         "math.floor(first), math.ceil(last)",
         "math.ceil(first), math.floor(last)",
         "YaRN's passage is shorter than that of the models.",
-        DECODERS,
+        TABLES,
     ),
     Bug(
         "residuals-of-the-mlp-not-scaled",
@@ -152,6 +153,30 @@ BUGS = (
         "first + shape[0]",
         "rows.total",
         "Queries reach into the keys below them.",
+        FAMILIES,
+    ),
+    Bug(
+        "end-tokens-of-the-inner-configuration",
+        "Gemma.reader",
+        "{'tie_word_embeddings': tied} | dict(text) | ({} if stop is None else {'eos_token_id': stop})",
+        "{'tie_word_embeddings': tied} | ({} if stop is None else {'eos_token_id': stop}) | dict(text)",
+        "The token that ends a turn of Gemma 3 is lost where its text decoder has an end token of its own.",
+        FAMILIES,
+    ),
+    Bug(
+        "original-length-is-the-whole-one",
+        "Phi3.reader",
+        "{'original_max_position_embeddings': ORIGINAL_POSITIONS} | dict(config)",
+        "config",
+        "Phi-3 without that key takes short factors for all positions, at the wrong strength.",
+        FAMILIES,
+    ),
+    Bug(
+        "architectures-of-any-kind",
+        "config:architectures",
+        "named if isinstance(named, list) else []",
+        "named or []",
+        "A number for a list of architectures is an error of Python.",
         FAMILIES,
     ),
     Bug(

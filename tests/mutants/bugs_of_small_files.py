@@ -76,7 +76,7 @@ BUGS = (
     ),
     Bug(
         "counts-are-believed",
-        "GgufFile._check_counts",
+        "GgufFile._require_room",
         "count * least > self._size",
         "False",
         "A GGUF file's numbers of tensors and keys are not held against its size.",

@@ -157,8 +157,8 @@ BUGS = (
     ),
     Bug(
         "no-room-for-a-prompt",
-        "bundles:_manifest",
-        "max(1, min(_ROOM_FOR_PROMPTS, description.positions // 2))",
+        "bundles:_length",
+        "max(1, min(_ROOM_FOR_PROMPTS, positions // 2))",
         "0",
         "The usual length of a bundle is more than its positions.",
         FILES,

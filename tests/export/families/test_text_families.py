@@ -202,6 +202,18 @@ def test_phi3_takes_its_maps_apart():
     assert described("phi3", partial_rotary_factor=0.5).rotary == Rotary(size=2)
 
 
+@pytest.mark.parametrize(("change", "positions"), [({}, 4096), ({"original_max_position_embeddings": 8192}, 8192)])
+def test_phi3_was_first_trained_on_4096_positions_unless_it_says_otherwise(change, positions):
+    """Nothing else tells which factors hold, and how strong they are."""
+    config, tensors = MODELS["phi3"]
+    config = config | {"rope_scaling": LONG, "max_position_embeddings": 16384} | change
+    found = load(tensors, config).description
+    assert (found.positions, found.rotary.scaling.factors) == (positions, (1.0, 1.5))
+    strength = math.sqrt(1 + math.log(16384 / positions) / math.log(positions))
+    assert found.rotary.scaling.attention_factor == strength
+    assert load(tensors, config, positions + 1).description.rotary.scaling.factors == (2.0, 4.0)
+
+
 def test_olmo2():
     found = described("olmo2")
     assert (found.norm_placement, found.query_key_norm) == ("output", QueryKeyNorm(found.norm, whole=True))
@@ -282,13 +294,18 @@ def test_gemma3_with_pictures_is_its_text_decoder(prefix):
     exportable = load(renamed | vision, outer | {"mm_tokens_per_image": 256, "image_token_index": 5})
     assert exportable.description == described("gemma3")
     assert exportable.decoding.stop_tokens == (2,)
+    chat = load(renamed, outer | {"eos_token_id": [2, 7]}).decoding
+    assert chat.stop_tokens == (2, 7)
     with pytest.raises(CheckpointError, match="text_config is 3"):
         load(renamed, outer | {"text_config": 3})
     with pytest.raises(CheckpointError, match=r"audio\.weight"):
         load(renamed | {"audio.weight": np.ones(3, np.float32)}, outer)
 
 
-@pytest.mark.parametrize("config", [{"model_type": ["llama"]}, {"model_type": {}}])
+@pytest.mark.parametrize(
+    "config",
+    [{"model_type": ["llama"]}, {"model_type": {}}, {"architectures": 3}, {"model_type": "x", "architectures": True}],
+)
 def test_kinds_that_are_no_names_are_of_no_family(config):
     with pytest.raises(CheckpointError, match="is of no family that can be exported"):
         load({}, config)

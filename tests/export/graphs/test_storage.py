@@ -19,9 +19,10 @@ import pytest
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_graph
-from coupled_sampling.export.graphs.description import DecoderDescription, Norm
+from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.export.graphs.rounded import rounded_model
 from coupled_sampling.export.graphs.storage import Storage, quantised, stored_type
 
 onnx = pytest.importorskip("onnx")
@@ -129,6 +130,15 @@ def test_a_tied_head_is_quantised_while_its_embedding_is_not(storage):
     weights["head.weight"] = dequantised(*quantised(WEIGHTS[TIED]["embedding.weight"], 8, 32))
     found = graph_logits(decoder_graph(TIED, WEIGHTS[TIED], storage))
     assert np.abs(found - reference(untied, weights)).max() <= 2e-5
+
+
+@pytest.mark.parametrize("storage", [Storage("bfloat16"), Storage("int8", block=16), Storage("int4")], ids=str)
+def test_norms_with_weights_for_each_head_are_no_matrices(storage):
+    """They have two axes, and are kept as they are: in the graph, and in what `export --check` compares it with."""
+    heads = dataclasses.replace(DECODER, query_key_norm=QueryKeyNorm(Norm("layer"), per_head=True))
+    weights = random_weights(heads)
+    found = graph_logits(decoder_graph(heads, weights, storage))
+    assert np.abs(found - reference(*rounded_model(heads, weights, storage))).max() <= 2e-5
 
 
 @pytest.mark.parametrize(
