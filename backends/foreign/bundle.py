@@ -22,6 +22,7 @@ from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, Generated
 from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
 from coupled_sampling.bundles.records import GrowingGraph
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_path
 
 __all__ = ["ForeignBundle", "open_bundle_or_onnx", "open_onnx"]
 
@@ -106,10 +107,11 @@ def open_bundle_or_onnx(path_or_name: str | Path, *, widen: bool = False) -> Bun
     Raises
     ------
     InvalidArgument
-        ``widen`` is asked for, and it is a bundle.
+        ``path_or_name`` is no path, or ``widen`` is asked for and it is a bundle.
     """
+    path = check_path("path_or_name", path_or_name)
     is_name = isinstance(path_or_name, str) and path_or_name in embedded_names()
-    if not is_name and is_onnx(Path(path_or_name)):
+    if not is_name and is_onnx(path):
         return open_onnx(path_or_name, widen=widen)
     bundle = open_bundle(path_or_name)
     if widen:
