@@ -1,7 +1,7 @@
 """Bundles: a model as a folder that any back end, in any language, can run.
 
 - `opening`: `open_bundle`, which believes nothing it has not checked, and what writes a manifest;
-- `manifest`: what a manifest says;
+- `manifest`: what a manifest says, `parsing`: JSON as such records;
 - `layouts`: which tokens may stand where;
 - `settings`: how a bundle's model is decoded;
 - `text`: text to tokens and back, `text_stream`: text while it is made, `chat`: conversations as text;

@@ -11,16 +11,13 @@ listed. Nothing here loads a graph; that is what backends are for.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
-import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.chat import ChatTemplate
@@ -38,7 +35,7 @@ from coupled_sampling.bundles.manifest import (
     StepGraph,
     WindowGraph,
 )
-from coupled_sampling.bundles.records import expect
+from coupled_sampling.bundles.parsing import parse
 from coupled_sampling.bundles.settings import DecodingSettings, Given, decoding_settings
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
@@ -70,9 +67,6 @@ FORMAT = "coupled-sampling-bundle"
 FORMAT_VERSION = 4
 """1 knew no step graphs, 2 none for TensorRT, 3 no chat templates; all of them are still read."""
 MODELS = Path(__file__).parent / "models"
-
-_LARGEST = 2**53
-"""Integers beyond have no float64 of their own; files are smaller, too."""
 
 
 @dataclass(frozen=True)
@@ -354,48 +348,6 @@ def read_manifest(folder: Path) -> Manifest:
         )
     body = {key: value for key, value in document.items() if key not in ("format", "format_version")}
     try:
-        return typing.cast(Manifest, _parse(Manifest, body, ""))
+        return typing.cast(Manifest, parse(Manifest, body, ""))
     except (BundleError, InvalidArgument) as error:
         raise BundleError(f"{path}: {error}") from error
-
-
-def _parse(kind: Any, value: Any, field: str) -> Any:
-    """``value``, read from JSON, as an instance of the annotation ``kind``; ``field`` is its path for messages."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin is types.UnionType:
-        return None if value is None else _parse(inner[0], value, field)
-    if origin is tuple:
-        expect(isinstance(value, list), field, value, "a list")
-        return tuple(_parse(inner[0], item, f"{field}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping:
-        expect(isinstance(value, dict), field, value, "an object")
-        return {key: _parse(inner[1], item, f"{field}[{key!r}]") for key, item in value.items()}
-    if is_dataclass(kind):
-        return _parse_record(kind, value, field)
-    accepted = (int, float) if kind is float else kind  # JSON has one kind of number, 1 and 1.0
-    right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))  # True is an int to Python
-    expect(right, field, value, {int: "an integer", float: "a number", str: "a text", bool: "true or false"}[kind])
-    if kind is int or (kind is float and isinstance(value, int)):
-        expect(abs(value) <= _LARGEST, field, value, f"at most {_LARGEST}, which nothing in a bundle exceeds")
-    return float(value) if kind is float else value
-
-
-@functools.cache
-def _annotations(kind: type[Any]) -> dict[str, Any]:
-    """What `typing.get_type_hints` makes of a class, which takes longer than all the rest for a record."""
-    return typing.get_type_hints(kind)
-
-
-def _parse_record(kind: Any, value: Any, field: str) -> Any:
-    expect(isinstance(value, dict), field or "the manifest", value, "an object")
-    prefix = f"{field}." if field else ""
-    annotations = _annotations(kind)
-    for key in value:
-        if key not in annotations:
-            raise BundleError(f"field {prefix}{key:.60} is unknown, expected only {', '.join(annotations)}; remove it")
-    for entry in fields(kind):
-        if entry.name not in value and entry.default is MISSING:
-            raise BundleError(f"field {prefix}{entry.name} is missing; export the bundle again")
-    return kind(**{key: _parse(annotations[key], item, prefix + key) for key, item in value.items()})

@@ -20,6 +20,7 @@ from typing import Any
 
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
+from coupled_sampling.bundles.text_growth import find_endless
 from coupled_sampling.bundles.text_stream import StopStrings, TextStream
 from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
 from coupled_sampling.fields import check_path
@@ -104,7 +105,7 @@ def _is_foreign(error: BaseException) -> bool:
 
 
 def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) -> Any:
-    """The ``tokenizers.Tokenizer`` in a file. One that panics when it is used does so here.
+    """The ``tokenizers.Tokenizer`` in a file, without truncation and padding. One that panics when it is used does so here.
 
     Raises
     ------
@@ -119,7 +120,12 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
         _refuse_fatal_merges(text)
         with _without_panics():
             made = kind.from_str(text)
-            _try(made)
+            # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
+            made.no_truncation()
+            made.no_padding()
+            endless = find_endless(made)
+            if not endless:
+                _try(made)
             highest = max(made.get_vocab().values(), default=0)
     except BaseException as cause:
         if not _is_foreign(cause):
@@ -129,6 +135,8 @@ def read_tokenizer(path: Path, error: type[CoupledSamplingError] = BundleError) 
         raise error(
             f"{path} is no file of the tokenizers library{where}; export or copy it again, or upgrade tokenizers if it is newer"
         ) from None
+    if endless:
+        raise error(f"{path} {endless}; take another tokenizer")
     if highest >= _MOST_TOKENS:
         raise error(f"{path} has the token {highest}, expected tokens below {_MOST_TOKENS}; export or copy it again")
     return made
@@ -169,9 +177,6 @@ class Tokenizer:
     def __init__(self, path: str | Path) -> None:
         self._path = check_path("path", path)
         self._inner = read_tokenizer(self._path)
-        # A file may ask for them, for training; of a prompt they would cut the end off, or add what is none of it.
-        self._inner.no_truncation()
-        self._inner.no_padding()
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Tokens of a ``text`` to be continued.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 
 from coupled_sampling.bundles.files import check_writable, real_path
+from coupled_sampling.bundles.manifest import MANIFEST
+from coupled_sampling.bundles.opening import read_manifest
 from coupled_sampling.bundles.replacing import leftovers, remove_leftovers
 from coupled_sampling.cli.output import tell
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 __all__ = ["add_clean", "check_output", "ending", "mention_leftovers", "same_file"]
 
@@ -49,10 +52,14 @@ def check_output(arguments: argparse.Namespace, out: Path) -> None:
     Raises
     ------
     OutputError
-        It cannot be written.
+        It cannot be written, or is a file of a bundle.
     """
     mention_leftovers(arguments, out)
     check_writable(out)
+    real = real_path(out)
+    with contextlib.suppress(BundleError):  # a folder without a bundle
+        if real.name in {MANIFEST, *read_manifest(real.parent).files}:
+            raise OutputError(f"cannot write {out}: it is a file of the bundle {real.parent}; choose another name")
 
 
 def ending(name: str, path: Path, known: Collection[str]) -> str:

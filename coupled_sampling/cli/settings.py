@@ -22,6 +22,10 @@ PICTURES, TEXTS = 16, 1
 """Sequences that are made where no number was asked for."""
 
 
+_MOST_SEQUENCES = 1_000_000
+"""All of them are held until the last is made."""
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """What one command does with a model.
@@ -65,6 +69,8 @@ class RunSettings:
         for name, value in (("count", self.count), ("batch-size", self.batch_size)):
             if value < 1:
                 raise InvalidArgument(f"{name} is {value}, expected at least 1")
+            if value > _MOST_SEQUENCES:
+                raise InvalidArgument(f"{name} is {value}, expected at most {_MOST_SEQUENCES}; run it several times")
         if not 0 <= self.seed < 2**64:
             raise InvalidArgument(f"seed is {self.seed}, expected an integer in [0, 2**64)")
 

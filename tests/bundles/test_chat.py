@@ -2,6 +2,7 @@
 
 import builtins
 import datetime
+import json
 import tracemalloc
 
 import pytest
@@ -132,6 +133,9 @@ def test_turns_that_take_long_are_ended_by_the_clock(monkeypatch):
         ChatTemplate(CHATML).render([HELLO])
 
 
+GROWS = "{% set ns = namespace(a=[1]) %}{% for i in range(24) %}"
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -155,10 +159,30 @@ def test_turns_that_take_long_are_ended_by_the_clock(monkeypatch):
         "{{ range(9999)|join('y' * 10**5) }}",
         "{{ range(9)|batch(10**10, 'x')|list }}",
         "{{ lipsum(n=10**9) }}",
+        "{{ '%*d' % (10**8, 1) }}",
+        "{{ '{:{w}}'.format(1, w=10**8) }}",
+        "{{ '{0:{1[0]}}'.format('a', [10**8]) }}",
+        "{{ '{a:{b}}'.format_map({'a': 1, 'b': 10**8}) }}",
+        "{{ [[1] * 2000] | tojson(indent=10**6) }}",
+        "{{ ([1] * 2000) | tojson(indent=99999) }}",
+        "{{ (['x' * 10**5] * 1000) | string }}",
+        "{{ ['x' * 10**5] * 1000 }}",
+        "{{ '%s' % (['x' * 10**5] * 1000,) }}",
+        "{{ ([range(10**4) | list] * 300) | sum(start=[]) | length }}",
+        "{{ ('x' * 10**6) | list | length }}",
+        "{{ ('a' * 10**4).translate({97: 'y' * 10**4}) }}",
+        "{{ ('y' * 10**5).encode().join(['y'.encode()] * 1000) }}",
+        GROWS + "{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a ~ '' }}",
+        GROWS + "{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ ns.a | upper }}",
+        GROWS + "{% set ns.a = {1: ns.a, 2: ns.a} %}{% endfor %}{{ ns.a | trim }}",
+        GROWS + "{% set ns.a = dict(a=ns.a, b=ns.a) %}{% endfor %}{{ ns.a | replace('x', 'y') }}",
+        GROWS + "{% set ns.a = [ns.a] * 2 %}{% endfor %}{{ [ns.a] | join }}",
+        GROWS + "{% set b = [ns.a] %}{% set ns.a = b + b %}{% endfor %}{{ [ns.a] | join }}",
     ],
 )
 def test_a_template_that_takes_all_memory_is_refused(source, monkeypatch):
     monkeypatch.setattr(chat_sandbox, "MOST_TEXT", 2**20)
+    monkeypatch.setattr(chat_sandbox, "MOST_STEPS", 2**14)
     tracemalloc.start()
     with pytest.raises(InvalidArgument, match=r"no conversation needs|undefined"):
         ChatTemplate(source).render([HELLO])
@@ -180,3 +204,13 @@ def test_the_limits_change_nothing_of_what_templates_write():
 
     plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
     assert ChatTemplate(source).render([HELLO]) == plain.render(messages=[HELLO])
+
+
+def test_a_long_conversation_may_be_put_together_as_a_list():
+    source = (
+        "{% set ns = namespace(kept=[]) %}{% for m in messages %}{% set ns.kept = ns.kept + [m] %}{% endfor %}"
+        "{% for m in ns.kept %}{{ m.content }}{% endfor %}{{ tools | tojson(indent=4) | length }}"
+    )
+    messages = [{"role": "user", "content": "x" * 2000}] * 400
+    tools = [{"name": str(i), "parameters": {"a": [1, 2, 3]}} for i in range(200)]
+    assert ChatTemplate(source).render(messages, tools=tools) == "x" * 800_000 + str(len(json.dumps(tools, indent=4)))

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
 import pytest
 
+from coupled_sampling import open_bundle
 from coupled_sampling.bundles.hidden import hidden_path
 from coupled_sampling.cli.pictures import write_grid
 from coupled_sampling.windows import LADDER
@@ -161,3 +163,15 @@ def test_what_a_killed_run_left_is_mentioned_and_removed_on_demand(tmp_path, com
     assert code == 0
     assert error.count("removed") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my x.png", "t.json"]
+
+
+def test_files_of_a_bundle_are_not_written_over(tmp_path, command):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(open_bundle("fashion").folder, bundle)
+    manifest = (bundle / "manifest.json").read_bytes()
+    for name in ("manifest.json", "window.onnx"):
+        code, _, error = command("generate", "--count", 1, "--trace", bundle / name)
+        assert code == 2
+        assert f"cannot write {bundle / name}: it is a file of the bundle" in error
+    assert (bundle / "manifest.json").read_bytes() == manifest
+    open_bundle(bundle)

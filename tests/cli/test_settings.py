@@ -34,6 +34,12 @@ def test_a_run_that_cannot_work_is_refused(changes, words):
         RunSettings(DecodingSettings(4), Place(), **{"methods": ("ar",), **changes})
 
 
+def test_a_slip_of_the_hand_does_not_take_all_memory():
+    assert RunSettings(DecodingSettings(4), Place(), ("ar",), count=10**6).count == 10**6
+    with pytest.raises(InvalidArgument, match="count is 1000001, expected at most 1000000"):
+        RunSettings(DecodingSettings(4), Place(), ("ar",), count=10**6 + 1)
+
+
 def test_no_more_rows_than_sequences():
     settings = RunSettings(DecodingSettings(4), Place(), ("ar",), count=3, batch_size=16)
     assert settings.rows == 3

@@ -109,8 +109,8 @@ BUGS = (
     ),
     Bug(
         "prompt-truncated",
-        "Tokenizer.__init__",
-        "self._inner.no_truncation()",
+        "read_tokenizer",
+        "made.no_truncation()",
         "",
         "A long prompt loses its end where the tokenizer's file was saved in training.",
         PROMPT,

@@ -72,12 +72,22 @@ def test_makers_that_do_not_sample_recommend_nothing(folders, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": -1}, {"top_k": 2.5}, {"top_p": 7}, {"min_p": -0.5}],
+    [{"temperature": 1e300}, {"temperature": -1}, {"top_k": 2.5}, {"top_p": 7}, {"min_p": 2}],
 )
 def test_settings_that_cannot_be_are_refused_by_name(folders, tmp_path, settings):
     folder = shutil.copytree(folders["optimum"], tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, **settings}))
     with pytest.raises(BundleError, match=f"defaults.*{next(iter(settings))}|is no number in JSON"):
+        open_onnx(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_settings_that_are_no_numbers_are_no_json(folders, tmp_path, number):
+    folder = shutil.copytree(folders["optimum"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": number}))
+    with pytest.raises(
+        BundleError, match=r"generation_config\.json is not readable JSON \((NaN|Infinity) is no number"
+    ):
         open_onnx(folder)
 
 
