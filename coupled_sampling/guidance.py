@@ -246,4 +246,7 @@ def _mixed(conditional: Array, unconditional: Array, scale: float) -> Array:
     forbidden = xp.isinf(conditional) & (conditional < 0)
     finite = xp.where(forbidden, xp.zeros_like(conditional), conditional)  # a scale times -inf may be NaN
     # Not unconditional + scale * (conditional - unconditional), which is NaN where both rows forbid a token.
-    return xp.where(forbidden, conditional, (1 - scale) * unconditional + scale * finite)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # at a scale beyond the type of the logits; what comes of it is refused
+        return xp.where(forbidden, conditional, (1 - scale) * unconditional + scale * finite)

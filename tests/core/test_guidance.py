@@ -91,6 +91,17 @@ def test_scale_one_is_the_conditional_law_and_zero_the_unconditional():
         np.testing.assert_allclose(logits[0, 1:], expected[0, 1:], atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e39, -1e308])
+def test_a_scale_beyond_the_type_of_the_logits_fails_the_request_and_says_nothing_else(scale):
+    class Single(TableProvider):
+        def forward(self, tokens, start):
+            return super().forward(tokens, start).astype(np.float32)
+
+    guided = GuidedProvider(Single(TABLE, V, 2, 40), scale, [1])
+    with pytest.raises(InvalidLogits):
+        generate(guided, [[0]], length=3)
+
+
 def test_a_forbidden_token_stays_forbidden():
     table = lambda context: np.array([0.5, 0.5, 0.0]) if context[0] == 0 else np.array([0.2, 0.6, 0.2])  # noqa: E731
     guided = GuidedProvider(TableProvider(table, 3, 2), 3.0, [1])

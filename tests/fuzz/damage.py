@@ -7,6 +7,7 @@ people do; most of these get past the parser.
 
 from __future__ import annotations
 
+import copy
 import json
 from random import Random
 from typing import Any
@@ -111,7 +112,7 @@ def _change(random: Random, document: Any, place: tuple[Any, ...], places: list[
         case 4 if isinstance(value, int | float) and not isinstance(value, bool):
             holder[key] = random.choice((value + 1, value - 1, -value, value * 2, value // 2, value * 1000, str(value)))
         case _:
-            holder[key] = random.choice(WRONG)
+            holder[key] = copy.deepcopy(random.choice(WRONG))  # later changes may go into it
 
 
 def _of_its_kind(random: Random, value: Any) -> Any:
