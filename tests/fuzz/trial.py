@@ -8,6 +8,7 @@ death, at most `SECONDS` of processor time and `MEMORY` beyond what was there be
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
@@ -53,28 +54,35 @@ def run_inputs(reader: str, numbers: Iterable[int], seed: int = 0) -> Iterator[O
     """The outcomes of the inputs with these ``numbers``, each of which depends on nothing but reader, seed and number."""
     left = list(numbers)
     context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as home:
-        bases.BASES.append(Path(home))
-        READERS[reader](Random(0), _empty(Path(home) / "warm"))  # what is made once is made here, not in every worker
-        while left:
-            here, there = context.Pipe(duplex=False)
-            worker = context.Process(target=_work, args=(reader, left, seed, Path(home), there))
-            worker.start()
-            there.close()
-            done = 0
-            with contextlib.suppress(EOFError):
-                while done < len(left):
-                    if not here.poll(_PATIENCE):
-                        worker.kill()
-                        break
-                    yield here.recv()
-                    done += 1
-            worker.join()
-            if done < len(left):
-                kind = "slow" if worker.exitcode == -9 else "died"
-                yield Outcome(left[done], kind, f"exit code {worker.exitcode}")
+    home = Path(_home().name)
+    READERS[reader](Random(0), _empty(home / "warm"))  # what is made once is made here, not in every worker
+    while left:
+        here, there = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(reader, left, seed, home, there))
+        worker.start()
+        there.close()
+        done = 0
+        with contextlib.suppress(EOFError):
+            while done < len(left):
+                if not here.poll(_PATIENCE):
+                    worker.kill()
+                    break
+                yield here.recv()
                 done += 1
-            left = left[done:]
+        worker.join()
+        if done < len(left):
+            kind = "slow" if worker.exitcode == -9 else "died"
+            yield Outcome(left[done], kind, f"exit code {worker.exitcode}")
+            done += 1
+        left = left[done:]
+
+
+@functools.cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    """Where inputs lie, and what is made once for all of them; it goes when the process ends."""
+    home = tempfile.TemporaryDirectory(prefix="fuzz-")
+    bases.BASES.append(Path(home.name))
+    return home
 
 
 def summary(reader: str, outcomes: Iterable[Outcome]) -> str:
