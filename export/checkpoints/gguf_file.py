@@ -148,7 +148,8 @@ class GgufFile:
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             raw = np.frombuffer(self._take((stop - start) * row_bytes, name), np.uint8).reshape(stop - start, row_bytes)
-            result[start:stop] = self._gguf.quants.dequantize(raw, kind)
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused where it is used
+                result[start:stop] = self._gguf.quants.dequantize(raw, kind)
         return result.reshape(entry.shape)
 
     def _read_preamble(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_plain_types_are_exact(tmp_path):
             assert checkpoint.info(name).dtype == dtype
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, values)
+
+
+def test_blocks_that_are_not_finite_are_read_without_a_warning(tmp_path):
+    raw = random_blocks("Q8_0", rows=1, blocks=2)
+    raw[0, :2] = [0, 0x7C]  # a scale of infinity, with codes of zero among the others
+    raw[0, 2] = 0
+    path = write_gguf(tmp_path / "a.gguf", {"token_embd.weight": raw}, raw_types={"token_embd.weight": "Q8_0"})
+    with open_checkpoint(path) as checkpoint, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(checkpoint.read("model.embed_tokens.weight")).any()
 
 
 def test_large_tensors_are_decoded_in_pieces(tmp_path, monkeypatch):
