@@ -58,7 +58,7 @@ def run_inputs(reader: str, numbers: Iterable[int], seed: int = 0) -> Iterator[O
     READERS[reader](Random(0), _empty(home / "warm"))  # what is made once is made here, not in every worker
     while left:
         here, there = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(reader, left, seed, home, there))
+        worker = context.Process(target=_work, args=(reader, left, seed, home, here, there))
         worker.start()
         there.close()
         done = 0
@@ -98,8 +98,9 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def _work(reader: str, numbers: list[int], seed: int, home: Path, connection: Any) -> None:
+def _work(reader: str, numbers: list[int], seed: int, home: Path, other: Any, connection: Any) -> None:
     """What a worker does: every input, then an end without the parent's clean-up."""
+    other.close()  # else a worker whose parent was killed would wait for ever to be read
     gc.freeze()  # what the parent holds is not looked through again and again
     held = _held()
     with contextlib.suppress(ValueError, OSError):
