@@ -27,7 +27,7 @@ test-long: check
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants/run.py
 
-# Damaged files for every reader, as many of each as COUNT says; a quarter of an hour on two cores.
+# Damaged files for every reader, as many of each as COUNT says; some twenty minutes.
 COUNT ?= 10000
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/run.py --count $(COUNT)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
+from coupled_sampling.errors import ProviderError
+
 __all__ = ["Closeable", "Closing", "Runs", "SaysWhatRuns", "what_runs"]
 
 
@@ -91,7 +93,12 @@ class Closeable(Protocol):
 
 
 class Closing:
-    """Makes a context manager of what can be closed: the end of the ``with`` block closes it."""
+    """Makes a context manager of what can be closed: the end of the ``with`` block closes it.
+
+    Who holds something itself says in ``close`` that it `_is_closed`, and asks `_refuse_if_closed` before it runs.
+    """
+
+    _is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +110,10 @@ class Closing:
 
     def close(self) -> None:
         """See `Closeable.close`."""
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise ProviderError(f"{type(self).__name__} was closed and cannot run any more; open the model again")
 
 
 def what_runs(model: object) -> Runs:

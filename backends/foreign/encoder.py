@@ -115,8 +115,7 @@ class Encoder(Closing):
         ProviderError
             ONNX Runtime failed, or the encoder was closed.
         """
-        if self._session is None:
-            raise ProviderError("the encoder was closed and cannot run any more; open it again")
+        self._refuse_if_closed()
         array, wanted = np.asarray(features), self._types[self.input]
         fits = array.ndim == len(self._shape) and array.size and np.can_cast(array.dtype, wanted, "same_kind")
         fits = fits and all(
@@ -142,4 +141,5 @@ class Encoder(Closing):
 
     def close(self) -> None:
         """Give back all memory; the encoder cannot be used afterwards. Twice does no harm."""
+        self._is_closed = True
         self._session = None

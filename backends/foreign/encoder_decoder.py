@@ -105,7 +105,6 @@ class EncoderDecoderProvider(Closing):
         self.max_length = max_length
         self._first, self._next = sessions
         self.runs = Runs(self._next.get_providers()[0], changes=str(changes))
-        self._is_closed = False
         self._read: list[Reading | None] = [None] * batch_size
         self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, max_length)
         self._buffers = Buffers()
@@ -304,10 +303,6 @@ class EncoderDecoderProvider(Closing):
         for target in targets:
             self._read[target] = self._read[source]
         self._caches.copy(source, targets, length)
-
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise ProviderError("the provider was closed and cannot run any more; open the model again")
 
     def close(self) -> None:
         """Give back all memory; the provider cannot be used afterwards. Twice does no harm."""

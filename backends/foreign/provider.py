@@ -101,7 +101,6 @@ class ConcatenatedProvider(Closing):
         self.batching = "one by one"
         self.why_not_padded = ""
         self.runs = Runs(session.get_providers()[0], changes=str(changes))
-        self._is_closed = False
         self._session = session
         self.vocab_size, in_place = probe_graph(graph, session)
         self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, max_length)
@@ -223,10 +222,6 @@ class ConcatenatedProvider(Closing):
         self._refuse_if_closed()
         check_fork(self, source, targets, length)
         self._caches.copy(source, targets, length)
-
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise ProviderError("the provider was closed and cannot run any more; open the model again")
 
     def close(self) -> None:
         """Give back all memory; the provider cannot be used afterwards. Twice does no harm."""

@@ -120,7 +120,6 @@ class OpenVinoProvider(Closing):
             self._bind(past, cache)
         self._logits = np.zeros(batch_size * self.vocab_size, np.float32)
         self._chosen: tuple[range, int] | None = None
-        self._is_closed = False
 
     @classmethod
     def open(cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None) -> OpenVinoProvider:
@@ -268,10 +267,6 @@ class OpenVinoProvider(Closing):
     def _bind(self, name: str, values: NDArray[Any]) -> None:
         """Have the graph read and write ``values`` where they lie. Nothing but the caller keeps them, until others are bound."""
         self._request.set_tensor(name, self._tensor(values, shared_memory=True))
-
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise ProviderError("the provider was closed and cannot run any more; open the model again")
 
 
 def refused_type(bundle: Bundle) -> str | None:

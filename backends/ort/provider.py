@@ -120,7 +120,6 @@ class OrtProvider(Closing):
         self.binding.reserve("logits", np.float32, batch_size * self.vocab_size)
         if graph.has_kv_length:
             self.binding.reserve("kv_length", np.int64, 1)
-        self._is_closed = False
 
     @classmethod
     def open(cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None) -> OrtProvider:
@@ -228,10 +227,6 @@ class OrtProvider(Closing):
                 f"ONNX Runtime failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
             ) from error
         return binding.made("logits", logits)
-
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise ProviderError("the provider was closed and cannot run any more; open the model again")
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the provider cannot be used afterwards. Twice does no harm."""

@@ -152,7 +152,6 @@ class OrtStep(Closing):
         self._laws = AlternatingLaws(self.binding, batch_size, self.vocab_size)
         self._ring = NoiseRing(self.binding, batch_size, self.vocab_size)
         self._candidates = 1024
-        self._is_closed = False
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the step cannot be used afterwards. Twice does no harm."""
@@ -386,7 +385,3 @@ class OrtStep(Closing):
             raise ProviderError(
                 f"ONNX Runtime failed on a window of {rows} rows and {width} slots: {in_one_line(error)}"
             ) from error
-
-    def _refuse_if_closed(self) -> None:
-        if self._is_closed:
-            raise ProviderError("the step was closed and cannot run any more; open the model again")

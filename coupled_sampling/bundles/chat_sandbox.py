@@ -66,7 +66,7 @@ def make_environment() -> Any:
     try:
         import jinja2
         from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+        from jinja2.sandbox import SecurityError
     except ImportError as error:
         raise MissingDependency(
             "chat templates need the package jinja2: pip install 'coupled-sampling[text]'"
@@ -80,6 +80,26 @@ def make_environment() -> Any:
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    limits = _Limits(SecurityError)
+    environment = _bounded(limits)(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
+    del environment.globals["lipsum"]  # as many paragraphs as one likes
+    environment.filters["tojson"] = _to_json
+    environment.filters.update({name: limits.guarded(name, plain) for name, plain in environment.filters.items()})
+    # What depends on the context is not computed once and for all when a template is compiled.
+    environment.filters["_turns"] = jinja2.pass_context(lambda context, items: limits.counted(items))
+    environment.filters["_held"] = jinja2.pass_context(lambda context, value: limits.held(value))
+    environment.filters["_made"] = jinja2.pass_context(lambda context, value: limits.made(value))
+    return environment
+
+
+def _bounded(limits: _Limits) -> Any:
+    """The class of the sandbox, which asks ``limits`` before it does anything."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Bounded(ImmutableSandboxedEnvironment):  # type: ignore[misc, unused-ignore]
         """The sandbox, with limits."""
@@ -108,20 +128,7 @@ def make_environment() -> Any:
 
             return None if wrapped is None else checked
 
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    limits = _Limits(SecurityError)
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
-    del environment.globals["lipsum"]  # as many paragraphs as one likes
-    environment.filters["tojson"] = _to_json
-    environment.filters.update({name: limits.guarded(name, plain) for name, plain in environment.filters.items()})
-    # What depends on the context is not computed once and for all when a template is compiled.
-    environment.filters["_turns"] = jinja2.pass_context(lambda context, items: limits.counted(items))
-    environment.filters["_held"] = jinja2.pass_context(lambda context, value: limits.held(value))
-    environment.filters["_made"] = jinja2.pass_context(lambda context, value: limits.made(value))
-    return environment
+    return Bounded
 
 
 def _to_json(value: Any, **settings: Any) -> str:

@@ -11,7 +11,7 @@ from coupled_sampling.cli.models import open_on_cpu
 from coupled_sampling.cli.output import say, say_json, tell
 from coupled_sampling.cli.outputs import add_clean, mention_leftovers
 from coupled_sampling.cli.progress import byte_bar
-from coupled_sampling.cli.step_graphs import checked_methods
+from coupled_sampling.cli.step_graphs import named_methods
 from coupled_sampling.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -54,25 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what the checkpoint is; auto goes by its configuration (default: %(default)s)",
     )
-    add(
-        "--dtype",
-        default="float32",
-        choices=_TYPES,
-        help="the type that weights are stored in (default: %(default)s)",
-    )
-    add(
-        "--quantize",
-        choices=("int8", "int4"),
-        help="store matrices as integers with one scale per block of inputs (default: none)",
-    )
-    add("--block", type=int, default=32, metavar="N", help="inputs that share a scale (default: %(default)s)")
-    add(
-        "--form",
-        default="auto",
-        choices=("auto", "nbits", "standard"),
-        help="how products with integers are written: nbits by ONNX Runtime's own MatMulNBits, which keeps memory near the "
-        "file's size; standard by ONNX's DequantizeLinear, for TensorRT and other runtimes; auto is nbits (default: %(default)s)",
-    )
+    _add_storage(parser)
     add(
         "--window",
         default="1,16,32",
@@ -110,6 +92,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace a bundle that is there")
     add_clean(parser)
     add_output(parser)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    """How weights are kept."""
+    add = parser.add_argument
+    add(
+        "--dtype",
+        default="float32",
+        choices=_TYPES,
+        help="the type that weights are stored in (default: %(default)s)",
+    )
+    add(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="store matrices as integers with one scale per block of inputs (default: none)",
+    )
+    add("--block", type=int, default=32, metavar="N", help="inputs that share a scale (default: %(default)s)")
+    add(
+        "--form",
+        default="auto",
+        choices=("auto", "nbits", "standard"),
+        help="how products with integers are written: nbits by ONNX Runtime's own MatMulNBits, which keeps memory near the "
+        "file's size; standard by ONNX's DequantizeLinear, for TensorRT and other runtimes; auto is nbits (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -159,7 +165,7 @@ def _settings(arguments: argparse.Namespace) -> ExportSettings:
         length=arguments.length,
         vq=arguments.vq,
         tokenizer=arguments.tokenizer,
-        step_graphs=() if arguments.step_graphs is None else checked_methods(arguments.step_graphs),
+        step_graphs=() if arguments.step_graphs is None else named_methods(arguments.step_graphs),
         name=arguments.name,
         licence=arguments.licence,
         force=arguments.force,

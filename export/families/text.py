@@ -6,6 +6,7 @@ are called (`names`, `place`). Nearly all text models are Llama with some choice
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -64,7 +65,7 @@ class Rows(NamedTuple):
     total: int
 
 
-class TextFamily:
+class TextFamily(ABC):
     """A family of text models, all but `read` as in Llama."""
 
     name: ClassVar[str]
@@ -116,6 +117,7 @@ class TextFamily:
         """What reads the decoder's part of the configuration."""
         return ConfigReader(config, where)
 
+    @abstractmethod
     def read(self, reader: ConfigReader, where: str, kind: str, positions: int | None) -> Reading:
         """What the configuration says but for the vocabulary and the tokens that stop.
 
@@ -124,7 +126,7 @@ class TextFamily:
         CheckpointError
             A key is missing or has a value that is not supported.
         """
-        raise NotImplementedError
+        ...
 
     def prefix(self, checkpoint: Checkpoint) -> str:
         """What the names of the decoder's tensors begin with; none where only the base model was saved."""

@@ -193,7 +193,7 @@ def test_what_is_out_of_bounds_is_refused_by_a_step_graph(bundle):
         step.fork(0, [2], 1)
     step.close()
     for call in (lambda: step.read(tokens, start, range(1)), lambda: step.fork(0, [1], 1)):
-        with pytest.raises(ProviderError, match="the step was closed"):
+        with pytest.raises(ProviderError, match="OrtStep was closed"):
             call()
 
 
