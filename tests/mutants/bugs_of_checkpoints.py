@@ -7,7 +7,7 @@ __all__ = ["BUGS"]
 GRAPHS = ("test_graph_files",)
 LINKS = ("test_links_in_checkpoints",)
 PIECES = ("test_pieces",)
-KEYS = ("test_gguf",)
+KEYS = ("test_gguf", "test_gguf_keys")
 SAYS = ("test_what_an_export_says",)
 
 BUGS = (
