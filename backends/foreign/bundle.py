@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from coupled_sampling.arguments import check_count, check_flag
-from coupled_sampling.backends.foreign.checks import check_opening_tolerance
+from coupled_sampling.backends.foreign.checks import check_opening
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.finding import find_decoder, is_onnx, other_graphs
 from coupled_sampling.backends.foreign.opening import DecoderFile
@@ -91,10 +90,7 @@ def open_onnx(
     >>> with open_model(bundle, **settings.model) as model:  # doctest: +SKIP
     ...     tokens = generate(model, [tokenizer.encode("Once upon a time")], length=40).tokens
     """
-    if max_length is not None:
-        check_count("max_length", max_length)
-    check_opening_tolerance(tolerance)
-    check_flag("widen", widen)
+    check_opening(max_length, tolerance, widen)
     file = find_decoder(check_path("path", path))
     decoder = DecoderFile(file, widen=widen)
     length = decoder.configuration.max_length(file, max_length)

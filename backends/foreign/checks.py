@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_number, in_one_line
+from coupled_sampling.arguments import check_count, check_flag, check_number, in_one_line
 from coupled_sampling.backends.foreign.graph import call_graph
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.errors import InvalidArgument, ProviderError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_decoder",
-    "check_opening_tolerance",
+    "check_opening",
     "check_padding",
     "difference_of_logits",
     "probe_graph",
@@ -101,17 +101,20 @@ BARRED = 500.0
 """A logit so far below its slot's largest is no token's that could be drawn: exp(-500) is 1e-217."""
 
 
-def check_opening_tolerance(tolerance: float | None) -> None:
-    """Refuse a tolerance beyond which a wrong mask would pass.
+def check_opening(max_length: int | None, tolerance: float | None, widen: bool) -> None:
+    """Refuse what no decoder can be opened with: a length that is none, or a tolerance beyond which a wrong mask would pass.
 
     Raises
     ------
     InvalidArgument
-        It is no number in (0, `LARGEST_TOLERANCE`].
+        ``max_length`` is no positive integer, ``tolerance`` no number in (0, `LARGEST_TOLERANCE`], or ``widen`` no bool.
     """
+    if max_length is not None:
+        check_count("max_length", max_length)
     expected = f"a number in (0, {LARGEST_TOLERANCE}], or None"
     if tolerance is not None and not 0 < check_number("tolerance", tolerance, expected) <= LARGEST_TOLERANCE:
         raise InvalidArgument(f"tolerance is {tolerance!r}, expected {expected}")
+    check_flag("widen", widen)
 
 
 def tolerance_of(provider: Checked, given: float | None) -> float:

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count, check_flag, in_one_line
-from coupled_sampling.backends.foreign.checks import UNCHANGED, check_opening_tolerance
+from coupled_sampling.arguments import check_count, in_one_line
+from coupled_sampling.backends.foreign.checks import UNCHANGED, check_opening
 from coupled_sampling.backends.foreign.conditions import Reading, problem_of_condition
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.encoder_decoder_checks import check_encoder_decoder
@@ -157,10 +157,7 @@ class EncoderDecoderProvider(Closing):
             ``onnxruntime`` is missing or too old; or ``onnx`` is missing, and the graph has to be rewritten.
         """
         check_count("batch_size", batch_size)
-        if max_length is not None:
-            check_count("max_length", max_length)
-        check_opening_tolerance(tolerance)
-        check_flag("widen", widen)
+        check_opening(max_length, tolerance, widen)
         files = find_graphs(check_path("path", path))
         length = Configuration.beside(files.next).max_length(files.next, max_length)
         following, changes = open_foreign_session(files.next, threads, widening=widen)

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count, check_flag, in_one_line
+from coupled_sampling.arguments import check_count, in_one_line
 from coupled_sampling.backends.foreign.checks import (
     UNCHANGED,
     check_decoder,
-    check_opening_tolerance,
+    check_opening,
     check_padding,
     probe_graph,
 )
@@ -156,10 +156,7 @@ class ConcatenatedProvider(Closing):
             ``onnxruntime`` is missing or too old; or ``onnx`` is missing, and the graph has to be rewritten.
         """
         check_count("batch_size", batch_size)
-        if max_length is not None:
-            check_count("max_length", max_length)
-        check_opening_tolerance(tolerance)
-        check_flag("widen", widen)
+        check_opening(max_length, tolerance, widen)
         file = check_path("path", path)
         if not file.is_file():
             raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
