@@ -32,6 +32,7 @@ from coupled_sampling.arguments import check_count
 from coupled_sampling.backends.ort.session import check_threads
 from coupled_sampling.bundles.opening import MODELS, Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import Method
@@ -133,7 +134,7 @@ class Wanted:
 
     Parameters
     ----------
-    bundle, place, rows, method, guidance, warped, progress
+    bundle, place, rows, method, guidance, warped, progress, corrections
         As for `coupled_sampling.backends.open_model`, looked up and checked.
     step
         "host", "graph" or "kernels".
@@ -147,6 +148,7 @@ class Wanted:
     guidance: float = 1.0
     warped: bool = False
     progress: Progress | None = None
+    corrections: Corrector | None = None
 
     @property
     def guided(self) -> bool:

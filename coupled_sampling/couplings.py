@@ -1,4 +1,4 @@
-"""The one rule: what a decoder keeps, corrects and redraws. Pure functions; randomness is an argument.
+"""Couplings: how a draft is kept, corrected or redrawn. Pure functions; randomness is an argument.
 
 Two consecutive draws of one position are *coupled* if each has its own law and they agree often. With TV the total variation
 distance between the two laws:
@@ -16,8 +16,8 @@ probability min(1, p(x)/q(x)), else draw from the residual max(p - q, 0), normal
 min(p, q) + max(p - q, 0) = p. **Match** is the Gumbel coupling: draw the target's own token with noise that belongs to the
 position, and accept the draft if it is that token (bound: Daliri, Musco and Musco, arXiv 2408.07978).
 
-`decide` makes a decoding step of them, for every method of `coupled_sampling.methods` (Speculative Coupled Decoding, arXiv
-2510.24211, section 3). It is what `coupled_sampling.HostStep` runs, and what runs inside ``jax.jit`` in ``examples/jax``.
+`coupled_sampling.step_rule.decide` makes a decoding step of them, for every method of `coupled_sampling.methods`.
+
 All of it is traceable: no branch on the value of an array, no shape from one. Values are checked where arrays are concrete.
 Libraries without float64 or int64 compute in the widest types they have, so that a comparison may fall otherwise within their
 rounding. Nothing is promised if a draft was not drawn from the law that is passed with it.
@@ -37,18 +37,15 @@ from coupled_sampling.arrays import (
     positive_difference,
     slots_of,
 )
-from coupled_sampling.contracts import Array, Sites
-from coupled_sampling.draws import Asked, Draw, Noise, Purpose, categorical, race
+from coupled_sampling.contracts import Array
+from coupled_sampling.draws import Draw, categorical, race
 from coupled_sampling.law_forms import DraftLawArray, LawsInPieces, check_laws
-from coupled_sampling.methods import Method
 
 __all__ = [
     "Decision",
     "DraftLawArray",
     "LawsInPieces",
-    "StepDecision",
     "acceptance_probability",
-    "decide",
     "gumbel",
     "independent",
     "match",
@@ -75,23 +72,6 @@ class Decision(NamedTuple):
     """bool (...) whether the draft stays."""
     tokens: Array
     """int64 (...) the draft where it stays, the corrected token where not."""
-
-
-class StepDecision(NamedTuple):
-    """What a step decides: a token for each of its sites, and how far they are committed.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> step = StepDecision(tokens=np.array([[4, 7, 1, 1]]), last=np.array([1]))
-    >>> [tokens[: last + 1].tolist() for tokens, last in zip(step.tokens, step.last, strict=True)]  # what is committed
-    [[4, 7]]
-    """
-
-    tokens: Array
-    """int64 (B, n): accepted drafts, the corrected token, then redrafts; -1 from the first site on that has no usable law."""
-    last: Array
-    """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
 
 
 def acceptance_probability(draft: Array, draft_law: Array | DraftLawArray | LawsInPieces, target_law: Array) -> Array:
@@ -317,84 +297,3 @@ def match(draft: Array, target_law: Array, gumbel_noise: Array | Draw, *, where:
     """
     own = gumbel(target_law, gumbel_noise, where=where)
     return Decision(own == draft, own)
-
-
-def decide(
-    method: Method,
-    target: Array,
-    sites: Sites,
-    laws: DraftLawArray | LawsInPieces,
-    noise: Noise,
-    *,
-    usable: Array | None = None,
-) -> StepDecision:
-    """Accept, correct and redraft: the decoding step of every method.
-
-    Parameters
-    ----------
-    method
-        How drafts are accepted and redrafted.
-    target
-        (B, n, V) target laws of this pass.
-    sites
-        The B rows of n sites; those that are ``valid`` are decided. The rest of it is for the noise.
-    laws
-        The drafts, and the laws they were drawn from. ``match`` looks at the drafts only.
-    noise
-        Where draws come from.
-    usable
-        bool (B, n): the sites whose target law is one; default all. A row's drafts end at the first valid site that has none. It
-        and all after it get the token -1; where that is committed, the row has failed.
-
-    Returns
-    -------
-    StepDecision
-        At sites that are not valid it means nothing.
-
-    Notes
-    -----
-    It can be traced with a `DraftLawArray` and a `coupled_sampling.noise.ArrayNoise`, in any one array library; ``method`` is fixed
-    while it is compiled (in JAX a static argument), and of ``sites`` only ``valid`` is needed then.
-
-    Examples
-    --------
-    Two guesses and a free site. The first guess cannot stay, so that its site is corrected and the others are drawn anew:
-
-    >>> import numpy as np
-    >>> from coupled_sampling import METHODS
-    >>> from coupled_sampling.contracts import Sites
-    >>> from coupled_sampling.noise import ArrayNoise
-    >>> target = np.array([[[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]])
-    >>> draft, drafted = np.array([[0, 1, 0]]), np.array([[True, True, False]])
-    >>> laws = DraftLawArray(draft, drafted, np.zeros((1, 3, 2))).guessed(drafted)
-    >>> sites = Sites(None, None, None, None, valid=np.ones((1, 3), bool))
-    >>> step = decide(METHODS["sjd"], target, sites, laws, ArrayNoise(uniforms=np.full((1, 3, 4), 0.1)))
-    >>> step.tokens.tolist(), step.last.tolist()
-    ([[1, 0, 0]], [0])
-    """
-    xp = namespace(target)
-    valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)
-    decidable = valid
-    if usable is not None:
-        closed = valid & ~from_host(usable, target)
-        behind = xp.any(closed, axis=-1)[..., None] & (slots_of(valid) >= first_true(closed)[..., None])
-        decidable = valid & ~behind
-    own = Asked(noise, sites)
-    if method.acceptance == "rejection":
-        accept, correct = Asked(noise, sites, Purpose.ACCEPT), Asked(noise, sites, Purpose.RESIDUAL)
-        # Only the maximal coupling redraws by the test itself, so only there the test goes on behind the first refusal.
-        leading = method.redraft != "maximal"
-        accepted, tokens = maximal(draft, laws, target, accept, correct, where=decidable, leading=leading)
-    else:
-        accepted, tokens = match(draft, target, own, where=decidable)
-        accepted = accepted & from_host(laws.drafted, target)
-    # The first refusal; a row's last site has no draft, so there is one wherever a row decides anything.
-    last = first_true(valid & ~(accepted & decidable))
-    later = decidable & (slots_of(valid) > last[..., None])
-    if method.acceptance == "rejection" and method.redraft == "independent":
-        tokens = xp.where(later, independent(target, Asked(noise, sites, Purpose.REDRAFT), where=later), tokens)
-    elif method.acceptance == "rejection" and method.redraft == "gumbel":
-        tokens = xp.where(later, gumbel(target, own, where=later), tokens)
-    if usable is not None:
-        tokens = xp.where(behind, xp.full_like(tokens, -1), tokens)
-    return StepDecision(tokens, last)

@@ -34,6 +34,7 @@ from coupled_sampling.contracts import (
     RequestObserver,
     Wraps,
 )
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.drafting import Drafting, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.host_step import as_step
@@ -72,6 +73,8 @@ class Decoder:
     reuse_prefixes
         Whether what a row holds from its last request serves the next one with the same beginning, which is then not forwarded
         again; also from row to row, where the model can copy its state. Not for models that are told requests, as guided ones are.
+    corrections
+        Predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`; a step has its own.
 
     Notes
     -----
@@ -101,8 +104,9 @@ class Decoder:
         noise: Noise | None = None,
         prompt_chunk: int | None = None,
         reuse_prefixes: bool = False,
+        corrections: Corrector | None = None,
     ) -> None:
-        step = as_step(model, method, noise)
+        step = as_step(model, method, noise, corrections)
         if noise is not None and step.noise is not noise:
             raise InvalidArgument("noise was given beside a step that has a noise of its own; leave one of them out")
         check_flag("reuse_prefixes", reuse_prefixes)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import numpy as np
 
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Sampling
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.decoding import Commit, Decoder, Request
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.errors import InvalidArgument
@@ -44,6 +45,8 @@ class DecoderSettings(TypedDict, total=False):
     """Default None: as the model says."""
     reuse_prefixes: bool
     """Default False."""
+    corrections: Corrector | None
+    """Default None: redrafts are drawn from the laws of the pass."""
 
 
 class GenerationSettings(DecoderSettings, total=False):
@@ -218,7 +221,8 @@ def generate(
         Called after every commit with the number of new tokens.
     **settings
         ``seeds``, ``sequences`` and ``stop_sequences``, see `GenerationSettings`; ``method="scd-gumbel"``, ``window=None`` (32),
-        ``drafting="random"``, ``noise=None``, ``prompt_chunk=None`` and ``reuse_prefixes=False``, as for `Decoder`.
+        ``drafting="random"``, ``noise=None``, ``prompt_chunk=None``, ``reuse_prefixes=False`` and ``corrections=None``, as
+        for `Decoder`.
 
     Returns
     -------

@@ -1,9 +1,10 @@
 """`HostStep`: one coupled step over any logits provider, on any arrays.
 
-A step forwards a window, turns its logits into target laws, and has `coupled_sampling.couplings.decide` treat the sites from the
+A step forwards a window, turns its logits into target laws, and has `coupled_sampling.step_rule.decide` treat the sites from the
 first draft on. What is here is the pass and the bookkeeping:
 
-- the draft law q of a recycled draft is the target law of the round before *whether the draft was kept or redrawn then*;
+- the draft law q of a recycled draft is the law that the round before gave it, *whether the draft was kept or redrawn then*: the
+  target law of that pass, or what a corrector made of it (`coupled_sampling.corrections`);
 - a fresh draft has a point mass, or the law that its drafting rule carries;
 - a site without a draft has q = 0, which makes its residual the target law itself, so that the free token after an accepted
   window is an ordinary correction.
@@ -41,7 +42,7 @@ from coupled_sampling.contracts import (
     prompt_chunk,
     what_runs,
 )
-from coupled_sampling.couplings import StepDecision, decide
+from coupled_sampling.corrections import Corrector, check_corrector
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
@@ -50,7 +51,9 @@ from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
+from coupled_sampling.step_rule import StepDecision, decide
 from coupled_sampling.target import target_laws
+from coupled_sampling.window_correction import WindowCorrection
 
 __all__ = ["HostStep"]
 
@@ -66,6 +69,9 @@ class HostStep(Closing):
         A name from `coupled_sampling.methods.METHODS`, or a `Method`.
     noise
         Where draws come from; default `CounterNoise`.
+    corrections
+        Predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`; methods that do not recycle
+        drafts have no use for it. None draws them from the laws of the pass.
 
     Notes
     -----
@@ -86,12 +92,20 @@ class HostStep(Closing):
     """
 
     def __init__(
-        self, provider: LogitsProvider, method: str | Method = "scd-gumbel", noise: Noise | None = None
+        self,
+        provider: LogitsProvider,
+        method: str | Method = "scd-gumbel",
+        noise: Noise | None = None,
+        corrections: Corrector | None = None,
     ) -> None:
         check_model("provider", provider)
         if not isinstance(noise, Noise | None) or isinstance(noise, type):
             raise InvalidArgument(f"noise is {noise!r}, expected a Noise such as CounterNoise(), or None for that")
+        if corrections is not None:
+            check_corrector(corrections)
         self.provider = provider
+        self.corrections = corrections
+        """What predicts laws under changed neighbours; None if nothing does."""
         self.noise: Noise = CounterNoise() if noise is None else noise
         self.method = find_method(method)
         self.vocab_size = int(provider.vocab_size)
@@ -188,14 +202,18 @@ class HostStep(Closing):
         )
         if target.faults is not None:
             slots = slots._replace(usable=target.usable)
-        decided = self._decide(target.laws, slots, window)
+        correctors = [None if info is None or not self.method.recycles else self.corrections for info in window.rows]
+        correction = None
+        if any(corrector is not None for corrector in correctors):
+            correction = WindowCorrection(correctors, logits, window, slots)
+        decided = self._decide(target.laws, slots, window, correction)
         tokens[:, slots.first :] = to_host(decided.tokens)
         last = to_host(decided.last)
         first_new = np.maximum(window.known - 1 - slots.first, 0)
         committed = np.where(window.draws, last - first_new + 1, 0)
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
-            self._remember(target.laws, slots, window)
+            self._remember(decided.laws, slots, window)
         counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
         told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
         return Outcome(tokens, committed, target.failures(last), *told)
@@ -235,10 +253,12 @@ class HostStep(Closing):
             return self.provider.forward(tokens, start)
         return self._by_rows.forward_rows(tokens, start, rows)
 
-    def _decide(self, target: Array, slots: Decisions, window: Window) -> StepDecision:
+    def _decide(
+        self, target: Array, slots: Decisions, window: Window, correction: WindowCorrection | None = None
+    ) -> StepDecision:
         """The rule itself, on the laws of this window's drafts."""
         laws = self._draft_laws(target, slots, window)
-        return decide(self.method, target, slots.sites, laws, self.noise, usable=slots.usable)
+        return decide(self.method, target, slots.sites, laws, self.noise, usable=slots.usable, correction=correction)
 
     def _draft_laws(self, target: Array, slots: Decisions, window: Window) -> DraftLaws:
         """Laws of the window's drafts: recalled for recycled ones, given or point masses for fresh ones."""
@@ -259,16 +279,23 @@ class HostStep(Closing):
                 runs[b].append(Run(first + recycled, first + recycled + fresh, laws))
         return DraftLaws(slots.draft, runs)
 
-    def _remember(self, target: Array, slots: Decisions, window: Window) -> None:
-        """Record the law that every redrafted site now has: this round's target law, kept or redrawn."""
+    def _remember(self, laws: Array, slots: Decisions, window: Window) -> None:
+        """Record the law that every redrafted site now has, kept or redrawn: the one that this round drew it from."""
         for b in np.flatnonzero(slots.sites.valid.any(axis=1)).tolist():
             row = window.first_row + b
-            self._laws.keep(row, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), target[b, ...])
+            self._laws.keep(row, int(slots.sites.round[b]), int(slots.sites.position[b, 0]), laws[b, ...])
 
 
-def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: Noise | None) -> CoupledStep:
+def as_step(
+    model: LogitsProvider | CoupledStep,
+    method: str | Method,
+    noise: Noise | None,
+    corrections: Corrector | None = None,
+) -> CoupledStep:
     """``model`` if it is a coupled step, else a `HostStep` over it."""
     if isinstance(model, CoupledStep):
+        if corrections is not None:
+            raise InvalidArgument("corrections was given beside a step, which has its own; open the step with them")
         return model
     if hasattr(model, "step"):
         parts = [
@@ -288,7 +315,7 @@ def as_step(model: LogitsProvider | CoupledStep, method: str | Method, noise: No
             f"model is a {type(model).__name__}, which has a step but is no CoupledStep: it lacks {missing}"
         )
     check_model("model", model)
-    return HostStep(model, method, noise)
+    return HostStep(model, method, noise, corrections)
 
 
 def _log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:

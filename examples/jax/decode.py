@@ -1,6 +1,6 @@
 """Coupled decoding as one ``lax.while_loop``: forward, decide, commit, shift, all on the device.
 
-The rule is this library's: `coupled_sampling.couplings.decide` runs inside the jit, for every method by name. What is written
+The rule is this library's: `coupled_sampling.step_rule.decide` runs inside the jit, for every method by name. What is written
 here is the bookkeeping around it, which the library's own loop does in Python:
 
 - a row's *line* holds its tokens by position: committed ones, then the redrafts of the pass before;
@@ -21,8 +21,9 @@ from randomness import Randomness
 
 from coupled_sampling import Method, Sampling
 from coupled_sampling.contracts import Sites
-from coupled_sampling.couplings import DraftLawArray, decide
 from coupled_sampling.draws import race
+from coupled_sampling.law_forms import DraftLawArray
+from coupled_sampling.step_rule import decide
 from coupled_sampling.target import target_law
 
 

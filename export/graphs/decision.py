@@ -1,6 +1,6 @@
 """The decision graph: a step's logits to its tokens and counts, with draft laws and race noise as state.
 
-It follows `coupled_sampling.couplings.decide` decision by decision, in standard ONNX operators: target law, acceptance from
+It follows `coupled_sampling.step_rule.decide` decision by decision, in standard ONNX operators: target law, acceptance from
 the left until the first refusal, correction from the residual, redraft of all later sites. Slot j of row b decides position
 ``start[b] + j + 1``. Inputs, outputs and the order of calls are in ``docs/step-graph.md``.
 

@@ -5,10 +5,11 @@ import pytest
 
 from coupled_sampling import METHODS, CounterNoise
 from coupled_sampling.contracts import Sites
-from coupled_sampling.couplings import Decision, DraftLawArray, acceptance_probability, decide, maximal
+from coupled_sampling.couplings import Decision, DraftLawArray, acceptance_probability, maximal
 from coupled_sampling.draft_laws import DraftLaws, Run
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.noise import ArrayNoise, race_weights, uniforms
+from coupled_sampling.step_rule import decide
 
 ROWS, SLOTS, VOCAB, FIRST, ROUND = 3, 6, 9, 4, 2
 

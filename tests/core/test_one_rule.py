@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 import coupled_sampling.couplings as couplings
+import coupled_sampling.step_rule as step_rule
 from coupled_sampling import METHODS, generate
 from coupled_sampling.testing import TableProvider, random_table
 
-FUNCTIONS = [name for name in couplings.__all__ if inspect.isfunction(getattr(couplings, name))]
+FUNCTIONS = {
+    name: getattr(module, name)
+    for module in (couplings, step_rule)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+}
 
 
 class Elsewhere(TableProvider):
@@ -31,9 +37,8 @@ def calls_of(monkeypatch, kind, method):
         return call
 
     with monkeypatch.context() as patch:
-        for name in FUNCTIONS:
-            function = getattr(couplings, name)
-            for module in ("couplings", "host_step", "draft_laws"):
+        for name, function in FUNCTIONS.items():
+            for module in ("couplings", "step_rule", "host_step", "draft_laws"):
                 patch.setattr(f"coupled_sampling.{module}.{name}", spied(name, function), raising=False)
         model = kind(random_table(3, 4), 4, 2, 40)
         generate(model, [[0], [1, 2]], length=12, method=method, window=5, drafting="repeat", seed=1)
@@ -85,6 +90,6 @@ def test_a_method_may_be_decided_without_a_step():
     one = np.ones(1, np.uint64)
     sites = Sites(one, one, np.array([4]), np.array([[7, 8, 9]]), np.ones((1, 3), bool))
     for name in ("sjd", "scd-maximal", "scd-gumbel", "speculative"):
-        decision = couplings.decide(METHODS[name], target, sites, laws, CounterNoise())
+        decision = step_rule.decide(METHODS[name], target, sites, laws, CounterNoise())
         assert decision.last.tolist() == [0]
         assert decision.tokens[0, 0] == 1

@@ -14,9 +14,10 @@ import pytest
 from coupled_sampling import METHODS, Sampling, couplings, draws, target
 from coupled_sampling.arrays import is_concrete, namespace, to_host
 from coupled_sampling.contracts import RowInfo, Sites
-from coupled_sampling.couplings import DraftLawArray, decide
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.law_forms import DraftLawArray
 from coupled_sampling.noise import ArrayNoise, CounterNoise
+from coupled_sampling.step_rule import decide
 from standins import ROOT
 from standins.frameworks import TRANSFORMATIONS, Framework
 

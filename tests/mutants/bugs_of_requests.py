@@ -9,7 +9,7 @@ __all__ = ["BUGS"]
 BUGS = (
     Bug(
         "drafts-behind-a-dead-state-kept",
-        "couplings:decide",
+        "step_rule:decide",
         "xp.where(behind, xp.full_like(tokens, -1), tokens)",
         "tokens",
         "A slot without a law is redrafted from whatever stood in its place.",
@@ -17,7 +17,7 @@ BUGS = (
     ),
     Bug(
         "dead-state-fails-the-row-at-once",
-        "couplings:decide",
+        "step_rule:decide",
         "first_true(valid & ~(accepted & decidable))",
         "xp.where(xp.any(behind, axis=-1), first_true(behind), first_true(valid & ~(accepted & decidable)))",
         "A slot without a law fails its row although a draft before it was refused.",
@@ -25,7 +25,7 @@ BUGS = (
     ),
     Bug(
         "a-dead-slot-is-passed",
-        "couplings:decide",
+        "step_rule:decide",
         "accepted & decidable",
         "accepted",
         "A draft behind which nothing is possible is accepted without being decided.",

@@ -26,7 +26,7 @@ self._remember(np.where(kept[..., None], law, target.laws), slots, window)
     ),
     Bug(
         "refused-drafts-stay-as-drafts",
-        "couplings:decide",
+        "step_rule:decide",
         "decidable & (slots_of(valid) > last[..., None])",
         "decidable & (slots_of(valid) > last[..., None]) & ~from_host(laws.drafted, target)",
         "Drafts after the refusal are not redrawn, while the new law is recorded for them.",
@@ -34,7 +34,7 @@ self._remember(np.where(kept[..., None], law, target.laws), slots, window)
     ),
     Bug(
         "accept-uniform-corrects-too",
-        "couplings:decide",
+        "step_rule:decide",
         "Asked(noise, sites, Purpose.RESIDUAL)",
         "Asked(noise, sites, Purpose.ACCEPT)",
         "The uniform that refused a draft also chooses its correction.",

@@ -9,8 +9,8 @@ from coupled_sampling.arrays import to_host
 class OldLawForKeptDrafts(HostStep):
     """Keeps the law a draft was first drawn from, as if keeping it had not changed its law."""
 
-    def _decide(self, target, slots, window):
-        decided = super()._decide(target, slots, window)
+    def _decide(self, target, slots, window, correction=None):
+        decided = super()._decide(target, slots, window, correction)
         law = self._draft_laws(target, slots, window).dense(target)
         kept = slots.has_draft & (to_host(decided.tokens) == slots.draft)
         self._recorded = np.where(kept[..., None], law, target)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from coupled_sampling import HostStep, generate
-from coupled_sampling.couplings import StepDecision, residual
+from coupled_sampling.couplings import residual
 from coupled_sampling.noise import Purpose
+from coupled_sampling.step_rule import StepDecision
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
 from standins.old_law import OldLawForKeptDrafts
 
@@ -115,7 +116,7 @@ class BlockVerification(HostStep):
     the tests to the right of i have failed, so it looks at drafts that it then leaves behind.
     """
 
-    def _decide(self, target, slots, window):
+    def _decide(self, target, slots, window, correction=None):
         law = self._draft_laws(target, slots, window).dense(target)
         rows, count = slots.draft.shape
         weight = np.ones((rows, count))
@@ -150,7 +151,7 @@ class BlockVerification(HostStep):
             kept &= self.noise.bernoulli(self._keep(slots, law, target), slots.sites, Purpose.REDRAFT, where=kept)
             drawn = self.noise.categorical(residual(target, law), slots.sites, Purpose.REDRAFT, where=later & ~kept)
             tokens = np.where(later & ~kept, drawn, tokens)
-        return StepDecision(tokens, last)
+        return StepDecision(tokens, last, target)
 
     @staticmethod
     def _keep(slots, law, target):
@@ -217,14 +218,14 @@ def test_shared_noise_that_ignores_the_sequence_is_caught(method):
 class CommitsTheBatchMinimum(HostStep):
     """Every row stops where the first row stops, and takes its corrected token there although its draft stood."""
 
-    def _decide(self, target, slots, window):
+    def _decide(self, target, slots, window, correction=None):
         law = self._draft_laws(target, slots, window).dense(target)
-        decided = super()._decide(target, slots, window)
+        decided = super()._decide(target, slots, window, correction)
         at = np.full(len(window.start), int(decided.last.min()))
         here = np.arange(slots.draft.shape[1]) == at[:, None]
         earlier = here & (decided.last > at)[:, None]
         corrected = self.noise.categorical(residual(target, law), slots.sites, Purpose.RESIDUAL, where=earlier)
-        return StepDecision(np.where(earlier, corrected, decided.tokens), at)
+        return StepDecision(np.where(earlier, corrected, decided.tokens), at, decided.laws)
 
 
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "speculative"])

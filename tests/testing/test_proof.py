@@ -143,8 +143,8 @@ def test_numbers_that_are_no_fractions_are_refused():
 class KeepsEveryDraft(HostStep):
     """Never refuses: the plainest of mistakes."""
 
-    def _decide(self, target, slots, window):
-        decided = super()._decide(target, slots, window)
+    def _decide(self, target, slots, window, correction=None):
+        decided = super()._decide(target, slots, window, correction)
         opening = slots.sites.valid.argmax(axis=1)
         last = opening + slots.has_draft.sum(axis=1)
         tokens = np.where(slots.has_draft, slots.draft, decided.tokens)

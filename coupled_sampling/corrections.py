@@ -1,0 +1,217 @@
+"""Corrected laws: what the law of a position becomes when a neighbour to its left changes.
+
+Most passes end because a redrafted token was drawn from a law that was computed with another *neighbour* than the one that now
+stands there. The model cannot be asked again before the next pass. But in a picture most of what a changed token does to a law is
+the same wherever it happens, so that it can be predicted: a `Corrector` is asked for a law, given the old law, the neighbours it
+was computed with and the neighbours of now.
+
+No output law depends on a corrector. A redraft is drawn from the corrected law by the same coupling as always, and *that law* is
+recorded for the draft and used when it is tested. All that it looks at lies to the left of the position. With ``scd-match`` not
+even a token depends on it.
+
+It corrects raw logits: after guidance, before temperature and whatever else warps a law. Corrected the other way round, laws are
+ruined at temperature 2.
+
+A corrector of your own is an object with ``lags`` and ``correct``; see `Corrector`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.arrays import as_like, from_host, integers, namespace
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.sampling import Array
+
+__all__ = ["Changes", "Corrector", "LowRank"]
+
+MOST_LAGS = 8
+"""Neighbours of a position that a corrector may look at: there is a pair of scales for each way in which they can change."""
+
+
+class Changes(NamedTuple):
+    """What happened to the neighbours of n positions: neighbour k of a position is the token ``lags[k]`` before it.
+
+    Examples
+    --------
+    The left neighbour of position 30 was token 4 and is now 7; the one above it is still 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.corrections import Changes
+    >>> changes = Changes(old=np.array([[4, 2]]), new=np.array([[7, 2]]), position=np.array([30]))
+    >>> (changes.old != changes.new).tolist()
+    [[True, False]]
+    """
+
+    old: Array
+    """int64 (n, K) the neighbours that the law was computed with; the vocabulary's size where there is none."""
+    new: Array
+    """int64 (n, K) the neighbours of now; at least one of a position's differs."""
+    position: Array
+    """int64 (n,) the positions whose laws are wanted, the prompt counted."""
+
+
+@runtime_checkable
+class Corrector(Protocol):
+    """Predicts laws under changed neighbours.
+
+    It must be a function of what it is given and of nothing to the right of the position; it may be any function of that.
+
+    Examples
+    --------
+    One of your own. It moves half of the way to the law that any token would have after the new neighbour, as counted beforehand:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> table = random_table(0, 6)
+    >>> class Halfway:
+    ...     lags = (1,)
+    ...     def correct(self, logits, changes):
+    ...         return 0.5 * logits + 0.5 * np.log(table)[changes.new[:, 0]]
+    >>> model = TableProvider(table, 6)
+    >>> plain, corrected = (
+    ...     generate(model, [[0]], length=60, method="scd-match", window=8, corrections=corrections)
+    ...     for corrections in (None, Halfway())
+    ... )
+    >>> bool((plain.tokens[0] == corrected.tokens[0]).all()), plain.traces[0].nfe > corrected.traces[0].nfe
+    (True, True)
+    """
+
+    @property
+    def lags(self) -> Sequence[int]:
+        """How far before a position its neighbours stand, each at least 1: (1, 14) are left and above in rows of 14."""
+        ...
+
+    def correct(self, logits: Array, changes: Changes) -> Array:
+        """Logits (n, V) of the n positions under their new neighbours, up to a number added to all of a row.
+
+        Parameters
+        ----------
+        logits
+            (n, V), float32 or float64, of any array library: the model's own, computed with the old neighbours. -inf forbids a
+            token and must stay.
+        changes
+            What changed, in arrays of the same library.
+        """
+        ...
+
+
+def check_corrector(corrector: Corrector) -> None:
+    """Refuse what is no corrector."""
+    if isinstance(corrector, type) or not isinstance(corrector, Corrector):
+        raise InvalidArgument(
+            f"corrections is {corrector!r}, expected an object with lags and correct(logits, changes), such as a LowRank"
+        )
+    check_lags(corrector.lags)
+
+
+def check_lags(lags: Sequence[int]) -> tuple[int, ...]:
+    """``lags`` as a tuple; refused if they are no distances, or twice the same."""
+    usable = [isinstance(lag, int | np.integer) and not isinstance(lag, bool) and lag >= 1 for lag in lags]
+    if not 1 <= len(lags) <= MOST_LAGS or not all(usable) or len(set(lags)) != len(lags):
+        raise InvalidArgument(
+            f"lags is {tuple(lags)!r}, expected 1 to {MOST_LAGS} different integers >= 1, such as (1, 14) for left and above"
+        )
+    return tuple(int(lag) for lag in lags)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The fitted correction: l' = A l + B u + U (sum over changed neighbours k of w_k[new] - w_k[old]).
+
+    l are the stale logits and u the log unigram law; A and B depend on which neighbours changed.
+
+    Parameters
+    ----------
+    lags
+        K distances of the neighbours.
+    unigram
+        (V,) u, finite.
+    basis
+        (V, R) U.
+    neighbours
+        (K, V + 1, R) w; the last row of each is for no neighbour.
+    stale_scale, unigram_scale
+        (2**K,) A > 0 and B. Entry s is for the neighbours k whose bit 2**k is set in s; entry 0 is not used.
+
+    Raises
+    ------
+    InvalidArgument
+        Shapes do not fit together, a number is not finite, or a scale A is not positive.
+
+    Examples
+    --------
+    A neighbour that changes from token 0 to token 1 makes token 1 likelier:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.corrections import Changes, LowRank
+    >>> neighbours = np.array([[[0.0], [2.0], [0.0]]])
+    >>> table = LowRank((1,), np.zeros(2), np.array([[0.0], [1.0]]), neighbours, np.array([1.0, 0.5]), np.array([0.0, 0.5]))
+    >>> table.correct(np.array([[0.0, -1.0]]), Changes(np.array([[0]]), np.array([[1]]), np.array([5]))).tolist()
+    [[0.0, 1.5]]
+    """
+
+    lags: tuple[int, ...]
+    unigram: NDArray[np.floating]
+    basis: NDArray[np.floating]
+    neighbours: NDArray[np.floating]
+    stale_scale: NDArray[np.floating]
+    unigram_scale: NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lags", check_lags(self.lags))
+        count = len(self.lags)
+        vocab_size, rank = self.basis.shape if self.basis.ndim == 2 else (-1, -1)
+        expected = {
+            "unigram": (vocab_size,),
+            "basis": (vocab_size, rank),
+            "neighbours": (count, vocab_size + 1, rank),
+            "stale_scale": (2**count,),
+            "unigram_scale": (2**count,),
+        }
+        for name, shape in expected.items():
+            values = getattr(self, name)
+            if values.shape != shape or not np.issubdtype(values.dtype, np.floating) or not np.isfinite(values).all():
+                raise InvalidArgument(
+                    f"{name} of a correction is {values.dtype} {values.shape}, expected finite floating numbers of shape {shape}"
+                )
+        if not (self.stale_scale[1:] > 0).all():
+            raise InvalidArgument(f"stale_scale is {self.stale_scale}, expected positive numbers: -inf must stay -inf")
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.basis.shape[0])
+
+    def correct(self, logits: Array, changes: Changes) -> Array:
+        """See `Corrector.correct`."""
+        xp = namespace(logits)
+        unigram, basis, neighbours = (as_like(each, logits) for each in (self.unigram, self.basis, self.neighbours))
+        moved, which = None, None
+        for k in range(len(self.lags)):
+            old, new = changes.old[:, k], changes.new[:, k]
+            step = xp.take(neighbours[k, ...], new, axis=0) - xp.take(neighbours[k, ...], old, axis=0)
+            bit = xp.astype(new != old, integers(logits)) * 2**k
+            moved, which = (step, bit) if moved is None or which is None else (moved + step, which + bit)
+        stale, own = (
+            xp.take(as_like(scale, logits), which, axis=0) for scale in (self.stale_scale, self.unigram_scale)
+        )
+        return stale[:, None] * logits + own[:, None] * unigram[None, :] + xp.matmul(moved, xp.matrix_transpose(basis))
+
+
+def correct(corrector: Corrector, logits: Array, changes: Changes) -> Array:
+    """What ``corrector`` makes of ``logits`` (n, V), refused if it is something else: strangers write correctors."""
+    corrected = corrector.correct(logits, changes)
+    shape = getattr(corrected, "shape", None)
+    if shape is None or tuple(shape) != tuple(logits.shape):
+        raise InvalidArgument(
+            f"corrector {corrector!r} returned {type(corrected).__name__} of shape {shape}, expected an array of shape "
+            f"{tuple(logits.shape)}: (positions, vocabulary), as it was given"
+        )
+    return as_like(from_host(corrected, logits), logits)

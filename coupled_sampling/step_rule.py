@@ -1,0 +1,211 @@
+"""The one rule: what a step keeps, corrects and redraws, for every method of `coupled_sampling.methods`.
+
+`decide` is made of the couplings (Speculative Coupled Decoding, arXiv 2510.24211, section 3). It is what
+`coupled_sampling.HostStep` runs, and what runs inside ``jax.jit`` in ``examples/jax``; step graphs and kernels are other writings
+of it.
+
+It can be handed a `Correction`: then redrafts are drawn from what their laws are predicted to become under the tokens that were
+just redrawn to their left, see `coupled_sampling.corrections`. What is committed is always decided by the model's own law.
+
+All of it is traceable: no branch on the value of an array, no shape from one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from coupled_sampling.arrays import first_true, from_host, namespace, slots_of
+from coupled_sampling.contracts import Array, Sites
+from coupled_sampling.couplings import gumbel, independent, match, maximal
+from coupled_sampling.draws import Asked, Noise, Purpose
+from coupled_sampling.law_forms import DraftLawArray, LawsInPieces
+from coupled_sampling.methods import Method
+
+__all__ = ["CorrectedSite", "Correction", "StepDecision", "decide"]
+
+
+class StepDecision(NamedTuple):
+    """What a step decides: a token for each of its sites, and how far they are committed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> laws = np.full((1, 4, 8), 1 / 8)
+    >>> step = StepDecision(tokens=np.array([[4, 7, 1, 1]]), last=np.array([1]), laws=laws)
+    >>> [tokens[: last + 1].tolist() for tokens, last in zip(step.tokens, step.last, strict=True)]  # what is committed
+    [[4, 7]]
+    """
+
+    tokens: Array
+    """int64 (B, n): accepted drafts, the corrected token, then redrafts; -1 from the first site on that has no usable law."""
+    last: Array
+    """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
+    laws: Array
+    """(B, n, V): the laws that the redrafts were drawn from, to be recorded for them: target laws, or what was predicted."""
+
+
+class CorrectedSite(NamedTuple):
+    """The laws of one site under the tokens that now stand to its left.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> CorrectedSite(changed=np.array([True]), law=np.array([[0.5, 0.5]]), usable=np.array([True])).law.shape
+    (1, 2)
+    """
+
+    changed: Array
+    """bool (B,) the rows whose law is another one than the target law."""
+    law: Array
+    """(B, V); where nothing changed, anything."""
+    usable: Array
+    """bool (B,) whether it is a law; where nothing changed, anything."""
+
+
+class Correction(Protocol):
+    """Predicts what laws become when tokens to their left change: `coupled_sampling.HostStep` makes one of a `Corrector`."""
+
+    def at(self, site: int, tokens: Array, later: Array) -> CorrectedSite | None:
+        """The laws of ``site``, given ``tokens`` (B, n) of which those before it are final; None if no row's has changed.
+
+        ``later`` is bool (B, n): the sites that are redrafts.
+        """
+        ...
+
+
+def decide(
+    method: Method,
+    target: Array,
+    sites: Sites,
+    laws: DraftLawArray | LawsInPieces,
+    noise: Noise,
+    *,
+    usable: Array | None = None,
+    correction: Correction | None = None,
+) -> StepDecision:
+    """Accept, correct and redraft: the decoding step of every method.
+
+    Parameters
+    ----------
+    method
+        How drafts are accepted and redrafted.
+    target
+        (B, n, V) target laws of this pass.
+    sites
+        The B rows of n sites; those that are ``valid`` are decided. The rest of it is for the noise.
+    laws
+        The drafts, and the laws they were drawn from. ``match`` looks at the drafts only.
+    noise
+        Where draws come from.
+    usable
+        bool (B, n): the sites whose target law is one; default all. A row's drafts end at the first valid site that has none. It
+        and all after it get the token -1; where that is committed, the row has failed.
+    correction
+        Predicts the laws of redrafts whose neighbours have changed. Nothing that is committed is drawn from a predicted law.
+
+    Returns
+    -------
+    StepDecision
+        At sites that are not valid it means nothing.
+
+    Notes
+    -----
+    It can be traced with a `DraftLawArray` and a `coupled_sampling.noise.ArrayNoise`, in any one array library; ``method`` is fixed
+    while it is compiled (in JAX a static argument), and of ``sites`` only ``valid`` is needed then.
+
+    Examples
+    --------
+    Two guesses and a free site. The first guess cannot stay, so that its site is corrected and the others are drawn anew:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import METHODS
+    >>> from coupled_sampling.contracts import Sites
+    >>> from coupled_sampling.noise import ArrayNoise
+    >>> target = np.array([[[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]])
+    >>> draft, drafted = np.array([[0, 1, 0]]), np.array([[True, True, False]])
+    >>> laws = DraftLawArray(draft, drafted, np.zeros((1, 3, 2))).guessed(drafted)
+    >>> sites = Sites(None, None, None, None, valid=np.ones((1, 3), bool))
+    >>> step = decide(METHODS["sjd"], target, sites, laws, ArrayNoise(uniforms=np.full((1, 3, 4), 0.1)))
+    >>> step.tokens.tolist(), step.last.tolist()
+    ([[1, 0, 0]], [0])
+    """
+    xp = namespace(target)
+    valid, draft = from_host(sites.valid, target), from_host(laws.draft, target)
+    decidable = valid
+    if usable is not None:
+        closed = valid & ~from_host(usable, target)
+        behind = xp.any(closed, axis=-1)[..., None] & (slots_of(valid) >= first_true(closed)[..., None])
+        decidable = valid & ~behind
+    if method.acceptance == "rejection":
+        # Only the maximal coupling redraws by the test itself, so only there the test goes on behind the first refusal.
+        accepted, tokens = maximal(
+            draft,
+            laws,
+            target,
+            Asked(noise, sites, Purpose.ACCEPT),
+            Asked(noise, sites, Purpose.RESIDUAL),
+            where=decidable,
+            leading=method.redraft != "maximal",
+        )
+    else:
+        accepted, tokens = match(draft, target, Asked(noise, sites), where=decidable)
+        accepted = accepted & from_host(laws.drafted, target)
+    # The first refusal; a row's last site has no draft, so there is one wherever a row decides anything.
+    last = first_true(valid & ~(accepted & decidable))
+    later = decidable & (slots_of(valid) > last[..., None])
+    if method.acceptance == "rejection" and method.redraft in ("independent", "gumbel"):
+        tokens = xp.where(later, _redrawn(method, target, laws, sites, noise, later), tokens)
+    if usable is not None:
+        tokens = xp.where(behind, xp.full_like(tokens, -1), tokens)
+    step = StepDecision(tokens, last, target)
+    return step if correction is None else _swept(method, step, later, correction, (sites, laws, noise))
+
+
+def _redrawn(
+    method: Method, target: Array, laws: DraftLawArray | LawsInPieces, sites: Sites, noise: Noise, where: Array
+) -> Array:
+    """Redrafts (B, n) from ``target`` (B, n, V) at the sites ``where``."""
+    if method.redraft == "gumbel":
+        return gumbel(target, Asked(noise, sites), where=where)
+    if method.redraft == "independent":
+        return independent(target, Asked(noise, sites, Purpose.REDRAFT), where=where)
+    accept, correct = Asked(noise, sites, Purpose.ACCEPT), Asked(noise, sites, Purpose.RESIDUAL)
+    return maximal(from_host(laws.draft, target), laws, target, accept, correct, where=where).tokens
+
+
+def _swept(
+    method: Method,
+    step: StepDecision,
+    later: Array,
+    correction: Correction,
+    drawn: tuple[Sites, DraftLawArray | LawsInPieces, Noise],
+) -> StepDecision:
+    """``step`` with the redrafts drawn anew whose laws have changed, from the left to the right: one sweep settles all.
+
+    A site's uniforms are used again, and what came of them the first time is dropped: no draft is drawn from noise that says
+    anything about the tokens to its left.
+    """
+    tokens, last, laws = step
+    xp, copied = namespace(laws), False
+    sites, drafts, noise = drawn
+    slots, closed = slots_of(later), later & ~later
+    for site in range(1, later.shape[-1]):
+        later = later & ~closed
+        found = correction.at(site, tokens, later)
+        if found is None:
+            continue
+        where = later & (slots == site) & found.changed[:, None]
+        unusable = where & ~found.usable[:, None]
+        closed = closed | (xp.any(unusable, axis=-1)[:, None] & (slots >= site))
+        where = where & ~unusable
+        if isinstance(laws, np.ndarray):
+            laws = laws if copied else laws.copy()
+            laws[where] = found.law[where[:, site]]
+            copied = True
+        else:
+            laws = xp.where(where[..., None], found.law[:, None, :], laws)
+        tokens = xp.where(where, _redrawn(method, laws, drafts, sites, noise, where), tokens)
+        tokens = xp.where(closed & later, xp.full_like(tokens, -1), tokens)
+    return StepDecision(tokens, last, laws)
