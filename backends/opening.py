@@ -175,9 +175,7 @@ def open_model(
             GuidedProvider(model, wanted.guidance, unconditional) if wanted.guided and unconditional else model
         )
         opened = (
-            provider
-            if wanted.method is None
-            else HostStep(provider, wanted.method, corrections=wanted.corrections)
+            provider if wanted.method is None else HostStep(provider, wanted.method, corrections=wanted.corrections)
         )
         undo.pop_all()  # whoever asked for it closes it now
     return opened
@@ -262,16 +260,14 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
     raise InvalidArgument(refusals[0])
 
 
-def _correctors(
-    bundle: Bundle, method: Method | None, asked: str | Corrector | None
-) -> Sequence[Corrector | None]:
+def _correctors(bundle: Bundle, method: Method | None, asked: str | Corrector | None) -> Sequence[Corrector | None]:
     """What redrafts may be corrected by, in the order in which it is preferred; the first that a step can have is taken."""
     if method is None:
         if asked in ("auto", "none", None):
             return (None,)
         raise InvalidArgument(
-            f"corrections is {shown(asked)}, but method is None: a provider decides no steps; name a method, or give a corrector to "
-            "generate or Decoder, such as corrections=bundle.corrector('scd-match')"
+            f"corrections is {shown(asked)}, but method is None: a provider decides no steps; name a method, or give a corrector "
+            "to generate or Decoder, such as corrections=bundle.corrector('scd-match')"
         )
     if asked is None or isinstance(asked, str):
         found = bundle.corrector(method, "none" if asked is None else asked)
@@ -280,8 +276,8 @@ def _correctors(
     vocab_size = bundle.manifest.vocab_size
     if isinstance(asked, LowRank) and asked.vocab_size != vocab_size:
         raise InvalidArgument(
-            f"corrections is a table over {asked.vocab_size} tokens, and the bundle {bundle.manifest.name} has {vocab_size}; fit one "
-            "for this model"
+            f"corrections is a table over {asked.vocab_size} tokens, and the bundle {bundle.manifest.name} has {vocab_size}; fit "
+            "one for this model"
         )
     return (asked if method.recycles else None,)
 
@@ -305,6 +301,11 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
         return (
             f"step is {step!r}, but the bundle {wanted.bundle.manifest.name} has a layout, which needs the host; leave step at "
             "'auto'"
+        )
+    if step != "host" and wanted.corrections is not None:
+        return (
+            f"step is {step!r}, which cannot correct laws as {type(wanted.corrections).__name__} does; leave step at 'auto', or "
+            "set corrections to 'none'"
         )
     return found.takes(wanted)
 

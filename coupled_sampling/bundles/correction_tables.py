@@ -4,12 +4,12 @@ A bundle may have a file of arrays, ``corrections.npz``, with a fitted `coupled_
 "match", and "rejection", whose tables are fitted for another loss. Beside them it may keep the running averages of plain
 corrections. ``docs/bundle-format.md`` names the arrays.
 
-A table is worth something for the one model it was fitted to. A wrong one would change no law, but cost speed without a word. So the
-file and the manifest both hold a *fingerprint* of what a table depends on: the graph and its weights, the vocabulary, and where the
-tokens stand. A table whose fingerprint is not the bundle's is refused.
+A table is worth something for the one model it was fitted to. A wrong one would change no law, and cost speed without a word. So
+the file and the manifest both hold a *fingerprint* of what a table depends on: the graph and its weights, the vocabulary, and where
+the tokens stand. A table whose fingerprint is not the bundle's is refused.
 
-The file is a stranger's: it is read up to a limit, with nothing compressed and nothing pickled in it, so that it takes no more memory
-than it has bytes.
+The file is a stranger's: it is read up to a limit, with nothing compressed and nothing pickled in it, so that it takes hardly more
+memory than it has bytes.
 """
 
 from __future__ import annotations
@@ -76,13 +76,19 @@ class CorrectionTables:
 
     def __post_init__(self) -> None:
         if not isinstance(self.fitted, Mapping) or not self.fitted:
-            raise InvalidArgument(f"fitted is {self.fitted!r}, expected tables by use, such as {{'match': LowRank(...)}}")
+            raise InvalidArgument(
+                f"fitted is {self.fitted!r}, expected tables by use, such as {{'match': LowRank(...)}}"
+            )
         for use, table in self.fitted.items():
             if use not in USES or not isinstance(table, LowRank):
-                raise InvalidArgument(f"fitted has {use!r}: {table!r}, expected a LowRank for some of {', '.join(USES)}")
+                raise InvalidArgument(
+                    f"fitted has {use!r}: {table!r}, expected a LowRank for some of {', '.join(USES)}"
+                )
         kinds = {(table.lags, table.vocab_size) for table in self.fitted.values()}
         if len(kinds) != 1:
-            raise InvalidArgument(f"fitted has tables of different lags or vocabularies, {sorted(kinds)}; expected one kind")
+            raise InvalidArgument(
+                f"fitted has tables of different lags or vocabularies, {sorted(kinds)}; expected one kind"
+            )
 
     @property
     def lags(self) -> tuple[int, ...]:
@@ -236,7 +242,7 @@ def _array(data: bytes, name: str) -> NDArray[Any]:
         raise ValueError(f"its array {name!r:.80} is not of version 1.0 of numpy's format")
     shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ValueError(f"its array {name!r:.80} is of {str(dtype):.80}, expected numbers of at most 8 bytes")
+        raise ValueError(f"its array {name!r:.80} is of {dtype!s:.80}, expected numbers of at most 8 bytes")
     start = stream.tell()
     if len(shape) > 4 or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"its array {name!r:.80} has {len(data) - start} bytes, which are not of shape {shape!s:.80}")

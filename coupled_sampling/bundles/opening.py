@@ -182,7 +182,7 @@ class Bundle:
     def corrector(self, method: str | Method, kind: str = "auto") -> Corrector | None:
         """What predicts the laws of redrafts of ``method`` whose neighbours changed, see `coupled_sampling.corrections`.
 
-        It goes to `coupled_sampling.generate` or `coupled_sampling.Decoder` beside a provider. A step that `open_model` opens has it.
+        It goes to `coupled_sampling.generate` or `coupled_sampling.Decoder`, beside a provider: a step that was opened has its own.
 
         Parameters
         ----------
@@ -210,8 +210,8 @@ class Bundle:
         here = record is not None and (use in record.uses or not method.recycles)
         if kind == "fitted" and not here:
             raise InvalidArgument(
-                f"corrections is 'fitted', but the bundle {self.manifest.name} has no table for {method.name}; run `coupled-sampling "
-                "fit-corrections`, or choose 'plain' or 'none'"
+                f"corrections is 'fitted', but the bundle {self.manifest.name} has no table for {method.name}; run "
+                "`coupled-sampling fit-corrections`, or choose 'plain' or 'none'"
             )
         if kind == "none" or not method.recycles:
             return None

@@ -73,7 +73,7 @@ class ModelPart(TypedDict):
 class DecoderPart(TypedDict):
     """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own.
 
-    Corrections are not among it: they belong to the step, which `open_model` opens with them, and a decoder refuses a second one. To
+    Corrections are not among it: they belong to the step, which is opened with them, and a decoder refuses others beside it. To
     decode a provider, give ``corrections=bundle.corrector(settings.method, settings.corrections)`` beside this.
     """
 
