@@ -12,6 +12,7 @@
 
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.correction_tables import CorrectionTables, neighbour_lags
+from coupled_sampling.bundles.correction_writing import write_corrections
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import (
     CorrectionsRecord,
@@ -53,5 +54,6 @@ __all__ = [
     "file_record",
     "neighbour_lags",
     "open_bundle",
+    "write_corrections",
     "write_manifest",
 ]

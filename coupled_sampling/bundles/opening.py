@@ -297,12 +297,23 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
             f"embedded model ({', '.join(embedded) or 'none is installed'}); check the path or the name"
         )
     manifest = read_manifest(folder)
+    while True:
+        try:
+            _check_files(folder, manifest)
+            return Bundle(folder, manifest)
+        except (BundleError, FileNotFoundError):
+            before, manifest = manifest, read_manifest(folder)
+            if manifest == before:  # else somebody put other tables into it meanwhile, and removed those that it named
+                raise
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Refuse files that are not what the manifest says."""
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
     for graph in (manifest.window_graph, manifest.pixel_graph, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)
-    return Bundle(folder, manifest)
 
 
 def _foreign(path: Path) -> str:
