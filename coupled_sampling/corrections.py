@@ -68,13 +68,13 @@ class Corrector(Protocol):
 
     >>> import numpy as np
     >>> from coupled_sampling import generate
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> table = random_table(0, 6)
+    >>> from coupled_sampling.testing import TableProvider
+    >>> after = np.random.default_rng(0).dirichlet(np.ones(6), size=6)  # a law for each last token
+    >>> model = TableProvider(lambda context: after[context[-1]], 6)
     >>> class Halfway:
     ...     lags = (1,)
     ...     def correct(self, logits, changes):
-    ...         return 0.5 * logits + 0.5 * np.log(table)[changes.new[:, 0]]
-    >>> model = TableProvider(table, 6)
+    ...         return 0.5 * logits + 0.5 * np.log(after)[changes.new[:, 0]]
     >>> plain, corrected = (
     ...     generate(model, [[0]], length=60, method="scd-match", window=8, corrections=corrections)
     ...     for corrections in (None, Halfway())
@@ -107,7 +107,7 @@ class Learns(Corrector, Protocol):
     """A corrector that learns while it is used, of what was committed and of nothing else.
 
     Where drafts are accepted by "match", no token depends on a corrector, and one object learns of all sequences. Where they are
-    accepted by "rejection", each sequence has one of its own: its tokens depend neither on the batch nor on what was decoded before.
+    accepted by "rejection", each sequence has one of its own, so that its tokens depend neither on the batch nor on earlier ones.
     Their law is the model's own as long as all that was learned lies to the left of what is corrected, and committed positions do.
 
     Examples
@@ -138,13 +138,13 @@ class Learns(Corrector, Protocol):
         """A corrector for one sequence that has learned nothing yet; it may be one that never will."""
         ...
 
-    def learn(self, logits: Array, neighbours: NDArray[np.int64]) -> None:
+    def learn(self, logits: NDArray[np.floating], neighbours: NDArray[np.int64]) -> None:
         """Learn of n positions that were committed. Each is told once; if this raises, it is told again.
 
         Parameters
         ----------
         logits
-            (n, V), as for `Corrector.correct`: the model's own, and for the context that was committed.
+            (n, V) numpy, float32 or float64: the model's own, as for `Corrector.correct`, and under the committed context.
         neighbours
             (n, K) numpy: the tokens ``lags`` before each position, the vocabulary's size where there is none.
         """

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
-from coupled_sampling.arrays import Array, at_least_float32, from_host, to_host
+from coupled_sampling.arrays import from_host, to_host
 from coupled_sampling.corrections import Changes, check_lags
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.sampling import Array
 
 __all__ = ["KeptAverages", "RunningAverages"]
 
@@ -84,7 +85,9 @@ class KeptAverages:
             )
         shape = (len(self.lags), self.vocab_size + 1)
         if index.shape != shape or not np.issubdtype(index.dtype, np.integer):
-            raise InvalidArgument(f"index of averages is {index.dtype} {index.shape}, expected integers of shape {shape}")
+            raise InvalidArgument(
+                f"index of averages is {index.dtype} {index.shape}, expected integers of shape {shape}"
+            )
         if index.min() < 0 or index.max() >= len(rows):
             raise InvalidArgument(
                 f"index of averages has values from {index.min()} to {index.max()}, expected rows in [0, {len(rows)})"
@@ -127,7 +130,7 @@ class KeptAverages:
 class _Average(NamedTuple):
     """What is known of one token as a neighbour. Never written to: newer knowledge is another one."""
 
-    count: int
+    positions: int
     total: NDArray[np.float32]
     """(V,) sum of the laws."""
 
@@ -135,7 +138,7 @@ class _Average(NamedTuple):
 class _Learned(NamedTuple):
     """All that was learned up to some moment."""
 
-    count: int
+    positions: int
     total: NDArray[np.float64]
     """(V,) sum of all laws."""
     averages: dict[tuple[int, int], _Average]
@@ -166,8 +169,8 @@ class RunningAverages:
     Notes
     -----
     With the acceptance "match" one object learns of all sequences that it is given to. With "rejection" each sequence has an
-    empty one of its own, see `begun`, and what it learns is of use to nobody else. To use what was learned for all sequences, decode
-    some with "match", and keep it: `kept`.
+    empty one of its own, see `begun`, and what it learns is of use to nobody else. So decode some with "match", and keep what was
+    learned for all others: `kept`.
 
     Learning costs V exponentials and K V additions a committed position, on the host, and so does a predicted law: as many
     logarithms as V times the neighbours that changed.
@@ -176,17 +179,17 @@ class RunningAverages:
     --------
     A model whose laws depend on the last token alone is soon known:
 
+    >>> import numpy as np
     >>> from coupled_sampling import generate
     >>> from coupled_sampling.plain_corrections import RunningAverages
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> averages = RunningAverages((1,), vocab_size=6, weights=(1.0,))
-    >>> model = TableProvider(random_table(0, 6), 6, max_length=512)
-    >>> generate(model, [[0]], length=400, method="scd-match", window=8, corrections=averages).traces[0].reason
-    'length'
-    >>> kept = averages.kept()
+    >>> from coupled_sampling.testing import TableProvider
+    >>> after = np.random.default_rng(0).dirichlet(np.ones(6), size=6)  # a law for each last token
+    >>> model = TableProvider(lambda context: after[context[-1]], 6, max_length=512)
+    >>> averages = RunningAverages((1,), vocab_size=6)
+    >>> samples = generate(model, [[0]], length=200, method="scd-match", window=8, corrections=averages)
     >>> plain, corrected = (
-    ...     generate(model, [[0]], length=400, seed=1, method="scd-maximal", window=8, corrections=corrections)
-    ...     for corrections in (None, kept)
+    ...     generate(model, [[0]], length=200, seed=1, method="scd-maximal", window=8, corrections=corrections)
+    ...     for corrections in (None, averages.kept())
     ... )
     >>> corrected.traces[0].nfe < plain.traces[0].nfe
     True
@@ -208,7 +211,9 @@ class RunningAverages:
         usual = [FIRST_WEIGHT] + [OTHER_WEIGHT] * (len(self.lags) - 1)
         self.weights = tuple(float(weight) for weight in (usual if weights is None else weights))
         if len(self.weights) != len(self.lags) or not np.isfinite(self.weights).all():
-            raise InvalidArgument(f"weights is {weights!r}, expected a finite number for each of the {len(self.lags)} lags")
+            raise InvalidArgument(
+                f"weights is {weights!r}, expected a finite number for each of the {len(self.lags)} lags"
+            )
         if not np.isfinite(shrinkage) or shrinkage <= 0:
             raise InvalidArgument(f"shrinkage is {shrinkage!r}, expected a finite number > 0 of counts")
         self.shrinkage = float(shrinkage)
@@ -223,7 +228,7 @@ class RunningAverages:
     @property
     def positions(self) -> int:
         """How many positions it has learned of."""
-        return self._learned.count
+        return self._learned.positions
 
     def begun(self) -> RunningAverages:
         """An empty one for one sequence, with an eighth of the memory: eight rows of a batch need no more than this one."""
@@ -231,11 +236,10 @@ class RunningAverages:
         least = 4 * self.vocab_size
         return RunningAverages(self.lags, self.vocab_size, **settings, most_bytes=max(least, self.most_bytes // 8))
 
-    def learn(self, logits: Array, neighbours: NDArray[np.int64]) -> None:
+    def learn(self, logits: NDArray[np.floating], neighbours: NDArray[np.int64]) -> None:
         """See `coupled_sampling.corrections.Learns.learn`. Positions whose logits make no law are passed over."""
-        raw = to_host(at_least_float32(logits))
         with np.errstate(invalid="ignore"):
-            weights = np.exp(raw - raw.max(axis=-1, keepdims=True))
+            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
             laws = weights / weights.sum(axis=-1, keepdims=True)
         usable = np.isfinite(laws).all(axis=-1)
         laws, neighbours = laws[usable].astype(np.float32, copy=False), neighbours[usable]
@@ -244,12 +248,14 @@ class RunningAverages:
         for law, own in zip(laws, neighbours.tolist(), strict=True):
             for key in enumerate(own):
                 known = averages.pop(key, None)  # it goes to the end: of those seen last
-                averages[key] = _Average(1, law) if known is None else _Average(known.count + 1, known.total + law)
+                averages[key] = (
+                    _Average(1, law.copy()) if known is None else _Average(known.positions + 1, known.total + law)
+                )
         for key in list(averages)[: max(0, len(averages) - self._most)]:
             del averages[key]
         total = before.total + laws.sum(axis=0, dtype=np.float64)
         # All at once, and last: whatever is raised before leaves it as it was.
-        self._learned = _Learned(before.count + len(laws), total, averages)
+        self._learned = _Learned(before.positions + len(laws), total, averages)
 
     def correct(self, logits: Array, changes: Changes) -> Array:
         """See `coupled_sampling.corrections.Corrector.correct`."""
@@ -283,4 +289,4 @@ class RunningAverages:
         known = self._learned.averages.get((neighbour, token))
         if known is None:
             return prior / np.float32(self.shrinkage)
-        return (known.total + prior) / np.float32(known.count + self.shrinkage)
+        return (known.total + prior) / np.float32(known.positions + self.shrinkage)
