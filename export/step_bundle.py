@@ -2,8 +2,8 @@
 
 Weights are stored once: if the window graph has them inside, they move to a file of their own, to which the window graph and
 every step graph refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
-a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, and for
-``scd-match`` one for TensorRT, whose noise is an input for each slot.
+a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, the same with
+corrected laws where the method recycles drafts, and for ``scd-match`` one for TensorRT, whose noise is an input for each slot.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     added = []
     for name in names:
         for graph in _variants(name, guided=manifest.unconditional_prompt is not None):
-            made = step_graph(window, name, warped=graph.warped, guided=graph.guided, noise=graph.noise)
+            variant = {"warped": graph.warped, "guided": graph.guided, "corrected": graph.corrected}
+            made = step_graph(window, name, noise=graph.noise, **variant)
             save_graph(made, folder / graph.file, check=False)
             added.append(graph)
     check_apart([folder / name for name in (manifest.window_graph.file, *(graph.file for graph in added))])
@@ -121,10 +122,16 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
 
 
 def _variants(method: str, *, guided: bool) -> list[StepGraph]:
-    """The step graphs of ``method``, with a guided one if the bundle has a prompt for it."""
-    graphs = [StepGraph(f"step-{method}.onnx", method), StepGraph(f"step-{method}-warped.onnx", method, warped=True)]
-    if guided:
-        graphs.append(StepGraph(f"step-{method}-warped-guided.onnx", method, warped=True, guided=True))
+    """The step graphs of ``method``, with guided ones if the bundle has a prompt for them."""
+    graphs = []
+    for corrected in (False, True) if find_method(method).recycles else (False,):
+        name = f"step-{method}{'-corrected' * corrected}"
+        graphs.append(StepGraph(f"{name}.onnx", method, corrected=corrected))
+        graphs.append(StepGraph(f"{name}-warped.onnx", method, warped=True, corrected=corrected))
+        if guided:
+            graphs.append(
+                StepGraph(f"{name}-warped-guided.onnx", method, warped=True, guided=True, corrected=corrected)
+            )
     if method == WINDOW_NOISE_METHOD:
         graphs.append(StepGraph(f"step-{method}-tensorrt.onnx", method, noise="window"))
     return graphs

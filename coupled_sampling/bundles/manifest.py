@@ -280,7 +280,7 @@ def _check_files(manifest: Manifest) -> None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
     kinds: set[tuple[object, ...]] = set()
     for i, one in enumerate(manifest.step_graphs):
-        kind = (one.method, one.warped, one.guided, one.noise)
+        kind = (one.method, one.warped, one.guided, one.noise, one.corrected)
         expect(kind not in kinds, f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
         kinds.add(kind)
     corrections = None if manifest.corrections is None else manifest.corrections.file

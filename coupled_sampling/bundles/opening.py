@@ -110,7 +110,13 @@ class Bundle:
         return None if graph is None else self.folder / graph.file
 
     def step_graph(
-        self, method: str, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+        self,
+        method: str,
+        *,
+        warped: bool = False,
+        guided: bool = False,
+        noise: str = "ring",
+        corrected: bool = False,
     ) -> Path | None:
         """Path of the leanest step graph that can do this, None if there is none.
 
@@ -124,18 +130,21 @@ class Bundle:
             Whether rows are guided.
         noise
             Where its race noise comes from; "window" for TensorRT.
+        corrected
+            Whether redrafts are drawn from corrected laws.
         """
         for name, value, kind in (
             ("method", method, str),
             ("warped", warped, bool),
             ("guided", guided, bool),
             ("noise", noise, str),
+            ("corrected", corrected, bool),
         ):
             check_is(name, value, kind)
         fitting = [
             graph
             for graph in self.manifest.step_graphs
-            if (graph.method, graph.guided, graph.noise) == (method, guided, noise)
+            if (graph.method, graph.guided, graph.noise, graph.corrected) == (method, guided, noise, corrected)
         ]
         fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
         return self.folder / fitting[0].file if fitting else None

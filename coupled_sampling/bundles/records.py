@@ -155,6 +155,8 @@ class StepGraph:
     noise
         Where race noise comes from: "ring" is a memory inside the graph, "window" an input with noise for each slot, which is how
         TensorRT takes it.
+    corrected
+        Whether redrafts are drawn from corrected laws, by tables that are inputs; see `coupled_sampling.corrections`.
 
     Examples
     --------
@@ -168,6 +170,7 @@ class StepGraph:
     warped: bool = False
     guided: bool = False
     noise: str = "ring"
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -178,7 +181,7 @@ class StepGraph:
         expect(self.noise in ("ring", "window"), "step_graphs: noise", self.noise, "'ring' or 'window'")
 
     def __str__(self) -> str:
-        variant = " warped" * self.warped + " guided" * self.guided
+        variant = " warped" * self.warped + " guided" * self.guided + " corrected" * self.corrected
         return f"{self.method}{variant}{' for TensorRT' * (self.noise == 'window')}"
 
 
