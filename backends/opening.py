@@ -302,10 +302,10 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
             f"step is {step!r}, but the bundle {wanted.bundle.manifest.name} has a layout, which needs the host; leave step at "
             "'auto'"
         )
-    if step != "host" and wanted.corrections is not None:
+    if step != "host" and not isinstance(wanted.corrections, LowRank | None):
         return (
-            f"step is {step!r}, which cannot correct laws as {type(wanted.corrections).__name__} does; leave step at 'auto', or "
-            "set corrections to 'none'"
+            f"step is {step!r}, which corrects by a fitted table only, and corrections is {shown(wanted.corrections)}; set step to "
+            "'host', or corrections to 'none'"
         )
     return found.takes(wanted)
 
@@ -327,9 +327,9 @@ def _with_kernels(wanted: Wanted, found: BackEnd) -> OpenStep:
     from coupled_sampling.backends.cuda.streams import OnStream, Stream
 
     gpu = _require_kernels(wanted.place)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"corrections": wanted.corrections}
     if wanted.guided:
-        settings = {"guidance": wanted.guidance, "unconditional": wanted.bundle.manifest.unconditional_prompt}
+        settings |= {"guidance": wanted.guidance, "unconditional": wanted.bundle.manifest.unconditional_prompt}
     with contextlib.ExitStack() as undo:
         provider = undo.enter_context(cast(OpenProvider, found.open(wanted)))
         # On an engine's own stream nothing has to be waited for between model and decision; runs of ONNX Runtime end when done.

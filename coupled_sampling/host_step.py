@@ -121,7 +121,8 @@ class HostStep(Closing):
     @property
     def runs(self) -> Runs:
         """What runs the provider; steps are decided here."""
-        return replace(what_runs(self.provider), step="host")
+        used = self.corrections if self.method.recycles else None
+        return replace(what_runs(self.provider), step="host").corrected_by(used)
 
     def close(self) -> None:
         """Forget all laws and close the provider, if it can be closed."""
