@@ -78,7 +78,7 @@ def compile_kernels(architecture: int, threads: int = 1024) -> bytes:
     -------
     bytes
         Load it with ``cuModuleLoadData`` or any tool that takes cubins. Kernels are called ``measure``, ``settle``,
-        ``target_laws``, ``decide``, ``noise`` and ``window_noise``.
+        ``target_laws``, ``decide``, ``sweep``, ``noise`` and ``window_noise``.
 
     Raises
     ------

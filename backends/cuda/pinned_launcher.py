@@ -25,7 +25,7 @@ from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["CapturedRoundTrip", "PinnedLauncher"]
 
-_KERNELS = ("measure", "settle", "target_laws", "decide", "noise", "window_noise")
+_KERNELS = ("measure", "settle", "target_laws", "decide", "sweep", "noise", "window_noise")
 
 
 class PinnedLauncher:

@@ -40,6 +40,8 @@ def takes(wanted: Wanted) -> str | None:
             "warped is True, expected neither top-k, top-p nor min-p for a step in TensorRT: warped step graphs sum in float64, "
             f"which TensorRT narrows; {_INSTEAD}"
         )
+    if wanted.corrections is not None:
+        return f"corrections is not 'none', and the step graph for TensorRT corrects no laws; set it to 'none', or {_INSTEAD}"
     missing = missing_step_graph(wanted.bundle)
     return None if missing is None else f"step is 'graph', but {missing}, or {_INSTEAD}"
 

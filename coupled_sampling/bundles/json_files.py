@@ -19,6 +19,7 @@ from coupled_sampling.errors import BundleError, CoupledSamplingError
 __all__ = [
     "CHAT_TEMPLATE",
     "CONFIGURATION",
+    "CORRECTIONS_FILE",
     "GGUF_HEADER",
     "INDEX_OF_SHARDS",
     "MANIFEST_FILE",
@@ -58,6 +59,7 @@ _MIB = 2**20
 MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle again", halves=True)
 CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, halves=True)
 CONFIGURATION = SmallFile("a configuration", 16 * _MIB)
+CORRECTIONS_FILE = SmallFile("a file of corrections", 1024 * _MIB, "copy it again, or fit it again")
 INDEX_OF_SHARDS = SmallFile("an index of shards", 32 * _MIB)
 TOKENIZER = SmallFile("a tokenizer", 48 * _MIB)
 SAFETENSORS_HEADER = SmallFile("a safetensors header", 32 * _MIB)

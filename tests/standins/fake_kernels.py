@@ -11,7 +11,7 @@ import numpy as np
 from coupled_sampling.backends.cuda.kernels import DECISION, ROW, WINDOW_DRAWS
 from standins.fake_cuda import SUCCESS, FakeCuda, Work
 
-THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024, "window_noise": 1024}
+THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024, "sweep": 1024, "window_noise": 1024}
 DECIDES = (DECISION, ("logits", "rows", "tokens_in"), ("tokens", "committed", "highest_logits", "scratch"))
 NOISE = (WINDOW_DRAWS, ("rows",), ("weights",))
 """A kernel's argument, and which of its fields are addresses that it reads and writes."""

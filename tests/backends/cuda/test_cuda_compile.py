@@ -33,7 +33,7 @@ def test_kernels_become_cubins(nvrtc, architecture, threads):
     cubin = compile_kernels(architecture, threads)
     assert cubin[:4] == b"\x7fELF"
     assert int.from_bytes(cubin[18:20], "little") == 190  # EM_CUDA
-    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise", b"window_noise"):
+    for name in (b"measure", b"settle", b"target_laws", b"decide", b"sweep", b"noise", b"window_noise"):
         assert b".text." + name + b"\0" in cubin
 
 
@@ -200,7 +200,7 @@ def resources(cubin):
 def test_kernels_fit_a_multiprocessor(nvrtc, architecture):
     """A block that asked for more could not be launched, which only a GPU would say."""
     found = resources(compile_kernels(architecture, 1024))
-    assert set(found) == {"measure", "settle", "target_laws", "decide", "noise", "window_noise"}
+    assert set(found) == {"measure", "settle", "target_laws", "decide", "sweep", "noise", "window_noise"}
     for name, (registers, shared) in found.items():
         threads, blocks = (compiling.PART_THREADS, 4) if name in SHARING else (1024, 1)
         assert 16 <= registers <= 65536 // (threads * blocks), name

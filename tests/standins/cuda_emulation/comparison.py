@@ -97,12 +97,23 @@ def compare(world, method, options=SANITIZED, *, order=0, replacement=None, proc
 
 
 def compare_on(
-    launcher, world, method, *, steps=None, drafting="repeat", prompts=PROMPTS, length=30, window=8, sampling=WARPED
+    launcher,
+    world,
+    method,
+    *,
+    steps=None,
+    drafting="repeat",
+    prompts=PROMPTS,
+    length=30,
+    window=8,
+    sampling=WARPED,
+    corrections=None,
+    dtype="float32",
 ):
     """Decode with both steps, the kernels by ``launcher``; at most ``steps`` steps."""
-    provider = DeviceProvider(world(), launcher)
-    kernels = KernelStep(provider, method, launcher)
-    both = BothSteps(HostStep(world(), method), kernels)
+    provider = DeviceProvider(world(), launcher, dtype)
+    kernels = KernelStep(provider, method, launcher, corrections=corrections)
+    both = BothSteps(HostStep(world(), method, corrections=corrections), kernels)
     decoder = Decoder(both, window=window, drafting=drafting)
     for i, prompt in enumerate(prompts):
         warp = sampling[i % len(sampling)]
@@ -150,7 +161,7 @@ def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=No
     for pointer, array in zip((memory[0] + offset, *memory[1:3]), (logits, row, given), strict=True):
         launcher.upload(pointer, array)
     codes = method_codes(METHODS[method])
-    values = (memory[0] + offset, dtype, 0, width, vocab_size, *memory[1:3], *codes, *memory[3:6], scratch, parts)
+    values = (memory[0] + offset, dtype, 0, width, vocab_size, *memory[1:3], *codes, *memory[3:6], scratch, parts, 0, 0, 0)
     decide(launcher, np.array(values, DECISION), 1)
     for pointer, array in zip(memory[3:], (*outs, laws), strict=True):
         launcher.download(pointer, array)
