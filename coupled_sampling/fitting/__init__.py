@@ -1,7 +1,7 @@
 """Fitting corrections to a model: its own samples are decoded, and what became of laws is told to a table.
 
-`fit_corrections` does it all; `coupled-sampling fit-corrections` is the command around it. The model itself is never trained. Nothing
-here is needed to use a table.
+`fit_corrections` does it all; `coupled-sampling fit-corrections` is the command around it. The model itself is never trained.
+Nothing here is needed to use a table.
 """
 
 from coupled_sampling.fitting.corrections import CorrectionFit, FitSettings, fit_corrections

@@ -5,15 +5,15 @@ Of each pair the table is given the first law and both sets of neighbours, and i
 - ``kl``, the Kullback-Leibler divergence of the predicted law from the one that came: for acceptance by match;
 - ``tv``, their total variation distance: the maximal coupling keeps a draft with probability 1 - TV, so that is what counts there.
 
-Samples are few and numbers many, so that what holds for the pairs it saw is not what holds for others. A last part of the samples is
-kept apart; the table that did best on those is taken (Prechelt 1998, "Early stopping - but when?").
+Samples are few and numbers many, so that what holds for the pairs it saw is not what holds for others. A last part of the samples
+is kept apart; the table that did best on those is taken (Prechelt 1998, "Early stopping - but when?").
 
 Adam: Kingma and Ba, arXiv 1412.6980.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,11 +24,14 @@ from coupled_sampling.arguments import check_count
 from coupled_sampling.corrections import LowRank
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
-from coupled_sampling.fitting.pairs import Pairs, log_laws
+from coupled_sampling.fitting.pairs import Pairs, joined, log_laws
 
 __all__ = ["Divergence", "Loss", "Optimiser", "divergence", "fit_low_rank"]
 
 Loss = Literal["kl", "tv"]
+
+_BLOCK = 2**20
+"""Numbers of laws that are looked at together."""
 
 _LEAST_SCALE = 1e-2
 """A, by which stale logits are multiplied, stays positive."""
@@ -128,8 +131,9 @@ class _Data:
         laws = np.exp(log_laws(after / self._temperature))
         return _Batch(self._old[index], self._new[index], self._which[index], before, laws)
 
-    def blocks(self, size: int = 2048) -> list[_Batch]:
-        return [self.take(np.arange(at, min(at + size, len(self)))) for at in range(0, len(self), size)]
+    def blocks(self) -> Iterator[_Batch]:
+        size = max(1, _BLOCK // self._pairs.before.shape[1])
+        return (self.take(np.arange(at, min(at + size, len(self)))) for at in range(0, len(self), size))
 
 
 def fit_low_rank(
@@ -188,11 +192,11 @@ def fit_low_rank(
         raise InvalidArgument(f"temperature is {temperature}, expected a finite number > 0")
     chosen = optimiser or Optimiser()
     apart = max(1, len(parts) // 8)
-    seen, unseen = (_joined(part) for part in (parts[:-apart], parts[-apart:]))
-    if seen is None or unseen is None:
+    if not any(len(part.before) for part in parts[:-apart]) or not any(len(part.before) for part in parts[-apart:]):
         raise InvalidArgument(
             f"parts are {len(parts)} samples, without pairs of changed neighbours on one side; decode more samples, or longer ones"
         )
+    seen, unseen = joined(parts[:-apart]), joined(parts[-apart:])
     data, held = (_Data(pairs, first, temperature) for pairs in (seen, unseen))
     fit = _Fit(data, chosen, loss, temperature, len(lags), seen.before.shape[1])
     best, off = fit.parameters, fit.divergence(fit.parameters, held)
@@ -213,13 +217,12 @@ def divergence(table: LowRank | None, pairs: Pairs, first: int, temperature: flo
     data = _Data(pairs, first, temperature)
     size = pairs.before.shape[1]
     if table is None:
-        own = _Parameters(*(np.zeros(1, np.float32) for _ in range(4)))
-        return _mean_divergence(lambda batch: batch.before, data.blocks(), own, temperature)
+        return _mean_divergence(lambda batch: batch.before, data, temperature)
     inside = slice(first, first + size)
     neighbours = np.concatenate([table.neighbours[:, inside], table.neighbours[:, -1:]], axis=1)
     kept = _Parameters(table.basis[inside], neighbours, table.stale_scale, table.unigram_scale)
     unigram = table.unigram[inside]
-    return _mean_divergence(lambda batch: _predicted(kept, unigram, batch)[1], data.blocks(), kept, temperature)
+    return _mean_divergence(lambda batch: _predicted(kept, unigram, batch)[1], data, temperature)
 
 
 class _Fit:
@@ -238,14 +241,15 @@ class _Fit:
 
         rank, kinds = optimiser.rank, 2**neighbours
         self.parameters = _Parameters(
-            small(size, rank), small(neighbours, size + 1, rank), np.ones(kinds, np.float32), np.zeros(kinds, np.float32)
+            small(size, rank),
+            small(neighbours, size + 1, rank),
+            np.ones(kinds, np.float32),
+            np.zeros(kinds, np.float32),
         )
         self._mean, self._square = (_Parameters(*map(np.zeros_like, self.parameters)) for _ in range(2))
 
     def divergence(self, parameters: _Parameters, data: _Data) -> Divergence:
-        return _mean_divergence(
-            lambda batch: _predicted(parameters, self.unigram, batch)[1], data.blocks(), parameters, self._temperature
-        )
+        return _mean_divergence(lambda batch: _predicted(parameters, self.unigram, batch)[1], data, self._temperature)
 
     def step(self, count: int) -> None:
         """Minibatch number ``count``, from 1 on."""
@@ -301,12 +305,10 @@ def _gradient(
     return _Parameters(slope.T @ moved, sources, stale, own)
 
 
-def _mean_divergence(
-    predict: Callable[[_Batch], NDArray[np.float32]], blocks: Sequence[_Batch], _: _Parameters, temperature: float
-) -> Divergence:
+def _mean_divergence(predict: Callable[[_Batch], NDArray[np.float32]], data: _Data, temperature: float) -> Divergence:
     kl = tv = 0.0
     count = 0
-    for batch in blocks:
+    for batch in data.blocks():
         logs = log_laws(predict(batch) / temperature)
         truth = np.log(np.maximum(batch.after, 1e-26))
         kl += float((batch.after * (truth - logs)).sum())
@@ -329,10 +331,3 @@ def _table(
     stale, own = parameters.stale_scale.copy(), parameters.unigram_scale.copy()
     stale[0], own[0] = 1, 0
     return LowRank(lags, log_unigram, basis, neighbours, stale, own)
-
-
-def _joined(parts: Sequence[Pairs]) -> Pairs | None:
-    whole = [part for part in parts if len(part.before)]
-    if not whole:
-        return None
-    return Pairs(*(np.concatenate(arrays) for arrays in zip(*whole, strict=True)))

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import to_host
-from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window, prompt_chunk
+from coupled_sampling.contracts import (
+    Array,
+    Integers,
+    LogitsProvider,
+    RequestObserver,
+    Selective,
+    max_window,
+    prompt_chunk,
+)
 from coupled_sampling.requests import Request
 
 __all__ = ["Pairs", "Recording", "joined", "log_laws", "thinned"]
@@ -135,8 +143,8 @@ class Recording:
         for slot in range(begin, min(len(before.context), len(now.context))):
             old, new = (_neighbours(one.context, slot + 1, self._lags) for one in (before, now))
             if old != new:
-                laws = (log_laws(one.logits[slot - one.start]).astype(np.float16) for one in (before, now))
-                self._candidates.append(_Candidate(old, new, *laws, now.context[: slot + 1]))
+                first, second = (log_laws(one.logits[slot - one.start]).astype(np.float16) for one in (before, now))
+                self._candidates.append(_Candidate(old, new, first, second, now.context[: slot + 1]))
 
     def pairs(self, tokens: Integers, generator: np.random.Generator) -> Pairs:
         """The pairs of the sequence whose prompt and generated tokens are ``tokens``; ``generator`` chooses those off its path."""
@@ -170,7 +178,7 @@ def log_laws(logits: NDArray[Any]) -> NDArray[np.float32]:
     """Log-probabilities (..., M) of ``logits`` (..., M), cut off far below."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     laws = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return np.maximum(laws, np.float32(_LEAST)).astype(np.float32)
+    return np.asarray(np.maximum(laws, _LEAST), np.float32)
 
 
 def _neighbours(context: Integers, position: int, lags: Sequence[int]) -> list[int]:
