@@ -1,4 +1,4 @@
-"""What `open_model` makes of ``corrections``: from the bundle, plain, a corrector of one's own, or none; and where a step can have it."""
+"""What `open_model` makes of ``corrections``: the bundle's, plain ones, a corrector of one's own, or none; and which steps have it."""
 
 import dataclasses
 
@@ -78,7 +78,9 @@ def test_plain_corrections_and_those_of_ones_own_are_the_hosts(plain, fitted):
     for corrections, name in (("plain", "RunningAverages"), (own, "Kept")):
         assert corrects(fitted, "scd-match", corrections=corrections) == ("host", name)
         assert check_model(fitted, method="scd-match", corrections=corrections) == "host"
-        with pytest.raises(InvalidArgument, match=r"step is 'graph', which corrects by a fitted table only.*set step to 'host'"):
+        with pytest.raises(
+            InvalidArgument, match=r"step is 'graph', which corrects by a fitted table only.*set step to 'host'"
+        ):
             check_model(fitted, method="scd-match", step="graph", corrections=corrections)
         assert check_model(fitted, method="ar", corrections=corrections) == "host"
     with open_model(plain, rows=2, method="scd-match", corrections=own) as model:
@@ -113,7 +115,10 @@ def test_a_step_in_tensorrt_corrects_nothing_and_says_so(monkeypatch, fitted):
 def test_what_cannot_be_is_refused_by_name(plain):
     other = random_low_rank(0, WORDS + 1, (1,))
     for settings, words in (
-        ({"method": "sjd", "corrections": "fitted"}, "the bundle toy has no table for sjd; run `coupled-sampling fit-corr"),
+        (
+            {"method": "sjd", "corrections": "fitted"},
+            "the bundle toy has no table for sjd; run `coupled-sampling fit-corr",
+        ),
         ({"method": "sjd", "corrections": "best"}, "corrections is 'best', expected one of auto, none, plain, fitted"),
         ({"method": "sjd", "corrections": 3}, "corrections is 3, expected an object with lags and correct"),
         ({"method": "sjd", "corrections": LowRank}, "corrections is <class"),
@@ -167,7 +172,9 @@ def test_a_table_made_for_another_model_stops_the_opening_and_not_the_model(fitt
     other = dataclasses.replace(fitted, manifest=dataclasses.replace(fitted.manifest, corrections=record))
     for ask in (open_model, check_model):
         for kind in ("auto", "fitted", "plain"):
-            with pytest.raises(BundleError, match=r"made for another model.*fit-corrections again, or decode with corrections 'none'"):
+            with pytest.raises(
+                BundleError, match=r"made for another model.*fit-corrections again, or decode with corrections 'none'"
+            ):
                 ask(other, method="sjd", corrections=kind)
     assert corrects(other, "sjd", corrections="none") == ("graph", "")
 

@@ -68,7 +68,9 @@ def test_each_method_has_the_table_for_how_it_accepts(bundle, arrays):
 
 def test_a_table_that_there_is_not_is_refused_by_name_and_not_missed_by_default(bundle, arrays):
     for method in ("sjd", "ar"):
-        with pytest.raises(InvalidArgument, match=rf"the bundle toy has no table for {method}; run `coupled-sampling fit-corr"):
+        with pytest.raises(
+            InvalidArgument, match=rf"the bundle toy has no table for {method}; run `coupled-sampling fit-corr"
+        ):
             bundle.corrector(method, "fitted")
         assert bundle.corrector(method) is None
     own = {name: values for name, values in arrays.items() if not name.startswith("rejection/")}
@@ -87,7 +89,9 @@ def test_plain_corrections_are_the_bundles_own_averages_or_are_learned(bundle):
     assert isinstance(learned, RunningAverages)
     assert (learned.lags, learned.vocab_size, learned.positions) == (LAGS, WORDS, 0)
     averages = RunningAverages(LAGS, WORDS)
-    averages.learn(np.random.default_rng(0).normal(size=(40, WORDS)), np.random.default_rng(1).integers(0, WORDS, (40, 2)))
+    averages.learn(
+        np.random.default_rng(0).normal(size=(40, WORDS)), np.random.default_rng(1).integers(0, WORDS, (40, 2))
+    )
     kept = averages.kept()
     tables = random_tables(plain=kept.state())
     made = with_arrays(bundle, stored_arrays(tables, fingerprint(bundle.folder, bundle.manifest, LAGS)))
@@ -109,10 +113,16 @@ def test_plain_corrections_are_the_bundles_own_averages_or_are_learned(bundle):
         ({"length": 8, "layout": Layout.grid(2, 3, (0, 4), row_end=4).spans}, (1, 4)),
         ({"length": 9, "layout": Layout.grid(2, 3, (0, 4), row_end=4, end=[4]).spans}, (1, 4)),
         ({"length": 8, "layout": (Span(4, 1, 2), Span(0, 4, 6))}, (1, 3)),
-        ({"length": 11, "layout": (Span(4, 1, 1), Span(0, 2, 2), Span(0, 3, 1), Span(4, 1, 2), Span(0, 4, 3), Span(4, 1, 2))}, (1, 5)),
+        (
+            {
+                "length": 11,
+                "layout": (Span(4, 1, 1), Span(0, 2, 2), Span(0, 3, 1), Span(4, 1, 2), Span(0, 4, 3), Span(4, 1, 2)),
+            },
+            (1, 5),
+        ),
         ({"length": 12, "grid": Grid(6, 1), "layout": Layout.grid(6, 1, (0, 4), row_end=4).spans}, (1, 2)),
     ],
-)  # fmt: skip
+)
 def test_neighbours_are_left_and_above_in_the_order_of_the_tokens(changes, lags):
     assert neighbour_lags(a_manifest(**changes)) == lags
 
@@ -146,7 +156,9 @@ def test_tables_of_another_model_vocabulary_or_layout_are_refused_by_name(bundle
     bundle = with_arrays(bundle, arrays)
     other = replace(bundle, manifest=change(bundle.folder, bundle.manifest))
     for ask in (other.correction_tables, lambda: other.corrector("sjd"), lambda: other.corrector("sjd", "plain")):
-        with pytest.raises(BundleError, match=r"made for another model, vocabulary or layout than the bundle toy.*fit-corr"):
+        with pytest.raises(
+            BundleError, match=r"made for another model, vocabulary or layout than the bundle toy.*fit-corr"
+        ):
             ask()
     assert other.corrector("sjd", "none") is None, "it can still be decoded with"
 
@@ -272,7 +284,9 @@ def test_a_damaged_file_is_refused_in_one_line_and_takes_no_memory(bundle, array
     damaged = with_arrays(bundle, content=DAMAGE[damage](arrays))
     tracemalloc.start()
     try:
-        with pytest.raises(BundleError, match=r"corrections\.npz is no whole file of corrections: .+; copy it again") as caught:
+        with pytest.raises(
+            BundleError, match=r"corrections\.npz is no whole file of corrections: .+; copy it again"
+        ) as caught:
             damaged.corrector("sjd", "fitted")
         _, peak = tracemalloc.get_traced_memory()
     finally:

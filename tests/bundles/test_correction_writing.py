@@ -238,6 +238,8 @@ def test_tables_stay_with_a_model_whose_weights_move_to_a_file_of_their_own(tmp_
     )
     assert [name for name in names(made.folder) if name.endswith(".npz")] == [after.file]
     stale = shutil.copytree(made.folder, tmp_path / "stale")
-    write_manifest(stale, dataclasses.replace(made.manifest, corrections=dataclasses.replace(after, fingerprint="0" * 64)))
+    write_manifest(
+        stale, dataclasses.replace(made.manifest, corrections=dataclasses.replace(after, fingerprint="0" * 64))
+    )
     with pytest.raises(BundleError, match="made for another model"):
         add_step_graphs(stale, tmp_path / "more", ["ar"])

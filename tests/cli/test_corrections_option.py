@@ -109,7 +109,7 @@ def test_inspect_says_what_tables_there_are(command, plain, fitted, tmp_path):
     write_manifest(other.folder, dataclasses.replace(other.manifest, corrections=record))
     assert "not usable:" in said(other.folder)
     assert "made for another model, vocabulary or layout" in said(other.folder)
-    code, text, _ = command("inspect", fitted.folder, "--json")
+    _, text, _ = command("inspect", fitted.folder, "--json")
     assert json.loads(text)["corrections"]["lags"] == [1, 3]
 
 
