@@ -49,11 +49,16 @@ _DEFAULT = CudaOptions()
 
 
 def takes(wanted: Wanted) -> str | None:
-    """A step graph must be in the bundle, and is not captured; anything else is taken."""
+    """A step graph must be in the bundle, is not corrected, and not captured; anything else is taken."""
     if wanted.step != "graph":
         return None
     if wanted.place.cuda_graphs:
         return "cuda_graphs is True, but step is 'graph', and step graphs of bundles are not captured; leave one of them out"
+    if wanted.corrections is not None:
+        return (
+            "corrections is given, but step is 'graph', and corrected step graphs run with backend 'cpu' only; set step to "
+            "'host', or leave corrections out"
+        )
     return missing_step_graph(wanted)
 
 
