@@ -50,7 +50,7 @@ _DEFAULT = CudaOptions()
 
 
 def takes(wanted: Wanted) -> str | None:
-    """A step graph must be in the bundle, is neither corrected nor captured; kernels correct laws by a `LowRank`; else all is taken."""
+    """A step graph must be in the bundle, and is neither corrected nor captured; kernels correct laws by a `LowRank` only."""
     if wanted.step != "graph":
         return refused_by_kernels(wanted.corrections) if wanted.step == "kernels" else None
     if wanted.place.cuda_graphs:

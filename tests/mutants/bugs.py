@@ -7,11 +7,8 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
-<<<<<<< HEAD
-from bugs_of_correction_tables import BUGS as CORRECTION_TABLES
-=======
 from bugs_of_corrected_step_graphs import BUGS as CORRECTED_STEP_GRAPHS
->>>>>>> h-graph
+from bugs_of_correction_tables import BUGS as CORRECTION_TABLES
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
 from bugs_of_families import BUGS as FAMILIES

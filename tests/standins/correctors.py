@@ -1,19 +1,24 @@
-<<<<<<< HEAD
 """Correctors for proofs and tests: some in fractions, one by a fitted form with random numbers, and some that go wrong."""
 
 from collections.abc import Callable
 from fractions import Fraction
-=======
-"""Correctors of tests: tables drawn at random, large enough that laws and tokens change by them."""
->>>>>>> h-graph
 
 import numpy as np
 
 from coupled_sampling.corrections import LowRank
-<<<<<<< HEAD
 from coupled_sampling.testing.exact.rational import RationalArray
 
-__all__ = ["ByFactors", "Kept", "Raising", "dead_after", "fractions_of_place", "random_fractions", "random_low_rank"]
+__all__ = [
+    "ByFactors",
+    "Kept",
+    "Raising",
+    "dead_after",
+    "fractions_of_place",
+    "no_change",
+    "random_fractions",
+    "random_low_rank",
+    "random_table",
+]
 
 Factors = Callable[[tuple[int, ...], tuple[int, ...], int], list[Fraction]]
 
@@ -109,7 +114,6 @@ class Raising(Kept):
         if self.broken:
             raise KeyError("no such neighbour")
         return super().correct(logits, changes)
-=======
 
 
 def random_table(vocab_size, lags=(1, 3), *, seed=0, rank=5, scale=1.0):
@@ -132,4 +136,3 @@ def no_change(vocab_size, lags=(1, 3)):
     return LowRank(
         tuple(lags), np.ones(vocab_size), np.ones((vocab_size, 1)), nothing, np.ones(2**count), np.zeros(2**count)
     )
->>>>>>> h-graph
