@@ -302,11 +302,6 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
             f"step is {step!r}, but the bundle {wanted.bundle.manifest.name} has a layout, which needs the host; leave step at "
             "'auto'"
         )
-    if step != "host" and not isinstance(wanted.corrections, LowRank | None):
-        return (
-            f"step is {step!r}, which corrects by a fitted table only, and corrections is {shown(wanted.corrections)}; set step to "
-            "'host', or corrections to 'none'"
-        )
     return found.takes(wanted)
 
 

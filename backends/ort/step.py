@@ -87,6 +87,8 @@ class OrtStep(Closing):
         The noise it draws from, as far as the loop and drafting rules are concerned.
     binding, runs
         Where its tensors lie, and what runs it.
+    corrections
+        What predicts laws under changed neighbours; None if nothing does.
 
     Raises
     ------
@@ -135,6 +137,7 @@ class OrtStep(Closing):
         self._guided = None
         check_guidance(facts, guidance, unconditional)
         check_corrections(facts, corrections)
+        self.corrections = corrections
         if guidance is not None and unconditional is not None:
             self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length, guidance)
             self.max_length = self._guided.max_length

@@ -81,7 +81,7 @@ def missing_step_graph(wanted: Wanted) -> str | None:
     bundle, method = wanted.bundle, _name(wanted)
     refusal = None if wanted.corrections is None else refused_corrector(wanted.corrections)
     if refusal is not None:
-        return f"step is 'graph', but {refusal}; open it with step='host', or leave step at 'auto'"
+        return f"step is 'graph', but {refusal}; use step='host', or leave step at 'auto'"
     if _path(wanted) is not None:
         return None
     asked = f"{method}{' warped' * wanted.warped}{' guided' * wanted.guided}{' corrected' * _is_corrected(wanted)}"

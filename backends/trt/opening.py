@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coupled_sampling.backends.cuda.correction_tables import refused_by_kernels
 from coupled_sampling.backends.place import Wanted, unknown_operators
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.provider import TrtProvider
@@ -18,12 +19,17 @@ _INSTEAD = "leave step at 'auto', and CUDA kernels decide"
 
 
 def takes(wanted: Wanted) -> str | None:
-    """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle."""
+    """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided, warped nor corrected, and in the bundle."""
     unknown = unknown_operators(wanted, "TensorRT")
     if unknown is not None:
         return unknown
     if wanted.step != "graph":
-        return None
+        return refused_by_kernels(wanted.corrections) if wanted.step == "kernels" else None
+    if wanted.corrections is not None:
+        return (
+            "corrections are given, which an engine cannot apply between two of its tokens; use step='kernels' with a LowRank, or "
+            "step='host'"
+        )
     method = "" if wanted.method is None else wanted.method.name
     if method != STEP_METHOD:
         return (
@@ -40,8 +46,6 @@ def takes(wanted: Wanted) -> str | None:
             "warped is True, expected neither top-k, top-p nor min-p for a step in TensorRT: warped step graphs sum in float64, "
             f"which TensorRT narrows; {_INSTEAD}"
         )
-    if wanted.corrections is not None:
-        return f"corrections is not 'none', and the step graph for TensorRT corrects no laws; set it to 'none', or {_INSTEAD}"
     missing = missing_step_graph(wanted.bundle)
     return None if missing is None else f"step is 'graph', but {missing}, or {_INSTEAD}"
 

@@ -33,6 +33,7 @@ from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.records import USES, CorrectionsRecord
 from coupled_sampling.corrections import LowRank
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.plain_corrections import KeptAverages
 
 __all__ = ["FILE", "USES", "CorrectionTables", "fingerprint", "neighbour_lags", "read_corrections", "stored_arrays"]
 
@@ -207,7 +208,11 @@ def _tables(arrays: dict[str, NDArray[Any]], manifest: Manifest, record: Correct
             raise ValueError(f"its table for {use} is over {table.vocab_size} tokens, expected {manifest.vocab_size}")
     plain = {name.removeprefix("plain/"): values for name, values in arrays.items() if name.startswith("plain/")}
     if len(plain) != len(arrays):
-        raise ValueError(f"it has arrays that nothing asks for: {', '.join(sorted(set(arrays) - set(plain)))[:200]}")
+        raise ValueError(f"it has {len(arrays) - len(plain)} arrays that nothing asks for")
+    if plain:
+        kept = KeptAverages.from_state(plain)
+        if (kept.lags, kept.vocab_size) != (record.lags, manifest.vocab_size):
+            raise ValueError(f"its averages are over {kept.vocab_size} tokens with lags {kept.lags}, unlike its tables")
     return CorrectionTables(fitted, plain)
 
 

@@ -167,8 +167,8 @@ def _remove_unnamed(folder: Path) -> None:
             if not is_held(path):
                 path.unlink()
     # A file that was half-written is hidden beside its name, which is not known any more.
-    for path in folder.glob(".corrections-*.npz-*"):
-        name = path.name[1:].rpartition("-")[0]
+    for path in folder.glob(".corrections-*"):
+        name = path.name[1:].partition(".npz")[0] + ".npz"
         with contextlib.suppress(OSError):
             if _NAME.fullmatch(name) and path in find_leftovers(folder / name):
                 path.unlink()

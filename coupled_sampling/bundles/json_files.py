@@ -105,7 +105,9 @@ def read_small(path: Path, kind: SmallFile, refusal: type[CoupledSamplingError] 
             raise refusal(f"{path} is a folder, a device or a pipe, expected {kind.name}; {kind.remedy}")
         kind.check_size(found.st_size, path, refusal)
         with path.open("rb") as file:
-            content = file.read(kind.most + 1)
+            content = file.read(found.st_size + 1)  # as much memory as it has bytes, and not as much as it may have
+            if len(content) > found.st_size:
+                content += file.read(kind.most + 1 - len(content))
     except FileNotFoundError as error:
         raise refusal(f"{path} is missing, expected {kind.name}; {kind.remedy}") from error
     except OSError as error:  # a loop of links, no permission

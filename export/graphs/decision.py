@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.decision_correction import At, Drawn, Redraw, Sweep
+from coupled_sampling.export.graphs.decision_correction import At, Drawn, Redraw, Sites, Sweep
 from coupled_sampling.export.graphs.decision_draws import (
     DecisionBuilder,
     first_of,
@@ -243,8 +243,9 @@ class _Decision:
             settings = self.settings.at_rows(rows)
             return target_law(graph, values, self.vocab_size, self.warped, settings, name=None)
 
-        sweep = Sweep(graph, self.vocab_size, logits, slots.slot, warp, drawn.redraw)
-        tokens, found = sweep.write(slots.draft, now, later, target, records=self.method.acceptance == "rejection")
+        sites = Sites(slots.slot, slots.draft, later, logits)
+        sweep = Sweep(graph, self.vocab_size, sites, warp, drawn.redraw)
+        tokens, found = sweep.write(now, target, records=self.method.acceptance == "rejection")
         return drawn._replace(tokens=tokens), found
 
     def match(self, law: str, slots: _Slots, start: str) -> Drawn:

@@ -1,16 +1,15 @@
-// A step's decisions from its logits: `coupled_sampling.host_step.HostStep` on the device, in four kernels, or five.
+// A step's decisions from its logits: `coupled_sampling.host_step.HostStep` on the device, in four kernels.
 //
 // - `measure` reads the logits: of each chunk of a slot the largest one and the sum of exponentials;
 // - `settle` combines a slot's chunks to its law, finds the thresholds of top-k and top-p, and tests the draft against the law;
 // - `target_laws` reads the logits again: it writes the laws, runs races, and sums what is to be drawn from, chunk by chunk;
-// - `decide` corrects each row's first refusal, redrafts what follows, and counts;
-// - `sweep`, where laws are corrected for changed neighbours, draws redrafts anew.
+// - `decide` corrects each row's first refusal, redrafts what follows, and counts.
 //
 // `measure` and `target_laws` have `parts` blocks for each slot, which take its chunks in turn: grid (width * parts, rows),
-// PART_THREADS threads. `settle` and `decide` have one: grid (width, rows), THREADS threads; `sweep` has one for a row: grid
-// (1, rows). No outcome depends on `parts`. Slots that decide nothing do no work. At the first slot of which no law can be made a
-// row's drafts end: from there on its tokens are -1, and where that is committed, the row has failed.
-#include "sweep.cuh"
+// PART_THREADS threads. The others have one: grid (width, rows), THREADS threads. No outcome depends on `parts`. Slots that
+// decide nothing do no work. At the first slot of which no law can be made a row's drafts end: from there on its tokens are -1, and
+// where that is committed, the row has failed. Where laws are corrected, the kernel of sweep.cu comes after these.
+#include "slot_draws.cuh"
 
 extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(const Decision decision) {
     __shared__ Block<PART_THREADS> shared;

@@ -29,7 +29,7 @@ struct Decision {
     float* highest_logits;
     void* scratch;               // `Scratch` in places.cuh
     long long parts;             // blocks that share a slot
-    const void* corrections;     // `Corrections` in sweep.cuh; 0 for none
+    const void* corrections;     // `Corrections` in sweep.cu; 0 for none
     long long neighbours, rank;  // of these
 };
 

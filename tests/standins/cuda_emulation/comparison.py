@@ -6,6 +6,7 @@ from coupled_sampling import Decoder, HostStep, Request, Sampling
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, decide, method_codes, scratch_bytes
 from coupled_sampling.contracts import RowInfo, Window
+from coupled_sampling.corrections import LowRank
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, random_table
 from standins.cuda_emulation.emulation import SANITIZED, DeviceProvider, EmulationLauncher
@@ -168,6 +169,18 @@ def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=No
     for pointer in (*memory, scratch):
         launcher.release(pointer)
     return (*outs, laws)
+
+
+def exact_correction(vocab_size, lags=(1,), rank=3, seed=0):
+    """A correction of eighths: whatever the order in which float32 adds its products up, nothing is rounded."""
+    random, count = np.random.default_rng(seed), len(lags)
+
+    def eighths(*shape):
+        return random.integers(-6, 7, shape) / 8
+
+    scales = random.integers(3, 7, 2**count) / 4, random.integers(-2, 3, 2**count) / 4
+    neighbours = eighths(count, vocab_size + 1, rank)
+    return LowRank(lags, eighths(vocab_size), eighths(vocab_size, rank), neighbours, *scales)
 
 
 def tie_ridden_logits(vocab_size, seed):

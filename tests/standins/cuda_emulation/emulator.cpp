@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decision.cu"
+#include "sweep.cu"
 
 #ifndef THREADED
 template <class Phase>

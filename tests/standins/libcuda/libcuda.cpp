@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "decision.cu"
+#include "sweep.cu"
 
 template <class Phase>
 void each(Phase phase) {

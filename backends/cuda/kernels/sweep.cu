@@ -7,12 +7,11 @@
 //
 // and all is done again with them: the law and its thresholds, the test of the draft, the race or the draw, with the same noise.
 // The new law takes the place of the old one. What is redrawn is a neighbour itself, so slots go from left to right, and a row
-// has one block, whose threads share the vocabulary. A neighbour before the first slot that decides cannot change.
-#pragma once
-
+// has one block, whose threads share the vocabulary: grid (1, rows), THREADS threads. It comes after `decide`. A neighbour before
+// the first slot that decides cannot change.
 #include "slot_draws.cuh"
 
-// The tables of a correction, in this order in memory: `packed` in corrections.py.
+// The tables of a correction, in this order in memory: `packed` in correction_tables.py.
 struct Corrections {
     int rank, size;
     const long long* lags;       // (neighbours,)
