@@ -358,7 +358,9 @@ class GrammarDrafts:
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """See `coupled_sampling.drafting.SelectiveDrafting.takes`."""
-        return self.otherwise.takes(request, vocab_size, rows) if isinstance(self.otherwise, SelectiveDrafting) else None
+        return (
+            self.otherwise.takes(request, vocab_size, rows) if isinstance(self.otherwise, SelectiveDrafting) else None
+        )
 
     def waits(self, tokens: Integers, prompt_length: int) -> bool:
         """See `coupled_sampling.drafting.WaitsForTokens.waits`."""

@@ -64,8 +64,8 @@ __all__ = [
 ]
 
 FORMAT = "coupled-sampling-bundle"
-FORMAT_VERSION = 4
-"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates; all of them are still read."""
+FORMAT_VERSION = 5
+"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates, 4 no fill token; all of them are still read."""
 MODELS = Path(__file__).parent / "models"
 
 
