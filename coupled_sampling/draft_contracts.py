@@ -174,8 +174,8 @@ class AsksForLaws(Protocol):
     """What a rule offers that wants the laws which tokens were committed under: `DraftContext.laws`.
 
     A law is there as soon as its token is committed: whatever a step accepts or corrects has one. Tokens that a resumed request
-    brought along (``Request.generated``) have none, and the run of laws begins behind them. A step that cannot hand laws out refuses
-    requests before anything runs.
+    brought along (``Request.generated``) have none: the run of laws begins behind them. With a step that cannot hand laws out
+    requests are refused before anything runs.
 
     Examples
     --------

@@ -16,7 +16,7 @@ specification       guess for position i
 
 Where ``copy`` or ``ngram`` have nothing to go by, they repeat the token before. ``copy`` and ``repeat`` guess nothing but generated
 tokens: the last token of a picture's prompt, such as its class, cannot stand in the picture. Where nothing was generated yet they
-guess a *fill* token if they have one, as a bundle's rules do where its manifest names one. Else they wait for the first token, which
+guess a *fill* token if they have one, as a bundle's rules do where its manifest names one. Else they wait for the first token: that
 costs one pass. ``ngram`` looks a text's prompt up, and may repeat its last token.
 """
 

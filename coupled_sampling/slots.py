@@ -242,4 +242,4 @@ class Outcome(NamedTuple):
     model_logprobs: Mapping[int, NDArray[np.float64]] = _NONE  # type: ignore[assignment]
     """The same under the model's own laws."""
     laws: Mapping[int, Array] = _NONE
-    """The target laws themselves (committed, V), of rows that asked for them, in memory of their own: no later step writes to it."""
+    """The target laws themselves (committed, V) of rows that asked for them, in memory that no later step writes to."""

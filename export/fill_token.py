@@ -76,4 +76,4 @@ def _first_law(provider: LogitsProvider, manifest: Manifest, prompt: Integers) -
     made = target_laws(logits[:, -1:, ...], [RowInfo(0, 0, sampling)], [prompt], len(prompt) * one.astype(int), one)
     for error in made.failures(np.zeros(1, np.int64)).values():
         raise error
-    return to_host(made.laws)[0, 0].astype(np.float64)
+    return np.asarray(to_host(made.laws)[0, 0], np.float64)

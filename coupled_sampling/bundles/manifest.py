@@ -168,8 +168,8 @@ class Manifest:
     defaults
         Recommended settings.
     fill_token
-        What to guess at a sequence's first positions, where drafting rules that copy have nothing to go by: the token that the model
-        is likeliest to begin with. None if nobody knows. It changes how many passes are needed, and no law.
+        What to guess at a sequence's first positions, where rules that copy have nothing to go by: the token that the model is
+        likeliest to begin with. None if nobody knows. It changes how many passes are needed, and no law.
     licence
         SPDX identifier.
     provenance

@@ -23,7 +23,8 @@ from coupled_sampling.windows import find_window_rule
 
 __all__ = ["DecoderPart", "DecodingSettings", "Given", "ModelPart", "decoding_settings"]
 
-_T, _U = TypeVar("_T"), TypeVar("_U")
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class Given(TypedDict, total=False):
