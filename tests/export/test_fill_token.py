@@ -35,7 +35,7 @@ def after(laws):
 
 def test_it_is_the_likeliest_by_the_mean_law_and_not_by_a_vote_or_a_prompt_alone():
     laws = {(256,): {1: 0.6, 2: 0.4}, (257,): {1: 0.6, 2: 0.4}, (258, 3): {2: 0.9, 4: 0.1}}
-    manifest = manifest_of({"a": [256], "b": [257], "c": [258, 3]})
+    manifest = manifest_of({"c": [258, 3], "a": [256], "b": [257]})
     assert find_fill_token(after(laws), manifest) == 2
     assert find_fill_token(after(laws), manifest_of({"a": [256], "b": [257]})) == 1
     assert find_fill_token(after(laws), manifest_of({"c": [258, 3]})) == 2
