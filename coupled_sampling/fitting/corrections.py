@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -370,5 +371,5 @@ def _read(path: Path) -> _Sample | None:
             pairs = Pairs(*(held[name] for name in Pairs._fields))
             passes, tokens = held["counts"].tolist()
             return _Sample(pairs, held["neighbours"], held["laws"], passes, tokens)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
