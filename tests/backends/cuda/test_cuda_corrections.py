@@ -68,7 +68,7 @@ def plain():
 def test_tokens_and_counts_are_those_of_host_step(launcher, method):
     """Windows of many widths, five prompts in two or three rows, and warps of every kind among them."""
     for lags, size, window in (((1,), 5, 2), ((1, 4), 30, 12), ((2, 1, 3), 5, 33)):
-        settings = {"corrections": exact_correction(size, lags), "window": window, "drafting": "random"}
+        settings = {"corrections": exact_correction(size, lags), "window": window, "drafting": "random", "length": 20}
         both = compare_on(launcher, lambda size=size: Float32Table(size, 3), method, **settings)
         assert both.differences == [], (lags, size)
 
@@ -76,7 +76,7 @@ def test_tokens_and_counts_are_those_of_host_step(launcher, method):
 @pytest.mark.parametrize("method", RECYCLING)
 def test_ties_stay_ties(plain, method):
     """Corrections that treat many tokens alike, so that top-k, top-p, min-p and greedy rows meet ties of corrected logits."""
-    settings = {"corrections": exact_correction(40, (1, 4), rank=1, seed=1), "window": 9, "drafting": "random", "length": 60}
+    settings = {"corrections": exact_correction(40, (1, 4), rank=1, seed=1), "window": 9, "drafting": "random"}
     warps = [Sampling(top_k=4), Sampling(0.7, top_p=0.5), Sampling(min_p=1.0), Sampling(0), Sampling(1e6, top_p=0.3)]
     both = compare_on(plain, lambda: Tied(40), method, sampling=warps, **settings)
     assert both.differences == []
@@ -127,6 +127,7 @@ def test_match_gives_the_tokens_of_ar_whatever_the_table(plain):
     assert passes[0] != passes[1], "the table changed nothing"
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("method", RECYCLING)
 def test_drafts_end_where_no_corrected_law_can_be_made(launcher, method):
     """A large enough correction overflows. What is committed never does, since it is not corrected."""
@@ -153,24 +154,30 @@ def test_the_order_of_threads_does_not_matter(order):
 
 def test_real_threads_do_not_race():
     """Thresholds are left out: their phases are many, and those of other kernels, where they are tried."""
-    settings = {"corrections": exact_correction(20), "window": 3, "steps": 8, "prompts": [[0]], "sampling": [Sampling()]}
-    assert compare(lambda: Float32Table(20, 1), "scd-maximal", THREADED, **settings).differences == []
+    found = []
+    for options, corrections in ((PLAIN, None), (PLAIN, exact_correction(20)), (THREADED, exact_correction(20))):
+        with EmulationLauncher(options) as launcher:
+            provider = DeviceProvider(Float32Table(20, 1, zeros=0), launcher)
+            kernels = KernelStep(provider, "scd-maximal", launcher, corrections=corrections)
+            found.append(kernels.step(window_of([0, 1, 2, 3])).tokens.tolist())
+            kernels.close()
+            provider.close()
+    assert found[0] != found[1] == found[2]
 
 
 def test_tables_are_uploaded_once_and_only_where_they_are_used():
-    corrections, width = exact_correction(30, (1, 4)), 8
+    corrections = exact_correction(30, (1, 4))
     for method, sweeps in (("scd-gumbel", True), ("speculative", False), ("ar", False)):
         with EmulationLauncher(PLAIN) as launcher:
             provider = DeviceProvider(NormalWorld(30), launcher)
             kernels = KernelStep(provider, method, launcher, corrections=corrections)
-            slots = 1 if method == "ar" else width
-            sent = []
-            for _ in range(2):
+            tables = packed(corrections).nbytes if sweeps else 0
+            for slots in (1,) if method == "ar" else (8, 5, 8):
+                before = launcher.sent
                 kernels.step(window_of([0] * slots))
-                sent.append(launcher.sent)
-            a_step = 4 * slots * 30 + ROW.itemsize + 8 * slots
-            assert sent == [a_step + (packed(corrections).nbytes if sweeps else 0), 2 * a_step + sent[0] - a_step]
-            assert launcher.launched.count("sweep") == 2 * sweeps
+                assert launcher.sent - before == 4 * slots * 30 + ROW.itemsize + 8 * slots + tables
+                tables = 0
+            assert launcher.launched.count("sweep") == 3 * sweeps
             kernels.close()
             provider.close()
 
@@ -225,7 +232,11 @@ BROKEN = {
         "corrections.stale_scale[1]",
     ),
     "no unigram law": ("logits.at(token) + @ + predicted;", "own * corrections.unigram[token]", "0"),
-    "the thresholds of the law from before": ("place.site->law = @;\n        place.site->lead", "law", "place.site->law"),
+    "the thresholds of the law from before": (
+        "place.site->law = @;\n        place.site->lead",
+        "law",
+        "place.site->law",
+    ),
     "the law from before is recorded": (
         "            @;\n            if (draw.way == KEEPS)",
         "laws.keep(token, end, four)",
@@ -261,17 +272,19 @@ def differences(order):
     with EmulationLauncher((*PLAIN, "-O0"), replacement=pieces, order=order) as launcher:
         for method in ("scd-maximal", "scd-gumbel"):
             for size, corrections in ((30, exact_correction(30, (1, 4))), (6, overflowing())):
-                settings = {"corrections": corrections, "window": 9, "drafting": "random", "prompts": PROMPTS[:3]}
-                world = Float32Table(size, 3, zeros=0)
-                found += compare_on(launcher, lambda world=world: world, method, length=20, **settings).differences
+                settings = {"corrections": corrections, "window": 9, "drafting": "random", "prompts": PROMPTS[:2]}
+                world = Float32Table(size, zeros=0)
+                found += compare_on(launcher, lambda world=world: world, method, steps=8, **settings).differences
     return found
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_sweep_is_noticed(name):
     """Negative control."""
     assert differences(10 + list(BROKEN).index(name))
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_the_build_with_the_bugs_is_right_where_none_is_chosen():
     assert differences(0) == []
