@@ -17,6 +17,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
 from standins.cuda_emulation.comparison import (
     PROMPTS,
+    BothSteps,
     Float32Table,
     NormalWorld,
     compare,
@@ -26,6 +27,8 @@ from standins.cuda_emulation.comparison import (
     window_of,
 )
 from standins.cuda_emulation.emulation import PLAIN, SANITIZED, THREADED, DeviceProvider, EmulationLauncher
+from standins.schedules import ROWS, run_schedule
+from standins.table_graphs import VOCAB, Table, table
 
 RECYCLING = ["sjd", "scd-maximal", "scd-gumbel", "scd-match"]
 
@@ -146,6 +149,37 @@ def overflowing():
     return tables
 
 
+class Losing(BothSteps):
+    """The outcome is lost on the way to the loop when told to."""
+
+    loses = False
+
+    def step(self, window):
+        outcome = super().step(window)
+        if self.loses:
+            self.loses = False
+            raise KeyboardInterrupt
+        return outcome
+
+    def report(self):
+        return self
+
+
+@pytest.mark.filterwarnings("ignore:two requests under way")
+@pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
+def test_the_laws_of_redrafts_follow_whatever_the_loop_does(plain, method):
+    """Requests come and go, windows change, outcomes are lost and steps done again."""
+    logits, corrections = table(3, forbidden=0), exact_correction(VOCAB, (1, 3))
+    provider = DeviceProvider(Table(logits, ROWS), plain)
+    kernels = KernelStep(provider, method, plain, corrections=corrections)
+    both = Losing(HostStep(Table(logits, ROWS), method, corrections=corrections), kernels)
+    run_schedule(both, provider, 2, 80)
+    kernels.release()
+    provider.close()
+    assert both.draws > 150
+    assert both.differences == []
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_order_of_threads_does_not_matter(order):
     settings = {"corrections": exact_correction(150, (1, 4)), "window": 16, "length": 20, "prompts": PROMPTS[:2]}
@@ -202,11 +236,11 @@ def test_back_ends_refuse_what_their_steps_cannot_correct():
         wanted = Wanted(bundle, Place(name), 1, find_method(method), step, corrections=corrections)
         return backend.takes(wanted) or ""
 
-    table = exact_correction(259)
+    fitted = exact_correction(259)
     for backend in (cuda, tensorrt):
-        assert refusal(backend, "host", Anything()) == refusal(backend, "kernels", table) == ""
+        assert refusal(backend, "host", Anything()) == refusal(backend, "kernels", fitted) == ""
         assert "use step='host', or a LowRank" in refusal(backend, "kernels", Anything())
-    assert "use step='kernels' with a LowRank, or step='host'" in refusal(tensorrt, "graph", table)
+    assert "use step='kernels' with a LowRank, or step='host'" in refusal(tensorrt, "graph", fitted)
     assert "corrections" not in refusal(tensorrt, "graph", None)
 
 
