@@ -194,7 +194,8 @@ class KernelStep(Closing):
     @property
     def runs(self) -> Runs:
         """What runs the provider; steps are decided by the kernels."""
-        return replace(what_runs(self.provider), step="kernels")
+        used = self.corrections if self.method.recycles else None
+        return replace(what_runs(self.provider), step="kernels").corrected_by(used)
 
     def release(self) -> None:
         """Give the step's own device memory back; provider and launcher stay. The step must not be used afterwards."""

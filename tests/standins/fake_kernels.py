@@ -45,6 +45,8 @@ class EmulatedCuda(FakeCuda):
         assert (depth, threads, ones, shared, extra) == (1, THREADS[kernel], [1, 1], 0, 0)
         argument = ctypes.c_uint64.from_address(addresses).value
         table, read, written = NOISE if kernel == "window_noise" else DECIDES
+        if kernel == "sweep":
+            read = (*read, "corrections")
         parameters = np.frombuffer(ctypes.string_at(argument, table.itemsize), table).copy()[0]
         found = {name: self.find(int(parameters[name]), 1, kernel) for name in (*read, *written)}
         work = Work(
