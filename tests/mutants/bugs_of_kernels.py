@@ -72,11 +72,19 @@ BUGS = (
         CORRECTED,
     ),
     Bug(
-        "tables-of-another-vocabulary",
+        "kernels-with-tables-of-another-vocabulary",
         "low_rank",
         "corrector.vocab_size != vocab_size",
         "False",
         "The kernels read beyond tables that were made for fewer tokens.",
+        CORRECTED,
+    ),
+    Bug(
+        "kernels-for-any-corrector",
+        "refused_by_kernels",
+        "corrector is None or isinstance(corrector, LowRank)",
+        "True",
+        "A model is opened, and an engine built, for a corrector that no kernel can run.",
         CORRECTED,
     ),
 )
