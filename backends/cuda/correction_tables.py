@@ -35,8 +35,8 @@ def low_rank(corrector: Corrector, vocab_size: int) -> LowRank:
         raise InvalidArgument(str(refused_by_kernels(corrector)))
     if corrector.vocab_size != vocab_size:
         raise InvalidArgument(
-            f"corrections are for a vocabulary of {corrector.vocab_size}, but the model has {vocab_size} tokens; use those that were "
-            "fitted to this model"
+            f"corrections are for a vocabulary of {corrector.vocab_size}, but the model has {vocab_size} tokens; use those that "
+            "were fitted to this model"
         )
     return corrector
 
@@ -47,12 +47,12 @@ def packed(table: LowRank) -> NDArray[np.uint8]:
     Lags int64 (K,), then float32: A (2**K,), B (2**K,), u (V,), U turned (R, V), and w (K, V, R). The last row of each w is left
     out: it is for neighbours before the first token, which never change.
     """
-    parts: list[NDArray[Any]] = [np.array(table.lags, np.int64)]
     turned, tokens = np.transpose(table.basis), table.neighbours[:, : table.vocab_size]
-    with np.errstate(over="ignore"):  # as on the host, where a law that has no finite logits ends a row's drafts
-        for values in (table.stale_scale, table.unigram_scale, table.unigram, turned, tokens):
-            parts.append(np.ascontiguousarray(values, np.float32))
-    return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+    numbers = (table.stale_scale, table.unigram_scale, table.unigram, turned, tokens)
+    with np.errstate(over="ignore"):  # as on the host, where logits that are not finite end a row's drafts
+        reals = [np.ascontiguousarray(values, np.float32) for values in numbers]
+    lags = np.array(table.lags, np.int64)
+    return np.concatenate([lags.view(np.uint8), *(values.reshape(-1).view(np.uint8) for values in reals)])
 
 
 class CorrectionTables:

@@ -1,9 +1,9 @@
 """`KernelStep`: a coupled step whose decisions are made by CUDA kernels, over any model whose logits lie on a GPU.
 
-Per step one small upload (the window and its rows' settings), four launches and one small download (tokens, counts and each
-slot's largest logit); with a `PinnedLauncher` all of it is one CUDA graph from the second step of a shape on. What a shape needs
-is kept in `coupled_sampling.backends.cuda.plans`. Logits, laws and noise stay on the device; noise is made there, from the frozen
-layout of `coupled_sampling.noise`. Tokens are those of `HostStep`, save where two floats tie.
+Per step one small upload (the window and its rows' settings), four launches, or five with corrections, and one small download
+(tokens, counts and each slot's largest logit); with a `PinnedLauncher` all of it is one CUDA graph from the second step of a
+shape on. What a shape needs is kept in `coupled_sampling.backends.cuda.plans`. Logits, laws and noise stay on the device; noise
+is made there, from the frozen layout of `coupled_sampling.noise`. Tokens are those of `HostStep`, save where two floats tie.
 
 Each row has two memories for draft laws, of which one is read and the other written, see `coupled_sampling.law_book`; so a
 step whose outcome was lost on the way to the loop (Ctrl-C) can be done again.

@@ -243,8 +243,8 @@ class Launcher(Protocol):
 def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
     """Make a step's decisions: launch the kernels for ``rows`` rows with a `DECISION` () that is filled in.
 
-    ``parts`` of 0 stands for `blocks_per_slot`. Laws are corrected where ``corrections`` is an address. Nothing is allocated and nothing waited for, so that launches can be captured in a
-    CUDA graph.
+    ``parts`` of 0 stands for `blocks_per_slot`; laws are corrected where ``corrections`` is an address. Nothing is allocated and
+    nothing waited for, so that launches can be captured in a CUDA graph.
 
     Examples
     --------

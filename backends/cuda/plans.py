@@ -89,7 +89,7 @@ class _Layout(NamedTuple):
 
 
 class Plan:
-    """Decisions of ``rows`` rows from ``logits`` (B or, guided, 2 B, W, V); uploads go to ``memory[0]``, the rest to ``memory[1]``."""
+    """Decisions of ``rows`` rows from ``logits`` (B or, guided, 2 B, W, V), in memory of `Plans`: what goes up, and the rest."""
 
     def __init__(
         self,

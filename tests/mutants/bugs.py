@@ -17,6 +17,7 @@ from bugs_of_fitting import BUGS as FITTING
 from bugs_of_foreign_graphs import BUGS as FOREIGN_GRAPHS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
+from bugs_of_kernels import BUGS as KERNELS
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_openvino import BUGS as OPENVINO
@@ -48,6 +49,7 @@ BUGS: tuple[Bug, ...] = (
     *FOREIGN_GRAPHS,
     *GRAMMARS,
     *GUIDANCE,
+    *KERNELS,
     *LAWS,
     *NOISE,
     *OPENVINO,
