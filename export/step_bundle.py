@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coupled_sampling.arguments import shown
+from coupled_sampling.bundles.correction_writing import store_corrections
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
@@ -94,7 +95,8 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
         The window graph is no valid ONNX graph.
     """
     names = checked_methods(methods)
-    manifest = open_bundle(folder.absolute()).manifest
+    bundle = open_bundle(folder.absolute())
+    manifest, tables = bundle.manifest, bundle.correction_tables()
     window = _with_weights_outside(folder, manifest.window_graph.file)
     kept = tuple(graph for graph in manifest.step_graphs if graph.method not in names)
     for old in set(manifest.step_graphs) - set(kept):
@@ -110,6 +112,11 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
     written = replace(manifest, files=files, step_graphs=(*kept, *added))
+    if tables is not None and manifest.corrections is not None:
+        # The same model in other files: where weights moved out of the window graph, tables made for it have another fingerprint.
+        written = store_corrections(folder, written, tables, manifest.corrections.provenance)
+        if written.corrections is not None and written.corrections.file != manifest.corrections.file:
+            (folder / manifest.corrections.file).unlink()
     write_manifest(folder, written)
     return written
 

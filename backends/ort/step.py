@@ -147,7 +147,7 @@ class OrtStep(Closing):
         self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2
         self.binding = HostBinding(session) if binding is None else binding
-        self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph")
+        self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph").corrected_by(corrections)
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
         past = [value for value in inputs if value.name.startswith("past_key_values.")]
