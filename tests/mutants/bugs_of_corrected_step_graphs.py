@@ -1,4 +1,4 @@
-"""Bugs of step graphs that draw redrafts from corrected laws, and of how they are fed and chosen."""
+"""Bugs of step graphs that draw redrafts from corrected laws, of how they are fed and chosen, and of how they are compared."""
 
 from planting import Bug
 
@@ -6,6 +6,7 @@ __all__ = ["BUGS"]
 
 GRAPH = ("test_corrected_step_graph",)
 OPENED = ("test_ort_corrected_step",)
+JUDGED = ("test_corrected_sites",)
 
 BUGS = (
     Bug(
@@ -127,5 +128,29 @@ BUGS = (
         "False",
         "A table for another model is found out by ONNX Runtime, in its own words, at the first window.",
         OPENED,
+    ),
+    Bug(
+        "first-redraft-judged-by-the-law-of-the-pass",
+        "corrected_sites:corrected_sites",
+        "range(committed, len(sites))",
+        "range(committed + 1, len(sites))",
+        "A comparison calls a right token right behind the corrected one a disagreement.",
+        JUDGED,
+    ),
+    Bug(
+        "tables-are-exact-to-a-comparison",
+        "corrected_sites:_predicted",
+        "rounded * unit / 2 * float(sizes.max())",
+        "0.0",
+        "Ties that the table's own sums bring about count as disagreements.",
+        JUDGED,
+    ),
+    Bug(
+        "no-table-for-the-reference",
+        "StepComparison.__init__",
+        "HostStep(self._recorded, other.method, corrections=self._table)",
+        "HostStep(self._recorded, other.method)",
+        "Every corrected step disagrees with its reference.",
+        GRAPH,
     ),
 )

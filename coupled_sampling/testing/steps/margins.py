@@ -28,6 +28,7 @@ __all__ = [
     "Site",
     "Weights",
     "acceptance_margin",
+    "chance",
     "draw_margin",
     "judge",
     "race_margin",
@@ -63,6 +64,8 @@ class Site:
         (4,) by `coupled_sampling.noise.Purpose`.
     info, position
         Whose race weights, and which.
+    logits
+        float64 (V,) that ``targets`` are of; None where nobody corrects them.
     """
 
     targets: list[RoundedLaw]
@@ -71,6 +74,7 @@ class Site:
     uniforms: Floats
     info: RowInfo
     position: int
+    logits: Floats | None = None
 
 
 def worst(*margins: Margin) -> Margin:
@@ -213,3 +217,35 @@ def _corrected(site: Site, token: int) -> Margin:
             for weights in residual_weights(p, q)
         ]
     )
+
+
+def chance(method: Method, site: Site) -> float:
+    """No less than the chance that the noise leaves this site's decision to rounding.
+
+    Of a race: the chance that the two best are within e of each other is at most the mean over both of e. Of a ratio:
+    twice its error. Of a draw from K tokens: twice the error at each of K - 1 boundaries, given that it is made.
+    """
+    law = site.targets[0]
+    if len(site.targets) > 1 or (site.drafts is not None and len(site.drafts) != 1):
+        return 1.0
+    race = 2 * float(law.error.sum())
+    draw = 2 * law.of_sums * max(int((law.law > 0).sum()) - 1, 0)
+    if method.acceptance != "rejection":
+        return min(1.0, race)
+    redraft = race if method.redraft == "gumbel" else draw if method.redraft == "independent" else 0.0
+    if site.drafts is None:
+        return min(1.0, max(draw, redraft))
+    other = site.drafts[0]
+    own, proposed = float(law.law[site.draft]), float(other.law[site.draft])
+    if own <= 0:
+        accept = 0.0
+    else:
+        error = law.relative(site.draft) + (other.relative(site.draft) if proposed > 0 else 0.0)
+        accept = 2 * min(1.0, own / proposed if proposed > 0 else 1.0) * error
+    left = np.maximum(law.law - other.law, 0)
+    # A draw from the residual is made with the chance of a refusal, and its error is relative to what is left.
+    refused = min(1.0, max(0.0, 1 - own / proposed) if proposed > 0 else 1.0)
+    total = float(left.sum())
+    spread = 2 * float((law.error + law.common * law.law + other.error + other.common * other.law).sum())
+    within = (spread / total + 4 * law.of_sums) * max(int((left > 0).sum()), 1) if total > 0 else 1.0
+    return min(1.0, accept + refused * min(1.0, within) + redraft)

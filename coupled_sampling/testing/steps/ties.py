@@ -8,6 +8,9 @@ noise (see `coupled_sampling.testing.steps.margins`). If each is within a bound 
 disagreement. The bound is that of `coupled_sampling.testing.steps.rounding`: a function of the laws at hand, not a number
 that was tuned.
 
+Where steps correct laws by a `coupled_sampling.corrections.LowRank`, each implementation's redrafts are judged by what the table
+predicts under its own tokens; see `coupled_sampling.testing.steps.corrected_sites`.
+
 What the bound covers: float32 arithmetic (or whatever ``unit`` says) in everything after the logits. Logits are taken to be equal
 bit for bit; where the other implementation computes its own, and they are known to differ, say by how much with ``logits_error``.
 What it does not cover: sites at which both decide the same wrong thing. Those are the business of the exact tests.
@@ -24,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
@@ -43,7 +47,8 @@ from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import run_processors
 from coupled_sampling.testing.arguments import check_model, check_number, check_tolerance
-from coupled_sampling.testing.steps.margins import Site, judge, worst
+from coupled_sampling.testing.steps.corrected_sites import corrected_sites, table_of
+from coupled_sampling.testing.steps.margins import Site, chance, judge, worst
 from coupled_sampling.testing.steps.recorded import Recorded
 from coupled_sampling.testing.steps.rounding import (
     FLOAT32,
@@ -194,7 +199,8 @@ class StepComparison(Closing):
     provider
         The model, for a `HostStep` that is the reference.
     other
-        Another implementation over the same model, with the library's noise (`coupled_sampling.noise.CounterNoise`).
+        Another implementation over the same model, with the library's noise (`coupled_sampling.noise.CounterNoise`). The reference
+        gets its table, if it has one.
     logits_error
         By how much, absolutely, the logits that ``other`` computes may differ from those of ``provider``. Measure it; 0 says
         that they are equal.
@@ -238,7 +244,8 @@ class StepComparison(Closing):
         if not unit > 0:
             raise InvalidArgument(f"unit is {unit}, expected a number > 0, such as 2**-23 for float32")
         self._recorded, self.other = Recorded(provider), other
-        self.reference = HostStep(self._recorded, other.method)
+        self._table = table_of(other)
+        self.reference = HostStep(self._recorded, other.method, corrections=self._table)
         self.method, self.noise = other.method, self.reference.noise
         self.vocab_size, self.batch_size = other.vocab_size, other.batch_size
         self.max_length = min(provider.max_length, other.max_length)
@@ -265,6 +272,8 @@ class StepComparison(Closing):
 
     def takes(self, request: Request) -> str | None:
         """What the other one cannot do, or the reference."""
+        if self._table is not None and request.sampling.processors:
+            return "the request has logits processors, and steps with corrections are not compared with them; leave one of them out"
         return self.other.takes(request) or refusal_of(self._recorded.provider, request)
 
     def begin(self, row: int, request: Request) -> None:
@@ -296,7 +305,9 @@ class StepComparison(Closing):
             return
         both = [outcome.tokens[b, slots] for outcome in (expected, found)]
         counts = int(expected.committed[b]), int(found.committed[b])
-        self._expected += sum(map(self._chance, sites))
+        views = [self._corrected(sites, tokens, count) for tokens, count in zip(both, counts, strict=True)]
+        self._keep(b, int(window.round[b]), views)
+        self._expected += sum(chance(self.method, site) for site in views[0])
         ends = min(counts) - 1, max(counts) - 1
         maximal = self.method.redraft == "maximal" or self.method.acceptance == "match"
         apart = [not maximal and ends[0] < s <= ends[1] for s in range(len(sites))]
@@ -304,13 +315,32 @@ class StepComparison(Closing):
         self._sites += sum(not (a or o) for a, o in zip(apart, open_, strict=True))
         if counts[0] == counts[1] and np.array_equal(*(tokens[~np.array(open_)] for tokens in both)):
             return
-        judged = [judge(self.method, sites, tokens, count) for tokens, count in zip(both, counts, strict=True)]
-        for s, margins in enumerate(zip(*judged, strict=True)):
+        judged = [
+            judge(self.method, view, tokens[: len(view)], count)
+            for view, tokens, count in zip(views, both, counts, strict=True)
+        ]
+        settled = min(map(len, views))  # behind it a table makes no law, and both must have ended the row's drafts
+        if any((tokens[settled:] >= 0).any() for tokens in both) and settled < len(sites):
+            where = sites[settled].position
+            self._note(b, where, int(window.round[b]), both[0][settled], both[1][settled], counts, IMPOSSIBLE)
+        for s, margins in enumerate(zip(*judged, strict=False)):
             margin = worst(*margins)
             differs = both[0][s] != both[1][s] or (counts[0] != counts[1] and s == ends[0])
             beyond = not margin.strain <= 1
             if (differs and not open_[s] and not apart[s]) or (beyond and (apart[s] or ends[0] == s)):
                 self._note(b, sites[s].position, int(window.round[b]), both[0][s], both[1][s], counts, margin)
+
+    def _corrected(self, sites: list[Site], tokens: NDArray[np.int64], committed: int) -> list[Site]:
+        """The sites with the laws that redrafts have behind what an implementation decided."""
+        if self._table is None:
+            return sites
+        return corrected_sites(self._table, sites, tokens, committed, logits_error=self._error, unit=self._unit)
+
+    def _keep(self, b: int, round_: int, views: list[list[Site]]) -> None:
+        """Keep the laws of redrafts for the round after: both, where a tie before them has made two of them."""
+        held = self._laws[b][round_]
+        for one, other in zip(*views, strict=False):
+            held[one.position] = one.targets if one.targets is other.targets else [*one.targets, *other.targets]
 
     def _compare_closed(self, b: int, window: Window, first: int, found: Outcome, expected: Outcome) -> None:
         """From the first slot of which no law can be made on, both must have ended the row's drafts."""
@@ -365,36 +395,5 @@ class StepComparison(Closing):
                 given = None if carried is None else np.asarray(to_host(carried), np.float64)[i - recycled]
                 point = point_law(drafts[i], self.vocab_size, self._unit)
                 own = [point if given is None else given_law(given, self._unit)]
-            sites.append(Site(law, own, drafts[i] if i < count - 1 else 0, drawn[i], info, start + i))
+            sites.append(Site(law, own, drafts[i] if i < count - 1 else 0, drawn[i], info, start + i, wide[i]))
         return sites
-
-    def _chance(self, site: Site) -> float:
-        """No less than the chance that the noise leaves this site's decision to rounding.
-
-        Of a race: the chance that the two best are within e of each other is at most the mean over both of e. Of a ratio:
-        twice its error. Of a draw from K tokens: twice the error at each of K - 1 boundaries, given that it is made.
-        """
-        law = site.targets[0]
-        if len(site.targets) > 1 or (site.drafts is not None and len(site.drafts) != 1):
-            return 1.0
-        race = 2 * float(law.error.sum())
-        draw = 2 * law.of_sums * max(int((law.law > 0).sum()) - 1, 0)
-        if self.method.acceptance != "rejection":
-            return min(1.0, race)
-        redraft = race if self.method.redraft == "gumbel" else draw if self.method.redraft == "independent" else 0.0
-        if site.drafts is None:
-            return min(1.0, max(draw, redraft))
-        other = site.drafts[0]
-        own, proposed = float(law.law[site.draft]), float(other.law[site.draft])
-        if own <= 0:
-            accept = 0.0
-        else:
-            error = law.relative(site.draft) + (other.relative(site.draft) if proposed > 0 else 0.0)
-            accept = 2 * min(1.0, own / proposed if proposed > 0 else 1.0) * error
-        left = np.maximum(law.law - other.law, 0)
-        # A draw from the residual is made with the chance of a refusal, and its error is relative to what is left.
-        refused = min(1.0, max(0.0, 1 - own / proposed) if proposed > 0 else 1.0)
-        total = float(left.sum())
-        spread = 2 * float((law.error + law.common * law.law + other.error + other.common * other.law).sum())
-        within = (spread / total + 4 * law.of_sums) * max(int((left > 0).sum()), 1) if total > 0 else 1.0
-        return min(1.0, accept + refused * min(1.0, within) + redraft)

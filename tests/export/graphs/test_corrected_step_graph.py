@@ -13,6 +13,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.decision import decision_graph
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.target import target_law
+from coupled_sampling.testing import StepComparison
 from standins.both_steps import Both
 from standins.correctors import no_change, random_table
 from standins.table_graphs import VOCAB, WIDE, Table, finish, session_of, table, window_model
@@ -211,3 +212,23 @@ def test_what_cannot_be_corrected_is_refused():
 
     with pytest.raises(InvalidArgument, match="corrections is a Own, of which a step graph knows nothing"):
         OrtStep(session, corrections=Own())
+
+
+def swapped(model):
+    """New and old neighbours in each other's place."""
+    loop = next(node for node in model.graph.node if node.op_type == "Loop")
+    step = next(node for node in loop.attribute[0].g.node if node.op_type == "Sub" and "Gather" in node.input[0])
+    step.input[0], step.input[1] = step.input[1], step.input[0]
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_differences_are_ties_that_are_shown_and_a_broken_graph_is_seen(method):
+    logits, corrections = table(5, WIDE), random_table(WIDE, (1, 3))
+    for change in (lambda model: model, swapped):
+        model = change(step_graph(window_model(logits), method, corrected=True))
+        both = StepComparison(Table(logits, 2), OrtStep(session_of(model), 2, corrections=corrections))
+        finish(Decoder(both, window=8, drafting="repeat"), requests_of(2, SAMPLINGS, 25))
+        report = both.report()
+        assert report.sites > 60
+        assert bool(report.disagreements) == (change is swapped), report
