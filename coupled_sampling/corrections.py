@@ -170,7 +170,9 @@ class LowRank:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
         count = len(self.lags)
-        vocab_size, rank = self.basis.shape if self.basis.ndim == 2 else (-1, -1)
+        if self.basis.ndim != 2:
+            raise InvalidArgument(f"basis of a correction has the shape {self.basis.shape}, expected (V, R)")
+        vocab_size, rank = self.basis.shape
         expected = {
             "unigram": (vocab_size,),
             "basis": (vocab_size, rank),
