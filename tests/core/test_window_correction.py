@@ -45,65 +45,6 @@ class Watched(HostStep):
         return outcome
 
 
-def decoded(world, method, corrections, kind=TableProvider, rows=None, **settings):
-    """The tokens and the number of passes of each of a world's prompts."""
-    positions = max(map(len, world.prompts)) + world.length + world.window
-    model = kind(world.table, world.table.vocab_size, rows or world.rows, positions)
-    made = generate(
-        model,
-        world.prompts,
-        length=world.length,
-        window=world.window,
-        stop=world.stop,
-        method=method,
-        corrections=corrections,
-        drafting="repeat",
-        **settings,
-    )
-    return [tokens.tolist() for tokens in made.tokens], [trace.nfe for trace in made.traces]
-
-
-small = worlds(max_length=12, max_window=8, max_rows=3)
-
-
-@st.composite
-def settled(draw):
-    """A world, and sampling for its vocabulary."""
-    world = draw(small)
-    return world, draw(samplings(world.table.vocab_size))
-
-
-@pytest.mark.parametrize("kind", [TableProvider, Elsewhere, Half])
-@pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=6)
-@given(problem=settled(), seed=st.integers(0, 99))
-def test_a_corrector_that_changes_nothing_changes_no_token_and_no_pass(kind, method, problem, seed):
-    world, sampling = problem
-    same = {"kind": kind, "sampling": sampling, "seed": seed}
-    assert decoded(world, method, Kept(1, 2, 5), **same) == decoded(world, method, None, **same)
-
-
-@pytest.mark.parametrize("kind", [TableProvider, Elsewhere])
-@pytest.mark.parametrize("method", ["scd-match", "speculative-match"])
-@settings(derandomize=True, deadline=None, max_examples=15)
-@given(problem=settled(), seed=st.integers(0, 99), lags=st.sampled_from([(1,), (2,), (1, 3), (2, 1, 4)]))
-def test_under_match_no_token_depends_on_a_corrector(kind, method, problem, seed, lags):
-    world, sampling = problem
-    corrector = random_low_rank(seed, world.table.vocab_size, lags, scale=2)
-    same = {"sampling": sampling, "seed": seed}
-    assert decoded(world, method, corrector, kind, **same)[0] == decoded(world, "ar", None, **same)[0]
-
-
-@pytest.mark.parametrize("method", RECYCLING)
-@settings(derandomize=True, deadline=None, max_examples=15)
-@given(world=small, seed=st.integers(0, 99))
-def test_tokens_do_not_depend_on_the_batch_or_on_the_array_library(method, world, seed):
-    corrector = random_low_rank(seed, world.table.vocab_size, (1, 3), scale=2)
-    alone = decoded(world, method, corrector, rows=1, seed=seed)
-    assert decoded(world, method, corrector, rows=len(world.prompts), seed=seed)[0] == alone[0]
-    assert decoded(world, method, corrector, Elsewhere, rows=len(world.prompts), seed=seed)[0] == alone[0]
-
-
 def neighbours(tokens, position, lags):
     return [int(tokens[position - lag]) if position >= lag else VOCAB for lag in lags]
 
@@ -167,7 +108,9 @@ def test_noise_of_a_position_is_made_once_however_often_its_draft_is_drawn_again
 
 def test_what_is_corrected_is_in_float32_at_least():
     corrector = Kept(1)
-    generate(Half(random_table(0, VOCAB), VOCAB), [[0]], length=20, method="scd-maximal", window=6, corrections=corrector)
+    generate(
+        Half(random_table(0, VOCAB), VOCAB), [[0]], length=20, method="scd-maximal", window=6, corrections=corrector
+    )
     assert {logits.dtype for logits, _ in corrector.asked} == {np.dtype(np.float32)}
 
 
@@ -342,3 +285,62 @@ def test_a_table_of_a_wrong_shape_is_refused_by_name(name, wrong):
     own = {each: getattr(fitted, each) for each in fitted.__dataclass_fields__} | {name: wrong}
     with pytest.raises(InvalidArgument, match=f"^{name} "):
         type(fitted)(**own)
+
+
+def decoded(world, method, corrections, kind=TableProvider, rows=None, **settings):
+    """The tokens and the number of passes of each of a world's prompts."""
+    positions = max(map(len, world.prompts)) + world.length + world.window
+    model = kind(world.table, world.table.vocab_size, rows or world.rows, positions)
+    made = generate(
+        model,
+        world.prompts,
+        length=world.length,
+        window=world.window,
+        stop=world.stop,
+        method=method,
+        corrections=corrections,
+        drafting="repeat",
+        **settings,
+    )
+    return [tokens.tolist() for tokens in made.tokens], [trace.nfe for trace in made.traces]
+
+
+small = worlds(max_length=12, max_window=8, max_rows=3)
+
+
+@st.composite
+def settled(draw):
+    """A world, and sampling for its vocabulary."""
+    world = draw(small)
+    return world, draw(samplings(world.table.vocab_size))
+
+
+@pytest.mark.parametrize("kind", [TableProvider, Elsewhere, Half])
+@pytest.mark.parametrize("method", METHODS)
+@settings(derandomize=True, deadline=None, max_examples=6)
+@given(problem=settled(), seed=st.integers(0, 99))
+def test_a_corrector_that_changes_nothing_changes_no_token_and_no_pass(kind, method, problem, seed):
+    world, sampling = problem
+    same = {"kind": kind, "sampling": sampling, "seed": seed}
+    assert decoded(world, method, Kept(1, 2, 5), **same) == decoded(world, method, None, **same)
+
+
+@pytest.mark.parametrize("kind", [TableProvider, Elsewhere])
+@pytest.mark.parametrize("method", ["scd-match", "speculative-match"])
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(problem=settled(), seed=st.integers(0, 99), lags=st.sampled_from([(1,), (2,), (1, 3), (2, 1, 4)]))
+def test_under_match_no_token_depends_on_a_corrector(kind, method, problem, seed, lags):
+    world, sampling = problem
+    corrector = random_low_rank(seed, world.table.vocab_size, lags, scale=2)
+    same = {"sampling": sampling, "seed": seed}
+    assert decoded(world, method, corrector, kind, **same)[0] == decoded(world, "ar", None, **same)[0]
+
+
+@pytest.mark.parametrize("method", RECYCLING)
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(world=small, seed=st.integers(0, 99))
+def test_tokens_do_not_depend_on_the_batch_or_on_the_array_library(method, world, seed):
+    corrector = random_low_rank(seed, world.table.vocab_size, (1, 3), scale=2)
+    alone = decoded(world, method, corrector, rows=1, seed=seed)
+    assert decoded(world, method, corrector, rows=len(world.prompts), seed=seed)[0] == alone[0]
+    assert decoded(world, method, corrector, Elsewhere, rows=len(world.prompts), seed=seed)[0] == alone[0]

@@ -7,6 +7,7 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
+from bugs_of_corrections import BUGS as CORRECTIONS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
 from bugs_of_families import BUGS as FAMILIES
@@ -36,6 +37,7 @@ __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
     *CHECKPOINTS,
+    *CORRECTIONS,
     *DRAFTS_AND_MODELS,
     *FAMILIES,
     *FILES,

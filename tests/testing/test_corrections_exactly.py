@@ -51,8 +51,12 @@ IN_FRACTIONS = {
 """Corrector, vocabulary, length, window, drafting. Each has a model of its own."""
 
 
-@pytest.mark.parametrize("world", IN_FRACTIONS)
-@pytest.mark.parametrize("method", METHODS)
+EVERY_OTHER = list(IN_FRACTIONS)[1::2]
+CASES = [("scd-maximal", world) for world in IN_FRACTIONS]
+CASES += [(method, world) for method in ("sjd", "scd-gumbel", "scd-match") for world in EVERY_OTHER]
+
+
+@pytest.mark.parametrize(("method", "world"), CASES)
 def test_in_fractions_nothing_is_left_of_the_distance(method, world):
     corrector, vocab_size, length, window, drafting = IN_FRACTIONS[world]
     calls = corrector.calls
@@ -79,7 +83,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=6)
+@settings(derandomize=True, deadline=None, max_examples=3)
 @given(problem=problems())
 def test_fitted_corrections_keep_the_law_whatever_they_hold(method, problem):
     model, corrector, prompt, (vocab_size, length, window), drafting, stop = problem
@@ -88,11 +92,10 @@ def test_fitted_corrections_keep_the_law_whatever_they_hold(method, problem):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop", [(), (1,)])
-def test_rows_of_a_batch_keep_their_joint_law(method, stop):
-    """Ragged prompts, and a third request that takes over a row that was left."""
-    decode = shipped_decoder(method, window=3, stop=stop, step=corrected(random_low_rank(4, 2, (1, 2))))
-    world = {"vocab_size": 2, "stop": stop}
+def test_rows_of_a_batch_keep_their_joint_law(method):
+    """Ragged prompts that end anywhere, and a third request that takes over a row that was left."""
+    decode = shipped_decoder(method, window=3, stop=(1,), step=corrected(random_low_rank(4, 2, (1, 2))))
+    world = {"vocab_size": 2, "stop": (1,)}
     assert_lossless_exactly(decode, random_table(2, 2), [[0], [1, 1, 0]], length=[3, 2], **world)
     assert_lossless_exactly(decode, random_table(3, 2), [[0], [1, 1], [1]], length=[1, 1, 3], rows=2, **world)
 
@@ -188,10 +191,8 @@ WARPS = [Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.8), Samp
 
 
 @pytest.mark.parametrize("sampling", WARPS, ids=str)
-@pytest.mark.parametrize("method", ["scd-maximal", "scd-match"])
-def test_laws_are_corrected_before_they_are_warped(method, sampling):
+def test_laws_are_corrected_before_they_are_warped(sampling):
     """In fractions: the corrector sees the model's own logits, and the law that is recorded is warped."""
-    corrector = random_fractions(4, 3, (1,))
-    decode = shipped_decoder(method, window=2, sampling=sampling, step=corrected(corrector))
+    decode = shipped_decoder("scd-maximal", window=2, sampling=sampling, step=corrected(random_fractions(4, 3, (1,))))
     world = {"vocab_size": 3, "length": 3, "sampling": sampling, "arithmetic": "rational"}
     assert_lossless_exactly(decode, rational_table(2, 3), [[0]], **world)
