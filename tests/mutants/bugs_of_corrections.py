@@ -215,8 +215,8 @@ BUGS = (
         "corrections:correct",
         """\
 raise CorrectorError(
-    f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the corrector, "
-    "or decode without: no output law depends on it"
+    f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the "
+    "corrector, or decode without: no output law depends on it"
 ) from error
 """,
         "raise",

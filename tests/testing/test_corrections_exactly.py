@@ -153,7 +153,7 @@ def test_an_interrupted_sequence_goes_on_with_its_law(method, cut):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_grammar_of_its_own_contexts_is_exact(method):
-    """It allows no token below the last and raises where that has happened: corrected laws are processed under what stands there now."""
+    """It raises where a token is below the one before: corrected laws are processed under what stands there now."""
     table, seen, raised = random_table(3, 2), set(), []
 
     def rising(logits, tokens, positions):
