@@ -37,7 +37,7 @@ from coupled_sampling.arrays import (
 from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.sampling import Array
 
-__all__ = ["Changes", "Corrector", "LowRank"]
+__all__ = ["Changes", "Corrector", "Learns", "LowRank"]
 
 MOST_LAGS = 8
 """Neighbours of a position that a corrector may look at: there is a pair of scales for each way in which they can change."""
@@ -77,13 +77,13 @@ class Corrector(Protocol):
 
     >>> import numpy as np
     >>> from coupled_sampling import generate
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> table = random_table(0, 6)
+    >>> from coupled_sampling.testing import TableProvider
+    >>> after = np.random.default_rng(0).dirichlet(np.ones(6), size=6)  # a law for each last token
+    >>> model = TableProvider(lambda context: after[context[-1]], 6)
     >>> class Halfway:
     ...     lags = (1,)
     ...     def correct(self, logits, changes):
-    ...         return 0.5 * logits + 0.5 * np.log(table)[changes.new[:, 0]]
-    >>> model = TableProvider(table, 6)
+    ...         return 0.5 * logits + 0.5 * np.log(after)[changes.new[:, 0]]
     >>> plain, corrected = (
     ...     generate(model, [[0]], length=60, method="scd-match", window=8, corrections=corrections)
     ...     for corrections in (None, Halfway())
@@ -107,6 +107,55 @@ class Corrector(Protocol):
             token and must stay.
         changes
             What changed, in arrays of the same library.
+        """
+        ...
+
+
+@runtime_checkable
+class Learns(Corrector, Protocol):
+    """A corrector that learns while it is used, of what was committed and of nothing else.
+
+    Where drafts are accepted by "match", no token depends on a corrector, and one object learns of all sequences. Where they are
+    accepted by "rejection", each sequence has one of its own, so that its tokens depend neither on the batch nor on earlier ones.
+    Their law is the model's own as long as all that was learned lies to the left of what is corrected, and committed positions do.
+
+    Examples
+    --------
+    One that only counts what it is told:
+
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.corrections import Learns
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class Counts:
+    ...     lags, positions = (1,), 0
+    ...     def correct(self, logits, changes):
+    ...         return logits
+    ...     def begun(self):
+    ...         return Counts()
+    ...     def learn(self, logits, neighbours):
+    ...         self.positions += len(logits)
+    >>> counts = Counts()
+    >>> isinstance(counts, Learns)
+    True
+    >>> model = TableProvider(random_table(0, 6), 6)
+    >>> trace = generate(model, [[0]], length=50, method="scd-match", window=8, corrections=counts).traces[0]
+    >>> counts.positions == 50 - trace.committed_per_step[-1]  # the last step's are told when the row begins anew
+    True
+    """
+
+    def begun(self) -> Corrector:
+        """A corrector for one sequence that has learned nothing yet; it may be one that never will."""
+        ...
+
+    def learn(self, logits: NDArray[np.floating], neighbours: NDArray[np.int64]) -> None:
+        """Learn of n positions that were committed. Each is told once; if this raises, it is told again.
+
+        Parameters
+        ----------
+        logits
+            (n, V) numpy, float32 or float64: the model's own, as for `Corrector.correct`, and under the committed context.
+        neighbours
+            (n, K) numpy: the tokens ``lags`` before each position, the vocabulary's size where there is none.
         """
         ...
 

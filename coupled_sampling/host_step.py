@@ -50,6 +50,7 @@ from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
+from coupled_sampling.row_correctors import RowCorrectors
 from coupled_sampling.running import Closing
 from coupled_sampling.step_rule import StepDecision, decide
 from coupled_sampling.target import target_laws
@@ -113,13 +114,18 @@ class HostStep(Closing):
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws = KeptLaws()
+        self._correctors = RowCorrectors(corrections, self.method)
         # Asked once: to ask a Protocol takes longer than a good part of a step.
         self._by_rows = provider if isinstance(provider, RowRanges) else None
+
+    gives_laws = True
+    """See `coupled_sampling.contracts.GivesLaws`."""
 
     @property
     def runs(self) -> Runs:
         """What runs the provider; steps are decided here."""
-        return replace(what_runs(self.provider), step="host")
+        used = self.corrections if self.method.recycles else None
+        return replace(what_runs(self.provider), step="host").corrected_by(used)
 
     def close(self) -> None:
         """Forget all laws and close the provider, if it can be closed."""
@@ -135,6 +141,7 @@ class HostStep(Closing):
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws.forget(row)
+        self._correctors.begin(row)
         if isinstance(self.provider, RequestObserver):
             self.provider.begin(row, request)
 
@@ -177,7 +184,7 @@ class HostStep(Closing):
             outcome.)
         """
         rows, width = window.tokens.shape
-        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {})
+        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {}, {})
         for part in [range(rows)] if self.touches_all else window.busy_parts():
             outcome = self._step(window if len(part) == rows else window.part(part))
             whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
@@ -202,7 +209,7 @@ class HostStep(Closing):
         )
         if target.faults is not None:
             slots = slots._replace(usable=target.usable)
-        correctors = [None if info is None or not self.method.recycles else self.corrections for info in window.rows]
+        correctors = self._correctors.of(window)
         correction = None
         if any(corrector is not None for corrector in correctors):
             correction = WindowCorrection(correctors, logits, window, slots)
@@ -215,8 +222,10 @@ class HostStep(Closing):
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
             self._remember(decided.laws, slots, window)
         counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
+        self._correctors.commit(window, slots, logits, tokens[:, slots.first :], counts)
         told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
-        return Outcome(tokens, committed, target.failures(last), *told)
+        laws = _committed_laws(window, target.laws, tokens[:, slots.first :], counts)
+        return Outcome(tokens, committed, target.failures(last), *told, laws)
 
     def _logprobs(
         self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
@@ -316,6 +325,23 @@ def as_step(
         )
     check_model("model", model)
     return HostStep(model, method, noise, corrections)
+
+
+def _committed_laws(
+    window: Window, laws: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
+) -> dict[int, Array]:
+    """The target laws of rows that ask for them, at the sites ``first`` to ``last`` that each row committed."""
+    given = {}
+    for b, info in enumerate(window.rows):
+        if info is not None and info.laws and window.draws[b]:
+            first, last = committed[b]
+            own = laws[
+                b, first : last + int(tokens[b, last] >= 0), ...
+            ]  # where the row has failed, its last site has none
+            given[b] = (
+                own.copy() if isinstance(own, np.ndarray) else own
+            )  # numpy's memory is used again two rounds later
+    return given
 
 
 def _log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.noise import race_weights
 from coupled_sampling.testing import TableProvider, random_table
 from coupled_sampling.testing.strategies import samplings, worlds
-from standins.correctors import ByFactors, Kept, Raising, random_low_rank
+from standins.correctors import ByFactors, Kept, random_low_rank
 
 RECYCLING = [name for name, method in METHODS.items() if method.recycles]
 VOCAB = 5
@@ -189,12 +189,16 @@ def test_where_a_prediction_is_no_law_the_rows_drafts_end_and_nothing_else(metho
             assert [tokens.tolist() for tokens in made.tokens] == [tokens.tolist() for tokens in plain.tokens]
 
 
+def no_such_neighbour(logits, changes):
+    raise KeyError("no such neighbour")
+
+
 WRONG = {
-    "raises": Raising(1),
-    "another shape": type("Short", (Kept,), {"correct": lambda self, logits, changes: logits[:, :-1]})(1),
-    "no array": type("Listing", (Kept,), {"correct": lambda self, logits, changes: logits.tolist()})(1),
-    "complex": type("Complex", (Kept,), {"correct": lambda self, logits, changes: logits + 1j})(1),
-    "writes": type("Writing", (Kept,), {"correct": lambda self, logits, changes: logits.fill(0)})(1),
+    "raises": no_such_neighbour,
+    "another shape": lambda logits, changes: logits[:, :-1],
+    "no array": lambda logits, changes: logits.tolist(),
+    "complex": lambda logits, changes: logits + 1j,
+    "writes": lambda logits, changes: logits.fill(0),
 }
 
 
@@ -208,7 +212,7 @@ def test_a_corrector_that_fails_is_named_and_changes_no_row(method, name):
         made = Decoder(step, window=8, drafting="repeat")
         for i in range(2):
             made.add(Request([i, i], length=20, sequence=i))
-        return made, step
+        return made
 
     def finish(running, tokens):
         while running.active or running.waiting:
@@ -216,14 +220,15 @@ def test_a_corrector_that_fails_is_named_and_changes_no_row(method, name):
                 tokens.setdefault(commit.handle, []).extend(commit.tokens.tolist())
         return tokens
 
-    whole = finish(decoder(Kept(1))[0], {})
-    running, step = decoder(Kept(1))
+    whole = finish(decoder(Kept(1)), {})
+    corrector = Kept(1)
+    running = decoder(corrector)
     tokens = {commit.handle: commit.tokens.tolist() for commit in running.step()}
-    step.corrections = WRONG[name]
-    with pytest.raises(CorrectorError, match=r"^corrections <.*(Raising|Short|Listing|Complex|Writing)") as caught:
+    corrector.answer = WRONG[name]
+    with pytest.raises(CorrectorError, match=r"^corrections <.*Kept") as caught:
         finish(running, tokens)
     assert (caught.value.__cause__ is not None) == (name in ("raises", "writes"))
-    step.corrections = Kept(1)
+    corrector.answer = Kept(1).answer
     assert finish(running, tokens) == whole
 
 

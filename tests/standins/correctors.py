@@ -8,7 +8,16 @@ import numpy as np
 from coupled_sampling.corrections import LowRank
 from coupled_sampling.testing.exact.rational import RationalArray
 
-__all__ = ["ByFactors", "Kept", "Raising", "dead_after", "fractions_of_place", "random_fractions", "random_low_rank"]
+__all__ = [
+    "ByFactors",
+    "Kept",
+    "dead_after",
+    "fractions_of_place",
+    "no_change",
+    "random_fractions",
+    "random_low_rank",
+    "random_table",
+]
 
 Factors = Callable[[tuple[int, ...], tuple[int, ...], int], list[Fraction]]
 
@@ -86,21 +95,32 @@ class Kept:
     """Returns the logits it was given, or what ``answer`` makes of them, and notes what it was asked."""
 
     def __init__(self, *lags, answer=lambda logits, changes: logits):
-        self.lags, self._answer = lags, answer
+        self.lags, self.answer = lags, answer
         self.asked = []
         """(logits, Changes) of every call, in numpy."""
 
     def correct(self, logits, changes):
         self.asked.append((np.array(logits), type(changes)(*map(np.array, changes))))
-        return self._answer(logits, changes)
+        return self.answer(logits, changes)
 
 
-class Raising(Kept):
-    """Raises, while ``broken``."""
+def random_table(vocab_size, lags=(1, 3), *, seed=0, rank=5, scale=1.0):
+    """A `LowRank` for ``lags``; the shift of a law is of the size of ``scale``."""
+    random, count = np.random.default_rng(seed), len(lags)
+    return LowRank(
+        tuple(lags),
+        random.standard_normal(vocab_size),
+        random.standard_normal((vocab_size, rank)) * scale / rank**0.5,
+        random.standard_normal((count, vocab_size + 1, rank)),
+        random.uniform(0.5, 1.2, 2**count),
+        random.uniform(-0.3, 0.6, 2**count),
+    )
 
-    broken = True
 
-    def correct(self, logits, changes):
-        if self.broken:
-            raise KeyError("no such neighbour")
-        return super().correct(logits, changes)
+def no_change(vocab_size, lags=(1, 3)):
+    """A `LowRank` that predicts that every law stays what it was."""
+    count = len(lags)
+    nothing = np.zeros((count, vocab_size + 1, 1))
+    return LowRank(
+        tuple(lags), np.ones(vocab_size), np.ones((vocab_size, 1)), nothing, np.ones(2**count), np.zeros(2**count)
+    )
