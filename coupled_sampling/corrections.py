@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,9 +222,6 @@ class LowRank:
     stale_scale: NDArray[np.floating]
     unigram_scale: NDArray[np.floating]
 
-    if TYPE_CHECKING:
-        _tables: dict[tuple[Any, ...], tuple[Array, ...]]
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
         count = len(self.lags)
@@ -246,8 +243,6 @@ class LowRank:
                 )
         if not (self.stale_scale[1:] > 0).all():
             raise InvalidArgument(f"stale_scale is {self.stale_scale}, expected positive numbers: -inf must stay -inf")
-        tables: dict[tuple[Any, ...], tuple[Array, ...]] = {}
-        object.__setattr__(self, "_tables", tables)
 
     def __repr__(self) -> str:
         return f"LowRank(lags={self.lags}, vocab_size={self.vocab_size}, rank={self.basis.shape[1]})"
@@ -273,7 +268,8 @@ class LowRank:
     def _beside(self, logits: Array) -> tuple[Array, ...]:
         """The tables in the library and type of ``logits``, as they are needed; made once for each."""
         kind = namespace(logits), logits.dtype, array_device(logits)
-        found = self._tables.get(kind)
+        tables: dict[tuple[Any, ...], tuple[Array, ...]] = self.__dict__.setdefault("_tables", {})
+        found = tables.get(kind)
         if found is None:
             rows, lags = self.vocab_size + 1, np.arange(len(self.lags))
             floating = (
@@ -285,7 +281,7 @@ class LowRank:
             whole = (from_host(each, logits, integers(logits)) for each in (rows * lags, 2**lags, 0 * lags))
             found = (*(as_like(each, logits) for each in floating), *whole)
             if is_concrete(logits):  # what is made while a library traces is a part of that trace
-                self._tables[kind] = found
+                tables[kind] = found
         return found
 
 
