@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +179,7 @@ def check_lags(lags: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(lag) for lag in lags)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank:
     """The fitted correction: l' = A l + B u + U (sum over changed neighbours k of w_k[new] - w_k[old]).
 
@@ -222,13 +222,12 @@ class LowRank:
     stale_scale: NDArray[np.floating]
     unigram_scale: NDArray[np.floating]
 
-    if TYPE_CHECKING:
-        _tables: dict[tuple[Any, ...], tuple[Array, ...]]
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
         count = len(self.lags)
-        vocab_size, rank = self.basis.shape if self.basis.ndim == 2 else (-1, -1)
+        if self.basis.ndim != 2:
+            raise InvalidArgument(f"basis of a correction has the shape {self.basis.shape}, expected (V, R)")
+        vocab_size, rank = self.basis.shape
         expected = {
             "unigram": (vocab_size,),
             "basis": (vocab_size, rank),
@@ -244,8 +243,9 @@ class LowRank:
                 )
         if not (self.stale_scale[1:] > 0).all():
             raise InvalidArgument(f"stale_scale is {self.stale_scale}, expected positive numbers: -inf must stay -inf")
-        tables: dict[tuple[Any, ...], tuple[Array, ...]] = {}
-        object.__setattr__(self, "_tables", tables)
+
+    def __repr__(self) -> str:
+        return f"LowRank(lags={self.lags}, vocab_size={self.vocab_size}, rank={self.basis.shape[1]})"
 
     @property
     def vocab_size(self) -> int:
@@ -268,7 +268,8 @@ class LowRank:
     def _beside(self, logits: Array) -> tuple[Array, ...]:
         """The tables in the library and type of ``logits``, as they are needed; made once for each."""
         kind = namespace(logits), logits.dtype, array_device(logits)
-        found = self._tables.get(kind)
+        tables: dict[tuple[Any, ...], tuple[Array, ...]] = self.__dict__.setdefault("_tables", {})
+        found = tables.get(kind)
         if found is None:
             rows, lags = self.vocab_size + 1, np.arange(len(self.lags))
             floating = (
@@ -280,7 +281,7 @@ class LowRank:
             whole = (from_host(each, logits, integers(logits)) for each in (rows * lags, 2**lags, 0 * lags))
             found = (*(as_like(each, logits) for each in floating), *whole)
             if is_concrete(logits):  # what is made while a library traces is a part of that trace
-                self._tables[kind] = found
+                tables[kind] = found
         return found
 
 
@@ -296,8 +297,8 @@ def correct(corrector: Corrector, logits: Array, changes: Changes) -> Array:
         corrected = corrector.correct(read_only(logits), changes)
     except Exception as error:
         raise CorrectorError(
-            f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the corrector, "
-            "or decode without: no output law depends on it"
+            f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the "
+            "corrector, or decode without: no output law depends on it"
         ) from error
     shape = getattr(corrected, "shape", None)
     if shape is None or tuple(shape) != tuple(logits.shape) or not is_real(corrected):
