@@ -11,19 +11,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, TypeVar
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
-from coupled_sampling.drafting import Drafting, Random, find_drafting
+from coupled_sampling.drafting import Copy, Drafting, NGram, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
 from coupled_sampling.requests import Request, StopRule
 from coupled_sampling.windows import find_window_rule
 
-__all__ = ["DecoderPart", "DecodingSettings", "Given", "ModelPart", "decoding_settings"]
+__all__ = [
+    "CORRECTIONS",
+    "DecoderPart",
+    "DecodingSettings",
+    "Given",
+    "ModelPart",
+    "check_corrections",
+    "decoding_settings",
+]
+
+CORRECTIONS = ("auto", "none", "plain", "fitted")
+"""What predicts laws under changed neighbours: the bundle's table if it has one, nothing, running averages, the bundle's table."""
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class Given(TypedDict, total=False):
@@ -46,6 +58,8 @@ class Given(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     """These four shape the target law, see `coupled_sampling.Sampling`."""
+    corrections: str | None
+    """One of `CORRECTIONS`."""
 
 
 class ModelPart(TypedDict):
@@ -54,10 +68,15 @@ class ModelPart(TypedDict):
     method: str
     guidance: float
     warped: bool
+    corrections: str
 
 
 class DecoderPart(TypedDict):
-    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own."""
+    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own.
+
+    Corrections are not among it: they belong to the step, which is opened with them, and a decoder refuses others beside it. To
+    decode a provider, give ``corrections=bundle.corrector(settings.method, settings.corrections)`` beside this.
+    """
 
     method: str
     window: int | str
@@ -91,6 +110,9 @@ class DecodingSettings:
         A function that ends a sequence, such as `coupled_sampling.bundles.StopStrings`.
     prompt_chunk
         Most tokens of a long prompt to read in one call; None is the model's own width.
+    corrections
+        What predicts the laws of redrafts whose neighbours changed, one of `CORRECTIONS`; see `Bundle.corrector`. No law and no
+        losslessness depends on it. A table holds for the temperature it was fitted at and below; above it gains less.
     positions
         The model's positions, where ``length`` is only a wish: a longer prompt then leaves fewer tokens. None where the length is
         fixed, or was asked for.
@@ -128,9 +150,11 @@ class DecodingSettings:
     stop_rule: StopRule | None = None
     prompt_chunk: int | None = None
     positions: int | None = None
+    corrections: str = "auto"
 
     def __post_init__(self) -> None:
         find_method(self.method)
+        check_corrections(self.corrections)
         check_count("length", self.length)
         if self.prompt_chunk is not None:
             check_count("prompt_chunk", self.prompt_chunk)
@@ -145,7 +169,12 @@ class DecodingSettings:
     @property
     def model(self) -> ModelPart:
         """Keywords for `coupled_sampling.backends.open_model`."""
-        return {"method": self.method, "guidance": self.guidance, "warped": self.sampling.warps}
+        return {
+            "method": self.method,
+            "guidance": self.guidance,
+            "warped": self.sampling.warps,
+            "corrections": self.corrections,
+        }
 
     @property
     def decoder(self) -> DecoderPart:
@@ -190,7 +219,8 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     Parameters
     ----------
     manifest
-        The bundle's manifest. Drafting ``random`` is over the tokens that its model can generate.
+        The bundle's manifest. Drafting rules guess what its model can generate: ``random`` draws from these tokens, and ``copy``,
+        ``repeat`` and ``ngram`` begin with its fill token.
     given
         What the user set; by default nothing.
 
@@ -208,9 +238,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         )
     widest = manifest.window_graph.max_window
     asked = chosen.get("drafting")
-    drafting = find_drafting(defaults.drafting if asked is None else asked)
-    if drafting == Random():
-        drafting = Random(manifest.generated_tokens.first, manifest.generated_tokens.count)
+    drafting = _suited(find_drafting(defaults.drafting if asked is None else asked), manifest)
     window, length, chunk = chosen.get("window"), chosen.get("length"), chosen.get("prompt_chunk")
     guidance = _or(chosen.get("guidance"), defaults.guidance)
     settings = DecodingSettings(
@@ -228,6 +256,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         layout=manifest.layout,
         stop=manifest.stop_tokens,
         prompt_chunk=chunk,
+        corrections=_or(chosen.get("corrections"), "auto"),
         positions=_positions(manifest, guided=guidance != 1)
         if length is None and not manifest.makes_pictures
         else None,
@@ -244,11 +273,30 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     return settings
 
 
+def check_corrections(kind: object) -> None:
+    """Refuse what names no kind of corrections: `InvalidArgument`."""
+    if not isinstance(kind, str) or kind not in CORRECTIONS:
+        raise InvalidArgument(f"corrections is {shown(kind)}, expected one of {', '.join(CORRECTIONS)}")
+
+
+def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
+    """``rule`` with what the model can generate, and its fill token, where the rule leaves them open."""
+    tokens, fill = manifest.generated_tokens, manifest.fill_token
+    if rule == Random():
+        return Random(tokens.first, tokens.count)
+    if isinstance(rule, Copy) and rule.fill is None:
+        return replace(rule, fill=fill)
+    if isinstance(rule, NGram):
+        some = None if tokens.count == manifest.vocab_size else (tokens.first, tokens.count)
+        return replace(rule, fill=_or(rule.fill, fill), generated=_or(rule.generated, some))
+    return rule
+
+
 def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
     longer = len(manifest.unconditional_prompt or (0,)) - 1 if guided else 0
     return manifest.window_graph.max_length - longer
 
 
-def _or(given: _T | None, default: _T) -> _T:
+def _or(given: _T | None, default: _U) -> _T | _U:
     return default if given is None else given

@@ -86,7 +86,7 @@ def test_optional_parts_may_be_absent_or_null(folder):
 def test_the_manifest_is_plain_json_with_format_and_version(folder):
     document = json.loads((folder / "manifest.json").read_text())
     assert document["format"] == "coupled-sampling-bundle"
-    assert document["format_version"] == 4
+    assert document["format_version"] == 5
     assert document["window_graph"]["cache_length"] == 16
     assert document["prompts"]["sneaker"] == {"tokens": [5], "aliases": ["shoe", "Trainer"], "title": "Sneaker"}
 
@@ -148,10 +148,9 @@ def test_a_foreign_manifest_is_refused(folder, content):
 
 
 def test_step_graphs_of_format_2_are_read_as_they_were():
-    """The shipped bundle is one: its records do not say where noise comes from, which is a ring."""
+    """The shipped bundle has some: their records do not say where noise comes from, which is a ring."""
     embedded = open_bundle("fashion")
     document = json.loads((embedded.folder / "manifest.json").read_text())
-    assert document["format_version"] == 2
     assert not any("noise" in record for record in document["step_graphs"])
     assert {graph.noise for graph in embedded.manifest.step_graphs} == {"ring"}
     assert embedded.step_graph("scd-match").name == "step-scd-match.onnx"
@@ -163,9 +162,33 @@ def test_a_step_graph_has_noise_of_a_kind_that_is_known():
         StepGraph("step.onnx", "scd-match", noise="queue")
 
 
+def test_a_fill_token_is_optional_and_bundles_before_format_5_have_none(folder):
+    edit(folder, lambda document: document.update(fill_token=3))
+    assert open_bundle(folder).manifest.fill_token == 3
+    edit(folder, lambda document: [document.update(format_version=4), document.pop("fill_token")])
+    assert open_bundle(folder).manifest.fill_token is None
+
+
+@pytest.mark.parametrize(
+    ("token", "changes", "message"),
+    [
+        (5, {}, "fill_token is 5, expected one of generated_tokens, 5 from 0 on"),
+        (-1, {}, "fill_token is -1"),
+        (0, {"layout": (Span(1, 2, 2), Span(0, 5, 4)), "grid": None}, "what layout.0. lets begin, 2 from 1 on"),
+        (3, {"layout": (Span(1, 2, 2), Span(0, 5, 4)), "grid": None}, "what layout.0. lets begin, 2 from 1 on"),
+        (True, {}, "fill_token is True"),
+    ],
+)
+def test_a_fill_token_that_cannot_come_first_is_refused(token, changes, message):
+    manifest = a_manifest(**changes)
+    assert dataclasses.replace(manifest, fill_token=2).fill_token == 2
+    with pytest.raises((BundleError, InvalidArgument), match=message):
+        dataclasses.replace(manifest, fill_token=token)
+
+
 def test_a_newer_format_asks_for_an_upgrade(folder):
-    edit(folder, lambda document: document.update(format_version=5, something_new=1))
-    with pytest.raises(BundleError, match=r"format_version is 5.*up to 4.*upgrade"):
+    edit(folder, lambda document: document.update(format_version=6, something_new=1))
+    with pytest.raises(BundleError, match=r"format_version is 6.*up to 5.*upgrade"):
         open_bundle(folder)
 
 

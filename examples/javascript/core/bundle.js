@@ -8,7 +8,7 @@ import * as ort from "onnxruntime-web";
 import { BundleError } from "./errors.js";
 
 const FORMAT = "coupled-sampling-bundle";
-const NEWEST = 4;
+const NEWEST = 5;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
 // More threads would need a cross-origin isolated page.
@@ -59,10 +59,10 @@ export class Bundle {
     this.#read = read;
   }
 
-  /** Step graphs that are neither warped nor guided, nor TensorRT's, whose noise is another input. */
+  /** Step graphs that are neither warped nor guided nor corrected, nor TensorRT's, whose noise is another input. */
   get #plain() {
     return this.manifest.step_graphs.filter(
-      ({ warped, guided, noise = "ring" }) => !warped && !guided && noise === "ring",
+      ({ warped, guided, corrected = false, noise = "ring" }) => !warped && !guided && !corrected && noise === "ring",
     );
   }
 
