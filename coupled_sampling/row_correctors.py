@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import at_least_float32, to_host
 from coupled_sampling.contracts import Array, Decisions, Integers, Window
-from coupled_sampling.corrections import Corrector, Learns, check_corrector
+from coupled_sampling.corrections import Corrector, Learns, check_corrector, learn
 from coupled_sampling.methods import Method
 
 __all__ = ["RowCorrectors"]
@@ -110,7 +110,7 @@ class RowCorrectors:
         """Learn what was put aside for ``row``."""
         corrector, held = self._corrector(row), self._committed.get(row)
         if held is not None and isinstance(corrector, Learns):
-            corrector.learn(held.logits, held.neighbours)
+            learn(corrector, held.logits, held.neighbours)
             del self._committed[row]  # at once: an interruption finds both done or neither
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, HostStep, Request, generate
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.testing import TableProvider
 
@@ -246,6 +246,34 @@ def test_what_a_sequence_is_given_must_be_a_corrector():
 
     with pytest.raises(InvalidArgument, match="corrections is None"):
         generate(model(), [[0]], length=9, method="sjd", window=4, corrections=Nothing())
+
+
+@pytest.mark.parametrize("method", RECYCLING)
+def test_a_corrector_that_cannot_learn_is_named_and_loses_nothing(method):
+    class Raises(Stubborn):
+        def begun(self):
+            self.sequences.append(Raises())
+            return self.sequences[-1]
+
+        def learn(self, logits, neighbours):
+            try:
+                super().learn(logits, neighbours)
+            except KeyboardInterrupt:
+                raise ValueError("not now") from None
+
+    asked, once, again = requests(1), Told(), Raises()
+    tokens, _ = decoded(HostStep(model(), method, corrections=once), asked)
+    decoder = Decoder(HostStep(model(), method, corrections=again), window=6, drafting="repeat")
+    decoder.add(asked[0])
+    made, named = [], []
+    while decoder.active or decoder.waiting:
+        try:
+            made += [token for commit in decoder.step() for token in commit.tokens.tolist()]
+        except CorrectorError as error:
+            named.append(str(error))
+    assert len(named) > 2
+    assert all("raised ValueError while it learned: not now" in message for message in named)
+    assert made == tokens[0].tolist()
 
 
 def test_methods_that_do_not_recycle_teach_nothing():

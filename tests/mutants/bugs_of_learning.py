@@ -51,14 +51,6 @@ BUGS = (
         ROWS,
     ),
     Bug(
-        "next-sequence-learns-the-end-of-the-last-one",
-        "RowCorrectors.begin",
-        "self._committed.pop(row, None)",
-        "",
-        "What the last sequence of a row committed in its last round is learned by the next one.",
-        ROWS,
-    ),
-    Bug(
         "round-done-again-is-learned-first",
         "RowCorrectors.of",
         "held.round < window.round[b]",
@@ -77,8 +69,8 @@ BUGS = (
     Bug(
         "forgotten-before-it-is-learned",
         "RowCorrectors._learn",
-        "corrector.learn(held.logits, held.neighbours)\ndel self._committed[row]",
-        "del self._committed[row]\ncorrector.learn(held.logits, held.neighbours)",
+        "learn(corrector, held.logits, held.neighbours)\ndel self._committed[row]",
+        "del self._committed[row]\nlearn(corrector, held.logits, held.neighbours)",
         "What a corrector could not learn, because it was interrupted, is never told again.",
         ROWS,
     ),
