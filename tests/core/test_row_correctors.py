@@ -7,6 +7,7 @@ from coupled_sampling import Decoder, HostStep, Request, generate
 from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.testing import TableProvider
+from standins.frameworks import Framework
 
 V, LAGS = 4, (1, 3)
 REJECTING = ("sjd", "scd-maximal", "scd-gumbel")
@@ -281,3 +282,24 @@ def test_methods_that_do_not_recycle_teach_nothing():
     generate(model(), [[0]], length=9, method="ar", corrections=told)
     generate(model(), [[0]], length=9, method="speculative", window=4, corrections=told)
     assert (told.logits, told.sequences) == ([], [])
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("name", ["torch", "jax", "mlx"])
+def test_averages_learn_of_models_in_any_array_library(name):
+    framework = Framework(name)
+
+    class Elsewhere(TableProvider):
+        def forward(self, tokens, start):
+            return framework.array(super().forward(tokens, start).astype(np.float32))
+
+    class Here(TableProvider):
+        def forward(self, tokens, start):
+            return super().forward(tokens, start).astype(np.float32)
+
+    made = []
+    for provider in (Here, Elsewhere):
+        averages = RunningAverages(LAGS, V)
+        step = HostStep(provider(next_law, V, 1, 128), "scd-maximal", corrections=averages)
+        made.append([own.tolist() for own in decoded(step, requests(1, length=16))[0]])
+    assert made[0] == made[1]
