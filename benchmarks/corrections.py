@@ -32,7 +32,7 @@ from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.corrections import Changes, Corrector, LowRank
 from coupled_sampling.fitting import FitSettings, Optimiser, fit_corrections
-from coupled_sampling.fitting.corrections import CorrectionFit
+from coupled_sampling.fitting.fit import CorrectionFit
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.target import target_law
 

@@ -18,7 +18,7 @@ from coupled_sampling.cli.outputs import add_clean, mention_leftovers
 from coupled_sampling.cli.pictures import require_pictures
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.fitting.corrections import FitSettings, Report, fit_corrections, remove_work
+from coupled_sampling.fitting.fit import FitSettings, Report, fit_corrections, remove_work
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 

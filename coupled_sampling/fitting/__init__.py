@@ -4,7 +4,7 @@
 Nothing here is needed to use a table.
 """
 
-from coupled_sampling.fitting.corrections import CorrectionFit, FitSettings, fit_corrections
+from coupled_sampling.fitting.fit import CorrectionFit, FitSettings, fit_corrections
 from coupled_sampling.fitting.low_rank import Optimiser, fit_low_rank
 from coupled_sampling.fitting.pairs import Pairs, Recording
 

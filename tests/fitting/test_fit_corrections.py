@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coupled_sampling import open_bundle
+from coupled_sampling import Decoder, open_bundle
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.fitting import FitSettings, Optimiser, Recording, fit_corrections
-from coupled_sampling.fitting.corrections import remove_work
+from coupled_sampling.fitting.fit import remove_work
 
 PLAN = FitSettings(samples=2, apart=1, optimiser=Optimiser(rank=2, steps=3))
 
@@ -115,10 +115,15 @@ def test_removing_a_working_folder_leaves_what_is_not_its_own(tmp_path):
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_samples_do_not_share_noise_with_each_other(done):
-    _, work = done
-    laws = [np.load(path)["laws"].tobytes() for path in sorted(work.glob("sample-*.npz"))]
-    assert len(set(laws)) == len(laws)
+def test_no_two_samples_share_noise_but_those_that_are_compared(bundle, model, tmp_path, monkeypatch):
+    keys = []
+    add = Decoder.add
+    monkeypatch.setattr(
+        Decoder, "add", lambda self, request: keys.append((request.seed, request.sequence)) or add(self, request)
+    )
+    fit(bundle, model, tmp_path / "work")
+    assert len(keys) == 4 + 6  # the sample kept apart is decoded in three ways, for two uses
+    assert len(set(keys)) == 4 + 1
 
 
 @pytest.mark.parametrize(
@@ -132,9 +137,9 @@ def test_samples_do_not_share_noise_with_each_other(done):
     ],
 )
 def test_what_cannot_be_fitted_is_refused_before_anything_is_decoded(bundle, model, tmp_path, given, said):
+    asked = given.pop("plan", {})
     with pytest.raises(InvalidArgument, match=said):
-        plan = FitSettings(**given.pop("plan", {}))
-        fit(bundle, model, tmp_path / "work", plan=plan, **given)
+        fit(bundle, model, tmp_path / "work", plan=FitSettings(**asked), **given)
     assert not (tmp_path / "work").exists()
 
 

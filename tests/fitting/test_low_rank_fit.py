@@ -63,17 +63,23 @@ def test_a_fit_predicts_unseen_changes(loss):
     )
     unseen = pairs_of(1000, 400)
     before, after = divergence(None, unseen, 0), divergence(table, unseen, 0)
-    assert after.kl < 0.5 * before.kl and after.tv < 0.7 * before.tv
+    assert after.kl < 0.5 * before.kl
+    assert after.tv < 0.7 * before.tv
     assert abs(getattr(off, loss) - getattr(after, loss)) < 0.1
 
 
-def test_the_table_is_the_one_that_did_best_on_samples_kept_apart():
-    """With a step size that ruins it, what comes back is what there was before: the last parameters are not taken."""
-    parts = [pairs_of(seed, 10) for seed in range(8)]
-    table, off = fit_low_rank(parts, (1, 4), vocab_size=SIZE, optimiser=Optimiser(rank=2, steps=60, rate=0.9))
-    held = parts[-1]
-    assert divergence(table, held, 0).tv == pytest.approx(off.tv, abs=1e-5)
-    assert off.tv <= divergence(None, held, 0).tv + 0.05
+def test_the_table_is_the_one_that_did_best_on_samples_kept_apart(monkeypatch):
+    parts, found = [pairs_of(seed, 10) for seed in range(8)], []
+    measure = module._Fit.divergence
+
+    def noted(self, parameters, data):
+        found.append(measure(self, parameters, data))
+        return found[-1]
+
+    monkeypatch.setattr(module._Fit, "divergence", noted)
+    table, off = fit_low_rank(parts, (1, 4), vocab_size=SIZE, optimiser=Optimiser(rank=4, steps=600))
+    assert off.tv == min(one.tv for one in found) < found[-1].tv  # it has learnt the few it saw by heart
+    assert divergence(table, parts[-1], 0).tv == pytest.approx(off.tv, abs=1e-5)
 
 
 def test_samples_kept_apart_are_not_fitted_to():
@@ -103,9 +109,9 @@ def test_tokens_outside_the_generated_ones_move_nothing():
     changes = Changes(np.array([[0, 3]]), np.array([[9, 3]]), np.array([20]))
     scaled = table.stale_scale[1] * logits + table.unigram_scale[1] * table.unigram
     np.testing.assert_allclose(table.correct(logits, changes), scaled, rtol=1e-5)
-    assert (
-        (table.basis[:2] == 0).all() and (table.basis[SIZE + 2 :] == 0).all() and (table.basis[2 : SIZE + 2] != 0).any()
-    )
+    assert not table.basis[:2].any()
+    assert not table.basis[SIZE + 2 :].any()
+    assert table.basis[2 : SIZE + 2].any()
 
 
 def test_the_same_seed_gives_the_same_table():
