@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import HostStep, generate
+from coupled_sampling.drafting import Copy
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.row_correctors import RowCorrectors
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
@@ -24,7 +25,9 @@ def distance(method, seed, *, vocab_size=2, lengths=(4,), window=3, stop=(), ste
         # Stronger than anybody would have them: two or three positions are to make a difference.
         averages = RunningAverages((1, 2), vocab_size, weights=(2.0, -1.0), shrinkage=0.1)
         model = step(TableProvider(table, vocab_size, len(prompts), 12), method, noise, averages)
-        made = generate(model, prompts, length=list(lengths), window=window, drafting="repeat", stop=stop, noise=noise)
+        made = generate(
+            model, prompts, length=list(lengths), window=window, drafting=Copy(lag=1, fill=0), stop=stop, noise=noise
+        )
         return tuple(tuple(row.tolist()) for row in made.tokens)
 
     alone = [autoregressive_law(table, prompt, n, stop) for prompt, n in zip(prompts, lengths, strict=True)]
