@@ -285,6 +285,23 @@ class LowRank:
         return found
 
 
+def learn(corrector: Learns, logits: NDArray[np.floating], neighbours: NDArray[np.int64]) -> None:
+    """Tell ``corrector`` of committed positions, see `Learns.learn`.
+
+    Raises
+    ------
+    CorrectorError
+        It raised: strangers write correctors.
+    """
+    try:
+        corrector.learn(logits, neighbours)
+    except Exception as error:
+        raise CorrectorError(
+            f"corrections {corrector!r} raised {type(error).__name__} while it learned: {error}; nothing was decided in this step. "
+            "Mend the corrector, or decode without: no output law depends on it"
+        ) from error
+
+
 def correct(corrector: Corrector, logits: Array, changes: Changes) -> Array:
     """What ``corrector`` makes of ``logits`` (n, V).
 

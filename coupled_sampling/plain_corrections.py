@@ -10,7 +10,8 @@ little, so that 3 counts of the average over *all* positions are mixed into each
 
 `RunningAverages` learns while it decodes, of committed positions alone; `KeptAverages` is the table it leaves.
 
-What it does not promise is speed: 160 of a model's own pictures are worth much, a single one little.
+How much it gains depends on how much was seen: with ``scd-match`` on the embedded model 1.01 times as many tokens per pass where
+each picture learns by itself, 1.10 with what 10 others left and 1.16 with what 160 left.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ class _Learned(NamedTuple):
     positions: int
     total: NDArray[np.float64]
     """(V,) sum of all laws."""
+    unigram: NDArray[np.float32]
+    """(V,) their average and that of one uniform law: no token has probability 0."""
     averages: dict[tuple[int, int], _Average]
     """By neighbour and token, those seen last at the end."""
 
@@ -223,7 +226,7 @@ class RunningAverages:
             raise InvalidArgument(
                 f"most_bytes is {most_bytes}, expected at least {4 * self.vocab_size}: an average of {vocab_size} floats"
             )
-        self._learned = _Learned(0, np.zeros(self.vocab_size), {})
+        self._learned = self._known(0, np.zeros(self.vocab_size), {})
 
     @property
     def positions(self) -> int:
@@ -255,12 +258,12 @@ class RunningAverages:
             del averages[key]
         total = before.total + laws.sum(axis=0, dtype=np.float64)
         # All at once, and last: whatever is raised before leaves it as it was.
-        self._learned = _Learned(before.positions + len(laws), total, averages)
+        self._learned = self._known(before.positions + len(laws), total, averages)
 
     def correct(self, logits: Array, changes: Changes) -> Array:
         """See `coupled_sampling.corrections.Corrector.correct`."""
         old, new = to_host(changes.old), to_host(changes.new)
-        prior = self.shrinkage * self._unigram()
+        prior = self.shrinkage * self._learned.unigram
         moved = np.zeros(tuple(logits.shape), np.float32)
         for k, weight in enumerate(self.weights):
             for i in np.flatnonzero(old[:, k] != new[:, k]).tolist():
@@ -270,23 +273,22 @@ class RunningAverages:
 
     def kept(self) -> KeptAverages:
         """What it has learned, as a table that learns nothing more."""
-        prior = self.shrinkage * self._unigram()
+        prior = self.shrinkage * self._learned.unigram
         known = self._learned.averages
         rows = np.zeros((1 + len(known), self.vocab_size), np.float32)
         index = np.zeros((len(self.lags), self.vocab_size + 1), np.int64)
         for at, (k, token) in enumerate(known, start=1):
-            rows[at] = self.weights[k] * np.log(self._mixed(k, token, prior) / (prior / self.shrinkage))
+            rows[at] = self.weights[k] * np.log(self._mixed(k, token, prior) / self._learned.unigram)
             index[k, token] = at
         return KeptAverages(self.lags, rows, index)
 
-    def _unigram(self) -> NDArray[np.float32]:
-        """(V,) the average over all positions and a uniform law: no token has probability 0."""
-        count, total, _ = self._learned
-        return ((total + 1 / self.vocab_size) / (count + 1)).astype(np.float32)
+    def _known(self, positions: int, total: NDArray[np.float64], averages: dict[tuple[int, int], _Average]) -> _Learned:
+        unigram = ((total + 1 / self.vocab_size) / (positions + 1)).astype(np.float32)
+        return _Learned(positions, total, unigram, averages)
 
     def _mixed(self, neighbour: int, token: int, prior: NDArray[np.float32]) -> NDArray[np.float32]:
         """(V,) exp R of ``token`` as a neighbour."""
         known = self._learned.averages.get((neighbour, token))
         if known is None:
-            return prior / np.float32(self.shrinkage)
+            return self._learned.unigram
         return (known.total + prior) / np.float32(known.positions + self.shrinkage)

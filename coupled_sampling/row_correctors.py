@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import at_least_float32, to_host
 from coupled_sampling.contracts import Array, Decisions, Integers, Window
-from coupled_sampling.corrections import Corrector, Learns
+from coupled_sampling.corrections import Corrector, Learns, check_corrector, learn
 from coupled_sampling.methods import Method
 
 __all__ = ["RowCorrectors"]
@@ -47,7 +47,7 @@ class RowCorrectors:
 
     def __init__(self, corrections: Corrector | None, method: Method) -> None:
         self.corrections = corrections if method.recycles else None
-        self._apart = isinstance(corrections, Learns) and method.acceptance != "match"
+        self._apart = isinstance(self.corrections, Learns) and method.acceptance != "match"
         self._own: dict[int, Corrector] = {}
         self._committed: dict[int, _Committed] = {}
 
@@ -101,14 +101,16 @@ class RowCorrectors:
             return self.corrections
         if row not in self._own:
             assert isinstance(self.corrections, Learns), "apart are correctors that learn"
-            self._own[row] = self.corrections.begun()
+            begun = self.corrections.begun()
+            check_corrector(begun)
+            self._own[row] = begun
         return self._own[row]
 
     def _learn(self, row: int) -> None:
         """Learn what was put aside for ``row``."""
         corrector, held = self._corrector(row), self._committed.get(row)
         if held is not None and isinstance(corrector, Learns):
-            corrector.learn(held.logits, held.neighbours)
+            learn(corrector, held.logits, held.neighbours)
             del self._committed[row]  # at once: an interruption finds both done or neither
 
 

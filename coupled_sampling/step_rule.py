@@ -63,7 +63,31 @@ class CorrectedSite(NamedTuple):
 
 
 class Correction(Protocol):
-    """Predicts what laws become when tokens to their left change: `coupled_sampling.HostStep` makes one of a `Corrector`."""
+    """Predicts what laws become when tokens to their left change: `coupled_sampling.HostStep` makes one of a `Corrector`.
+
+    Examples
+    --------
+    One that predicts the same token again, for sure. The first guess is refused and corrected to token 1, so that both redrafts
+    become a 1 where the laws of the pass would have given 0:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import METHODS
+    >>> from coupled_sampling.contracts import Sites
+    >>> from coupled_sampling.couplings import DraftLawArray
+    >>> from coupled_sampling.noise import ArrayNoise
+    >>> class SameAgain:
+    ...     def at(self, site, tokens, later):
+    ...         return CorrectedSite(later[:, site], np.eye(2)[tokens[:, site - 1]], later[:, site])
+    >>> target = np.array([[[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]])
+    >>> draft, drafted = np.array([[0, 1, 0]]), np.array([[True, True, False]])
+    >>> laws = DraftLawArray(draft, drafted, np.zeros((1, 3, 2))).guessed(drafted)
+    >>> sites = Sites(None, None, None, None, valid=np.ones((1, 3), bool))
+    >>> noise = ArrayNoise(uniforms=np.full((1, 3, 4), 0.1))
+    >>> decide(METHODS["sjd"], target, sites, laws, noise).tokens.tolist()
+    [[1, 0, 0]]
+    >>> decide(METHODS["sjd"], target, sites, laws, noise, correction=SameAgain()).tokens.tolist()
+    [[1, 1, 1]]
+    """
 
     def at(self, site: int, tokens: Array, later: Array) -> CorrectedSite | None:
         """The laws of ``site``, given ``tokens`` (B, n) of which those before it are final; None if no row's has changed.

@@ -30,6 +30,24 @@ class WindowCorrection:
         (B, n, V) of the deciding slots: the model's own, after guidance.
     window, slots
         What was forwarded, and its deciding slots.
+
+    Examples
+    --------
+    A known token 5 and two drafts, 3 and 3. The first draft has become a 1, and the corrector makes token 0 likely after that:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.plain_corrections import KeptAverages
+    >>> one, row = np.array([1]), RowInfo(seed=0, sequence=0, sampling=Sampling())
+    >>> window = Window(
+    ...     np.array([[5, 3, 3]]), 0 * one, one, 2 * one, 0 * one, one == 1, one, [row], [np.array([5, 3, 3])], [None]
+    ... )
+    >>> kept = KeptAverages((1,), np.array([[0.0] * 6, [9.0] + [0.0] * 5]), np.array([[0, 1, 0, 0, 0, 0, 0]]))
+    >>> correction = WindowCorrection([kept], np.zeros((1, 3, 6)), window, window.decisions())
+    >>> found = correction.at(1, tokens=np.array([[1, 4, 4]]), later=np.array([[False, True, True]]))
+    >>> found.changed.tolist(), found.law.round(2).tolist()
+    ([True], [[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     """
 
     def __init__(self, correctors: Sequence[Corrector | None], logits: Array, window: Window, slots: Decisions) -> None:

@@ -20,6 +20,7 @@ from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_kernels import BUGS as KERNELS
 from bugs_of_laws import BUGS as LAWS
+from bugs_of_learning import BUGS as LEARNING
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_openvino import BUGS as OPENVINO
 from bugs_of_processors import BUGS as PROCESSORS
@@ -53,6 +54,7 @@ BUGS: tuple[Bug, ...] = (
     *GUIDANCE,
     *KERNELS,
     *LAWS,
+    *LEARNING,
     *NOISE,
     *OPENVINO,
     *PROCESSORS,
