@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from coupled_sampling.arguments import checked_tokens
+from coupled_sampling.arguments import checked_tokens, is_whole
 from coupled_sampling.arrays import read_only
-from coupled_sampling.contracts import CoupledStep, PointMassesOnly
-from coupled_sampling.drafting import CarriesLaws, Drafting, SelectiveDrafting
+from coupled_sampling.contracts import CoupledStep, GivesLaws, PointMassesOnly
+from coupled_sampling.draft_contracts import AsksForLaws, CarriesLaws, Drafting, SelectiveDrafting
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.requests import Request
 from coupled_sampling.rows import Row
@@ -39,6 +40,20 @@ class Preparation:
         """Why the step cannot test drafts that carry laws; None if it can."""
         return self.step.refuses_laws if isinstance(self.step, PointMassesOnly) else None
 
+    @cached_property
+    def laws_back(self) -> int:
+        """How many positions back the drafting rule wants the laws of committed tokens.
+
+        Raises
+        ------
+        InvalidArgument
+            What it says is no number of positions.
+        """
+        wanted = self.drafting.laws_back if isinstance(self.drafting, AsksForLaws) else 0
+        if not is_whole(wanted) or wanted < 0:
+            raise InvalidArgument(f"drafting {self.drafting!r}: laws_back is {wanted!r}, expected an integer >= 0")
+        return int(wanted)
+
     def rows(self, request: Request) -> list[Row]:
         """A row for each sample of ``request``; the decoder gives them their handles.
 
@@ -64,6 +79,11 @@ class Preparation:
             refusals.append(self.drafting.takes(request, vocab_size, self.step.batch_size))
         if isinstance(self.drafting, CarriesLaws) and self.drafting.carries_laws and self.refuses_laws is not None:
             refusals.append(f"cannot be drafted for: the drafts carry laws, and {self.refuses_laws}")
+        if self.laws_back and not (isinstance(self.step, GivesLaws) and self.step.gives_laws):
+            refusals.append(
+                f"cannot be drafted for: drafting {self.drafting!r} asks for the laws of committed tokens, which a "
+                f"{type(self.step).__name__} does not give; use HostStep for them"
+            )
         for reason in refusals:
             if reason is not None:
                 raise InvalidArgument(f"request {reason}")
@@ -75,8 +95,10 @@ class Preparation:
         for k in range(request.samples):
             own = replace(request, sequence=first + k, samples=1)
             begun = _begun(request)
-            info = RowInfo(int(request.seed), first + k, begun, request.logprobs, request.model_logprobs)
-            row = Row(-1, own, tokens.copy(), info, len(known), stop, sequences)
+            info = RowInfo(
+                int(request.seed), first + k, begun, request.logprobs, request.model_logprobs, self.laws_back > 0
+            )
+            row = Row(-1, own, tokens.copy(), info, len(known), stop, sequences, laws_back=self.laws_back)
             row.leader = rows[0] if rows else None
             rows.append(row)
         return rows

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from coupled_sampling.arrays import read_only
 from coupled_sampling.contracts import Array, Integers
-from coupled_sampling.drafting import DraftContext, Drafting
+from coupled_sampling.draft_contracts import DraftContext, Drafting, WaitsForTokens
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method
@@ -49,8 +50,7 @@ class Assembly:
         idle
             B arrays: tokens from position 0 on whose state a row without part has; it forwards the last of them again.
         """
-        drafts = self.method.drafts
-        ends = [0 if row is None else row.reach(most, drafts) for row in rows]
+        ends = [0 if row is None else row.reach(most, self._guesses(row)) for row in rows]
         width = max(end - row.cached for row, end in zip(rows, ends, strict=True) if row is not None)
         slots = [IDLE if row is None else row.slots(end, width) for row, end in zip(rows, ends, strict=True)]
         laws, wrong = self._propose(rows, [own.fresh for own in slots])
@@ -84,6 +84,17 @@ class Assembly:
         )
         return window, wrong
 
+    @cached_property
+    def _waiting(self) -> WaitsForTokens | None:
+        """The rule, if it may have nothing to go by. Asked once: to ask a Protocol takes longer than a good part of a step."""
+        return self.drafting if isinstance(self.drafting, WaitsForTokens) else None
+
+    def _guesses(self, row: Row) -> bool:
+        """Whether ``row`` gets fresh drafts."""
+        if not self.method.drafts or self._waiting is None:
+            return self.method.drafts
+        return not self._waiting.waits(read_only(row.tokens[: row.committed + row.drafted]), row.prompt_length)
+
     def _propose(
         self, rows: Sequence[Row | None], fresh: Sequence[int]
     ) -> tuple[list[Array | None], dict[int, Exception]]:
@@ -100,6 +111,8 @@ class Assembly:
                 fresh[b],
                 row.info,
                 row.round,
+                row.laws,
+                row.committed,
             )
             for b, row in asking
         ]

@@ -21,6 +21,7 @@ from coupled_sampling.draws import Noise
 from coupled_sampling.methods import Method
 from coupled_sampling.offers import (
     Forks,
+    GivesLaws,
     PointMassesOnly,
     PromptReader,
     ReadsPrompts,
@@ -40,6 +41,7 @@ __all__ = [
     "CoupledStep",
     "Decisions",
     "Forks",
+    "GivesLaws",
     "Integers",
     "LogitsProvider",
     "OpenProvider",

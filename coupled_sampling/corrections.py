@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import array_device, as_like, from_host, integers, is_concrete, is_real, namespace, read_only
+from coupled_sampling.arrays import (
+    array_device,
+    as_like,
+    from_host,
+    integers,
+    is_concrete,
+    is_real,
+    namespace,
+    read_only,
+)
 from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.sampling import Array
 

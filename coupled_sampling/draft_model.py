@@ -13,7 +13,7 @@ import numpy as np
 from coupled_sampling.arrays import from_host, namespace, point_masses, read_only, to_host
 from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import Array, Integers, LogitsProvider, RequestObserver, Selective, max_window
-from coupled_sampling.drafting import DraftContext, Proposal, proposal_sites
+from coupled_sampling.draft_contracts import DraftContext, Proposal, proposal_sites
 from coupled_sampling.noise import Noise, Purpose
 from coupled_sampling.requests import Request
 from coupled_sampling.rows import common_length

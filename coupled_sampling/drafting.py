@@ -14,25 +14,37 @@ specification       guess for position i
 `DraftModel`        a draw from any second logits provider (`coupled_sampling.draft_model`)
 =================== ==========================================================================================
 
-Where ``copy`` or ``ngram`` have nothing to go by, they repeat; where nothing was generated yet, ``copy`` and
-``repeat`` repeat the last token of the prompt.
+Where ``copy`` or ``ngram`` have nothing to go by, they repeat the token before. ``copy`` and ``repeat`` guess nothing but generated
+tokens: the last token of a picture's prompt, such as its class, cannot stand in the picture. Where nothing was generated yet they
+guess a *fill* token if they have one, as a bundle's rules do where its manifest names one. Else they wait for the first token: that
+costs one pass. ``ngram`` looks a text's prompt up, and may repeat its last token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from coupled_sampling.arguments import check_count, is_whole
-from coupled_sampling.contracts import Array, Integers, RowInfo
+from coupled_sampling.contracts import Integers
+from coupled_sampling.draft_contracts import (
+    AsksForLaws,
+    CarriesLaws,
+    DraftContext,
+    Drafting,
+    Proposal,
+    SelectiveDrafting,
+    WaitsForTokens,
+    proposal_sites,
+)
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.noise import Noise, Purpose, Sites
+from coupled_sampling.noise import Noise, Purpose
 from coupled_sampling.requests import Request
 
 __all__ = [
+    "AsksForLaws",
     "CarriesLaws",
     "Copy",
     "DraftContext",
@@ -42,130 +54,10 @@ __all__ = [
     "Random",
     "Repeat",
     "SelectiveDrafting",
+    "WaitsForTokens",
     "find_drafting",
+    "proposal_sites",
 ]
-
-
-class DraftContext(NamedTuple):
-    """What one row asks for.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coupled_sampling import Sampling
-    >>> from coupled_sampling.contracts import RowInfo
-    >>> from coupled_sampling.drafting import DraftContext
-    >>> context = DraftContext(0, tokens=np.array([9, 4, 5]), prompt_length=1, wanted=2, info=RowInfo(0, 0, Sampling()), round=0)
-    >>> len(context.tokens)  # the position of the first guess
-    3
-    """
-
-    row: int
-    """Batch row."""
-    tokens: Integers
-    """(L,) the row's tokens from position 0 on: committed, then drafts. The first guess is for position L."""
-    prompt_length: int
-    wanted: int
-    """Number of guesses, >= 1."""
-    info: RowInfo
-    round: int
-
-
-class Proposal(NamedTuple):
-    """Guesses for one row.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coupled_sampling.drafting import Proposal
-    >>> Proposal(np.array([5, 5])).law is None  # guesses without a law are point masses
-    True
-    """
-
-    tokens: Integers
-    """(count,)."""
-    law: Array | None = None
-    """(count, V) the laws they were drawn from; None for point masses."""
-
-
-@runtime_checkable
-class Drafting(Protocol):
-    """A rule for fresh drafts.
-
-    Examples
-    --------
-    A rule of your own, which counts upwards. It looks at nothing but the tokens to the left, so it changes no law:
-
-    >>> import numpy as np
-    >>> from coupled_sampling import generate
-    >>> from coupled_sampling.drafting import Proposal
-    >>> class Counting:
-    ...     def propose(self, contexts, noise, *, vocab_size, shared):
-    ...         return [Proposal((c.tokens[-1] + 1 + np.arange(c.wanted)) % vocab_size) for c in contexts]
-    >>> class Ring:
-    ...     vocab_size, batch_size, max_length = 5, 1, 64
-    ...     def forward(self, tokens, start):
-    ...         return 99.0 * ((tokens[..., None] + 1) % 5 == np.arange(5))
-    >>> generate(Ring(), [[0]], length=8, window=8, drafting=Counting()).traces[0].nfe
-    1
-    """
-
-    def propose(
-        self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
-    ) -> list[Proposal]:
-        """One proposal per context.
-
-        ``shared`` says that acceptance is by match, so that a rule which draws should draw with the position's shared noise.
-        """
-        ...
-
-
-@runtime_checkable
-class CarriesLaws(Protocol):
-    """What a rule says whose drafts carry laws: a step that cannot test such drafts refuses requests before anything runs.
-
-    Examples
-    --------
-    >>> from coupled_sampling import DraftModel
-    >>> from coupled_sampling.drafting import CarriesLaws, Random
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> isinstance(DraftModel(TableProvider(random_table(0, 4), 4)), CarriesLaws), isinstance(Random(), CarriesLaws)
-    (True, False)
-    """
-
-    @property
-    def carries_laws(self) -> bool:
-        """Whether proposals have a law other than a point mass."""
-        ...
-
-
-@runtime_checkable
-class SelectiveDrafting(Protocol):
-    """What a rule offers that cannot draft for every request.
-
-    Examples
-    --------
-    >>> from coupled_sampling import Request
-    >>> from coupled_sampling.drafting import Random
-    >>> Random(first=0, count=99).takes(Request([0], length=1), vocab_size=10, rows=1)
-    'cannot be drafted for: drafting random:0:99 leaves the vocabulary [0, 10); choose a range inside it'
-    """
-
-    def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
-        """None if it can, for a model of that vocabulary and so many rows; else why not, as a sentence without its subject."""
-        ...
-
-
-def proposal_sites(contexts: Sequence[DraftContext], offset: int, count: int) -> Sites:
-    """Sites for ``count`` guesses of each context, from its ``offset``-th on."""
-    first = np.array([len(context.tokens) + offset for context in contexts], np.int64)
-    return Sites(
-        seed=np.array([context.info.seed for context in contexts], np.uint64),
-        sequence=np.array([context.info.sequence for context in contexts], np.uint64),
-        round=np.array([context.round for context in contexts], np.int64),
-        position=first[:, None] + np.arange(count),
-        valid=np.ones((len(contexts), count), bool),
-    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +113,14 @@ class Random:
 class Copy:
     """Guess the token ``lag`` positions before, if that was generated, else the token before.
 
+    Parameters
+    ----------
+    lag
+        How far back: a picture's columns, for the row above.
+    fill
+        What to guess where nothing was generated yet. Without one the rule waits for the first token, see `WaitsForTokens`; whoever
+        asks it all the same gets the token before, whatever that is.
+
     Examples
     --------
     >>> import numpy as np
@@ -230,12 +130,28 @@ class Copy:
     >>> context = DraftContext(0, np.array([9, 4, 5, 6]), 1, 5, RowInfo(0, 0, Sampling()), round=0)
     >>> Copy(lag=3).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
     array([4, 5, 6, 4, 5])
+
+    Of a prompt of one token, which is not copied:
+
+    >>> context = context._replace(tokens=np.array([9]))
+    >>> Copy(lag=3, fill=2).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    array([2, 2, 2, 2, 2])
     """
 
     lag: int
+    fill: int | None = None
 
     def __post_init__(self) -> None:
         check_count("drafting copy: the lag", self.lag)
+        _check_fill(self.fill)
+
+    def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
+        """See `SelectiveDrafting.takes`."""
+        return _fill_refusal(self, self.fill, vocab_size)
+
+    def waits(self, tokens: Integers, prompt_length: int) -> bool:
+        """See `WaitsForTokens.waits`."""
+        return self.fill is None and len(tokens) <= prompt_length
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -249,12 +165,16 @@ class Copy:
         tokens = context.tokens[first:].tolist()  # no earlier one is asked for
         for position in range(length, length + context.wanted):
             source = position - self.lag
-            tokens.append(tokens[(source if source >= context.prompt_length else position - 1) - first])
+            if source >= context.prompt_length:
+                tokens.append(tokens[source - first])
+            else:
+                tokens.append(_before(tokens[-1], position, context.prompt_length, self.fill))
         return Proposal(np.array(tokens[length - first :], np.int64))
 
 
+@dataclass(frozen=True)
 class Repeat(Copy):
-    """Guess the token before.
+    """Guess the token before, if that was generated; ``fill`` is that of `Copy`.
 
     Examples
     --------
@@ -267,15 +187,25 @@ class Repeat(Copy):
     array([6, 6, 6])
     """
 
-    def __init__(self) -> None:
-        super().__init__(lag=1)
+    lag: int = field(default=1, init=False, repr=False)
 
 
 @dataclass(frozen=True)
 class NGram:
     """Guess what followed the most recent earlier occurrence of the last ``size`` tokens, or of fewer where there is none.
 
-    Prompt lookup decoding; the prompt is searched too.
+    Prompt lookup decoding. The prompt is searched too, and repeated from: a text goes on in the words that it began with. A model
+    whose prompts are of other tokens than those it generates is told so by ``generated``.
+
+    Parameters
+    ----------
+    size
+        Most tokens to look for.
+    fill
+        What to guess where nothing was generated yet and nothing is found.
+    generated
+        The tokens that the model can generate, as ``(first, count)``; None is all of them. In the place of others it guesses the
+        token before, if that was generated, else ``fill``. Without a fill it waits for the first token, see `WaitsForTokens`.
 
     Examples
     --------
@@ -289,33 +219,75 @@ class NGram:
     """
 
     size: int = 3
+    fill: int | None = None
+    generated: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_count("drafting ngram: the size", self.size)
+        _check_fill(self.fill)
+        span = self.generated
+        if span is not None and not (isinstance(span, tuple) and len(span) == 2 and all(is_whole(n) for n in span)):
+            raise InvalidArgument(
+                f"drafting ngram: generated is {span!r}, expected (first, count), or None for all tokens"
+            )
+
+    def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
+        """See `SelectiveDrafting.takes`."""
+        return _fill_refusal(self, self.fill, vocab_size)
+
+    def waits(self, tokens: Integers, prompt_length: int) -> bool:
+        """See `WaitsForTokens.waits`."""
+        if self.generated is None or self.fill is not None or len(tokens) > prompt_length:
+            return False
+        return not self._can_stand(int(self._guesses(tokens, prompt_length, 1)[0]))
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
     ) -> list[Proposal]:
         """See `Drafting.propose`."""
-        return [self._propose(context) for context in contexts]
+        return [Proposal(self._guesses(c.tokens, c.prompt_length, c.wanted)) for c in contexts]
 
-    def _propose(self, context: DraftContext) -> Proposal:
-        length = len(context.tokens)
-        lag = self._lag(context.tokens)
-        tokens = np.concatenate([context.tokens, np.empty(context.wanted, np.int64)])
+    def _guesses(self, given: Integers, prompt_length: int, wanted: int) -> Integers:
+        """int64 (wanted,): what follows ``given``."""
+        length, lag = len(given), self._lag(given)
+        tokens = np.concatenate([given, np.empty(wanted, np.int64)])
         for position in range(length, len(tokens)):
-            tokens[position] = tokens[position - lag]  # a guess of its own once it copies past the end
-        return Proposal(tokens[length:])
+            # A copy of a guess of its own once it reaches past the end.
+            found = int(tokens[position - lag]) if lag else None
+            if found is None or not self._can_stand(found):
+                found = _before(int(tokens[position - 1]), position, prompt_length, self.fill)
+            tokens[position] = found
+        return tokens[length:]
+
+    def _can_stand(self, token: int) -> bool:
+        """Whether the model can generate ``token``."""
+        return self.generated is None or 0 <= token - self.generated[0] < self.generated[1]
 
     def _lag(self, tokens: Integers) -> int:
-        """How far back the most recent earlier occurrence of the longest matching suffix ends; 1 where there is none."""
+        """How far back the most recent earlier occurrence of the longest matching suffix ends; 0 where there is none."""
         for size in range(min(self.size, len(tokens) - 1), 0, -1):
             # Without the last token, so that the suffix does not find itself.
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], size)
             found = np.flatnonzero((windows == tokens[-size:]).all(axis=1))
             if found.size:
                 return len(tokens) - (int(found[-1]) + size)
-        return 1
+        return 0
+
+
+def _before(token: int, position: int, prompt_length: int, fill: int | None) -> int:
+    """The guess for ``position`` where there is nothing better: the ``token`` before, if that was generated, else ``fill``."""
+    return token if position > prompt_length or fill is None else fill
+
+
+def _check_fill(fill: int | None) -> None:
+    if fill is not None and not (is_whole(fill) and fill >= 0):
+        raise InvalidArgument(f"drafting: the fill token is {fill!r}, expected a token, or None for none")
+
+
+def _fill_refusal(rule: Drafting, fill: int | None, vocab_size: int) -> str | None:
+    if fill is not None and fill >= vocab_size:
+        return f"cannot be drafted for: the fill token of drafting {rule!r} is none of the vocabulary [0, {vocab_size})"
+    return None
 
 
 def find_drafting(specification: str | Drafting) -> Drafting:
@@ -330,9 +302,9 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     --------
     >>> from coupled_sampling.drafting import find_drafting
     >>> find_drafting("copy:14")
-    Copy(lag=14)
+    Copy(lag=14, fill=None)
     >>> find_drafting("ngram")
-    NGram(size=3)
+    NGram(size=3, fill=None, generated=None)
     """
     if isinstance(specification, Drafting) and not isinstance(specification, type):
         return specification

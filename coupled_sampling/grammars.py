@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import filled, from_host, namespace
 from coupled_sampling.draft_model import DraftModel
-from coupled_sampling.drafting import DraftContext, Drafting, NGram, Proposal, SelectiveDrafting
+from coupled_sampling.drafting import DraftContext, Drafting, NGram, Proposal, SelectiveDrafting, WaitsForTokens
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.grammar_engine import (
     TokenizerSource,
@@ -325,7 +325,7 @@ class GrammarDrafts:
     Parameters
     ----------
     otherwise
-        A rule whose guesses have no laws: any but a draft model.
+        A rule whose guesses have no laws: any but a draft model. It is given no laws of committed tokens.
 
     Examples
     --------
@@ -358,9 +358,13 @@ class GrammarDrafts:
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """See `coupled_sampling.drafting.SelectiveDrafting.takes`."""
-        if isinstance(self.otherwise, SelectiveDrafting):
-            return self.otherwise.takes(request, vocab_size, rows)
-        return None
+        return (
+            self.otherwise.takes(request, vocab_size, rows) if isinstance(self.otherwise, SelectiveDrafting) else None
+        )
+
+    def waits(self, tokens: Integers, prompt_length: int) -> bool:
+        """See `coupled_sampling.drafting.WaitsForTokens.waits`."""
+        return isinstance(self.otherwise, WaitsForTokens) and self.otherwise.waits(tokens, prompt_length)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool

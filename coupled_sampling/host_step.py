@@ -118,6 +118,9 @@ class HostStep(Closing):
         # Asked once: to ask a Protocol takes longer than a good part of a step.
         self._by_rows = provider if isinstance(provider, RowRanges) else None
 
+    gives_laws = True
+    """See `coupled_sampling.contracts.GivesLaws`."""
+
     @property
     def runs(self) -> Runs:
         """What runs the provider; steps are decided here."""
@@ -181,7 +184,7 @@ class HostStep(Closing):
             outcome.)
         """
         rows, width = window.tokens.shape
-        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {})
+        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {}, {})
         for part in [range(rows)] if self.touches_all else window.busy_parts():
             outcome = self._step(window if len(part) == rows else window.part(part))
             whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
@@ -221,7 +224,8 @@ class HostStep(Closing):
         counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
         self._correctors.commit(window, slots, logits, tokens[:, slots.first :], counts)
         told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
-        return Outcome(tokens, committed, target.failures(last), *told)
+        laws = _committed_laws(window, target.laws, tokens[:, slots.first :], counts)
+        return Outcome(tokens, committed, target.failures(last), *told, laws)
 
     def _logprobs(
         self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
@@ -321,6 +325,23 @@ def as_step(
         )
     check_model("model", model)
     return HostStep(model, method, noise, corrections)
+
+
+def _committed_laws(
+    window: Window, laws: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
+) -> dict[int, Array]:
+    """The target laws of rows that ask for them, at the sites ``first`` to ``last`` that each row committed."""
+    given = {}
+    for b, info in enumerate(window.rows):
+        if info is not None and info.laws and window.draws[b]:
+            first, last = committed[b]
+            own = laws[
+                b, first : last + int(tokens[b, last] >= 0), ...
+            ]  # where the row has failed, its last site has none
+            given[b] = (
+                own.copy() if isinstance(own, np.ndarray) else own
+            )  # numpy's memory is used again two rounds later
+    return given
 
 
 def _log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:

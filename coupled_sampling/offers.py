@@ -14,6 +14,7 @@ from coupled_sampling.sampling import Array, Integers
 
 __all__ = [
     "Forks",
+    "GivesLaws",
     "PointMassesOnly",
     "PromptReader",
     "ReadsPrompts",
@@ -40,6 +41,27 @@ class PointMassesOnly(Protocol):
     @property
     def refuses_laws(self) -> str | None:
         """Why not, and what to do instead; None where it can, or needs no laws at all."""
+        ...
+
+
+@runtime_checkable
+class GivesLaws(Protocol):
+    """What a step says that can hand out the target laws of the tokens it commits (``Outcome.laws``), where a row asks for them.
+
+    Drafting rules may: see `coupled_sampling.drafting.AsksForLaws`. With a step that does not say so their requests are refused.
+
+    Examples
+    --------
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.contracts import GivesLaws
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> isinstance(HostStep(TableProvider(random_table(0, 4), 4)), GivesLaws)
+    True
+    """
+
+    @property
+    def gives_laws(self) -> bool:
+        """Whether it can."""
         ...
 
 

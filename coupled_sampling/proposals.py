@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.arrays import from_host, is_real, pick, to_host
-from coupled_sampling.drafting import DraftContext, Drafting, Proposal
+from coupled_sampling.draft_contracts import DraftContext, Drafting, Proposal
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.law_forms import check_laws

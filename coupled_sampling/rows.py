@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coupled_sampling.arrays import read_only
+from coupled_sampling.arrays import namespace, read_only
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, RequestFailed
 from coupled_sampling.requests import Commit, Reason, Request
-from coupled_sampling.sampling import Integers, RowInfo
+from coupled_sampling.sampling import Array, Integers, RowInfo
 from coupled_sampling.slots import Outcome, Window
 from coupled_sampling.target import unusable_law
 from coupled_sampling.trace import Trace
@@ -59,6 +59,10 @@ class Row:
     round: int = 0
     trace: Trace = field(default_factory=Trace)
     began: float = 0.0
+    laws_back: int = 0
+    """How many positions back the drafting rule wants the laws of committed tokens; 0 for none."""
+    laws: Array | None = None
+    """(n, V) those of the last n committed tokens, n at most that; None while there are none."""
 
     def __post_init__(self) -> None:
         self.given = self.committed
@@ -75,13 +79,17 @@ class Row:
             return 0
         return self.given - 1 - self.cached
 
-    def reach(self, window: int, drafts: bool) -> int:
-        """End of the positions worth forwarding now: the last position's own logits are never needed."""
+    def reach(self, window: int, guesses: bool) -> int:
+        """End of the positions worth forwarding now: the last position's own logits are never needed.
+
+        Without ``guesses`` no fresh drafts stand behind the tokens and drafts that are there.
+        """
         if self.unread(window):
             return min(self.given - 1, self.cached + window)
         # Where a prefix was there already the first window ends where it would end without it: tokens do not depend on that.
         first = 0 if self.committed == self.given <= window else self.cached
-        return min(first + window, len(self.tokens) - 1) if drafts else min(self.committed, first + window)
+        last = len(self.tokens) - 1
+        return min(first + window, last if guesses else min(self.committed + self.drafted, last))
 
     def slots(self, end: int, width: int) -> Slots:
         """What a window ``width`` wide holds up to position ``end``."""
@@ -111,7 +119,7 @@ class Row:
             error = outcome.failures.get(b) or unusable_law(b, first + count, float("nan"))
         closed = np.flatnonzero(decided[count:] < 0)
         open_ = decided[: count + (int(closed[0]) if closed.size else len(decided) - count)]
-        before = (self.tokens, self.committed, self.drafted, self.cached, self.round)
+        before = (self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws)
         if self.request.stop_rule is not None:
             self.tokens = self.tokens.copy()
         self.tokens[first : first + len(open_)] = open_
@@ -119,10 +127,12 @@ class Row:
         self.drafted = len(open_) - count if recycles else 0
         self.cached = self.committed - 1  # the last committed token was drawn here, so it was no input yet
         self.round += 1
+        if b in outcome.laws and count:
+            self._keep(outcome.laws[b][:count, ...])
         try:
             return self._commit(b, first, outcome, error)
         except BaseException:  # Ctrl-C in a stop rule: the round is done again, from what was there
-            self.tokens, self.committed, self.drafted, self.cached, self.round = before
+            self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws = before
             raise
 
     def _commit(self, b: int, first: int, outcome: Outcome, error: Exception | None) -> Commit:
@@ -148,6 +158,11 @@ class Row:
         return Commit(
             self.handle, first, tokens, reason is not None, self.trace, reason, named, logprobs, model_logprobs
         )
+
+    def _keep(self, laws: Array) -> None:
+        """``laws`` (count, V) are those of the tokens just committed, whose number has been counted."""
+        run = laws if self.laws is None else namespace(laws).concat([self.laws, laws], axis=0)
+        self.laws = read_only(run[max(0, run.shape[0] - self.laws_back) :, ...])
 
     def _stop(self, first: int) -> int | None:
         """The committed count at which the sequence ends, among the tokens from position ``first`` on; None if it goes on."""

@@ -179,3 +179,5 @@ class RowInfo:
     """Whether the log-probabilities of its committed tokens under their target laws are wanted."""
     model_logprobs: bool = False
     """Whether those under the model's own laws are."""
+    laws: bool = False
+    """Whether the target laws themselves are, for a drafting rule that asks for them."""

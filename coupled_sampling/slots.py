@@ -247,3 +247,5 @@ class Outcome(NamedTuple):
     """Log-probabilities (committed,) under the target laws of rows that asked for them."""
     model_logprobs: Mapping[int, NDArray[np.float64]] = _NONE  # type: ignore[assignment]
     """The same under the model's own laws."""
+    laws: Mapping[int, Array] = _NONE
+    """The target laws themselves (committed, V) of rows that asked for them, in memory that no later step writes to."""

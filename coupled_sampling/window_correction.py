@@ -105,5 +105,7 @@ class WindowCorrection:
         context, nothing = self._window.contexts[row], int(self._logits.shape[-1])
         old = [int(context[position - lag]) if position >= lag else nothing for lag in self._lags[row]]
         since = site - self._first[row]
-        new = [int(now[row, site - lag]) if lag <= since else was for lag, was in zip(self._lags[row], old, strict=True)]
+        new = [
+            int(now[row, site - lag]) if lag <= since else was for lag, was in zip(self._lags[row], old, strict=True)
+        ]
         return old, new

@@ -15,6 +15,7 @@ package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
 from coupled_sampling.export.check_text import CheckedText
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
+from coupled_sampling.export.fill_token import find_fill_token
 from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
@@ -42,6 +43,7 @@ __all__ = [
     "Storage",
     "add_step_graphs",
     "export_checkpoint",
+    "find_fill_token",
     "open_checkpoint",
     "pixel_graph",
     "reference_logits",

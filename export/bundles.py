@@ -29,6 +29,7 @@ from coupled_sampling.export.checkpoints.text import TextFiles, write_text_files
 from coupled_sampling.export.families import family_of, find_family
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.families.vqgan import open_picture_decoder
+from coupled_sampling.export.fill_token import find_fill_token
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.storage import Storage
@@ -155,7 +156,8 @@ def export_checkpoint(
         Called with the bytes of each tensor that was read, and with those of all in ``source``.
     check
         What opens the bundle to compare a few of its logits with the float64 reference, before the bundle gets its name, such as
-        `coupled_sampling.backends.open_model`; None compares nothing.
+        `coupled_sampling.backends.open_model`; None compares nothing. It also finds the bundle's fill token
+        (`coupled_sampling.export.find_fill_token`), which a bundle that was never opened has not.
 
     Raises
     ------
@@ -224,6 +226,8 @@ def export_checkpoint(
                 bundle = open_bundle(folder.absolute())
                 provider = check(bundle, rows=1)
                 difference = check_stored(model.description, model.weights, chosen.storage, provider)
+                manifest = replace(manifest, fill_token=find_fill_token(provider, manifest))
+                write_manifest(folder, manifest)
                 inner = bundle.tokenizer()
                 checked = None if inner is None else check_text(inner, manifest.vocab_size)
         total = sum(record.bytes for record in manifest.files.values())

@@ -178,6 +178,9 @@ class Manifest:
         Tables that predict laws under changed neighbours; None if none were fitted.
     defaults
         Recommended settings.
+    fill_token
+        What to guess at a sequence's first positions, where rules that copy have nothing to go by: the token that the model is
+        likeliest to begin with. None if nobody knows. It changes how many passes are needed, and no law.
     licence
         SPDX identifier.
     provenance
@@ -220,12 +223,14 @@ class Manifest:
     step_graphs: tuple[StepGraph, ...] = ()
     chat_template: str | None = None
     corrections: CorrectionsRecord | None = None
+    fill_token: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         expect(self.name.strip() != "", "name", self.name, "a name")
         _check_files(self)
         _check_tokens(self)
+        _check_fill(self)
         _check_names(self.prompts)
 
     @property
@@ -319,6 +324,18 @@ def _check_tokens(manifest: Manifest) -> None:
         room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
         reason = f"length is {manifest.length}, max_length {graph.max_length}"
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
+
+
+def _check_fill(manifest: Manifest) -> None:
+    token, generated = manifest.fill_token, manifest.generated_tokens
+    if token is None:
+        return
+    possible = 0 <= token - generated.first < generated.count
+    expect(possible, "fill_token", token, f"one of generated_tokens, {generated.count} from {generated.first} on")
+    if manifest.layout:
+        first = manifest.layout[0]
+        begins = 0 <= token - first.first < first.count
+        expect(begins, "fill_token", token, f"what layout[0] lets begin, {first.count} from {first.first} on")
 
 
 def _check_names(prompts: Mapping[str, Prompt]) -> None:

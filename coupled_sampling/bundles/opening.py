@@ -69,7 +69,7 @@ __all__ = [
 
 FORMAT = "coupled-sampling-bundle"
 FORMAT_VERSION = 5
-"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates, 4 no corrections; all of them are still read."""
+"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates, 4 no corrections and no fill token; all of them are still read."""
 MODELS = Path(__file__).parent / "models"
 
 

@@ -15,7 +15,7 @@ from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
-from coupled_sampling.drafting import Drafting, Random, find_drafting
+from coupled_sampling.drafting import Copy, Drafting, NGram, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
 from coupled_sampling.requests import Request, StopRule
@@ -35,6 +35,7 @@ CORRECTIONS = ("auto", "none", "plain", "fitted")
 """What predicts laws under changed neighbours: the bundle's table if it has one, nothing, running averages, the bundle's table."""
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class Given(TypedDict, total=False):
@@ -218,7 +219,8 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     Parameters
     ----------
     manifest
-        The bundle's manifest. Drafting ``random`` is over the tokens that its model can generate.
+        The bundle's manifest. Drafting rules guess what its model can generate: ``random`` draws from these tokens, and ``copy``,
+        ``repeat`` and ``ngram`` begin with its fill token.
     given
         What the user set; by default nothing.
 
@@ -236,9 +238,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         )
     widest = manifest.window_graph.max_window
     asked = chosen.get("drafting")
-    drafting = find_drafting(defaults.drafting if asked is None else asked)
-    if drafting == Random():
-        drafting = Random(manifest.generated_tokens.first, manifest.generated_tokens.count)
+    drafting = _suited(find_drafting(defaults.drafting if asked is None else asked), manifest)
     window, length, chunk = chosen.get("window"), chosen.get("length"), chosen.get("prompt_chunk")
     guidance = _or(chosen.get("guidance"), defaults.guidance)
     settings = DecodingSettings(
@@ -279,11 +279,24 @@ def check_corrections(kind: object) -> None:
         raise InvalidArgument(f"corrections is {shown(kind)}, expected one of {', '.join(CORRECTIONS)}")
 
 
+def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
+    """``rule`` with what the model can generate, and its fill token, where the rule leaves them open."""
+    tokens, fill = manifest.generated_tokens, manifest.fill_token
+    if rule == Random():
+        return Random(tokens.first, tokens.count)
+    if isinstance(rule, Copy) and rule.fill is None:
+        return replace(rule, fill=fill)
+    if isinstance(rule, NGram):
+        some = None if tokens.count == manifest.vocab_size else (tokens.first, tokens.count)
+        return replace(rule, fill=_or(rule.fill, fill), generated=_or(rule.generated, some))
+    return rule
+
+
 def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
     longer = len(manifest.unconditional_prompt or (0,)) - 1 if guided else 0
     return manifest.window_graph.max_length - longer
 
 
-def _or(given: _T | None, default: _T) -> _T:
+def _or(given: _T | None, default: _U) -> _T | _U:
     return default if given is None else given

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coupled_sampling import Decoder, HostStep, Outcome, Request, Window
+from coupled_sampling.drafting import Repeat
 
 FIGURE = Path(__file__).parents[1] / "images" / "steps.svg"
 LENGTH, WINDOW, SEED = 16, 8, 2
+DRAFTING = Repeat(fill=3)
 CELL, GAP, LEFT, TOP = 26, 3, 92, 44
 COLOURS = {
     "committed": ("#e4e6ea", "#6b7280"),
@@ -67,7 +69,7 @@ def decode(method: str) -> list[Pass]:
     """The passes of one sequence."""
     step = Recorder(Walk(), method)
     step.passes = []
-    decoder = Decoder(step, window=WINDOW, drafting="repeat")
+    decoder = Decoder(step, window=WINDOW, drafting=DRAFTING)
     decoder.add(Request([3], length=LENGTH, seed=SEED))
     while decoder.active or decoder.waiting:
         decoder.step()

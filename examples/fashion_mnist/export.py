@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,14 @@ from coupled_sampling.bundles.opening import (
     open_bundle,
     write_manifest,
 )
-from coupled_sampling.export import DecoderDescription, Norm, pixel_graph, save_graph, write_decoder_graph
+from coupled_sampling.export import (
+    DecoderDescription,
+    Norm,
+    find_fill_token,
+    pixel_graph,
+    save_graph,
+    write_decoder_graph,
+)
 from coupled_sampling.export.step_bundle import write_step_graphs
 
 WINDOW_GRAPH, PIXEL_GRAPH = "window.onnx", "pixels.onnx"
@@ -177,6 +185,8 @@ def export(checkpoint: Path, folder: Path) -> Manifest:
     written = manifest(shape, gpt, files, state["figures"])
     write_manifest(folder, written)
     worst = worst_difference(model, folder)
+    written = replace(written, fill_token=find_fill_token(OrtProvider.open(folder), written))
+    write_manifest(folder, written)
     written = write_step_graphs(folder)
     print(f"largest logit difference between graph and PyTorch: {worst:.1e} (allowed {TOLERANCE:.0e})")
     if worst > TOLERANCE:

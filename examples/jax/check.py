@@ -14,6 +14,7 @@ from model import Params, Shape, empty_cache, forward
 
 from coupled_sampling import CounterNoise, Decoder, LogitsProvider, Method, Outcome, Request, Window
 from coupled_sampling.contracts import Runs
+from coupled_sampling.drafting import Drafting
 from coupled_sampling.testing import StepComparison, TieReport
 
 TOLERANCE = 1e-4
@@ -36,7 +37,13 @@ def logits_apart(params: Params, shape: Shape, provider: LogitsProvider, tokens:
 
 
 def first_difference(
-    decoded: State, row: int, provider: LogitsProvider, method: Method, request: Request, window: int, drafting: str
+    decoded: State,
+    row: int,
+    provider: LogitsProvider,
+    method: Method,
+    request: Request,
+    window: int,
+    drafting: Drafting,
 ) -> TieReport | None:
     """Where the library first decides otherwise than ``decoded`` did for ``request`` in its ``row``; None if nowhere."""
     replay = _Replay(decoded, row, method, provider)

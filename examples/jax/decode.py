@@ -5,7 +5,8 @@ here is the bookkeeping around it, which the library's own loop does in Python:
 
 - a row's *line* holds its tokens by position: committed ones, then the redrafts of the pass before;
 - a window's slot 0 is the last committed token, and slot j's logits decide the position after its own;
-- positions beyond the redrafts are guessed: they copy the token ``lag`` positions before, which is the pixel row above;
+- positions beyond the redrafts are guessed: they copy the token ``lag`` positions before, which is the pixel row above, and are
+  ``fill`` where nothing was generated yet;
 - the laws of redrafts are this pass's target laws, shifted by as many slots as were committed.
 """
 
@@ -47,7 +48,7 @@ class State(NamedTuple):
     """int32 (R, B) how many tokens each pass committed."""
 
 
-@partial(jax.jit, static_argnames=("shape", "method", "length", "window", "lag", "sampling"))
+@partial(jax.jit, static_argnames=("shape", "method", "length", "window", "lag", "fill", "sampling"))
 def decode(
     params: Params,
     prompt: jax.Array,
@@ -58,6 +59,7 @@ def decode(
     length: int,
     window: int,
     lag: int,
+    fill: int,
     sampling: Sampling,
 ) -> State:
     """Continue one prompt token per row, int (B,), by ``length`` tokens: ``line[:, 1 : length + 1]`` of the last state."""
@@ -68,7 +70,7 @@ def decode(
     def one_pass(state: State) -> State:
         first = state.committed[:, None]
         positions = first + slots  # (B, W) that this pass decides
-        inputs = with_guesses(state.line, first + state.drafted[:, None], positions - 1, lag)
+        inputs = with_guesses(state.line, first + state.drafted[:, None], positions - 1, lag, fill)
         logits, cache = forward(params, shape, state.cache, inputs, state.committed - 1)
         target = target_law(logits, sampling)
         valid = positions < total
@@ -129,16 +131,18 @@ def decode_ar(
     return line[:, 1:]
 
 
-def with_guesses(line: jax.Array, first_guess: jax.Array, positions: jax.Array, lag: int) -> jax.Array:
+def with_guesses(line: jax.Array, first_guess: jax.Array, positions: jax.Array, lag: int, fill: int) -> jax.Array:
     """Tokens at ``positions`` (B, W): from ``first_guess`` (B, 1) on, copies of the token ``lag`` before.
 
-    Only generated tokens are copied from afar, else it is the token before; and what is copied may be a guess itself.
+    Only generated tokens are copied: else it is the token before, and ``fill`` where that is the prompt's. What is copied may be a
+    guess itself.
     """
     source = positions
     for _ in range(positions.shape[1]):  # no chain of guesses is longer; XLA makes one kernel of it
         before = jnp.where(source - lag >= 1, source - lag, source - 1)
         source = jnp.where(source < first_guess, source, before)
-    return jnp.take_along_axis(line, source, axis=1)
+    guessed = (positions >= first_guess) & (source < 1)
+    return jnp.where(guessed, fill, jnp.take_along_axis(line, source, axis=1))
 
 
 def written(line: jax.Array, tokens: jax.Array, positions: jax.Array, where: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ from model import SHAPES, Params, Shape, random_params, read_bundle
 from randomness import Randomness, keys, tables
 
 from coupled_sampling import METHODS, LogitsProvider, Method, Request, Sampling, open_bundle
+from coupled_sampling.drafting import Copy
 from coupled_sampling.methods import find_method
 
 
@@ -38,6 +39,7 @@ class Job:
     length: int
     window: int
     lag: int
+    fill: int
     sampling: Sampling
     seed: int
     rows: int
@@ -83,7 +85,7 @@ def runs_of(job: Job, methods: Sequence[Method]) -> list[Run]:
     common = {"shape": job.shape, "length": job.length, "sampling": job.sampling}
     runs = [Run(METHODS["ar"], partial(decode_ar, **common), job.arguments(METHODS["ar"]))]
     for method in methods:
-        loop = partial(decode, method=method, window=job.window, lag=job.lag, **common)
+        loop = partial(decode, method=method, window=job.window, lag=job.lag, fill=job.fill, **common)
         runs.append(Run(method, loop, job.arguments(method)))
     for run in runs:
         run.once()
@@ -123,7 +125,7 @@ def as_the_library(job: Job, method: Method, decoded: list[State], provider: Log
     for state, batch in zip(decoded, job.batches(), strict=True):
         for row, sequence in enumerate(batch):
             request = Request([job.prompts[sequence]], job.length, job.seed, sequence, sampling=job.sampling)
-            found = first_difference(state, row, provider, method, request, job.window, f"copy:{job.lag}")
+            found = first_difference(state, row, provider, method, request, job.window, Copy(job.lag, job.fill))
             differences += [] if found is None else [(sequence, found)]
     print(f"    every decision is the library's in {len(job.prompts) - len(differences)} of {len(job.prompts)}")
     for sequence, found in differences:
@@ -153,7 +155,7 @@ def main() -> int:
     provider, fine = None, True
     if arguments.random_weights:
         shape = SHAPES[arguments.random_weights]
-        params, length, lag = random_params(shape), arguments.length or 128, arguments.lag or 1
+        params, length, lag, fill = random_params(shape), arguments.length or 128, arguments.lag or 1, 0
         prompts, sampling = list(range(arguments.count)), Sampling()
         print(f"random weights: {shape.parameters / 1e9:.2f} billion parameters, {shape.dtype}")
     else:
@@ -169,12 +171,13 @@ def main() -> int:
             arguments.lag or manifest.grid.columns,
             manifest.defaults.sampling(),
         )
+        fill = manifest.generated_tokens.first if manifest.fill_token is None else manifest.fill_token
         tokens = np.random.default_rng(0).integers(0, 256, (1, shape.positions))
         apart = logits_apart(params, shape, provider, tokens, arguments.window)
         fine = apart < TOLERANCE
         print(f"logits: at most {apart:.1e} from the bundle's{'' if fine else ', which is too far'}")
     job = Job(
-        shape, params, prompts, length, arguments.window, lag, sampling, arguments.seed, arguments.rows,
+        shape, params, prompts, length, arguments.window, lag, fill, sampling, arguments.seed, arguments.rows,
         arguments.noise, arguments.repeats,
     )  # fmt: skip
     return 0 if report(job, methods, provider) and fine else 1

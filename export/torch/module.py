@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, w
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.check import Opener, check_opener
+from coupled_sampling.export.fill_token import find_fill_token
 from coupled_sampling.export.graphs.builder import OPSET, require_onnx, save_graph
 from coupled_sampling.export.torch.cache import CacheShape, WindowCache, require_torch
 from coupled_sampling.export.torch.check import check_logits, check_window_graph
@@ -199,6 +200,7 @@ def export_module(
         if check is not None:
             provider = check(open_bundle(folder.absolute()), rows=2)
             check_logits(wrapped, cache, provider, manifest.generated_tokens, settings.tolerance)
+            write_manifest(folder, replace(manifest, fill_token=find_fill_token(provider, manifest)))
     return open_bundle(out.absolute())
 
 

@@ -148,10 +148,9 @@ def test_a_foreign_manifest_is_refused(folder, content):
 
 
 def test_step_graphs_of_format_2_are_read_as_they_were():
-    """The shipped bundle is one: its records do not say where noise comes from, which is a ring."""
+    """The shipped bundle has some: their records do not say where noise comes from, which is a ring."""
     embedded = open_bundle("fashion")
     document = json.loads((embedded.folder / "manifest.json").read_text())
-    assert document["format_version"] == 2
     assert not any("noise" in record for record in document["step_graphs"])
     assert {graph.noise for graph in embedded.manifest.step_graphs} == {"ring"}
     assert embedded.step_graph("scd-match").name == "step-scd-match.onnx"
@@ -161,6 +160,30 @@ def test_step_graphs_of_format_2_are_read_as_they_were():
 def test_a_step_graph_has_noise_of_a_kind_that_is_known():
     with pytest.raises(BundleError, match="step_graphs: noise is 'queue', expected 'ring' or 'window'"):
         StepGraph("step.onnx", "scd-match", noise="queue")
+
+
+def test_a_fill_token_is_optional_and_bundles_before_format_5_have_none(folder):
+    edit(folder, lambda document: document.update(fill_token=3))
+    assert open_bundle(folder).manifest.fill_token == 3
+    edit(folder, lambda document: [document.update(format_version=4), document.pop("fill_token")])
+    assert open_bundle(folder).manifest.fill_token is None
+
+
+@pytest.mark.parametrize(
+    ("token", "changes", "message"),
+    [
+        (5, {}, "fill_token is 5, expected one of generated_tokens, 5 from 0 on"),
+        (-1, {}, "fill_token is -1"),
+        (0, {"layout": (Span(1, 2, 2), Span(0, 5, 4)), "grid": None}, "what layout.0. lets begin, 2 from 1 on"),
+        (3, {"layout": (Span(1, 2, 2), Span(0, 5, 4)), "grid": None}, "what layout.0. lets begin, 2 from 1 on"),
+        (True, {}, "fill_token is True"),
+    ],
+)
+def test_a_fill_token_that_cannot_come_first_is_refused(token, changes, message):
+    manifest = a_manifest(**changes)
+    assert dataclasses.replace(manifest, fill_token=2).fill_token == 2
+    with pytest.raises((BundleError, InvalidArgument), match=message):
+        dataclasses.replace(manifest, fill_token=token)
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder):

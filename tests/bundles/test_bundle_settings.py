@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, Request, Sampling, open_bundle
-from coupled_sampling.bundles import DecodingSettings
+from coupled_sampling.bundles import DecodingSettings, GeneratedTokens
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.settings import decoding_settings
-from coupled_sampling.drafting import Copy, Random, Repeat
+from coupled_sampling.drafting import Copy, NGram, Random, Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import TableProvider, random_table
 
@@ -30,7 +30,7 @@ def test_nothing_given_is_the_bundles_own(manifest):
         length=196,
         method="sjd",
         window=5,
-        drafting=Copy(3),
+        drafting=Copy(3, fill=0),
         guidance=3.0,
         sampling=Sampling(0.5, 7, 0.9, 0.01),
         layout=manifest.layout,
@@ -45,7 +45,7 @@ def test_what_is_given_wins_zero_included(manifest):
     settings = decoding_settings(with_defaults(manifest, **defaults), given)
     assert (settings.method, settings.window, settings.guidance, settings.guided) == ("ar", "auto", 0.0, True)
     assert settings.sampling == Sampling(0.0, 2, 0.8, 0.0)
-    assert settings.drafting == Repeat()
+    assert settings.drafting == Repeat(fill=manifest.fill_token)
 
 
 def test_random_first_guesses_are_tokens_that_the_model_generates(manifest):
@@ -53,6 +53,24 @@ def test_random_first_guesses_are_tokens_that_the_model_generates(manifest):
     expected = Random(generated.first, generated.count)
     assert decoding_settings(manifest, {"drafting": "random"}).drafting == expected
     assert decoding_settings(manifest, {"drafting": "random:3:4"}).drafting == Random(3, 4)
+
+
+def test_copies_begin_with_the_bundles_fill_token(manifest):
+    manifest = dataclasses.replace(manifest, fill_token=7)
+    for given, expected in (
+        ("copy:3", Copy(3, fill=7)),
+        (Copy(3), Copy(3, fill=7)),
+        (Copy(3, fill=1), Copy(3, fill=1)),
+        ("repeat", Repeat(fill=7)),
+        ("ngram:2", NGram(2, fill=7, generated=(0, 256))),
+        (NGram(2, fill=0, generated=(3, 4)), NGram(2, fill=0, generated=(3, 4))),
+    ):
+        assert decoding_settings(manifest, {"drafting": given}).drafting == expected
+    without = dataclasses.replace(manifest, fill_token=None)
+    assert decoding_settings(without, {"drafting": "copy:3"}).drafting == Copy(3)
+    assert decoding_settings(without, {"drafting": "ngram"}).drafting == NGram(3, generated=(0, 256))
+    text = dataclasses.replace(without, generated_tokens=GeneratedTokens(0, manifest.vocab_size))
+    assert decoding_settings(text, {"drafting": "ngram"}).drafting == NGram(3)
 
 
 def test_a_default_window_wider_than_the_graph_is_the_graphs(manifest):

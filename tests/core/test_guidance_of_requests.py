@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from coupled_sampling import Decoder, DraftModel, Guidance, GuidedProvider, Request
 from coupled_sampling.contracts import Forks, RowRanges
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import (
@@ -302,7 +303,7 @@ class TestOffers:
     def test_samples_of_one_prompt_share_it(self, method, unconditional):
         guidance = Guidance(falling, unconditional)
         asked = [Request([1, 2, 0, 3], 6, seed=3, samples=3, guidance=guidance)]
-        how = {"method": method, "window": 3, "drafting": "repeat"}
+        how = {"method": method, "window": 3, "drafting": Repeat(fill=3)}
         forked, unforked = Ranged(TABLE, V, 6, 40), Unforked(TABLE, V, 6, 40)
         found = decoded(GuidedProvider(forked, 2.0, [0]), asked, **how)
         assert found == decoded(GuidedProvider(unforked, 2.0, [0]), asked, **how)

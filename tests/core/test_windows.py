@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, HostStep, Request, decoding, generate
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import (
@@ -86,7 +87,11 @@ class ByTimesAtOnce(ByTimes):
         return self.chosen
 
 
-def law_of(method, rule, table, length, drafting="repeat", model=TableProvider):
+FILLED = Repeat(fill=1)
+"""So that there are drafts from the first step on."""
+
+
+def law_of(method, rule, table, length, drafting=FILLED, model=TableProvider):
     def run(noise):
         chosen = rule()
         decoder = Decoder(model(table, 2, 1, 12), method=method, window=chosen, drafting=drafting, noise=noise)

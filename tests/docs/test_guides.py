@@ -45,6 +45,6 @@ def test_the_figure_is_what_the_decoder_does(figure):
 def test_the_passes_that_how_it_works_speaks_of(figure):
     page = (ROOT / "docs" / "how-it-works.md").read_text()
     for method in ("sjd", "scd-maximal"):
-        model, loop = figure.Walk(), {"length": figure.LENGTH, "window": figure.WINDOW, "drafting": "repeat"}
+        model, loop = figure.Walk(), {"length": figure.LENGTH, "window": figure.WINDOW, "drafting": figure.DRAFTING}
         passes = [generate(model, [[3]], method=method, seed=seed, **loop).traces[0].nfe for seed in range(200)]
         assert f"{np.mean(passes):.1f} passes with `{method}`" in " ".join(page.split())

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,13 +123,17 @@ def test_a_seed_out_of_range_is_refused(seed):
 
 
 @needs_node
+@pytest.mark.parametrize("fill", [None, 0, 7])
 @pytest.mark.parametrize("rule", ["repeat", "copy:1", "copy:3", "copy:14"])
-def test_drafts_are_those_of_python(rule):
+def test_drafts_are_those_of_python(rule, fill):
+    own = replace(find_drafting(rule), fill=fill)
     for tokens, prompt, wanted in ([9], 1, 4), ([9, 8, 7, 1, 2], 3, 7), (list(range(20)), 9, 20):
         context = DraftContext(0, np.array(tokens), prompt, wanted, None, 0)
-        expected = find_drafting(rule).propose([context], CounterNoise(), vocab_size=50, shared=False)[0].tokens
-        found = evaluate("drafting.js", f'JSON.stringify(m.findDrafting("{rule}")({tokens}, {prompt}, {wanted}))')
-        assert json.loads(found) == expected.tolist()
+        expected = own.propose([context], CounterNoise(), vocab_size=50, shared=False)[0].tokens
+        theirs = f'm.findDrafting("{rule}", {json.dumps(fill)})'
+        asked = f"[{theirs}.propose({tokens}, {prompt}, {wanted}), {theirs}.waits({tokens}, {prompt})]"
+        found = evaluate("drafting.js", f"JSON.stringify({asked})")
+        assert json.loads(found) == [expected.tolist(), own.waits(context.tokens, prompt)]
 
 
 def provider(bundle):
@@ -136,6 +141,11 @@ def provider(bundle):
     from coupled_sampling.backends import OrtProvider
 
     return OrtProvider.open(bundle, threads=1)
+
+
+def drafting(rule):
+    """``rule`` with the embedded bundle's fill token, as scripts in both languages take it from the manifest."""
+    return open_bundle("fashion").settings(drafting=rule).drafting
 
 
 def by_node(*arguments):
@@ -147,7 +157,7 @@ def by_node(*arguments):
 def test_node_gives_the_tokens_and_steps_of_python(method):
     found = by_node("--prompt", "shoe", "--method", method, "--seed", LAST - 5)
     prompt = open_bundle("fashion").manifest.find_prompt("shoe")
-    settings = {"length": 196, "method": method, "window": 16, "drafting": "copy:14", "seed": LAST - 5}
+    settings = {"length": 196, "method": method, "window": 16, "drafting": drafting("copy:14"), "seed": LAST - 5}
     tokens, traces = generate(provider("fashion"), [prompt], **settings)
     assert found["tokens"] == tokens[0].tolist()
     assert found["committed_per_step"] == traces[0].committed_per_step
@@ -177,7 +187,7 @@ def rewritten(folder, change):
 @pytest.mark.parametrize("method", ["ar", "scd-maximal", "scd-gumbel"])
 def test_long_prompts_stop_tokens_and_other_settings(method, tmp_path):
     prompt, length = [259, *range(30, 50)], 120
-    settings = {"length": length, "method": method, "window": 6, "drafting": "repeat", "seed": 4}
+    settings = {"length": length, "method": method, "window": 6, "drafting": drafting("repeat"), "seed": 4}
     model, sampling = provider("fashion"), Sampling(0.7)
     whole = generate(model, [prompt], **settings, sampling=sampling).tokens[0]
     stop = int(whole[length // 2])
@@ -237,10 +247,10 @@ def test_drafts_end_where_no_law_can_be_made(method, tmp_path):
     """Drafts of all rules repeat tokens now and then, and the model cannot go on behind them."""
     bundle = toy_bundle(tmp_path, [8, 1])
     model = provider(bundle)
-    for seed, drafting in ((0, "repeat"), (1, "copy:3"), (2, "copy:5")):
-        settings = {"length": 30, "method": method, "window": 6, "drafting": drafting, "seed": seed}
+    for seed, rule in ((0, "repeat"), (1, "copy:3"), (2, "copy:5")):
+        settings = {"length": 30, "method": method, "window": 6, "drafting": rule, "seed": seed}
         tokens, traces = generate(model, [[8, 1]], **settings)
-        found = by_node("--bundle", bundle, "--method", method, "--window", 6, "--drafting", drafting, "--seed", seed)
+        found = by_node("--bundle", bundle, "--method", method, "--window", 6, "--drafting", rule, "--seed", seed)
         assert found["tokens"] == tokens[0].tolist()
         assert found["committed_per_step"] == traces[0].committed_per_step
         assert (np.diff(tokens[0]) != 0).all()
@@ -325,7 +335,7 @@ def test_the_page_gives_the_tokens_of_python(page):
     for found, window in ((page["first"], 16), (page["second"], 17)):
         assert found["window"] == str(window)
         for name, method in (("ar", "ar"), ("coupled", "scd-gumbel")):
-            settings = {"length": 196, "method": method, "window": window, "drafting": "copy:14", "seed": 5}
+            settings = {"length": 196, "method": method, "window": window, "drafting": drafting("copy:14"), "seed": 5}
             tokens, traces = generate(model, [prompt], **settings)
             assert found[name] == tokens[0].tolist()
             shown = found["steps"][name == "coupled"], found["rates"][name == "coupled"]

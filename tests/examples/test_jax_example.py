@@ -48,7 +48,8 @@ def test_all_methods_decide_as_the_library_does():
     prompts = [prompt.tokens for prompt in bundle.manifest.prompts.values()][:COUNT]
     with open_model(bundle) as model:
         for method in METHODS:
-            settings = {"length": LENGTH, "method": method, "window": 6, "drafting": "copy:14", "seed": 4}
+            rule = bundle.settings(drafting="copy:14").drafting
+            settings = {"length": LENGTH, "method": method, "window": 6, "drafting": rule, "seed": 4}
             traces = generate(model, prompts, **settings).traces
             assert passes(output)[method] == sum(trace.nfe for trace in traces)
 

@@ -13,6 +13,7 @@ from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
 from bugs_of_families import BUGS as FAMILIES
 from bugs_of_files import BUGS as FILES
+from bugs_of_fitting import BUGS as FITTING
 from bugs_of_foreign_graphs import BUGS as FOREIGN_GRAPHS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
@@ -39,6 +40,7 @@ __all__ = ["BUGS"]
 BUGS: tuple[Bug, ...] = (
     *CHECKPOINTS,
     *CORRECTION_TABLES,
+    *FITTING,
     *DRAFTS_AND_MODELS,
     *FAMILIES,
     *FILES,

@@ -57,14 +57,6 @@ BUGS = (
         GRAPH,
     ),
     Bug(
-        "graph-sweeps-the-corrected-token",
-        "_Decision.sweep",
-        'graph.op("Greater", slots.slot, drawn.last)',
-        'graph.op("GreaterOrEqual", slots.slot, drawn.last)',
-        "A token that is committed is drawn from a predicted law.",
-        GRAPH,
-    ),
-    Bug(
         "graph-corrects-by-what-nobody-decides",
         "_Decision.sweep",
         'graph.op("Where", slots.valid, drawn.tokens, slots.draft)',

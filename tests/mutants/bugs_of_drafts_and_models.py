@@ -7,6 +7,7 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 RULES = ("test_drafting",)
+ASKED = ("test_committed_laws",)
 GUIDED = ("test_guidance",)
 RUNTIME = ("test_ort",)
 
@@ -22,10 +23,132 @@ BUGS = (
     Bug(
         "copy-from-the-prompt",
         "Copy._propose",
-        "context.prompt_length",
-        "first",
+        "source >= context.prompt_length",
+        "source >= first",
         "copy:LAG copies tokens of the prompt, which are not part of the picture.",
         RULES,
+    ),
+    Bug(
+        "copy-begins-with-the-prompt",
+        "drafting:_before",
+        "token if position > prompt_length or fill is None else fill",
+        "token",
+        "Where nothing was generated yet a copy repeats the last token of the prompt, though it has a fill token.",
+        RULES,
+    ),
+    Bug(
+        "copy-goes-on-filling",
+        "drafting:_before",
+        "position > prompt_length",
+        "position > prompt_length + 1",
+        "A copy fills behind the first generated token instead of repeating it.",
+        RULES,
+    ),
+    Bug(
+        "copy-never-waits",
+        "Copy.waits",
+        "len(tokens) <= prompt_length",
+        "len(tokens) < prompt_length",
+        "A copy without a fill token guesses the prompt's last token, which cannot come, for a whole window.",
+        RULES,
+    ),
+    Bug(
+        "resumed-tokens-are-the-prompts",
+        "Assembly._guesses",
+        "row.prompt_length",
+        "row.given",
+        "A copy waits for a first token though a resumed request brought some along.",
+        RULES,
+    ),
+    Bug(
+        "nobody-waits",
+        "Assembly._guesses",
+        "not self._waiting.waits(read_only(row.tokens[: row.committed + row.drafted]), row.prompt_length)",
+        "True",
+        "A rule that has no guess is asked for some all the same.",
+        RULES,
+    ),
+    Bug(
+        "ngram-guesses-what-cannot-come",
+        "NGram._guesses",
+        "not self._can_stand(found)",
+        "False",
+        "The n-gram lookup proposes tokens of a picture's prompt, which the model cannot generate.",
+        RULES,
+    ),
+    Bug(
+        "fill-token-forgotten",
+        "_suited",
+        "replace(rule, fill=fill)",
+        "rule",
+        "The fill token of a bundle reaches no copy.",
+        ("test_bundle_settings",),
+    ),
+    Bug(
+        "fill-token-cannot-come-first",
+        "manifest:_check_fill",
+        "0 <= token - first.first < first.count",
+        "True",
+        "A manifest whose fill token the layout forbids at the first position is taken.",
+        ("test_bundle",),
+    ),
+    Bug(
+        "fill-token-by-the-last-prompt",
+        "find_fill_token",
+        "np.mean(laws, axis=0)",
+        "laws[-1]",
+        "The fill token is the likeliest after one of the prompts only.",
+        ("test_fill_token",),
+    ),
+    Bug(
+        "fill-token-without-the-layout",
+        "_first_law",
+        "(Layout(manifest.layout).processor(len(prompt)),) if manifest.layout else ()",
+        "()",
+        "The fill token is looked for among tokens that the layout forbids at the first position.",
+        ("test_fill_token",),
+    ),
+    Bug(
+        "committed-laws-in-memory-that-is-used-again",
+        "_committed_laws",
+        "own.copy() if isinstance(own, np.ndarray) else own",
+        "own",
+        "Laws of committed tokens are handed to drafting rules in memory that a later step writes to.",
+        ASKED,
+    ),
+    Bug(
+        "committed-laws-one-site-late",
+        "_committed_laws",
+        "laws[b, first : last + int(tokens[b, last] >= 0), ...]",
+        "laws[b, first + 1 : last + 1 + int(tokens[b, last] >= 0), ...]",
+        "Drafting rules get the laws of the sites after those that were committed, the last of them a draft's.",
+        ASKED,
+    ),
+    Bug(
+        "oldest-laws-kept",
+        "Row._keep",
+        "run[max(0, run.shape[0] - self.laws_back) :, ...]",
+        "run[: self.laws_back, ...]",
+        "Drafting rules get the laws of the first committed tokens for ever.",
+        ASKED,
+    ),
+    Bug(
+        "laws-end-with-the-drafts",
+        "Assembly._propose",
+        "DraftContext(b, read_only(row.tokens[: row.committed + row.drafted]), row.prompt_length, fresh[b], row.info, row.round, "
+        "row.laws, row.committed)",
+        "DraftContext(b, read_only(row.tokens[: row.committed + row.drafted]), row.prompt_length, fresh[b], row.info, row.round, "
+        "row.laws, row.committed + row.drafted)",
+        "The laws of committed tokens are taken for those of the drafts behind them.",
+        ASKED,
+    ),
+    Bug(
+        "laws-asked-of-any-step",
+        "Preparation.rows",
+        "self.laws_back and not (isinstance(self.step, GivesLaws) and self.step.gives_laws)",
+        "False",
+        "A rule that asks for laws is decoded with a step that gives none, and never gets any.",
+        ASKED,
     ),
     Bug(
         "ngram-finds-itself",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling import DraftModel, generate
+from coupled_sampling.drafting import Copy, Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import METHODS
 from coupled_sampling.noise import Purpose, Sites
@@ -20,7 +21,7 @@ SIZES = [(4, 2, 1), (4, 2, 4), (4, 3, 2), (4, 3, 3), (3, 3, 2), (3, 3, 3), (2, 4
 """Vocabulary, length, window: a few hundred paths each."""
 SMALL_SIZES = [(2, 2, 2), (2, 3, 2), (2, 3, 3), (3, 2, 2), (3, 3, 2), (2, 4, 3)]
 """For draftings that draw, which multiply the paths."""
-STATELESS = ["repeat", "copy:2", "ngram", "ngram:1"]
+STATELESS = ["repeat", Repeat(fill=0), "copy:2", Copy(2, fill=1), "ngram", "ngram:1"]
 
 
 def decoded_law(method, table, vocab_size, prompts, length, window, *, drafting="repeat", stop=(), draft_table=None):

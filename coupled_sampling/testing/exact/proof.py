@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import numpy as np
 
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
-from coupled_sampling.drafting import Drafting
+from coupled_sampling.drafting import Drafting, Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
@@ -59,6 +59,8 @@ Decode = Callable[[LogitsProvider, Noise, Sequence[Sequence[int]], Sequence[int]
 _ROOM = 16
 """Positions that the model holds beyond the longest sequence, so that windows may be wider than what is left."""
 
+_FILLED = Repeat(fill=0)
+
 Outputs = tuple[tuple[int, ...], ...]
 
 
@@ -66,7 +68,7 @@ def shipped_decoder(
     method: str | Method,
     *,
     window: int = 3,
-    drafting: str | Drafting = "repeat",
+    drafting: str | Drafting = _FILLED,
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
     step: Callable[[LogitsProvider, str | Method, Noise], CoupledStep] = HostStep,
@@ -76,7 +78,8 @@ def shipped_decoder(
     Parameters
     ----------
     method, window, drafting, stop, sampling
-        As for `coupled_sampling.generate`.
+        As for `coupled_sampling.generate`. By default drafts repeat the token before, and begin with token 0: short outputs need
+        all the drafts that they can get, from the first step on.
     step
         Makes the coupled step; put yours here.
 

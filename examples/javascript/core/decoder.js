@@ -35,7 +35,8 @@ export async function* decode(bundle, session, settings) {
   if (!(temperature >= 0 && temperature < Infinity)) {
     throw new RangeError(`temperature is ${temperature}, expected a number >= 0`);
   }
-  const propose = findDrafting(drafting), drafts = method !== "ar", total = prompt.length + manifest.length;
+  const rule = findDrafting(drafting, manifest.fill_token ?? null);
+  const drafts = method !== "ar", total = prompt.length + manifest.length;
   const step = new Step(session, manifest, window, { seed, sequence }, prompt.length);
   const stop = new Set(manifest.stop_tokens ?? []);
 
@@ -48,10 +49,11 @@ export async function* decode(bundle, session, settings) {
   let tokens = [...prompt], committed = prompt.length, cached = 0, nfe = 0, round = 0, finished = false, failure = null;
   while (!finished) {
     const began = performance.now();
-    const end = readsTo(cached) ?? Math.min(cached + window, drafts ? total - 1 : committed);
+    const guesses = drafts && !rule.waits(tokens, prompt.length);
+    const end = readsTo(cached) ?? Math.min(cached + window, guesses ? total - 1 : Math.min(tokens.length, total - 1));
     const known = Math.min(end, committed), drafted = Math.min(end, tokens.length);
     const draws = known === committed;
-    const slots = [...tokens.slice(cached, drafted), ...propose(tokens, prompt.length, end - drafted)];
+    const slots = [...tokens.slice(cached, drafted), ...rule.propose(tokens, prompt.length, end - drafted)];
     const sizes = { known: known - cached, recycled: drafted - known, fresh: end - drafted };
     const outcome = await step.run({ tokens: slots, start: cached, ...sizes, draws, round, temperature });
     nfe += 1;

@@ -76,7 +76,12 @@ def test_tokens_and_counts_are_those_of_host_step(launcher, method):
 @pytest.mark.parametrize("method", RECYCLING)
 def test_ties_stay_ties(plain, method):
     """Corrections that treat many tokens alike, so that top-k, top-p, min-p and greedy rows meet ties of corrected logits."""
-    settings = {"corrections": exact_correction(40, (1, 4), rank=1, seed=1), "window": 9, "drafting": "random", "length": 60}
+    settings = {
+        "corrections": exact_correction(40, (1, 4), rank=1, seed=1),
+        "window": 9,
+        "drafting": "random",
+        "length": 60,
+    }
     warps = [Sampling(top_k=4), Sampling(0.7, top_p=0.5), Sampling(min_p=1.0), Sampling(0), Sampling(1e6, top_p=0.3)]
     both = compare_on(plain, lambda: Tied(40), method, sampling=warps, **settings)
     assert both.differences == []
@@ -153,7 +158,13 @@ def test_the_order_of_threads_does_not_matter(order):
 
 def test_real_threads_do_not_race():
     """Thresholds are left out: their phases are many, and those of other kernels, where they are tried."""
-    settings = {"corrections": exact_correction(20), "window": 3, "steps": 8, "prompts": [[0]], "sampling": [Sampling()]}
+    settings = {
+        "corrections": exact_correction(20),
+        "window": 3,
+        "steps": 8,
+        "prompts": [[0]],
+        "sampling": [Sampling()],
+    }
     assert compare(lambda: Float32Table(20, 1), "scd-maximal", THREADED, **settings).differences == []
 
 
@@ -225,7 +236,11 @@ BROKEN = {
         "corrections.stale_scale[1]",
     ),
     "no unigram law": ("logits.at(token) + @ + predicted;", "own * corrections.unigram[token]", "0"),
-    "the thresholds of the law from before": ("place.site->law = @;\n        place.site->lead", "law", "place.site->law"),
+    "the thresholds of the law from before": (
+        "place.site->law = @;\n        place.site->lead",
+        "law",
+        "place.site->law",
+    ),
     "the law from before is recorded": (
         "            @;\n            if (draw.way == KEEPS)",
         "laws.keep(token, end, four)",

@@ -162,7 +162,21 @@ def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=No
     for pointer, array in zip((memory[0] + offset, *memory[1:3]), (logits, row, given), strict=True):
         launcher.upload(pointer, array)
     codes = method_codes(METHODS[method])
-    values = (memory[0] + offset, dtype, 0, width, vocab_size, *memory[1:3], *codes, *memory[3:6], scratch, parts, 0, 0, 0)
+    values = (
+        memory[0] + offset,
+        dtype,
+        0,
+        width,
+        vocab_size,
+        *memory[1:3],
+        *codes,
+        *memory[3:6],
+        scratch,
+        parts,
+        0,
+        0,
+        0,
+    )
     decide(launcher, np.array(values, DECISION), 1)
     for pointer, array in zip(memory[3:], (*outs, laws), strict=True):
         launcher.download(pointer, array)
