@@ -179,7 +179,7 @@ def check_lags(lags: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(lag) for lag in lags)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank:
     """The fitted correction: l' = A l + B u + U (sum over changed neighbours k of w_k[new] - w_k[old]).
 
@@ -228,7 +228,9 @@ class LowRank:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
         count = len(self.lags)
-        vocab_size, rank = self.basis.shape if self.basis.ndim == 2 else (-1, -1)
+        if self.basis.ndim != 2:
+            raise InvalidArgument(f"basis of a correction has the shape {self.basis.shape}, expected (V, R)")
+        vocab_size, rank = self.basis.shape
         expected = {
             "unigram": (vocab_size,),
             "basis": (vocab_size, rank),
@@ -246,6 +248,9 @@ class LowRank:
             raise InvalidArgument(f"stale_scale is {self.stale_scale}, expected positive numbers: -inf must stay -inf")
         tables: dict[tuple[Any, ...], tuple[Array, ...]] = {}
         object.__setattr__(self, "_tables", tables)
+
+    def __repr__(self) -> str:
+        return f"LowRank(lags={self.lags}, vocab_size={self.vocab_size}, rank={self.basis.shape[1]})"
 
     @property
     def vocab_size(self) -> int:
@@ -296,8 +301,8 @@ def correct(corrector: Corrector, logits: Array, changes: Changes) -> Array:
         corrected = corrector.correct(read_only(logits), changes)
     except Exception as error:
         raise CorrectorError(
-            f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the corrector, "
-            "or decode without: no output law depends on it"
+            f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the "
+            "corrector, or decode without: no output law depends on it"
         ) from error
     shape = getattr(corrected, "shape", None)
     if shape is None or tuple(shape) != tuple(logits.shape) or not is_real(corrected):

@@ -14,11 +14,13 @@ import pytest
 from coupled_sampling import METHODS, Sampling, couplings, draws, target
 from coupled_sampling.arrays import is_concrete, namespace, to_host
 from coupled_sampling.contracts import RowInfo, Sites
+from coupled_sampling.corrections import Changes
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.law_forms import DraftLawArray
 from coupled_sampling.noise import ArrayNoise, CounterNoise
-from coupled_sampling.step_rule import decide
+from coupled_sampling.step_rule import CorrectedSite, decide
 from standins import ROOT
+from standins.correctors import random_low_rank
 from standins.frameworks import TRANSFORMATIONS, Framework
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("error")]
@@ -220,9 +222,48 @@ def test_a_step_ends_a_rows_drafts_where_there_is_no_law(framework, kind, method
         return tuple(decide(make, target_law, sites, laws, ArrayNoise(uniforms, race_weights), usable=usable))
 
     assert_as_numpy(framework, kind, decided, (usable, *arguments_of_a_decision(given)), where=given.valid)
-    tokens, last = decided(usable, *arguments_of_a_decision(given))
+    tokens, last, _ = decided(usable, *arguments_of_a_decision(given))
     assert (tokens[0, 3:][given.valid[0, 3:]] == -1).all()
     assert last[0] <= 3
+
+
+class FromLogits:
+    """A `Correction` on arrays alone: a fitted table, of which nothing can follow token 4 where ``ends``."""
+
+    def __init__(self, fitted, logits, draft, ends):
+        self.fitted, self.logits, self.draft, self.ends = fitted, logits, draft, ends
+
+    def at(self, site, tokens, later):
+        xp = namespace(self.logits)
+        none = xp.full_like(tokens[:, 0], self.fitted.vocab_size)
+        old, new = (
+            xp.stack([held[:, site - lag] if lag <= site else none for lag in self.fitted.lags], axis=-1)
+            for held in (self.draft, tokens)
+        )
+        raw = self.logits[:, site, :]
+        law = target.target_law(self.fitted.correct(raw, Changes(old, new, none)), Sampling())
+        return CorrectedSite(xp.any(new != old, axis=-1), law, new[:, 0] != 4 if self.ends else None)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.recycles])
+@pytest.mark.parametrize(("framework", "kind"), WITHOUT_VMAP)
+def test_redrafts_from_corrected_laws(framework, kind, method, ends):
+    given, fitted = Given(7), random_low_rank(0, 7, (1, 3))
+    given.valid[1, 0] = True  # of a row that decides later, the sites before hold nothing that could change
+
+    def decided(logits, valid, draft, drafted, guessed, law, target_law, uniforms, race_weights):
+        sites = Sites(seed=None, sequence=None, round=None, position=None, valid=valid)
+        laws = DraftLawArray(draft, drafted, law).guessed(guessed)
+        correction, noise = FromLogits(fitted, logits, draft, ends), ArrayNoise(uniforms, race_weights)
+        return tuple(decide(METHODS[method], target_law, sites, laws, noise, correction=correction))
+
+    arguments = (given.logits, *arguments_of_a_decision(given))
+    assert_as_numpy(framework, kind, decided, arguments, where=given.valid)
+    plain, corrected = decision(METHODS[method])(*arguments[1:]), decided(*arguments)
+    np.testing.assert_array_equal(plain[1], corrected[1])
+    assert (plain[2] != corrected[2]).any()
+    assert (corrected[0] == -1).any() == ends
 
 
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-match"])

@@ -11,7 +11,6 @@ from coupled_sampling.testing.exact.rational import RationalArray
 __all__ = [
     "ByFactors",
     "Kept",
-    "Raising",
     "dead_after",
     "fractions_of_place",
     "no_change",
@@ -93,27 +92,16 @@ def dead_after(token: int, corrector: ByFactors) -> ByFactors:
 
 
 class Kept:
-    """Returns the logits it was given, and notes what it was asked."""
+    """Returns the logits it was given, or what ``answer`` makes of them, and notes what it was asked."""
 
-    def __init__(self, *lags):
-        self.lags = lags or (1,)
+    def __init__(self, *lags, answer=lambda logits, changes: logits):
+        self.lags, self.answer = lags, answer
         self.asked = []
         """(logits, Changes) of every call, in numpy."""
 
     def correct(self, logits, changes):
         self.asked.append((np.array(logits), type(changes)(*map(np.array, changes))))
-        return logits
-
-
-class Raising(Kept):
-    """Raises, while ``broken``."""
-
-    broken = True
-
-    def correct(self, logits, changes):
-        if self.broken:
-            raise KeyError("no such neighbour")
-        return super().correct(logits, changes)
+        return self.answer(logits, changes)
 
 
 def random_table(vocab_size, lags=(1, 3), *, seed=0, rank=5, scale=1.0):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling import Decoder, DraftModel, HostStep, Request, Sampling
+from coupled_sampling.drafting import Copy, Repeat
 from coupled_sampling.testing import (
     TableProvider,
     assert_lossless_exactly,
@@ -28,6 +29,8 @@ from standins.correctors import dead_after, fractions_of_place, random_fractions
 METHODS = ["scd-maximal", "sjd", "scd-gumbel", "scd-match"]
 REJECTING = METHODS[:3]
 LOSSLESS = 1e-12
+REPEAT, COPY = Repeat(fill=1), Copy(2, fill=0)
+"""With a token to begin with, so that the first window is as wide as the others."""
 
 
 def corrected(corrector):
@@ -36,23 +39,27 @@ def corrected(corrector):
 
 
 IN_FRACTIONS = {
-    "left": (random_fractions(0, 2, (1,)), 2, 4, 3, "repeat"),
-    "left and above": (random_fractions(1, 2, (1, 2)), 2, 4, 4, "repeat"),
-    "above alone": (random_fractions(2, 2, (2,)), 2, 4, 4, "repeat"),
-    "copies": (random_fractions(3, 2, (1, 2)), 2, 4, 3, "copy:2"),
+    "left": (random_fractions(0, 2, (1,)), 2, 4, 3, REPEAT),
+    "left and above": (random_fractions(1, 2, (1, 2)), 2, 4, 4, REPEAT),
+    "above alone": (random_fractions(2, 2, (2,)), 2, 4, 4, REPEAT),
+    "copies": (random_fractions(3, 2, (1, 2)), 2, 4, 3, COPY),
     "uniform drafts": (random_fractions(4, 2, (1,)), 2, 3, 3, "random"),
-    "three tokens": (random_fractions(5, 3, (1, 2)), 3, 3, 3, "repeat"),
-    "three tokens, two slots": (random_fractions(6, 3, (1,)), 3, 3, 2, "repeat"),
-    "sharper": (random_fractions(8, 2, (2, 1), power=2), 2, 4, 3, "repeat"),
-    "by place": (fractions_of_place(9, 2, (1, 2)), 2, 4, 3, "repeat"),
-    "dead ends": (dead_after(1, random_fractions(10, 2, (1,))), 2, 4, 3, "repeat"),
-    "dead ends above": (dead_after(0, random_fractions(11, 2, (2,))), 2, 4, 4, "repeat"),
+    "three tokens": (random_fractions(5, 3, (1, 2)), 3, 3, 3, REPEAT),
+    "three tokens, two slots": (random_fractions(6, 3, (1,)), 3, 3, 2, REPEAT),
+    "sharper": (random_fractions(8, 2, (2, 1), power=2), 2, 4, 3, REPEAT),
+    "by place": (fractions_of_place(9, 2, (1, 2)), 2, 4, 3, REPEAT),
+    "dead ends": (dead_after(1, random_fractions(10, 2, (1,))), 2, 4, 3, REPEAT),
+    "dead ends above": (dead_after(0, random_fractions(11, 2, (2,))), 2, 4, 4, REPEAT),
 }
 """Corrector, vocabulary, length, window, drafting. Each has a model of its own."""
 
 
-@pytest.mark.parametrize("world", IN_FRACTIONS)
-@pytest.mark.parametrize("method", METHODS)
+EVERY_OTHER = list(IN_FRACTIONS)[1::2]
+CASES = [("scd-maximal", world) for world in IN_FRACTIONS]
+CASES += [(method, world) for method in ("sjd", "scd-gumbel", "scd-match") for world in EVERY_OTHER]
+
+
+@pytest.mark.parametrize(("method", "world"), CASES)
 def test_in_fractions_nothing_is_left_of_the_distance(method, world):
     corrector, vocab_size, length, window, drafting = IN_FRACTIONS[world]
     calls = corrector.calls
@@ -74,12 +81,12 @@ def problems(draw):
     corrector = random_low_rank(draw(st.integers(0, 999)), vocab_size, lags, scale=draw(st.sampled_from([0.3, 1, 3])))
     prompt = draw(st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=4))
     stop = draw(st.one_of(st.just(()), st.tuples(st.integers(0, vocab_size - 1))))
-    drafting = draw(st.sampled_from(["repeat", "copy:2", "ngram"]))
+    drafting = draw(st.sampled_from([REPEAT, COPY, "ngram"]))
     return model, corrector, prompt, (vocab_size, length, window), drafting, stop
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=6)
+@settings(derandomize=True, deadline=None, max_examples=3)
 @given(problem=problems())
 def test_fitted_corrections_keep_the_law_whatever_they_hold(method, problem):
     model, corrector, prompt, (vocab_size, length, window), drafting, stop = problem
@@ -88,11 +95,12 @@ def test_fitted_corrections_keep_the_law_whatever_they_hold(method, problem):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop", [(), (1,)])
-def test_rows_of_a_batch_keep_their_joint_law(method, stop):
-    """Ragged prompts, and a third request that takes over a row that was left."""
-    decode = shipped_decoder(method, window=3, stop=stop, step=corrected(random_low_rank(4, 2, (1, 2))))
-    world = {"vocab_size": 2, "stop": stop}
+def test_rows_of_a_batch_keep_their_joint_law(method):
+    """Ragged prompts that end anywhere, and a third request that takes over a row that was left."""
+    decode = shipped_decoder(
+        method, window=3, drafting=REPEAT, stop=(1,), step=corrected(random_low_rank(4, 2, (1, 2)))
+    )
+    world = {"vocab_size": 2, "stop": (1,)}
     assert_lossless_exactly(decode, random_table(2, 2), [[0], [1, 1, 0]], length=[3, 2], **world)
     assert_lossless_exactly(decode, random_table(3, 2), [[0], [1, 1], [1]], length=[1, 1, 3], rows=2, **world)
 
@@ -134,7 +142,7 @@ def test_an_interrupted_sequence_goes_on_with_its_law(method, cut):
 
     def run(noise):
         request, tokens = Request([1, 0], length=length), []
-        settings = {"method": method, "drafting": "repeat", "noise": noise}
+        settings = {"method": method, "drafting": REPEAT, "noise": noise}
         first = Decoder(TableProvider(table, 2), window=3, corrections=random_low_rank(1, 2, (1, 2)), **settings)
         first.add(request)
         for _ in range(cut):
@@ -150,7 +158,7 @@ def test_an_interrupted_sequence_goes_on_with_its_law(method, cut):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_grammar_of_its_own_contexts_is_exact(method):
-    """It allows no token below the last and raises where that has happened: corrected laws are processed under what stands there now."""
+    """It raises where a token is below the one before: corrected laws are processed under what stands there now."""
     table, seen, raised = random_table(3, 2), set(), []
 
     def rising(logits, tokens, positions):
@@ -188,10 +196,10 @@ WARPS = [Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.8), Samp
 
 
 @pytest.mark.parametrize("sampling", WARPS, ids=str)
-@pytest.mark.parametrize("method", ["scd-maximal", "scd-match"])
-def test_laws_are_corrected_before_they_are_warped(method, sampling):
+def test_laws_are_corrected_before_they_are_warped(sampling):
     """In fractions: the corrector sees the model's own logits, and the law that is recorded is warped."""
-    corrector = random_fractions(4, 3, (1,))
-    decode = shipped_decoder(method, window=2, sampling=sampling, step=corrected(corrector))
+    decode = shipped_decoder(
+        "scd-maximal", window=2, drafting=REPEAT, sampling=sampling, step=corrected(random_fractions(4, 3, (1,)))
+    )
     world = {"vocab_size": 3, "length": 3, "sampling": sampling, "arithmetic": "rational"}
     assert_lossless_exactly(decode, rational_table(2, 3), [[0]], **world)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import HostStep, generate
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.step_rule import StepDecision
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
 from standins.correctors import Kept, random_low_rank
@@ -26,7 +27,7 @@ def distances(kind, method, *, length=3, models=MODELS, corrector=None):
 
         def run(noise):
             step = kind(TableProvider(table, 2), method, noise, predicts)
-            return tuple(generate(step, [[0]], length=length, window=3, drafting="repeat").tokens[0].tolist())
+            return tuple(generate(step, [[0]], length=length, window=3, drafting=Repeat(fill=0)).tokens[0].tolist())
 
         return total_variation(exact_law(run), autoregressive_law(table, [0], length))
 
@@ -59,7 +60,7 @@ class RenamesTheLaw(HostStep):
         for site in range(1, laws.shape[1]) if correction is not None else ():
             found = correction.at(site, decided.tokens, later)
             if found is not None:
-                laws[found.changed & found.usable, site] = found.law[found.changed & found.usable]
+                laws[found.changed, site] = found.law[found.changed]
         return decided._replace(laws=laws)
 
 
@@ -97,14 +98,17 @@ class CommitsWhatWasPredicted(HostStep):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_law_that_is_not_the_drafts_own_is_caught_on_every_model(kind, method):
     assert caught(kind, method) == len(MODELS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_shipped_step_is_clean_on_all_of_them(method):
     assert max(distances(HostStep, method)) < LOSSLESS
 
 
-@pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
-def test_what_looks_to_the_right_is_caught_on_every_model_of_three(method):
+def test_what_looks_to_the_right_is_caught_on_every_model_of_two():
     """It takes one token more to see: that behind the one whose law was bent."""
-    assert caught(PredictsFromTheRight, method, models=range(3), length=4) == 3
-    assert max(distances(PredictsFromTheRight, method, models=range(3))) < LOSSLESS
+    assert caught(PredictsFromTheRight, "scd-gumbel", models=range(2), length=4) == 2
+    assert max(distances(PredictsFromTheRight, "scd-gumbel", models=range(2))) < LOSSLESS
 
 
 @pytest.mark.parametrize("kind", [RecordsTheUncorrectedLaw, RenamesTheLaw])
