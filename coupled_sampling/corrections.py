@@ -18,8 +18,8 @@ A corrector of your own is an object with ``lags`` and ``correct``; see `Correct
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,8 +222,7 @@ class LowRank:
     stale_scale: NDArray[np.floating]
     unigram_scale: NDArray[np.floating]
 
-    if TYPE_CHECKING:
-        _tables: dict[tuple[Any, ...], tuple[Array, ...]]
+    _tables: dict[tuple[Any, ...], tuple[Array, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
@@ -246,8 +245,6 @@ class LowRank:
                 )
         if not (self.stale_scale[1:] > 0).all():
             raise InvalidArgument(f"stale_scale is {self.stale_scale}, expected positive numbers: -inf must stay -inf")
-        tables: dict[tuple[Any, ...], tuple[Array, ...]] = {}
-        object.__setattr__(self, "_tables", tables)
 
     def __repr__(self) -> str:
         return f"LowRank(lags={self.lags}, vocab_size={self.vocab_size}, rank={self.basis.shape[1]})"
