@@ -252,6 +252,4 @@ def _array(data: bytes, name: str) -> NDArray[Any]:
     if len(shape) > 4 or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"its array {name!r:.80} has {len(data) - start} bytes, which are not of shape {shape!s:.80}")
     values: NDArray[Any] = np.ndarray(shape, dtype, data, start, order="F" if by_columns else "C")
-    if dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"its array {name!r:.80} has numbers that are not finite")
     return values.astype(np.float32) if dtype.kind == "f" else values

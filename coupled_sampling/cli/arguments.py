@@ -55,8 +55,8 @@ def add_model(parser: argparse.ArgumentParser, *, foreign: bool = True) -> None:
         )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """What to sample, and how."""
+def add_sampling(parser: argparse.ArgumentParser, *, corrections: bool = True) -> None:
+    """What to sample, and how; not ``corrections`` leaves out what corrects laws, for a command that fits it."""
     _add_prompt(parser)
     add = parser.add_argument_group("sampling").add_argument
     add(
@@ -102,13 +102,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="first guesses: random, repeat, copy:LAG or ngram:N; they change the speed, never the law (default: the bundle's)",
     )
-    add(
-        "--corrections",
-        choices=[kind for kind in CORRECTIONS if kind != "auto"],
-        help="redraw guesses from what their laws become when a neighbour has changed: by the table fitted to the model, by plain "
-        "averages learned on the way, or not at all; they change the speed, never the law (default: fitted, where the bundle has "
-        "a table and the step can use it)",
-    )
+    if corrections:
+        add(
+            "--corrections",
+            choices=[kind for kind in CORRECTIONS if kind != "auto"],
+            help="redraw guesses from what their laws become when a neighbour has changed: by the table fitted to the model, by "
+            "plain averages learned on the way, or not at all; they change the speed, never the law (default: fitted, where the "
+            "bundle has a table and the step can use it)",
+        )
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:

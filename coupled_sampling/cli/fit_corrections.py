@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--work", type=Path, metavar="FOLDER", help="where samples are kept meanwhile (default: NAME.fitting)")
     add_clean(parser)
     add_output(parser)
-    add_sampling(parser)
+    add_sampling(parser, corrections=False)
     add_running(parser)
     parser.set_defaults(seed=defaults.seed, widen=False, max_length=None, corrections="none")
 

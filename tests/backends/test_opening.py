@@ -182,6 +182,7 @@ def test_steps_and_guidance_forward_what_runs_and_close_what_they_are_made_of():
         "cuda_graphs": False,
         "step": "host",
         "changes": "",
+        "corrections": "",
     }
     with step:
         pass
