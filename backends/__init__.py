@@ -4,7 +4,7 @@ from coupled_sampling.backends.foreign.bundle import open_onnx
 from coupled_sampling.backends.foreign.encoder import Encoder
 from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
-from coupled_sampling.backends.opening import BACKENDS, Place, check_model, open_model
+from coupled_sampling.backends.opening import BACKENDS, ModelSettings, OpeningSettings, Place, check_model, open_model
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.backends.ort.step import OrtStep
@@ -14,6 +14,8 @@ __all__ = [
     "ConcatenatedProvider",
     "Encoder",
     "EncoderDecoderProvider",
+    "ModelSettings",
+    "OpeningSettings",
     "OrtProvider",
     "OrtStep",
     "PixelDecoder",

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, cast, overload
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
 from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
+from coupled_sampling.corrections import Corrector, LowRank, check_corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_is
 from coupled_sampling.guidance import GuidedProvider
@@ -33,10 +35,56 @@ if TYPE_CHECKING:
     from coupled_sampling.backends.cuda.device import Device
     from coupled_sampling.backends.trt.progress import Progress
 
-__all__ = ["BACKENDS", "Place", "check_model", "open_model"]
+__all__ = ["BACKENDS", "ModelSettings", "OpeningSettings", "Place", "check_model", "open_model"]
 
 _STEPS = ("auto", "host", "graph", "kernels")
 _HERE = Place()
+
+
+class ModelSettings(TypedDict, total=False):
+    """What else `open_model` and `check_model` take, as keywords.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends import ModelSettings, check_model
+    >>> settings: ModelSettings = {"warped": True, "corrections": "none"}
+    >>> check_model("fashion", method="scd-match", **settings)
+    'graph'
+    """
+
+    warped: bool
+    """Whether sequences may have top-k, top-p and min-p. Only step graphs need to know. Default False."""
+    corrections: str | Corrector | None
+    """What predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`: "auto", "none", "plain" or
+    "fitted", as for `coupled_sampling.bundles.Bundle.corrector`, or a `Corrector` of your own; None is "none". Default "auto":
+    the table of the bundle, if it has one and steps can be decided with it where they are decided."""
+
+
+class OpeningSettings(ModelSettings, total=False):
+    """What `open_model` takes beside them.
+
+    Examples
+    --------
+    >>> from coupled_sampling.backends import OpeningSettings, open_model
+    >>> settings: OpeningSettings = {"progress": None, "warped": True}
+    >>> with open_model("fashion", method="scd-match", **settings) as model:
+    ...     model.runs.step
+    'graph'
+    """
+
+    progress: Progress | None
+    """Told how far the building of an engine is. Default None."""
+
+
+class _Asked(NamedTuple):
+    """The arguments of `open_model` that have a parameter of their own."""
+
+    bundle: Bundle | str | Path
+    place: Place
+    rows: int
+    method: str | Method | None
+    step: str
+    guidance: float
 
 
 @overload
@@ -48,8 +96,7 @@ def open_model(
     method: None = None,
     step: str = ...,
     guidance: float = ...,
-    warped: bool = ...,
-    progress: Progress | None = ...,
+    **settings: Unpack[OpeningSettings],
 ) -> OpenProvider: ...
 
 
@@ -62,8 +109,7 @@ def open_model(
     method: str | Method,
     step: str = ...,
     guidance: float = ...,
-    warped: bool = ...,
-    progress: Progress | None = ...,
+    **settings: Unpack[OpeningSettings],
 ) -> OpenStep: ...
 
 
@@ -75,8 +121,7 @@ def open_model(
     method: str | Method | None = None,
     step: str = "auto",
     guidance: float = 1.0,
-    warped: bool = False,
-    progress: Progress | None = None,
+    **settings: Unpack[OpeningSettings],
 ) -> OpenProvider | OpenStep:
     """Open a bundle: without a ``method`` as a logits provider, with one as a coupled step. Both go to `generate` and `Decoder`.
 
@@ -95,10 +140,8 @@ def open_model(
         lie. "auto" is on the CPU the bundle's step graph, if it has one that fits, and on a GPU the kernels; else the host.
     guidance
         Classifier-free guidance scale, with the bundle's unconditional prompt; 1 is none.
-    warped
-        Whether sequences may have top-k, top-p and min-p. Only step graphs need to know.
-    progress
-        Told how far the building of an engine is.
+    **settings
+        ``warped=False``, ``corrections="auto"`` and ``progress=None``, see `OpeningSettings`.
 
     Returns
     -------
@@ -119,7 +162,7 @@ def open_model(
     ...     print(model.runs, [len(tokens) for tokens in pictures.tokens])
     on CPUExecutionProvider, step: graph [196, 196]
     """
-    wanted = _wanted(bundle, place, rows, method, step, guidance, warped, progress)
+    wanted = _wanted(_Asked(bundle, place, rows, method, step, guidance), settings)
     found = back_end(wanted.place.backend)
     if wanted.step == "kernels":
         return _with_kernels(wanted, found)
@@ -131,7 +174,9 @@ def open_model(
         provider: OpenProvider = (
             GuidedProvider(model, wanted.guidance, unconditional) if wanted.guided and unconditional else model
         )
-        opened = provider if wanted.method is None else HostStep(provider, wanted.method)
+        opened = (
+            provider if wanted.method is None else HostStep(provider, wanted.method, corrections=wanted.corrections)
+        )
         undo.pop_all()  # whoever asked for it closes it now
     return opened
 
@@ -144,14 +189,16 @@ def check_model(
     method: str | Method | None = None,
     step: str = "auto",
     guidance: float = 1.0,
-    warped: bool = False,
+    **settings: Unpack[ModelSettings],
 ) -> str:
     """Refuse what `open_model` would refuse with these arguments, as far as that shows before anything is opened.
 
     Parameters
     ----------
-    bundle, place, rows, method, step, guidance, warped
+    bundle, place, rows, method, step, guidance
         As for `open_model`.
+    **settings
+        ``warped=False`` and ``corrections="auto"``, see `ModelSettings`.
 
     Returns
     -------
@@ -168,50 +215,71 @@ def check_model(
     >>> check_model("fashion", method="scd-match")
     'graph'
     """
-    wanted = _wanted(bundle, place, rows, method, step, guidance, warped, None)
+    wanted = _wanted(_Asked(bundle, place, rows, method, step, guidance), settings, ModelSettings)
     if wanted.step in back_end(place.backend).KERNELS:
         _require_kernels(place)
     return wanted.step
 
 
-def _wanted(
-    bundle: Bundle | str | Path,
-    place: Place,
-    rows: int,
-    method: str | Method | None,
-    step: str,
-    guidance: float,
-    warped: bool,
-    progress: Progress | None,
-) -> Wanted:
+def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: type = OpeningSettings) -> Wanted:
     """The arguments of `open_model` looked up and checked, "auto" decided."""
+    unknown = sorted(set(settings) - set(known.__annotations__))
+    if unknown:
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+    place, step, guidance, warped = asked.place, asked.step, asked.guidance, settings.get("warped", False)
     if not isinstance(place, Place):
         raise InvalidArgument(f"place is {place!r}, expected a Place, such as Place('cuda', device=0)")
-    check_count("rows", rows)
+    check_count("rows", asked.rows)
     check_is("step", step, str)
     check_is("warped", warped, bool)
     if step not in _STEPS:
         raise InvalidArgument(f"step is {step!r}, expected one of {', '.join(_STEPS)}")
-    found = None if method is None else find_method(method)
-    if found is None and step not in ("auto", "host"):
+    method = None if asked.method is None else find_method(asked.method)
+    if method is None and step not in ("auto", "host"):
         raise InvalidArgument(f"step is {step!r}, but method is None; name the method whose steps are to be decided so")
     if not (isinstance(guidance, int | float) and math.isfinite(guidance)):
         raise InvalidArgument(f"guidance is {guidance!r}, expected a finite number; 1 is none")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle_or_onnx(bundle)
-    if guidance != 1 and opened.manifest.unconditional_prompt is None:
+    bundle = asked.bundle if isinstance(asked.bundle, Bundle) else open_bundle_or_onnx(asked.bundle)
+    if guidance != 1 and bundle.manifest.unconditional_prompt is None:
         raise InvalidArgument(
-            f"guidance is {guidance}, but the bundle {opened.manifest.name} has no unconditional prompt; leave it at 1"
+            f"guidance is {guidance}, but the bundle {bundle.manifest.name} has no unconditional prompt; leave it at 1"
         )
-    backend = back_end(place.backend)
-    steps = ("host",) if found is None else backend.STEPS if step == "auto" else (step,)
+    correctors = _correctors(bundle, method, settings.get("corrections", "auto"))
+    progress = cast("Progress | None", settings.get("progress"))
+    steps = ("host",) if method is None else back_end(place.backend).STEPS if step == "auto" else (step,)
     refusals = []
     for candidate in steps:
-        wanted = Wanted(opened, place, rows, found, candidate, guidance, warped, progress)
-        refusal = _refusal(wanted, backend)
-        if refusal is None:
-            return wanted
-        refusals.append(refusal)
+        for corrector in correctors:
+            wanted = Wanted(
+                bundle, place, asked.rows, method, candidate, guidance, warped, progress, corrections=corrector
+            )
+            refusal = _refusal(wanted, back_end(place.backend))
+            if refusal is None:
+                return wanted
+            refusals.append(refusal)
     raise InvalidArgument(refusals[0])
+
+
+def _correctors(bundle: Bundle, method: Method | None, asked: str | Corrector | None) -> Sequence[Corrector | None]:
+    """What redrafts may be corrected by, in the order in which it is preferred; the first that a step can have is taken."""
+    if method is None:
+        if asked in ("auto", "none", None):
+            return (None,)
+        raise InvalidArgument(
+            f"corrections is {shown(asked)}, but method is None: a provider decides no steps; name a method, or give a corrector "
+            "to generate or Decoder, such as corrections=bundle.corrector('scd-match')"
+        )
+    if asked is None or isinstance(asked, str):
+        found = bundle.corrector(method, "none" if asked is None else asked)
+        return (found, None) if asked == "auto" and found is not None else (found,)
+    check_corrector(asked)
+    vocab_size = bundle.manifest.vocab_size
+    if isinstance(asked, LowRank) and asked.vocab_size != vocab_size:
+        raise InvalidArgument(
+            f"corrections is a table over {asked.vocab_size} tokens, and the bundle {bundle.manifest.name} has {vocab_size}; fit "
+            "one for this model"
+        )
+    return (asked if method.recycles else None,)
 
 
 def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
@@ -254,9 +322,9 @@ def _with_kernels(wanted: Wanted, found: BackEnd) -> OpenStep:
     from coupled_sampling.backends.cuda.streams import OnStream, Stream
 
     gpu = _require_kernels(wanted.place)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"corrections": wanted.corrections}
     if wanted.guided:
-        settings = {"guidance": wanted.guidance, "unconditional": wanted.bundle.manifest.unconditional_prompt}
+        settings |= {"guidance": wanted.guidance, "unconditional": wanted.bundle.manifest.unconditional_prompt}
     with contextlib.ExitStack() as undo:
         provider = undo.enter_context(cast(OpenProvider, found.open(wanted)))
         # On an engine's own stream nothing has to be waited for between model and decision; runs of ONNX Runtime end when done.

@@ -19,16 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, from_host, integers, namespace
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.arrays import (
+    array_device,
+    as_like,
+    from_host,
+    integers,
+    is_concrete,
+    is_real,
+    namespace,
+    read_only,
+)
+from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.sampling import Array
 
-__all__ = ["Changes", "Corrector", "LowRank"]
+__all__ = ["Changes", "Corrector", "Learns", "LowRank"]
 
 MOST_LAGS = 8
 """Neighbours of a position that a corrector may look at: there is a pair of scales for each way in which they can change."""
@@ -68,13 +77,13 @@ class Corrector(Protocol):
 
     >>> import numpy as np
     >>> from coupled_sampling import generate
-    >>> from coupled_sampling.testing import TableProvider, random_table
-    >>> table = random_table(0, 6)
+    >>> from coupled_sampling.testing import TableProvider
+    >>> after = np.random.default_rng(0).dirichlet(np.ones(6), size=6)  # a law for each last token
+    >>> model = TableProvider(lambda context: after[context[-1]], 6)
     >>> class Halfway:
     ...     lags = (1,)
     ...     def correct(self, logits, changes):
-    ...         return 0.5 * logits + 0.5 * np.log(table)[changes.new[:, 0]]
-    >>> model = TableProvider(table, 6)
+    ...         return 0.5 * logits + 0.5 * np.log(after)[changes.new[:, 0]]
     >>> plain, corrected = (
     ...     generate(model, [[0]], length=60, method="scd-match", window=8, corrections=corrections)
     ...     for corrections in (None, Halfway())
@@ -98,6 +107,55 @@ class Corrector(Protocol):
             token and must stay.
         changes
             What changed, in arrays of the same library.
+        """
+        ...
+
+
+@runtime_checkable
+class Learns(Corrector, Protocol):
+    """A corrector that learns while it is used, of what was committed and of nothing else.
+
+    Where drafts are accepted by "match", no token depends on a corrector, and one object learns of all sequences. Where they are
+    accepted by "rejection", each sequence has one of its own, so that its tokens depend neither on the batch nor on earlier ones.
+    Their law is the model's own as long as all that was learned lies to the left of what is corrected, and committed positions do.
+
+    Examples
+    --------
+    One that only counts what it is told:
+
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.corrections import Learns
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class Counts:
+    ...     lags, positions = (1,), 0
+    ...     def correct(self, logits, changes):
+    ...         return logits
+    ...     def begun(self):
+    ...         return Counts()
+    ...     def learn(self, logits, neighbours):
+    ...         self.positions += len(logits)
+    >>> counts = Counts()
+    >>> isinstance(counts, Learns)
+    True
+    >>> model = TableProvider(random_table(0, 6), 6)
+    >>> trace = generate(model, [[0]], length=50, method="scd-match", window=8, corrections=counts).traces[0]
+    >>> counts.positions == 50 - trace.committed_per_step[-1]  # the last step's are told when the row begins anew
+    True
+    """
+
+    def begun(self) -> Corrector:
+        """A corrector for one sequence that has learned nothing yet; it may be one that never will."""
+        ...
+
+    def learn(self, logits: NDArray[np.floating], neighbours: NDArray[np.int64]) -> None:
+        """Learn of n positions that were committed. Each is told once; if this raises, it is told again.
+
+        Parameters
+        ----------
+        logits
+            (n, V) numpy, float32 or float64: the model's own, as for `Corrector.correct`, and under the committed context.
+        neighbours
+            (n, K) numpy: the tokens ``lags`` before each position, the vocabulary's size where there is none.
         """
         ...
 
@@ -164,6 +222,9 @@ class LowRank:
     stale_scale: NDArray[np.floating]
     unigram_scale: NDArray[np.floating]
 
+    if TYPE_CHECKING:
+        _tables: dict[tuple[Any, ...], tuple[Array, ...]]
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
         count = len(self.lags)
@@ -183,6 +244,8 @@ class LowRank:
                 )
         if not (self.stale_scale[1:] > 0).all():
             raise InvalidArgument(f"stale_scale is {self.stale_scale}, expected positive numbers: -inf must stay -inf")
+        tables: dict[tuple[Any, ...], tuple[Array, ...]] = {}
+        object.__setattr__(self, "_tables", tables)
 
     @property
     def vocab_size(self) -> int:
@@ -191,27 +254,56 @@ class LowRank:
 
     def correct(self, logits: Array, changes: Changes) -> Array:
         """See `Corrector.correct`."""
-        xp = namespace(logits)
-        unigram, basis, neighbours = (as_like(each, logits) for each in (self.unigram, self.basis, self.neighbours))
-        moved, which = None, None
-        for k in range(len(self.lags)):
-            old, new = changes.old[:, k], changes.new[:, k]
-            step = xp.take(neighbours[k, ...], new, axis=0) - xp.take(neighbours[k, ...], old, axis=0)
-            bit = xp.astype(new != old, integers(logits)) * 2**k
-            moved, which = (step, bit) if moved is None or which is None else (moved + step, which + bit)
-        stale, own = (
-            xp.take(as_like(scale, logits), which, axis=0) for scale in (self.stale_scale, self.unigram_scale)
+        xp, count = namespace(logits), len(self.lags)
+        scales, unigram, basis, neighbours, begins, bits, nothing = self._beside(logits)
+        # All neighbours of all positions are looked up at once: rows of one table, in which each lag's begin at a place of its own.
+        new, old = (
+            xp.take(neighbours, xp.reshape(tokens + begins, (-1,)), axis=0) for tokens in (changes.new, changes.old)
         )
-        return stale[:, None] * logits + own[:, None] * unigram[None, :] + xp.matmul(moved, xp.matrix_transpose(basis))
+        moved = xp.sum(xp.reshape(new - old, (-1, count, new.shape[-1])), axis=1)
+        which = xp.sum(xp.where(changes.new != changes.old, bits, nothing), axis=-1)
+        scale = xp.take(scales, which, axis=0)
+        return scale[:, :1] * logits + scale[:, 1:] * unigram + xp.matmul(moved, basis)
+
+    def _beside(self, logits: Array) -> tuple[Array, ...]:
+        """The tables in the library and type of ``logits``, as they are needed; made once for each."""
+        kind = namespace(logits), logits.dtype, array_device(logits)
+        found = self._tables.get(kind)
+        if found is None:
+            rows, lags = self.vocab_size + 1, np.arange(len(self.lags))
+            floating = (
+                np.stack([self.stale_scale, self.unigram_scale], axis=-1),
+                self.unigram,
+                np.ascontiguousarray(self.basis.T),
+                self.neighbours.reshape(rows * len(lags), -1),
+            )
+            whole = (from_host(each, logits, integers(logits)) for each in (rows * lags, 2**lags, 0 * lags))
+            found = (*(as_like(each, logits) for each in floating), *whole)
+            if is_concrete(logits):  # what is made while a library traces is a part of that trace
+                self._tables[kind] = found
+        return found
 
 
 def correct(corrector: Corrector, logits: Array, changes: Changes) -> Array:
-    """What ``corrector`` makes of ``logits`` (n, V), refused if it is something else: strangers write correctors."""
-    corrected = corrector.correct(logits, changes)
+    """What ``corrector`` makes of ``logits`` (n, V).
+
+    Raises
+    ------
+    CorrectorError
+        It raised, or returned something else than (n, V) real numbers: strangers write correctors.
+    """
+    try:
+        corrected = corrector.correct(read_only(logits), changes)
+    except Exception as error:
+        raise CorrectorError(
+            f"corrections {corrector!r} raised {type(error).__name__}: {error}; nothing was decided in this step. Mend the corrector, "
+            "or decode without: no output law depends on it"
+        ) from error
     shape = getattr(corrected, "shape", None)
-    if shape is None or tuple(shape) != tuple(logits.shape):
-        raise InvalidArgument(
-            f"corrector {corrector!r} returned {type(corrected).__name__} of shape {shape}, expected an array of shape "
-            f"{tuple(logits.shape)}: (positions, vocabulary), as it was given"
+    if shape is None or tuple(shape) != tuple(logits.shape) or not is_real(corrected):
+        raise CorrectorError(
+            f"corrections {corrector!r} returned {type(corrected).__name__} of shape {shape}, expected real numbers of shape "
+            f"{tuple(logits.shape)}: (positions, vocabulary), as it was given; nothing was decided in this step"
         )
-    return as_like(from_host(corrected, logits), logits)
+    with np.errstate(over="ignore"):  # what is too small for a narrower type is -inf in it, which is as good
+        return as_like(from_host(corrected, logits), logits)

@@ -112,6 +112,17 @@ class DraftLaws(LawsInPieces):
         weights[empty] = target[rows[empty], slots[empty]]
         return weights
 
+    def column(self, site: int) -> DraftLaws:
+        runs: list[list[Run]] = []
+        for b in range(len(self._runs)):
+            run = self._run_at(b, site)
+            if run is None:
+                runs.append([])
+                continue
+            at = site - run.first
+            runs.append([Run(0, 1, None if run.laws is None else run.laws[at : at + 1, ...])])
+        return DraftLaws(self.draft[:, site : site + 1], runs)
+
     def dense(self, like: Array) -> Array:
         """All laws (B, n, V) in one array of the library and type of ``like`` (B, n, V)."""
         xp = namespace(like)

@@ -95,6 +95,15 @@ class Noise(Protocol):
         ...
 
 
+@runtime_checkable
+class BesideSites(Protocol):
+    """Noise whose numbers lie beside the sites, instead of being looked up by what a site says."""
+
+    def column(self, site: int) -> Noise:
+        """The noise of one site of every row."""
+        ...
+
+
 class Draw:
     """Who answers in place of a given number: what decoders pass to couplings where a user passes uniforms or Gumbel noise.
 

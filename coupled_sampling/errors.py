@@ -6,6 +6,7 @@
     ├── InvalidArgument (ValueError)      an argument cannot work; nothing was started
     ├── NotOwner (RuntimeError)           a model or a decoder is in use by another decoder or thread
     ├── RequestFailed                     a request ended by a foreign exception, which is its cause
+    ├── CorrectorError                    what predicts laws raised, or returned no logits; nothing was decided
     ├── ProviderError                     a logits provider broke its contract
     │   ├── InvalidLogits                 NaN, +inf or nothing but -inf: names the row and the position
     │   ├── CudaError                     a CUDA call failed: names the call; in `coupled_sampling.backends.cuda`
@@ -25,6 +26,7 @@ from __future__ import annotations
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "CorrectorError",
     "CoupledSamplingError",
     "InvalidArgument",
     "InvalidLogits",
@@ -50,6 +52,10 @@ class NotOwner(CoupledSamplingError, RuntimeError):  # noqa: N818
 
 class RequestFailed(CoupledSamplingError):  # noqa: N818
     """A request ended by an exception that is not this library's; ``__cause__`` holds it."""
+
+
+class CorrectorError(CoupledSamplingError):
+    """What predicts laws (`coupled_sampling.corrections`) raised or returned no logits; ``__cause__`` holds what it raised."""
 
 
 class ProviderError(CoupledSamplingError):

@@ -50,6 +50,7 @@ from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
+from coupled_sampling.row_correctors import RowCorrectors
 from coupled_sampling.running import Closing
 from coupled_sampling.step_rule import StepDecision, decide
 from coupled_sampling.target import target_laws
@@ -113,6 +114,7 @@ class HostStep(Closing):
         self.max_length = int(provider.max_length)
         self.max_window = max_window(provider)
         self._laws = KeptLaws()
+        self._correctors = RowCorrectors(corrections, self.method)
         # Asked once: to ask a Protocol takes longer than a good part of a step.
         self._by_rows = provider if isinstance(provider, RowRanges) else None
 
@@ -122,7 +124,8 @@ class HostStep(Closing):
     @property
     def runs(self) -> Runs:
         """What runs the provider; steps are decided here."""
-        return replace(what_runs(self.provider), step="host")
+        used = self.corrections if self.method.recycles else None
+        return replace(what_runs(self.provider), step="host").corrected_by(used)
 
     def close(self) -> None:
         """Forget all laws and close the provider, if it can be closed."""
@@ -138,6 +141,7 @@ class HostStep(Closing):
     def begin(self, row: int, request: Request) -> None:
         """Forget what ``row`` held; tell the provider, if it wants to know, which ``request`` comes."""
         self._laws.forget(row)
+        self._correctors.begin(row)
         if isinstance(self.provider, RequestObserver):
             self.provider.begin(row, request)
 
@@ -205,7 +209,7 @@ class HostStep(Closing):
         )
         if target.faults is not None:
             slots = slots._replace(usable=target.usable)
-        correctors = [None if info is None or not self.method.recycles else self.corrections for info in window.rows]
+        correctors = self._correctors.of(window)
         correction = None
         if any(corrector is not None for corrector in correctors):
             correction = WindowCorrection(correctors, logits, window, slots)
@@ -218,6 +222,7 @@ class HostStep(Closing):
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
             self._remember(decided.laws, slots, window)
         counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
+        self._correctors.commit(window, slots, logits, tokens[:, slots.first :], counts)
         told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
         laws = _committed_laws(window, target.laws, tokens[:, slots.first :], counts)
         return Outcome(tokens, committed, target.failures(last), *told, laws)

@@ -50,6 +50,12 @@ class DraftLawArray(NamedTuple):
         certain = point_masses(self.draft, self.law.shape[-1], law)  # type: ignore[union-attr]
         return self._replace(law=xp.where(where[..., None], certain, law))
 
+    def column(self, site: int) -> DraftLawArray:
+        """The same of one site: (B, 1) and (B, 1, V)."""
+        own = slice(site, site + 1)
+        law = None if self.law is None else self.law[:, own, :]
+        return DraftLawArray(self.draft[:, own], self.drafted[:, own], law)
+
 
 class LawsInPieces:
     """Draft laws that are looked up instead of being held in one array: a base class for what may stand in their place.
@@ -83,6 +89,10 @@ class LawsInPieces:
 
     def corrected(self, target_law: Array, where: Array, uniform: Array | Draw, *, leading: bool) -> Array:
         """A draw from the residual at the sites ``where`` (B, n): int64 (B, n); with ``leading`` there is one a row."""
+        raise NotImplementedError
+
+    def column(self, site: int) -> LawsInPieces:
+        """The same of one site, (B, 1); asked for where laws are corrected (`coupled_sampling.corrections`)."""
         raise NotImplementedError
 
 

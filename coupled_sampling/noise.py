@@ -149,6 +149,7 @@ class _DeviceRaces:
 
     def __init__(self) -> None:
         self._rows: dict[int, Array] = {}
+        self._widest = 0
 
     @property
     def first(self) -> int:
@@ -162,7 +163,9 @@ class _DeviceRaces:
         for position in range(first, end):
             if position not in fitting:
                 fitting[position] = from_host(race_weights(seed, sequence, position, vocab_size), like, like.dtype)
-        self._rows = {p: row for p, row in fitting.items() if first <= p < end + (end - first)}
+        # A single site of a window says nothing about the others: what lies within the widest run asked for stays.
+        self._widest = max(self._widest, end - first)
+        self._rows = {p: row for p, row in fitting.items() if end - self._widest <= p < first + 2 * self._widest}
         return namespace(like).stack([fitting[p] for p in range(first, end)], axis=0)
 
 
@@ -329,6 +332,11 @@ class ArrayNoise(NamedTuple):
 
     def forget(self, seed: int, sequence: int) -> None:
         """There is nothing to forget."""
+
+    def column(self, site: int) -> ArrayNoise:
+        """See `coupled_sampling.draws.BesideSites`."""
+        own = slice(site, site + 1)
+        return ArrayNoise(*(None if held is None else held[:, own, :] for held in self))
 
     def _of(self, purpose: Purpose) -> Array:
         if self.uniforms is None:

@@ -5,7 +5,7 @@ Neither is part of what a decoder needs. A provider of one method has none of it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -31,6 +31,8 @@ class Runs:
         "kernels" (by CUDA kernels, where the logits lie).
     changes
         What was done to the model's graph in memory before it ran; empty if nothing was.
+    corrections
+        Class of what predicts laws under changed neighbours (`coupled_sampling.corrections`); empty if nothing does.
 
     Examples
     --------
@@ -44,6 +46,11 @@ class Runs:
     cuda_graphs: bool = False
     step: str = "host"
     changes: str = ""
+    corrections: str = ""
+
+    def corrected_by(self, corrector: object | None) -> Self:
+        """The same with ``corrector``."""
+        return replace(self, corrections="" if corrector is None else type(corrector).__name__)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -51,7 +58,8 @@ class Runs:
 
     def __str__(self) -> str:
         gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
-        return f"on {self.execution_provider}{gpu}, step: {self.step}{f', {self.changes}' if self.changes else ''}"
+        corrections = f", corrections: {self.corrections}" if self.corrections else ""
+        return f"on {self.execution_provider}{gpu}, step: {self.step}{corrections}{f', {self.changes}' if self.changes else ''}"
 
 
 @runtime_checkable

@@ -61,6 +61,12 @@ class Sites(NamedTuple):
             valid=np.ones((len(rows), 1), bool),
         )
 
+    def column(self, slot: int) -> Sites:
+        """Site ``slot`` of every row."""
+        own = slice(slot, slot + 1)
+        position = self.position[:, own] if self.position is not None else None  # while a library traces
+        return self._replace(position=position, valid=self.valid[:, own])
+
 
 class Decisions(NamedTuple):
     """The slots of one step that decide: column j of these arrays (B, n) is slot ``first + j`` of the window.

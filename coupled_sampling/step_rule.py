@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from coupled_sampling.arrays import first_true, from_host, namespace, slots_of
 from coupled_sampling.contracts import Array, Sites
 from coupled_sampling.couplings import gumbel, independent, match, maximal
-from coupled_sampling.draws import Asked, Noise, Purpose
+from coupled_sampling.draws import Asked, BesideSites, Noise, Purpose
 from coupled_sampling.law_forms import DraftLawArray, LawsInPieces
 from coupled_sampling.methods import Method
 
@@ -60,8 +58,8 @@ class CorrectedSite(NamedTuple):
     """bool (B,) the rows whose law is another one than the target law."""
     law: Array
     """(B, V); where nothing changed, anything."""
-    usable: Array
-    """bool (B,) whether it is a law; where nothing changed, anything."""
+    usable: Array | None = None
+    """bool (B,) whether it is a law; where nothing changed, anything. None where all are."""
 
 
 class Correction(Protocol):
@@ -188,24 +186,24 @@ def _swept(
     anything about the tokens to its left.
     """
     tokens, last, laws = step
-    xp, copied = namespace(laws), False
+    xp, slots = namespace(laws), slots_of(later)
     sites, drafts, noise = drawn
-    slots, closed = slots_of(later), later & ~later
-    for site in range(1, later.shape[-1]):
-        later = later & ~closed
+    beside = noise if isinstance(noise, BesideSites) else None  # asked once: to ask a Protocol takes long
+    columns = [laws[:, site : site + 1, :] for site in range(later.shape[-1])]
+    for site in range(1, len(columns)):
         found = correction.at(site, tokens, later)
         if found is None:
             continue
-        where = later & (slots == site) & found.changed[:, None]
-        unusable = where & ~found.usable[:, None]
-        closed = closed | (xp.any(unusable, axis=-1)[:, None] & (slots >= site))
-        where = where & ~unusable
-        if isinstance(laws, np.ndarray):
-            laws = laws if copied else laws.copy()
-            laws[where] = found.law[where[:, site]]
-            copied = True
-        else:
-            laws = xp.where(where[..., None], found.law[:, None, :], laws)
-        tokens = xp.where(where, _redrawn(method, laws, drafts, sites, noise, where), tokens)
-        tokens = xp.where(closed & later, xp.full_like(tokens, -1), tokens)
-    return StepDecision(tokens, last, laws)
+        changed = where = (later[:, site] & found.changed)[:, None]
+        if found.usable is not None:
+            where = changed & found.usable[:, None]
+        column = columns[site] = xp.where(where[..., None], found.law[:, None, :], columns[site])
+        own = noise if beside is None else beside.column(site)
+        redrawn = _redrawn(method, column, drafts.column(site), sites.column(site), own, where)
+        tokens = xp.where(where & (slots == site), redrawn, tokens)
+        if found.usable is not None:
+            # Without a law the row's drafts end; what stood there was drawn from one that is not its own any more.
+            ended = later & changed & ~where & (slots >= site)
+            tokens = xp.where(ended, xp.full_like(tokens, -1), tokens)
+            later = later & ~ended
+    return StepDecision(tokens, last, xp.concat(columns, axis=1))

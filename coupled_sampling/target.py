@@ -375,7 +375,7 @@ def _laws_of_groups(
             own = info.sampling
             groups.setdefault(replace(own, processors=()) if own.processors else own, []).append(b)
     if len(groups) <= 1:
-        return target_law(logits, next(iter(groups), Sampling()), highest, memory)
+        return target_law(logits, next(iter(groups)) if groups else Sampling(), highest, memory)
     laws: dict[int, Array] = {}
     for sampling, members in groups.items():
         index = from_host(np.array(members), logits)

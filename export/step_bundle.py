@@ -2,8 +2,8 @@
 
 Weights are stored once: if the window graph has them inside, they move to a file of their own, to which the window graph and
 every step graph refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
-a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, and for
-``scd-match`` one for TensorRT, whose noise is an input for each slot.
+a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, the same with
+corrected laws where the method recycles drafts, and for ``scd-match`` one for TensorRT, whose noise is an input for each slot.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coupled_sampling.arguments import shown
+from coupled_sampling.bundles.correction_writing import store_corrections
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
 from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
@@ -94,7 +95,8 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
         The window graph is no valid ONNX graph.
     """
     names = checked_methods(methods)
-    manifest = open_bundle(folder.absolute()).manifest
+    bundle = open_bundle(folder.absolute())
+    manifest, tables = bundle.manifest, bundle.correction_tables()
     window = _with_weights_outside(folder, manifest.window_graph.file)
     kept = tuple(graph for graph in manifest.step_graphs if graph.method not in names)
     for old in set(manifest.step_graphs) - set(kept):
@@ -102,22 +104,34 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     added = []
     for name in names:
         for graph in _variants(name, guided=manifest.unconditional_prompt is not None):
-            made = step_graph(window, name, warped=graph.warped, guided=graph.guided, noise=graph.noise)
+            variant = {"warped": graph.warped, "guided": graph.guided, "corrected": graph.corrected}
+            made = step_graph(window, name, noise=graph.noise, **variant)
             save_graph(made, folder / graph.file, check=False)
             added.append(graph)
     check_apart([folder / name for name in (manifest.window_graph.file, *(graph.file for graph in added))])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
     written = replace(manifest, files=files, step_graphs=(*kept, *added))
+    if tables is not None and manifest.corrections is not None:
+        # The same model in other files: where weights moved out of the window graph, tables made for it have another fingerprint.
+        written = store_corrections(folder, written, tables, manifest.corrections.provenance)
+        if written.corrections is not None and written.corrections.file != manifest.corrections.file:
+            (folder / manifest.corrections.file).unlink()
     write_manifest(folder, written)
     return written
 
 
 def _variants(method: str, *, guided: bool) -> list[StepGraph]:
-    """The step graphs of ``method``, with a guided one if the bundle has a prompt for it."""
-    graphs = [StepGraph(f"step-{method}.onnx", method), StepGraph(f"step-{method}-warped.onnx", method, warped=True)]
-    if guided:
-        graphs.append(StepGraph(f"step-{method}-warped-guided.onnx", method, warped=True, guided=True))
+    """The step graphs of ``method``, with guided ones if the bundle has a prompt for them."""
+    graphs = []
+    for corrected in (False, True) if find_method(method).recycles else (False,):
+        name = f"step-{method}{'-corrected' * corrected}"
+        graphs.append(StepGraph(f"{name}.onnx", method, corrected=corrected))
+        graphs.append(StepGraph(f"{name}-warped.onnx", method, warped=True, corrected=corrected))
+        if guided:
+            graphs.append(
+                StepGraph(f"{name}-warped-guided.onnx", method, warped=True, guided=True, corrected=corrected)
+            )
     if method == WINDOW_NOISE_METHOD:
         graphs.append(StepGraph(f"step-{method}-tensorrt.onnx", method, noise="window"))
     return graphs

@@ -16,10 +16,13 @@ from typing import Any
 
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, MissingDependency
 
-__all__ = ["MAIN_SOURCE", "CompilationFailed", "compile_kernels", "kernel_sources", "require_nvrtc"]
+__all__ = ["SOURCES", "CompilationFailed", "compile_kernels", "kernel_sources", "require_nvrtc"]
 
-MAIN_SOURCE = "decision.cu"
-"""The file to compile; it includes the others."""
+SOURCES = {
+    "decision.cu": ("measure", "settle", "target_laws", "decide", "noise", "window_noise"),
+    "sweep.cu": ("sweep",),
+}
+"""The files to compile, which include the others, and their kernels. Only steps with corrections need the second one."""
 
 OLDEST_ARCHITECTURE = 80
 
@@ -64,8 +67,8 @@ def require_nvrtc() -> Any:
 
 
 @lru_cache(maxsize=16)
-def compile_kernels(architecture: int, threads: int = 1024) -> bytes:
-    """The kernels as a cubin.
+def compile_kernels(architecture: int, threads: int = 1024, source: str = "decision.cu") -> bytes:
+    """The kernels of ``source`` as a cubin.
 
     Parameters
     ----------
@@ -73,12 +76,13 @@ def compile_kernels(architecture: int, threads: int = 1024) -> bytes:
         Compute capability without the dot: 80, 90, 120.
     threads
         Threads of a block that has a slot for itself: a multiple of 32 from 64 to 1024.
+    source
+        One of `SOURCES`.
 
     Returns
     -------
     bytes
-        Load it with ``cuModuleLoadData`` or any tool that takes cubins. Kernels are called ``measure``, ``settle``,
-        ``target_laws``, ``decide``, ``noise`` and ``window_noise``.
+        Load it with ``cuModuleLoadData`` or any tool that takes cubins; `SOURCES` has the kernels' names.
 
     Raises
     ------
@@ -106,15 +110,15 @@ def compile_kernels(architecture: int, threads: int = 1024) -> bytes:
         f"--define-macro=PART_THREADS={PART_THREADS}",
         f"--define-macro=CHUNK={CHUNK}",
     ]
-    return _compile(nvrtc, kernel_sources(), options)
+    return _compile(nvrtc, kernel_sources(), options, source)
 
 
-def _compile(nvrtc: Any, sources: dict[str, str], options: Sequence[str]) -> bytes:
-    headers = {name.encode(): text.encode() for name, text in sources.items() if name != MAIN_SOURCE}
+def _compile(nvrtc: Any, sources: dict[str, str], options: Sequence[str], source: str = "decision.cu") -> bytes:
+    headers = {name.encode(): text.encode() for name, text in sources.items() if name not in SOURCES}
     program = _value(
         nvrtc,
         nvrtc.nvrtcCreateProgram(
-            sources[MAIN_SOURCE].encode(), MAIN_SOURCE.encode(), len(headers), list(headers.values()), list(headers)
+            sources[source].encode(), source.encode(), len(headers), list(headers.values()), list(headers)
         ),
     )
     try:

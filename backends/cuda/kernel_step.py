@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from coupled_sampling.backends.cuda.correction_tables import low_rank
 from coupled_sampling.backends.cuda.kernels import ROW, Launcher
 from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
@@ -39,6 +40,7 @@ from coupled_sampling.contracts import (
     max_window,
     what_runs,
 )
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guided_rows import GuidedRows
 from coupled_sampling.law_book import Held, LawBook
@@ -87,18 +89,24 @@ class KernelStep(Closing):
     guidance, unconditional
         Classifier-free guidance, both or neither: the scale, and the unconditional prompt or a function from a row's prompt
         to it. See `coupled_sampling.guidance`.
+    corrections
+        A `coupled_sampling.corrections.LowRank`, which predicts the laws of redrafts whose neighbours changed. Its tables go to the
+        device once. Methods that do not recycle have no use for it.
 
     Attributes
     ----------
     method, vocab_size, batch_size, max_length, max_window
         As in the contract.
+    corrections
+        As it was given.
     noise
         The noise it draws from, as far as the loop and drafting rules are concerned.
 
     Raises
     ------
     InvalidArgument
-        Guidance is given by half or not finite, or the provider has an odd number of rows for it.
+        Guidance is given by half or not finite, or the provider has an odd number of rows for it. Corrections are no `LowRank`, or
+        made for another vocabulary.
 
     Notes
     -----
@@ -126,6 +134,7 @@ class KernelStep(Closing):
         *,
         guidance: float | None = None,
         unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
+        corrections: Corrector | None = None,
     ) -> None:
         self.provider = provider
         self.method = find_method(method)
@@ -155,7 +164,9 @@ class KernelStep(Closing):
         )
         self._launcher = launcher
         self._laws = [_RowLaws(launcher) for _ in range(self.batch_size)]
-        self._plans = Plans(launcher, self.method)
+        self.corrections = corrections
+        tables = None if corrections is None else low_rank(corrections, self.vocab_size)
+        self._plans = Plans(launcher, self.method, tables if self.method.recycles else None)
         self._table = np.zeros(self.batch_size, ROW)
         self._columns = {name: self._table[name] for name in ROW.fields or ()}
         self._infos: list[RowInfo | None] = [None] * self.batch_size
@@ -183,7 +194,8 @@ class KernelStep(Closing):
     @property
     def runs(self) -> Runs:
         """What runs the provider; steps are decided by the kernels."""
-        return replace(what_runs(self.provider), step="kernels")
+        used = self.corrections if self.method.recycles else None
+        return replace(what_runs(self.provider), step="kernels").corrected_by(used)
 
     def release(self) -> None:
         """Give the step's own device memory back; provider and launcher stay. The step must not be used afterwards."""

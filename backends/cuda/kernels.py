@@ -1,7 +1,8 @@
 """Calling the kernels: their argument tables, and the few things they ask of a device.
 
-Four kernels make a step's decisions from its logits: ``measure``, ``settle``, ``target_laws`` and ``decide``, all with one
-argument, a `DECISION`. It points to B entries of `ROW`. Both tables are laid out as the structs of the same names in
+Four kernels make a step's decisions from its logits: ``measure``, ``settle``, ``target_laws`` and ``decide``; a fifth, ``sweep``,
+draws redrafts anew where laws are corrected (`coupled_sampling.backends.cuda.correction_tables`). All have one argument, a
+`DECISION`. It points to B entries of `ROW`. Both tables are laid out as the structs of the same names in
 ``kernels/tables.cuh``; every field has 8 bytes. ``docs/cuda-kernels.md`` says what each one means.
 
 Two of the kernels read the logits, with several blocks for each slot where there are few slots; `blocks_per_slot` says how many.
@@ -63,6 +64,8 @@ DECISION = np.dtype(
         *((name, _WHOLE) for name in ("redraft", "acceptance")),
         *((name, _WORD) for name in ("tokens", "committed", "highest_logits", "scratch")),
         ("parts", _WHOLE),
+        ("corrections", _WORD),
+        *((name, _WHOLE) for name in ("neighbours", "rank")),
     ]
 )
 """The argument of the kernels of a step."""
@@ -87,7 +90,7 @@ _ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
 SHARING = ("measure", "target_laws")
 """Kernels with ``parts`` blocks of `PART_THREADS` threads for each slot."""
 
-_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES = 40, 16, 8
+_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES, _ALIGNMENT = 40, 16, 8, 16
 _BLOCKS_PER_PROCESSOR = 1024 // PART_THREADS  # PART_BLOCKS in block.cuh
 
 
@@ -108,8 +111,14 @@ def _chunks(vocab_size: int) -> int:
     return -(-vocab_size // CHUNK)
 
 
-def scratch_bytes(rows: int, width: int, vocab_size: int) -> int:
+def _in_fours(count: int) -> int:
+    return -(-count // 4) * 4
+
+
+def scratch_bytes(rows: int, width: int, vocab_size: int, rank: int | None = None) -> int:
     """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found.
+
+    With corrections it depends on their ``rank``: a row's corrected logits lie there, too.
 
     Examples
     --------
@@ -117,7 +126,10 @@ def scratch_bytes(rows: int, width: int, vocab_size: int) -> int:
     >>> scratch_bytes(rows=1, width=64, vocab_size=65536)
     18952
     """
-    return rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
+    without = rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
+    if rank is None:
+        return without
+    return without + _ALIGNMENT + 4 * rows * (_in_fours(vocab_size) + _in_fours(rank))
 
 
 def blocks_per_slot(slots: int, vocab_size: int, processors: int) -> int:
@@ -231,7 +243,7 @@ class Launcher(Protocol):
 def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
     """Make a step's decisions: launch the kernels for ``rows`` rows with a `DECISION` () that is filled in.
 
-    ``parts`` of 0 stands for `blocks_per_slot`. Nothing is allocated and nothing waited for, so that launches can be captured in a
+    ``parts`` of 0 stands for `blocks_per_slot`. Laws are corrected where ``corrections`` is an address. Nothing is allocated and nothing waited for, so that launches can be captured in a
     CUDA graph.
 
     Examples
@@ -257,6 +269,8 @@ def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
         parameters["parts"] = parts
     for kernel in ("measure", "settle", "target_laws", "decide"):
         launcher.launch(kernel, (width * parts if kernel in SHARING else width, rows), parameters)
+    if parameters["corrections"]:
+        launcher.launch("sweep", (1, rows), parameters)
 
 
 def window_noise(launcher: Launcher, rows: int, count: int, width: int, vocab_size: int, weights: int) -> None:

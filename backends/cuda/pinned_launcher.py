@@ -11,13 +11,13 @@ under way. Executed on stand-ins for CUDA only, never on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.backends.cuda.compile import PART_THREADS, compile_kernels
+from coupled_sampling.backends.cuda.compile import PART_THREADS, SOURCES, compile_kernels
 from coupled_sampling.backends.cuda.device import DeviceBuffer, PinnedArray
 from coupled_sampling.backends.cuda.kernels import SHARING, Span
 from coupled_sampling.backends.cuda.streams import CapturedGraph, Stream
@@ -25,7 +25,7 @@ from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["CapturedRoundTrip", "PinnedLauncher"]
 
-_KERNELS = ("measure", "settle", "target_laws", "decide", "noise", "window_noise")
+_MAIN, _SWEEP = SOURCES
 
 
 class PinnedLauncher:
@@ -73,8 +73,10 @@ class PinnedLauncher:
         self.stream = stream.handle
         self._queue, self._threads, self._cuda_graphs = stream, threads, cuda_graphs
         major, minor = device.compute_capability
-        self._module = device.call("cuModuleLoadData", compile_kernels(10 * major + minor, threads))
-        self._kernels = {name: device.call("cuModuleGetFunction", self._module, name.encode()) for name in _KERNELS}
+        self._architecture = 10 * major + minor
+        self._modules: list[Any] = []
+        self._kernels: dict[str, Any] = {}
+        self._load(compile_kernels(self._architecture, threads), SOURCES[_MAIN])
         self._buffers: dict[int, DeviceBuffer] = {}
         self._pinned: list[PinnedArray] = []
         self._pairs: dict[tuple[int, int], tuple[PinnedArray, PinnedArray]] = {}
@@ -121,9 +123,12 @@ class PinnedLauncher:
         call("cuEventDestroy", event)
 
     def launch(self, kernel: str, grid: tuple[int, int], parameters: NDArray[Any]) -> None:
-        """See `Launcher.launch`."""
+        """See `Launcher.launch`. The first launch of ``sweep`` compiles it, for some seconds."""
         if kernel not in self._kernels:
-            raise InvalidArgument(f"kernel is {kernel!r}, expected one of {', '.join(self._kernels)}")
+            if kernel not in SOURCES[_SWEEP]:
+                known = ", ".join(name for names in SOURCES.values() for name in names)
+                raise InvalidArgument(f"kernel is {kernel!r}, expected one of {known}")
+            self._load(compile_kernels(self._architecture, self._threads, _SWEEP), SOURCES[_SWEEP])
         addresses = np.array([parameters.ctypes.data], np.uint64)
         block, shared = (PART_THREADS if kernel in SHARING else self._threads, 1, 1), 0
         self._queue.device.call(
@@ -147,6 +152,12 @@ class PinnedLauncher:
         """
         device, host = (self._part(given.pointer), self._part(made.pointer)), self._pair(given, made)
         return CapturedRoundTrip(self._queue, device, host, (given.size, made.size), launch, capture=self._cuda_graphs)
+
+    def _load(self, cubin: bytes, names: Sequence[str]) -> None:
+        call = self._queue.device.call
+        module = call("cuModuleLoadData", cubin)
+        self._modules.append(module)
+        self._kernels |= {name: call("cuModuleGetFunction", module, name.encode()) for name in names}
 
     def _pair(self, given: Span, made: Span) -> tuple[PinnedArray, PinnedArray]:
         """Page-locked memory for round trips through ``given`` and ``made``: one pair for all, since each is waited for."""

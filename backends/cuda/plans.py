@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.cuda.correction_tables import CorrectionTables
 from coupled_sampling.backends.cuda.kernels import (
     DECISION,
     ROW,
@@ -24,6 +25,7 @@ from coupled_sampling.backends.cuda.kernels import (
 )
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer
 from coupled_sampling.contracts import Integers
+from coupled_sampling.corrections import LowRank
 from coupled_sampling.methods import Method
 
 __all__ = ["Decided", "GrowingMemory", "Plan", "Plans"]
@@ -87,11 +89,18 @@ class _Layout(NamedTuple):
 
 
 class Plan:
-    """Decisions of ``rows`` rows from ``logits`` (B or, guided, 2 B, W, V)."""
+    """Decisions of ``rows`` rows from ``logits`` (B or, guided, 2 B, W, V); uploads go to ``memory[0]``, the rest to ``memory[1]``."""
 
     def __init__(
-        self, launcher: Launcher, method: Method, rows: int, logits: DevicePointer, given: int, made: int
+        self,
+        launcher: Launcher,
+        method: Method,
+        corrections: CorrectionTables | None,
+        rows: int,
+        logits: DevicePointer,
+        memory: tuple[int, int],
     ) -> None:
+        given, made = memory
         both, width, vocab_size = logits.shape
         layout = self._layout = _Layout.of(rows, width)
         parameters = np.zeros((), DECISION)
@@ -112,6 +121,8 @@ class Plan:
         for name, value in values.items():
             parameters[name] = value
         parameters["redraft"], parameters["acceptance"] = method_codes(method)
+        if corrections is not None:
+            corrections.fill(parameters)
         spans = Span(given, layout.given), Span(made, layout.made)
         self._trip = launcher.round_trip(*spans, lambda: decide(launcher, parameters, rows))
         outputs = self._trip.made
@@ -131,10 +142,11 @@ class Plan:
 
 
 class Plans:
-    """The plans of a step and the device memory that they share."""
+    """The plans of a step and the device memory that they share, the tables of its corrections among it."""
 
-    def __init__(self, launcher: Launcher, method: Method) -> None:
+    def __init__(self, launcher: Launcher, method: Method, corrections: LowRank | None = None) -> None:
         self._launcher, self._method = launcher, method
+        self._tables = None if corrections is None else CorrectionTables(launcher, corrections)
         self._inputs, self._outputs = GrowingMemory(launcher), GrowingMemory(launcher)
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -147,11 +159,12 @@ class Plans:
     def _made(self, rows: int, logits: DevicePointer, key: tuple[Any, ...]) -> Plan:
         _, width, vocab_size = logits.shape
         layout = _Layout.of(rows, width)
-        sizes = layout.given, layout.scratch + scratch_bytes(rows, width, vocab_size)
+        rank = None if self._tables is None else self._tables.rank
+        sizes = layout.given, layout.scratch + scratch_bytes(rows, width, vocab_size, rank)
         if sizes[0] > self._inputs.size or sizes[1] > self._outputs.size or len(self._plans) >= _MOST:
             self._plans.clear()  # before the memory that they use
-        given, made = self._inputs.at_least(sizes[0]), self._outputs.at_least(sizes[1])
-        plan = self._plans[key] = Plan(self._launcher, self._method, rows, logits, given, made)
+        memory = self._inputs.at_least(sizes[0]), self._outputs.at_least(sizes[1])
+        plan = self._plans[key] = Plan(self._launcher, self._method, self._tables, rows, logits, memory)
         return plan
 
     def release(self) -> None:
@@ -159,3 +172,5 @@ class Plans:
         self._plans.clear()
         self._inputs.release()
         self._outputs.release()
+        if self._tables is not None:
+            self._tables.release()

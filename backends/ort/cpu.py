@@ -18,7 +18,7 @@ KERNELS = ()
 
 
 def takes(wanted: Wanted) -> str | None:
-    """A step graph must be in the bundle; anything else is taken."""
+    """A step graph must be in the bundle, and knows one kind of corrector; anything else is taken."""
     return missing_step_graph(wanted) if wanted.step == "graph" else None
 
 
@@ -29,7 +29,6 @@ def open(wanted: Wanted) -> OpenProvider | OpenStep:  # noqa: A001 - it is calle
         return bundle.open(wanted.model_rows, threads)
     if wanted.step == "graph":
         record = step_graph_record(wanted)
-        return step_of_bundle(
-            bundle, record, open_session(bundle.folder / record.file, threads), wanted.rows, wanted.guidance
-        )
+        session = open_session(bundle.folder / record.file, threads)
+        return step_of_bundle(bundle, record, session, wanted.rows, wanted.guidance, corrections=wanted.corrections)
     return OrtProvider(bundle, open_session(bundle.window_graph, threads), wanted.model_rows)

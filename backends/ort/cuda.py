@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coupled_sampling.backends.cuda.correction_tables import refused_by_kernels
 from coupled_sampling.backends.ort.cuda_session import CUDA, open_cuda_session
 from coupled_sampling.backends.ort.device_binding import DeviceBinding, GraphBinding
 from coupled_sampling.backends.ort.provider import OrtProvider, check_dtype
@@ -49,11 +50,16 @@ _DEFAULT = CudaOptions()
 
 
 def takes(wanted: Wanted) -> str | None:
-    """A step graph must be in the bundle, and is not captured; anything else is taken."""
+    """A step graph must be in the bundle, and is neither corrected nor captured; kernels correct laws by a `LowRank` only."""
     if wanted.step != "graph":
-        return None
+        return refused_by_kernels(wanted.corrections) if wanted.step == "kernels" else None
     if wanted.place.cuda_graphs:
         return "cuda_graphs is True, but step is 'graph', and step graphs of bundles are not captured; leave one of them out"
+    if wanted.corrections is not None:
+        return (
+            "corrections is given, but step is 'graph', and corrected step graphs run with backend 'cpu' only; set step to "
+            "'host', or leave corrections out"
+        )
     return missing_step_graph(wanted)
 
 

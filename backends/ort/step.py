@@ -32,7 +32,8 @@ from coupled_sampling.arguments import check_count, in_one_line
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
 from coupled_sampling.backends.ort.provider import KV_STEP
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
-from coupled_sampling.backends.ort.step_checks import check_guidance, refusals_of, step_graph_facts
+from coupled_sampling.backends.ort.step_checks import check_corrections, check_guidance, refusals_of, step_graph_facts
+from coupled_sampling.backends.ort.step_corrections import CorrectionTables
 from coupled_sampling.backends.ort.step_inputs import (
     candidates,
     fill_race_noise,
@@ -45,6 +46,7 @@ from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, He
 from coupled_sampling.bounds import check_fork, check_rows, check_window
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
+from coupled_sampling.corrections import LowRank
 from coupled_sampling.errors import ProviderError
 from coupled_sampling.guided_rows import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
@@ -74,6 +76,8 @@ class OrtStep(Closing):
         Where its tensors lie; None is the CPU.
     prompt_chunk
         Most tokens of a prompt to read in one call; None is 256, or fewer by ``max_window`` or for a large vocabulary.
+    corrections
+        For a corrected graph: what predicts laws under changed neighbours.
 
     Attributes
     ----------
@@ -83,13 +87,15 @@ class OrtStep(Closing):
         The noise it draws from, as far as the loop and drafting rules are concerned.
     binding, runs
         Where its tensors lie, and what runs it.
+    corrections
+        What predicts laws under changed neighbours; None if nothing does.
 
     Raises
     ------
     BundleError
         The session's graph is no step graph.
     InvalidArgument
-        ``batch_size`` is no positive integer, or guidance does not go with the graph.
+        ``batch_size`` is no positive integer, or guidance or corrections do not go with the graph.
 
     Notes
     -----
@@ -117,6 +123,7 @@ class OrtStep(Closing):
         unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
         binding: HostBinding | None = None,
         prompt_chunk: int | None = None,
+        corrections: LowRank | None = None,
     ) -> None:
         check_count("batch_size", batch_size)
         if prompt_chunk is not None:
@@ -129,6 +136,8 @@ class OrtStep(Closing):
         self.noise = CounterNoise()
         self._guided = None
         check_guidance(facts, guidance, unconditional)
+        check_corrections(facts, corrections)
+        self.corrections = corrections
         if guidance is not None and unconditional is not None:
             self._guided = GuidedRows(unconditional, batch_size, self.vocab_size, self.max_length, guidance)
             self.max_length = self._guided.max_length
@@ -138,7 +147,7 @@ class OrtStep(Closing):
         self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2
         self.binding = HostBinding(session) if binding is None else binding
-        self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph")
+        self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph").corrected_by(corrections)
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._inputs = frozenset(value.name for value in inputs)
         past = [value for value in inputs if value.name.startswith("past_key_values.")]
@@ -151,12 +160,13 @@ class OrtStep(Closing):
         self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
         self._laws = AlternatingLaws(self.binding, batch_size, self.vocab_size)
         self._ring = NoiseRing(self.binding, batch_size, self.vocab_size)
+        self._tables = None if corrections is None else CorrectionTables(self.binding, corrections, self.vocab_size)
         self._candidates = 1024
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the step cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
-        for name in ("binding", "_caches", "_buffers", "_laws", "_ring"):
+        for name in ("binding", "_caches", "_buffers", "_laws", "_ring", "_tables"):
             vars(self).pop(name, None)
 
     def takes(self, request: Request) -> str | None:
@@ -338,6 +348,8 @@ class OrtStep(Closing):
             for name, values in warp_settings(window, self.vocab_size).items():
                 self._put(name, values, rows)
             self._feed_candidates(window)
+        if self._tables is not None:
+            self._tables.bind()
 
     def _feed_candidates(self, window: Window) -> None:
         self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from coupled_sampling.backends.ort.step_corrections import CORRECTION, refused_corrector
 from coupled_sampling.backends.place import Wanted, step_graphs_command
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.refusals import Refusals
@@ -15,6 +18,7 @@ from coupled_sampling.refusals import Refusals
 __all__ = [
     "StepGraphFacts",
     "check_against_bundle",
+    "check_corrections",
     "check_guidance",
     "missing_step_graph",
     "refusals_of",
@@ -37,6 +41,7 @@ class StepGraphFacts(NamedTuple):
     max_length: int
     warped: bool
     guided: bool
+    corrected: bool = False
 
 
 def refusals_of(facts: StepGraphFacts) -> Refusals:
@@ -62,12 +67,24 @@ def check_guidance(facts: StepGraphFacts, guidance: float | None, unconditional:
         raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
 
 
+def check_corrections(facts: StepGraphFacts, corrections: Corrector | None) -> None:
+    """Refuse a corrector that does not go with the graph: `InvalidArgument`."""
+    if facts.corrected != (corrections is not None):
+        raise InvalidArgument(
+            f"corrections is {corrections!r}, the step graph is "
+            f"{'corrected and needs a LowRank' if facts.corrected else 'not corrected and takes None'}"
+        )
+
+
 def missing_step_graph(wanted: Wanted) -> str | None:
     """Why the bundle has no step graph for what is wanted, and the command that makes it; None if it has one."""
     bundle, method = wanted.bundle, _name(wanted)
-    if bundle.step_graph(method, warped=wanted.warped, guided=wanted.guided) is not None:
+    refusal = None if wanted.corrections is None else refused_corrector(wanted.corrections)
+    if refusal is not None:
+        return f"step is 'graph', but {refusal}; use step='host', or leave step at 'auto'"
+    if _path(wanted) is not None:
         return None
-    asked = f"{method}{' warped' * wanted.warped}{' guided' * wanted.guided}"
+    asked = f"{method}{' warped' * wanted.warped}{' guided' * wanted.guided}{' corrected' * _is_corrected(wanted)}"
     kinds = ", ".join(map(str, bundle.manifest.step_graphs)) or "none"
     return (
         f"step is 'graph', but the bundle {bundle.manifest.name} has no step graph for {asked}, it has {kinds}; make one with "
@@ -77,13 +94,23 @@ def missing_step_graph(wanted: Wanted) -> str | None:
 
 def step_graph_record(wanted: Wanted) -> StepGraph:
     """What the manifest says of the step graph that is wanted, which must be there."""
-    bundle = wanted.bundle
-    path = bundle.step_graph(_name(wanted), warped=wanted.warped, guided=wanted.guided)
-    return next(graph for graph in bundle.manifest.step_graphs if path is not None and graph.file == path.name)
+    path = _path(wanted)
+    return next(graph for graph in wanted.bundle.manifest.step_graphs if path is not None and graph.file == path.name)
 
 
 def _name(wanted: Wanted) -> str:
     return "" if wanted.method is None else wanted.method.name
+
+
+def _is_corrected(wanted: Wanted) -> bool:
+    """Whether a corrector is wanted, and the method has a use for it."""
+    return wanted.corrections is not None and wanted.method is not None and wanted.method.recycles
+
+
+def _path(wanted: Wanted) -> Path | None:
+    return wanted.bundle.step_graph(
+        _name(wanted), warped=wanted.warped, guided=wanted.guided, corrected=_is_corrected(wanted)
+    )
 
 
 def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:
@@ -109,6 +136,7 @@ def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:
             int(metadata["max_length"]),
             {"True": True, "False": False}[metadata["warped"]],
             {"True": True, "False": False}[metadata["guided"]],
+            {"True": True, "False": False}[metadata.get("corrected", "False")],
         )
     except (KeyError, ValueError) as error:
         raise BundleError(f"{name} has metadata {dict(metadata)}: {error}; export it again") from error
@@ -134,6 +162,7 @@ def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, re
         ("method", facts.method.name, record.method),
         ("warped", facts.warped, record.warped),
         ("guided", facts.guided, record.guided),
+        ("corrected", facts.corrected, record.corrected),
         ("vocab_size", facts.vocab_size, manifest.vocab_size),
         ("max_length", facts.max_length, graph.max_length),
     ):
@@ -177,6 +206,15 @@ def _expected(facts: StepGraphFacts) -> tuple[dict[str, _Kind], dict[str, _Kind]
         outputs |= {"nucleus_short": ("bool", (None, None))}
     if facts.guided:
         inputs |= {"guidance": ("double", (None,)), "guidance_lag": rows}
+    if facts.corrected:
+        inputs |= {
+            f"{CORRECTION}lags": rows,
+            f"{CORRECTION}unigram": ("float", (facts.vocab_size,)),
+            f"{CORRECTION}basis": ("float", (None, facts.vocab_size)),
+            f"{CORRECTION}neighbours": ("float", (None, facts.vocab_size + 1, None)),
+            f"{CORRECTION}stale_scale": ("float", (None,)),
+            f"{CORRECTION}unigram_scale": ("float", (None,)),
+        }
     return inputs, outputs
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from coupled_sampling.backends.ort.binding import HostBinding
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.backends.ort.step_checks import check_against_bundle, step_graph_facts
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.corrections import Corrector, LowRank
 
 __all__ = ["step_of_bundle"]
 
 
 def step_of_bundle(
-    bundle: Bundle, record: StepGraph, session: Any, rows: int, guidance: float, binding: HostBinding | None = None
+    bundle: Bundle,
+    record: StepGraph,
+    session: Any,
+    rows: int,
+    guidance: float,
+    binding: HostBinding | None = None,
+    corrections: Corrector | None = None,
 ) -> OrtStep:
     """A step over a session of the step graph ``record`` of ``bundle``.
 
@@ -26,6 +33,8 @@ def step_of_bundle(
         As for `OrtStep`.
     guidance
         The scale, with the bundle's unconditional prompt, for a guided graph.
+    corrections
+        The corrector, for a corrected graph.
 
     Raises
     ------
@@ -42,4 +51,5 @@ def step_of_bundle(
         unconditional=manifest.unconditional_prompt if record.guided else None,
         binding=binding,
         prompt_chunk=manifest.prompt_chunk,
+        corrections=cast(LowRank, corrections) if record.corrected else None,
     )

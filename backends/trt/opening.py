@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coupled_sampling.backends.cuda.correction_tables import refused_by_kernels
 from coupled_sampling.backends.place import Wanted, unknown_operators
 from coupled_sampling.backends.trt.options import BuildOptions
 from coupled_sampling.backends.trt.provider import TrtProvider
@@ -18,12 +19,17 @@ _INSTEAD = "leave step at 'auto', and CUDA kernels decide"
 
 
 def takes(wanted: Wanted) -> str | None:
-    """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided nor warped, and in the bundle."""
+    """Operators must be ONNX's own. A step graph is ``scd-match``'s, neither guided, warped nor corrected, and in the bundle."""
     unknown = unknown_operators(wanted, "TensorRT")
     if unknown is not None:
         return unknown
     if wanted.step != "graph":
-        return None
+        return refused_by_kernels(wanted.corrections) if wanted.step == "kernels" else None
+    if wanted.corrections is not None:
+        return (
+            "corrections are given, which an engine cannot apply between two of its tokens; use step='kernels' with a LowRank, or "
+            "step='host'"
+        )
     method = "" if wanted.method is None else wanted.method.name
     if method != STEP_METHOD:
         return (

@@ -3,6 +3,7 @@
 - `opening`: `open_bundle`, which believes nothing it has not checked, and what writes a manifest;
 - `manifest`: what a manifest says, `parsing`: JSON as such records;
 - `layouts`: which tokens may stand where;
+- `correction_tables`: what predicts laws under changed neighbours, `correction_writing`: putting it into a bundle;
 - `settings`: how a bundle's model is decoded;
 - `text`: text to tokens and back, `text_stream`: text while it is made, `chat`: conversations as text;
 - `files`: writing whole files and folders, or nothing; `json_files`: reading small ones, up to a limit;
@@ -10,8 +11,11 @@
 """
 
 from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.correction_tables import CorrectionTables, neighbour_lags
+from coupled_sampling.bundles.correction_writing import write_corrections
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import (
+    CorrectionsRecord,
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -29,6 +33,8 @@ from coupled_sampling.bundles.text import StopStrings, TextStream, Tokenizer
 __all__ = [
     "Bundle",
     "ChatTemplate",
+    "CorrectionTables",
+    "CorrectionsRecord",
     "DecodingSettings",
     "Defaults",
     "FileRecord",
@@ -46,6 +52,8 @@ __all__ = [
     "WindowGraph",
     "embedded_names",
     "file_record",
+    "neighbour_lags",
     "open_bundle",
+    "write_corrections",
     "write_manifest",
 ]

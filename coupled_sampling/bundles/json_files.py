@@ -19,6 +19,7 @@ from coupled_sampling.errors import BundleError, CoupledSamplingError
 __all__ = [
     "CHAT_TEMPLATE",
     "CONFIGURATION",
+    "CORRECTIONS_FILE",
     "GGUF_HEADER",
     "INDEX_OF_SHARDS",
     "MANIFEST_FILE",
@@ -58,6 +59,7 @@ _MIB = 2**20
 MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle again", halves=True)
 CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, halves=True)
 CONFIGURATION = SmallFile("a configuration", 16 * _MIB)
+CORRECTIONS_FILE = SmallFile("a file of corrections", 1024 * _MIB, "copy it again, or fit it again")
 INDEX_OF_SHARDS = SmallFile("an index of shards", 32 * _MIB)
 TOKENIZER = SmallFile("a tokenizer", 48 * _MIB)
 SAFETENSORS_HEADER = SmallFile("a safetensors header", 32 * _MIB)
@@ -103,7 +105,9 @@ def read_small(path: Path, kind: SmallFile, refusal: type[CoupledSamplingError] 
             raise refusal(f"{path} is a folder, a device or a pipe, expected {kind.name}; {kind.remedy}")
         kind.check_size(found.st_size, path, refusal)
         with path.open("rb") as file:
-            content = file.read(kind.most + 1)
+            content = file.read(found.st_size + 1)  # as much memory as it has bytes, and not as much as it may have
+            if len(content) > found.st_size:
+                content += file.read(kind.most + 1 - len(content))
     except FileNotFoundError as error:
         raise refusal(f"{path} is missing, expected {kind.name}; {kind.remedy}") from error
     except OSError as error:  # a loop of links, no permission

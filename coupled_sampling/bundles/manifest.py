@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout, Span
-from coupled_sampling.bundles.records import FileRecord, PixelGraph, StepGraph, WindowGraph, default_chunk, expect
+from coupled_sampling.bundles.records import (
+    CorrectionsRecord,
+    FileRecord,
+    PixelGraph,
+    StepGraph,
+    WindowGraph,
+    default_chunk,
+    expect,
+)
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
@@ -22,6 +30,7 @@ from coupled_sampling.methods import find_method
 __all__ = [
     "MANIFEST",
     "TEXT_DEFAULTS",
+    "CorrectionsRecord",
     "Defaults",
     "FileRecord",
     "GeneratedTokens",
@@ -165,6 +174,8 @@ class Manifest:
         A file of the ``tokenizers`` library that turns text into tokens and back; None if prompts are not text.
     chat_template
         A file with the model's `coupled_sampling.bundles.ChatTemplate`; None if it has none.
+    corrections
+        Tables that predict laws under changed neighbours; None if none were fitted.
     defaults
         Recommended settings.
     fill_token
@@ -211,6 +222,7 @@ class Manifest:
     tokenizer: str | None = None
     step_graphs: tuple[StepGraph, ...] = ()
     chat_template: str | None = None
+    corrections: CorrectionsRecord | None = None
     fill_token: int | None = None
 
     def __post_init__(self) -> None:
@@ -273,10 +285,12 @@ def _check_files(manifest: Manifest) -> None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
     kinds: set[tuple[object, ...]] = set()
     for i, one in enumerate(manifest.step_graphs):
-        kind = (one.method, one.warped, one.guided, one.noise)
+        kind = (one.method, one.warped, one.guided, one.noise, one.corrected)
         expect(kind not in kinds, f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
         kinds.add(kind)
-    for field, name in (("tokenizer", manifest.tokenizer), ("chat_template", manifest.chat_template)):
+    corrections = None if manifest.corrections is None else manifest.corrections.file
+    named = {"tokenizer": manifest.tokenizer, "chat_template": manifest.chat_template, "corrections.file": corrections}
+    for field, name in named.items():
         expect(name is None or name in manifest.files, field, name, "a file that is listed in files")
 
 

@@ -21,6 +21,7 @@ from typing import Unpack
 
 from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.correction_tables import CorrectionTables, neighbour_lags, read_corrections
 from coupled_sampling.bundles.graph_files import check_graph_files
 from coupled_sampling.bundles.json_files import MANIFEST_FILE, read_object
 from coupled_sampling.bundles.manifest import (
@@ -36,10 +37,13 @@ from coupled_sampling.bundles.manifest import (
     WindowGraph,
 )
 from coupled_sampling.bundles.parsing import parse
-from coupled_sampling.bundles.settings import DecodingSettings, Given, decoding_settings
+from coupled_sampling.bundles.settings import DecodingSettings, Given, check_corrections, decoding_settings
 from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from coupled_sampling.fields import check_is, check_path
+from coupled_sampling.methods import Method, find_method
+from coupled_sampling.plain_corrections import KeptAverages, RunningAverages
 
 __all__ = [
     "FORMAT",
@@ -65,7 +69,7 @@ __all__ = [
 
 FORMAT = "coupled-sampling-bundle"
 FORMAT_VERSION = 5
-"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates, 4 no fill token; all of them are still read."""
+"""1 knew no step graphs, 2 none for TensorRT, 3 no chat templates, 4 no corrections and no fill token; all of them are still read."""
 MODELS = Path(__file__).parent / "models"
 
 
@@ -87,6 +91,8 @@ class Bundle:
     16
     >>> bundle.tokenizer() is None, bundle.chat_template() is None
     (True, True)
+    >>> bundle.corrector("scd-match", "none") is None
+    True
     """
 
     folder: Path
@@ -104,7 +110,13 @@ class Bundle:
         return None if graph is None else self.folder / graph.file
 
     def step_graph(
-        self, method: str, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+        self,
+        method: str,
+        *,
+        warped: bool = False,
+        guided: bool = False,
+        noise: str = "ring",
+        corrected: bool = False,
     ) -> Path | None:
         """Path of the leanest step graph that can do this, None if there is none.
 
@@ -118,18 +130,21 @@ class Bundle:
             Whether rows are guided.
         noise
             Where its race noise comes from; "window" for TensorRT.
+        corrected
+            Whether redrafts are drawn from corrected laws.
         """
         for name, value, kind in (
             ("method", method, str),
             ("warped", warped, bool),
             ("guided", guided, bool),
             ("noise", noise, str),
+            ("corrected", corrected, bool),
         ):
             check_is(name, value, kind)
         fitting = [
             graph
             for graph in self.manifest.step_graphs
-            if (graph.method, graph.guided, graph.noise) == (method, guided, noise)
+            if (graph.method, graph.guided, graph.noise, graph.corrected) == (method, guided, noise, corrected)
         ]
         fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
         return self.folder / fitting[0].file if fitting else None
@@ -141,7 +156,7 @@ class Bundle:
         ----------
         **given
             Any of ``method``, ``window``, ``drafting``, ``prompt_chunk``, ``guidance``, ``length``, ``temperature``, ``top_k``,
-            ``top_p`` and ``min_p``. None, too, leaves a setting to the bundle.
+            ``top_p``, ``min_p`` and ``corrections``. None, too, leaves a setting to the bundle.
 
         Raises
         ------
@@ -172,6 +187,64 @@ class Bundle:
         """
         name = self.manifest.chat_template
         return None if name is None else ChatTemplate.read(self.folder / name)
+
+    def corrector(self, method: str | Method, kind: str = "auto") -> Corrector | None:
+        """What predicts the laws of redrafts of ``method`` whose neighbours changed, see `coupled_sampling.corrections`.
+
+        It goes to `coupled_sampling.generate` or `coupled_sampling.Decoder`, beside a provider: a step that was opened has its own.
+
+        Parameters
+        ----------
+        method
+            A name from `coupled_sampling.methods.METHODS`, or a `Method`.
+        kind
+            "fitted" is the bundle's table for how the method accepts drafts; "auto" the same if there is one. "plain" needs no fit.
+            "none" is none.
+
+        Returns
+        -------
+        Corrector or None
+            None also for methods that redraft nothing.
+
+        Raises
+        ------
+        InvalidArgument
+            There is no such method or kind, or no table that was asked for.
+        BundleError
+            The tables are damaged, or made for another model, vocabulary or layout.
+        """
+        method = find_method(method)
+        check_corrections(kind)
+        record, use = self.manifest.corrections, method.acceptance
+        here = record is not None and (use in record.uses or not method.recycles)
+        if kind == "fitted" and not here:
+            raise InvalidArgument(
+                f"corrections is 'fitted', but the bundle {self.manifest.name} has no table for {method.name}; run "
+                "`coupled-sampling fit-corrections`, or choose 'plain' or 'none'"
+            )
+        if kind == "none" or not method.recycles:
+            return None
+        if kind == "plain":
+            return _plain_corrector(self.manifest, self.correction_tables())
+        tables = self.correction_tables() if here else None
+        return None if tables is None else tables.fitted[use]
+
+    def correction_tables(self) -> CorrectionTables | None:
+        """All tables of the bundle; None if it has none.
+
+        Raises
+        ------
+        BundleError
+            They are damaged, or made for another model, vocabulary or layout.
+        """
+        return None if self.manifest.corrections is None else read_corrections(self.folder, self.manifest)
+
+
+def _plain_corrector(manifest: Manifest, tables: CorrectionTables | None) -> Corrector:
+    """The bundle's own averages, or empty ones that learn while they are decoded with."""
+    if tables is None or not tables.plain:
+        return RunningAverages(neighbour_lags(manifest), manifest.vocab_size)
+    return KeptAverages.from_state(tables.plain)
 
 
 def embedded_names() -> tuple[str, ...]:
@@ -233,12 +306,23 @@ def open_bundle(path_or_name: str | Path) -> Bundle:
             f"embedded model ({', '.join(embedded) or 'none is installed'}); check the path or the name"
         )
     manifest = read_manifest(folder)
+    while True:
+        try:
+            _check_files(folder, manifest)
+            return Bundle(folder, manifest)
+        except (BundleError, FileNotFoundError):
+            before, manifest = manifest, read_manifest(folder)
+            if manifest == before:  # else somebody put other tables into it meanwhile, and removed those that it named
+                raise
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Refuse files that are not what the manifest says."""
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
     for graph in (manifest.window_graph, manifest.pixel_graph, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)
-    return Bundle(folder, manifest)
 
 
 def _foreign(path: Path) -> str:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from coupled_sampling.arguments import shown
+from coupled_sampling.corrections import check_lags
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
 
-__all__ = ["FileRecord", "GrowingGraph", "PixelGraph", "StepGraph", "WindowGraph", "default_chunk", "expect"]
+__all__ = [
+    "USES",
+    "CorrectionsRecord",
+    "FileRecord",
+    "GrowingGraph",
+    "PixelGraph",
+    "StepGraph",
+    "WindowGraph",
+    "default_chunk",
+    "expect",
+]
 
 _CHUNK, _LEAST_CHUNK = 256, 32
 _MOST_LOGITS = 2**25
@@ -143,6 +155,8 @@ class StepGraph:
     noise
         Where race noise comes from: "ring" is a memory inside the graph, "window" an input with noise for each slot, which is how
         TensorRT takes it.
+    corrected
+        Whether redrafts are drawn from corrected laws, by tables that are inputs; see `coupled_sampling.corrections`.
 
     Examples
     --------
@@ -156,6 +170,7 @@ class StepGraph:
     warped: bool = False
     guided: bool = False
     noise: str = "ring"
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -166,7 +181,7 @@ class StepGraph:
         expect(self.noise in ("ring", "window"), "step_graphs: noise", self.noise, "'ring' or 'window'")
 
     def __str__(self) -> str:
-        variant = " warped" * self.warped + " guided" * self.guided
+        variant = " warped" * self.warped + " guided" * self.guided + " corrected" * self.corrected
         return f"{self.method}{variant}{' for TensorRT' * (self.noise == 'window')}"
 
 
@@ -191,3 +206,50 @@ class PixelGraph:
         check_fields(self)
         for name in ("height", "width", "channels"):
             expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")
+
+
+USES = ("match", "rejection")
+"""What correction tables are fitted for: the ways in which methods accept drafts."""
+
+
+@dataclass(frozen=True)
+class CorrectionsRecord:
+    """What a bundle says of its correction tables; see `coupled_sampling.bundles.correction_tables`.
+
+    Parameters
+    ----------
+    file
+        Name of the file of arrays in the bundle.
+    lags
+        How far before a position the neighbours stand that the tables look at.
+    fingerprint
+        64 lower-case hex digits of what the tables were made for.
+    uses
+        What there is a table for: "match", "rejection" or both.
+    provenance
+        By use, how the table was fitted and what it did on samples kept apart: ``temperature``, ``guidance``, ``window``,
+        ``samples``, ``loss``, ``method``, ``held_out``. Free JSON.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import CorrectionsRecord
+    >>> CorrectionsRecord("corrections.npz", (1, 14), "0" * 64, ("match",), {"match": {"temperature": 1.0}}).lags
+    (1, 14)
+    """
+
+    file: str
+    lags: tuple[int, ...]
+    fingerprint: str
+    uses: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        try:
+            check_lags(self.lags)
+        except InvalidArgument as error:
+            raise BundleError(f"corrections: {error}") from error
+        digest = len(self.fingerprint) == 64 and set(self.fingerprint) <= set("0123456789abcdef")
+        expect(digest, "corrections.fingerprint", self.fingerprint, "64 lower-case hex digits")
+        known = 1 <= len(self.uses) == len(set(self.uses) & set(USES))
+        expect(known, "corrections.uses", self.uses, f"some of {', '.join(USES)}, each once")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, TypeVar
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
@@ -21,7 +21,18 @@ from coupled_sampling.methods import find_method
 from coupled_sampling.requests import Request, StopRule
 from coupled_sampling.windows import find_window_rule
 
-__all__ = ["DecoderPart", "DecodingSettings", "Given", "ModelPart", "decoding_settings"]
+__all__ = [
+    "CORRECTIONS",
+    "DecoderPart",
+    "DecodingSettings",
+    "Given",
+    "ModelPart",
+    "check_corrections",
+    "decoding_settings",
+]
+
+CORRECTIONS = ("auto", "none", "plain", "fitted")
+"""What predicts laws under changed neighbours: the bundle's table if it has one, nothing, running averages, the bundle's table."""
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -47,6 +58,8 @@ class Given(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     """These four shape the target law, see `coupled_sampling.Sampling`."""
+    corrections: str | None
+    """One of `CORRECTIONS`."""
 
 
 class ModelPart(TypedDict):
@@ -55,10 +68,15 @@ class ModelPart(TypedDict):
     method: str
     guidance: float
     warped: bool
+    corrections: str
 
 
 class DecoderPart(TypedDict):
-    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own."""
+    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own.
+
+    Corrections are not among it: they belong to the step, which is opened with them, and a decoder refuses others beside it. To
+    decode a provider, give ``corrections=bundle.corrector(settings.method, settings.corrections)`` beside this.
+    """
 
     method: str
     window: int | str
@@ -92,6 +110,9 @@ class DecodingSettings:
         A function that ends a sequence, such as `coupled_sampling.bundles.StopStrings`.
     prompt_chunk
         Most tokens of a long prompt to read in one call; None is the model's own width.
+    corrections
+        What predicts the laws of redrafts whose neighbours changed, one of `CORRECTIONS`; see `Bundle.corrector`. No law and no
+        losslessness depends on it. A table holds for the temperature it was fitted at and below; above it gains less.
     positions
         The model's positions, where ``length`` is only a wish: a longer prompt then leaves fewer tokens. None where the length is
         fixed, or was asked for.
@@ -129,9 +150,11 @@ class DecodingSettings:
     stop_rule: StopRule | None = None
     prompt_chunk: int | None = None
     positions: int | None = None
+    corrections: str = "auto"
 
     def __post_init__(self) -> None:
         find_method(self.method)
+        check_corrections(self.corrections)
         check_count("length", self.length)
         if self.prompt_chunk is not None:
             check_count("prompt_chunk", self.prompt_chunk)
@@ -146,7 +169,12 @@ class DecodingSettings:
     @property
     def model(self) -> ModelPart:
         """Keywords for `coupled_sampling.backends.open_model`."""
-        return {"method": self.method, "guidance": self.guidance, "warped": self.sampling.warps}
+        return {
+            "method": self.method,
+            "guidance": self.guidance,
+            "warped": self.sampling.warps,
+            "corrections": self.corrections,
+        }
 
     @property
     def decoder(self) -> DecoderPart:
@@ -228,6 +256,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         layout=manifest.layout,
         stop=manifest.stop_tokens,
         prompt_chunk=chunk,
+        corrections=_or(chosen.get("corrections"), "auto"),
         positions=_positions(manifest, guided=guidance != 1)
         if length is None and not manifest.makes_pictures
         else None,
@@ -242,6 +271,12 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
             f"guidance is {settings.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"
         )
     return settings
+
+
+def check_corrections(kind: object) -> None:
+    """Refuse what names no kind of corrections: `InvalidArgument`."""
+    if not isinstance(kind, str) or kind not in CORRECTIONS:
+        raise InvalidArgument(f"corrections is {shown(kind)}, expected one of {', '.join(CORRECTIONS)}")
 
 
 def _suited(rule: Drafting, manifest: Manifest) -> Drafting:

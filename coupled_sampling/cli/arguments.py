@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coupled_sampling.bundles.opening import embedded_names
+from coupled_sampling.bundles.settings import CORRECTIONS
 from coupled_sampling.cli.models import BACKENDS, STEPS
 from coupled_sampling.methods import METHODS
 
@@ -100,6 +101,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--drafting",
         metavar="RULE",
         help="first guesses: random, repeat, copy:LAG or ngram:N; they change the speed, never the law (default: the bundle's)",
+    )
+    add(
+        "--corrections",
+        choices=[kind for kind in CORRECTIONS if kind != "auto"],
+        help="redraw guesses from what their laws become when a neighbour has changed: by the table fitted to the model, by plain "
+        "averages learned on the way, or not at all; they change the speed, never the law (default: fitted, where the bundle has "
+        "a table and the step can use it)",
     )
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from coupled_sampling.bundles.manifest import Manifest
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.cli.arguments import add_model
 from coupled_sampling.cli.models import open_asked
 from coupled_sampling.cli.output import one_line, say, say_json
+from coupled_sampling.errors import BundleError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -34,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the bundle and print what its manifest says."""
-    manifest = open_asked(arguments).manifest
+    bundle = open_asked(arguments)
     if arguments.json:
-        say_json(asdict(manifest), default=dict)
+        say_json(asdict(bundle.manifest), default=dict)
         return 0
-    for name, value in _lines(manifest).items():
+    for name, value in _lines(bundle).items():
         shown = one_line(value)
         say(f"{name + ':':<15}{shown}")
     return 0
@@ -50,7 +54,28 @@ def _text(manifest: Manifest) -> str:
     return f"{manifest.tokenizer}, chat template: {manifest.chat_template or 'none'}"
 
 
-def _lines(manifest: Manifest) -> dict[str, str]:
+def _corrections(bundle: Bundle) -> str:
+    """Which tables there are, how they were fitted, and what they did on samples kept apart."""
+    record = bundle.manifest.corrections
+    if record is None:
+        return "no tables"
+    try:
+        bundle.correction_tables()
+    except BundleError as error:
+        return f"not usable: {error}"
+    tables = [f"{use} ({_listed(record.provenance.get(use, 'nothing is said of it'))})" for use in record.uses]
+    return f"neighbours {', '.join(map(str, record.lags))} before; tables for {', '.join(tables)}"
+
+
+def _listed(value: Any) -> str:
+    """Free JSON for people: names and values, those of an object within it in brackets."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{name} ({_listed(v)})" if isinstance(v, Mapping) else f"{name} {v}" for name, v in value.items())
+
+
+def _lines(bundle: Bundle) -> dict[str, str]:
+    manifest = bundle.manifest
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
     columns = "growing" if graph.caches == "growing" else graph.cache_length
     steps = [str(graph) for graph in manifest.step_graphs]
@@ -64,6 +89,7 @@ def _lines(manifest: Manifest) -> dict[str, str]:
         "window": f"up to {graph.max_window} tokens per forward pass",
         "graph": f"{graph.file}, opset {graph.opset}, {graph.dtype}, {graph.layers} layers",
         "step graphs": ", ".join(steps) or "none",
+        "corrections": _corrections(bundle),
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {columns}, {graph.head_size})",
         "grid": f"{grid.rows} x {grid.columns} tokens" if grid else "none",
         "pixels": f"{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",

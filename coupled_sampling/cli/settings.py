@@ -113,6 +113,7 @@ def run_settings(
             "top_k": arguments.top_k,
             "top_p": arguments.top_p,
             "min_p": arguments.min_p,
+            "corrections": arguments.corrections,
         },
     )
     place = Place(

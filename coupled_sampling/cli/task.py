@@ -82,6 +82,7 @@ class Task:
                 step=self.step_of(method),
                 guidance=decoding.guidance,
                 warped=decoding.sampling.warps,
+                corrections=decoding.corrections,
                 progress=progress,
             )
         self.ran[method] = step.runs
@@ -98,7 +99,8 @@ class Task:
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `open_model` would give. ``provider`` is used if the library decides; else it is let go."""
         if self.step_of(method.name) == "host":
-            step = HostStep(provider, method)
+            corrector = self.bundle.corrector(method, self.settings.decoding.corrections)
+            step = HostStep(provider, method, corrections=corrector)
             self.ran[method.name] = step.runs
             return step
         if isinstance(provider, Closeable):
@@ -148,6 +150,7 @@ class Task:
             step=step,
             guidance=decoding.guidance,
             warped=decoding.sampling.warps,
+            corrections=decoding.corrections,
         )
 
 

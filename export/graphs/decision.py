@@ -15,9 +15,11 @@ different libraries differ in their last bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.decision_correction import At, Drawn, Redraw, Sites, Sweep
 from coupled_sampling.export.graphs.decision_draws import (
     DecisionBuilder,
     first_of,
@@ -26,7 +28,7 @@ from coupled_sampling.export.graphs.decision_draws import (
     length_on_device,
     rows_at,
 )
-from coupled_sampling.export.graphs.decision_law import TargetLaw, guided_logits, target_law
+from coupled_sampling.export.graphs.decision_law import RowSettings, TargetLaw, guided_logits, target_law
 from coupled_sampling.methods import Method, find_method
 
 __all__ = ["NOISE", "STEP_METHODS", "WINDOW_NOISE_METHOD", "decision_graph"]
@@ -53,9 +55,19 @@ class _Slots(NamedTuple):
     fresh: str
     draft: str
 
+    def at(self, at: At) -> _Slots:
+        """Those of them that a turn of the sweep looks at, (n, 1)."""
+        return self._replace(has_draft=at(self.has_draft), fresh=at(self.fresh), draft=at(self.draft))
+
 
 def decision_graph(
-    method: str | Method, vocab_size: int, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+    method: str | Method,
+    vocab_size: int,
+    *,
+    warped: bool = False,
+    guided: bool = False,
+    noise: str = "ring",
+    corrected: bool = False,
 ) -> Any:
     """A step without the forward pass: logits in, tokens and counts out.
 
@@ -73,6 +85,9 @@ def decision_graph(
         "ring": a position's race noise enters once and is kept inside. "window": ``noise`` (B, W, V) has it for every slot of the
         window, made by the caller for each call. The latter is for ``scd-match``, neither warped nor guided, and then the graph has
         no float64 and no state of its own: TensorRT builds it.
+    corrected
+        Whether redrafts are drawn from corrected laws; see `coupled_sampling.export.graphs.decision_correction`. It is for methods
+        that recycle drafts, with the noise of a ring.
 
     Returns
     -------
@@ -98,16 +113,24 @@ def decision_graph(
             f"noise is 'window' and method {chosen.name!r}, warped {warped}, guided {guided}; expected scd-match, neither "
             "warped nor guided: the others compute in float64 or have no ring; leave noise at 'ring'"
         )
-    return _Decision(chosen, vocab_size, warped, guided, noise).write()
+    if corrected and (not chosen.recycles or noise == "window"):
+        raise InvalidArgument(
+            f"corrected is True, but method is {chosen.name!r} and noise {noise!r}; expected a method that recycles drafts, with "
+            "noise 'ring': leave corrected at False"
+        )
+    return _Decision(chosen, vocab_size, warped, guided, noise, corrected).write()
 
 
 class _Decision:
     """Writes the graph from its inputs to its outputs, once."""
 
-    def __init__(self, method: Method, vocab_size: int, warped: bool, guided: bool, noise: str) -> None:
+    def __init__(
+        self, method: Method, vocab_size: int, warped: bool, guided: bool, noise: str, corrected: bool
+    ) -> None:
         self.method, self.vocab_size, self.warped, self.guided = method, vocab_size, warped, guided
-        self.noise = noise
+        self.noise, self.corrected = noise, corrected
         self.graph = DecisionBuilder()
+        self.settings = RowSettings(self.graph)
         self.index = self.counting = self.shape = self.known = self.draws = ""
 
     def write(self) -> Any:
@@ -123,11 +146,24 @@ class _Decision:
         if self.method.acceptance == "none":
             target = self.one_token(logits)
         else:
-            target = target_law(graph, logits, self.vocab_size, self.warped, argmax_is_first=self.noise == "ring")
+            target = target_law(
+                graph,
+                logits,
+                self.vocab_size,
+                self.warped,
+                self.settings,
+                argmax_is_first=self.noise == "ring",
+                name=None if self.corrected else "laws",
+            )
             decide = self.match if self.method.acceptance == "match" else self.reject
-            self.finish(*decide(target.law, slots, start))
+            drawn = decide(target.law, slots, start)
+            if self.corrected:
+                drawn, target = self.sweep(logits, target, drawn, slots)
+            self.finish(drawn.tokens, drawn.last)
         self.report(target)
         settings = {"method": self.method.name, "warped": str(self.warped), "guided": str(self.guided)}
+        if self.corrected:
+            settings["corrected"] = "True"
         if self.noise != "ring":
             settings["noise"] = self.noise
         return graph.build(
@@ -188,7 +224,7 @@ class _Decision:
         """``ar``: the law of one slot per row, and one token of it by the noise of the position."""
         graph = self.graph
         opening = graph.op("Max", graph.op("Sub", self.known, self.one()), graph.number(0, "int64"))
-        law = target_law(graph, rows_at(graph, logits, opening), self.vocab_size, self.warped)
+        law = target_law(graph, rows_at(graph, logits, opening), self.vocab_size, self.warped, self.settings)
         noise = graph.input("noise", "float32", ["B", 1, self.vocab_size])
         _, token = largest(graph, graph.op("Mul", law.law, noise), self.vocab_size)
         graph.op("Expand", token, self.shape, name="tokens")
@@ -197,25 +233,45 @@ class _Decision:
         graph.output("committed", "int64", ["B"])
         return law
 
-    def match(self, law: str, slots: _Slots, start: str) -> tuple[str, str]:
+    def sweep(self, logits: str, target: TargetLaw, drawn: Drawn, slots: _Slots) -> tuple[Drawn, TargetLaw]:
+        """``drawn`` with redrafts from corrected laws, and these laws, which are the recorded ones then."""
+        graph = self.graph
+        later = graph.op("And", slots.valid, graph.op("Greater", slots.slot, drawn.last))
+        now = graph.op("Where", slots.valid, drawn.tokens, slots.draft)
+
+        def warp(values: str, rows: str) -> TargetLaw:
+            settings = self.settings.at_rows(rows)
+            return target_law(graph, values, self.vocab_size, self.warped, settings, name=None)
+
+        sites = Sites(slots.slot, slots.draft, later, logits)
+        sweep = Sweep(graph, self.vocab_size, sites, warp, drawn.redraw)
+        tokens, found = sweep.write(now, target, records=self.method.acceptance == "rejection")
+        return drawn._replace(tokens=tokens), found
+
+    def match(self, law: str, slots: _Slots, start: str) -> Drawn:
         """The target's own token everywhere; drafts that equal it stay."""
         graph = self.graph
-        own = self.race(law, start)
+        noise = self.race_noise(start)
+        own = self.race(law, noise)
         kept = graph.op("And", slots.has_draft, graph.op("Equal", own, slots.draft))
-        return own, self.first_true(self.refused(slots, kept))
+        return Drawn(own, self.first_true(self.refused(slots, kept)), lambda law, at: self.race(law, at(noise)))
 
-    def reject(self, law: str, slots: _Slots, start: str) -> tuple[str, str]:
+    def reject(self, law: str, slots: _Slots, start: str) -> Drawn:
         """Acceptance by the ratio of the laws, correction from the residual, redraft of what follows."""
         graph = self.graph
         uniforms = graph.input("uniforms", "float64", ["B", "W", 3])
         accept, correct = (self.uniform(uniforms, purpose) for purpose in (_ACCEPT, _RESIDUAL))
-        kept = graph.op("Less", accept, self.acceptance_ratio(law, slots, start))
+        proposed = self.of_drafts(slots, start)
+        kept = graph.op("Less", accept, self.acceptance_ratio(law, slots.draft, proposed))
         kept = graph.op("And", slots.has_draft, kept)
         refused = self.refused(slots, kept)
         last = self.first_true(refused)
         if self.method.redraft == "maximal":
-            drawn = inverse_cdf(graph, self.residual(law, slots), correct, self.vocab_size, law)
+            held = self.held_laws(slots)
+            drawn = inverse_cdf(graph, self.residual(law, held, slots), correct, self.vocab_size, law)
             tokens = graph.op("Where", refused, drawn, slots.draft)
+            drawn_by = (accept, correct, proposed, held)
+            redraw: Redraw = lambda law, at: self.maximal(law, slots.at(at), *map(at, drawn_by))  # noqa: E731
         else:
             at_last = slots._replace(
                 recycled=self.at(slots.recycled, last),
@@ -225,16 +281,29 @@ class _Decision:
             self.index = self.at(self.index, last)
             own = rows_at(graph, law, last)
             uniform = graph.op("GatherElements", correct, last, axis=1)
-            corrected = inverse_cdf(graph, self.residual(own, at_last), uniform, self.vocab_size, own)
-            if self.method.redraft == "gumbel":
-                redrawn = self.race(law, start)
-            else:
-                redrawn = inverse_cdf(graph, law, self.uniform(uniforms, _REDRAFT), self.vocab_size)
+            weights = self.residual(own, self.held_laws(at_last), at_last)
+            corrected = inverse_cdf(graph, weights, uniform, self.vocab_size, own)
+            races = self.method.redraft == "gumbel"
+            noise = self.race_noise(start) if races else self.uniform(uniforms, _REDRAFT)
+            draw: Callable[[str, str], str] = self.race if races else self.independent
+            redraw = lambda law, at: draw(law, at(noise))  # noqa: E731
+            redrawn = draw(law, noise)
             tokens = graph.op("Where", graph.op("Equal", slots.slot, last), corrected, slots.draft)
             tokens = graph.op("Where", graph.op("Greater", slots.slot, last), redrawn, tokens)
         # The law that every later site now has, whether its draft was kept or redrawn.
         graph.output("laws", "float32", ["B", "W", self.vocab_size])
-        return tokens, last
+        return Drawn(tokens, last, redraw)
+
+    def maximal(self, law: str, slots: _Slots, accept: str, correct: str, proposed: str, held: str) -> str:
+        """Tokens of ``slots`` from ``law``, their drafts where they can stay."""
+        graph = self.graph
+        kept = graph.op("Less", accept, self.acceptance_ratio(law, slots.draft, proposed))
+        kept = graph.op("And", slots.has_draft, kept)
+        drawn = inverse_cdf(graph, self.residual(law, held, slots), correct, self.vocab_size, law)
+        return graph.op("Where", kept, slots.draft, drawn)
+
+    def independent(self, law: str, uniform: str) -> str:
+        return inverse_cdf(self.graph, law, uniform, self.vocab_size)
 
     def at(self, values: str, last: str) -> str:
         """``values`` (B, W) at the slots ``last`` (B, 1)."""
@@ -243,8 +312,8 @@ class _Decision:
     def uniform(self, uniforms: str, purpose: int) -> str:
         return self.graph.op("Gather", uniforms, self.graph.number(purpose, "int64"), axis=2)
 
-    def acceptance_ratio(self, law: str, slots: _Slots, start: str) -> str:
-        """min(1, p(x) / q(x)) in float64 (B, W); 0 where the target gives the draft nothing."""
+    def of_drafts(self, slots: _Slots, start: str) -> str:
+        """q(x) float32 (B, W): what its law gave each draft, 1 where it is fresh."""
         graph = self.graph
         graph.input("draft_laws", "float32", ["B", "draft_slots", self.vocab_size])
         written = graph.input("draft_laws_start", "int64", ["B"])
@@ -253,8 +322,12 @@ class _Decision:
         self.index = graph.op("Where", slots.recycled, at, graph.number(0, "int64"))  # other drafts have no law there
         pair = (graph.op("Unsqueeze", x, graph.integers(2)) for x in (self.index, slots.draft))
         held = graph.op("GatherND", "draft_laws", graph.op("Concat", *pair, axis=2), batch_dims=1)
-        proposed = graph.op("Where", slots.recycled, held, graph.number(1.0))
-        own = graph.op("GatherElements", law, graph.op("Unsqueeze", slots.draft, graph.integers(2)), axis=2)
+        return graph.op("Where", slots.recycled, held, graph.number(1.0))
+
+    def acceptance_ratio(self, law: str, draft: str, proposed: str) -> str:
+        """min(1, p(x) / q(x)) in float64 (B, n); 0 where the target gives the draft nothing."""
+        graph = self.graph
+        own = graph.op("GatherElements", law, graph.op("Unsqueeze", draft, graph.integers(2)), axis=2)
         wide = graph.op("Cast", graph.op("Squeeze", own, graph.integers(2)), to=11)
         proposed = graph.op("Cast", proposed, to=11)
         unit = graph.number(1.0, "float64")
@@ -262,23 +335,31 @@ class _Decision:
         ratio = graph.op("Div", wide, graph.op("Where", larger, proposed, unit))
         return graph.op("Where", larger, ratio, graph.op("Ceil", graph.op("Min", wide, unit)))
 
-    def residual(self, law: str, slots: _Slots) -> str:
-        """max(p - q, 0) (B, n, V) for the sites of ``slots``: q is recalled, a point mass, or nothing."""
+    def held_laws(self, slots: _Slots) -> str:
+        """q (B, n, V) of the recycled drafts of ``slots``, nothing where there is none."""
         graph = self.graph
         held = rows_at(graph, "draft_laws", self.index)
         recycled = graph.op("Unsqueeze", slots.recycled, graph.integers(2))
-        left = graph.op("Relu", graph.op("Sub", law, graph.op("Where", recycled, held, graph.number(0.0))))
+        return graph.op("Where", recycled, held, graph.number(0.0))
+
+    def residual(self, law: str, held: str, slots: _Slots) -> str:
+        """max(p - q, 0) (B, n, V) for the sites of ``slots``: q is ``held``, a point mass, or nothing."""
+        graph = self.graph
+        left = graph.op("Relu", graph.op("Sub", law, held))
         draft = graph.op("Unsqueeze", slots.draft, graph.integers(2))
         fresh = graph.op("Unsqueeze", slots.fresh, graph.integers(2))
         own = graph.op("Where", fresh, graph.number(0.0), graph.op("GatherElements", left, draft, axis=2))
         return graph.op("ScatterElements", left, draft, own, axis=2)
 
-    def race(self, law: str, start: str) -> str:
-        """argmax(law * noise) (B, W) with each position's own noise, from where ``noise`` says."""
-        graph = self.graph
-        each: list[str | int] = ["B", "W", self.vocab_size]
-        own = self.from_ring(start) if self.noise == "ring" else graph.input("noise", "float32", each)
-        return largest(graph, graph.op("Mul", law, own), self.vocab_size)[1]
+    def race(self, law: str, noise: str) -> str:
+        """argmax(law * noise) (B, n)."""
+        return largest(self.graph, self.graph.op("Mul", law, noise), self.vocab_size)[1]
+
+    def race_noise(self, start: str) -> str:
+        """Each position's own noise (B, W, V), from where ``noise`` says."""
+        if self.noise == "ring":
+            return self.from_ring(start)
+        return self.graph.input("noise", "float32", ["B", "W", self.vocab_size])
 
     def from_ring(self, start: str) -> str:
         """The noise (B, W, V) of the window's slots, kept in a ring: position i lies in column i mod R."""

@@ -11,7 +11,8 @@ Standard operators only; rows and slots are free dimensions, the vocabulary is s
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from coupled_sampling.export.graphs.builder import GraphBuilder
 
 __all__ = [
     "DecisionBuilder",
+    "LoopValue",
     "block_size",
     "blocks_of",
     "first_largest",
@@ -28,6 +30,17 @@ __all__ = [
     "length_on_device",
     "rows_at",
 ]
+
+
+class LoopValue(NamedTuple):
+    """What a loop carries from turn to turn."""
+
+    name: str
+    """Of what comes out in the end."""
+    initial: str
+    dtype: str
+    shape: Sequence[str | int]
+    """Of every turn; text names a size that may change."""
 
 
 class DecisionBuilder(GraphBuilder):
@@ -44,6 +57,31 @@ class DecisionBuilder(GraphBuilder):
     def number(self, value: float, dtype: str = "float32") -> str:
         """A scalar constant."""
         return self.constant(f"{dtype}.{value}", np.array(value, dtype))
+
+    def loop(
+        self, most: str, going: str, carried: Sequence[LoopValue], turn: Callable[[list[str]], tuple[str, list[str]]]
+    ) -> list[str]:
+        """What is ``carried`` after ``turn`` upon turn, ``most`` of them at most, while ``going`` is true.
+
+        ``turn`` writes the nodes of one: of the values that it is given it makes those of the next, and whether there is one. It
+        sees all values of the graph around it.
+        """
+        helper = self._onnx.helper
+        around, scope = self._nodes, self._scope
+        self._nodes, self._scope = [], f"{scope}turn."
+        given = [f"{self._scope}{value.name}" for value in carried]
+        again, made = turn(given)
+        counters = [
+            self._value(f"{self._scope}{name}", dtype, []) for name, dtype in (("number", "int64"), ("on", "bool"))
+        ]
+        before, after = (
+            [self._value(name, value.dtype, value.shape) for name, value in zip(names, carried, strict=True)]
+            for names in (given, made)
+        )
+        body = helper.make_graph(self._nodes, "turn", [*counters, *before], [self._value(again, "bool", []), *after])
+        self._nodes, self._scope = around, scope
+        names = [value.name for value in carried]
+        return self.ops("Loop", most, going, *(value.initial for value in carried), names=names, body=body)
 
 
 def block_size(vocab_size: int) -> int:

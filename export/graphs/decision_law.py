@@ -27,9 +27,42 @@ from coupled_sampling.export.graphs.decision_draws import (
     length_on_device,
 )
 
-__all__ = ["TargetLaw", "guided_logits", "target_law"]
+__all__ = ["RowSettings", "TargetLaw", "guided_logits", "target_law"]
 
 _SLACK = 1 - 8 * float(np.finfo(np.float32).eps)
+
+
+class RowSettings:
+    """Temperature and warps, a number for each row: (B, 1, 1), a graph input from when it is first asked for.
+
+    `at_rows` are those of chosen rows, (n, 1, 1).
+    """
+
+    def __init__(self, graph: DecisionBuilder) -> None:
+        self._graph = graph
+        self._columns: dict[str, str] = {}
+        self._rows: str | None = None
+        self._candidates: str | None = None
+
+    def column(self, name: str, dtype: str) -> str:
+        """The input ``name``, (B, 1, 1); of chosen rows, (n, 1, 1)."""
+        graph = self._graph
+        if name not in self._columns:
+            self._columns[name] = graph.op("Unsqueeze", graph.input(name, dtype, ["B"]), graph.integers(1, 2))
+        held = self._columns[name]
+        return held if self._rows is None else graph.op("GatherND", held, self._rows)
+
+    def candidates(self) -> str:
+        """The input ``candidates``, (1,)."""
+        if self._candidates is None:
+            self._candidates = self._graph.input("candidates", "int64", [1])
+        return self._candidates
+
+    def at_rows(self, rows: str) -> RowSettings:
+        """The settings of ``rows`` int64 (n, 1), each as often as it stands there; all have been asked for before."""
+        chosen = RowSettings(self._graph)
+        chosen._columns, chosen._candidates, chosen._rows = self._columns, self._candidates, rows
+        return chosen
 
 
 class TargetLaw(NamedTuple):
@@ -80,9 +113,16 @@ def _rows_of_pairs(graph: DecisionBuilder, logits: str, rows: str, slots: str) -
 
 
 def target_law(
-    graph: DecisionBuilder, logits: str, vocab_size: int, warped: bool, *, argmax_is_first: bool = True
+    graph: DecisionBuilder,
+    logits: str,
+    vocab_size: int,
+    warped: bool,
+    settings: RowSettings,
+    *,
+    argmax_is_first: bool = True,
+    name: str | None = "laws",
 ) -> TargetLaw:
-    """Append the target law ``laws`` of ``logits`` float32 (B, n, V); declares the settings of a row as graph inputs.
+    """Append the target law ``name`` of ``logits`` float32 (B, n, V) under the ``settings`` of its rows.
 
     ``argmax_is_first`` says whether the runtime's ArgMax finds the first of equal entries, which greedy rows take.
     """
@@ -93,7 +133,7 @@ def target_law(
     infinite = graph.op("IsInf", highest)
     faulty = graph.op("And", faulty, graph.op("Not", infinite))
     reported = graph.op("Where", faulty, graph.number(np.nan), highest)
-    temperature = graph.op("Unsqueeze", graph.input("temperature", "float32", ["B"]), graph.integers(1, 2))
+    temperature = settings.column("temperature", "float32")
     zero, one = graph.number(0.0), graph.number(1.0)
     greedy = graph.op("Equal", temperature, zero)
     temperature = graph.op("Where", greedy, one, temperature)
@@ -101,25 +141,30 @@ def target_law(
     scaled = graph.op("Div", graph.op("Sub", logits, wide), temperature)
     short = None
     if warped:
-        threshold, short = _threshold(graph, logits, wide, scaled, temperature, vocab_size)
+        threshold, short = _threshold(graph, logits, wide, scaled, temperature, vocab_size, settings)
         short = graph.op("And", short, graph.op("Not", graph.op("Squeeze", greedy, graph.integers(2))))
         scaled = graph.op("Where", graph.op("Less", logits, threshold), graph.number(-np.inf), scaled)
     at = graph.op("Unsqueeze", first, graph.integers(2))
     own = graph.op("GatherElements", scaled, at, axis=2)
     peak = graph.op("Where", greedy, graph.number(1e30), own)
-    law = graph.op("Softmax", graph.op("ScatterElements", scaled, at, peak, axis=2), axis=-1, name="laws")
+    law = graph.op("Softmax", graph.op("ScatterElements", scaled, at, peak, axis=2), axis=-1, name=name)
     return TargetLaw(law, reported, short)
 
 
 def _threshold(
-    graph: DecisionBuilder, logits: str, highest: str, scaled: str, temperature: str, vocab_size: int
+    graph: DecisionBuilder,
+    logits: str,
+    highest: str,
+    scaled: str,
+    temperature: str,
+    vocab_size: int,
+    settings: RowSettings,
 ) -> tuple[str, str]:
     """The smallest logit (B, n, 1) that top-k, top-p and min-p keep, and where (B, n) the candidates were too few."""
     top_k, top_p, min_p = (
-        graph.op("Unsqueeze", graph.input(name, dtype, ["B"]), graph.integers(1, 2))
-        for name, dtype in (("top_k", "int64"), ("top_p", "float64"), ("min_p", "float32"))
+        settings.column(name, dtype) for name, dtype in (("top_k", "int64"), ("top_p", "float64"), ("min_p", "float32"))
     )
-    candidates = graph.input("candidates", "int64", [1])
+    candidates = settings.candidates()
     ordered, _ = graph.ops("TopK", logits, candidates, names=(None, None), axis=-1, largest=1, sorted=1)
     candidates = length_on_device(graph, first_of(graph, first_of(graph, ordered)))  # TopK reads its number on the host
     nothing, none = graph.number(-np.inf), graph.number(0, "int64")

@@ -27,7 +27,13 @@ STEP_FORMAT_VERSION = 1
 
 
 def step_graph(
-    window_model: Any, method: str | Method, *, warped: bool = False, guided: bool = False, noise: str = "ring"
+    window_model: Any,
+    method: str | Method,
+    *,
+    warped: bool = False,
+    guided: bool = False,
+    noise: str = "ring",
+    corrected: bool = False,
 ) -> Any:
     """Append the decision of ``method`` to a window graph.
 
@@ -36,7 +42,7 @@ def step_graph(
     window_model
         ``onnx.ModelProto`` with inputs ``input_ids`` and ``start`` and output ``logits`` float32 (B, W, V), V static. It
         is not changed.
-    method, warped, guided, noise
+    method, warped, guided, noise, corrected
         As for `coupled_sampling.export.graphs.decision.decision_graph`. A guided graph runs two rows of the window graph
         for each of its own.
 
@@ -64,9 +70,10 @@ def step_graph(
     """
     onnx = require_onnx()
     check_is("window_model", window_model, onnx.ModelProto)
-    for name, value in (("warped", warped), ("guided", guided)):
+    for name, value in (("warped", warped), ("guided", guided), ("corrected", corrected)):
         check_is(name, value, bool)
-    decision = decision_graph(method, _vocab_size(onnx, window_model), warped=warped, guided=guided, noise=noise)
+    vocab_size = _vocab_size(onnx, window_model)
+    decision = decision_graph(method, vocab_size, warped=warped, guided=guided, noise=noise, corrected=corrected)
     model = onnx.ModelProto()
     model.CopyFrom(window_model)
     model.ir_version = max(model.ir_version, decision.ir_version)

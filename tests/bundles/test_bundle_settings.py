@@ -132,7 +132,7 @@ def test_none_leaves_a_setting_to_the_bundle(manifest):
 
 def test_parts_go_on_to_what_takes_them():
     settings = DecodingSettings(5, method="ar", window=2, drafting="repeat", sampling=Sampling(top_k=2), stop=(3,))
-    assert settings.model == {"method": "ar", "guidance": 1.0, "warped": True}
+    assert settings.model == {"method": "ar", "guidance": 1.0, "warped": True, "corrections": "auto"}
     decoder = Decoder(TableProvider(random_table(0, 4), 4), **settings.decoder)
     assert (decoder.method.name, decoder.window) == ("ar", 2)
     request = settings.request([1, 2], seed=3, sequence=4)

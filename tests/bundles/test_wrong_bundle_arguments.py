@@ -18,6 +18,7 @@ from coupled_sampling.backends import (
 )
 from coupled_sampling.bundles import (
     ChatTemplate,
+    CorrectionsRecord,
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -36,6 +37,7 @@ from standins.wrong_values import each_argument, refusals
 
 BUNDLE = open_bundle("fashion")
 GRAPH = dict.fromkeys(("opset", "layers", "kv_heads", "head_size", "cache_length", "max_length", "max_window"), 8)
+FREE = {"provenance": {}}
 WARPS = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -45,6 +47,8 @@ def all_of(record):
 
 CALLS = each_argument(
     ChatTemplate=(ChatTemplate, {"source": "x", "special_tokens": {}}),
+    CorrectionsRecord=(CorrectionsRecord, {"file": "a", "lags": (1,), "fingerprint": "0" * 64, "uses": ("match",), **FREE}),
+    corrector=(BUNDLE.corrector, {"method": "sjd", "kind": "auto"}),
     Defaults=(Defaults, {"method": "ar", "window": 1, "drafting": "repeat", "guidance": 1.0, **WARPS}),
     FileRecord=(FileRecord, {"sha256": "0" * 64, "bytes": 1}),
     GeneratedTokens=(GeneratedTokens, {"first": 0, "count": 1}),
@@ -60,6 +64,7 @@ CALLS = each_argument(
     file_record=(file_record, {"path": Path(__file__)}),
     open_bundle=(open_bundle, {"path_or_name": "fashion"}),
     settings=(BUNDLE.settings, {"method": "ar", "window": 4, "drafting": "repeat", "length": 3, "prompt_chunk": 2, **WARPS}),
+    corrections=(BUNDLE.settings, {"corrections": "none"}),
     step_graph=(BUNDLE.step_graph, {"method": "ar", "warped": False, "guided": False, "noise": "ring"}),
     Place=all_of(Place()),
     check_model=(check_model, {"bundle": BUNDLE, "place": Place(), "rows": 1, "method": "ar", "step": "auto", "guidance": 1.0}),
@@ -77,7 +82,7 @@ def test_a_wrong_value_is_refused_by_name(name, tmp_path, monkeypatch):
     (tmp_path / "x").touch()
     try:
         # What a manifest is free to say is only kept.
-        assert refusals(CALLS[name]) or name == "Manifest provenance"
+        assert refusals(CALLS[name]) or name.endswith(" provenance")
     except FileNotFoundError:
         assert name == "file_record path"
 

@@ -41,7 +41,7 @@ def test_weights_are_stored_once_and_the_source_is_left_alone(plain, tmp_path):
     assert {path.name: path.read_bytes() for path in plain.iterdir()} == before
     sizes = {name: record.bytes for name, record in made.manifest.files.items()}
     assert sizes.pop("weights.bin") > 11e6
-    assert max(sizes.values()) < 100_000
+    assert max(sizes.values()) < 120_000
     assert {graph.method for graph in made.manifest.step_graphs} == set(STEP_METHODS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "plain"]
 

@@ -7,9 +7,11 @@ reader's own; the others follow if it accepts, since what was accepted must work
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -21,8 +23,11 @@ from damage import damaged_bytes, damaged_json, damaged_message
 from gguf_files import damage_entry, damage_table, gguf_file, gguf_parts
 from safetensors.numpy import save
 
+from coupled_sampling.bundles import CorrectionTables, open_bundle, write_corrections
+from coupled_sampling.bundles.correction_tables import USES
 from coupled_sampling.bundles.opening import file_record
 from coupled_sampling.export import ExportSettings, export_checkpoint
+from standins.correctors import random_low_rank
 from standins.picture_models import (
     BAAI,
     BACKBONE,
@@ -295,9 +300,54 @@ def gguf(random: Random, folder: Path) -> list[list[str]]:
     return _exported(folder, folder / "model.gguf")
 
 
+def corrections(random: Random, folder: Path) -> list[list[str]]:
+    """The file of correction tables, any byte of it or what its arrays say of themselves; and its record in the manifest."""
+    bundle = open_bundle(_copied(folder))
+    vocab_size = bundle.manifest.vocab_size
+    uses = {use: random_low_rank(i, vocab_size, (1,), scale=0.1) for i, use in enumerate(USES)}
+    written = write_corrections(bundle, CorrectionTables(uses), {"match": {"samples": 3, "held_out": {"a": 1.5}}})
+    record = written.manifest.corrections
+    assert record is not None
+    path, kind = written.folder / record.file, random.random()
+    if kind < 0.3:
+        document = json.loads((written.folder / "manifest.json").read_text())
+        try:
+            document["corrections"] = json.loads(damaged_json(random, document["corrections"]))
+        except (ValueError, RecursionError):
+            document["corrections"] = "no JSON"
+        (written.folder / "manifest.json").write_text(json.dumps(document))
+    elif kind < 0.5:
+        _recorded(written.folder, record.file, damaged_bytes(random, path.read_bytes()))
+    else:
+        _recorded(written.folder, record.file, _damaged_archive(random, path))
+    decode = ["--tokens", "1,2", "--count", "1", "--length", "6", "--window", "4", "--corrections", "fitted"]
+    return [
+        ["generate", str(written.folder), "--method", random.choice(("scd-match", "sjd")), *decode],
+        ["inspect", str(written.folder)],
+    ]
+
+
+def _damaged_archive(random: Random, path: Path) -> bytes:
+    """An archive that is whole, of arrays that are not."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(stream, "w") as new:
+        names = old.namelist()
+        wrong = random.choice(names)
+        for name in names:
+            data = old.read(name)
+            if name == wrong:
+                data = damaged_bytes(random, data)
+            if name != wrong or random.random() < 0.9:
+                new.writestr(zipfile.ZipInfo(name), data)
+            if name == wrong and random.random() < 0.1:
+                new.writestr(zipfile.ZipInfo(random.choice((name + ".npy", "x.npy", "plain/rows.npy", "../x"))), data)
+    return stream.getvalue()
+
+
 READERS: dict[str, Reader] = {
     "manifest": manifest,
     "config": configuration,
+    "corrections": corrections,
     "gguf": gguf,
     "safetensors": safetensors,
     "graph": graph,

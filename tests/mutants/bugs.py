@@ -7,6 +7,8 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
+from bugs_of_corrected_step_graphs import BUGS as CORRECTED_STEP_GRAPHS
+from bugs_of_correction_tables import BUGS as CORRECTION_TABLES
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
 from bugs_of_families import BUGS as FAMILIES
@@ -36,6 +38,7 @@ __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
     *CHECKPOINTS,
+    *CORRECTION_TABLES,
     *DRAFTS_AND_MODELS,
     *FAMILIES,
     *FILES,
@@ -54,6 +57,7 @@ BUGS: tuple[Bug, ...] = (
     *SMALL_FILES,
     *STEP_ENGINES,
     *STEP_GRAPHS,
+    *CORRECTED_STEP_GRAPHS,
     *TEXT,
     *LOOP,
     *PROOF_TOOL,

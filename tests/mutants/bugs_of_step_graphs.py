@@ -181,8 +181,8 @@ BUGS = (
     Bug(
         "empty-residual-of-the-graph-left-empty",
         "_Decision.reject",
-        "inverse_cdf(graph, self.residual(law, slots), correct, self.vocab_size, law)",
-        "inverse_cdf(graph, self.residual(law, slots), correct, self.vocab_size)",
+        "inverse_cdf(graph, self.residual(law, held, slots), correct, self.vocab_size, law)",
+        "inverse_cdf(graph, self.residual(law, held, slots), correct, self.vocab_size)",
         "Where rounding leaves no residual, a token is taken that the target law may forbid.",
         GRAPH,
     ),

@@ -15,11 +15,11 @@ BUGS = (
     Bug(
         "old-law-of-kept-drafts",
         "HostStep._step",
-        "self._remember(target.laws, slots, window)",
+        "self._remember(decided.laws, slots, window)",
         """\
 law = self._draft_laws(target.laws, slots, window).dense(target.laws)
 kept = slots.has_draft & (to_host(decided.tokens) == slots.draft)
-self._remember(np.where(kept[..., None], law, target.laws), slots, window)
+self._remember(np.where(kept[..., None], law, decided.laws), slots, window)
 """,
         "A draft that was kept has this round's law, but the law of the round before is recorded for it.",
         ("test_negative_controls", "test_exact"),

@@ -74,6 +74,11 @@ void **__cudaRegisterFatBinary(void *image) { static void *handle[4]; return han
 """
 
 
+def placed_graphs():
+    """The shipped graphs that the back end ``cuda`` takes: all but corrected ones."""
+    return [path for path in sorted(GRAPHS.glob("*.onnx")) if "-corrected" not in path.name]
+
+
 def write_libraries(provider, folder):
     """Libraries in ``folder`` that define whatever ``provider`` wants of CUDA's."""
     dynamic = subprocess.run(["readelf", "-d", provider], capture_output=True, text=True, check=True).stdout
@@ -163,7 +168,7 @@ def placement(package):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = environment_of(package, folder)
-        for graph in sorted(GRAPHS.glob("*.onnx")):
+        for graph in placed_graphs():
             known, copied[graph.name] = signatures(graph), []
             for sizes in ({}, FIXED):
                 command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]

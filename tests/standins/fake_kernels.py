@@ -11,7 +11,7 @@ import numpy as np
 from coupled_sampling.backends.cuda.kernels import DECISION, ROW, WINDOW_DRAWS
 from standins.fake_cuda import SUCCESS, FakeCuda, Work
 
-THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024, "window_noise": 1024}
+THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024, "sweep": 1024, "window_noise": 1024}
 DECIDES = (DECISION, ("logits", "rows", "tokens_in"), ("tokens", "committed", "highest_logits", "scratch"))
 NOISE = (WINDOW_DRAWS, ("rows",), ("weights",))
 """A kernel's argument, and which of its fields are addresses that it reads and writes."""
@@ -45,6 +45,8 @@ class EmulatedCuda(FakeCuda):
         assert (depth, threads, ones, shared, extra) == (1, THREADS[kernel], [1, 1], 0, 0)
         argument = ctypes.c_uint64.from_address(addresses).value
         table, read, written = NOISE if kernel == "window_noise" else DECIDES
+        if kernel == "sweep":
+            read = (*read, "corrections")
         parameters = np.frombuffer(ctypes.string_at(argument, table.itemsize), table).copy()[0]
         found = {name: self.find(int(parameters[name]), 1, kernel) for name in (*read, *written)}
         work = Work(

@@ -52,7 +52,7 @@ def gpu_machine(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", found.rtx)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cuda)
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0)))
-    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda capability, threads: b"")
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda *_: b"")
     with EmulationLauncher(PLAIN) as emulator:
         cuda.emulator = emulator
         yield found

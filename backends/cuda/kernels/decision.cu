@@ -8,90 +8,8 @@
 // `measure` and `target_laws` have `parts` blocks for each slot, which take its chunks in turn: grid (width * parts, rows),
 // PART_THREADS threads. The others have one: grid (width, rows), THREADS threads. No outcome depends on `parts`. Slots that
 // decide nothing do no work. At the first slot of which no law can be made a row's drafts end: from there on its tokens are -1, and
-// where that is committed, the row has failed.
-#include "draws.cuh"
-
-// What the kernels tell each other.
-struct Site {  // of one slot
-    Law law;
-    Word lead;    // of the race, see `as_lead`
-    float limit;  // a product below it loses the race
-    int accepted;
-};
-
-struct RowState {
-    int refusal;  // the first refused slot
-    int closed;   // the first slot of which no law can be made: there the row's drafts end
-};
-
-struct Scratch {
-    Site* site;    // rows * width
-    Chunk* chunk;  // rows * width * chunks
-    RowState* row;
-
-    __device__ Scratch(const Decision& decision, long long rows, int chunks) {
-        const long long sites = rows * decision.width;
-        site = static_cast<Site*>(decision.scratch);
-        chunk = reinterpret_cast<Chunk*>(site + sites);
-        row = reinterpret_cast<RowState*>(chunk + sites * chunks);
-    }
-};
-
-// Where a block works.
-struct Place {
-    int slot, part, parts, batch_row, size, chunks;
-    long long index;
-    Site* site;
-    Chunk* chunk;
-    RowState* row;
-
-    __device__ Place(const Decision& decision, int parts) : parts(parts) {
-        slot = int(blockIdx.x) / parts;
-        part = int(blockIdx.x) % parts;
-        batch_row = int(blockIdx.y);
-        size = int(decision.vocab_size);
-        chunks = (size + CHUNK - 1) / CHUNK;
-        index = batch_row * decision.width + slot;
-        const Scratch scratch(decision, gridDim.y, chunks);
-        site = scratch.site + index;
-        chunk = scratch.chunk + index * chunks;
-        row = scratch.row + batch_row;
-    }
-    __device__ int begin(int chunk) const { return chunk * CHUNK; }
-    __device__ int end(int chunk) const { return size - begin(chunk) < CHUNK ? size : begin(chunk) + CHUNK; }
-};
-
-// How a slot comes to its token: it keeps its draft, it has run a race, or it draws from weights.
-enum Way { KEEPS, RACES, FROM_TARGET, FROM_RESIDUAL, WITHOUT_DRAFT };
-
-struct Draw {
-    Way way;
-    Purpose purpose;
-
-    __device__ Draw(const Decision& decision, const Slot& slots, const Place& place) {
-        const int slot = place.slot, refusal = place.row->refusal;
-        const bool corrects = slot == refusal || (decision.redraft == MAXIMAL && !place.site->accepted);
-        way = KEEPS;
-        purpose = corrects ? RESIDUAL : REDRAFT;
-        if (decision.acceptance != REJECTION) way = RACES;
-        else if (corrects) way = slots.is_recycled(slot) ? FROM_RESIDUAL : slots.has_draft(slot) ? WITHOUT_DRAFT : FROM_TARGET;
-        else if (slot > refusal && decision.redraft == INDEPENDENT) way = FROM_TARGET;
-        else if (slot > refusal && decision.redraft == GUMBEL) way = RACES;
-    }
-    // The weight of a token with these probabilities.
-    __device__ float weight(float target, float proposed, bool is_draft) const {
-        if (way == WITHOUT_DRAFT) return is_draft ? 0 : target;
-        return target > proposed ? target - proposed : 0;  // nothing is proposed but FROM_RESIDUAL
-    }
-};
-
-__device__ inline const float* draft_law(const Decision& decision, const Row& row, int slot) {
-    return row.draft_laws + (slot + row.draft_laws_ahead) * decision.vocab_size;
-}
-
-__device__ inline int draft_of(const Decision& decision, const Slot& slots, const Place& place) {
-    return slots.has_draft(place.slot) ? int(decision.tokens_in[place.index + 1]) : -1;
-}
+// where that is committed, the row has failed. Where laws are corrected, the kernel of sweep.cu comes after these.
+#include "slot_draws.cuh"
 
 extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(const Decision decision) {
     __shared__ Block<PART_THREADS> shared;
@@ -111,21 +29,6 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(
             if (thread == 0) place.chunk[i] = found;
         });
     }
-}
-
-// A product that some token reaches: that of the draft, which often wins again, or of the likeliest token.
-__device__ inline float race_limit(const Law& law, const Logits& logits, const Row& row, int slot, int draft) {
-    float best = 0;
-    for (int turn = 0; turn < 2; ++turn) {
-        const int token = turn ? draft : law.highest.index;
-        if (token < 0) continue;
-        const Words words = race_words(row.seed, row.sequence, row.start + slot + 1, token / 4);
-        const int i = token % 4;
-        const Word word = i == 0 ? words.word[0] : i == 1 ? words.word[1] : i == 2 ? words.word[2] : words.word[3];
-        const float product = law.probability(logits, token) * nearly_race_weight(word);
-        if (product > best) best = product;
-    }
-    return best * (1 - BAND);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) settle(const Decision decision) {
@@ -159,67 +62,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle(const Decision deci
             place.site->limit = race_limit(law, logits, row, slot, draft);
         }
         if (draft < 0 || decision.acceptance != REJECTION) return;
-        const double target = law.probability(logits, draft);
-        const double proposed = slots.is_recycled(slot) ? draft_law(decision, row, slot)[draft] : 1.0f;
-        const double ratio = target > 0 ? (proposed > target ? target / proposed : 1) : 0;
-        const double uniform = uniform_at(row.seed, row.sequence, row.start + slot + 1, row.round, ACCEPT);
-        place.site->accepted = uniform < ratio;
+        place.site->accepted = is_accepted(law, logits, decision, row, slots, slot, draft);
         if (!place.site->accepted) atomicMin(&place.row->refusal, slot);
-    });
-}
-
-// The laws of a block's chunks to memory, if there is any, and its share of the race.
-template <class Shared>
-__device__ void race_laws(Shared& shared, const Decision& decision, const Row& row, const Place& place, const Logits& logits) {
-    const Law law = place.site->law;
-    const Stored<float> laws(row.laws ? row.laws + place.slot * decision.vocab_size : nullptr);
-    each([&](int thread) {
-        Contest contest(place.site->limit);
-        for (int i = place.part; i < place.chunks; i += place.parts) {
-            const int end = place.end(i);
-            for (int token = place.begin(i) + 4 * thread; token < end; token += 4 * Shared::threads) {
-                const Four four = law.probabilities(logits, token, end);
-                if (laws.law) laws.keep(token, end, four);
-                if (!(four.value[0] > 0 || four.value[1] > 0 || four.value[2] > 0 || four.value[3] > 0)) continue;
-                const Words words = race_words(row.seed, row.sequence, row.start + place.slot + 1, token / 4);
-                for (int j = 0; j < 4; ++j) contest.enter(four.value[j], words.word[j], token + j);
-            }
-        }
-        shared.best[thread] = contest.outcome();
-    });
-    const Scored best = best_of_all(shared);
-    each([&](int thread) {
-        if (thread == 0 && best.value > 0) atomicMax(&place.site->lead, as_lead(best));
-    });
-}
-
-// The law of one chunk to memory, and the sum of the weights that are to be drawn from.
-template <class Shared>
-__device__ void sum_laws(
-    Shared& shared, const Decision& decision, const Row& row, const Place& place, const Logits& logits, const Draw& draw,
-    int draft, int i
-) {
-    const Law law = place.site->law;
-    const Stored<float> laws(row.laws + place.slot * decision.vocab_size);
-    const bool residual = draw.way == FROM_RESIDUAL;
-    const Stored<const float> proposed(residual ? draft_law(decision, row, place.slot) : nullptr);
-    const int end = place.end(i);
-    each([&](int thread) {
-        Sum sum;
-        for (int token = place.begin(i) + 4 * thread; token < end; token += 4 * Shared::threads) {
-            const Four four = law.probabilities(logits, token, end);
-            laws.keep(token, end, four);
-            if (draw.way == KEEPS) continue;
-            Four before = {{0, 0, 0, 0}};
-            if (residual) before = proposed.four(token, end);
-            for (int j = 0; j < 4; ++j) sum.add(draw.weight(four.value[j], before.value[j], token + j == draft));
-        }
-        shared.partial[thread] = sum.value();
-    });
-    if (draw.way == KEEPS) return;
-    const double sum = sum_of_partials(shared);
-    each([&](int thread) {
-        if (thread == 0) place.chunk[i].sum = sum;
     });
 }
 
@@ -239,34 +83,6 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) target_l
     for (int i = place.part; i < place.chunks; i += place.parts) {
         sum_laws(shared, decision, row, place, logits, draw, draft, i);
     }
-}
-
-// A draw from the slot's weights, or from the target law where nothing is left of it.
-__device__ inline int drawn(
-    Block<THREADS>& shared, const Decision& decision, const Row& row, const Place& place, const Draw& draw, int draft
-) {
-    const float* target = row.laws + place.slot * decision.vocab_size;
-    const float* proposed = draw.way == FROM_RESIDUAL ? draft_law(decision, row, place.slot) : nullptr;
-    const double uniform = uniform_at(row.seed, row.sequence, row.start + place.slot + 1, row.round, draw.purpose);
-    find_chunk(shared, place.size, place.chunks, uniform, [&](int i) { return place.chunk[i].sum; });
-    int token = token_past(shared, [&](int i) {
-        return draw.weight(target[i], proposed ? proposed[i] : 0, i == draft);
-    });
-    if (token >= 0) return token;
-    each([&](int thread) {
-        Sum sum;
-        for (int i = thread; i < place.size; i += THREADS) sum.add(target[i]);
-        shared.partial[thread] = sum.value();
-    });
-    const double total = sum_of_partials(shared);
-    each([&](int thread) {
-        if (thread) return;
-        shared.threshold = uniform * total;
-        shared.begin = 0;
-        shared.end = place.size;
-    });
-    token = token_past(shared, [&](int i) { return target[i]; });
-    return token < 0 ? 0 : token;
 }
 
 // The first slot whose draft is not the winner of its race.

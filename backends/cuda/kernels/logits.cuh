@@ -59,13 +59,15 @@ struct Stored {
     }
 };
 
-// The logits of one slot, guided if asked for: `coupled_sampling.guidance.GuidedProvider`.
+// The logits of one slot, guided if asked for: `coupled_sampling.guidance.GuidedProvider`. Or (V,) that were made of them.
 struct Logits {
     const void* all;
     long long type, own, other;
     float scale, rest;
     bool guided, aligned;
 
+    __device__ explicit Logits(const float* made)
+        : all(made), type(0), own(0), other(0), scale(1), rest(0), guided(false), aligned(is_aligned(made, 16)) {}
     __device__ Logits(const Decision& decision, const Row& row, int batch_row, int slot) {
         const long long vocab_size = decision.vocab_size, width = decision.width;
         all = decision.logits;

@@ -27,8 +27,10 @@ struct Decision {
     long long* tokens;
     long long* committed;
     float* highest_logits;
-    void* scratch;    // `Scratch` in decision.cu
-    long long parts;  // blocks that share a slot
+    void* scratch;               // `Scratch` in places.cuh
+    long long parts;             // blocks that share a slot
+    const void* corrections;     // `Corrections` in sweep.cu; 0 for none
+    long long neighbours, rank;  // of these
 };
 
 enum Redraft { NO_REDRAFT = 0, INDEPENDENT = 1, MAXIMAL = 2, GUMBEL = 3 };

@@ -120,7 +120,7 @@ struct Chunk {
 template <class Shared>
 __device__ Chunk measured(Shared& shared, const Logits& logits, int begin, int end, float temperature) {
     each([&](int thread) {
-        constexpr int turns = CHUNK / (4 * Shared::threads);
+        constexpr int turns = (CHUNK + 4 * Shared::threads - 1) / (4 * Shared::threads);
         Four logit[turns];
         UNROLL
         for (int turn = 0; turn < turns; ++turn) logit[turn] = logits.four(begin + 4 * (turn * Shared::threads + thread), end);

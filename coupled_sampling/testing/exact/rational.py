@@ -105,6 +105,9 @@ class RationalArray:
     def __and__(self, other: RationalArray) -> RationalArray:
         return RationalArray(self.values & other.values)
 
+    def __or__(self, other: RationalArray) -> RationalArray:
+        return RationalArray(self.values | other.values)
+
     def __add__(self, other: Any) -> RationalArray:
         return _combine(self, other, operator.add, operator.mul)
 

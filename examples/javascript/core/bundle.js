@@ -59,10 +59,10 @@ export class Bundle {
     this.#read = read;
   }
 
-  /** Step graphs that are neither warped nor guided, nor TensorRT's, whose noise is another input. */
+  /** Step graphs that are neither warped nor guided nor corrected, nor TensorRT's, whose noise is another input. */
   get #plain() {
     return this.manifest.step_graphs.filter(
-      ({ warped, guided, noise = "ring" }) => !warped && !guided && noise === "ring",
+      ({ warped, guided, corrected = false, noise = "ring" }) => !warped && !guided && !corrected && noise === "ring",
     );
   }
 

@@ -66,7 +66,7 @@ def expect_passed(result, count):
 
 
 def test_memory_streams_graphs_and_kernels_work_through_the_real_bindings(run):
-    expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", STANDINS / "libcuda" / "cases.py"), 12)
+    expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", STANDINS / "libcuda" / "cases.py"), 13)
 
 
 def test_the_kernels_tests_for_gpus_pass_on_it(run):

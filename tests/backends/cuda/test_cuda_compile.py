@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling.backends.cuda import compile as compiling
-from coupled_sampling.backends.cuda.compile import CompilationFailed, compile_kernels, kernel_sources
+from coupled_sampling.backends.cuda.compile import SOURCES, CompilationFailed, compile_kernels, kernel_sources
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, WINDOW_DRAWS
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer, parse_capsule
@@ -30,11 +30,12 @@ def nvrtc():
 
 @pytest.mark.parametrize(("architecture", "threads"), [(80, 1024), (90, 1024), (120, 1024), (90, 256)])
 def test_kernels_become_cubins(nvrtc, architecture, threads):
-    cubin = compile_kernels(architecture, threads)
-    assert cubin[:4] == b"\x7fELF"
-    assert int.from_bytes(cubin[18:20], "little") == 190  # EM_CUDA
-    for name in (b"measure", b"settle", b"target_laws", b"decide", b"noise", b"window_noise"):
-        assert b".text." + name + b"\0" in cubin
+    for source in SOURCES if threads == 1024 else ["decision.cu"]:
+        cubin = compile_kernels(architecture, threads, source)
+        assert cubin[:4] == b"\x7fELF"
+        assert int.from_bytes(cubin[18:20], "little") == 190  # EM_CUDA
+        for name in SOURCES[source]:
+            assert b".text." + name.encode() + b"\0" in cubin
 
 
 def test_a_wrong_source_is_refused_with_nvrtcs_log(nvrtc):
@@ -199,8 +200,11 @@ def resources(cubin):
 @pytest.mark.parametrize("architecture", [80, 90, 120])
 def test_kernels_fit_a_multiprocessor(nvrtc, architecture):
     """A block that asked for more could not be launched, which only a GPU would say."""
-    found = resources(compile_kernels(architecture, 1024))
-    assert set(found) == {"measure", "settle", "target_laws", "decide", "noise", "window_noise"}
+    found = {}
+    for source, kernels in SOURCES.items():
+        found |= resources(compile_kernels(architecture, 1024, source))
+        assert set(kernels) <= set(found)
+    assert set(found) == {name for kernels in SOURCES.values() for name in kernels}
     for name, (registers, shared) in found.items():
         threads, blocks = (compiling.PART_THREADS, 4) if name in SHARING else (1024, 1)
         assert 16 <= registers <= 65536 // (threads * blocks), name

@@ -20,12 +20,12 @@ import pytest
 from coupled_sampling.backends.ort.cuda_session import SHAPE_OPERATORS
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from standins import ROOT
-from standins.cuda_placement import GRAPHS, RECORD, environment_of, placement, signatures
+from standins.cuda_placement import GRAPHS, RECORD, environment_of, placed_graphs, placement, signatures
 
 onnx = pytest.importorskip("onnx")
 
 VERSIONS = json.loads(RECORD.read_text())
-NAMES = sorted(path.name for path in GRAPHS.glob("*.onnx"))
+NAMES = [path.name for path in placed_graphs()]
 GUIDE = ROOT / "docs" / "step-graph.md"
 AGAIN = "place the graphs again: python tests/standins/cuda_placement.py FOLDER..."
 

@@ -6,6 +6,7 @@ from coupled_sampling import Decoder, HostStep, Request, Sampling
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, decide, method_codes, scratch_bytes
 from coupled_sampling.contracts import RowInfo, Window
+from coupled_sampling.corrections import LowRank
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, random_table
 from standins.cuda_emulation.emulation import SANITIZED, DeviceProvider, EmulationLauncher
@@ -97,12 +98,23 @@ def compare(world, method, options=SANITIZED, *, order=0, replacement=None, proc
 
 
 def compare_on(
-    launcher, world, method, *, steps=None, drafting="repeat", prompts=PROMPTS, length=30, window=8, sampling=WARPED
+    launcher,
+    world,
+    method,
+    *,
+    steps=None,
+    drafting="repeat",
+    prompts=PROMPTS,
+    length=30,
+    window=8,
+    sampling=WARPED,
+    corrections=None,
+    dtype="float32",
 ):
     """Decode with both steps, the kernels by ``launcher``; at most ``steps`` steps."""
-    provider = DeviceProvider(world(), launcher)
-    kernels = KernelStep(provider, method, launcher)
-    both = BothSteps(HostStep(world(), method), kernels)
+    provider = DeviceProvider(world(), launcher, dtype)
+    kernels = KernelStep(provider, method, launcher, corrections=corrections)
+    both = BothSteps(HostStep(world(), method, corrections=corrections), kernels)
     decoder = Decoder(both, window=window, drafting=drafting)
     for i, prompt in enumerate(prompts):
         warp = sampling[i % len(sampling)]
@@ -150,13 +162,39 @@ def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=No
     for pointer, array in zip((memory[0] + offset, *memory[1:3]), (logits, row, given), strict=True):
         launcher.upload(pointer, array)
     codes = method_codes(METHODS[method])
-    values = (memory[0] + offset, dtype, 0, width, vocab_size, *memory[1:3], *codes, *memory[3:6], scratch, parts)
+    values = (
+        memory[0] + offset,
+        dtype,
+        0,
+        width,
+        vocab_size,
+        *memory[1:3],
+        *codes,
+        *memory[3:6],
+        scratch,
+        parts,
+        0,
+        0,
+        0,
+    )
     decide(launcher, np.array(values, DECISION), 1)
     for pointer, array in zip(memory[3:], (*outs, laws), strict=True):
         launcher.download(pointer, array)
     for pointer in (*memory, scratch):
         launcher.release(pointer)
     return (*outs, laws)
+
+
+def exact_correction(vocab_size, lags=(1,), rank=3, seed=0):
+    """A correction of eighths: whatever the order in which float32 adds its products up, nothing is rounded."""
+    random, count = np.random.default_rng(seed), len(lags)
+
+    def eighths(*shape):
+        return random.integers(-6, 7, shape) / 8
+
+    scales = random.integers(3, 7, 2**count) / 4, random.integers(-2, 3, 2**count) / 4
+    neighbours = eighths(count, vocab_size + 1, rank)
+    return LowRank(lags, eighths(vocab_size), eighths(vocab_size, rank), neighbours, *scales)
 
 
 def tie_ridden_logits(vocab_size, seed):

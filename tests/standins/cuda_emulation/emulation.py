@@ -1,7 +1,7 @@
 """The CUDA kernels on the CPU: their source built as C++ under sanitizers, and a `Launcher` that talks to the program.
 
 The program's heap is the device memory, so a kernel that leaves a buffer ends it, and the test fails with the sanitizer's
-report. Broken variants are made by replacing a piece of the source, which must be there exactly once.
+report. Broken variants are made by replacing pieces of the source, each of which must be there exactly once.
 """
 
 import os
@@ -36,15 +36,15 @@ THREADED = ("-DTHREADED", "-DTHREADS=64", "-DPART_THREADS=128", "-fsanitize=thre
 
 @cache
 def build(options=SANITIZED, replacement=None):
-    """Path of the emulator, built with ``options`` and with one piece of source replaced; skips without a compiler."""
+    """Path of the emulator, built with ``options`` and a piece of source, or several, replaced; skips without a compiler."""
     compiler = shutil.which("g++")
     if sys.platform != "linux":
         pytest.skip(f"the emulation needs Linux, this is {sys.platform}")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA kernels are emulated by compiling them as C++")
     sources = kernel_sources()
-    if replacement is not None:
-        old, new = replacement
+    pieces = [] if replacement is None else [replacement] if isinstance(replacement[0], str) else replacement
+    for old, new in pieces:
         found = [name for name, text in sources.items() for _ in range(text.count(old))]
         assert len(found) == 1, f"{old!r} is in {found}, expected once"
         sources[found[0]] = sources[found[0]].replace(old, new)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decision.cu"
+#include "sweep.cu"
 
 #ifndef THREADED
 template <class Phase>
@@ -114,6 +115,7 @@ int main(int count, char** arguments) {
             else if (!strcmp(name, "settle")) run(settle, bytes, THREADS);
             else if (!strcmp(name, "target_laws")) run(target_laws, bytes, PART_THREADS);
             else if (!strcmp(name, "decide")) run(decide, bytes, THREADS);
+            else if (!strcmp(name, "sweep")) run(sweep, bytes, THREADS);
             else if (!strcmp(name, "noise")) run(noise, bytes, THREADS);
             else if (!strcmp(name, "window_noise")) run(window_noise, bytes, THREADS);
             else {

@@ -14,7 +14,7 @@ from coupled_sampling.backends.cuda.kernels import DRAWS
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.noise import race_weights
-from standins.cuda_emulation.comparison import Float32Table, NormalWorld, compare_on
+from standins.cuda_emulation.comparison import Float32Table, NormalWorld, compare_on, exact_correction
 
 
 @pytest.fixture
@@ -118,6 +118,15 @@ def test_steps_give_the_tokens_of_host_step(library, stream, method):
     launcher.close()
     assert library.stand_in_live(0) == before
     assert library.stand_in_launches() > launched + 20
+
+
+def test_steps_with_corrections_give_the_tokens_of_host_step(library, stream):
+    gc.collect()
+    before = library.stand_in_live(0)
+    launcher, corrections = PinnedLauncher(stream), exact_correction(300, (1, 4))
+    assert compare_on(launcher, lambda: Float32Table(300), "scd-maximal", corrections=corrections).differences == []
+    launcher.close()
+    assert library.stand_in_live(0) == before
 
 
 def test_a_launcher_waits_for_another_stream(device, stream):

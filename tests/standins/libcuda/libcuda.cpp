@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "decision.cu"
+#include "sweep.cu"
 
 template <class Phase>
 void each(Phase phase) {
@@ -469,6 +470,7 @@ static int LaunchKernel(
     else if (name == "settle") work = launched(settle, argument, grid, block_x);
     else if (name == "target_laws") work = launched(target_laws, argument, grid, block_x);
     else if (name == "decide") work = launched(decide, argument, grid, block_x);
+    else if (name == "sweep") work = launched(sweep, argument, grid, block_x);
     else if (name == "noise") work = launched(noise, argument, grid, block_x);
     else if (name == "window_noise") work = launched(window_noise, argument, grid, block_x);
     else return NOT_FOUND;

@@ -1,0 +1,151 @@
+"""``coupled-sampling fit-corrections``: tables that predict laws under changed neighbours, from the model's own samples."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coupled_sampling.bundles.correction_writing import check_corrections_place, write_corrections
+from coupled_sampling.bundles.replacing import check_replaceable
+from coupled_sampling.cli.arguments import add_model, add_output, add_running, add_sampling
+from coupled_sampling.cli.output import say, say_json, tell
+from coupled_sampling.cli.outputs import add_clean, mention_leftovers
+from coupled_sampling.cli.pictures import require_pictures
+from coupled_sampling.cli.task import Task, prepare
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fitting.corrections import FitSettings, Report, fit_corrections, remove_work
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "make a model decode in fewer passes: fit what laws become under changed neighbours"
+DESCRIPTION = """\
+Decode samples of the model, fit tables to what became of its laws when a token
+beside them changed, and put the tables into the bundle: one for methods that
+accept by match, one for those that accept by rejection. Other commands then use
+them by themselves. No law changes, and the model is not trained.
+
+Samples are kept in a working folder until the tables are written. A fit that was
+stopped goes on from there when the same command is given again."""
+EXAMPLES = """\
+  # the embedded model; a copy of it is made
+  coupled-sampling fit-corrections fashion --out fashion-fitted
+  # a bundle of your own, at the temperature it is used at
+  coupled-sampling fit-corrections FOLDER --temperature 0.8
+  # more samples make better tables
+  coupled-sampling fit-corrections FOLDER --samples 520"""
+
+_WINDOW = 32
+"""Slots per pass where nothing is said: wide enough that a table is asked for what wide windows bring up."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``fit-corrections``."""
+    defaults = FitSettings()
+    add_model(parser, foreign=False)
+    add = parser.add_argument
+    add(
+        "--samples",
+        type=int,
+        default=defaults.samples,
+        metavar="N",
+        help="samples to fit to, after up to 40 for a first table (default: %(default)s)",
+    )
+    add(
+        "--apart",
+        type=int,
+        default=defaults.apart,
+        metavar="N",
+        help="further samples that tell what the tables do (default: %(default)s)",
+    )
+    add(
+        "--loss",
+        choices=("kl", "tv"),
+        help="what to make small: divergence or total variation (default: kl for match, tv for rejection)",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="make a copy of the bundle with the tables (default: the bundle itself)",
+    )
+    add("--force", action="store_true", help="replace a bundle that is at --out")
+    add("--work", type=Path, metavar="FOLDER", help="where samples are kept meanwhile (default: NAME.fitting)")
+    add_clean(parser)
+    add_output(parser)
+    add_sampling(parser)
+    add_running(parser)
+    parser.set_defaults(seed=defaults.seed, widen=False, max_length=None, corrections="none")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fit, write the tables, and say what they do."""
+    settings = FitSettings(arguments.samples, arguments.apart, arguments.loss, arguments.seed)
+    task = prepare(arguments, count=settings.first + settings.samples)
+    if arguments.out is None:
+        check_corrections_place(task.bundle)
+    else:
+        mention_leftovers(arguments, arguments.out)
+        check_replaceable(arguments.out, force=arguments.force)
+    work = Path(f"{task.bundle.manifest.name}.fitting") if arguments.work is None else arguments.work
+    decoding = replace(task.decoding, window=_window(task, arguments.window))
+    try:
+        with bars() as report, task.open_provider() as provider:
+            fit = fit_corrections(provider, task.bundle, decoding, task.prompts, work, settings=settings, report=report)
+    except KeyboardInterrupt:
+        tell(f"samples so far are in {work}; give the same command again to go on")
+        raise
+    written = write_corrections(task.bundle, fit.tables, fit.provenance, out=arguments.out, force=arguments.force)
+    remove_work(work)
+    if arguments.json:
+        say_json(fit.provenance)
+        return 0
+    say(f"wrote tables for neighbours {', '.join(map(str, fit.tables.lags))} before a token into {written.folder}")
+    for use, told in fit.provenance.items():
+        say(_line(use, told))
+    return 0
+
+
+def _window(task: Task, asked: int | str | None) -> int:
+    if isinstance(asked, str):
+        raise InvalidArgument(f"window is {asked!r}, expected a number of slots: a fit has to be the same every time")
+    return min(_WINDOW, task.bundle.manifest.window_graph.max_window) if asked is None else asked
+
+
+def _line(use: str, told: dict[str, Any]) -> str:
+    apart = told["apart"]
+    rates = ", ".join(f"{rate:.2f} {way}" for way, rate in apart["tokens_per_pass"].items())
+    return (
+        f"{use}: {told['method']} commits {rates} tokens per pass; laws are off by {apart['tv'][0]:.3f} without, "
+        f"{apart['tv'][1]:.3f} with the table (total variation), on {apart['samples']} samples kept apart"
+    )
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Report]:
+    """A bar for each part of the work in turn; gives ``report(what, count, total)``.
+
+    Raises
+    ------
+    MissingDependency
+        tqdm is not installed.
+    """
+    tqdm = require_pictures("tqdm").tqdm
+    now: dict[str, Any] = {}
+
+    def report(what: str, count: int, total: int) -> None:
+        if what not in now:
+            for bar in now.values():
+                bar.close()
+            now[what] = tqdm(total=total, desc=what, file=sys.stderr, disable=None)
+        now[what].update(count)
+
+    try:
+        yield report
+    finally:
+        for bar in now.values():
+            bar.close()
