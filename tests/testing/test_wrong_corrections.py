@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import HostStep, generate
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.step_rule import StepDecision
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
 from standins.correctors import Kept, random_low_rank
@@ -26,7 +27,7 @@ def distances(kind, method, *, length=3, models=MODELS, corrector=None):
 
         def run(noise):
             step = kind(TableProvider(table, 2), method, noise, predicts)
-            return tuple(generate(step, [[0]], length=length, window=3, drafting="repeat").tokens[0].tolist())
+            return tuple(generate(step, [[0]], length=length, window=3, drafting=Repeat(fill=0)).tokens[0].tolist())
 
         return total_variation(exact_law(run), autoregressive_law(table, [0], length))
 
