@@ -8,6 +8,7 @@ import pytest
 from coupled_sampling import METHODS, Sampling, generate
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
 
@@ -58,7 +59,7 @@ def test_decoding_keeps_the_law_under_the_layout(method):
         sampling = Sampling(processors=(layout.processor(1),))
         model = TableProvider(table, 4, 1, 12)
         tokens = generate(
-            model, [[0]], length=4, method=method, window=3, sampling=sampling, drafting="repeat", noise=noise
+            model, [[0]], length=4, method=method, window=3, sampling=sampling, drafting=Repeat(fill=0), noise=noise
         ).tokens[0]
         return tuple(tokens.tolist())
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from coupled_sampling import Decoder, Request
 from coupled_sampling.bundles import StopStrings, TextStream, Tokenizer
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import (
     RationalProvider,
@@ -127,7 +128,7 @@ def test_the_law_is_that_of_sampling_until_the_stop_string(method, tmp_path):
         def run(noise, rule=rule, prompt=prompt, table=table):
             request = Request(prompt, 3, stop_rule=rule)
             model = RationalProvider(table, 3)
-            return generated(model, request, noise=noise, method=method, window=3, drafting="repeat")[0][0]
+            return generated(model, request, noise=noise, method=method, window=3, drafting=Repeat(fill=0))[0][0]
 
         law = exact_law(run, arithmetic="rational")
         assert total_variation(law, expected) == 0

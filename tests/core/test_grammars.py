@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coupled_sampling import METHODS, Decoder, DraftModel, Request, Sampling, generate
 from coupled_sampling.bundles import Tokenizer
-from coupled_sampling.drafting import NGram, Proposal, Random
+from coupled_sampling.drafting import NGram, Proposal, Random, Repeat
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 from coupled_sampling.grammars import Grammar, GrammarDrafts
 from coupled_sampling.testing import TableProvider, assert_lossless_exactly, random_table, shipped_decoder
@@ -464,7 +464,13 @@ def test_rules_that_cannot_guess_for_the_rest():
 
 @pytest.mark.parametrize(
     ("drafting", "window", "stop"),
-    [("random", 2, (STOP,)), ("repeat", 3, ()), (GrammarDrafts(), 3, ()), (GrammarDrafts(Random()), 2, (STOP,))],
+    [
+        ("random", 2, (STOP,)),
+        ("repeat", 3, ()),
+        (Repeat(fill=0), 3, ()),
+        (GrammarDrafts(), 3, ()),
+        (GrammarDrafts(Random()), 2, (STOP,)),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("method", METHODS)

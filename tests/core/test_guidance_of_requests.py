@@ -186,7 +186,7 @@ def test_the_law_is_exactly_that_of_the_requests_own_guidance(kind, case, method
     def run(noise):
         model = GuidedProvider(kind(table, 2, 2, 9), 5, [0])
         asked = [Request(prompt, length=3, guidance=guidance)]
-        return decoded(model, asked, method=method, window=2, drafting="repeat", noise=noise, prompt_chunk=1)[0]
+        return decoded(model, asked, method=method, window=2, drafting=Repeat(fill=0), noise=noise, prompt_chunk=1)[0]
 
     expected = autoregressive_law(fractions(table, guidance, prompt), prompt, 3)
     assert total_variation(exact_law(run, arithmetic="rational"), expected) == 0
@@ -200,7 +200,7 @@ def test_two_requests_at_once_have_independent_laws_of_their_own(method):
     def run(noise):
         model = GuidedProvider(RationalProvider(table, 2, 4, 9), 5, [0])
         asked = [Request(prompt, 2, sequence=i, guidance=own) for i, (own, prompt) in enumerate((first, second))]
-        return tuple(decoded(model, asked, method=method, window=3, drafting="repeat", noise=noise))
+        return tuple(decoded(model, asked, method=method, window=3, drafting=Repeat(fill=0), noise=noise))
 
     alone = [autoregressive_law(fractions(table, *own), own[1], 2) for own in (first, second)]
     assert total_variation(exact_law(run, arithmetic="rational"), joint_law(alone)) == 0
@@ -213,7 +213,7 @@ def test_samples_that_share_a_prompt_are_independent_and_have_its_law(method):
     def run(noise):
         model = GuidedProvider(RangedFractions(table, 2, 4, 9), 5, [0])
         asked = [Request([*prompt, 0, 1], 2, samples=2, guidance=guidance)]
-        return tuple(decoded(model, asked, method=method, window=2, drafting="repeat", noise=noise))
+        return tuple(decoded(model, asked, method=method, window=2, drafting=Repeat(fill=0), noise=noise))
 
     alone = autoregressive_law(fractions(table, guidance, [*prompt, 0, 1]), [*prompt, 0, 1], 2)
     assert total_variation(exact_law(run, arithmetic="rational"), joint_law([alone, alone])) == 0

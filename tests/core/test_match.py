@@ -6,17 +6,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_sampling import Decoder, DraftModel, Request, Sampling, generate
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, random_table
 
 VOCAB = 6
 MAX_LENGTH = 40
 MATCH = ["scd-match", "speculative-match"]
-DRAFTINGS = ["random", "random:1:3", "repeat", "copy:2", "copy:5", "ngram", "ngram:1", "model", "same model"]
+DRAFTINGS = [
+    "random",
+    "random:1:3",
+    "repeat",
+    Repeat(fill=0),
+    "copy:2",
+    "copy:5",
+    "ngram",
+    "ngram:1",
+    "model",
+    "same model",
+]
 
 
 def rule(name, seed, batch_size):
-    if "model" not in name:
+    if not isinstance(name, str) or "model" not in name:
         return name
     table = random_table(seed if name == "same model" else seed + 1, VOCAB)
     return DraftModel(TableProvider(table, VOCAB, batch_size, MAX_LENGTH))

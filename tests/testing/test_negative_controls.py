@@ -10,6 +10,7 @@ import pytest
 
 from coupled_sampling import HostStep, generate
 from coupled_sampling.couplings import residual
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.noise import Purpose
 from coupled_sampling.step_rule import StepDecision
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
@@ -28,7 +29,7 @@ def law_of(step_type, method, seed, *, prompts=((0,),), vocab_size=2, length=4, 
     def run(noise):
         noise = wrap(noise)
         step = step_type(TableProvider(table, vocab_size, len(prompts), 12), method, noise)
-        tokens = generate(step, prompts, length=length, window=window, drafting="repeat", noise=noise).tokens
+        tokens = generate(step, prompts, length=length, window=window, drafting=Repeat(fill=0), noise=noise).tokens
         return tuple(tuple(row.tolist()) for row in tokens)
 
     alone = [autoregressive_law(table, prompt, length) for prompt in prompts]

@@ -7,6 +7,7 @@ import pytest
 
 from coupled_sampling import METHODS, GuidedProvider, HostStep, Sampling, generate
 from coupled_sampling.couplings import DraftLawArray
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import (
     RationalProvider,
@@ -44,7 +45,7 @@ def test_in_fractions_the_distance_is_exactly_nothing(method, vocab_size, length
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 def test_fractions_through_stops_ragged_rows_and_rows_used_again(method):
     assert_lossless_exactly(
-        shipped_decoder(method, window=2, stop=(1,), drafting="random" if method == "sjd" else "repeat"),
+        shipped_decoder(method, window=2, stop=(1,), drafting="random" if method == "sjd" else Repeat(fill=0)),
         rational_table(4, 2),
         [[0], [1, 0, 1]],
         vocab_size=2,
@@ -103,7 +104,9 @@ def test_warped_laws_are_exact_too(method, settings):
     def run(noise):
         model = RationalProvider(table, 3, 1, 8)
         return tuple(
-            generate(model, [[1]], length=3, method=method, window=3, sampling=settings, drafting="repeat", noise=noise)
+            generate(
+                model, [[1]], length=3, method=method, window=3, sampling=settings, drafting=Repeat(fill=0), noise=noise
+            )
             .tokens[0]
             .tolist()
         )
@@ -122,7 +125,9 @@ def test_guidance_by_an_integer_is_exact():
 
     def run(noise):
         model = GuidedProvider(RationalProvider(table, 2, 2, 8), 3, [0])
-        tokens = generate(model, [[1]], length=3, method="scd-maximal", window=3, drafting="repeat", noise=noise).tokens
+        tokens = generate(
+            model, [[1]], length=3, method="scd-maximal", window=3, drafting=Repeat(fill=0), noise=noise
+        ).tokens
         return tuple(tokens[0].tolist())
 
     expected = autoregressive_law(lambda context: guided(context[1:]), [1], 3)
@@ -180,7 +185,9 @@ def test_the_shortest_path_is_one_that_leads_there():
 def test_the_budget_says_how_many_paths_it_would_take():
     def run(noise):
         model = RationalProvider(rational_table(1, 3), 3, 1, 12)
-        return tuple(generate(model, [[0]], length=3, method="sjd", window=3, drafting="repeat", noise=noise).tokens[0])
+        return tuple(
+            generate(model, [[0]], length=3, method="sjd", window=3, drafting=Repeat(fill=0), noise=noise).tokens[0]
+        )
 
     paths = exact_law(run).paths
     estimate = expected_paths(run, probes=400)

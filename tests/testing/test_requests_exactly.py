@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, DraftModel, Request, Sampling
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidLogits
 from coupled_sampling.methods import METHODS
 from coupled_sampling.testing import TableProvider, exact_law, random_table, total_variation
@@ -87,7 +88,7 @@ def reachable(seed, vocab_size):
     return next_law
 
 
-DRAFTS = ["repeat", "random", "ngram", "copy:2"]
+DRAFTS = ["repeat", Repeat(fill=0), "random", "ngram", "copy:2"]
 
 
 @pytest.mark.parametrize("drafting", DRAFTS)
@@ -137,7 +138,7 @@ def test_a_request_that_fails_leaves_the_others_their_law(method):
     law = with_dead_states(5, 2, lambda context: context[0] == 0 and context[-2:] == (1, 1))
 
     def run(noise):
-        decoder = Decoder(Poisoned(law, 2, batch_size=2), method=method, window=4, drafting="repeat", noise=noise)
+        decoder = Decoder(Poisoned(law, 2, batch_size=2), method=method, window=4, drafting=Repeat(fill=0), noise=noise)
         return outcomes(decoder, [Request([0], length=4), Request([1], length=1, sequence=1)])
 
     alone = one_by_one(law, (0,), 4)
@@ -154,7 +155,7 @@ def test_runs_of_tokens_end_a_sequence_anywhere(method, stop):
         return any(generated[-len(run) :] == run for run in stop)
 
     def run(noise):
-        decoder = Decoder(TableProvider(table, 2), method=method, window=3, drafting="repeat", noise=noise)
+        decoder = Decoder(TableProvider(table, 2), method=method, window=3, drafting=Repeat(fill=0), noise=noise)
         return outcomes(decoder, [Request([1], length=4, stop_sequences=stop)])
 
     assert distance(run, one_by_one(table, (1,), 4, ends)) < LOSSLESS
@@ -184,7 +185,7 @@ def test_samples_of_one_prompt_are_independent(method, rows):
 
     def run(noise):
         model = Apart(table, 2, batch_size=rows, max_length=32)
-        decoder = Decoder(model, method=method, window=2, drafting="repeat", noise=noise)
+        decoder = Decoder(model, method=method, window=2, drafting=Repeat(fill=0), noise=noise)
         made = outcomes(decoder, [Request([0, 1, 1, 0, 1], length=2, samples=2)])
         assert bool(model.forked) == (rows == 2)
         return made
@@ -202,7 +203,7 @@ def test_a_prompt_in_chunks_of_any_width_changes_nothing(method, chunk, model):
 
     def run(noise):
         provider = model(table, 2, batch_size=2, max_length=24)
-        decoder = Decoder(provider, method=method, window=2, drafting="repeat", noise=noise, prompt_chunk=chunk)
+        decoder = Decoder(provider, method=method, window=2, drafting=Repeat(fill=0), noise=noise, prompt_chunk=chunk)
         return outcomes(decoder, [Request(prompt, length=2, sequence=i) for i, prompt in enumerate(prompts)])
 
     assert distance(run, *(one_by_one(table, prompt, 2) for prompt in prompts)) < LOSSLESS
@@ -215,7 +216,7 @@ def test_a_prefix_that_is_still_there_changes_nothing(method):
 
     def run(noise):
         model = Apart(table, 2, batch_size=1, max_length=24)
-        decoder = Decoder(model, method=method, window=2, noise=noise, reuse_prefixes=True, drafting="repeat")
+        decoder = Decoder(model, method=method, window=2, noise=noise, reuse_prefixes=True, drafting=Repeat(fill=0))
         made = outcomes(decoder, [Request(prompt, length=2, sequence=i) for i, prompt in enumerate(prompts)])
         read = [width for _, width in model.asked]
         assert sum(width > 2 for width in read) == 1, "only the first prompt needs a chunk"
@@ -233,7 +234,7 @@ def test_an_interrupted_sequence_goes_on_with_its_law(method, cut, seed):
 
     def run(noise):
         request = Request([1, 0], length=length)
-        first = Decoder(TableProvider(table, 2), method=method, window=3, drafting="repeat", noise=noise)
+        first = Decoder(TableProvider(table, 2), method=method, window=3, drafting=Repeat(fill=0), noise=noise)
         first.add(request)
         tokens = []
         for _ in range(cut):
@@ -263,7 +264,7 @@ def test_who_interrupts_by_what_is_still_open_is_biased(method):
                 while decoder.active:
                     tokens += [token for commit in decoder.step() for token in commit.tokens.tolist()]
                 return ((tuple(tokens), "length"),)
-            other = Decoder(TableProvider(table, 2), method=method, window=2, drafting="repeat", noise=noise)
+            other = Decoder(TableProvider(table, 2), method=method, window=2, drafting=Repeat(fill=0), noise=noise)
             ((rest, reason),) = outcomes(other, [request.resumed(tokens)])
             return (((*tokens, *rest), reason),)
 

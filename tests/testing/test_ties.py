@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from coupled_sampling import Decoder, HostStep, Request, Sampling
 from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from coupled_sampling.noise import CounterNoise, race_weights, uniforms
 from coupled_sampling.testing import TableProvider, random_table
@@ -173,7 +174,7 @@ def test_made_ties_are_recognised(method, tie, kind, window):
         law = tie(sequence)
         inner = [model(lambda context, law=law: law) for _ in range(2)]
         comparison = StepComparison(Doubled(inner[0]), HostStep(Single(inner[1]), method))
-        drafting = "repeat" if kind == "acceptance" else "random"
+        drafting = Repeat(fill=0) if kind == "acceptance" else "random"
         report = finish(comparison, [Request([0], window, sequence=sequence)], window=window, drafting=drafting)
         assert not report.disagreements, report
         assert {example.kind for example in report.examples} <= {kind}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import CounterNoise, HostStep, Sampling
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import TableProvider, random_table
 
@@ -59,7 +60,7 @@ def table():
 
 def test_every_shipped_method_passes_on_a_table():
     methods = ["sjd", "scd-maximal", "scd-gumbel", "scd-match"]
-    results = verify(table, [0], methods, samples=1200, positions=4, window=4, drafting="repeat")
+    results = verify(table, [0], methods, samples=1200, positions=4, window=4, drafting=Repeat(fill=0))
     assert [one.verdict for one in results] == ["no difference seen"] * 4
     assert [one.method for one in results] == methods
     assert all(0.2 < one.recycled_share < 1 for one in results)
@@ -70,7 +71,7 @@ def test_every_shipped_method_passes_on_a_table():
 
 def test_tokens_that_should_be_those_of_ar_are_compared_one_by_one():
     (result,) = verify(
-        table, [0], ["scd-match"], samples=800, positions=4, window=4, drafting="repeat", make_step=ForgetsTheSeed
+        table, [0], ["scd-match"], samples=800, positions=4, window=4, drafting=Repeat(fill=0), make_step=ForgetsTheSeed
     )
     assert result.equivalence.verdict == "no difference seen"
     assert result.differing_tokens > 100
@@ -78,7 +79,7 @@ def test_tokens_that_should_be_those_of_ar_are_compared_one_by_one():
     assert not result.passed
 
 
-SMALL = {"samples": 800, "positions": 3, "window": 4, "drafting": "repeat"}
+SMALL = {"samples": 800, "positions": 3, "window": 4, "drafting": Repeat(fill=0)}
 
 
 def test_a_step_that_is_decided_elsewhere_is_compared_with_itself_and_its_law_with_the_hosts():
@@ -125,7 +126,7 @@ def test_every_model_that_was_opened_is_closed():
 
 
 def test_a_run_in_which_nothing_was_recycled_is_blind():
-    (result,) = verify(table, [0], ["scd-gumbel"], samples=800, positions=1, window=4, drafting="repeat")
+    (result,) = verify(table, [0], ["scd-gumbel"], samples=800, positions=1, window=4, drafting=Repeat(fill=0))
     assert result.recycled_share == 0
     assert result.verdict == "blind"
 
