@@ -113,7 +113,16 @@ class FitSettings:
 
 
 class CorrectionFit(NamedTuple):
-    """What a fit made."""
+    """What a fit made.
+
+    Examples
+    --------
+    See `fit_corrections`; both parts go to `coupled_sampling.bundles.write_corrections`.
+
+    >>> from coupled_sampling.fitting import CorrectionFit
+    >>> CorrectionFit._fields
+    ('tables', 'provenance')
+    """
 
     tables: CorrectionTables
     provenance: dict[str, Any]
@@ -169,7 +178,18 @@ def fit_corrections(
 
     Examples
     --------
-    See ``coupled-sampling fit-corrections``, the command around it.
+    Far too few samples and steps to be of use:
+
+    >>> from pathlib import Path
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.backends import open_model
+    >>> from coupled_sampling.fitting import FitSettings, Optimiser, fit_corrections
+    >>> bundle = open_bundle("fashion")
+    >>> few = FitSettings(samples=2, apart=1, optimiser=Optimiser(rank=2, steps=2))
+    >>> with open_model(bundle) as model:
+    ...     fit = fit_corrections(model, bundle, bundle.settings(window=32), [(263,)], Path("fashion.fitting"), settings=few)
+    >>> fit.tables.lags, sorted(fit.tables.fitted)
+    ((1, 14), ['match', 'rejection'])
     """
     chosen = settings or FitSettings()
     if decoding.sampling.temperature == 0:
