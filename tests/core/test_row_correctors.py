@@ -118,7 +118,7 @@ def test_under_match_a_row_that_has_ended_is_learned_of_while_others_go_on():
 
 @pytest.mark.parametrize("method", REJECTING)
 def test_tokens_depend_neither_on_the_batch_nor_on_earlier_requests(method):
-    asked = requests(5)
+    asked = requests(4, length=20)
     alone = [decoded(HostStep(model(), method, corrections=Told()), [request])[0][0] for request in asked]
     together, _ = decoded(HostStep(model(2), method, corrections=Told()), asked)
     in_turn, _ = decoded(HostStep(model(), method, corrections=Told()), asked)
@@ -196,7 +196,7 @@ def interrupted(step, asked):
             continue
         for commit in commits:
             tokens[commit.handle].extend(commit.tokens.tolist())
-    assert interruptions > 3
+    assert interruptions >= 3
     return [tokens[handle] for handle in handles]
 
 
@@ -205,7 +205,7 @@ def interrupted(step, asked):
     ("step_type", "corrector_type"), [(OutcomeLost, Told), (RaisesOnTheWay, Told), (HostStep, Stubborn)]
 )
 def test_a_round_that_is_done_again_learns_nothing_twice(method, step_type, corrector_type):
-    asked = requests(3)
+    asked = requests(2, length=20)
     once, again = Told(), corrector_type()
     tokens, _ = decoded(HostStep(model(2), method, corrections=once), asked)
     assert interrupted(step_type(model(2), method, corrections=again), asked) == [own.tolist() for own in tokens]
