@@ -129,7 +129,7 @@ class DecodingSettings:
     >>> bundle = open_bundle("fashion")
     >>> settings = bundle.settings(method="scd-match", temperature=0.9)
     >>> settings.window, settings.drafting, settings.sampling.temperature
-    (16, Copy(lag=14), 0.9)
+    (16, Copy(lag=14, fill=0), 0.9)
     >>> with open_model(bundle, **settings.model) as model:
     ...     decoder = Decoder(model, **settings.decoder)
     ...     _ = decoder.add(settings.request(bundle.manifest.find_prompt("shoe"), seed=1))
