@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling, names
@@ -13,6 +13,7 @@ from coupled_sampling.cli.output import say, say_json
 from coupled_sampling.cli.progress import token_bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.contracts import Sampling, max_window
+from coupled_sampling.drafting import Copy
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.methods import find_method
@@ -138,14 +139,18 @@ def _verify(
         )
     prompt = task.prompts[0]
     (sampling,) = decoding.samplings([prompt])
+    beginning, drafting = _beginning(task, prompt, after, sampling), decoding.drafting
+    if after and isinstance(drafting, Copy):
+        # To the decoder the beginning is a prompt, of which nothing is repeated; but its last token was generated, and may be.
+        drafting = replace(drafting, fill=beginning[-1])
     return verify(
         task.open_provider,
-        _beginning(task, prompt, after, sampling),
+        beginning,
         list(settings.methods),
         samples=settings.count,
         positions=arguments.positions,
         window=decoding.window,
-        drafting=decoding.drafting,
+        drafting=drafting,
         sampling=sampling,
         seed=settings.seed,
         alpha=alpha,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, HostStep, Request, generate, open_bundle
+from coupled_sampling.drafting import Copy
 
 ort = pytest.importorskip("coupled_sampling.backends.ort.provider")
 stats = pytest.importorskip("scipy.stats")
@@ -36,7 +37,7 @@ def next_pairs(bundle, prompt, method, count):
     Each sequence has a seed of its own. Sequences go on a little after the pair, so that windows have drafts behind it.
     """
     step = Recycling(opened(bundle, 16), method)
-    decoder = Decoder(step, window=8, drafting="copy:14")
+    decoder = Decoder(step, window=8, drafting=Copy(14, fill=int(prompt[-1])))  # which was generated, like all but the first
     for i in range(count):
         decoder.add(Request(prompt, 4, seed=i))
     parts = [[] for _ in range(count)]
