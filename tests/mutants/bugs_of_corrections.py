@@ -83,11 +83,11 @@ BUGS = (
         ASKED,
     ),
     Bug(
-        "committed-sites-are-corrected",
-        "step_rule:decide",
-        "_swept(method, step, later, correction, (sites, laws, noise))",
-        "_swept(method, step, later | (decidable & (slots_of(valid) >= last[..., None])), correction, (sites, laws, noise))",
-        "The token at the refusal counts as a redraft: what comes of correcting it is committed.",
+        "a-predicted-redraft-is-committed",
+        "step_rule:_swept",
+        "StepDecision(tokens, last, xp.concat(columns, axis=1))",
+        "StepDecision(tokens, xp.where(xp.any(later, axis=-1), last + 1, last), xp.concat(columns, axis=1))",
+        "The redraft behind the refusal is committed, as if the model had been asked for its law.",
         (*ASKED, *EXACT),
     ),
     Bug(
