@@ -24,7 +24,7 @@ from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
 from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
-from coupled_sampling.corrections import Corrector, LowRank, check_corrector
+from coupled_sampling.corrections import Corrector, check_corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_is
 from coupled_sampling.guidance import GuidedProvider
@@ -272,13 +272,7 @@ def _correctors(bundle: Bundle, method: Method | None, asked: str | Corrector | 
     if asked is None or isinstance(asked, str):
         found = bundle.corrector(method, "none" if asked is None else asked)
         return (found, None) if asked == "auto" and found is not None else (found,)
-    check_corrector(asked)
-    vocab_size = bundle.manifest.vocab_size
-    if isinstance(asked, LowRank) and asked.vocab_size != vocab_size:
-        raise InvalidArgument(
-            f"corrections is a table over {asked.vocab_size} tokens, and the bundle {bundle.manifest.name} has {vocab_size}; fit "
-            "one for this model"
-        )
+    check_corrector(asked, bundle.manifest.vocab_size)
     return (asked if method.recycles else None,)
 
 

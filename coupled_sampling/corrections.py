@@ -160,13 +160,18 @@ class Learns(Corrector, Protocol):
         ...
 
 
-def check_corrector(corrector: Corrector) -> None:
-    """Refuse what is no corrector."""
+def check_corrector(corrector: Corrector, vocab_size: int | None = None) -> None:
+    """Refuse what is no corrector, or one that says that it is for another vocabulary than the model's ``vocab_size``."""
     if isinstance(corrector, type) or not isinstance(corrector, Corrector):
         raise InvalidArgument(
             f"corrections is {corrector!r}, expected an object with lags and correct(logits, changes), such as a LowRank"
         )
     check_lags(corrector.lags)
+    own = getattr(corrector, "vocab_size", vocab_size)
+    if vocab_size is not None and own != vocab_size:
+        raise InvalidArgument(
+            f"corrections is for {own} tokens, expected {vocab_size}, the model's; use one that was fitted to it"
+        )
 
 
 def check_lags(lags: Sequence[int]) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ class HostStep(Closing):
         if not isinstance(noise, Noise | None) or isinstance(noise, type):
             raise InvalidArgument(f"noise is {noise!r}, expected a Noise such as CounterNoise(), or None for that")
         if corrections is not None:
-            check_corrector(corrections)
+            check_corrector(corrections, int(provider.vocab_size))
         self.provider = provider
         self.corrections = corrections
         """What predicts laws under changed neighbours; None if nothing does."""

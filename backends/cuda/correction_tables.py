@@ -30,14 +30,9 @@ def refused_by_kernels(corrector: Corrector | None) -> str | None:
 
 def low_rank(corrector: Corrector, vocab_size: int) -> LowRank:
     """``corrector``, if the kernels can correct laws over ``vocab_size`` tokens by it; else refused."""
-    check_corrector(corrector)
+    check_corrector(corrector, vocab_size)
     if not isinstance(corrector, LowRank):
         raise InvalidArgument(str(refused_by_kernels(corrector)))
-    if corrector.vocab_size != vocab_size:
-        raise InvalidArgument(
-            f"corrections are for a vocabulary of {corrector.vocab_size}, but the model has {vocab_size} tokens; use those that "
-            "were fitted to this model"
-        )
     return corrector
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort.binding import HostBinding
-from coupled_sampling.corrections import Corrector, LowRank
+from coupled_sampling.corrections import Corrector, LowRank, check_corrector
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["CORRECTION", "CorrectionTables", "fed_tables", "refused_corrector"]
@@ -52,10 +52,7 @@ class CorrectionTables:
         refusal = refused_corrector(table)
         if refusal is not None:
             raise InvalidArgument(f"{refusal}; use HostStep for others")
-        if table.vocab_size != vocab_size:
-            raise InvalidArgument(
-                f"corrections is for {table.vocab_size} tokens, expected {vocab_size}, the model's; use one that was fitted to it"
-            )
+        check_corrector(table, vocab_size)
         self._binding = binding
         self._kept = {name: (binding.keep(values), values.shape) for name, values in fed_tables(table).items()}
 

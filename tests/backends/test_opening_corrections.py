@@ -123,7 +123,7 @@ def test_what_cannot_be_is_refused_by_name(plain):
         ({"method": "sjd", "corrections": 3}, "corrections is 3, expected an object with lags and correct"),
         ({"method": "sjd", "corrections": LowRank}, "corrections is <class"),
         ({"method": "sjd", "corrections": Kept(0)}, "lags is"),
-        ({"method": "sjd", "corrections": other}, "corrections is a table over 12 tokens, and the bundle toy has 11"),
+        ({"method": "sjd", "corrections": other}, "corrections is for 12 tokens, expected 11, the model's"),
         ({"corrections": "plain"}, "corrections is 'plain', but method is None: a provider decides no steps"),
         ({"corrections": "fitted"}, "corrections is 'fitted', but method is None"),
         ({"corrections": Kept(1)}, "but method is None"),

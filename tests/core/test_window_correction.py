@@ -9,6 +9,7 @@ from coupled_sampling import METHODS, Decoder, GuidedProvider, HostStep, Request
 from coupled_sampling.corrections import Changes
 from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.noise import race_weights
+from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.testing import TableProvider, random_table
 from coupled_sampling.testing.strategies import samplings, worlds
 from standins.correctors import ByFactors, Kept, random_low_rank
@@ -239,6 +240,16 @@ def test_what_is_no_corrector_is_refused_before_anything_starts(corrector):
     model = TableProvider(random_table(0, 2), 2)
     with pytest.raises(InvalidArgument, match=r"corrections is|lags is"):
         HostStep(model, "scd-maximal", None, corrector)
+
+
+@pytest.mark.parametrize("method", ["scd-maximal", "scd-match", "ar"])
+@pytest.mark.parametrize(
+    "corrector", [random_low_rank(0, 3, (1,)), RunningAverages((1,), 3), RunningAverages((1,), 3).kept()]
+)
+def test_a_table_for_another_vocabulary_is_refused_before_anything_starts(method, corrector):
+    """Not when the first neighbour changes, in the middle of a sequence."""
+    with pytest.raises(InvalidArgument, match="corrections is for 3 tokens, expected 2, the model's"):
+        Decoder(TableProvider(random_table(0, 2), 2), method=method, corrections=corrector)
 
 
 def test_a_fitted_table_is_its_formula():

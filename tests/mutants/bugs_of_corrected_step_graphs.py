@@ -124,8 +124,8 @@ BUGS = (
     Bug(
         "tables-of-another-vocabulary",
         "step_corrections:CorrectionTables.__init__",
-        "table.vocab_size != vocab_size",
-        "False",
+        "check_corrector(table, vocab_size)",
+        "check_corrector(table)",
         "A table for another model is found out by ONNX Runtime, in its own words, at the first window.",
         OPENED,
     ),

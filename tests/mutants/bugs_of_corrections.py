@@ -239,4 +239,12 @@ raise CorrectorError(
         "In other array libraries each corrected site throws away the noise of the others, which is made again.",
         ASKED,
     ),
+    Bug(
+        "table-of-another-vocabulary-is-found-out-late",
+        "HostStep.__init__",
+        "check_corrector(corrections, int(provider.vocab_size))",
+        "check_corrector(corrections)",
+        "A table for another model stops all sequences at the first neighbour that changes.",
+        ASKED,
+    ),
 )

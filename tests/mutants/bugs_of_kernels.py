@@ -74,8 +74,8 @@ BUGS = (
     Bug(
         "kernels-with-tables-of-another-vocabulary",
         "low_rank",
-        "corrector.vocab_size != vocab_size",
-        "False",
+        "check_corrector(corrector, vocab_size)",
+        "check_corrector(corrector)",
         "The kernels read beyond tables that were made for fewer tokens.",
         CORRECTED,
     ),

@@ -16,7 +16,6 @@ __all__ = [
     "no_change",
     "random_fractions",
     "random_low_rank",
-    "random_table",
 ]
 
 Factors = Callable[[tuple[int, ...], tuple[int, ...], int], list[Fraction]]
@@ -30,7 +29,7 @@ def random_low_rank(seed: int, vocab_size: int, lags: tuple[int, ...], *, scale:
         lags,
         unigram=generator.normal(size=vocab_size),
         basis=generator.normal(size=(vocab_size, rank)),
-        neighbours=scale * generator.normal(size=(count, vocab_size + 1, rank)),
+        neighbours=scale * (2 / rank) ** 0.5 * generator.normal(size=(count, vocab_size + 1, rank)),
         stale_scale=generator.uniform(0.5, 1.5, 2**count),
         unigram_scale=generator.uniform(0.0, 0.5, 2**count),
     )
@@ -102,19 +101,6 @@ class Kept:
     def correct(self, logits, changes):
         self.asked.append((np.array(logits), type(changes)(*map(np.array, changes))))
         return self.answer(logits, changes)
-
-
-def random_table(vocab_size, lags=(1, 3), *, seed=0, rank=5, scale=1.0):
-    """A `LowRank` for ``lags``; the shift of a law is of the size of ``scale``."""
-    random, count = np.random.default_rng(seed), len(lags)
-    return LowRank(
-        tuple(lags),
-        random.standard_normal(vocab_size),
-        random.standard_normal((vocab_size, rank)) * scale / rank**0.5,
-        random.standard_normal((count, vocab_size + 1, rank)),
-        random.uniform(0.5, 1.2, 2**count),
-        random.uniform(-0.3, 0.6, 2**count),
-    )
 
 
 def no_change(vocab_size, lags=(1, 3)):

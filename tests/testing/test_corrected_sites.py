@@ -12,7 +12,7 @@ from coupled_sampling.testing import StepComparison, TableProvider, random_table
 from coupled_sampling.testing.steps.corrected_sites import corrected_sites
 from coupled_sampling.testing.steps.margins import Site
 from coupled_sampling.testing.steps.rounding import FLOAT32, rounded_laws
-from standins.correctors import random_table as random_corrections
+from standins.correctors import random_low_rank
 
 V, N = 40, 9
 
@@ -28,7 +28,7 @@ def sites_of(logits, drafts, sampling):
 @pytest.mark.parametrize("seed", range(5))
 def test_laws_are_the_tables_and_float32_stays_within_their_errors(seed):
     random = np.random.default_rng(seed)
-    table = random_corrections(V, (1, 3, 12), seed=seed, rank=20, scale=3)
+    table = random_low_rank(seed, V, (1, 3, 12), rank=20, scale=3)
     logits = (4 * random.standard_normal((N, V))).astype(np.float32).astype(np.float64)
     logits[:, 5] = -np.inf
     drafts, tokens = random.integers(0, V, (2, N))
@@ -55,7 +55,7 @@ def test_laws_are_the_tables_and_float32_stays_within_their_errors(seed):
 
 
 def test_sites_end_where_the_table_makes_no_law():
-    table = random_corrections(V, (1,))
+    table = random_low_rank(0, V, (1,))
     table.neighbours[0, 7] = np.inf
     drafts, tokens = np.zeros(N, np.int64), np.zeros(N, np.int64)
     tokens[4] = 7
@@ -77,7 +77,7 @@ def test_what_cannot_be_judged_is_refused():
 
     with pytest.raises(InvalidArgument, match="other corrects laws by a Own, which has no bound"):
         StepComparison(model(), HostStep(model(), "sjd", corrections=Own()))
-    both = StepComparison(model(), HostStep(model(), "sjd", corrections=random_corrections(5)))
+    both = StepComparison(model(), HostStep(model(), "sjd", corrections=random_low_rank(0, 5, (1, 3))))
     processed = Sampling(processors=(lambda logits, tokens, positions: logits,))
     assert "not compared" in both.takes(Request([0], 4, sampling=processed))
     assert both.takes(Request([0], 4)) is None

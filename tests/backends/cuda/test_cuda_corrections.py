@@ -220,7 +220,7 @@ def test_what_kernels_cannot_correct_by_is_refused():
     with EmulationLauncher(PLAIN) as launcher:
         for wrong, message in (
             (Anything(), "corrections is a Anything, which runs on the host.* use step='host'"),
-            (exact_correction(31), "a vocabulary of 31, but the model has 30 tokens"),
+            (exact_correction(31), "corrections is for 31 tokens, expected 30"),
             ("fitted", "corrections is 'fitted'"),
         ):
             with pytest.raises(InvalidArgument, match=message):

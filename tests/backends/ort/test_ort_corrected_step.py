@@ -15,12 +15,12 @@ from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import open_bundle, write_manifest
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
-from standins.correctors import random_table
+from standins.correctors import random_low_rank
 
 pytest.importorskip("onnxruntime")
 
 BUNDLE = open_bundle("fashion")
-TABLE = random_table(BUNDLE.manifest.vocab_size, (1, 14), rank=32, scale=0.5)
+TABLE = random_low_rank(0, BUNDLE.manifest.vocab_size, (1, 14), rank=32, scale=0.5)
 SETTINGS = {"length": [50, 30, 40], "window": 12, "drafting": "copy:14", "seed": 3}
 PROMPTS = [[256], [258], [260]]
 METHODS = ("sjd", "scd-maximal", "scd-gumbel", "scd-match")
@@ -125,4 +125,4 @@ def test_manifests_from_before_corrected_graphs_are_read_as_they_were(tmp_path):
 
 def test_tables_must_fit_the_model():
     with pytest.raises(InvalidArgument, match="corrections is for 9 tokens, expected 267"):
-        cpu.open(wanted("sjd", corrections=random_table(9)))
+        cpu.open(wanted("sjd", corrections=random_low_rank(0, 9, (1, 3))))

@@ -15,7 +15,7 @@ from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.target import target_law
 from coupled_sampling.testing import StepComparison
 from standins.both_steps import Both
-from standins.correctors import no_change, random_table
+from standins.correctors import no_change, random_low_rank
 from standins.table_graphs import VOCAB, WIDE, Table, finish, session_of, table, window_model
 
 pytest.importorskip("onnx")
@@ -45,7 +45,7 @@ def requests_of(count, samplings, length=30):
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_and_counts_are_those_of_host_step(method, size, lags, warped):
     """Lags in any order, and one that reaches beyond every window; what is recorded is what the next round tests by."""
-    logits, corrections = table(1, size), random_table(size, lags)
+    logits, corrections = table(1, size), random_low_rank(0, size, lags)
     ours = graph_step(logits, method, corrections, 3, warped=warped)
     both = Both(ours, HostStep(Table(logits, 3), method, corrections=corrections))
     finish(Decoder(both, window=9, drafting="repeat"), requests_of(5, WARPED if warped else SAMPLINGS))
@@ -83,13 +83,13 @@ def test_matched_tokens_depend_on_no_table():
     logits = table(3)
     ar = generated(graph_step(logits, "ar", None), 1)[0]
     for seed in range(3):
-        tokens, counts = generated(graph_step(logits, "scd-match", random_table(VOCAB, seed=seed, scale=2)), 8)
+        tokens, counts = generated(graph_step(logits, "scd-match", random_low_rank(seed, VOCAB, (1, 3), scale=2)), 8)
         assert tokens == ar
         assert len(counts) < len(ar)
 
 
 def test_guided_logits_are_corrected_after_guidance():
-    logits, corrections = table(0, forbidden=0.0), random_table(VOCAB)
+    logits, corrections = table(0, forbidden=0.0), random_low_rank(0, VOCAB, (1, 3))
     for method in ("scd-maximal", "scd-gumbel"):
         model = step_graph(window_model(logits), method, warped=True, guided=True, corrected=True)
         ours = OrtStep(session_of(model), 2, guidance=1.5, unconditional=[1, 2], corrections=corrections)
@@ -128,7 +128,7 @@ def window_of(vocab_size, rows, method, seed=0):
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
 def test_recorded_laws_are_what_the_table_predicts_under_the_final_tokens(method):
     """In every row of every window, whatever the order in which sites were settled; where nothing changed, the pass's own."""
-    corrections, rows = random_table(WIDE, (1, 4)), 6
+    corrections, rows = random_low_rank(0, WIDE, (1, 4)), 6
     feeds, draft = window_of(WIDE, rows, method)
     outputs = ["tokens", "committed", "laws"]
     tokens, committed, laws = session_of(decision_graph(method, WIDE, corrected=True)).run(
@@ -150,7 +150,7 @@ def test_recorded_laws_are_what_the_table_predicts_under_the_final_tokens(method
 @pytest.mark.parametrize("method", METHODS)
 def test_a_change_that_goes_from_site_to_site_is_followed_to_the_end(method):
     """Each new token forces another one behind it, so that every site but one is settled in a turn of its own."""
-    corrections = random_table(VOCAB, (1,), seed=5, scale=30)
+    corrections = random_low_rank(5, VOCAB, (1,), scale=30)
     logits = table(4, forbidden=0.0)
     both = Both(graph_step(logits, method, corrections), HostStep(Table(logits), method, corrections=corrections))
     finish(Decoder(both, window=24, drafting="repeat"), requests_of(1, [Sampling()], 45))
@@ -159,7 +159,7 @@ def test_a_change_that_goes_from_site_to_site_is_followed_to_the_end(method):
 
 def spoiling_table(vocab_size):
     """A table under which a neighbour that is, or was, token 2 leaves laws that are none: it overflows."""
-    made = random_table(vocab_size, (1, 2))
+    made = random_low_rank(0, vocab_size, (1, 2))
     made.neighbours[:, 2] = 0
     made.neighbours[:, 2, 0] = 1e25
     made.basis[:, 0] = np.where(np.arange(vocab_size) % 2, 1e25, -1e25)
@@ -183,7 +183,7 @@ def test_too_few_candidates_for_a_corrected_law_are_noticed():
     favourite = np.random.default_rng(0).integers(0, WIDE, (WIDE, WIDE))
     np.put_along_axis(sharp, favourite[..., None], 6, axis=-1)
     np.put_along_axis(sharp, (favourite[..., None] + 1) % WIDE, 5.8, axis=-1)
-    flat = dataclasses.replace(random_table(WIDE, (1,), scale=0.01), stale_scale=np.array([1.0, 0.05]))
+    flat = dataclasses.replace(random_low_rank(0, WIDE, (1,), scale=0.01), stale_scale=np.array([1.0, 0.05]))
     ours = graph_step(sharp, "scd-gumbel", flat, warped=True)
     ours._candidates = 4
     both = Both(ours, HostStep(Table(sharp), "scd-gumbel", corrections=flat))
@@ -197,12 +197,12 @@ def test_what_cannot_be_corrected_is_refused():
             decision_graph(method, VOCAB, noise=noise, corrected=True)
     model = window_model(table(0))
     with pytest.raises(InvalidArgument, match="not corrected and takes None"):
-        OrtStep(session_of(step_graph(model, "sjd")), corrections=random_table(VOCAB))
+        OrtStep(session_of(step_graph(model, "sjd")), corrections=random_low_rank(0, VOCAB, (1, 3)))
     session = session_of(step_graph(model, "sjd", corrected=True))
     with pytest.raises(InvalidArgument, match="corrections is None, the step graph is corrected and needs a LowRank"):
         OrtStep(session)
     with pytest.raises(InvalidArgument, match=f"corrections is for {WIDE} tokens, expected {VOCAB}"):
-        OrtStep(session, corrections=random_table(WIDE))
+        OrtStep(session, corrections=random_low_rank(0, WIDE, (1, 3)))
 
     class Own:
         lags = (1,)
@@ -224,7 +224,7 @@ def swapped(model):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_differences_are_ties_that_are_shown_and_a_broken_graph_is_seen(method):
-    logits, corrections = table(5, WIDE), random_table(WIDE, (1, 3))
+    logits, corrections = table(5, WIDE), random_low_rank(0, WIDE, (1, 3))
     for change in (lambda model: model, swapped):
         model = change(step_graph(window_model(logits), method, corrected=True))
         both = StepComparison(Table(logits, 2), OrtStep(session_of(model), 2, corrections=corrections))
