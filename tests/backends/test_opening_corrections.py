@@ -189,10 +189,3 @@ def test_match_gives_the_tokens_of_ar_whatever_the_table(plain, step, seed):
     with open_model(plain, rows=2, method="scd-match", step=step, corrections=table) as model:
         assert (model.runs.step, model.runs.corrections) == (step, "LowRank")
         assert tokens_of(model) == expected
-
-
-def test_a_table_over_another_vocabulary_gets_nowhere_near_a_law(plain):
-    """The host's own check: a corrector whose laws are of another size is refused when it is asked."""
-    step = HostStep(open_model(plain, rows=2), "sjd", corrections=random_low_rank(0, WORDS + 1, (1,)))
-    with pytest.raises(Exception, match=r"(?i)shape|broadcast|corrector"):
-        tokens_of(step)
