@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, HostStep, generate, open_bundle
+from coupled_sampling import Decoder, generate, open_bundle
 from coupled_sampling.backends import Place, check_model, open_model
 from coupled_sampling.bundles import CorrectionTables, write_corrections
 from coupled_sampling.corrections import LowRank
