@@ -69,7 +69,8 @@ class Changes(NamedTuple):
 class Corrector(Protocol):
     """Predicts laws under changed neighbours.
 
-    It must be a function of what it is given and of nothing to the right of the position; it may be any function of that.
+    It must be a function of what it is given and of nothing to the right of the position; it may be any function of that. Nor may
+    it know the sequence's noise, as a table would that was made of the same sequence before.
 
     Examples
     --------

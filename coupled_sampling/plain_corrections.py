@@ -173,7 +173,7 @@ class RunningAverages:
     -----
     With the acceptance "match" one object learns of all sequences that it is given to. With "rejection" each sequence has an
     empty one of its own, see `begun`, and what it learns is of use to nobody else. So decode some with "match", and keep what was
-    learned for all others: `kept`.
+    learned for all others: `kept`. Not for the same sequences again: of their noise, too, it has learned.
 
     Learning costs V exponentials and K V additions a committed position, on the host, and so does a predicted law: as many
     logarithms as V times the neighbours that changed.

@@ -54,6 +54,20 @@ def test_nor_the_joint_law_of_two_rows():
     assert distance("scd-maximal", 3, lengths=(4, 2), stop=(1,)) < LOSSLESS
 
 
+def test_a_table_of_the_sequence_itself_is_caught():
+    """What was committed before by the same noise says something about the drafts that it will draw."""
+    table, prompt, length = random_table(1, 2), [[0]], 3
+
+    def run(noise):
+        averages = RunningAverages((1, 2), 2, weights=(2.0, -1.0), shrinkage=0.1)
+        settings = {"length": length, "window": 3, "drafting": Copy(lag=1, fill=0), "noise": noise}
+        generate(TableProvider(table, 2), prompt, method="scd-match", corrections=averages, **settings)
+        again = generate(TableProvider(table, 2), prompt, method="scd-gumbel", corrections=averages.kept(), **settings)
+        return tuple(again.tokens[0].tolist())
+
+    assert total_variation(exact_law(run), autoregressive_law(table, prompt[0], length)) > CAUGHT
+
+
 class LearnsOfDrafts(HostStep):
     """Learns of all sites of a window, the drafts behind the last committed position included."""
 
