@@ -221,24 +221,25 @@ class HostStep(Closing):
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
             self._remember(decided.laws, slots, window)
-        counts = list(zip(first_new.tolist(), last.tolist(), strict=True))
-        self._correctors.commit(window, slots, logits, tokens[:, slots.first :], counts)
-        told = self._logprobs(window, target.laws, logits, tokens[:, slots.first :], counts)
-        laws = _committed_laws(window, target.laws, tokens[:, slots.first :], counts)
+        decided_tokens = tokens[:, slots.first :]
+        # Where a row has failed, its last committed site has no law.
+        ends = (last + (np.take_along_axis(decided_tokens, last[:, None], axis=1)[:, 0] >= 0)).tolist()
+        made = [slice(first, end) for first, end in zip(first_new.tolist(), ends, strict=True)]
+        self._correctors.commit(window, slots, logits, decided_tokens, made)
+        told = self._logprobs(window, target.laws, logits, decided_tokens, made)
+        laws = _committed_laws(window, target.laws, made)
         return Outcome(tokens, committed, target.failures(last), *told, laws)
 
     def _logprobs(
-        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
+        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[slice]
     ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
-        """What rows that ask for it are told of their tokens, committed at the sites ``first`` to ``last`` of each row."""
+        """What rows that ask for it are told of their tokens, ``committed`` by a law at these sites of each row."""
         target: dict[int, NDArray[np.float64]] = {}
         own: dict[int, NDArray[np.float64]] = {}
         for b, info in enumerate(window.rows):
             if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
                 continue
-            first, last = committed[b]
-            has_law = int(tokens[b, last] >= 0)  # where the row has failed, its last site has none
-            sites = slice(first, last + has_law)
+            sites = committed[b]
             chosen = from_host(tokens[b, sites], logits)
             if info.logprobs:
                 target[b] = _log_of(laws[b, sites, ...], chosen)
@@ -327,20 +328,14 @@ def as_step(
     return HostStep(model, method, noise, corrections)
 
 
-def _committed_laws(
-    window: Window, laws: Array, tokens: Integers, committed: Sequence[tuple[int, int]]
-) -> dict[int, Array]:
-    """The target laws of rows that ask for them, at the sites ``first`` to ``last`` that each row committed."""
+def _committed_laws(window: Window, laws: Array, committed: Sequence[slice]) -> dict[int, Array]:
+    """The target laws of rows that ask for them, at the sites of each row that are ``committed``."""
     given = {}
     for b, info in enumerate(window.rows):
         if info is not None and info.laws and window.draws[b]:
-            first, last = committed[b]
-            own = laws[
-                b, first : last + int(tokens[b, last] >= 0), ...
-            ]  # where the row has failed, its last site has none
-            given[b] = (
-                own.copy() if isinstance(own, np.ndarray) else own
-            )  # numpy's memory is used again two rounds later
+            own = laws[b, committed[b], ...]
+            # Numpy's memory is used again two rounds later.
+            given[b] = own.copy() if isinstance(own, np.ndarray) else own
     return given
 
 

@@ -70,9 +70,7 @@ class RowCorrectors:
                 self._learn(row)
         return [None if info is None else self._corrector(window.first_row + b) for b, info in enumerate(window.rows)]
 
-    def commit(
-        self, window: Window, slots: Decisions, logits: Array, tokens: Integers, sites: Sequence[tuple[int, int]]
-    ) -> None:
+    def commit(self, window: Window, slots: Decisions, logits: Array, tokens: Integers, sites: Sequence[slice]) -> None:
         """Put aside what was committed.
 
         Parameters
@@ -82,14 +80,12 @@ class RowCorrectors:
         tokens
             (B, n) what it decided.
         sites
-            By row, the first and the last site that were committed.
+            By row, those that were committed by a law.
         """
-        for b, (first, last) in enumerate(sites):
+        for b, own in enumerate(sites):
             corrector = self._corrector(window.first_row + b) if window.draws[b] else None
             if not isinstance(corrector, Learns):
                 continue
-            has_law = int(tokens[b, last] >= 0)  # where the row has failed, its last site has none
-            own = slice(first, last + has_law)
             begin, _ = window.decided_positions(b)
             context = np.concatenate([window.contexts[b][:begin], tokens[b, own]])
             neighbours = _neighbours(context, slots.sites.position[b, own], corrector.lags, logits.shape[-1])

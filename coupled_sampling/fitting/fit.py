@@ -70,7 +70,7 @@ class FitSettings:
     loss
         "kl" or "tv" for both tables; None is "kl" for match, "tv" for rejection.
     seed
-        Of all samples and of the fit. Decode with another one afterwards: a table knows a little of the noise that it was made from.
+        Of all samples and of the fit. Decode with another one afterwards: a table knows a little of the noise it was made from.
     most_bytes
         Memory for pairs; where all do not fit, some of each sample are taken at random.
     optimiser

@@ -119,8 +119,8 @@ BUGS = (
     Bug(
         "committed-laws-one-site-late",
         "_committed_laws",
-        "laws[b, first : last + int(tokens[b, last] >= 0), ...]",
-        "laws[b, first + 1 : last + 1 + int(tokens[b, last] >= 0), ...]",
+        "laws[b, committed[b], ...]",
+        "laws[b, committed[b].start + 1 : committed[b].stop + 1, ...]",
         "Drafting rules get the laws of the sites after those that were committed, the last of them a draft's.",
         ASKED,
     ),

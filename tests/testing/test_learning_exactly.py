@@ -78,8 +78,8 @@ class LearnsOfDrafts(HostStep):
 
 class _ToTheEnd(RowCorrectors):
     def commit(self, window, slots, logits, tokens, sites):
-        ends = [int(np.flatnonzero(valid)[-1]) for valid in slots.sites.valid]
-        to_the_end = [(first, end) for (first, _), end in zip(sites, ends, strict=True)]
+        ends = [int(np.flatnonzero(valid)[-1]) + 1 for valid in slots.sites.valid]
+        to_the_end = [slice(own.start, end) for own, end in zip(sites, ends, strict=True)]
         super().commit(window, slots, logits, np.where(slots.has_draft, slots.draft, tokens), to_the_end)
 
 
