@@ -47,7 +47,9 @@ class RowCorrectors:
 
     def __init__(self, corrections: Corrector | None, method: Method) -> None:
         self.corrections = corrections if method.recycles else None
-        self._apart = isinstance(self.corrections, Learns) and method.acceptance != "match"
+        # Asked once: to ask a Protocol takes longer than a good part of a step.
+        self._learns = isinstance(self.corrections, Learns)
+        self._apart = self._learns and method.acceptance != "match"
         self._own: dict[int, Corrector] = {}
         self._committed: dict[int, _Committed] = {}
 
@@ -82,7 +84,7 @@ class RowCorrectors:
         sites
             By row, those that were committed by a law.
         """
-        for b, own in enumerate(sites):
+        for b, own in enumerate(sites if self._learns else ()):
             corrector = self._corrector(window.first_row + b) if window.draws[b] else None
             if not isinstance(corrector, Learns):
                 continue

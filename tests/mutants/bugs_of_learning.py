@@ -13,7 +13,7 @@ BUGS = (
     Bug(
         "drafts-are-learned-of",
         "RowCorrectors.commit",
-        "enumerate(sites)",
+        "enumerate(sites if self._learns else ())",
         "enumerate([slice(own.start, own.stop + 1) for own in sites])",
         "The first redraft behind the last committed position is learned of.",
         ROWS,
@@ -21,7 +21,7 @@ BUGS = (
     Bug(
         "last-committed-position-is-not-learned-of",
         "RowCorrectors.commit",
-        "enumerate(sites)",
+        "enumerate(sites if self._learns else ())",
         "enumerate([slice(own.start, own.stop - 1) for own in sites])",
         "Of what a step commits the last position is left out.",
         ROWS,
@@ -37,7 +37,7 @@ BUGS = (
     Bug(
         "sequences-share-what-they-learn",
         "RowCorrectors.__init__",
-        'isinstance(self.corrections, Learns) and method.acceptance != "match"',
+        'self._learns and method.acceptance != "match"',
         "False",
         "With rejection, too, all rows learn together: tokens depend on the batch and on earlier requests.",
         ROWS,
