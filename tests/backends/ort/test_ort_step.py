@@ -38,7 +38,9 @@ def test_tokens_and_traces_are_those_of_host_step(bundle, method, warped, batch_
 
 
 def of_bundle(bundle, method, rows=1, **settings):
-    return open_model(bundle, Place(threads=1), rows, method=method, step="graph", **settings)
+    return open_model(
+        bundle, Place(threads=1), rows, **{"method": method, "step": "graph", "corrections": "none", **settings}
+    )
 
 
 def assert_same(ours, host):
