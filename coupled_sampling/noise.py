@@ -98,7 +98,7 @@ def race_weights(seed: int, sequence: int, position: int, vocab_size: int) -> ND
     >>> np.bincount(draws) / 1000
     array([0.103, 0.608, 0.289])
     """
-    (weights,) = race_weights_between(seed, sequence, position, position + 1, vocab_size)
+    weights: NDArray[np.float64] = race_weights_between(seed, sequence, position, position + 1, vocab_size)[0]
     return weights
 
 
