@@ -75,6 +75,14 @@ BUGS = (
         LAYOUT,
     ),
     Bug(
+        "positions-made-together-share-their-noise",
+        "race_weights_between",
+        "(0, position, 1)",
+        "(0, first, 1)",
+        "All positions whose Gumbel noise is made in one call have that of the first.",
+        LAYOUT,
+    ),
+    Bug(
         "generator-goes-on-where-it-was",
         "_Generator.words",
         "self._philox.state = self._state",
