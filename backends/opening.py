@@ -160,7 +160,7 @@ def open_model(
     >>> with open_model("fashion", rows=2, method="scd-match") as model:
     ...     pictures = generate(model, [[258], [259]], length=196, window=32)
     ...     print(model.runs, [len(tokens) for tokens in pictures.tokens])
-    on CPUExecutionProvider, step: graph [196, 196]
+    on CPUExecutionProvider, step: graph, corrections: LowRank [196, 196]
     """
     wanted = _wanted(_Asked(bundle, place, rows, method, step, guidance), settings)
     found = back_end(wanted.place.backend)

@@ -72,7 +72,7 @@ class Optimiser:
     steps: int = 1500
     batch: int = 512
     rate: float = 0.01
-    decay: float = 1e-4
+    decay: float = 2e-5
     seed: int = 0
 
     def __post_init__(self) -> None:

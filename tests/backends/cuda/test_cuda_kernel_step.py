@@ -10,6 +10,7 @@ from coupled_sampling.backends.cuda import kernel_step
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import ROW, scratch_bytes
 from coupled_sampling.contracts import Outcome
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError
 from standins import ROOT
 from standins.cuda_emulation.comparison import (
@@ -349,7 +350,7 @@ def test_the_guides_own_loop_gives_the_tokens_of_host_step():
         for pointer in (*laws, memory, scratch):
             launcher.release(pointer)
         provider.close()
-    expected = generate(world, [[5]], length=length - 1, window=width, drafting="repeat", sampling=sampling)
+    expected = generate(world, [[5]], length=length - 1, window=width, drafting=Repeat(fill=5), sampling=sampling)
     assert expected.tokens[0].tolist() == tokens[1:]
 
 
