@@ -27,12 +27,14 @@ class RowCaches:
         self._binding, self._tensors = binding, tensors
         self.kept = {past: binding.keep(np.zeros((rows, *x.shape), x.dtype)) for past, x in tensors.items()}
 
-    def choose(self, rows: range) -> None:
-        """Have the next calls run on ``rows``; see `HostBinding.choose`."""
-        if self._binding.choose(rows):
+    def choose(self, rows: range) -> bool:
+        """Have the next calls run on ``rows``; returns whether nothing else is bound for these yet. See `HostBinding.choose`."""
+        is_new = self._binding.choose(rows)
+        if is_new:
             for past, tensor in self._tensors.items():
                 for name in (past, tensor.present):
                     self._binding.bind_kept(name, self.kept[past], (len(rows), *tensor.shape), rows.start)
+        return is_new
 
     def fork(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the columns below ``length`` of the row ``source`` to the rows ``targets``."""

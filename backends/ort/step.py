@@ -323,10 +323,9 @@ class OrtStep(Closing):
             self._feed_noise(window, part, positions)
         if self._guided is not None and paired is not None:
             self._feed_pairs(self._guided, paired, window.draws)
-        decides = window.decides()
         while True:
             self._run(rows, width)
-            if not self._warped or not (self._out("nucleus_short", rows, width) & decides).any():
+            if not self._warped or not (self._out("nucleus_short", rows, width) & window.decides()).any():
                 break
             self._candidates = min(4 * self._candidates, self.vocab_size)
             self._feed_candidates(window)
@@ -335,7 +334,9 @@ class OrtStep(Closing):
     def _choose(self, rows: range) -> None:
         """Have the next calls run on ``rows``, which with guidance are two of the model's each."""
         pairs = self._model_rows
-        self._caches.choose(range(pairs * rows.start, pairs * rows.stop))
+        is_new = self._caches.choose(range(pairs * rows.start, pairs * rows.stop))
+        if is_new and self._tables is not None:
+            self._tables.bind()
 
     def _feed(self, window: Window) -> None:
         rows, _ = window.tokens.shape
@@ -348,8 +349,6 @@ class OrtStep(Closing):
             for name, values in warp_settings(window, self.vocab_size).items():
                 self._put(name, values, rows)
             self._feed_candidates(window)
-        if self._tables is not None:
-            self._tables.bind()
 
     def _feed_candidates(self, window: Window) -> None:
         self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)

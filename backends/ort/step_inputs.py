@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.contracts import Integers, Window
-from coupled_sampling.noise import race_weights, uniforms
+from coupled_sampling.noise import race_weights_between, uniforms
 
 __all__ = [
     "candidates",
@@ -71,5 +71,5 @@ def fill_race_noise(window: Window, positions: Sequence[tuple[int, int]], noise:
     """Write the race weights of each row's ``positions`` (first, end) to the beginning of its ``noise`` (B, N, V)."""
     for b, info in enumerate(window.rows):
         if info is not None:
-            for i, position in enumerate(range(*positions[b])):
-                noise[b, i] = race_weights(info.seed, info.sequence, position, noise.shape[2])
+            first, end = positions[b]
+            noise[b, : end - first] = race_weights_between(info.seed, info.sequence, first, end, noise.shape[2])

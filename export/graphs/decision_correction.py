@@ -74,9 +74,9 @@ class _Table(NamedTuple):
     first_rows: str
     """int64 (K,): where the neighbours of each lag begin in it."""
     stale_scale: str
-    """float32 (2**K, 1)."""
+    """float32 (2**K,)."""
     unigram_scale: str
-    """float32 (2**K, 1)."""
+    """float32 (2**K,)."""
     bits: str
     """int64 (K,): 1, 2, 4, ..."""
 
@@ -174,7 +174,7 @@ class Sweep:
         steps = graph.op("Sub", *(graph.op("Gather", table.neighbours, rows, axis=0) for rows in (new, old)))
         moved = graph.op("ReduceSum", steps, graph.integers(2), keepdims=0)
         bits = graph.op("Where", graph.op("Equal", new, old), graph.number(0, "int64"), table.bits)
-        which = graph.op("ReduceSum", bits, graph.integers(2), keepdims=0)
+        which = graph.op("ReduceSum", bits, graph.integers(2), keepdims=1)
         stale, own = (graph.op("Gather", scale, which, axis=0) for scale in (table.stale_scale, table.unigram_scale))
         level = graph.op("Add", graph.op("Mul", stale, logits), graph.op("Mul", own, table.unigram))
         return graph.op("Add", level, graph.op("MatMul", moved, table.basis))
@@ -187,11 +187,9 @@ class Sweep:
         basis = graph.input("correction_basis", "float32", ["rank", vocab_size])
         neighbours = graph.input("correction_neighbours", "float32", ["K", vocab_size + 1, "rank"])
         stale, own = (
-            graph.op("Unsqueeze", graph.input(f"correction_{name}", "float32", ["subsets"]), graph.integers(1))
-            for name in ("stale_scale", "unigram_scale")
+            graph.input(f"correction_{name}", "float32", ["subsets"]) for name in ("stale_scale", "unigram_scale")
         )
-        merged = graph.op("Concat", graph.integers(-1), graph.op("Shape", basis, start=0, end=1), axis=0)
-        rows = graph.op("Reshape", neighbours, merged)
+        rows = graph.op("Flatten", neighbours, axis=2)
         counting = graph.op("Range", graph.number(0, "int64"), graph.op("Size", lags), graph.number(1, "int64"))
         first_rows = graph.op("Mul", counting, graph.number(vocab_size + 1, "int64"))
         bits = graph.op("Pow", graph.number(2, "int64"), counting)

@@ -1,7 +1,8 @@
 """Draws and searches as ONNX operators: what `coupled_sampling.draws` does with numpy, for laws that stay on the device.
 
 - `largest`: the first largest entry of a row, in two levels: maxima of blocks, then one block. A plain ArgMax over the
-  vocabulary is some ten times slower in ONNX Runtime than the reduction to maxima, which is vectorised.
+  vocabulary is some ten times slower in ONNX Runtime than the reduction to maxima, which is vectorised. A short row is searched
+  at once: there operators cost more than entries.
 - `first_largest`: the same for runtimes that do not say which of several equal entries their ArgMax finds.
 - `inverse_cdf`: the two-level search of `coupled_sampling.draws.categorical`, with its block size and its float64 sums,
   so that the tokens are the same save where a uniform falls within rounding of a cumulative sum.
@@ -11,7 +12,7 @@ Standard operators only; rows and slots are free dimensions, the vocabulary is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 
+_SHORT = 320
+"""Up to how many entries a row is searched at once."""
+
+
 class LoopValue(NamedTuple):
     """What a loop carries from turn to turn."""
 
@@ -44,7 +49,10 @@ class LoopValue(NamedTuple):
 
 
 class DecisionBuilder(GraphBuilder):
-    """A `GraphBuilder` whose constants and nodes all begin with ``decision.``, so that they can join any model."""
+    """A `GraphBuilder` whose constants and nodes all begin with ``decision.``, so that they can join any model.
+
+    What is written and comes into no output is left out: ONNX Runtime would compute it in every step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,10 +86,28 @@ class DecisionBuilder(GraphBuilder):
             [self._value(name, value.dtype, value.shape) for name, value in zip(names, carried, strict=True)]
             for names in (given, made)
         )
-        body = helper.make_graph(self._nodes, "turn", [*counters, *before], [self._value(again, "bool", []), *after])
+        nodes = _needed(self._nodes, [again, *made])
+        body = helper.make_graph(nodes, "turn", [*counters, *before], [self._value(again, "bool", []), *after])
         self._nodes, self._scope = around, scope
         names = [value.name for value in carried]
         return self.ops("Loop", most, going, *(value.initial for value in carried), names=names, body=body)
+
+    def build(self, name: str, description: str, metadata: Mapping[str, str]) -> Any:
+        """See `GraphBuilder.build`."""
+        self._nodes = _needed(self._nodes, [value.name for value in self._outputs])
+        return super().build(name, description, metadata)
+
+
+def _needed(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
+    """Those of ``nodes``, in their order, that ``outputs`` come from."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+            for attribute in node.attribute:  # a loop's body reads what stands around it
+                wanted.update(name for inner in attribute.g.node for name in inner.input)
+    return kept[::-1]
 
 
 def block_size(vocab_size: int) -> int:
@@ -145,13 +171,14 @@ def largest(graph: DecisionBuilder, values: str, vocab_size: int) -> tuple[str, 
     The token is one of the vocabulary whatever ``values`` are: where none is above -inf, ONNX Runtime's ArgMax on CUDA gives
     2**31 - 1 (issue 31161 of microsoft/onnxruntime), and slots that nobody asked for may hold anything.
     """
+    if vocab_size <= _SHORT:
+        return graph.op("ReduceMax", values, graph.integers(-1), keepdims=0), _arg_max(graph, values, vocab_size)
     blocks = blocks_of(graph, values, vocab_size, -np.inf)
     maxima = graph.op("ReduceMax", blocks, graph.integers(-1), keepdims=0)
     highest = graph.op("ReduceMax", maxima, graph.integers(-1), keepdims=0)
     block = block_size(vocab_size)
-    count, size = (1, vocab_size) if vocab_size <= 4 * block else (-(-vocab_size // block), block)
-    chosen = _arg_max(graph, maxima, count)
-    inside = _arg_max(graph, _chosen_block(graph, blocks, chosen), size)
+    chosen = _arg_max(graph, maxima, -(-vocab_size // block))
+    inside = _arg_max(graph, _chosen_block(graph, blocks, chosen), block)
     return highest, _joined(graph, chosen, inside, vocab_size)
 
 

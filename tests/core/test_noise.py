@@ -283,13 +283,13 @@ def test_a_decoder_uses_every_uniform_at_most_once(method, drafting):
 def test_sequences_of_one_key_do_not_drive_each_other_out_of_the_cache(monkeypatch, library):
     """Each position's noise is made once for each of them, whoever is ahead."""
     made = []
-    make = noise_module.race_weights
+    make = noise_module.race_weights_between
 
-    def counting(seed, sequence, position, vocab_size):
-        made.append(position)
-        return make(seed, sequence, position, vocab_size)
+    def counting(seed, sequence, first, end, vocab_size):
+        made.extend(range(first, end))
+        return make(seed, sequence, first, end, vocab_size)
 
-    monkeypatch.setattr(noise_module, "race_weights", counting)
+    monkeypatch.setattr(noise_module, "race_weights_between", counting)
     noise, width = CounterNoise(), 8
     law = np.full((2, width, 5), 0.2)
     if library == "other":

@@ -130,6 +130,22 @@ BUGS = (
         OPENED,
     ),
     Bug(
+        "tables-bound-for-the-first-rows-only",
+        "OrtStep._choose",
+        "is_new and self._tables is not None",
+        "is_new and rows.start == 0 and self._tables is not None",
+        "Calls for later rows alone have no tables, and fail.",
+        OPENED,
+    ),
+    Bug(
+        "what-a-loop-reads-is-left-out",
+        "decision_draws:_needed",
+        "wanted.update(name for inner in attribute.g.node for name in inner.input)",
+        "wanted.update(())",
+        "Operators whose values only the turns of the sweep use are missing from the graph.",
+        GRAPH,
+    ),
+    Bug(
         "first-redraft-judged-by-the-law-of-the-pass",
         "corrected_sites:corrected_sites",
         "range(committed, len(sites))",

@@ -60,7 +60,7 @@ BUGS = (
     ),
     Bug(
         "uniforms-and-gumbel-noise-overlap",
-        "race_weights",
+        "race_weights_between",
         "(0, position, 1)",
         "(0, position, 0)",
         "Gumbel noise and uniforms are made of the same words.",
@@ -68,10 +68,18 @@ BUGS = (
     ),
     Bug(
         "gumbel-noise-without-the-sequence",
-        "race_weights",
+        "race_weights_between",
         "_words(seed, sequence, (0, position, 1), vocab_size)",
         "_words(seed, 0, (0, position, 1), vocab_size)",
         "All sequences of a seed share their Gumbel noise.",
+        LAYOUT,
+    ),
+    Bug(
+        "positions-made-together-share-their-noise",
+        "race_weights_between",
+        "(0, position, 1)",
+        "(0, first, 1)",
+        "All positions whose Gumbel noise is made in one call have that of the first.",
         LAYOUT,
     ),
     Bug(

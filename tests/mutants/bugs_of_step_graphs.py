@@ -189,8 +189,8 @@ BUGS = (
     Bug(
         "step-not-done-again-where-any-row-is-enough",
         "OrtStep._step",
-        '(self._out("nucleus_short", rows, width) & decides).any()',
-        '(self._out("nucleus_short", rows, width) & decides).all()',
+        '(self._out("nucleus_short", rows, width) & window.decides()).any()',
+        '(self._out("nucleus_short", rows, width) & window.decides()).all()',
         "A nucleus is cut at the candidates unless every slot wants more of them.",
         STATE,
     ),
