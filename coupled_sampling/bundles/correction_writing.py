@@ -26,7 +26,8 @@ from coupled_sampling.bundles.correction_tables import CorrectionTables, fingerp
 from coupled_sampling.bundles.files import whole_folder, write_whole
 from coupled_sampling.bundles.hidden import find_leftovers, held, is_held
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest
-from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, read_manifest, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, read_manifest, write_manifest
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.records import CorrectionsRecord
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.bundles.uninterrupted import uninterrupted

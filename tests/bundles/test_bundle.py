@@ -6,7 +6,7 @@ import pytest
 
 from coupled_sampling.bundles import opening as bundles
 from coupled_sampling.bundles.layouts import Span
-from coupled_sampling.bundles.opening import (
+from coupled_sampling.bundles.manifest import (
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -16,11 +16,9 @@ from coupled_sampling.bundles.opening import (
     Prompt,
     StepGraph,
     WindowGraph,
-    embedded_names,
-    file_record,
-    open_bundle,
-    write_manifest,
 )
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import embedded_names, open_bundle
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 WINDOW = WindowGraph("window.onnx", 24, "float32", 2, 2, 4, 16, 12, 8, True)

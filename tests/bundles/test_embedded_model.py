@@ -37,7 +37,9 @@ def next_pairs(bundle, prompt, method, count):
     Each sequence has a seed of its own. Sequences go on a little after the pair, so that windows have drafts behind it.
     """
     step = Recycling(opened(bundle, 16), method)
-    decoder = Decoder(step, window=8, drafting=Copy(14, fill=int(prompt[-1])))  # which was generated, like all but the first
+    decoder = Decoder(
+        step, window=8, drafting=Copy(14, fill=int(prompt[-1]))
+    )  # which was generated, like all but the first
     for i in range(count):
         decoder.add(Request(prompt, 4, seed=i))
     parts = [[] for _ in range(count)]
