@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.arguments import shown
+from coupled_sampling.arguments import check_flag, shown
 from coupled_sampling.bundles.correction_tables import CorrectionTables, fingerprint, stored_arrays
 from coupled_sampling.bundles.files import whole_folder, write_whole
 from coupled_sampling.bundles.hidden import find_leftovers, held, is_held
@@ -91,6 +91,7 @@ def write_corrections(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     check_is("tables", tables, CorrectionTables)
+    check_flag("force", force)
     _check(opened.manifest, tables, provenance)
     if out is None:
         check_corrections_place(opened)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, checked_tokens, shown
 from coupled_sampling.bundles.correction_tables import CorrectionTables, fingerprint, neighbour_lags
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
@@ -27,7 +27,7 @@ from coupled_sampling.contracts import LogitsProvider
 from coupled_sampling.corrections import Corrector, LowRank
 from coupled_sampling.decoding import Decoder
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.fields import check_fields
+from coupled_sampling.fields import check_fields, check_is, check_path
 from coupled_sampling.fitting.low_rank import Loss, Optimiser, divergence, fit_low_rank
 from coupled_sampling.fitting.pairs import Pairs, Recording, thinned
 from coupled_sampling.fitting.work import MOST_SAMPLES, Sample, WorkFolder
@@ -134,7 +134,7 @@ def fit_corrections(
     bundle: Bundle,
     decoding: DecodingSettings,
     prompts: Sequence[Sequence[int]],
-    work: Path,
+    work: str | Path,
     *,
     settings: FitSettings | None = None,
     report: Report | None = None,
@@ -180,7 +180,19 @@ def fit_corrections(
     >>> fit.tables.lags, sorted(fit.tables.fitted)
     ((1, 14), ['match', 'rejection'])
     """
-    chosen = settings or FitSettings()
+    for name, value, kind in (
+        ("provider", provider, LogitsProvider),
+        ("bundle", bundle, Bundle),
+        ("decoding", decoding, DecodingSettings),
+        ("settings", settings, FitSettings | None),
+    ):
+        check_is(name, value, kind)
+    work, chosen = check_path("work", work), settings or FitSettings()
+    if provider.vocab_size != bundle.manifest.vocab_size:
+        raise InvalidArgument(
+            f"provider has {provider.vocab_size} tokens, and the bundle {bundle.manifest.name} {bundle.manifest.vocab_size}; open "
+            "it from this bundle"
+        )
     if decoding.sampling.temperature == 0:
         raise InvalidArgument(
             "temperature is 0: all samples of a prompt would be one; fit at temperature 1, the tables serve below it, too"
@@ -190,8 +202,11 @@ def fit_corrections(
             f"window is {decoding.window!r}, expected a number of slots from 2 on: no law is looked at twice in a narrower one, "
             "and a fit has to be the same every time"
         )
-    if not prompts:
-        raise InvalidArgument("prompts is empty, expected what samples begin with")
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InvalidArgument(f"prompts is {shown(prompts)}, expected what samples begin with: sequences of tokens")
+    prompts = [
+        checked_tokens(f"prompts[{i}]", prompt, provider.vocab_size).tolist() for i, prompt in enumerate(prompts)
+    ]
     return _Fitting(provider, bundle, decoding, prompts, work, chosen, report or (lambda *_: None)).run()
 
 

@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
-from coupled_sampling.corrections import LowRank
+from coupled_sampling.arguments import check_count, check_number
+from coupled_sampling.corrections import LowRank, check_lags
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.fields import check_fields
+from coupled_sampling.fields import check_fields, check_is
 from coupled_sampling.fitting.pairs import Pairs, log_laws
 
 __all__ = ["Divergence", "Loss", "Optimiser", "divergence", "fit_low_rank"]
@@ -79,6 +79,7 @@ class Optimiser:
         check_fields(self)
         for name in ("rank", "steps", "batch"):
             check_count(f"optimiser: {name}", getattr(self, name))
+        check_count("optimiser: seed", self.seed, 0)
         if not (0 < self.rate < 1 and 0 <= self.decay < 1):
             raise InvalidArgument(f"rate is {self.rate} and decay {self.decay}, expected numbers below 1, rate above 0")
 
@@ -197,9 +198,11 @@ def fit_low_rank(
     """
     if loss not in ("kl", "tv"):
         raise InvalidArgument(f"loss is {loss!r}, expected 'kl' or 'tv'")
-    if not 0 < temperature < np.inf:
+    if check_number("temperature", temperature, "a finite number > 0") <= 0:
         raise InvalidArgument(f"temperature is {temperature}, expected a finite number > 0")
-    chosen = optimiser or Optimiser()
+    chosen = check_is("optimiser", optimiser or Optimiser(), Optimiser)
+    lags, parts = check_lags(lags), check_is("parts", parts, tuple[Pairs, ...])
+    _check_shapes(parts, len(lags), check_count("vocab_size", vocab_size), check_count("first", first, 0))
     apart = max(1, len(parts) // 8)
     if not any(len(part.before) for part in parts[:-apart]) or not any(len(part.before) for part in parts[-apart:]):
         raise InvalidArgument(
@@ -218,6 +221,16 @@ def fit_low_rank(
             if progress is not None:
                 progress(every if step % every == 0 else step % every)
     return _table(best, fit.unigram, tuple(lags), vocab_size, first), off
+
+
+def _check_shapes(parts: Sequence[Pairs], lags: int, vocab_size: int, first: int) -> None:
+    for i, part in enumerate(parts):
+        shapes = [np.shape(values) for values in part]
+        count, size = shapes[2] if len(shapes[2]) == 2 else (-1, 0)
+        if shapes != [(count, lags)] * 2 + [(count, size)] * 2 or first + size > vocab_size:
+            raise InvalidArgument(
+                f"parts[{i}] has shapes {shapes}, expected neighbours (n, {lags}) and laws (n, M) with M <= {vocab_size - first}"
+            )
 
 
 def divergence(table: LowRank | None, parts: Sequence[Pairs], first: int, temperature: float = 1.0) -> Divergence:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
     Array,
@@ -26,6 +27,8 @@ from coupled_sampling.contracts import (
     max_window,
     prompt_chunk,
 )
+from coupled_sampling.corrections import check_lags
+from coupled_sampling.fields import check_is
 from coupled_sampling.requests import Request
 
 __all__ = ["Pairs", "Recording", "log_laws", "thinned"]
@@ -122,9 +125,12 @@ class Recording:
         most_bytes: int = _MOST_BYTES,
     ) -> None:
         self.provider = provider
+        check_is("provider", provider, LogitsProvider)
+        check_count("first", first, 0)
+        check_count("count", count, 1, int(provider.vocab_size) - first)
         self.vocab_size, self.max_length = int(provider.vocab_size), int(provider.max_length)
         self.max_window, self.prompt_chunk = max_window(provider), prompt_chunk(provider)
-        self._lags, self._tokens = tuple(lags), slice(first, first + count)
+        self._lags, self._tokens = check_lags(lags), slice(first, first + count)
         self._context = np.zeros(self.max_length, np.int64)
         self._keeps_last, self._most = committed, max(2, most_bytes // (2 * count * np.dtype(np.float16).itemsize))
         self._forget()

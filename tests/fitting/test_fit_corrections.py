@@ -173,5 +173,5 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_decoded(bundle, mod
 
 
 def test_a_fit_needs_prompts(bundle, model, tmp_path):
-    with pytest.raises(InvalidArgument, match="prompts is empty"):
+    with pytest.raises(InvalidArgument, match=r"prompts is \[\]"):
         fit_corrections(model, bundle, bundle.settings(), [], tmp_path / "work", settings=PLAN)
