@@ -108,8 +108,8 @@ def write_corrections(
     return open_bundle(out.absolute())
 
 
-def check_corrections_place(bundle: Bundle) -> None:
-    """Refuse a bundle that tables cannot be written into, before any work is done.
+def check_corrections_place(bundle: Bundle, *, copied: bool = False) -> None:
+    """Refuse a bundle that tables cannot be written into, or into a copy of which, before any work is done.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def check_corrections_place(bundle: Bundle) -> None:
             f"{bundle.manifest.name} is an ONNX file of somebody else's, opened as it is, and has no place for tables; make a "
             "bundle of the checkpoint that it came from, by `coupled-sampling export`"
         )
-    if not os.access(bundle.folder, os.W_OK | os.X_OK):
+    if not copied and not os.access(bundle.folder, os.W_OK | os.X_OK):
         raise OutputError(
             f"cannot write tables into {bundle.folder}: no permission; name another folder with out, for a copy of the bundle that "
             "has them"

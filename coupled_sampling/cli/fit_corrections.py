@@ -89,9 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = FitSettings(arguments.samples, arguments.apart, arguments.loss, arguments.seed)
     task = prepare(arguments, count=settings.first + settings.samples)
     out = _out(arguments)
-    if out is None:
-        check_corrections_place(task.bundle)
-    else:
+    check_corrections_place(task.bundle, copied=out is not None)
+    if out is not None:
         mention_leftovers(arguments, out)
         check_replaceable(out, force=arguments.force)
     work = Path(f"{task.bundle.manifest.name}.fitting") if arguments.work is None else arguments.work
