@@ -27,7 +27,9 @@ from coupled_sampling import Decoder, HostStep, Request
 from coupled_sampling.backends import OrtProvider
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
-from coupled_sampling.bundles.opening import Bundle, Defaults, GeneratedTokens, Manifest, Prompt, file_record
+from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, Prompt
+from coupled_sampling.bundles.manifest_file import file_record
+from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import CoupledStep, Outcome, Runs, Window
 from coupled_sampling.export import DecoderDescription, Norm, Storage, save_graph, write_decoder_graph
 from coupled_sampling.export.graphs.step import step_graph

@@ -17,13 +17,14 @@ A corrector of your own is an object with ``lags`` and ``correct``; see `Correct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.arrays import (
     array_device,
     as_like,
@@ -35,6 +36,7 @@ from coupled_sampling.arrays import (
     read_only,
 )
 from coupled_sampling.errors import CorrectorError, InvalidArgument
+from coupled_sampling.fields import check_is
 from coupled_sampling.sampling import Array
 
 __all__ = ["Changes", "Corrector", "Learns", "LowRank"]
@@ -177,10 +179,15 @@ def check_corrector(corrector: Corrector, vocab_size: int | None = None) -> None
 
 def check_lags(lags: Sequence[int]) -> tuple[int, ...]:
     """``lags`` as a tuple; refused if they are no distances, or twice the same."""
+    if not isinstance(lags, Iterable) or isinstance(lags, str):
+        raise InvalidArgument(
+            f"lags is {shown(lags)}, expected 1 to {MOST_LAGS} different integers >= 1, such as (1, 14) for left and above"
+        )
+    lags = tuple(lags)
     usable = [isinstance(lag, int | np.integer) and not isinstance(lag, bool) and lag >= 1 for lag in lags]
     if not 1 <= len(lags) <= MOST_LAGS or not all(usable) or len(set(lags)) != len(lags):
         raise InvalidArgument(
-            f"lags is {tuple(lags)!r}, expected 1 to {MOST_LAGS} different integers >= 1, such as (1, 14) for left and above"
+            f"lags is {shown(lags)}, expected 1 to {MOST_LAGS} different integers >= 1, such as (1, 14) for left and above"
         )
     return tuple(int(lag) for lag in lags)
 
@@ -231,6 +238,8 @@ class LowRank:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
         count = len(self.lags)
+        for name in ("unigram", "basis", "neighbours", "stale_scale", "unigram_scale"):
+            check_is(f"{name} of a correction", getattr(self, name), np.ndarray)
         if self.basis.ndim != 2:
             raise InvalidArgument(f"basis of a correction has the shape {self.basis.shape}, expected (V, R)")
         vocab_size, rank = self.basis.shape

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, check_number
 from coupled_sampling.arrays import from_host, to_host
 from coupled_sampling.corrections import Changes, check_lags
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_is
 from coupled_sampling.sampling import Array
 
 __all__ = ["KeptAverages", "RunningAverages"]
@@ -79,7 +80,7 @@ class KeptAverages:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lags", check_lags(self.lags))
-        rows, index = self.rows, self.index
+        rows, index = (check_is(f"{name} of averages", getattr(self, name), np.ndarray) for name in ("rows", "index"))
         if rows.ndim != 2 or not rows.size or not np.issubdtype(rows.dtype, np.floating) or not np.isfinite(rows).all():
             raise InvalidArgument(
                 f"rows of averages is {rows.dtype} {rows.shape}, expected finite floating numbers (rows, vocabulary)"
@@ -103,10 +104,11 @@ class KeptAverages:
         InvalidArgument
             An array is missing, or see the class.
         """
+        check_is("state of averages", state, Mapping[str, Any])
         missing = [name for name in ("lags", "rows", "index") if name not in state]
         if missing:
             raise InvalidArgument(f"state of averages lacks {', '.join(missing)}, expected lags, rows and index")
-        return cls(tuple(np.asarray(state["lags"]).tolist()), state["rows"], state["index"])
+        return cls(tuple(np.atleast_1d(state["lags"]).tolist()), state["rows"], state["index"])
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All it knows, as arrays to be kept in a file: ``lags``, ``rows`` and ``index``."""
@@ -212,12 +214,12 @@ class RunningAverages:
         check_count("most_bytes", most_bytes)
         self.vocab_size = int(vocab_size)
         usual = [FIRST_WEIGHT] + [OTHER_WEIGHT] * (len(self.lags) - 1)
-        self.weights = tuple(float(weight) for weight in (usual if weights is None else weights))
+        self.weights = check_is("weights", usual if weights is None else weights, tuple[float, ...])
         if len(self.weights) != len(self.lags) or not np.isfinite(self.weights).all():
             raise InvalidArgument(
                 f"weights is {weights!r}, expected a finite number for each of the {len(self.lags)} lags"
             )
-        if not np.isfinite(shrinkage) or shrinkage <= 0:
+        if check_number("shrinkage", shrinkage, "a finite number > 0 of counts") <= 0:
             raise InvalidArgument(f"shrinkage is {shrinkage!r}, expected a finite number > 0 of counts")
         self.shrinkage = float(shrinkage)
         self.most_bytes = int(most_bytes)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from coupled_sampling import __version__
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, GeneratedTokens, Manifest, PixelGraph
-from coupled_sampling.bundles.opening import file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument

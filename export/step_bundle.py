@@ -18,7 +18,8 @@ from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.correction_writing import store_corrections
 from coupled_sampling.bundles.files import whole_folder
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
-from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph

@@ -17,7 +17,8 @@ from typing import Any
 
 from coupled_sampling.backends.foreign.configuration import GENAI
 from coupled_sampling.bundles.beside import read_object
-from coupled_sampling.bundles.opening import MANIFEST, is_bundle
+from coupled_sampling.bundles.manifest import MANIFEST
+from coupled_sampling.bundles.manifest_file import is_bundle
 from coupled_sampling.errors import BundleError
 
 __all__ = ["find_decoder", "is_onnx", "other_graphs"]

@@ -1,6 +1,7 @@
 """Bundles: a model as a folder that any back end, in any language, can run.
 
-- `opening`: `open_bundle`, which believes nothing it has not checked, and what writes a manifest;
+- `opening`: `open_bundle`, which believes nothing it has not checked;
+- `manifest_file`: the file `manifest.json`, read and written;
 - `manifest`: what a manifest says, `parsing`: JSON as such records;
 - `layouts`: which tokens may stand where;
 - `correction_tables`: what predicts laws under changed neighbours, `correction_writing`: putting it into a bundle;
@@ -26,7 +27,8 @@ from coupled_sampling.bundles.manifest import (
     StepGraph,
     WindowGraph,
 )
-from coupled_sampling.bundles.opening import Bundle, embedded_names, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, TextStream, Tokenizer
 

@@ -33,6 +33,7 @@ from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.records import USES, CorrectionsRecord
 from coupled_sampling.corrections import LowRank
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.fields import check_is
 from coupled_sampling.plain_corrections import KeptAverages
 
 __all__ = ["FILE", "USES", "CorrectionTables", "fingerprint", "neighbour_lags", "read_corrections", "stored_arrays"]
@@ -85,6 +86,7 @@ class CorrectionTables:
                 raise InvalidArgument(
                     f"fitted has {use!r}: {table!r}, expected a LowRank for some of {', '.join(USES)}"
                 )
+        check_is("plain", self.plain, Mapping[str, Any])
         kinds = {(table.lags, table.vocab_size) for table in self.fitted.values()}
         if len(kinds) != 1:
             raise InvalidArgument(
@@ -110,7 +112,7 @@ def neighbour_lags(manifest: Manifest) -> tuple[int, ...]:
     >>> neighbour_lags(open_bundle("fashion").manifest)
     (1, 14)
     """
-    grid = manifest.grid
+    grid = check_is("manifest", manifest, Manifest).grid
     if grid is None or grid.rows == 1:
         return (1,)
     row = _free_position(manifest, grid.columns) - _free_position(manifest, 0)

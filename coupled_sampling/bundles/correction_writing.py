@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.arguments import shown
+from coupled_sampling.arguments import check_flag, shown
 from coupled_sampling.bundles.correction_tables import CorrectionTables, fingerprint, stored_arrays
 from coupled_sampling.bundles.files import whole_folder, write_whole
 from coupled_sampling.bundles.hidden import find_leftovers, held, is_held
 from coupled_sampling.bundles.manifest import MANIFEST, Manifest
-from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, read_manifest, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, read_manifest, write_manifest
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.records import CorrectionsRecord
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.bundles.uninterrupted import uninterrupted
@@ -90,6 +91,7 @@ def write_corrections(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     check_is("tables", tables, CorrectionTables)
+    check_flag("force", force)
     _check(opened.manifest, tables, provenance)
     if out is None:
         check_corrections_place(opened)
@@ -106,8 +108,8 @@ def write_corrections(
     return open_bundle(out.absolute())
 
 
-def check_corrections_place(bundle: Bundle) -> None:
-    """Refuse a bundle that tables cannot be written into, before any work is done.
+def check_corrections_place(bundle: Bundle, *, copied: bool = False) -> None:
+    """Refuse a bundle that tables cannot be written into, or into a copy of which, before any work is done.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def check_corrections_place(bundle: Bundle) -> None:
             f"{bundle.manifest.name} is an ONNX file of somebody else's, opened as it is, and has no place for tables; make a "
             "bundle of the checkpoint that it came from, by `coupled-sampling export`"
         )
-    if not os.access(bundle.folder, os.W_OK | os.X_OK):
+    if not copied and not os.access(bundle.folder, os.W_OK | os.X_OK):
         raise OutputError(
             f"cannot write tables into {bundle.folder}: no permission; name another folder with out, for a copy of the bundle that "
             "has them"

@@ -20,7 +20,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PARTIAL", "REPLACED", "find_leftovers", "held", "hidden_path", "is_held"]
+__all__ = ["PARTIAL", "REPLACED", "find_leftovers", "held", "held_alone", "hidden_path", "is_held"]
 
 PARTIAL, REPLACED = "coupled-sampling.partial", "coupled-sampling.replaced"
 """What names end with, before the result's own ending if it is a file."""
@@ -65,6 +65,25 @@ def held(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_SH)
     try:
         yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def held_alone(path: Path) -> Iterator[bool]:
+    """Hold a file until the block ends, or the process does; gives False where another run holds it. Without locks it is True."""
+    handle, mine = None, True
+    if sys.platform != "win32":
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mine = False
+        except OSError:  # a file system without locks
+            pass
+    try:
+        yield mine
     finally:
         if handle is not None:
             os.close(handle)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from coupled_sampling.bundles.files import Contents, check_place, read_contents, real_path
 from coupled_sampling.bundles.hidden import PARTIAL, REPLACED, find_leftovers
 from coupled_sampling.bundles.manifest import MANIFEST
-from coupled_sampling.bundles.opening import read_manifest
+from coupled_sampling.bundles.manifest_file import read_manifest
 from coupled_sampling.bundles.renames import rename_new
 from coupled_sampling.errors import BundleError, OutputError
 

@@ -6,7 +6,7 @@ Every help text ends with the option's default. What a value is, its metavar say
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coupled_sampling.bundles.opening import embedded_names
@@ -14,7 +14,7 @@ from coupled_sampling.bundles.settings import CORRECTIONS
 from coupled_sampling.cli.models import BACKENDS, STEPS
 from coupled_sampling.methods import METHODS
 
-__all__ = ["METHOD_NAMES", "add_model", "add_output", "add_running", "add_sampling", "names"]
+__all__ = ["METHOD_NAMES", "add_model", "add_output", "add_place", "add_running", "add_sampling", "names"]
 
 METHOD_NAMES = ", ".join(METHODS)
 """For help texts."""
@@ -55,8 +55,8 @@ def add_model(parser: argparse.ArgumentParser, *, foreign: bool = True) -> None:
         )
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, corrections: bool = True) -> None:
-    """What to sample, and how; not ``corrections`` leaves out what corrects laws, for a command that fits it."""
+def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None:
+    """What to sample, and how; ``fits`` is for the command that fits what corrects laws, and leaves out the choice of it."""
     _add_prompt(parser)
     add = parser.add_argument_group("sampling").add_argument
     add(
@@ -95,14 +95,19 @@ def add_sampling(parser: argparse.ArgumentParser, *, corrections: bool = True) -
         "--window",
         type=_window,
         metavar="W",
-        help="most tokens in one forward pass; auto finds the fastest while it decodes (default: the bundle's)",
+        help="most tokens in one forward pass"
+        + (
+            " (default: 32, or what the model takes)"
+            if fits
+            else "; auto finds the fastest while it decodes (default: the bundle's)"
+        ),
     )
     add(
         "--drafting",
         metavar="RULE",
         help="first guesses: random, repeat, copy:LAG or ngram:N; they change the speed, never the law (default: the bundle's)",
     )
-    if corrections:
+    if not fits:
         add(
             "--corrections",
             choices=[kind for kind in CORRECTIONS if kind != "auto"],
@@ -146,6 +151,17 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         metavar="N",
         help="most sequences decoded together (default: %(default)s)",
     )
+    _add_step(add, more_steps)
+    _add_place(add)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Where to run, for a command that has its own way to decode: one sequence at a time, by the library."""
+    _add_place(parser.add_argument_group("where it runs").add_argument)
+    parser.set_defaults(batch_size=1, step="host")
+
+
+def _add_place(add: Callable[..., object]) -> None:
     add(
         "--backend",
         choices=BACKENDS,
@@ -160,6 +176,16 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         help="launch windows of a shape seen before as CUDA graphs, or not (default: tensorrt and tensorrt-rtx do, cuda does not)",
     )
     add(
+        "--engines",
+        type=Path,
+        metavar="FOLDER",
+        help="where TensorRT's engines are kept (default: the bundle's folder with .engines behind its name)",
+    )
+    add("--threads", type=int, metavar="N", help="threads within an operator (default: the runtime's choice)")
+
+
+def _add_step(add: Callable[..., object], more_steps: Sequence[str]) -> None:
+    add(
         "--step",
         choices=(*STEPS, *(step.split(":")[0] for step in more_steps)),
         default="auto",
@@ -169,13 +195,6 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 1, more_steps
         + "".join(f". {step}" for step in more_steps)
         + " (default: %(default)s)",
     )
-    add(
-        "--engines",
-        type=Path,
-        metavar="FOLDER",
-        help="where TensorRT's engines are kept (default: the bundle's folder with .engines behind its name)",
-    )
-    add("--threads", type=int, metavar="N", help="threads within an operator (default: the runtime's choice)")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

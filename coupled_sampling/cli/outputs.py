@@ -10,7 +10,7 @@ from pathlib import Path
 
 from coupled_sampling.bundles.files import check_writable, real_path
 from coupled_sampling.bundles.manifest import MANIFEST
-from coupled_sampling.bundles.opening import read_manifest
+from coupled_sampling.bundles.manifest_file import read_manifest
 from coupled_sampling.bundles.replacing import leftovers, remove_leftovers
 from coupled_sampling.cli.output import tell
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError

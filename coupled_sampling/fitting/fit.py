@@ -12,31 +12,31 @@ same machine give the same tables.
 from __future__ import annotations
 
 import json
-import shutil
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
+from coupled_sampling.arguments import check_count, checked_tokens, shown
 from coupled_sampling.bundles.correction_tables import CorrectionTables, fingerprint, neighbour_lags
-from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
-from coupled_sampling.contracts import Integers, LogitsProvider
+from coupled_sampling.contracts import LogitsProvider
 from coupled_sampling.corrections import Corrector, LowRank
 from coupled_sampling.decoding import Decoder
-from coupled_sampling.errors import InvalidArgument, OutputError
-from coupled_sampling.fields import check_fields
-from coupled_sampling.fitting.low_rank import Divergence, Loss, Optimiser, divergence, fit_low_rank
-from coupled_sampling.fitting.pairs import Pairs, Recording, joined, thinned
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_fields, check_is, check_path
+from coupled_sampling.fitting.low_rank import Loss, Optimiser, divergence, fit_low_rank
+from coupled_sampling.fitting.pairs import Pairs, Recording, thinned
+from coupled_sampling.fitting.work import MOST_SAMPLES, Sample, WorkFolder
 from coupled_sampling.plain_corrections import KeptAverages, RunningAverages
 
 __all__ = ["CorrectionFit", "FitSettings", "fit_corrections"]
+
+_APART = 2
+"""The stage of samples that nothing saw, after the first samples and the others."""
 
 _FIRST = 40
 """Samples before the first table, at most."""
@@ -49,9 +49,6 @@ _LOSSES: dict[str, Loss] = {"match": "kl", "rejection": "tv"}
 _PLAIN_BYTES = 2**20
 """Of averages that go into a bundle, as they are learned; a bundle of a large vocabulary gets none."""
 _PLAIN_VOCABULARY = 2048
-
-_NAME = "fit.json"
-"""What a working folder is of."""
 
 Report = Callable[[str, int, int], object]
 """Told what is being done, how much of it was done since the last call, and how much it is in all."""
@@ -72,7 +69,8 @@ class FitSettings:
     seed
         Of all samples and of the fit. Decode with another one afterwards: a table knows a little of the noise it was made from.
     most_bytes
-        Memory for pairs; where all do not fit, some of each sample are taken at random.
+        Memory for pairs; where all do not fit, some of each sample are taken at random. A quarter as much again is for those of the
+        sample that is being decoded.
     optimiser
         See `Optimiser`.
 
@@ -94,6 +92,8 @@ class FitSettings:
         check_fields(self)
         for name in ("samples", "apart"):
             check_count(f"fit: {name}", getattr(self, name))
+            if getattr(self, name) > MOST_SAMPLES:
+                raise InvalidArgument(f"{name} is {getattr(self, name)}, expected at most {MOST_SAMPLES}")
         check_count("fit: most_bytes", self.most_bytes)
         if self.samples < 2:
             raise InvalidArgument(
@@ -129,23 +129,12 @@ class CorrectionFit(NamedTuple):
     """By use, how it was fitted and what it does on samples kept apart: JSON."""
 
 
-class _Sample(NamedTuple):
-    """What one decoded sample leaves."""
-
-    pairs: Pairs
-    neighbours: Integers
-    """(n, K) of the committed positions, and their log-laws (n, M); empty where no averages are kept."""
-    laws: NDArray[np.floating]
-    passes: int
-    tokens: int
-
-
 def fit_corrections(
     provider: LogitsProvider,
     bundle: Bundle,
     decoding: DecodingSettings,
     prompts: Sequence[Sequence[int]],
-    work: Path,
+    work: str | Path,
     *,
     settings: FitSettings | None = None,
     report: Report | None = None,
@@ -172,9 +161,9 @@ def fit_corrections(
     Raises
     ------
     InvalidArgument
-        A prompt cannot be decoded, temperature is 0, or samples have no pairs.
+        A prompt cannot be decoded, temperature is 0, the window is "auto" or one slot, or samples have no pairs.
     OutputError
-        ``work`` holds another fit, or cannot be written.
+        ``work`` holds another fit, is used by another run, or cannot be written.
 
     Examples
     --------
@@ -191,13 +180,33 @@ def fit_corrections(
     >>> fit.tables.lags, sorted(fit.tables.fitted)
     ((1, 14), ['match', 'rejection'])
     """
-    chosen = settings or FitSettings()
+    for name, value, kind in (
+        ("provider", provider, LogitsProvider),
+        ("bundle", bundle, Bundle),
+        ("decoding", decoding, DecodingSettings),
+        ("settings", settings, FitSettings | None),
+    ):
+        check_is(name, value, kind)
+    work, chosen = check_path("work", work), settings or FitSettings()
+    if provider.vocab_size != bundle.manifest.vocab_size:
+        raise InvalidArgument(
+            f"provider has {provider.vocab_size} tokens, and the bundle {bundle.manifest.name} {bundle.manifest.vocab_size}; open "
+            "it from this bundle"
+        )
     if decoding.sampling.temperature == 0:
         raise InvalidArgument(
             "temperature is 0: all samples of a prompt would be one; fit at temperature 1, the tables serve below it, too"
         )
-    if not prompts:
-        raise InvalidArgument("prompts is empty, expected what samples begin with")
+    if isinstance(decoding.window, str) or decoding.window < 2:
+        raise InvalidArgument(
+            f"window is {decoding.window!r}, expected a number of slots from 2 on: no law is looked at twice in a narrower one, "
+            "and a fit has to be the same every time"
+        )
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InvalidArgument(f"prompts is {shown(prompts)}, expected what samples begin with: sequences of tokens")
+    prompts = [
+        checked_tokens(f"prompts[{i}]", prompt, provider.vocab_size).tolist() for i, prompt in enumerate(prompts)
+    ]
     return _Fitting(provider, bundle, decoding, prompts, work, chosen, report or (lambda *_: None)).run()
 
 
@@ -217,28 +226,40 @@ class _Fitting:
         self._lags = neighbour_lags(self._manifest)
         generated = self._manifest.generated_tokens
         self._first = generated.first
-        self._model = Recording(provider, self._lags, generated.first, generated.count)
         self._keeps_averages = self._manifest.vocab_size <= _PLAIN_VOCABULARY
-        self._work = work
-        self._open_work()
+        self._model = Recording(
+            provider,
+            self._lags,
+            generated.first,
+            generated.count,
+            committed=self._keeps_averages,
+            most_bytes=settings.most_bytes // 4,
+        )
+        self._work = WorkFolder(work, len(self._lags), generated.count)
 
     def run(self) -> CorrectionFit:
-        settings = self._settings
-        early = self._samples("first samples", 0, settings.first, None)
-        table, _ = self._fit("first table", [sample.pairs for sample in early], "tv")
-        late = self._samples("samples", 1, settings.samples, table)
-        pairs = [sample.pairs for sample in (*early, *late)]
-        losses = {use: settings.loss or loss for use, loss in _LOSSES.items()}
+        with self._work.opened(self._identity()):
+            losses = {use: cast(Loss, self._settings.loss or loss) for use, loss in _LOSSES.items()}
+            fitted, averages = self._fitted(losses)
+            provenance = {use: self._tried(use, losses[use], fitted[use], averages) for use in fitted}
+        return CorrectionFit(CorrectionTables(fitted, {} if averages is None else averages.state()), provenance)
+
+    def _fitted(self, losses: Mapping[str, Loss]) -> tuple[dict[str, LowRank], KeptAverages | None]:
+        """The table for each use, and the averages of the committed laws."""
+        vocab_size = self._manifest.vocab_size
+        averages = None
+        if self._keeps_averages:
+            averages = RunningAverages(self._lags, vocab_size, most_bytes=max(_PLAIN_BYTES, 4 * vocab_size))
+        early = self._samples("first samples", 0, None, averages)
+        table = self._fit("first table", early, "tv")
+        pairs = [*early, *self._samples("samples", 1, table, averages)]
         fitted: dict[str, LowRank] = {}
         for use, loss in losses.items():
             same = next((other for other in fitted if losses[other] == loss), None)
-            fitted[use] = fitted[same] if same else self._fit(f"table for {use}", pairs, loss)[0]
-        averages = self._averages([*early, *late])
-        provenance = {use: self._tried(use, losses[use], fitted[use], averages) for use in fitted}
-        plain = {} if averages is None else averages.state()
-        return CorrectionFit(CorrectionTables(fitted, plain), provenance)
+            fitted[use] = fitted[same] if same else self._fit(f"table for {use}", pairs, loss)
+        return fitted, None if averages is None else averages.kept()
 
-    def _fit(self, what: str, parts: Sequence[Pairs], loss: Any) -> tuple[LowRank, Divergence]:
+    def _fit(self, what: str, parts: Sequence[Pairs], loss: Loss) -> LowRank:
         optimiser = replace(self._settings.optimiser, seed=self._settings.seed)
         return fit_low_rank(
             parts,
@@ -249,7 +270,7 @@ class _Fitting:
             temperature=self._decoding.sampling.temperature,
             optimiser=optimiser,
             progress=lambda count: self._report(what, count, optimiser.steps),
-        )
+        )[0]
 
     def _tried(self, use: str, loss: str, table: LowRank, averages: KeptAverages | None) -> dict[str, Any]:
         """How a table was fitted, and what it does on samples that nothing saw."""
@@ -260,15 +281,16 @@ class _Fitting:
         for way, corrector in ways.items():
             if corrector is None and way != "none":
                 continue
-            made = [
-                self._decode(method, 2, i, corrector, f"{use} with {way}", settings.apart)
-                for i in range(settings.apart)
-            ]
-            rates[way] = round(sum(one.tokens for one in made) / sum(one.passes for one in made), 3)
-            pairs = [one.pairs for one in made]
-        held = joined(pairs)
+            tokens = passes = 0
+            for index in range(settings.apart):
+                made = self._decode(method, _APART, index, corrector)
+                tokens, passes = tokens + made.tokens, passes + made.passes
+                if way == "fitted":  # what the table is asked where it is used
+                    pairs.append(made.pairs)
+                self._report(f"{use} with {way}", 1, settings.apart)
+            rates[way] = round(tokens / passes, 3)
         temperature = self._decoding.sampling.temperature
-        before, after = (divergence(one, held, self._first, temperature) for one in (None, table))
+        before, after = (divergence(one, pairs, self._first, temperature) for one in (None, table))
         return {
             "loss": loss,
             "method": method,
@@ -286,33 +308,29 @@ class _Fitting:
             },
         }
 
-    def _averages(self, samples: Sequence[_Sample]) -> KeptAverages | None:
-        if not self._keeps_averages:
-            return None
-        vocab_size = self._manifest.vocab_size
-        averages = RunningAverages(self._lags, vocab_size, most_bytes=max(_PLAIN_BYTES, 4 * vocab_size))
-        for sample in samples:
-            logits = np.full((len(sample.laws), vocab_size), -np.inf, np.float32)
-            logits[:, self._first : self._first + sample.laws.shape[1]] = sample.laws
-            averages.learn(logits, np.where(sample.neighbours < 0, vocab_size, sample.neighbours))
-        return averages.kept()
-
-    def _samples(self, what: str, stage: int, count: int, corrections: Corrector | None) -> list[_Sample]:
-        """The samples of a stage, from their files where these are there."""
-        made = []
+    def _samples(
+        self, what: str, stage: int, corrections: Corrector | None, averages: RunningAverages | None
+    ) -> list[Pairs]:
+        """The pairs of a stage's samples, from their files where these are there; ``averages`` learn of each."""
+        count, parts = self._settings.samples if stage else self._settings.first, []
         for index in range(count):
-            path = self._work / f"sample-{stage}-{index:05}.npz"
-            sample = _read(path) if path.exists() else None
+            sample = self._work.read(stage, index)
             if sample is None:
-                sample = self._decode(_METHODS["rejection"], stage, index, corrections, None, count)
-                _write(path, sample)
-            made.append(sample)
+                sample = self._decode(_METHODS["rejection"], stage, index, corrections)
+                self._work.write(stage, index, sample)
+            parts.append(sample.pairs)
+            if averages is not None:
+                self._learn(averages, sample)
             self._report(what, 1, count)
-        return made
+        return parts
 
-    def _decode(
-        self, method: str, stage: int, index: int, corrections: Corrector | None, what: str | None, count: int
-    ) -> _Sample:
+    def _learn(self, averages: RunningAverages, sample: Sample) -> None:
+        vocab_size = self._manifest.vocab_size
+        logits = np.full((len(sample.laws), vocab_size), -np.inf, np.float32)
+        logits[:, self._first : self._first + sample.laws.shape[1]] = sample.laws
+        averages.learn(logits, np.where(sample.neighbours < 0, vocab_size, sample.neighbours))
+
+    def _decode(self, method: str, stage: int, index: int, corrections: Corrector | None) -> Sample:
         """Decode one sample; its noise is that of no other stage."""
         prompt = self._prompts[index % len(self._prompts)]
         settings = replace(self._decoding, method=method)
@@ -328,68 +346,17 @@ class _Fitting:
                 passes = commit.trace.nfe
         whole = np.concatenate(tokens)
         generator = np.random.default_rng([self._settings.seed, stage, index])
-        most = self._settings.most_bytes // (self._settings.first + self._settings.samples)
-        pairs = thinned(self._model.pairs(whole, generator), most, generator)
+        together = self._settings.apart if stage == _APART else self._settings.first + self._settings.samples
+        pairs = thinned(self._model.pairs(whole, generator), self._settings.most_bytes // together, generator)
         neighbours, laws = self._model.committed(whole, len(prompt))
-        if not self._keeps_averages:
-            neighbours, laws = neighbours[:0], laws[:0]
-        if what is not None:
-            self._report(what, 1, count)
-        return _Sample(pairs, neighbours, laws.astype(np.float16), passes, len(whole) - len(prompt))
+        return Sample(pairs, neighbours, laws.astype(np.float16), passes, len(whole) - len(prompt))
 
-    def _open_work(self) -> None:
-        """Make the working folder, or see that it is of this very fit."""
-        decoding = {name: str(value) for name, value in vars(self._decoding).items()}
+    def _identity(self) -> str:
+        """What its samples depend on."""
         told = {
             "model": fingerprint(self._bundle.folder, self._manifest, self._lags),
-            "decoding": decoding,
+            "decoding": {name: str(value) for name, value in vars(self._decoding).items()},
             "prompts": [list(map(int, prompt)) for prompt in self._prompts],
             "settings": asdict(self._settings),
         }
-        text = json.dumps(told, sort_keys=True, indent=1)
-        path = self._work / _NAME
-        try:
-            held = path.read_text() if path.exists() else None
-            self._work.mkdir(parents=True, exist_ok=True)
-            others = held is None and any(self._work.iterdir())
-        except (OSError, UnicodeDecodeError) as error:
-            raise OutputError(f"cannot use {self._work} as a working folder: {error}; name another") from error
-        if others:
-            raise OutputError(f"{self._work} is there and holds no fit; name another folder")
-        if held not in (None, text):
-            raise OutputError(
-                f"{self._work} holds another fit, of other settings or another model; name another folder, or remove it"
-            )
-        if held is None:
-            write_whole(path, lambda partial: partial.write_text(text))
-
-
-def remove_work(work: Path) -> None:
-    """Remove the working folder of a fit that is done: our own files, and the folder if nothing else is in it."""
-    if (work / _NAME).exists():
-        for path in (*work.glob("sample-?-?????.npz"), work / _NAME):
-            path.unlink(missing_ok=True)
-        if not any(work.iterdir()):
-            shutil.rmtree(work)
-
-
-def _write(path: Path, sample: _Sample) -> None:
-    arrays = {**sample.pairs._asdict(), "neighbours": sample.neighbours, "laws": sample.laws}
-    counts = np.array([sample.passes, sample.tokens], np.int64)
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, counts=counts, **arrays)
-
-    write_whole(path, write)
-
-
-def _read(path: Path) -> _Sample | None:
-    """A sample's file; None where it is damaged: then it is decoded again."""
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            pairs = Pairs(*(held[name] for name in Pairs._fields))
-            passes, tokens = held["counts"].tolist()
-            return _Sample(pairs, held["neighbours"], held["laws"], passes, tokens)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+        return json.dumps(told, sort_keys=True, indent=1)

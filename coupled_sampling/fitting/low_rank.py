@@ -20,18 +20,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
-from coupled_sampling.corrections import LowRank
+from coupled_sampling.arguments import check_count, check_number
+from coupled_sampling.corrections import LowRank, check_lags
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.fields import check_fields
-from coupled_sampling.fitting.pairs import Pairs, joined, log_laws
+from coupled_sampling.fields import check_fields, check_is
+from coupled_sampling.fitting.pairs import Pairs, log_laws
 
 __all__ = ["Divergence", "Loss", "Optimiser", "divergence", "fit_low_rank"]
 
 Loss = Literal["kl", "tv"]
 
 _BLOCK = 2**20
-"""Numbers of laws that are looked at together."""
+"""Numbers of laws that are looked at together; memory does not grow with the vocabulary."""
 
 _LEAST_SCALE = 1e-2
 """A, by which stale logits are multiplied, stays positive."""
@@ -79,6 +79,7 @@ class Optimiser:
         check_fields(self)
         for name in ("rank", "steps", "batch"):
             check_count(f"optimiser: {name}", getattr(self, name))
+        check_count("optimiser: seed", self.seed, 0)
         if not (0 < self.rate < 1 and 0 <= self.decay < 1):
             raise InvalidArgument(f"rate is {self.rate} and decay {self.decay}, expected numbers below 1, rate above 0")
 
@@ -110,30 +111,39 @@ class _Batch(NamedTuple):
 
 
 class _Data:
-    """Pairs over M tokens, at the temperature that they are compared at."""
+    """The pairs of several samples over M tokens, at the temperature that they are compared at. Laws are not copied together."""
 
-    def __init__(self, pairs: Pairs, first: int, temperature: float) -> None:
-        size = pairs.before.shape[1]
-        self._pairs, self._temperature = pairs, temperature
+    def __init__(self, parts: Sequence[Pairs], first: int, temperature: float) -> None:
+        self.size = size = parts[0].before.shape[1]
+        self._parts, self._temperature = parts, temperature
+        self._begins = np.cumsum([0, *(len(part.before) for part in parts)])
 
         def inner(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
             within = (tokens >= first) & (tokens < first + size)
             return np.where(within, tokens - first, size)
 
-        self._old, self._new = inner(pairs.old), inner(pairs.new)
-        self._which = ((pairs.old != pairs.new) << np.arange(pairs.old.shape[1])).sum(axis=1)
+        old, new = (np.concatenate(tokens) for tokens in zip(*((part.old, part.new) for part in parts), strict=True))
+        self._old, self._new = inner(old), inner(new)
+        self._which = ((old != new) << np.arange(old.shape[1])).sum(axis=1)
 
     def __len__(self) -> int:
         return len(self._which)
 
     def take(self, index: NDArray[np.int64]) -> _Batch:
-        before, after = (part[index].astype(np.float32) for part in (self._pairs.before, self._pairs.after))
+        before, after = (np.empty((len(index), self.size), np.float32) for _ in range(2))
+        of = np.searchsorted(self._begins, index, side="right") - 1  # a sample without pairs begins where the next does
+        for part in np.unique(of):
+            here = np.flatnonzero(of == part)
+            inside = index[here] - self._begins[part]
+            before[here], after[here] = self._parts[part].before[inside], self._parts[part].after[inside]
         laws = np.exp(log_laws(after / self._temperature))
         return _Batch(self._old[index], self._new[index], self._which[index], before, laws)
 
-    def blocks(self) -> Iterator[_Batch]:
-        size = max(1, _BLOCK // self._pairs.before.shape[1])
-        return (self.take(np.arange(at, min(at + size, len(self)))) for at in range(0, len(self), size))
+    def blocks(self, index: NDArray[np.int64] | None = None) -> Iterator[_Batch]:
+        """All pairs, or those of ``index``, a few at a time."""
+        chosen = np.arange(len(self)) if index is None else index
+        size = max(1, _BLOCK // self.size)
+        return (self.take(chosen[at : at + size]) for at in range(0, len(chosen), size))
 
 
 def fit_low_rank(
@@ -188,17 +198,18 @@ def fit_low_rank(
     """
     if loss not in ("kl", "tv"):
         raise InvalidArgument(f"loss is {loss!r}, expected 'kl' or 'tv'")
-    if not 0 < temperature < np.inf:
+    if check_number("temperature", temperature, "a finite number > 0") <= 0:
         raise InvalidArgument(f"temperature is {temperature}, expected a finite number > 0")
-    chosen = optimiser or Optimiser()
+    chosen = check_is("optimiser", optimiser or Optimiser(), Optimiser)
+    lags, parts = check_lags(lags), check_is("parts", parts, tuple[Pairs, ...])
+    _check_shapes(parts, len(lags), check_count("vocab_size", vocab_size), check_count("first", first, 0))
     apart = max(1, len(parts) // 8)
     if not any(len(part.before) for part in parts[:-apart]) or not any(len(part.before) for part in parts[-apart:]):
         raise InvalidArgument(
             f"parts are {len(parts)} samples, without pairs of changed neighbours on one side; decode more samples, or longer ones"
         )
-    seen, unseen = joined(parts[:-apart]), joined(parts[-apart:])
-    data, held = (_Data(pairs, first, temperature) for pairs in (seen, unseen))
-    fit = _Fit(data, chosen, loss, temperature, len(lags), seen.before.shape[1])
+    data, held = (_Data(some, first, temperature) for some in (parts[:-apart], parts[-apart:]))
+    fit = _Fit(data, chosen, loss, temperature, len(lags))
     best, off = fit.parameters, fit.divergence(fit.parameters, held)
     every = max(1, chosen.steps // 30)
     for step in range(1, chosen.steps + 1):
@@ -212,10 +223,20 @@ def fit_low_rank(
     return _table(best, fit.unigram, tuple(lags), vocab_size, first), off
 
 
-def divergence(table: LowRank | None, pairs: Pairs, first: int, temperature: float = 1.0) -> Divergence:
-    """How far ``table`` is off on ``pairs``; without a table, how far the old laws are."""
-    data = _Data(pairs, first, temperature)
-    size = pairs.before.shape[1]
+def _check_shapes(parts: Sequence[Pairs], lags: int, vocab_size: int, first: int) -> None:
+    for i, part in enumerate(parts):
+        shapes = [np.shape(values) for values in part]
+        count, size = shapes[2] if len(shapes[2]) == 2 else (-1, 0)
+        if shapes != [(count, lags)] * 2 + [(count, size)] * 2 or first + size > vocab_size:
+            raise InvalidArgument(
+                f"parts[{i}] has shapes {shapes}, expected neighbours (n, {lags}) and laws (n, M) with M <= {vocab_size - first}"
+            )
+
+
+def divergence(table: LowRank | None, parts: Sequence[Pairs], first: int, temperature: float = 1.0) -> Divergence:
+    """How far ``table`` is off on the pairs of samples; without a table, how far the old laws are."""
+    data = _Data(parts, first, temperature)
+    size = data.size
     if table is None:
         return _mean_divergence(lambda batch: batch.before, data, temperature)
     inside = slice(first, first + size)
@@ -228,9 +249,7 @@ def divergence(table: LowRank | None, pairs: Pairs, first: int, temperature: flo
 class _Fit:
     """Parameters, and Adam's memory of their gradients."""
 
-    def __init__(
-        self, data: _Data, optimiser: Optimiser, loss: Loss, temperature: float, neighbours: int, size: int
-    ) -> None:
+    def __init__(self, data: _Data, optimiser: Optimiser, loss: Loss, temperature: float, neighbours: int) -> None:
         self._data, self._optimiser, self._loss, self._temperature = data, optimiser, loss, temperature
         self._generator = np.random.default_rng(optimiser.seed)
         total = sum(batch.after.sum(axis=0, dtype=np.float64) for batch in data.blocks())
@@ -239,7 +258,7 @@ class _Fit:
         def small(*shape: int) -> NDArray[np.float32]:
             return (0.1 * self._generator.standard_normal(shape)).astype(np.float32)
 
-        rank, kinds = optimiser.rank, 2**neighbours
+        rank, kinds, size = optimiser.rank, 2**neighbours, data.size
         self.parameters = _Parameters(
             small(size, rank),
             small(neighbours, size + 1, rank),
@@ -255,8 +274,7 @@ class _Fit:
         """Minibatch number ``count``, from 1 on."""
         settings = self._optimiser
         size = min(settings.batch, len(self._data))
-        batch = self._data.take(self._generator.choice(len(self._data), size, replace=False))
-        gradient = _gradient(self.parameters, self.unigram, batch, self._loss, self._temperature)
+        gradient = self._gradient(self._generator.choice(len(self._data), size, replace=False))
         warming, falling = min(1.0, count / 20), 0.5 * (1 + np.cos(np.pi * count / settings.steps))
         rate = np.float32(settings.rate * warming * falling)
         updated = []
@@ -269,6 +287,18 @@ class _Fit:
             moved = value - rate * (mean / (1 - 0.9**count)) / (np.sqrt(square / (1 - 0.99**count)) + 1e-8)
             updated.append(np.maximum(moved, _LEAST_SCALE) if name == "stale_scale" else moved)
         self.parameters = _Parameters(*(value.astype(np.float32) for value in updated))
+
+    def _gradient(self, index: NDArray[np.int64]) -> _Parameters:
+        """Of the mean loss over the pairs of ``index``."""
+        parts = (
+            _gradient(self.parameters, self.unigram, batch, self._loss, self._temperature, len(index))
+            for batch in self._data.blocks(index)
+        )
+        whole = next(parts)
+        for part in parts:
+            for value, more in zip(whole, part, strict=True):
+                value += more
+        return whole
 
 
 def _predicted(
@@ -284,8 +314,9 @@ def _predicted(
 
 
 def _gradient(
-    parameters: _Parameters, unigram: NDArray[np.float32], batch: _Batch, loss: Loss, temperature: float
+    parameters: _Parameters, unigram: NDArray[np.float32], batch: _Batch, loss: Loss, temperature: float, count: int
 ) -> _Parameters:
+    """What ``batch`` adds to the gradient of the mean over ``count`` pairs."""
     moved, logits = _predicted(parameters, unigram, batch)
     law = np.exp(log_laws(logits / temperature))
     if loss == "kl":
@@ -293,7 +324,7 @@ def _gradient(
     else:
         sign = 0.5 * np.sign(law - batch.after)
         slope = law * (sign - (law * sign).sum(axis=1, keepdims=True))
-    slope /= len(law) * temperature
+    slope /= count * temperature
     at_sources = slope @ parameters.basis
     kinds = len(parameters.stale_scale)
     sources = np.zeros_like(parameters.neighbours)

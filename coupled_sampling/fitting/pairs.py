@@ -4,7 +4,8 @@ While a sequence is decoded, a position that stays in the window is forwarded ag
 may change. The two laws and the two sets of neighbours are a pair: what a corrector is asked, and the answer.
 
 Many pairs lie behind a draft that is refused, under tokens that never come to stand together. They still say something, but not in
-their numbers: a share of them is kept.
+their numbers: a share of them is kept. A large vocabulary makes laws large; where a sequence's pairs would not fit into memory, all
+of them have the same chance to stay.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import check_count
 from coupled_sampling.arrays import to_host
 from coupled_sampling.contracts import (
     Array,
@@ -25,12 +27,17 @@ from coupled_sampling.contracts import (
     max_window,
     prompt_chunk,
 )
+from coupled_sampling.corrections import check_lags
+from coupled_sampling.fields import check_is
 from coupled_sampling.requests import Request
 
-__all__ = ["Pairs", "Recording", "joined", "log_laws", "thinned"]
+__all__ = ["Pairs", "Recording", "log_laws", "thinned"]
 
 _KEPT_ASIDE = 0.3
 """Share of pairs off the committed path that are kept."""
+
+_MOST_BYTES = 2**28
+"""Memory for the pairs of one sequence, unless told otherwise."""
 
 _LEAST = -60.0
 """Log-probabilities are cut off here, so that numbers stay finite: exp(-60) is nothing."""
@@ -87,6 +94,10 @@ class Recording:
         Where neighbours stand.
     first, count
         The tokens that it can generate; others are left out.
+    committed
+        Whether `committed` will be asked, for which the last law of every position is kept.
+    most_bytes
+        Memory for the pairs of a sequence; where more come up, some are taken at random.
 
     Examples
     --------
@@ -103,19 +114,38 @@ class Recording:
 
     batch_size = 1
 
-    def __init__(self, provider: LogitsProvider, lags: Sequence[int], first: int, count: int) -> None:
+    def __init__(
+        self,
+        provider: LogitsProvider,
+        lags: Sequence[int],
+        first: int,
+        count: int,
+        *,
+        committed: bool = True,
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
         self.provider = provider
+        check_is("provider", provider, LogitsProvider)
+        check_count("first", first, 0)
+        check_count("count", count, 1, int(provider.vocab_size) - first)
         self.vocab_size, self.max_length = int(provider.vocab_size), int(provider.max_length)
         self.max_window, self.prompt_chunk = max_window(provider), prompt_chunk(provider)
-        self._lags, self._tokens = tuple(lags), slice(first, first + count)
+        self._lags, self._tokens = check_lags(lags), slice(first, first + count)
         self._context = np.zeros(self.max_length, np.int64)
+        self._keeps_last, self._most = committed, max(2, most_bytes // (2 * count * np.dtype(np.float16).itemsize))
+        self._forget()
+
+    def _forget(self) -> None:
         self._last: _Pass | None = None
         self._candidates: list[_Candidate] = []
+        self._share = 1.0
+        """Of pairs that are noted: it is halved whenever there are too many."""
+        self._generator = np.random.default_rng(0)
         self._final: dict[int, tuple[Integers, NDArray[np.float32]]] = {}
 
     def begin(self, row: int, request: Request) -> None:
         """Forget the sequence before."""
-        self._last, self._candidates, self._final = None, [], {}
+        self._forget()
         if isinstance(self.provider, RequestObserver):
             self.provider.begin(row, request)
 
@@ -133,8 +163,8 @@ class Recording:
         if self._last is not None:
             self._compare(self._last, now)
         self._last = now
-        for slot in range(width):
-            self._final[begin + slot + 1] = now.context, own[slot]
+        for slot in range(width if self._keeps_last else 0):
+            self._final[begin + slot + 1] = now.context, own[slot].copy()  # a view would keep the whole window
         return logits
 
     def _compare(self, before: _Pass, now: _Pass) -> None:
@@ -142,9 +172,17 @@ class Recording:
         begin = max(before.start, now.start)
         for slot in range(begin, min(len(before.context), len(now.context))):
             old, new = (_neighbours(one.context, slot + 1, self._lags) for one in (before, now))
-            if old != new:
+            if old != new and (self._share == 1 or self._generator.random() < self._share):
                 first, second = (log_laws(one.logits[slot - one.start]).astype(np.float16) for one in (before, now))
                 self._candidates.append(_Candidate(old, new, first, second, now.context[: slot + 1]))
+                if len(self._candidates) > self._most:
+                    self._halve()
+
+    def _halve(self) -> None:
+        """Forget every second pair or so, and note only half as many from now on: early ones and late ones have the same chance."""
+        stay = self._generator.random(len(self._candidates)) < 0.5
+        self._candidates = [one for one, stays in zip(self._candidates, stay, strict=True) if stays]
+        self._share /= 2
 
     def pairs(self, tokens: Integers, generator: np.random.Generator) -> Pairs:
         """The pairs of the sequence whose prompt and generated tokens are ``tokens``; ``generator`` chooses those off its path."""
@@ -162,7 +200,7 @@ class Recording:
         )
 
     def committed(self, tokens: Integers, prompt_length: int) -> tuple[Integers, NDArray[np.float32]]:
-        """The generated positions' neighbours (n, K) and log-laws (n, M), each under the tokens that were committed."""
+        """The generated positions' neighbours (n, K) and log-laws (n, M), under the committed tokens; none unless kept."""
         places = [
             position
             for position in range(prompt_length, len(tokens))
@@ -193,8 +231,3 @@ def thinned(pairs: Pairs, most_bytes: int, generator: np.random.Generator) -> Pa
         return pairs
     chosen = np.sort(generator.choice(len(pairs.before), most, replace=False))
     return Pairs(*(part[chosen] for part in pairs))
-
-
-def joined(parts: Sequence[Pairs]) -> Pairs:
-    """All of ``parts`` in one."""
-    return Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

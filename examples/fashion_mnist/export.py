@@ -20,18 +20,9 @@ from data import CLASSES, GRID, PATCH, TOKENS
 from model import Model, Shape
 
 from coupled_sampling.backends import OrtProvider
-from coupled_sampling.bundles.opening import (
-    Defaults,
-    FileRecord,
-    GeneratedTokens,
-    Grid,
-    Manifest,
-    PixelGraph,
-    Prompt,
-    file_record,
-    open_bundle,
-    write_manifest,
-)
+from coupled_sampling.bundles.manifest import Defaults, FileRecord, GeneratedTokens, Grid, Manifest, PixelGraph, Prompt
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.export import (
     DecoderDescription,
     Norm,

@@ -27,7 +27,8 @@ from coupled_sampling.bundles.manifest import (
     Prompt,
     WindowGraph,
 )
-from coupled_sampling.bundles.opening import Bundle, file_record, open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.export.check import Opener, check_opener

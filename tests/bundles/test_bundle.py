@@ -6,7 +6,7 @@ import pytest
 
 from coupled_sampling.bundles import opening as bundles
 from coupled_sampling.bundles.layouts import Span
-from coupled_sampling.bundles.opening import (
+from coupled_sampling.bundles.manifest import (
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -16,11 +16,9 @@ from coupled_sampling.bundles.opening import (
     Prompt,
     StepGraph,
     WindowGraph,
-    embedded_names,
-    file_record,
-    open_bundle,
-    write_manifest,
 )
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
+from coupled_sampling.bundles.opening import embedded_names, open_bundle
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 
 WINDOW = WindowGraph("window.onnx", 24, "float32", 2, 2, 4, 16, 12, 8, True)
@@ -147,14 +145,21 @@ def test_a_foreign_manifest_is_refused(folder, content):
         open_bundle(folder)
 
 
-def test_step_graphs_of_format_2_are_read_as_they_were():
-    """The shipped bundle has some: their records do not say where noise comes from, which is a ring."""
-    embedded = open_bundle("fashion")
-    document = json.loads((embedded.folder / "manifest.json").read_text())
-    assert not any("noise" in record for record in document["step_graphs"])
-    assert {graph.noise for graph in embedded.manifest.step_graphs} == {"ring"}
-    assert embedded.step_graph("scd-match").name == "step-scd-match.onnx"
-    assert embedded.step_graph("scd-match", noise="window") is None
+def test_step_graphs_of_format_2_are_read_as_they_were(folder):
+    """Their records do not say where noise comes from, which is a ring."""
+    (folder / "step.onnx").write_bytes(b"a step")
+
+    def old(document):
+        record = file_record(folder / "step.onnx")
+        document["format_version"] = 2
+        document["files"]["step.onnx"] = {"sha256": record.sha256, "bytes": record.bytes}
+        document["step_graphs"] = [{"file": "step.onnx", "method": "scd-match", "warped": False, "guided": False}]
+
+    edit(folder, old)
+    opened = open_bundle(folder)
+    assert [graph.noise for graph in opened.manifest.step_graphs] == ["ring"]
+    assert opened.step_graph("scd-match").name == "step.onnx"
+    assert opened.step_graph("scd-match", noise="window") is None
 
 
 def test_a_step_graph_has_noise_of_a_kind_that_is_known():

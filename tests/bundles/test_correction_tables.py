@@ -12,7 +12,7 @@ import pytest
 from coupled_sampling.bundles import CorrectionsRecord, CorrectionTables, neighbour_lags, open_bundle
 from coupled_sampling.bundles.correction_tables import fingerprint, read_corrections, stored_arrays
 from coupled_sampling.bundles.layouts import Layout, Span
-from coupled_sampling.bundles.opening import FileRecord, GeneratedTokens, Grid
+from coupled_sampling.bundles.manifest import FileRecord, GeneratedTokens, Grid
 from coupled_sampling.corrections import Changes, LowRank
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.plain_corrections import KeptAverages, RunningAverages

@@ -12,7 +12,7 @@ import pytest
 from coupled_sampling.bundles import correction_writing, open_bundle, opening, write_corrections
 from coupled_sampling.bundles.correction_writing import check_corrections_place
 from coupled_sampling.bundles.hidden import hidden_path
-from coupled_sampling.bundles.opening import file_record, write_manifest
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.bundles.records import GrowingGraph
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from standins.corrected_bundles import LAGS, PROVENANCE, WORDS, random_tables, write_plain_bundle

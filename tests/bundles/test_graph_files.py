@@ -8,7 +8,7 @@ import pytest
 from coupled_sampling import open_bundle
 from coupled_sampling.bundles import graph_files
 from coupled_sampling.bundles.graph_files import check_graph_files, external_files
-from coupled_sampling.bundles.opening import file_record
+from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.errors import BundleError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")

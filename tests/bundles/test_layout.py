@@ -7,7 +7,8 @@ import pytest
 
 from coupled_sampling import METHODS, Sampling, generate
 from coupled_sampling.bundles.layouts import Layout, Span
-from coupled_sampling.bundles.opening import open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import write_manifest
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from coupled_sampling.bundles.layouts import Span
-from coupled_sampling.bundles.opening import open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import write_manifest
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.export import add_step_graphs
 from standins.fake_cuda import Code

@@ -7,7 +7,7 @@ import pytest
 
 from coupled_sampling import open_bundle
 from coupled_sampling.bundles import CorrectionTables, write_corrections
-from coupled_sampling.bundles.opening import write_manifest
+from coupled_sampling.bundles.manifest_file import write_manifest
 from coupled_sampling.cli.entry import make_parser
 from coupled_sampling.cli.settings import run_settings
 from standins.corrected_bundles import PROVENANCE, a_manifest

@@ -109,3 +109,24 @@ def test_a_file_alone_is_opened_with_a_length_and_damage_is_said_first(tmp_path,
     assert (code, "9 per row" in shown) == (0, True)
     code, _, error = command("inspect", "fashion", "--max-length", 9)
     assert (code, "is a bundle, which says how many positions it has" in error) == (2, True)
+
+
+def test_tables_cannot_be_fitted_to_it_and_that_is_said_at_once(command, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for where in ([], ["--out", "copy"]):
+        code, _, error = command("fit-corrections", folder, "--prompt", "w5 w6", *where)
+        assert code == 2
+        assert "somebody else's" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_corrections_learn_of_it_and_there_is_no_fitted_table(command, folder):
+    asked = ["generate", folder, "--prompt", "w5 w6", "--length", 12, "--method", "scd-match", "--corrections"]
+    (code, plain, _), (_, none, _) = command(*asked, "plain"), command(*asked, "none")
+    assert code == 0
+    assert "corrections: RunningAverages" in plain
+    texts = [said.rpartition("scd-match: ")[0] for said in (plain, none)]
+    assert texts[0] == texts[1] != ""  # acceptance by match: the same tokens
+    code, _, error = command(*asked, "fitted")
+    assert code == 2
+    assert "has no table" in error

@@ -23,7 +23,7 @@ def plain(tmp_path):
     folder.mkdir()
     onnx.save(onnx.load(embedded.window_graph), folder / "window.onnx")
     shutil.copy(embedded.pixel_graph, folder)
-    from coupled_sampling.bundles.opening import file_record
+    from coupled_sampling.bundles.manifest_file import file_record
 
     document = json.loads((embedded.folder / "manifest.json").read_text())
     document |= {"format_version": 1, "files": {}}
@@ -143,7 +143,7 @@ def test_guided_generation_by_graph_is_that_of_the_host(tmp_path, capsys):
 
 
 def damaged(folder, content):
-    from coupled_sampling.bundles.opening import file_record
+    from coupled_sampling.bundles.manifest_file import file_record
 
     (folder / "window.onnx").write_bytes(content)
     document, record = json.loads((folder / "manifest.json").read_text()), file_record(folder / "window.onnx")

@@ -8,9 +8,10 @@ import pytest
 
 from coupled_sampling import Decoder, open_bundle
 from coupled_sampling.backends import Place, open_model
+from coupled_sampling.bundles.hidden import held_alone
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.fitting import FitSettings, Optimiser, Recording, fit_corrections
-from coupled_sampling.fitting.fit import remove_work
+from coupled_sampling.fitting.work import remove_work
 
 PLAN = FitSettings(samples=2, apart=1, optimiser=Optimiser(rank=2, steps=3))
 
@@ -106,6 +107,33 @@ def test_a_folder_of_another_fit_is_refused_and_left_alone(done, bundle, model, 
         fit(bundle, model, mine / "fit.json")
 
 
+def test_two_runs_do_not_work_in_one_folder(done, bundle, model):
+    fitted, work = done
+    with held_alone(work / "fit.json") as alone:
+        assert alone
+        with pytest.raises(OutputError, match="another run is fitting"):
+            fit(bundle, model, work)
+    half = work / ".sample-0-00000.npz-0123456789abcdef.coupled-sampling.partial.npz"
+    half.write_bytes(b"half")
+    assert same(fit(bundle, model, work).tables, fitted.tables)
+    assert not half.exists()  # a run that was killed left it
+
+
+def test_pairs_stay_within_the_memory_for_them(bundle, model, tmp_path, monkeypatch):
+    most, seen = 40 * 256 * 4, []
+    pairs = Recording.pairs
+
+    def noted(self, *given):
+        seen.append(len(self._candidates))
+        return pairs(self, *given)
+
+    monkeypatch.setattr(Recording, "pairs", noted)
+    fit(bundle, model, tmp_path / "work", plan=replace(PLAN, most_bytes=most))
+    assert max(seen) <= 10  # a quarter, while a sample is decoded
+    held = [np.load(path)["before"] for path in (tmp_path / "work").glob("sample-*.npz")]
+    assert 0 < max(map(len, held)) <= 10
+
+
 def test_removing_a_working_folder_leaves_what_is_not_its_own(tmp_path):
     for name in ("fit.json", "sample-0-00000.npz", "notes.txt"):
         (tmp_path / name).write_text("x")
@@ -131,6 +159,7 @@ def test_no_two_samples_share_noise_but_those_that_are_compared(bundle, model, t
     [
         ({"temperature": 0.0}, "temperature is 0"),
         ({"plan": {"samples": 1}}, "samples is 1, expected at least 2"),
+        ({"plan": {"samples": 10**9}}, "samples is 1000000000, expected at most"),
         ({"plan": {"apart": 0}}, "fit: apart"),
         ({"plan": {"loss": "l1"}}, "loss is 'l1'"),
         ({"plan": {"seed": -1}}, "seed is -1"),
@@ -144,5 +173,5 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_decoded(bundle, mod
 
 
 def test_a_fit_needs_prompts(bundle, model, tmp_path):
-    with pytest.raises(InvalidArgument, match="prompts is empty"):
+    with pytest.raises(InvalidArgument, match=r"prompts is \[\]"):
         fit_corrections(model, bundle, bundle.settings(), [], tmp_path / "work", settings=PLAN)

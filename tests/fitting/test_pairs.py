@@ -5,7 +5,7 @@ import pytest
 
 from coupled_sampling import GuidedProvider, generate
 from coupled_sampling.fitting import Pairs, Recording
-from coupled_sampling.fitting.pairs import joined, log_laws, thinned
+from coupled_sampling.fitting.pairs import log_laws, thinned
 from coupled_sampling.testing import TableProvider, random_table
 
 VOCAB, LAGS = 5, (1, 3)
@@ -110,7 +110,15 @@ def test_what_does_not_fit_into_memory_is_thinned_at_random():
     assert (some.new - some.old == 1).all()
     assert (np.diff(some.old[:, 0]) > 0).all()
     assert thinned(pairs, 10**6, np.random.default_rng(0)) is pairs
-    assert len(joined([some, pairs]).old) == 130
+
+
+def test_of_too_many_pairs_early_and_late_ones_have_the_same_chance():
+    model = Recording(Third(), LAGS, 0, VOCAB, committed=False, most_bytes=20 * 4 * VOCAB)
+    made = generate(model, [[0]], length=60, method="scd-maximal", window=8, drafting="random")
+    positions = [len(one.context) for one in model._candidates]
+    assert 5 <= len(positions) <= 20
+    assert min(positions) < 25 < 35 < max(positions)
+    assert len(model.committed(np.concatenate([[0], made.tokens[0]]), 1)[0]) == 0
 
 
 def test_log_laws_are_finite_and_sum_to_one():

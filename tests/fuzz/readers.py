@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from coupled_sampling.bundles import CorrectionTables, open_bundle, write_corrections
 from coupled_sampling.bundles.correction_tables import USES
-from coupled_sampling.bundles.opening import file_record
+from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.export import ExportSettings, export_checkpoint
 from standins.correctors import random_low_rank
 from standins.picture_models import (

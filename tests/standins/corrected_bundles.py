@@ -6,17 +6,8 @@ import numpy as np
 
 from coupled_sampling.bundles import CorrectionTables, open_bundle
 from coupled_sampling.bundles.correction_tables import fingerprint
-from coupled_sampling.bundles.opening import (
-    Defaults,
-    FileRecord,
-    GeneratedTokens,
-    Grid,
-    Manifest,
-    Prompt,
-    WindowGraph,
-    file_record,
-    write_manifest,
-)
+from coupled_sampling.bundles.manifest import Defaults, FileRecord, GeneratedTokens, Grid, Manifest, Prompt, WindowGraph
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.bundles.records import CorrectionsRecord
 from standins.correctors import random_low_rank
 

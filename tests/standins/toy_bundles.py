@@ -4,15 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from coupled_sampling.bundles.opening import (
-    Defaults,
-    GeneratedTokens,
-    Manifest,
-    PixelGraph,
-    Prompt,
-    file_record,
-    write_manifest,
-)
+from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph, Prompt
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.export import DecoderDescription, Norm, pixel_graph, save_graph, write_decoder_graph
 
 

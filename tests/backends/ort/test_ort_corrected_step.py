@@ -12,7 +12,8 @@ from coupled_sampling.backends import OrtProvider, Place
 from coupled_sampling.backends.ort import cpu, cuda
 from coupled_sampling.backends.place import Wanted
 from coupled_sampling.bundles.manifest import StepGraph
-from coupled_sampling.bundles.opening import open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import write_manifest
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.methods import find_method
 from standins.correctors import random_low_rank

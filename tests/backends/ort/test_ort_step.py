@@ -10,7 +10,8 @@ from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Samplin
 from coupled_sampling.backends import OrtProvider, OrtStep, Place, open_model
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.manifest import StepGraph
-from coupled_sampling.bundles.opening import open_bundle, write_manifest
+from coupled_sampling.bundles.manifest_file import write_manifest
+from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from standins.loud_sessions import let_sessions_warn
