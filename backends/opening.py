@@ -257,7 +257,8 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
             if refusal is None:
                 return wanted
             refusals.append(refusal)
-    raise InvalidArgument(refusals[0])
+    # Of the first step that was tried, and without corrections that nobody asked for.
+    raise InvalidArgument(refusals[len(correctors) - 1])
 
 
 def _correctors(bundle: Bundle, method: Method | None, asked: str | Corrector | None) -> Sequence[Corrector | None]:

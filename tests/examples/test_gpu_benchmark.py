@@ -44,7 +44,7 @@ def gpu(parts):
 def device(monkeypatch):
     """A stand-in with emulated kernels, whose clock counts events."""
     cuda = EmulatedCuda(memory=2**33)
-    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda capability, threads: b"")
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda *_: b"")
     with EmulationLauncher(PLAIN) as emulator:
         cuda.emulator = emulator
         yield Device(bindings=cuda)
@@ -174,7 +174,7 @@ def test_decoding_by_a_step_engine_counts_tokens_and_steps(parts, monkeypatch, t
     from standins.trt_bundles import Machine, write_bundle
 
     machine = Machine()
-    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda capability, threads: b"")
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda *_: b"")
     with EmulationLauncher(PLAIN) as emulator, machine.used():
         machine.cuda.emulator = emulator
         bundle = write_bundle(tmp_path / "toy", steps=["scd-match"])

@@ -19,7 +19,7 @@ SAMPLINGS = [Sampling(), Sampling(0), Sampling(0.6)]
 @contextlib.contextmanager
 def kernels(monkeypatch):
     """What gives kernels to a fake GPU, one piece of their source replaced if asked for."""
-    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda capability, threads: b"")
+    monkeypatch.setattr(pinned_launcher, "compile_kernels", lambda *_: b"")
     launchers = []
 
     def install(machine, replacement=None):

@@ -48,7 +48,7 @@ def with_kernels(emulator, monkeypatch):
     def install(cuda):
         cuda.emulator = emulator
         monkeypatch.setattr(
-            pinned_launcher, "compile_kernels", lambda capability, threads: f"{capability} {threads}".encode()
+            pinned_launcher, "compile_kernels", lambda capability, threads, *_: f"{capability} {threads}".encode()
         )
 
     return install

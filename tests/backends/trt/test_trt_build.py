@@ -399,7 +399,7 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr("coupled_sampling.backends.cuda.driver._require_bindings", lambda: machine.cuda)
     monkeypatch.setattr("coupled_sampling.backends.cuda.compile.require_nvrtc", lambda: None)
     monkeypatch.setattr(
-        "coupled_sampling.backends.cuda.pinned_launcher.compile_kernels", lambda capability, threads: b""
+        "coupled_sampling.backends.cuda.pinned_launcher.compile_kernels", lambda *_: b""
     )
     monkeypatch.chdir(tmp_path)
     names, made = {}, []
