@@ -26,10 +26,10 @@ __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "make a model decode in fewer passes: fit what laws become under changed neighbours"
 DESCRIPTION = """\
-Decode samples of the model, fit tables to what became of its laws when a token
-beside them changed, and put the tables into the bundle: one for methods that
-accept by match, one for those that accept by rejection. Other commands then use
-them by themselves. No law changes, and the model is not trained.
+Decode samples of the model, fit a table to what became of its laws when a token
+beside them changed, and put it into the bundle, for methods that accept by match
+and for those that accept by rejection. Other commands then use it by themselves.
+No law changes, and the model is not trained.
 
 Samples are kept in a working folder until the tables are written. A fit that was
 stopped goes on from there when the same command is given again."""
@@ -66,8 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--loss",
-        choices=("kl", "tv"),
-        help="what to make small: divergence or total variation (default: kl for match, tv for rejection)",
+        choices=("tv", "kl"),
+        default=defaults.loss,
+        help="what to make small: total variation or divergence (default: %(default)s)",
     )
     add(
         "--out",

@@ -398,9 +398,7 @@ def test_the_python_of_the_guide_runs_on_the_stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr("coupled_sampling.backends.trt.find_flavour", lambda name: rtx.flavour)
     monkeypatch.setattr("coupled_sampling.backends.cuda.driver._require_bindings", lambda: machine.cuda)
     monkeypatch.setattr("coupled_sampling.backends.cuda.compile.require_nvrtc", lambda: None)
-    monkeypatch.setattr(
-        "coupled_sampling.backends.cuda.pinned_launcher.compile_kernels", lambda *_: b""
-    )
+    monkeypatch.setattr("coupled_sampling.backends.cuda.pinned_launcher.compile_kernels", lambda *_: b"")
     monkeypatch.chdir(tmp_path)
     names, made = {}, []
     with EmulationLauncher(PLAIN) as emulator:
