@@ -50,7 +50,7 @@ def runtime(monkeypatch):
 
 
 def on_the_cpu(bundle, method, rows, **settings):
-    return open_model(bundle, Place(threads=1), rows, method=method, step="graph", **settings)
+    return open_model(bundle, Place(threads=1), rows, method=method, step="graph", corrections="none", **settings)
 
 
 def tokens(step, **settings):

@@ -54,7 +54,7 @@ def bundle():
 
 def step_of(bundle, kind, method, rows):
     if kind == "graph":
-        return open_model(bundle, Place(threads=1), rows, method=method, step="graph")
+        return open_model(bundle, Place(threads=1), rows, method=method, step="graph", corrections="none")
     return HostStep(OrtProvider.open(bundle, rows, threads=1), method)
 
 
@@ -178,7 +178,7 @@ def test_a_step_graph_says_what_it_offers(bundle):
     assert isinstance(step, PromptReader)
     assert isinstance(step, Forks)
     assert (step.prompt_chunk, step.touches_all, step.keeps_prefixes, step.forks) == (196, False, True, True)
-    guided = open_model(bundle, Place(threads=1), method="scd-match", step="graph", guidance=2.0)
+    guided = open_model(bundle, Place(threads=1), method="scd-match", step="graph", guidance=2.0, corrections="none")
     assert (guided.touches_all, guided.keeps_prefixes, guided.forks) == (False, False, True)
 
 
