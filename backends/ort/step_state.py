@@ -140,9 +140,10 @@ class NoiseRing:
         self._make(1)
 
     def _make(self, columns: int) -> None:
+        memory = self._binding.keep(np.zeros((self._batch_size, columns, self._vocab_size), np.float32))
+        # Where there is no room for it the ring is as it was, and the step can be tried again.
+        self.memory, self.columns = memory, columns
         self.held.clear()
-        self.columns = columns
-        self.memory = self._binding.keep(np.zeros((self._batch_size, columns, self._vocab_size), np.float32))
 
     def bind(self, rows: range) -> None:
         """Bind the ring of ``rows``, to be written in place."""

@@ -159,8 +159,8 @@ def test_inputs_are_bound_anew_in_every_call(bundle, runtime, monkeypatch):
     monkeypatch.setattr(DeviceBinding, "bind_input", once)
     try:
         found = tokens(cuda_step(bundle, "scd-match", 3))
-    except (InvalidArgument, IndexError):
-        return  # counts of another step took the loop astray
+    except (InvalidArgument, IndexError, ProviderError):
+        return  # counts of another step took the loop astray, or a window's own width was never bound
     assert found != expected
 
 
