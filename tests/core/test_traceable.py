@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from coupled_sampling import METHODS, Sampling, couplings, draws, target
+from coupled_sampling import METHODS, Sampling, couplings, draws, step_rule, target
 from coupled_sampling.arrays import is_concrete, namespace, to_host
 from coupled_sampling.contracts import RowInfo, Sites
 from coupled_sampling.corrections import Changes
@@ -124,7 +124,7 @@ def test_functions_of_the_rule(framework, kind, name, vocab_size):
 
 def test_every_public_function_is_among_them():
     tested = {name.split(",")[0] for name in FUNCTIONS}
-    public = {name for module in (couplings, draws) for name in module.__all__ if name[0].islower()}
+    public = {name for module in (couplings, draws, step_rule) for name in module.__all__ if name[0].islower()}
     assert public - tested == {"decide"}
 
 
