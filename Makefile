@@ -77,6 +77,7 @@ train: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python examples/fashion_mnist/train.py --out build/fashion
 	$(BIN)/python examples/fashion_mnist/export.py --checkpoint build/fashion/checkpoint.pt
+	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/fashion
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
