@@ -120,7 +120,7 @@ def test_two_runs_do_not_work_in_one_folder(done, bundle, model):
 
 
 def test_pairs_stay_within_the_memory_for_them(bundle, model, tmp_path, monkeypatch):
-    most, seen = 40 * 256 * 4, []
+    most, seen = 200 * 256 * 4, []
     pairs = Recording.pairs
 
     def noted(self, *given):
@@ -129,9 +129,9 @@ def test_pairs_stay_within_the_memory_for_them(bundle, model, tmp_path, monkeypa
 
     monkeypatch.setattr(Recording, "pairs", noted)
     fit(bundle, model, tmp_path / "work", plan=replace(PLAN, most_bytes=most))
-    assert max(seen) <= 10  # a quarter, while a sample is decoded
+    assert max(seen) <= 50  # a quarter, while a sample is decoded
     held = [np.load(path)["before"] for path in (tmp_path / "work").glob("sample-*.npz")]
-    assert 0 < max(map(len, held)) <= 10
+    assert 0 < max(map(len, held)) <= 50
 
 
 def test_removing_a_working_folder_leaves_what_is_not_its_own(tmp_path):
