@@ -9,6 +9,7 @@ from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Samplin
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.backends.ort.step_corrections import fed_tables
 from coupled_sampling.corrections import Changes
+from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.decision import decision_graph
 from coupled_sampling.export.graphs.step import step_graph
@@ -44,11 +45,11 @@ def requests_of(count, samplings, length=30):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_and_counts_are_those_of_host_step(method, size, lags, warped):
-    """Lags in any order, and one that reaches beyond every window; what is recorded is what the next round tests by."""
+    """Lags in any order, into prompts and beyond every window; what is recorded is what the next round tests by."""
     logits, corrections = table(1, size), random_low_rank(0, size, lags)
     ours = graph_step(logits, method, corrections, 3, warped=warped)
     both = Both(ours, HostStep(Table(logits, 3), method, corrections=corrections))
-    finish(Decoder(both, window=9, drafting="repeat"), requests_of(5, WARPED if warped else SAMPLINGS))
+    finish(Decoder(both, window=9, drafting=Repeat(fill=2)), requests_of(5, WARPED if warped else SAMPLINGS))
     assert both.compared > 400
     plain = generated(graph_step(logits, method, None, warped=warped), 9)
     assert generated(graph_step(logits, method, corrections, warped=warped), 9)[1] != plain[1]
