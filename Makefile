@@ -66,7 +66,9 @@ test-javascript: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py
-	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/methods.py --step graph --threads 1 --windows 12,16,32,auto --count 20
+	$(BIN)/python benchmarks/corrections.py passes
+	$(BIN)/python benchmarks/corrections.py cost
 	$(BIN)/python benchmarks/step_graph.py
 	$(BIN)/python benchmarks/prompts.py
 

@@ -32,7 +32,6 @@ from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.corrections import Changes, Corrector, LowRank
 from coupled_sampling.fitting import FitSettings, Optimiser, fit_corrections
-from coupled_sampling.fitting.fit import CorrectionFit
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.target import target_law
 
@@ -120,16 +119,22 @@ def passes(arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def fitted(bundle: Bundle, settings: FitSettings, **given: Any) -> CorrectionFit:
-    """A fit of its own, whose samples are thrown away."""
-    decoding = bundle.settings(**{"window": 32, **given})
+def fitted_there(
+    arguments: argparse.Namespace, bundle: Bundle, setting: str, kind: str, plan: FitSettings, **given: Any
+) -> list[Row]:
+    """Rows of ``setting`` with a table of their own, fitted as ``plan`` says; its samples are thrown away."""
+    decoding = bundle.settings(window=32, **given)
     prompts = [prompt.tokens for prompt in bundle.manifest.prompts.values()]
     with tempfile.TemporaryDirectory() as work, open_model(bundle, guidance=decoding.guidance) as model:
-        return fit_corrections(model, bundle, decoding, prompts, Path(work) / "fit", settings=settings)
+        tables = fit_corrections(model, bundle, decoding, prompts, Path(work) / "fit", settings=plan).tables.fitted
+    by_method = {"scd-maximal": tables["rejection"], "scd-match": tables["match"]}
+    count, seed = arguments.count, arguments.seed
+    rows = compared(bundle, count, seed, (32,), tuple(by_method), (kind,), lambda method, _: by_method[method], **given)
+    return [{"setting": setting, **row} for row in rows]
 
 
 def settings(arguments: argparse.Namespace) -> list[Row]:
-    """Other laws than the model's own, with the shipped table; temperature 2 with one fitted there, too."""
+    """Other laws than the model's own, with the shipped table and, for two temperatures, with one fitted there."""
     bundle, rows = open_bundle("fashion"), []
     each: dict[str, dict[str, Any]] = {
         "temperature 0.7": {"temperature": 0.7},
@@ -139,53 +144,24 @@ def settings(arguments: argparse.Namespace) -> list[Row]:
         "greedy": {"temperature": 0.0},
         "batch 8": {"rows": 8},
     }
-    methods = ("scd-maximal", "scd-match")
+    methods, kinds = ("scd-maximal", "scd-match"), ("none", "plain", "fitted")
     for name, given in each.items():
-        some = compared(
-            bundle,
-            arguments.count,
-            arguments.seed,
-            (32,),
-            methods,
-            ("none", "plain", "fitted"),
-            bundle.corrector,
-            **given,
-        )
+        some = compared(bundle, arguments.count, arguments.seed, (32,), methods, kinds, bundle.corrector, **given)
         rows += [{"setting": name, **row} for row in some]
     for temperature in (0.7, 2.0):
-        there = fitted(bundle, FitSettings(), temperature=temperature).tables.fitted
-        tables = {"scd-maximal": there["rejection"], "scd-match": there["match"]}
-        some = compared(
-            bundle,
-            arguments.count,
-            arguments.seed,
-            (32,),
-            methods,
-            ("fitted there",),
-            lambda method, _: tables[method],  # noqa: B023 - called before it changes
-            temperature=temperature,
-        )
-        rows += [{"setting": f"temperature {temperature:g}", **row} for row in some]
+        name = f"temperature {temperature:g}"
+        rows += fitted_there(arguments, bundle, name, "fitted there", FitSettings(), temperature=temperature)
     shown(rows)
     return rows
 
 
 def samples(arguments: argparse.Namespace) -> list[Row]:
+    """What a fit to few samples and to many is worth."""
     bundle, rows = open_bundle("fashion"), []
     for count in (10, 40, 160, 520):
-        there = fitted(bundle, FitSettings(samples=count)).tables.fitted
-        tables = {"scd-maximal": there["rejection"], "scd-match": there["match"]}
-        some = compared(
-            bundle,
-            arguments.count,
-            arguments.seed,
-            (32,),
-            tuple(tables),
-            ("fitted",),
-            lambda method, _: tables[method],  # noqa: B023 - called before it changes
-        )
-        rows += [{"setting": f"{count} samples", **row} for row in some]
-        shown(rows[-2:])
+        some = fitted_there(arguments, bundle, f"{count} samples", "fitted", FitSettings(samples=count))
+        shown(some)
+        rows += some
     return rows
 
 

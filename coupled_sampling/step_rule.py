@@ -213,15 +213,15 @@ def _swept(
     xp, slots = namespace(laws), slots_of(later)
     sites, drafts, noise = drawn
     beside = noise if isinstance(noise, BesideSites) else None  # asked once: to ask a Protocol takes long
-    columns = [laws[:, site : site + 1, :] for site in range(later.shape[-1])]
-    for site in range(1, len(columns)):
+    columns: dict[int, Array] = {}
+    for site in range(1, later.shape[-1]):
         found = correction.at(site, tokens, later)
         if found is None:
             continue
         changed = where = (later[:, site] & found.changed)[:, None]
         if found.usable is not None:
             where = changed & found.usable[:, None]
-        column = columns[site] = xp.where(where[..., None], found.law[:, None, :], columns[site])
+        column = columns[site] = xp.where(where[..., None], found.law[:, None, :], laws[:, site : site + 1, :])
         own = noise if beside is None else beside.column(site)
         redrawn = _redrawn(method, column, drafts.column(site), sites.column(site), own, where)
         tokens = xp.where(where & (slots == site), redrawn, tokens)
@@ -230,4 +230,7 @@ def _swept(
             ended = later & changed & ~where & (slots >= site)
             tokens = xp.where(ended, xp.full_like(tokens, -1), tokens)
             later = later & ~ended
-    return StepDecision(tokens, last, xp.concat(columns, axis=1))
+    if columns:
+        every = (columns.get(site, laws[:, site : site + 1, :]) for site in range(later.shape[-1]))
+        laws = xp.concat(list(every), axis=1)
+    return StepDecision(tokens, last, laws)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.cli.arguments import add_model, add_output, add_place, add_sampling
 from coupled_sampling.cli.output import say, say_json, tell
 from coupled_sampling.cli.outputs import add_clean, mention_leftovers, same_file
-from coupled_sampling.cli.pictures import require_pictures
+from coupled_sampling.cli.progress import bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.fitting.fit import FitSettings, Report, fit_corrections
+from coupled_sampling.fitting.fit import FitSettings, fit_corrections
 from coupled_sampling.fitting.work import remove_work
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -135,29 +132,3 @@ def _line(use: str, told: dict[str, Any]) -> str:
         f"{apart['tv'][1]:.3f} with the table (total variation), on {apart['samples']} samples kept apart"
         + ("; it gains nothing: fit to more samples, or decode with --corrections none" if harms else "")
     )
-
-
-@contextlib.contextmanager
-def bars() -> Iterator[Report]:
-    """A bar for each part of the work in turn; gives ``report(what, count, total)``.
-
-    Raises
-    ------
-    MissingDependency
-        tqdm is not installed.
-    """
-    tqdm = require_pictures("tqdm").tqdm
-    now: dict[str, Any] = {}
-
-    def report(what: str, count: int, total: int) -> None:
-        if what not in now:
-            for bar in now.values():
-                bar.close()
-            now[what] = tqdm(total=total, desc=what, file=sys.stderr, disable=None)
-        now[what].update(count)
-
-    try:
-        yield report
-    finally:
-        for bar in now.values():
-            bar.close()

@@ -10,7 +10,7 @@ from typing import Any
 from coupled_sampling.cli.pictures import require_pictures
 from coupled_sampling.requests import Commit
 
-__all__ = ["byte_bar", "counting", "token_bars"]
+__all__ = ["bars", "byte_bar", "counting", "token_bars"]
 
 
 def counting(report: Callable[[str, int], object]) -> Callable[[str, Commit], object]:
@@ -19,8 +19,8 @@ def counting(report: Callable[[str, int], object]) -> Callable[[str, Commit], ob
 
 
 @contextlib.contextmanager
-def token_bars(total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar of ``total`` tokens for each method in turn; gives ``report(method, count)``.
+def bars(unit: str = "it") -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each part of the work in turn; gives ``report(title, count, total)``.
 
     Raises
     ------
@@ -28,20 +28,27 @@ def token_bars(total: int) -> Iterator[Callable[[str, int], None]]:
         tqdm is not installed.
     """
     tqdm = require_pictures("tqdm").tqdm
-    bars: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
 
-    def report(method: str, count: int) -> None:
-        if method not in bars:
-            for bar in bars.values():
+    def report(title: str, count: int, total: int) -> None:
+        if title not in shown:
+            for bar in shown.values():
                 bar.close()
-            bars[method] = tqdm(total=total, desc=method, unit="token", file=sys.stderr, disable=None)
-        bars[method].update(count)
+            shown[title] = tqdm(total=total, desc=title, unit=unit, file=sys.stderr, disable=None)
+        shown[title].update(count)
 
     try:
         yield report
     finally:
-        for bar in bars.values():
+        for bar in shown.values():
             bar.close()
+
+
+@contextlib.contextmanager
+def token_bars(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar of ``total`` tokens for each method in turn; gives ``report(method, count)``. Raises as `bars` does."""
+    with bars("token") as report:
+        yield lambda method, count: report(method, count, total)
 
 
 @contextlib.contextmanager

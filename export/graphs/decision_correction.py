@@ -10,8 +10,8 @@ on, until nothing changes. A turn settles at least one more site, so that there 
 are few, since most redraws give the token that was there.
 
 It was chosen by measurement (ONNX Runtime on a CPU, one thread, lags 1 and 14, windows of 16 and 32 slots in which most drafts
-are refused): what the sweep adds to a step of one row is 0.13 to 0.31 ms with 267 tokens, where a Scan over sites takes 0.7 to 2.4,
-since it pays for each of some hundred operators at each site; with 16,384 tokens, 0.6 to 5 ms against 2 to 24. To draw all later
+are refused): what the sweep adds to a step of one row is 0.13 to 0.31 ms with 267 tokens, and one site at a time 0.7 to 2.4,
+since that pays for each of some hundred operators at each site; with 16,384 tokens, 0.6 to 5 ms against 2 to 24. To draw all later
 sites anew in every turn comes to 0.15 to 0.44 and 2 to 18 ms: a turn after the first has few sites to look at.
 
 The tables are inputs, so that one graph serves all that are ever fitted.

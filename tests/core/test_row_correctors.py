@@ -8,6 +8,7 @@ from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.testing import TableProvider
 from standins.frameworks import Framework
+from standins.schedules import LosesEveryThird
 
 V, LAGS = 4, (1, 3)
 REJECTING = ("sjd", "scd-maximal", "scd-gumbel")
@@ -141,17 +142,8 @@ def test_what_is_learned_is_used():
     assert [own.tolist() for own in plain] != [own.tolist() for own in learning]
 
 
-class OutcomeLost(HostStep):
-    """Every third outcome does not arrive, as when Ctrl-C comes between."""
-
-    calls = 0
-
-    def step(self, window):
-        outcome = super().step(window)
-        self.calls += 1
-        if self.calls % 3 == 0:
-            raise KeyboardInterrupt
-        return outcome
+class OutcomeLost(LosesEveryThird, HostStep):
+    """Every third outcome does not arrive."""
 
 
 class RaisesOnTheWay(HostStep):

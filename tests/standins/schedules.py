@@ -51,8 +51,8 @@ class Erratic:
         self.chosen = int(self.random.integers(1, self.largest + 1))
 
 
-class Losing(StepComparison):
-    """The outcome is lost on the way to the loop when told to."""
+class LosesWhenTold:
+    """Over a step: its outcome is lost on the way to the loop when told to."""
 
     loses = False
 
@@ -62,6 +62,23 @@ class Losing(StepComparison):
             self.loses = False
             raise KeyboardInterrupt
         return outcome
+
+
+class LosesEveryThird:
+    """Over a step: every third outcome does not arrive, as when Ctrl-C comes between."""
+
+    calls = 0
+
+    def step(self, window):
+        outcome = super().step(window)
+        self.calls += 1
+        if self.calls % 3 == 0:
+            raise KeyboardInterrupt
+        return outcome
+
+
+class Losing(LosesWhenTold, StepComparison):
+    """Two steps side by side whose outcome may be lost."""
 
 
 def run_schedule(both, model, seed, steps, warped=True, guided=False):

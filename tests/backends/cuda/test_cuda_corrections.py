@@ -27,7 +27,7 @@ from standins.cuda_emulation.comparison import (
     window_of,
 )
 from standins.cuda_emulation.emulation import PLAIN, SANITIZED, THREADED, DeviceProvider, EmulationLauncher
-from standins.schedules import ROWS, run_schedule
+from standins.schedules import ROWS, LosesWhenTold, run_schedule
 from standins.table_graphs import VOCAB, Table, table
 
 RECYCLING = ["sjd", "scd-maximal", "scd-gumbel", "scd-match"]
@@ -149,17 +149,8 @@ def overflowing():
     return tables
 
 
-class Losing(BothSteps):
-    """The outcome is lost on the way to the loop when told to."""
-
-    loses = False
-
-    def step(self, window):
-        outcome = super().step(window)
-        if self.loses:
-            self.loses = False
-            raise KeyboardInterrupt
-        return outcome
+class Losing(LosesWhenTold, BothSteps):
+    """Both steps, whose outcome may be lost."""
 
     def report(self):
         return self

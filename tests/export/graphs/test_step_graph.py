@@ -26,6 +26,7 @@ from standins.refused import (
     expect_refusals,
     expect_that_unannounced_laws_end_a_request_alone,
 )
+from standins.schedules import LosesEveryThird
 from standins.table_graphs import (
     FAULTS,
     LENGTH,
@@ -129,15 +130,8 @@ def test_interruptions_anywhere_change_nothing(method):
     logits = table(1)
     requests = [Request([i], length, seed=3, sequence=i) for i, length in enumerate([30, 25, 28])]
 
-    class Loses(OrtStep):
-        calls = 0
-
-        def step(self, window):
-            outcome = super().step(window)
-            self.calls += 1
-            if self.calls % 3 == 0:
-                raise KeyboardInterrupt
-            return outcome
+    class Loses(LosesEveryThird, OrtStep):
+        pass
 
     def tokens_of(step, partial):
         decoder = Decoder(step, window=5, drafting="repeat")
