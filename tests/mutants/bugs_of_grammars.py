@@ -6,7 +6,7 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-GRAMMARS = ("test_grammars",)
+GRAMMARS = ("test_grammars", "test_grammar_drafts")
 
 BUGS = (
     Bug(
