@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import Decoder, Request, generate
+from coupled_sampling.drafting import Copy
 from coupled_sampling.methods import METHODS
 from standins.ranged import Apart
 from standins.requested import TABLE, V, model, run, tokens_of
@@ -15,12 +16,12 @@ def test_tokens_do_not_depend_on_how_a_prompt_was_read(method, reused):
     """Alone, in chunks of any width, as one of several samples that share it, or with a prefix that was there."""
     for length in (1, 4, 5, 23):
         prompt = np.arange(length) % V
-        own = Decoder(model(), method=method, window=4, drafting="copy:3")
+        own = Decoder(model(), method=method, window=4, drafting=Copy(3, fill=1))
         own.add(Request(prompt, length=8, sequence=2))
         expected = tokens_of(run(own)[0])
         for chunk, rows in ((1, 2), (3, 3), (8, 4)):
             provider = Apart(TABLE, V, batch_size=rows, chunk=chunk)
-            decoder = Decoder(provider, method=method, window=4, drafting="copy:3", reuse_prefixes=reused)
+            decoder = Decoder(provider, method=method, window=4, drafting=Copy(3, fill=1), reuse_prefixes=reused)
             decoder.add(Request([*prompt[:-1], 0, 1], length=3, sequence=77))
             decoder.step()
             handle = decoder.add(Request(prompt, length=8, samples=5))
