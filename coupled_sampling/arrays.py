@@ -389,6 +389,54 @@ def argmax_of_product(first: Array, second: Array) -> Array:
     return best.reshape(first.shape[:-1])
 
 
+def best_of_product(first: Array, second: Array, count: int) -> tuple[Array, Array]:
+    """The ``count`` largest entries of ``first * second`` along the last axis: their indices, largest first, and they themselves.
+
+    Which of equal ones come first is not promised.
+    """
+    if isinstance(first, np.ndarray):
+        return _best_of_numpy(first, second, count)
+    xp, product = namespace(first), first * second
+    if _is_torch(product):
+        values, index = product.topk(count, dim=-1)
+        return index, values
+    index = xp.argsort(-product, axis=-1, stable=True)[..., :count]
+    return xp.astype(index, integers(first)), xp.take_along_axis(product, index, axis=-1)
+
+
+_BLOCK = 64
+"""Entries of a long row that are looked at together."""
+
+
+def _best_of_numpy(
+    first: NDArray[Any], second: NDArray[Any], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """`best_of_product`: in long rows only the blocks with the largest maxima are looked into.
+
+    The largest entries lie in them: each block that is left out has ``count`` others with an entry no less than all of its own.
+    """
+    size = first.shape[-1]
+    product = (first * second).reshape(-1, size)
+    row = np.arange(len(product))[:, None]
+    blocks = size // _BLOCK
+    if blocks < 4 * count:
+        index = (
+            np.argpartition(-product, count - 1, axis=-1)[:, :count] if count < size else row[:1] * 0 + np.arange(size)
+        )
+    else:
+        maxima = product[:, : blocks * _BLOCK].reshape(len(product), blocks, _BLOCK).max(axis=-1)
+        chosen = np.argpartition(-maxima, count - 1, axis=-1)[:, :count]
+        within = (chosen[..., None] * _BLOCK + np.arange(_BLOCK)).reshape(len(product), -1)
+        rest = np.broadcast_to(np.arange(blocks * _BLOCK, size), (len(product), size - blocks * _BLOCK))
+        within = np.concatenate([within, rest], axis=1)
+        index = within[row, np.argpartition(-product[row, within], count - 1, axis=-1)[:, :count]]
+    index = np.broadcast_to(index, (len(product), count))
+    order = np.argsort(-product[row, index], axis=-1, kind="stable")
+    index = index[row, order]
+    shape = (*first.shape[:-1], count)
+    return index.reshape(shape).astype(np.int64), product[row, index].reshape(shape)
+
+
 def read_only(array: Array) -> Array:
     """``array``, as a view that cannot be written to if it is numpy; other libraries have no such thing."""
     if not isinstance(array, np.ndarray):

@@ -13,7 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from coupled_sampling.arrays import read_only
+from coupled_sampling.branching import BranchContext, Branches, Branching, checked_branches
 from coupled_sampling.contracts import Array, Integers
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.draft_contracts import DraftContext, Drafting, WaitsForTokens
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
@@ -25,6 +27,7 @@ from coupled_sampling.slots import Window
 __all__ = ["Assembly"]
 
 _NOTHING = np.zeros(0, np.int64)
+_NO_BRANCHES = Branches(_NOTHING, _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Assembly:
     vocab_size: int
     refuses_laws: str | None = None
     """Why the step cannot test drafts that carry laws."""
+    branching: Branching | None = None
+    """The rule for branches; None for none."""
+    columns: int = 0
+    """See `coupled_sampling.contracts.Trees.max_columns`."""
+    corrections: Corrector | None = None
+    """What the step corrects laws with, for the rule to know."""
 
     def window(
         self, rows: Sequence[Row | None], idle: Sequence[Integers], most: int
@@ -50,16 +59,24 @@ class Assembly:
         idle
             B arrays: tokens from position 0 on whose state a row without part has; it forwards the last of them again.
         """
-        ends = [0 if row is None else row.reach(most, self._guesses(row)) for row in rows]
-        width = max(end - row.cached for row, end in zip(rows, ends, strict=True) if row is not None)
-        slots = [IDLE if row is None else row.slots(end, width) for row, end in zip(rows, ends, strict=True)]
-        laws, wrong = self._propose(rows, [own.fresh for own in slots])
-        for b in wrong:
-            slots[b], ends[b] = IDLE, 0
+        kept = 0 if self.branching is None else min(int(self.branching.most), most - 1)
+        ends = [0 if row is None else row.reach(most, self._guesses(row), kept) for row in rows]
+        fresh = [
+            0 if row is None else max(0, end - max(row.committed + row.drafted, row.cached))
+            for row, end in zip(rows, ends, strict=True)
+        ]
+        laws, wrong = self._propose(rows, fresh)
+        branches = {} if self.branching is None else self._branches(self.branching, rows, ends, most, wrong)
+        taking = [(b, row) for b, row in enumerate(rows) if row is not None]
+        width = max(ends[b] - row.cached + len(branches.get(b, _NO_BRANCHES).tokens) for b, row in taking)
+        columns = self.columns if branches else None
+        slots = [
+            IDLE if row is None or b in wrong else row.slots(ends[b], width, columns) for b, row in enumerate(rows)
+        ]
         again = [last_of(held, width) for held in idle]
         slots = [own if own.known else IDLE._replace(start=first) for own, (first, _) in zip(slots, again, strict=True)]
         # In Python's numbers up to here: arrays of a few rows are slower, and this is what a step costs beside its model.
-        start, known, recycled, fresh, round_, draws = np.array(slots, np.int64).T.copy()
+        start, known, recycled, fresh_slots, round_, draws = np.array(slots, np.int64).T.copy()
         tokens, contexts = np.zeros((len(rows), width), np.int64), []
         for b, row in enumerate(rows):
             if row is None or b in wrong:
@@ -71,18 +88,44 @@ class Assembly:
                 contexts.append(read_only(row.tokens[: ends[b]]))
                 tokens[b, : ends[b] - first] = contexts[b][first:]
         window = Window(
-            tokens=read_only(tokens),
+            tokens=tokens,
             start=read_only(start),
             known=known,
             recycled=recycled,
-            fresh=fresh,
+            fresh=fresh_slots,
             draws=draws == 1,
             round=round_,
             rows=[None if row is None or b in wrong else row.info for b, row in enumerate(rows)],
             contexts=contexts,
             fresh_laws=laws,
+            candidates=0 if self.branching is None else self.branching.candidates,
         )
-        return window, wrong
+        if branches:
+            held_ends = [end or len(held) for end, (_, held) in zip(window.end.tolist(), again, strict=True)]
+            window = _with_branches(window, held_ends, branches)
+        return window._replace(tokens=read_only(window.tokens)), wrong
+
+    def _branches(
+        self, rule: Branching, rows: Sequence[Row | None], ends: Sequence[int], most: int, wrong: dict[int, Exception]
+    ) -> dict[int, Branches]:
+        """Branches of the rows that draw and get any, by row; faults of the rule go to ``wrong``."""
+        found = {}
+        for b, row in enumerate(rows):
+            room = 0 if row is None or b in wrong or ends[b] < row.committed else most - (ends[b] - row.cached)
+            if row is None or room < 1 or row.end <= row.committed:
+                continue
+            tokens = read_only(row.tokens[: max(ends[b], row.committed)])
+            context = BranchContext(
+                tokens, row.committed, room, row.end - row.committed, row.candidates, self.corrections
+            )
+            try:
+                own = checked_branches(rule, context, self.vocab_size)
+            except Exception as error:  # a stranger's code: anything may come
+                wrong[b] = error
+                continue
+            if len(own.tokens):
+                found[b] = own
+        return found
 
     @cached_property
     def _waiting(self) -> WaitsForTokens | None:
@@ -126,3 +169,19 @@ class Assembly:
             row.tokens[first : first + context.wanted] = proposal.tokens
             laws[b] = proposal.law
         return laws, faults
+
+
+def _with_branches(window: Window, ends: Sequence[int], branches: dict[int, Branches]) -> Window:
+    """``window`` with ``branches`` behind the slots ``ends`` of its rows, which are free so far."""
+    rows, width = window.tokens.shape
+    counts, parents = np.zeros(rows, np.int64), np.full((rows, width), -1, np.int64)
+    for b, end in enumerate(ends):
+        parents[b, :end] = np.arange(-1, end - 1)
+        own = branches.get(b)
+        if own is not None:
+            counts[b] = len(own.tokens)
+            place = slice(end, end + len(own.tokens))
+            window.tokens[b, place] = own.tokens
+            # Drafts of the path stand behind the known tokens, and branches, which count on from the drafts, right behind these.
+            parents[b, place] = own.parents + int(window.known[b])
+    return window._replace(branches=counts, parents=read_only(parents))

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from coupled_sampling.arguments import check_count
 from coupled_sampling.arrays import is_floating
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, max_window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Trees, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.trees import check_parents
 
-__all__ = ["check_window"]
+__all__ = ["TreeProvider", "check_tree_window", "check_window"]
+
+
+class TreeProvider(LogitsProvider, Trees, Protocol):
+    """A provider that offers `Trees`.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bounds import TreeProvider
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model: TreeProvider = TableProvider(random_table(0, 4), 4)
+    """
 
 
 def check_model(name: str, model: Any) -> None:
@@ -76,16 +88,8 @@ def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any
     Traceback (most recent call last):
     coupled_sampling.errors.InvalidArgument: row 0, slot 1 is token 5, expected tokens in [0, 5)
     """
-    for name, array, axes in (("tokens", tokens, 2), ("start", start, 1)):
-        if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.ndim != axes:
-            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InvalidArgument(f"{name} is {found}, expected a numpy int64 array with {axes} axes")
-    rows, width = tokens.shape
-    if not 1 <= rows <= provider.batch_size or start.shape != (rows,):
-        raise InvalidArgument(
-            f"tokens has {rows} rows and start {len(start)}, expected equal numbers from 1 to batch_size, "
-            f"{provider.batch_size}; open the model with a larger batch_size for more"
-        )
+    _check_types(provider, tokens, start)
+    width = tokens.shape[1]
     most = max_window(provider)
     if not 1 <= width <= most:
         raise InvalidArgument(f"tokens has {width} slots, expected 1 to max_window, {most}")
@@ -96,6 +100,55 @@ def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any
             f"row {row} starts at {start[row]}, expected 0 to {last}: the model holds "
             f"{provider.max_length} positions and the window has {width} slots"
         )
+    _check_tokens(provider, tokens)
+
+
+def check_tree_window(provider: TreeProvider, tokens: Any, start: Any, parents: Any) -> None:
+    """Refuse a window that is a tree and that ``provider`` cannot hold.
+
+    Raises
+    ------
+    InvalidArgument
+        A type, a shape, a start, a token or a parent is out of bounds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.bounds import check_tree_window
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 5), 5, max_length=4)
+    >>> tokens, parents = np.array([[0, 1, 2, 3]]), np.array([[-1, 0, 0, 0]])
+    >>> check_tree_window(model, tokens, np.array([2]), parents)  # six slots, but four positions
+    >>> check_tree_window(model, tokens, np.array([3]), parents)
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: row 0 has a slot at position 4, expected positions in [0, 4), which the model holds
+    """
+    _check_types(provider, tokens, start)
+    last = provider.max_columns - tokens.shape[1]
+    if not tokens.shape[1] or last < 0 or (start < 0).any() or (start > last).any():
+        row = int(((start < 0) | (start > last)).argmax())
+        raise InvalidArgument(
+            f"row {row} starts at {start[row]} and has {tokens.shape[1]} slots, expected at least one, and all within the "
+            f"{provider.max_columns} columns that the model has"
+        )
+    _check_tokens(provider, tokens)
+    check_parents(parents, tokens.shape, start, provider.max_length)
+
+
+def _check_types(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any) -> None:
+    for name, array, axes in (("tokens", tokens, 2), ("start", start, 1)):
+        if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.ndim != axes:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidArgument(f"{name} is {found}, expected a numpy int64 array with {axes} axes")
+    rows = len(tokens)
+    if not 1 <= rows <= provider.batch_size or start.shape != (rows,):
+        raise InvalidArgument(
+            f"tokens has {rows} rows and start {len(start)}, expected equal numbers from 1 to batch_size, "
+            f"{provider.batch_size}; open the model with a larger batch_size for more"
+        )
+
+
+def _check_tokens(provider: LogitsProvider | CoupledStep, tokens: Integers) -> None:
     # As unsigned numbers, negative ones are the largest.
     if np.maximum.reduce(tokens.view(np.uint64), axis=None) >= provider.vocab_size:
         row, slot = np.argwhere((tokens < 0) | (tokens >= provider.vocab_size))[0]

@@ -28,15 +28,18 @@ from coupled_sampling.offers import (
     RequestObserver,
     RowRanges,
     Selective,
+    Trees,
+    TreeSteps,
     Wraps,
 )
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closeable, Runs, SaysWhatRuns, what_runs
 from coupled_sampling.sampling import Array, Integers, Processor, RowInfo, Sampling, SequenceProcessor
-from coupled_sampling.slots import Decisions, Outcome, Sites, Window
+from coupled_sampling.slots import Candidates, Decisions, Outcome, Sites, TreeDecisions, Window
 
 __all__ = [
     "Array",
+    "Candidates",
     "Closeable",
     "CoupledStep",
     "Decisions",
@@ -60,6 +63,9 @@ __all__ = [
     "Selective",
     "SequenceProcessor",
     "Sites",
+    "TreeDecisions",
+    "TreeSteps",
+    "Trees",
     "Window",
     "Wraps",
     "max_window",
@@ -84,7 +90,8 @@ class LogitsProvider(Protocol):
     Notes
     -----
     An optional attribute ``max_window`` bounds W (default: ``max_length``). Whatever else a provider can do it offers by a
-    Protocol: `RequestObserver`, `Selective`, `RowRanges`, `ReadsPrompts`, `Forks`, `Closeable`, `SaysWhatRuns`. It belongs to one
+    Protocol: `RequestObserver`, `Selective`, `RowRanges`, `Trees`, `ReadsPrompts`, `Forks`,
+    `Closeable`, `SaysWhatRuns`. It belongs to one
     `coupled_sampling.Decoder` at a time. `coupled_sampling.check_window` refuses what it cannot hold.
 
     Examples

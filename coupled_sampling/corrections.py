@@ -37,9 +37,9 @@ from coupled_sampling.arrays import (
 )
 from coupled_sampling.errors import CorrectorError, InvalidArgument
 from coupled_sampling.fields import check_is
-from coupled_sampling.sampling import Array
+from coupled_sampling.sampling import Array, Integers
 
-__all__ = ["Changes", "Corrector", "Learns", "LowRank"]
+__all__ = ["Changes", "Corrector", "Learns", "LowRank", "Shifts"]
 
 MOST_LAGS = 8
 """Neighbours of a position that a corrector may look at: there is a pair of scales for each way in which they can change."""
@@ -163,6 +163,44 @@ class Learns(Corrector, Protocol):
         ...
 
 
+@runtime_checkable
+class Shifts(Corrector, Protocol):
+    """A corrector that can say what a single changed neighbour adds to single tokens: what branches are chosen by.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.corrections import LowRank, Shifts
+    >>> neighbours = np.array([[[0.0], [2.0], [0.0]]])
+    >>> table = LowRank((1,), np.zeros(2), np.array([[0.0], [1.0]]), neighbours, np.array([1.0, 0.5]), np.array([0.0, 0.5]))
+    >>> isinstance(table, Shifts)
+    True
+    >>> table.shifts(0, old=np.array([0]), new=np.array([[0, 1]]), tokens=np.array([[1, 0]])).tolist()
+    [[[0.0, 0.0], [2.0, 0.0]]]
+    """
+
+    def shifts(self, lag: int, old: Integers, new: Integers, tokens: Integers) -> NDArray[np.floating]:
+        """What n positions' logits of M ``tokens`` change by where neighbour ``lag`` (an index into ``lags``) is another one.
+
+        Parameters
+        ----------
+        lag
+            Which neighbour.
+        old
+            int64 (n,) the neighbours that the logits were computed with.
+        new
+            int64 (n, L) what might stand there.
+        tokens
+            int64 (n, M).
+
+        Returns
+        -------
+        NDArray
+            (n, L, M), up to a number added to all M; 0 where ``new`` is ``old``.
+        """
+        ...
+
+
 def check_corrector(corrector: Corrector, vocab_size: int | None = None) -> None:
     """Refuse what is no corrector, or one that says that it is for another vocabulary than the model's ``vocab_size``."""
     if isinstance(corrector, type) or not isinstance(corrector, Corrector):
@@ -279,6 +317,13 @@ class LowRank:
         which = xp.sum(xp.where(changes.new != changes.old, bits, nothing), axis=-1)
         scale = xp.take(scales, which, axis=0)
         return scale[:, :1] * logits + scale[:, 1:] * unigram + xp.matmul(moved, basis)
+
+    def shifts(self, lag: int, old: Integers, new: Integers, tokens: Integers) -> NDArray[np.floating]:
+        """See `Shifts.shifts`. The scales, which hardly tell candidates apart, are left out."""
+        own = self.neighbours[lag]
+        moved = own[new] - own[old][:, None, :]
+        added: NDArray[np.floating] = np.matmul(moved, self.basis[tokens].transpose(0, 2, 1))
+        return added
 
     def _beside(self, logits: Array) -> tuple[Array, ...]:
         """The tables in the library and type of ``logits``, as they are needed; made once for each."""

@@ -27,11 +27,13 @@ import numpy as np
 from coupled_sampling.admission import Preparation
 from coupled_sampling.arguments import check_count, check_flag
 from coupled_sampling.assembly import Assembly
+from coupled_sampling.branching import Branching, find_branching
 from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
     LogitsProvider,
     RequestObserver,
+    TreeSteps,
     Wraps,
 )
 from coupled_sampling.corrections import Corrector
@@ -75,6 +77,9 @@ class Decoder:
         again; also from row to row, where the model can copy its state. Not for models that are told requests, as guided ones are.
     corrections
         Predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`; a step has its own.
+    branches
+        How many slots of a window are for branches, or a rule for them; see `coupled_sampling.branching`. For methods whose tokens
+        are ``ar``'s.
 
     Notes
     -----
@@ -105,6 +110,7 @@ class Decoder:
         prompt_chunk: int | None = None,
         reuse_prefixes: bool = False,
         corrections: Corrector | None = None,
+        branches: int | Branching = 0,
     ) -> None:
         step = as_step(model, method, noise, corrections)
         if noise is not None and step.noise is not noise:
@@ -117,14 +123,25 @@ class Decoder:
                     f"prompt_chunk is {prompt_chunk}, the model takes at most {step.max_window} slots at once; ask for fewer"
                 )
         self._step, self._noise = step, step.noise
-        self._windows = find_window_rule(window, step.max_window)
+        branching = find_branching(branches, step)
+        columns = step.max_columns if branching is not None and isinstance(step, TreeSteps) else step.max_length
+        self._windows = find_window_rule(window, step.max_window if branching is None else columns)
         self._records = StepRecords(self._windows)
         self._drafting = find_drafting(drafting)
         models = {"draft model": self._drafting} if isinstance(self._drafting, Wraps) else {}
         self._owns = Ownership(model=step, **models)
         self._preparation = Preparation(step, self._drafting)
         refuses_laws = self._preparation.refuses_laws
-        self._assembly = Assembly(step.method, self._drafting, self._noise, step.vocab_size, refuses_laws)
+        self._assembly = Assembly(
+            step.method,
+            self._drafting,
+            self._noise,
+            step.vocab_size,
+            refuses_laws,
+            branching,
+            columns,
+            step.corrections if isinstance(step, TreeSteps) else None,
+        )
         self._reading = PromptReading(step, prompt_chunk, reuse_prefixes)
         self._rows: list[Row | None] = [None] * step.batch_size
         self._waiting: deque[Row] = deque()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import (
     argmax_of_product,
+    best_of_product,
     block_sums,
     counting,
     cumulative,
@@ -29,7 +30,7 @@ from coupled_sampling.arrays import (
 from coupled_sampling.sampling import Array, Integers
 from coupled_sampling.slots import Sites
 
-__all__ = ["Draw", "Noise", "Purpose", "categorical", "race"]
+__all__ = ["Draw", "Noise", "Purpose", "RanksShared", "categorical", "race", "ranked"]
 
 
 class Purpose(IntEnum):
@@ -101,6 +102,26 @@ class BesideSites(Protocol):
 
     def column(self, site: int) -> Noise:
         """The noise of one site of every row."""
+        ...
+
+
+@runtime_checkable
+class RanksShared(Protocol):
+    """Noise that can say which tokens came close in a position's persistent draw.
+
+    Examples
+    --------
+    >>> from coupled_sampling import CounterNoise
+    >>> from coupled_sampling.draws import RanksShared
+    >>> isinstance(CounterNoise(), RanksShared)
+    True
+    """
+
+    def ranked(self, law: Array, sites: Sites, count: int, *, where: Array) -> tuple[Array, Array]:
+        """The ``count`` best tokens int64 (B, n, count) of each race under ``law`` (B, n, V), best first, and their scores.
+
+        The first is what `Noise.shared` draws; a score is the logarithm of the product, -inf for a token that cannot be.
+        """
         ...
 
 
@@ -300,3 +321,39 @@ def race(law: Array, weights: Array) -> Array:
     (0, 1)
     """
     return argmax_of_product(law, weights)
+
+
+def ranked(law: Array, weights: Array, count: int) -> tuple[Array, Array]:
+    """The best tokens of a `race`, best first, and their scores.
+
+    Parameters
+    ----------
+    law, weights
+        (..., V), as for `race`.
+    count
+        How many, at most V.
+
+    Returns
+    -------
+    tuple
+        Tokens int64 (..., count), the first of which `race` draws, and the logarithms (..., count) of their products; -inf for a
+        token of zero probability.
+
+    Notes
+    -----
+    The standard has no selection, so that other libraries than numpy and torch sort.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.draws import ranked
+    >>> tokens, scores = ranked(np.array([0.7, 0.1, 0.2]), np.array([0.4, 2.0, 1.1]), count=2)
+    >>> tokens.tolist(), np.exp(scores).round(2).tolist()
+    ([0, 2], [0.28, 0.22])
+    """
+    tokens, products = best_of_product(law, weights, count)
+    xp = namespace(products)
+    floor = xp.full_like(products, 1.0)
+    return tokens, xp.where(
+        products > 0, xp.log(xp.where(products > 0, products, floor)), xp.full_like(products, -xp.inf)
+    )

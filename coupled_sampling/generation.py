@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
+from coupled_sampling.branching import Branching
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Sampling
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.decoding import Commit, Decoder, Request
@@ -47,6 +48,8 @@ class DecoderSettings(TypedDict, total=False):
     """Default False."""
     corrections: Corrector | None
     """Default None: redrafts are drawn from the laws of the pass."""
+    branches: int | Branching
+    """Default 0: no slot of a window is for branches."""
 
 
 class GenerationSettings(DecoderSettings, total=False):

@@ -27,6 +27,7 @@ from coupled_sampling.arrays import as_like, at_least_float32, from_host, namesp
 from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import (
     Array,
+    Candidates,
     Closeable,
     CoupledStep,
     Decisions,
@@ -37,6 +38,7 @@ from coupled_sampling.contracts import (
     RequestObserver,
     RowRanges,
     Runs,
+    Trees,
     Window,
     max_window,
     prompt_chunk,
@@ -44,16 +46,17 @@ from coupled_sampling.contracts import (
 )
 from coupled_sampling.corrections import Corrector, check_corrector
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
-from coupled_sampling.draws import Noise
+from coupled_sampling.draws import Noise, RanksShared, ranked
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
-from coupled_sampling.row_correctors import RowCorrectors
+from coupled_sampling.row_correctors import Made, RowCorrectors
 from coupled_sampling.running import Closing
-from coupled_sampling.step_rule import StepDecision, decide
+from coupled_sampling.step_rule import StepDecision, decide, decide_tree
 from coupled_sampling.target import target_laws
+from coupled_sampling.tree_contexts import tree_contexts
 from coupled_sampling.window_correction import WindowCorrection
 
 __all__ = ["HostStep"]
@@ -117,9 +120,32 @@ class HostStep(Closing):
         self._correctors = RowCorrectors(corrections, self.method)
         # Asked once: to ask a Protocol takes longer than a good part of a step.
         self._by_rows = provider if isinstance(provider, RowRanges) else None
+        self._trees = provider if isinstance(provider, Trees) else None
 
     gives_laws = True
     """See `coupled_sampling.contracts.GivesLaws`."""
+
+    @property
+    def refuses_branches(self) -> str | None:
+        """See `coupled_sampling.contracts.TreeSteps`."""
+        if self.method.acceptance != "match":
+            return (
+                f'{self.method.name} accepts drafts by rejection, and branches are for the acceptance "match"; use scd-match or '
+                "speculative-match"
+                if self.method.drafts
+                else f"{self.method.name} has no drafts; use scd-match"
+            )
+        if self._trees is None:
+            return (
+                f"{type(self.provider).__name__} cannot forward windows that are trees; give it more rows and wrap it in "
+                "coupled_sampling.RowsAsPaths"
+            )
+        return None
+
+    @property
+    def max_columns(self) -> int:
+        """See `coupled_sampling.contracts.Trees`."""
+        return self.max_length if self._trees is None else self._trees.max_columns
 
     @property
     def runs(self) -> Runs:
@@ -184,7 +210,7 @@ class HostStep(Closing):
             outcome.)
         """
         rows, width = window.tokens.shape
-        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {}, {})
+        whole = Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64), {}, {}, {}, {}, {})
         for part in [range(rows)] if self.touches_all else window.busy_parts():
             outcome = self._step(window if len(part) == rows else window.part(part))
             whole.tokens[part.start : part.stop], whole.committed[part.start : part.stop] = outcome[:2]
@@ -199,39 +225,68 @@ class HostStep(Closing):
         logits = self._forward(window)
         if not window.draws.any():
             return Outcome(tokens, committed)
-        slots = window.decisions()
+        if window.parents is None:
+            slots = path = window.decisions()
+            tree = None
+        else:
+            tree = window.tree_decisions()
+            slots, path = tree.slots, tree.path
         sites = slots.sites
         logits = logits[:, slots.first :, ...]
         rounds = {window.first_row + b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
-        target = target_laws(
-            logits, window.rows, window.contexts, sites.position, sites.valid, memory, window.first_row
-        )
-        if target.faults is not None:
-            slots = slots._replace(usable=target.usable)
+        contexts = window.contexts if tree is None else tree_contexts(window, tree)
+        target = target_laws(logits, window.rows, contexts, sites.position, sites.valid, memory, window.first_row)
+        usable = None if target.faults is None else target.usable
         correctors = self._correctors.of(window)
         correction = None
         if any(corrector is not None for corrector in correctors):
-            correction = WindowCorrection(correctors, logits, window, slots)
-        decided = self._decide(target.laws, slots, window, correction)
-        tokens[:, slots.first :] = to_host(decided.tokens)
-        last = to_host(decided.last)
+            correction = WindowCorrection(correctors, logits, window, path)
+        if tree is None:
+            decided = self._decide(target.laws, slots._replace(usable=usable), window, correction)
+        else:
+            decided = decide_tree(self.method, target.laws, tree, self.noise, usable=usable, correction=correction)
+        decided_tokens, last = to_host(decided.tokens), to_host(decided.last)
+        tokens[:, slots.first : slots.first + decided_tokens.shape[1]] = decided_tokens
         first_new = np.maximum(window.known - 1 - slots.first, 0)
         committed = np.where(window.draws, last - first_new + 1, 0)
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
             self._remember(decided.laws, slots, window)
-        decided_tokens = tokens[:, slots.first :]
         # Where a row has failed, its last committed site has no law.
         ends = (last + (np.take_along_axis(decided_tokens, last[:, None], axis=1)[:, 0] >= 0)).tolist()
-        made = [slice(first, end) for first, end in zip(first_new.tolist(), ends, strict=True)]
-        self._correctors.commit(window, slots, logits, decided_tokens, made)
+        deciders = None if decided.slots is None else to_host(decided.slots)
+        made = [
+            Made(slice(first, end), None if deciders is None else deciders[b, first:end])
+            for b, (first, end) in enumerate(zip(first_new.tolist(), ends, strict=True))
+        ]
+        self._correctors.commit(window, path, logits, decided_tokens, made)
         told = self._logprobs(window, target.laws, logits, decided_tokens, made)
         laws = _committed_laws(window, target.laws, made)
-        return Outcome(tokens, committed, target.failures(last), *told, laws)
+        ends_at = last if deciders is None else np.take_along_axis(deciders, last[:, None], axis=1)[:, 0]
+        candidates = self._candidates(window, path, decided, decided_tokens) if window.candidates else {}
+        return Outcome(tokens, committed, target.failures(ends_at), *told, laws, candidates)
+
+    def _candidates(
+        self, window: Window, path: Decisions, decided: StepDecision, tokens: Integers
+    ) -> dict[int, Candidates]:
+        """What else the redrafts of each row might have been."""
+        site = np.arange(tokens.shape[1])
+        redrafts = path.sites.valid & (site > to_host(decided.last)[:, None]) & (tokens >= 0)
+        count = min(window.candidates, self.vocab_size)
+        if isinstance(self.noise, RanksShared):
+            best, scores = self.noise.ranked(decided.laws, path.sites, count, where=redrafts)
+        else:
+            best, scores = ranked(decided.laws, namespace(decided.laws).ones_like(decided.laws), count)
+        best, scores = np.array(to_host(best)), to_host(scores)
+        found = {}
+        for b in np.flatnonzero(redrafts.any(axis=1)).tolist():
+            own = np.flatnonzero(redrafts[b])
+            found[b] = Candidates.led(tokens[b, own], best[b, own], scores[b, own])
+        return found
 
     def _logprobs(
-        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[slice]
+        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[Made]
     ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
         """What rows that ask for it are told of their tokens, ``committed`` by a law at these sites of each row."""
         target: dict[int, NDArray[np.float64]] = {}
@@ -239,12 +294,11 @@ class HostStep(Closing):
         for b, info in enumerate(window.rows):
             if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
                 continue
-            sites = committed[b]
-            chosen = from_host(tokens[b, sites], logits)
+            chosen = from_host(tokens[b, committed[b].sites], logits)
             if info.logprobs:
-                target[b] = _log_of(laws[b, sites, ...], chosen)
+                target[b] = _log_of(committed[b].of(laws, b), chosen)
             if info.model_logprobs:
-                own[b] = _log_softmax_of(logits[b, sites, ...], chosen)
+                own[b] = _log_softmax_of(committed[b].of(logits, b), chosen)
         return target, own
 
     @property
@@ -254,7 +308,11 @@ class HostStep(Closing):
 
     def _forward(self, window: Window) -> Array:
         rows = range(window.first_row, window.first_row + len(window.start))
-        logits = self._call(window.tokens, window.start, rows)
+        if window.parents is None:
+            logits = self._call(window.tokens, window.start, rows)
+        else:
+            assert self._trees is not None, "windows with branches are for steps that take them"
+            logits = self._trees.forward_tree(window.tokens, window.start, window.parents, rows)
         check_logits("forward", logits, (*window.tokens.shape, self.vocab_size))
         return logits
 
@@ -328,12 +386,12 @@ def as_step(
     return HostStep(model, method, noise, corrections)
 
 
-def _committed_laws(window: Window, laws: Array, committed: Sequence[slice]) -> dict[int, Array]:
+def _committed_laws(window: Window, laws: Array, committed: Sequence[Made]) -> dict[int, Array]:
     """The target laws of rows that ask for them, at the sites of each row that are ``committed``."""
     given = {}
     for b, info in enumerate(window.rows):
         if info is not None and info.laws and window.draws[b]:
-            own = laws[b, committed[b], ...]
+            own = committed[b].of(laws, b)
             # Numpy's memory is used again two rounds later.
             given[b] = own.copy() if isinstance(own, np.ndarray) else own
     return given

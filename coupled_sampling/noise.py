@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arrays import filled, from_host, namespace, unit_interval
 from coupled_sampling.contracts import Array, Sites
-from coupled_sampling.draws import Noise, Purpose, categorical, race
+from coupled_sampling.draws import Noise, Purpose, categorical, race, ranked
 from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["ArrayNoise", "CounterNoise", "Noise", "Purpose", "Sites", "race_weights", "uniforms"]
@@ -253,7 +253,7 @@ class CounterNoise:
     def shared(self, law: Array, sites: Sites, *, where: Array) -> Array:
         """See `Noise.shared`: argmax(law * exp(g)) with the position's Gumbel noise g."""
         if not isinstance(law, np.ndarray):
-            return self._shared_on_device(law, sites)
+            return race(law, self._on_device(law, sites))
         tokens = np.zeros(law.shape[:2], np.int64)
         for b in range(len(law)):
             slots = np.flatnonzero(where[b])
@@ -262,8 +262,22 @@ class CounterNoise:
                 tokens[b, first:end] = race(law[b, first:end], self._weights(sites, b, first, end, law))
         return tokens
 
-    def _shared_on_device(self, law: Array, sites: Sites) -> Array:
-        """`shared` without looking at ``where``, which would have to come to the host."""
+    def ranked(self, law: Array, sites: Sites, count: int, *, where: Array) -> tuple[Array, Array]:
+        """See `coupled_sampling.draws.RanksShared.ranked`."""
+        if not isinstance(law, np.ndarray):
+            return ranked(law, self._on_device(law, sites), count)
+        tokens, scores = np.zeros((*law.shape[:2], count), np.int64), np.zeros((*law.shape[:2], count), law.dtype)
+        for b in range(len(law)):
+            slots = np.flatnonzero(where[b])
+            if slots.size:
+                own = slice(int(slots[0]), int(slots[-1]) + 1)
+                weights = self._weights(sites, b, own.start, own.stop, law)
+                tokens[b, own], scores[b, own] = ranked(law[b, own], weights, count)
+        return tokens, scores
+
+    def _on_device(self, law: Array, sites: Sites) -> Array:
+        """Race weights of all sites, in the library of ``law`` (B, n, V); ones where none is valid. ``where`` is not looked at,
+        which would have to come to the host."""
         xp = namespace(law)
         rows, count, vocab_size = law.shape
         stacked = []
@@ -275,20 +289,25 @@ class CounterNoise:
                 pieces.append(self._weights(sites, b, first, end, law))
             pieces.append(filled((count - end, vocab_size), 1, law))
             stacked.append(xp.concat(pieces, axis=0))
-        return race(law, xp.stack(stacked, axis=0))
+        return xp.stack(stacked, axis=0)
 
     def _weights(self, sites: Sites, row: int, first: int, end: int, like: Array) -> Array:
-        """Race weights (end - first, V) of the row's slots ``first`` to ``end - 1``, whose positions are consecutive."""
+        """Race weights (end - first, V) of the row's slots ``first`` to ``end - 1``."""
         owner = (int(sites.seed[row]), int(sites.sequence[row]))
         kind = _Races if isinstance(like, np.ndarray) else _DeviceRaces
-        position = int(sites.position[row, first])
+        positions = sites.position[row, first:end]
+        position = int(positions.min())
+        index = positions - position
         places = self._races.setdefault(owner, [])
         # A sequence only moves to the right, so its own place does not begin behind what it asks for. Of several it is the nearest:
         # one that lies further back is another's, which would lose what it holds.
         begun = [(held.first, i) for i, held in enumerate(places) if isinstance(held, kind) and held.first <= position]
         places.insert(0, places.pop(max(begun)[1]) if begun else kind())
         del places[_PLACES:]
-        return places[0].take(*owner, position, position + end - first, like)
+        held = places[0].take(*owner, position, position + int(index.max()) + 1, like)
+        if (index == np.arange(len(index))).all():
+            return held  # consecutive, as in all windows without branches
+        return held[index] if kind is _Races else namespace(held).take(held, from_host(index, like), axis=0)
 
     def forget(self, seed: int, sequence: int) -> None:
         """Drop the sequence's cached noise."""
@@ -338,6 +357,14 @@ class ArrayNoise(NamedTuple):
                 "race_weights is None, but this method draws with shared noise; pass (B, n, V) of them"
             )
         return race(law, self.race_weights)
+
+    def ranked(self, law: Array, sites: Sites, count: int, *, where: Array) -> tuple[Array, Array]:
+        """See `coupled_sampling.draws.RanksShared.ranked`."""
+        if self.race_weights is None:
+            raise InvalidArgument(
+                "race_weights is None, but candidates are ranked by shared noise; pass (B, n, V) of them"
+            )
+        return ranked(law, self.race_weights, count)
 
     def forget(self, seed: int, sequence: int) -> None:
         """There is nothing to forget."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.requests import Request
 from coupled_sampling.sampling import Array, Integers
 
@@ -21,6 +22,8 @@ __all__ = [
     "RequestObserver",
     "RowRanges",
     "Selective",
+    "TreeSteps",
+    "Trees",
     "Wraps",
 ]
 
@@ -139,6 +142,83 @@ class RowRanges(Protocol):
 
     def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> Array:
         """`LogitsProvider.forward` for the consecutive ``rows``, of which ``tokens`` (n, W) and ``start`` (n,) are."""
+        ...
+
+
+@runtime_checkable
+class Trees(Protocol):
+    """What a provider offers that can forward windows which are trees, see `coupled_sampling.trees`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.contracts import Trees
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> model = TableProvider(random_table(0, 4), 4)
+    >>> isinstance(model, Trees)
+    True
+    >>> parents = np.array([[-1, 0, 0, 2]])  # after token 3 two guesses side by side, 1 and 2, and behind the second a 0
+    >>> model.forward_tree(np.array([[3, 1, 2, 0]]), np.array([0]), parents, range(1)).shape
+    (1, 4, 4)
+    """
+
+    @property
+    def max_columns(self) -> int:
+        """``start + W`` is at most this. Slots side by side need room beyond ``max_length``: a model that has no more than that
+        takes fewer branches towards its end."""
+        ...
+
+    def forward_tree(self, tokens: Integers, start: Integers, parents: Integers, rows: range) -> Array:
+        """`LogitsProvider.forward` of a window that is a tree.
+
+        Parameters
+        ----------
+        tokens, start
+            As for `LogitsProvider.forward`: int64 (n, W) and (n,).
+        parents
+            int64 (n, W): each slot's parent, -1 for the state below ``start``; see `coupled_sampling.trees`. No slot lies at or
+            beyond ``max_length``.
+        rows
+            The n consecutive rows that these are. A provider that does not offer `RowRanges` is given the first rows.
+
+        Returns
+        -------
+        Array
+            Logits (n, W, V): those of a slot are for the position after its own, given the slots on its path.
+
+            State is held afterwards for the positions below ``start`` and for those of the leading slots that follow one another.
+            What is held for others means nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class TreeSteps(Protocol):
+    """What a step says of windows that are trees.
+
+    Examples
+    --------
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> HostStep(TableProvider(random_table(0, 4), 4), "scd-match").refuses_branches is None
+    True
+    >>> HostStep(TableProvider(random_table(0, 4), 4), "sjd").refuses_branches
+    'sjd accepts drafts by rejection, and branches are for the acceptance "match"; use scd-match or speculative-match'
+    """
+
+    @property
+    def refuses_branches(self) -> str | None:
+        """Why it cannot decide windows with branches, and what to do instead; None where it can."""
+        ...
+
+    @property
+    def max_columns(self) -> int:
+        """See `Trees.max_columns`."""
+        ...
+
+    @property
+    def corrections(self) -> Corrector | None:
+        """What predicts laws in it, so that a rule for branches can; None if nothing does."""
         ...
 
 

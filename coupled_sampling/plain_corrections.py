@@ -28,7 +28,7 @@ from coupled_sampling.arrays import from_host, to_host
 from coupled_sampling.corrections import Changes, check_lags
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_is
-from coupled_sampling.sampling import Array
+from coupled_sampling.sampling import Array, Integers
 
 __all__ = ["KeptAverages", "RunningAverages"]
 
@@ -128,6 +128,12 @@ class KeptAverages:
             before, after = (self.index[k, tokens[changed, k]] for tokens in (old, new))
             moved[changed] += self.rows[after] - self.rows[before]
         return logits + from_host(moved, logits)
+
+    def shifts(self, lag: int, old: Integers, new: Integers, tokens: Integers) -> NDArray[np.floating]:
+        """See `coupled_sampling.corrections.Shifts.shifts`."""
+        own, which = self.index[lag], tokens[:, None, :]
+        added: NDArray[np.floating] = self.rows[own[new][:, :, None], which] - self.rows[own[old][:, None, None], which]
+        return added
 
 
 class _Average(NamedTuple):

@@ -16,12 +16,36 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import at_least_float32, to_host
+from coupled_sampling.arrays import at_least_float32, from_host, namespace, to_host
 from coupled_sampling.contracts import Array, Decisions, Integers, Window
 from coupled_sampling.corrections import Corrector, Learns, check_corrector, learn
 from coupled_sampling.methods import Method
 
-__all__ = ["RowCorrectors"]
+__all__ = ["Made", "RowCorrectors"]
+
+
+class Made(NamedTuple):
+    """What a step committed of a row, by a law.
+
+    Examples
+    --------
+    Two sites, the second of which was decided by the slot of a branch:
+
+    >>> import numpy as np
+    >>> made = Made(slice(0, 2), np.array([0, 3]))
+    >>> made.of(np.arange(8).reshape(1, 4, 2), row=0).tolist()
+    [[0, 1], [6, 7]]
+    """
+
+    sites: slice
+    slots: Integers | None = None
+    """The slots that decided them; None where each is the site's own."""
+
+    def of(self, values: Array, row: int) -> Array:
+        """``values`` (B, n, V) of the slots, by row: (count, V)."""
+        if self.slots is None:
+            return values[row, self.sites, ...]
+        return namespace(values).take(values[row, ...], from_host(self.slots, values), axis=0)
 
 
 class _Committed(NamedTuple):
@@ -72,26 +96,27 @@ class RowCorrectors:
                 self._learn(row)
         return [None if info is None else self._corrector(window.first_row + b) for b, info in enumerate(window.rows)]
 
-    def commit(self, window: Window, slots: Decisions, logits: Array, tokens: Integers, sites: Sequence[slice]) -> None:
+    def commit(self, window: Window, slots: Decisions, logits: Array, tokens: Integers, made: Sequence[Made]) -> None:
         """Put aside what was committed.
 
         Parameters
         ----------
         window, slots, logits
-            The round; logits (B, n, V) of the deciding slots, which may be overwritten later.
+            The round, its sites by position; logits (B, n, V) of the deciding slots, which may be overwritten later.
         tokens
             (B, n) what it decided.
-        sites
-            By row, those that were committed by a law.
+        made
+            By row, what was committed by a law.
         """
-        for b, own in enumerate(sites if self._learns else ()):
+        for b, committed in enumerate(made if self._learns else ()):
+            own = committed.sites
             corrector = self._corrector(window.first_row + b) if window.draws[b] else None
             if not isinstance(corrector, Learns):
                 continue
             begin, _ = window.decided_positions(b)
             context = np.concatenate([window.contexts[b][:begin], tokens[b, own]])
             neighbours = _neighbours(context, slots.sites.position[b, own], corrector.lags, logits.shape[-1])
-            copied = np.array(to_host(at_least_float32(logits[b, own, ...])))
+            copied = np.array(to_host(at_least_float32(committed.of(logits, b))))
             self._committed[window.first_row + b] = _Committed(int(window.round[b]), copied, neighbours)
 
     def _corrector(self, row: int) -> Corrector | None:

@@ -17,7 +17,7 @@ from coupled_sampling.arrays import namespace, read_only
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, RequestFailed
 from coupled_sampling.requests import Commit, Reason, Request
 from coupled_sampling.sampling import Array, Integers, RowInfo
-from coupled_sampling.slots import Outcome, Window
+from coupled_sampling.slots import Candidates, Outcome, Window
 from coupled_sampling.target import unusable_law
 from coupled_sampling.trace import Trace
 
@@ -63,6 +63,8 @@ class Row:
     """How many positions back the drafting rule wants the laws of committed tokens; 0 for none."""
     laws: Array | None = None
     """(n, V) those of the last n committed tokens, n at most that; None while there are none."""
+    candidates: Candidates | None = None
+    """Of the positions from ``committed`` on, as far as the step before told any."""
 
     def __post_init__(self) -> None:
         self.given = self.committed
@@ -79,21 +81,28 @@ class Row:
             return 0
         return self.given - 1 - self.cached
 
-    def reach(self, window: int, guesses: bool) -> int:
-        """End of the positions worth forwarding now: the last position's own logits are never needed.
+    @property
+    def end(self) -> int:
+        """End of the positions worth forwarding at all: the last one's own logits are never needed."""
+        return len(self.tokens) - 1
 
-        Without ``guesses`` no fresh drafts stand behind the tokens and drafts that are there.
+    def reach(self, window: int, guesses: bool, branches: int = 0) -> int:
+        """End of the positions worth forwarding now, one after another.
+
+        Without ``guesses`` no fresh drafts stand behind the tokens and drafts that are there. As many slots of the window as there
+        are ``branches`` are left for these, but what is known goes first.
         """
         if self.unread(window):
             return min(self.given - 1, self.cached + window)
+        window = max(window - branches, min(window, self.committed - self.cached))
         # Where a prefix was there already the first window ends where it would end without it: tokens do not depend on that.
         first = 0 if self.committed == self.given <= window else self.cached
-        last = len(self.tokens) - 1
-        return min(first + window, last if guesses else min(self.committed + self.drafted, last))
+        return min(first + window, self.end if guesses else min(self.committed + self.drafted, self.end))
 
-    def slots(self, end: int, width: int) -> Slots:
-        """What a window ``width`` wide holds up to position ``end``."""
-        start = max(0, end - width)  # below ``cached`` where little is left: tokens go in again, nothing is padded
+    def slots(self, end: int, width: int, columns: int | None = None) -> Slots:
+        """What a window ``width`` wide holds up to position ``end``; with branches, in a model of so many ``columns``."""
+        # Below ``cached`` where little is left: tokens go in again. Beside branches there is room for padding, mostly.
+        start = max(0, end - width) if columns is None else min(self.cached, columns - width)
         known = min(end, self.committed)
         drafted = min(end, self.committed + self.drafted)
         return Slots(start, known - start, drafted - known, end - drafted, self.round, known == self.committed)
@@ -112,27 +121,33 @@ class Row:
         end = start + known + int(window.recycled[b] + window.fresh[b])
         first, count = self.committed, int(outcome.committed[b])
         # The last known token's slot decides the first open position, and the last slot the position after the window.
-        decided = outcome.tokens[b, known - 1 : end - start]
+        decided = outcome.tokens[b, known - 1 : max(end - start, known - 1 + count)]
         error: Exception | None = None
         if decided[count - 1] < 0:
             count -= 1
             error = outcome.failures.get(b) or unusable_law(b, first + count, float("nan"))
         closed = np.flatnonzero(decided[count:] < 0)
         open_ = decided[: count + (int(closed[0]) if closed.size else len(decided) - count)]
-        before = (self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws)
+        before = (self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws, self.candidates)
         if self.request.stop_rule is not None:
             self.tokens = self.tokens.copy()
         self.tokens[first : first + len(open_)] = open_
         self.committed += count
         self.drafted = len(open_) - count if recycles else 0
-        self.cached = self.committed - 1  # the last committed token was drawn here, so it was no input yet
+        # The last committed token was drawn here, so it was no input yet. Nor is there any state for those that were drafts of
+        # branches: they go in again.
+        drafts = window.tokens[b, known : end - start]
+        stood = min(count - 1, len(drafts))
+        differs = drafts[: max(0, stood)] != open_[: max(0, stood)]
+        self.cached = first + (int(differs.argmax()) if differs.any() else stood)
+        self.candidates = outcome.candidates.get(b)
         self.round += 1
         if b in outcome.laws and count:
             self._keep(outcome.laws[b][:count, ...])
         try:
             return self._commit(b, first, outcome, error)
         except BaseException:  # Ctrl-C in a stop rule: the round is done again, from what was there
-            self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws = before
+            self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws, self.candidates = before
             raise
 
     def _commit(self, b: int, first: int, outcome: Outcome, error: Exception | None) -> Commit:

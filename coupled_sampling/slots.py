@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.sampling import Array, Integers, RowInfo
+from coupled_sampling.trees import Tree
 
-__all__ = ["Decisions", "Outcome", "Sites", "Window"]
+__all__ = ["Candidates", "Decisions", "Outcome", "Sites", "TreeDecisions", "Window"]
 
 _NONE: Mapping[int, object] = MappingProxyType({})
 
@@ -47,9 +48,9 @@ class Sites(NamedTuple):
     round: Integers
     """(B,)."""
     position: Integers
-    """(B, n), increasing along a row; consecutive where the position's shared noise is asked for."""
+    """(B, n). Valid ones are consecutive along a row; those of a tree come one after another on each path, and leave out none."""
     valid: NDArray[np.bool_]
-    """(B, n) sites at which a draw may be asked for; they are consecutive along a row."""
+    """(B, n) sites at which a draw may be asked for; they are next to each other in a row."""
 
     def at(self, rows: Integers, slots: Integers) -> Sites:
         """The K single sites ``(rows[k], slots[k])``, as K rows of one."""
@@ -99,11 +100,63 @@ class Decisions(NamedTuple):
     """(B, n) whether a slot's logits make a law; None where all that decide do."""
 
 
+class TreeDecisions(NamedTuple):
+    """The slots of one step that decide in a window with branches.
+
+    There are two views of them. `slots` has a column for every deciding slot, of the path and of the branches: column j is slot
+    ``first + j``. `path` has a column for every position: column j decides position ``start + first + j + 1``, and its drafts are
+    those of the slots that follow one another from the left.
+    """
+
+    slots: Decisions
+    """(B, n) of all slots; ``draft`` is each slot's *own* token, and ``has_draft`` whether that is a draft."""
+    path: Decisions
+    """(B, m) of the path, m no less than the positions that any branch reaches; a branch may reach further than it."""
+    parents: Integers
+    """(B, n) columns of the parents; of a slot whose parent decides nothing, anything."""
+    depth: Integers
+    """(B, n) the column in `path` of the position that each slot decides."""
+    sees: NDArray[np.bool_]
+    """(B, n, n) see `coupled_sampling.trees.Tree.sees`."""
+
+
+class Candidates(NamedTuple):
+    """What else a position's redraft might have been, of n positions that follow one another.
+
+    Examples
+    --------
+    Two positions, of which the first is in doubt:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.contracts import Candidates
+    >>> candidates = Candidates(tokens=np.array([[4, 9], [2, 7]]), scores=np.array([[1.2, 1.1], [3.0, -2.0]]))
+    >>> candidates.tokens[:, 0].tolist()  # the redrafts themselves
+    [4, 2]
+    """
+
+    tokens: Integers
+    """(n, K) the best tokens of the position's race, best first: the first is the redraft itself."""
+    scores: NDArray[np.floating]
+    """(n, K) what they came to: the logarithm of their probability plus their noise; -inf for a token that cannot be."""
+
+    @classmethod
+    def led(cls, redrafts: Integers, tokens: Integers, scores: NDArray[np.floating]) -> Candidates:
+        """``tokens`` (n, K) with each position's redraft (n,) in front: it may be another one of equal score, or rank lower."""
+        tokens = tokens.copy()
+        for i in np.flatnonzero(tokens[:, 0] != redrafts).tolist():
+            place = int((tokens[i] == redrafts[i]).argmax()) if redrafts[i] in tokens[i] else tokens.shape[1] - 1
+            tokens[i, 1 : place + 1] = tokens[i, :place]
+            tokens[i, 0] = redrafts[i]
+        return cls(tokens, scores)
+
+
 class Window(NamedTuple):
     """One step's input. All arrays are numpy, B rows; W is the widest row's number of slots.
 
     A row's slots are, from the left: ``known`` committed tokens, ``recycled`` drafts (this step's own redrafts of the
     round before, so it has their laws), ``fresh`` drafts (first guesses), then padding. An idle row has none of them.
+
+    Behind these may stand ``branches``: drafts that follow other slots than the one before them, see ``parents``.
 
     A slot's logits are for the position after its own. So what decides is the slot of the last known token, which decides
     about the first draft, and each slot of a draft; nothing decides in a row that does not draw.
@@ -147,21 +200,31 @@ class Window(NamedTuple):
     """B entries: laws (fresh, V) that the fresh drafts were drawn from, or None for point masses."""
     first_row: int = 0
     """The batch row of row 0."""
+    candidates: int = 0
+    """How many candidates of each redraft are wanted, see `Outcome.candidates`."""
+    branches: Integers | None = None
+    """(B,) slots of branches, behind the fresh drafts; None where no row has any."""
+    parents: Integers | None = None
+    """(B, W) each slot's parent, see `coupled_sampling.trees`; None where each follows the one before it. The parent of padding is
+    -1."""
 
     @property
     def end(self) -> Integers:
-        """(B,) slots that are not padding."""
+        """(B,) slots that are neither branches nor padding."""
         return self.known + self.recycled + self.fresh
 
     @property
     def positions(self) -> Integers:
-        """(B, W) the position that each slot's logits are for."""
+        """(B, W) the position that the logits of each slot are for; of windows without branches."""
         return self.start[:, None] + np.arange(1, self.tokens.shape[1] + 1)
 
     def part(self, rows: range) -> Window:
         """The window of consecutive ``rows`` alone."""
-        fields: list[Any] = [field[rows.start : rows.stop] for field in self[:-1]]
-        return Window(*fields)._replace(first_row=self.first_row + rows.start)
+
+        def own(field: Any) -> Any:
+            return field if field is None or isinstance(field, int) else field[rows.start : rows.stop]
+
+        return Window(*map(own, self))._replace(first_row=self.first_row + rows.start)
 
     def busy_parts(self) -> list[range]:
         """The rows to run together where rows can be chosen: those in use, and a single idle one between two of them.
@@ -205,7 +268,7 @@ class Window(NamedTuple):
         (1, [[12, 13]], [3])
         """
         rows, width = self.tokens.shape
-        first = int((self.known[self.draws] - 1).min(initial=width))
+        first = self._first
         valid = self.decides()[:, first:]
         draft = np.zeros((rows, width - first), np.int64)
         draft[:, :-1] = self.tokens[:, first + 1 :]
@@ -219,6 +282,44 @@ class Window(NamedTuple):
             valid=valid,
         )
         return Decisions(sites, first, draft, has_draft)
+
+    @property
+    def _first(self) -> int:
+        """The first slot that any row decides; W where nothing is decided."""
+        return int((self.known[self.draws] - 1).min(initial=self.tokens.shape[1]))
+
+    def tree_decisions(self) -> TreeDecisions:
+        """The slots that decide, where the window has ``parents`` and ``branches``.
+
+        Examples
+        --------
+        A known token 5, a draft 3 and a branch: another guess, 4, for the draft's position:
+
+        >>> one = np.array([1])
+        >>> row = RowInfo(seed=0, sequence=0, sampling=Sampling())
+        >>> window = Window(
+        ...     np.array([[5, 3, 4]]), 9 * one, one, one, 0 * one, one == 1, one, [row], [one], [None],
+        ...     branches=one, parents=np.array([[-1, 0, 0]]),
+        ... )
+        >>> found = window.tree_decisions()
+        >>> found.slots.sites.position.tolist(), found.path.sites.position.tolist(), found.depth.tolist()
+        ([[10, 11, 11]], [[10, 11]], [[0, 1, 1]])
+        """
+        assert self.parents is not None, "asked where there are branches"
+        assert self.branches is not None, "which are counted then"
+        path, first, tree = self.decisions(), self._first, Tree.of(self.parents)
+        slot = np.arange(first, self.tokens.shape[1])
+        decides = self.draws[:, None] & (slot >= self.known[:, None] - 1)
+        valid = decides & (slot < (self.end + self.branches)[:, None])
+        depth = tree.depth[:, first:] - first
+        count = 1 + int(depth[valid].max(initial=0))
+        sites = path.sites._replace(position=self.start[:, None] + tree.depth[:, first:] + 1, valid=valid)
+        drafts = valid & (slot >= self.known[:, None])
+        slots = Decisions(sites, first, self.tokens[:, first:], drafts)
+        cut = path.sites._replace(position=path.sites.position[:, :count], valid=path.sites.valid[:, :count])
+        path = Decisions(cut, first, path.draft[:, :count], path.has_draft[:, :count])
+        parents = np.maximum(self.parents[:, first:] - first, 0)
+        return TreeDecisions(slots, path, parents, depth, tree.sees[:, first:, first:])
 
 
 class Outcome(NamedTuple):
@@ -249,3 +350,5 @@ class Outcome(NamedTuple):
     """The same under the model's own laws."""
     laws: Mapping[int, Array] = _NONE
     """The target laws themselves (committed, V) of rows that asked for them, in memory that no later step writes to."""
+    candidates: Mapping[int, Candidates] = _NONE  # type: ignore[assignment]
+    """Candidates of each redraft, of rows that have any, where ``Window.candidates`` asks for them."""

@@ -15,13 +15,13 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from coupled_sampling.arrays import first_true, from_host, namespace, slots_of
-from coupled_sampling.contracts import Array, Sites
+from coupled_sampling.contracts import Array, Sites, TreeDecisions
 from coupled_sampling.couplings import gumbel, independent, match, maximal
 from coupled_sampling.draws import Asked, BesideSites, Noise, Purpose
 from coupled_sampling.law_forms import DraftLawArray, LawsInPieces
 from coupled_sampling.methods import Method
 
-__all__ = ["CorrectedSite", "Correction", "StepDecision", "decide"]
+__all__ = ["CorrectedSite", "Correction", "StepDecision", "decide", "decide_tree"]
 
 
 class StepDecision(NamedTuple):
@@ -42,6 +42,8 @@ class StepDecision(NamedTuple):
     """int64 (B,): the site of each row's last committed token; everything after it is a redraft."""
     laws: Array
     """(B, n, V): the laws that the redrafts were drawn from, to be recorded for them: target laws, or what was predicted."""
+    slots: Array | None = None
+    """int64 (B, n): in a window that is a tree, the slot whose law decided each committed token; None if it is the site's own."""
 
 
 class CorrectedSite(NamedTuple):
@@ -185,6 +187,96 @@ def decide(
     return step if correction is None else _swept(method, step, later, correction, (sites, laws, noise))
 
 
+def decide_tree(
+    method: Method,
+    target: Array,
+    tree: TreeDecisions,
+    noise: Noise,
+    *,
+    usable: Array | None = None,
+    correction: Correction | None = None,
+) -> StepDecision:
+    """`decide` for a window with branches, where drafts are accepted by "match".
+
+    Every slot draws the target's own token with the noise of the position that it decides. A draft stands if it is the token that
+    its parent drew, and so is every draft before it on its path. The longest such path is walked to its end, whose own token is
+    committed as well. What was drawn there depends on nothing that was guessed, so that guesses may come from anywhere.
+
+    Sites are positions: site j is column j of ``tree.path``. Behind the last committed one stand the redrafts of the path, not of
+    the branches.
+
+    Parameters
+    ----------
+    method
+        A method with the acceptance "match".
+    target
+        (B, n, V) target laws of all slots.
+    tree
+        The slots.
+    noise, correction
+        As for `decide`.
+    usable
+        bool (B, n): the slots whose law is one; default all.
+
+    Returns
+    -------
+    StepDecision
+        Of m sites. ``laws`` are those of the redrafts.
+
+    Notes
+    -----
+    It can be traced: arrays of ``tree`` may be of any one library.
+
+    Examples
+    --------
+    After a known token two guesses side by side, 0 and 1, for a position whose own token is 1. The second stands, and behind it
+    the next position is decided as well:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import METHODS, Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> from coupled_sampling.noise import ArrayNoise
+    >>> one = np.array([1])
+    >>> window = Window(
+    ...     np.array([[5, 0, 1]]), 9 * one, one, one, 0 * one, one == 1, one, [RowInfo(0, 0, Sampling())], [one], [None],
+    ...     branches=one, parents=np.array([[-1, 0, 0]]),
+    ... )
+    >>> target = np.array([[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])  # of all three slots
+    >>> noise = ArrayNoise(race_weights=np.ones((1, 3, 2)))
+    >>> step = decide_tree(METHODS["scd-match"], target, window.tree_decisions(), noise)
+    >>> step.tokens.tolist(), step.last.tolist(), step.slots.tolist()
+    ([[1, 1]], [1], [[0, 2]])
+    """
+    xp = namespace(target)
+    valid, draft, depth, parents, sees = (
+        from_host(each, target)
+        for each in (tree.slots.sites.valid, tree.slots.draft, tree.depth, tree.parents, tree.sees)
+    )
+    is_draft, on_path = from_host(tree.slots.has_draft, target), from_host(tree.path.sites.valid, target)
+    decidable = valid if usable is None else valid & from_host(usable, target)
+    own = gumbel(target, Asked(noise, tree.slots.sites), where=decidable)
+    own = xp.where(decidable, own, xp.full_like(own, -1))
+    refused = is_draft & (xp.take_along_axis(own, parents, axis=-1) != draft)
+    reached = valid & ~xp.any(sees & refused[:, None, :], axis=-1)
+    end = xp.argmax(xp.where(reached, depth, xp.full_like(depth, -1)), axis=-1)
+    walked = xp.take_along_axis(sees, end[:, None, None], axis=1)[:, 0, :]
+    last = xp.take_along_axis(depth, end[:, None], axis=-1)[:, 0]
+    site = slots_of(on_path)
+    # The slots of the walk in the order of their depths, which lack none; behind them those of the path.
+    ordered = xp.argsort(xp.where(walked, depth, xp.full_like(depth, depth.shape[-1])), axis=-1, stable=True)
+    slots = xp.where(site <= last[:, None], ordered[:, : site.shape[0]], site)
+    tokens = xp.take_along_axis(own, slots, axis=-1)
+    closed = on_path & ~decidable[:, : site.shape[0]]
+    behind = xp.any(closed, axis=-1)[:, None] & (site >= first_true(closed)[:, None]) & (site > last[:, None])
+    later = on_path & ~behind & (site > last[:, None])
+    tokens = xp.where(behind, xp.full_like(tokens, -1), tokens)
+    step = StepDecision(tokens, last, target[:, : site.shape[0], :], slots)
+    if correction is None:
+        return step
+    drafts = DraftLawArray(from_host(tree.path.draft, target), from_host(tree.path.has_draft, target), None)
+    return _swept(method, step, later, correction, (tree.path.sites, drafts, noise))
+
+
 def _redrawn(
     method: Method, target: Array, laws: DraftLawArray | LawsInPieces, sites: Sites, noise: Noise, where: Array
 ) -> Array:
@@ -209,7 +301,7 @@ def _swept(
     A site's uniforms are used again, and what came of them the first time is dropped: no draft is drawn from noise that says
     anything about the tokens to its left.
     """
-    tokens, last, laws = step
+    tokens, last, laws, decided_by = step
     xp, slots = namespace(laws), slots_of(later)
     sites, drafts, noise = drawn
     beside = noise if isinstance(noise, BesideSites) else None  # asked once: to ask a Protocol takes long
@@ -233,4 +325,4 @@ def _swept(
     if columns:
         every = (columns.get(site, laws[:, site : site + 1, :]) for site in range(later.shape[-1]))
         laws = xp.concat(list(every), axis=1)
-    return StepDecision(tokens, last, laws)
+    return StepDecision(tokens, last, laws, decided_by)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from coupled_sampling.arrays import (
 from coupled_sampling.contracts import Array, Integers, Outcome, RowInfo, Sampling, SequenceProcessor, Window
 from coupled_sampling.errors import InvalidArgument, InvalidLogits
 
-__all__ = ["TargetLaws", "close_rows", "target_law", "target_laws", "unusable_law"]
+__all__ = ["Context", "TargetLaws", "close_rows", "target_law", "target_laws", "unusable_law"]
 
 
 def _nucleus(weights: Array, logits: Array, top_k: int | None, top_p: float) -> Array:
@@ -144,6 +144,11 @@ def unusable_law(row: int, position: int, largest_logit: float) -> InvalidLogits
     )
 
 
+Context: TypeAlias = "Integers | Sequence[tuple[range, Integers]]"
+"""What a row's processors are shown: its tokens from position 0 on, to the end of its window or further; or, in a window that is a
+tree, the columns of slots that follow one another, and the tokens on the path of the last of them."""
+
+
 class TargetLaws(NamedTuple):
     """Target laws (B, n, V), and which of them are laws.
 
@@ -153,7 +158,7 @@ class TargetLaws(NamedTuple):
 
     >>> import numpy as np
     >>> from coupled_sampling.target import TargetLaws
-    >>> made = TargetLaws(np.full((1, 3, 2), 0.5), np.array([[True, False, True]]), {0: (1, ValueError("nothing is allowed"))})
+    >>> made = TargetLaws(np.full((1, 3, 2), 0.5), np.array([[True, False, True]]), {(0, 1): ValueError("nothing is allowed")})
     >>> made.failures(last=np.array([0])), made.failures(last=np.array([1]))
     ({}, {0: ValueError('nothing is allowed')})
     """
@@ -162,12 +167,12 @@ class TargetLaws(NamedTuple):
     """(B, n, V) float32 or float64. Where a wanted slot has no law it is some harmless one."""
     usable: Array
     """bool (B, n); where a slot is not wanted, anything. Numpy, but while a library traces."""
-    faults: Mapping[int, tuple[int, Exception]] | None
-    """By row, the first wanted slot that has no law, and why; None where all have, and while a library traces."""
+    faults: Mapping[tuple[int, int], Exception] | None
+    """Why a wanted slot has no law, by row and slot; None where all have one, and while a library traces."""
 
     def failures(self, last: Integers) -> dict[int, Exception]:
-        """Why rows failed whose ``last`` committed slot (B,) has no law."""
-        return {b: error for b, (slot, error) in (self.faults or {}).items() if last[b] == slot}
+        """Why rows failed that were decided at their slots ``last`` (B,), where these have no law."""
+        return {b: error for (b, slot), error in (self.faults or {}).items() if last[b] == slot}
 
 
 def close_rows(window: Window, tokens: Integers, committed: Integers, largest_logit: NDArray[Any]) -> Outcome:
@@ -211,18 +216,18 @@ def close_rows(window: Window, tokens: Integers, committed: Integers, largest_lo
     before = (decides & ~closed).sum(axis=1)  # slots that have a law, from the first deciding one on
     failing = bad.any(axis=1) & (committed > before)
     committed = np.where(failing, before + 1, committed)
-    faults = _fault_of(largest_logit, window.positions, bad)
-    return Outcome(tokens, committed, {b: error for b, (_, error) in faults.items() if failing[b]})
+    faults = _faults_of(largest_logit, window.positions, bad)
+    first = bad.argmax(axis=1)
+    return Outcome(tokens, committed, {b: faults[b, int(first[b])] for b in np.flatnonzero(failing).tolist()})
 
 
-def _fault_of(
+def _faults_of(
     largest_logit: NDArray[Any], positions: Integers, bad: NDArray[np.bool_], first_row: int = 0
-) -> dict[int, tuple[int, Exception]]:
-    """What to say of each row's first ``bad`` slot (B, n)."""
-    rows, first = np.flatnonzero(bad.any(axis=1)).tolist(), bad.argmax(axis=1)
+) -> dict[tuple[int, int], Exception]:
+    """What to say of each ``bad`` slot (B, n)."""
     return {
-        b: (int(first[b]), unusable_law(first_row + b, int(positions[b, first[b]]), float(largest_logit[b, first[b]])))
-        for b in rows
+        (b, j): unusable_law(first_row + b, int(positions[b, j]), float(largest_logit[b, j]))
+        for b, j in np.argwhere(bad).tolist()
     }
 
 
@@ -250,37 +255,51 @@ def run_processors(logits: Array, sampling: Sampling, tokens: Integers, position
 
 
 def _processed(
-    logits: Array, sampling: Sampling, tokens: Integers, positions: Integers, wanted: NDArray[np.bool_]
-) -> tuple[Array, tuple[int, Exception] | None]:
-    """One row's ``logits`` (n, V) after its processors, which see only the wanted slots; and the first slot at which one raised.
+    logits: Array, sampling: Sampling, context: Context, positions: Integers, wanted: NDArray[np.bool_]
+) -> tuple[Array, list[tuple[int, int, Exception]]]:
+    """One row's ``logits`` (n, V) after its processors, which see only the wanted slots; and where one raised: the slots ``first``
+    to ``end - 1`` have no logits for that reason.
 
     A slot behind a draft that is about to be refused may have a context that makes no sense. So where one raises, the slots are
     tried one by one, from the left.
     """
-    xp = namespace(logits)
     slots = np.flatnonzero(wanted)
     if not slots.size or not sampling.processors:
-        return logits, None
-    first, end = int(slots[0]), int(slots[-1]) + 1
-    fault = None
+        return logits, []
+    if isinstance(context, np.ndarray):
+        context = [(range(int(slots[0]), int(slots[-1]) + 1), context)]
+    done, faults, end = [], [], 0
+    for run, tokens in context:
+        own, fault = _processed_run(
+            logits[run.start : run.stop, ...], sampling, tokens, positions[run.start : run.stop]
+        )
+        done += [logits[end : run.start, ...], own]
+        end = run.stop
+        if fault is not None:
+            faults.append((run.start + fault[0], run.stop, fault[1]))
+    return namespace(logits).concat([*done, logits[end:, ...]], axis=0), faults
+
+
+def _processed_run(
+    logits: Array, sampling: Sampling, tokens: Integers, positions: Integers
+) -> tuple[Array, tuple[int, Exception] | None]:
+    """``logits`` (n, V) of slots that share their context; and the first slot at which a processor raised."""
     try:
-        middle = run_processors(logits[first:end, ...], sampling, tokens, positions[first:end])
+        return run_processors(logits, sampling, tokens, positions), None
     except Exception:  # a stranger's code: anything may come
         done: list[Array] = []
-        for j in range(first, end):
+        for j in range(len(positions)):
             try:
                 done.append(run_processors(logits[j : j + 1, ...], sampling, tokens, positions[j : j + 1]))
             except Exception as error:
-                fault = (j, error)
-                break
-        middle = xp.concat([*done, logits[first + len(done) : end, ...]], axis=0)
-    return xp.concat([logits[:first, ...], middle, logits[end:, ...]], axis=0), fault
+                return namespace(logits).concat([*done, logits[j:, ...]], axis=0), (j, error)
+        return namespace(logits).concat(done, axis=0), None
 
 
 def target_laws(
     logits: Array,
     rows: Sequence[RowInfo | None],
-    contexts: Sequence[Integers],
+    contexts: Sequence[Context],
     positions: Integers,
     wanted: NDArray[np.bool_],
     memory: NDArray[np.floating] | None = None,
@@ -293,7 +312,7 @@ def target_laws(
     logits
         (B, n, V) floating.
     rows, contexts
-        B entries each: settings (None for an idle row) and tokens from position 0 on.
+        B entries each: settings (None for an idle row) and tokens from position 0 on, see `Context`.
     positions
         int64 (B, n): the position each slot predicts.
     wanted
@@ -329,31 +348,31 @@ def target_laws(
     [[[0.7, 0.3]], [[1.0, 0.0]]]
     """
     xp = namespace(logits)
-    faults: dict[int, tuple[int, Exception]] = {}
+    raised: list[tuple[int, int, int, Exception]] = []
     if any(info is not None and info.sampling.processors for info in rows):
         logits = at_least_float32(logits)
         processed = []
         for b, info in enumerate(rows):
-            own, fault = logits[b, ...], None
+            own = logits[b, ...]
             if info is not None:
-                own, fault = _processed(own, info.sampling, contexts[b], positions[b], wanted[b])
+                own, faulty = _processed(own, info.sampling, contexts[b], positions[b], wanted[b])
+                raised += [(b, *fault) for fault in faulty]
             processed.append(own)
-            if fault is not None:
-                faults[b] = fault
         logits = xp.stack(processed, axis=0)
     highest = xp.max(logits, axis=-1, keepdims=True)
     usable = xp.isfinite(highest[..., 0])
+    faults: dict[tuple[int, int], Exception] = {}
     if is_concrete(highest):
         found = to_host(highest[..., 0])
         usable = np.isfinite(found)
-        for b, (slot, _) in faults.items():
-            usable[b, slot:] = False
+        bad = wanted & ~usable
+        for b, first, end, _ in raised:
+            usable[b, first:end] = False
         if usable.all():
             return TargetLaws(_laws_of_groups(logits, rows, highest, memory), usable, None)
-        bad = wanted & ~usable
-        faults = _fault_of(found, positions, bad, first_row) | {
-            b: f for b, f in faults.items() if bad[b].argmax() == f[0]
-        }
+        faults = _faults_of(found, positions, bad, first_row)
+        for b, first, end, error in raised:
+            faults |= {(b, j): error for j in range(first, end)}
         harmless = from_host(usable, logits)[..., None]
     else:
         harmless = usable[..., None]

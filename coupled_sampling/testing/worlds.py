@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.bounds import check_window
+from coupled_sampling.bounds import check_rows, check_tree_window, check_window
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing.arguments import check_callable, check_count, check_law, check_number, check_seed
+from coupled_sampling.trees import Tree
 
 __all__ = ["TableProvider", "random_table"]
 
@@ -72,14 +73,29 @@ class TableProvider:
         InvalidArgument
             The window leaves the rows, or ``next_law`` gives no law.
         """
-        laws = np.empty((*tokens.shape, self.vocab_size))
-        for where, context in self.write(tokens, start).items():
+        return self._log_laws(tokens.shape, self.write(tokens, start))
+
+    def _log_laws(
+        self, shape: tuple[int, ...], contexts: Mapping[tuple[int, int], tuple[int, ...]]
+    ) -> NDArray[np.float64]:
+        laws = np.empty((*shape, self.vocab_size))
+        for where, context in contexts.items():
             law = self.next_law(context)
             laws[where] = (
                 law if _is_dead(law, self.vocab_size) else check_law(f"next_law({context})", law, self.vocab_size)
             )
         with np.errstate(divide="ignore"):
             return np.log(laws)
+
+    @property
+    def max_columns(self) -> int:
+        """See `coupled_sampling.contracts.Trees`: no limit, since nothing is held for what stands beside a path."""
+        return 1 << 62
+
+    def forward_tree(self, tokens: Integers, start: Integers, parents: Integers, rows: range) -> NDArray[np.float64]:
+        """See `coupled_sampling.contracts.Trees.forward_tree`. What is held beyond the leading slots is lost."""
+        contexts = self.write_tree(tokens, start, parents, rows)
+        return self._log_laws(tokens.shape, contexts)
 
     @property
     def forks(self) -> bool:
@@ -102,6 +118,23 @@ class TableProvider:
             self._held[b, first : first + width] = tokens[b]
             for j in range(width):
                 contexts[b, j] = tuple(self._held[b, : first + j + 1].tolist())
+        return contexts
+
+    def write_tree(
+        self, tokens: Integers, start: Integers, parents: Integers, rows: range
+    ) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Take a window in that is a tree; returns what each (row, slot) of it has before it on its path and in it."""
+        check_tree_window(self, tokens, start, parents)
+        check_rows(self, tokens, rows)
+        self.calls += 1
+        tree, contexts = Tree.of(parents), {}
+        leading = tree.leading()
+        for b, row in enumerate(rows):
+            first = int(start[b])
+            for j in range(tokens.shape[1]):
+                contexts[b, j] = (*self._held[row, :first].tolist(), *tokens[b, tree.path(b, j)].tolist())
+            self._held[row, first:] = -1
+            self._held[row, first : first + leading[b]] = tokens[b, : leading[b]]
         return contexts
 
 

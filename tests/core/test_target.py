@@ -97,8 +97,8 @@ def test_unusable_logits_are_told_by_row_and_position_where_they_matter(value, w
     made = target_laws(logits, info, [np.zeros(0, np.int64)] * 2, positions, wanted)
     assert made.usable.tolist() == [[True] * 3, [True, True, False]]
     assert np.isfinite(made.laws).all()
-    slot, error = made.faults[1]
-    assert (list(made.faults), slot, type(error)) == ([1], 2, InvalidLogits)
+    ((where, error),) = made.faults.items()
+    assert (where, type(error)) == ((1, 2), InvalidLogits)
     assert re.search(rf"row 1 for position 9.*{word}", str(error))
     assert made.failures(np.array([2, 1])) == {}
     assert made.failures(np.array([2, 2])) == {1: error}

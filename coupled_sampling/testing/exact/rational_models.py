@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -43,8 +44,10 @@ class RationalProvider(TableProvider):
         InvalidArgument
             The window leaves the rows, or a law is not made of fractions that sum to one.
         """
-        contexts = self.write(tokens, start)
-        laws = np.empty((*tokens.shape, self.vocab_size), object)
+        return self._log_laws(tokens.shape, self.write(tokens, start))
+
+    def _log_laws(self, shape: tuple[int, ...], contexts: Mapping[tuple[int, int], tuple[int, ...]]) -> Any:
+        laws = np.empty((*shape, self.vocab_size), object)
         for where, context in contexts.items():
             law = check_sequence(
                 f"next_law({context})", self.next_law(context), f"{self.vocab_size} fractions that sum to 1"

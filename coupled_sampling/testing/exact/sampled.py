@@ -69,7 +69,7 @@ def sampled_law(
         logits = _logits(next_law(context), arithmetic)
         place = np.array([[len(context)]])
         made = target_laws(logits, [info], [np.array(context, np.int64)], place, np.ones((1, 1), bool))
-        for _, error in (made.faults or {}).values():
+        for error in (made.faults or {}).values():
             raise error
         found = made.laws[0, 0]
         return found.values if isinstance(found, RationalArray) else np.asarray(found)

@@ -1,0 +1,335 @@
+"""Which branches a window gets: the rule, and the one that is used unless you bring your own.
+
+A pass ends at the first draft that is not the token which the position draws. Behind a branch with that token it goes on. So a rule
+is asked, in every step and for every row, for drafts beside those of its path: for the same positions, or for later ones. Branches
+are for the acceptance "match" alone. There a committed token is a function of the seed and the position, and not of anything that
+was guessed, so that a rule may look at whatever it likes.
+
+`BestFirst` takes the likeliest paths. It knows from the step before the best candidates of every redraft: the tokens that came
+close in the position's race, with what they came to. A candidate's probability is the softmax of that within its position, given
+the token before it: where that is another one than the law was computed with, a corrector says what the change adds to each
+candidate (`coupled_sampling.corrections.Shifts`). From the path, whose drafts are there in any case, it then adds the branch of
+the largest probability, and the next one, until no slot is left. All branches together are the most that so many slots can hold.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.arguments import check_count, check_number, shown
+from coupled_sampling.contracts import CoupledStep, TreeSteps
+from coupled_sampling.corrections import Corrector, Shifts
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.sampling import Integers
+from coupled_sampling.slots import Candidates
+
+__all__ = ["BestFirst", "BranchContext", "Branches", "Branching"]
+
+
+class BranchContext(NamedTuple):
+    """What one row asks for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from coupled_sampling.branching import BranchContext
+    >>> context = BranchContext(tokens=np.array([9, 4, 5]), committed=1, most=8, reach=5)
+    >>> context.path.tolist()  # drafts for positions 1 and 2; branches may guess for positions 1 to 5
+    [4, 5]
+    """
+
+    tokens: Integers
+    """(L,) the row's tokens from position 0 on: committed ones, then the drafts of its path."""
+    committed: int
+    most: int
+    """Most branch slots, >= 1."""
+    reach: int
+    """Branches may guess for the positions ``committed`` to ``committed + reach - 1``, at least as far as the path."""
+    candidates: Candidates | None = None
+    """Of the positions from ``committed`` on, as far as the step before knew any."""
+    corrections: Corrector | None = None
+    """What the step corrects laws with."""
+
+    @property
+    def path(self) -> Integers:
+        """The drafts of the path."""
+        return self.tokens[self.committed :]
+
+
+class Branches(NamedTuple):
+    """Drafts beside the path.
+
+    Examples
+    --------
+    Beside a path of two drafts another guess for the first position, and one behind it:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.branching import Branches
+    >>> Branches(parents=np.array([-1, 2]), tokens=np.array([7, 3])).tokens
+    array([7, 3])
+    """
+
+    parents: Integers
+    """(m,) what each follows: -1 is the last committed token, 0 to the path's length less one its drafts, and behind these come the
+    branches themselves, of which one may follow an earlier one."""
+    tokens: Integers
+    """(m,)."""
+
+
+@runtime_checkable
+class Branching(Protocol):
+    """A rule for branches.
+
+    Examples
+    --------
+    One of your own, which guesses that the first draft's runner-up will do:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import generate
+    >>> from coupled_sampling.branching import Branches, Branching
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> class RunnerUp:
+    ...     most, candidates = 1, 2
+    ...     def branches(self, context):
+    ...         known = [] if context.candidates is None else context.candidates.tokens[:1, 1]
+    ...         return Branches(np.full(len(known), -1), np.array(known, int))
+    >>> isinstance(RunnerUp(), Branching)
+    True
+    >>> model = TableProvider(random_table(0, 6), 6, max_length=256)
+    >>> plain, branching = (
+    ...     generate(model, [[0]], length=200, method="scd-match", window=4, branches=branches) for branches in (0, RunnerUp())
+    ... )
+    >>> bool((plain.tokens[0] == branching.tokens[0]).all())
+    True
+    """
+
+    @property
+    def most(self) -> int:
+        """Slots of a window that are kept for branches; a row may get more where its path is shorter."""
+        ...
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates of each position it wants to know, at least 1."""
+        ...
+
+    def branches(self, context: BranchContext) -> Branches:
+        """At most ``context.most`` drafts beside the path."""
+        ...
+
+
+def checked_branches(rule: Branching, context: BranchContext, vocab_size: int) -> Branches:
+    """What ``rule`` proposes, if it can be.
+
+    Raises
+    ------
+    InvalidArgument
+        There are too many, a parent or a token is none, or one reaches too far.
+    """
+    made = rule.branches(context)
+    if not isinstance(made, Branches):
+        raise InvalidArgument(f"{rule!r} returned a {type(made).__name__}, expected Branches")
+    parents, tokens = (np.asarray(each) for each in made)
+    if parents.shape != tokens.shape or parents.ndim != 1 or not all(a.dtype.kind == "i" for a in (parents, tokens)):
+        raise InvalidArgument(
+            f"{rule!r} returned parents {parents.dtype} {parents.shape} and tokens {tokens.dtype} {tokens.shape}, expected "
+            "integers, as many of both"
+        )
+    if len(tokens) > context.most:
+        raise InvalidArgument(f"{rule!r} returned {len(tokens)} branches, expected at most {context.most}")
+    if ((tokens < 0) | (tokens >= vocab_size)).any():
+        raise InvalidArgument(f"{rule!r} returned tokens {tokens}, expected tokens in [0, {vocab_size})")
+    drafts = len(context.path)
+    depths = list(range(drafts))
+    for i, parent in enumerate(parents.tolist()):
+        if not -1 <= parent < drafts + i:
+            raise InvalidArgument(
+                f"{rule!r} returned {parent} as the parent of branch {i}, expected -1 to {drafts + i - 1}: the path's {drafts} "
+                "drafts, then earlier branches"
+            )
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+        if depths[-1] >= context.reach:
+            raise InvalidArgument(
+                f"{rule!r} returned a branch that guesses for the position {depths[-1] + 1} behind the committed ones, expected at "
+                f"most {context.reach}"
+            )
+    return Branches(parents.astype(np.int64), tokens.astype(np.int64))
+
+
+class BestFirst:
+    """The likeliest branches.
+
+    Parameters
+    ----------
+    most
+        Slots for branches.
+    candidates
+        How many tokens of a position to choose from.
+    temperature
+        What scores are divided by before the softmax. Candidates are farther apart than their scores say, since a race's first is
+        known to have been the first.
+    fresh
+        The probability of a draft that no pass has looked at yet.
+
+    Examples
+    --------
+    A path of two drafts, 4 and 2. Nobody knows whether the first is a 4 or a 9, and the second is nearly certain. So the branch
+    begins with the 9, and goes on with a 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.branching import BestFirst, BranchContext
+    >>> from coupled_sampling.contracts import Candidates
+    >>> candidates = Candidates(np.array([[4, 9], [2, 7]]), np.array([[1.2, 1.1], [3.0, -2.0]]))
+    >>> context = BranchContext(np.array([0, 4, 2]), committed=1, most=2, reach=2, candidates=candidates)
+    >>> BestFirst(2).branches(context)
+    Branches(parents=array([-1,  2]), tokens=array([9, 2]))
+    """
+
+    def __init__(self, most: int, *, candidates: int = 16, temperature: float = 0.55, fresh: float = 0.35) -> None:
+        self.most, self.candidates = check_count("most", most), check_count("candidates", candidates)
+        for name, value in (("temperature", temperature), ("fresh", fresh)):
+            if check_number(name, value, "a number > 0") <= 0:
+                raise InvalidArgument(f"{name} is {value!r}, expected a number > 0")
+        self.temperature, self.fresh = float(temperature), float(fresh)
+
+    def __repr__(self) -> str:
+        return f"BestFirst({self.most})"
+
+    def branches(self, context: BranchContext) -> Branches:
+        """See `Branching.branches`."""
+        found = self._chances(context)
+        if found is None:
+            return Branches(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        tokens, chances = found
+        order = np.argsort(-chances, axis=-1, kind="stable")
+        search = _Search(context, tokens.tolist(), np.take_along_axis(chances, order, axis=-1).tolist(), order.tolist())
+        return search.run()
+
+    def _chances(self, context: BranchContext) -> tuple[Integers, NDArray[np.float64]] | None:
+        """Candidates (D, K) of the positions from ``committed`` on, and the probability (D, K, K) of each, given which of the
+        candidates stands before it; the draft of the path, where there is one, is the first."""
+        known, path = context.candidates, context.path
+        if known is None or not len(known.tokens):
+            return None
+        count = min(len(known.tokens), context.reach)
+        tokens, scores = known.tokens[:count].copy(), np.asarray(known.scores[:count], np.float64)
+        drafted = min(count, len(path))
+        shift = self._shift(context, tokens)
+        with np.errstate(invalid="ignore"):
+            scaled = (scores[:, None, :] + shift) / self.temperature
+            chances = np.exp(scaled - np.nanmax(scaled, axis=-1, keepdims=True))
+            chances /= chances.sum(axis=-1, keepdims=True)
+        chances = np.nan_to_num(chances)
+        for depth in np.flatnonzero(tokens[:drafted, 0] != path[:drafted]).tolist():
+            # A draft that comes from elsewhere: it takes the place of the last candidate, or its own.
+            own = np.flatnonzero(tokens[depth] == path[depth])
+            place = int(own[0]) if own.size else tokens.shape[1] - 1
+            for values in (tokens[depth], chances[depth].T):
+                values[1 : place + 1] = values[:place].copy()
+            tokens[depth, 0] = path[depth]
+            chances[depth, :, 0] = self.fresh
+            chances[depth, :, 1:] *= 1 - self.fresh
+        beyond = min(len(path), context.reach) - count
+        if beyond > 0:  # drafts that are new: each is the only candidate of its position
+            tokens = np.concatenate([tokens, np.zeros((beyond, tokens.shape[1]), np.int64)])
+            tokens[count:, 0] = path[count : count + beyond]
+            chances = np.concatenate([chances, np.zeros((beyond, *chances.shape[1:]))])
+            chances[count:, :, 0] = self.fresh
+        return tokens, chances
+
+    def _shift(self, context: BranchContext, tokens: Integers) -> NDArray[np.float64]:
+        """What it adds to the score of each candidate that another than the first stands before it: (D, K, K)."""
+        corrections, count = context.corrections, tokens.shape[1]
+        shift = np.zeros((len(tokens), count, count))
+        if isinstance(corrections, Shifts) and 1 in corrections.lags and len(tokens) > 1:
+            lag = list(corrections.lags).index(1)
+            shift[1:] = corrections.shifts(lag, tokens[:-1, 0], tokens[:-1], tokens[1:])
+        return shift
+
+
+class _Search:
+    """One search: from the path, always the likeliest branch next.
+
+    ``chances`` and ``order`` are (D, K, K): in a position, behind each candidate of the one before, the candidates in the order of
+    their probability.
+    """
+
+    def __init__(
+        self,
+        context: BranchContext,
+        tokens: list[list[int]],
+        chances: list[list[list[float]]],
+        order: list[list[list[int]]],
+    ) -> None:
+        self._tokens, self._chances, self._order = tokens, chances, order
+        self._path, self._most = len(context.path), context.most
+        self._heap: list[tuple[float, int, int, int, int, int, float]] = []
+        self._pushed = 0
+
+    def run(self) -> Branches:
+        parents: list[int] = []
+        tokens: list[int] = []
+        before = 1.0
+        for depth in range(len(self._tokens)):
+            if depth > self._path:
+                break
+            self._push(depth - 1, depth, 0, 0, before)
+            before *= self._chances[depth][0][self._order[depth][0].index(0)]
+        while self._heap and len(parents) < self._most:
+            chance, _, parent, depth, previous, place, before = heapq.heappop(self._heap)
+            candidate = self._order[depth][previous][place]
+            self._push(parent, depth, previous, place + 1, before)
+            self._push(self._path + len(parents), depth + 1, candidate, 0, -chance)
+            parents.append(parent)
+            tokens.append(self._tokens[depth][candidate])
+        return Branches(np.array(parents, np.int64), np.array(tokens, np.int64))
+
+    def _push(self, parent: int, depth: int, previous: int, place: int, before: float) -> None:
+        """Take the ``place``-th candidate of ``depth`` behind ``parent`` into account, if there is one."""
+        if depth >= len(self._tokens) or place >= len(self._order[depth][previous]):
+            return
+        if parent == depth - 1 and depth < self._path and self._order[depth][previous][place] == 0:
+            place += 1  # the path's own draft, which has a slot
+            if place == len(self._order[depth][previous]):
+                return
+        chance = before * self._chances[depth][previous][place]
+        if chance > 0:
+            self._pushed += 1
+            heapq.heappush(self._heap, (-chance, self._pushed, parent, depth, previous, place, before))
+
+
+def find_branching(branches: int | Branching, step: CoupledStep) -> Branching | None:
+    """The rule that ``branches`` means for ``step``; None for none.
+
+    Raises
+    ------
+    InvalidArgument
+        It is neither a number of slots nor a rule, or the step cannot decide windows with branches.
+
+    Examples
+    --------
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.branching import find_branching
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> find_branching(24, HostStep(TableProvider(random_table(0, 4), 4), "scd-match"))
+    BestFirst(24)
+    """
+    if not isinstance(branches, Branching):
+        if isinstance(branches, bool) or not isinstance(branches, int | np.integer) or branches < 0:
+            raise InvalidArgument(
+                f"branches is {shown(branches)}, expected a number of slots >= 0, or a rule for branches"
+            )
+        if not branches:
+            return None
+    refused = (
+        step.refuses_branches
+        if isinstance(step, TreeSteps)
+        else f"a {type(step).__name__} does not do them; use HostStep"
+    )
+    if refused is not None:
+        raise InvalidArgument(f"branches is {shown(branches)}, but {refused}")
+    return branches if isinstance(branches, Branching) else BestFirst(int(branches))
