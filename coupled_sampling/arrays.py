@@ -1,4 +1,4 @@
-"""The whole boundary between array libraries, in one file.
+"""The boundary between array libraries, in one file; what selects entries is beside it (`coupled_sampling.selection`).
 
 Everything else is written against ``xp``, the namespace of the array at hand as array-api-compat gives it. No library
 is imported here but numpy: the others are recognised by the arrays a user passes in.
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from coupled_sampling.sampling import Array
 
 __all__ = [
-    "argmax_of_product",
     "array_device",
     "as_like",
     "at_least_float32",
@@ -38,7 +37,7 @@ __all__ = [
     "is_concrete",
     "is_floating",
     "is_real",
-    "largest",
+    "is_torch",
     "namespace",
     "normalised",
     "pick",
@@ -60,7 +59,8 @@ def _is_from(module: str, name: str, array: Array) -> bool:
     return library is not None and isinstance(array, getattr(library, name))
 
 
-def _is_torch(array: Array) -> bool:
+def is_torch(array: Array) -> bool:
+    """Whether ``array`` is a tensor of torch's."""
     return _is_from("torch", "Tensor", array)
 
 
@@ -76,7 +76,7 @@ def namespace(array: Array) -> Any:
     """The array API namespace of ``array``."""
     if isinstance(array, np.ndarray):
         return array_api_compat.numpy
-    if _is_torch(array):
+    if is_torch(array):
         from array_api_compat import torch  # imports torch itself, which is there
 
         return torch
@@ -85,7 +85,7 @@ def namespace(array: Array) -> Any:
 
 def array_device(array: Array) -> Any:
     """The device ``array`` is on; None where the library places arrays by itself (MLX, and JAX while it traces)."""
-    if _is_torch(array):
+    if is_torch(array):
         return array.device
     return None if _is_mlx(array) else array_api_compat.device(array)
 
@@ -108,7 +108,7 @@ def floats(like: Array) -> Any:
         return sys.modules["jax"].dtypes.canonicalize_dtype(np.float64)
     if _is_mlx(like):
         return xp.float64 if xp.default_device() == xp.Device(xp.cpu) else xp.float32
-    if _is_torch(like) and like.device.type == "mps":
+    if is_torch(like) and like.device.type == "mps":
         return xp.float32
     return xp.float64
 
@@ -131,7 +131,7 @@ def is_concrete(array: Array) -> bool:
     """
     if isinstance(array, np.ndarray):
         return True
-    if _is_torch(array):
+    if is_torch(array):
         torch = sys.modules["torch"]
         if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array):
             return False
@@ -198,7 +198,7 @@ def to_host(array: Array) -> NDArray[Any]:
         return array
     if "bfloat16" in str(array.dtype):
         array = at_least_float32(array)
-    if _is_torch(array):
+    if is_torch(array):
         return np.asarray(array.detach().cpu())
     if _is_from("cupy", "ndarray", array):
         return np.asarray(array.get())
@@ -252,41 +252,6 @@ def point_masses(tokens: Array, vocab_size: int, like: Array) -> Array:
     return namespace(like).astype(tokens[..., None] == counting(vocab_size, like), like.dtype)
 
 
-def largest(array: Array, count: int) -> Array:
-    """The ``count`` largest entries along the last axis, in no promised order.
-
-    The standard has no selection yet, so numpy's and torch's own are used where it is one of them.
-    """
-    if isinstance(array, np.ndarray):
-        return _largest_of_numpy(array, count)
-    if _is_torch(array):
-        return array.topk(count, dim=-1, sorted=False).values
-    return namespace(array).sort(array, axis=-1)[..., array.shape[-1] - count :]
-
-
-def _largest_of_numpy(array: NDArray[Any], count: int) -> NDArray[Any]:
-    """`largest` for numpy: long rows are thinned out first.
-
-    The count-th largest of the maxima of disjoint blocks is a lower bound of the count-th largest entry, since there are
-    ``count`` entries, the maxima themselves, that reach it. Few other entries do.
-    """
-    size = array.shape[-1]
-    block = size // (2 * count)
-    if block < 8:
-        return np.partition(array, size - count, axis=-1)[..., size - count :]
-    blocks = size // block
-    found = np.empty((*array.shape[:-1], count), array.dtype)
-    for row in np.ndindex(array.shape[:-1]):
-        values = array[row]
-        maxima = values[: blocks * block].reshape(blocks, block).max(axis=-1)
-        bound = np.partition(maxima, blocks - count)[blocks - count]
-        candidates = values[values >= bound]
-        if len(candidates) < count:  # NaN, in a row that is not wanted or will be refused
-            candidates = values
-        found[row] = np.partition(candidates, len(candidates) - count)[len(candidates) - count :]
-    return found
-
-
 def drop_below(weights: Array, values: Array, threshold: Array) -> Array:
     """``weights`` (..., V), the caller's own, with zeros where ``values`` (..., V) are below ``threshold`` (..., 1)."""
     if isinstance(weights, np.ndarray):
@@ -333,7 +298,7 @@ def block_sums(array: Array, block: int) -> Array:
 
 def cumulative(array: Array) -> Array:
     """Cumulative sums of ``array`` along the last axis."""
-    if _is_torch(array):
+    if is_torch(array):
         return array.cumsum(
             -1
         )  # what array-api-compat would call, after a look into a cache that torch.compile warns of
@@ -364,77 +329,6 @@ def positive_difference(first: Array, second: Array) -> Array:
         return np.maximum(left, 0, out=left)
     left = first - second
     return namespace(first).maximum(left, filled((), 0, left))
-
-
-_TOGETHER = 1 << 15
-"""Entries of a product that stay in the cache."""
-
-
-def argmax_of_product(first: Array, second: Array) -> Array:
-    """argmax(first * second) along the last axis. Numpy goes a few rows at a time, so that products stay in the cache."""
-    if not isinstance(first, np.ndarray) or first.size <= _TOGETHER:
-        xp = namespace(first)
-        best = xp.argmax(first * second, axis=-1)
-        return best if isinstance(first, np.ndarray) else xp.astype(best, integers(first))
-    size = first.shape[-1]
-    rows = first.reshape(-1, size)
-    others = np.broadcast_to(second, first.shape).reshape(-1, size)
-    best = np.empty(len(rows), np.int64)
-    step = max(1, _TOGETHER // size)
-    product = np.empty((step, size), np.result_type(first, second))
-    for begin in range(0, len(rows), step):
-        some = slice(begin, begin + step)
-        np.multiply(rows[some], others[some], out=product[: len(rows[some])])
-        product[: len(rows[some])].argmax(axis=-1, out=best[some])
-    return best.reshape(first.shape[:-1])
-
-
-def best_of_product(first: Array, second: Array, count: int) -> tuple[Array, Array]:
-    """The ``count`` largest entries of ``first * second`` along the last axis: their indices, largest first, and they themselves.
-
-    Which of equal ones come first is not promised.
-    """
-    if isinstance(first, np.ndarray):
-        return _best_of_numpy(first, second, count)
-    xp, product = namespace(first), first * second
-    if _is_torch(product):
-        values, index = product.topk(count, dim=-1)
-        return index, values
-    index = xp.argsort(-product, axis=-1, stable=True)[..., :count]
-    return xp.astype(index, integers(first)), xp.take_along_axis(product, index, axis=-1)
-
-
-_BLOCK = 64
-"""Entries of a long row that are looked at together."""
-
-
-def _best_of_numpy(
-    first: NDArray[Any], second: NDArray[Any], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """`best_of_product`: in long rows only the blocks with the largest maxima are looked into.
-
-    The largest entries lie in them: each block that is left out has ``count`` others with an entry no less than all of its own.
-    """
-    size = first.shape[-1]
-    product = (first * second).reshape(-1, size)
-    row = np.arange(len(product))[:, None]
-    blocks = size // _BLOCK
-    if blocks < 4 * count:
-        index = (
-            np.argpartition(-product, count - 1, axis=-1)[:, :count] if count < size else row[:1] * 0 + np.arange(size)
-        )
-    else:
-        maxima = product[:, : blocks * _BLOCK].reshape(len(product), blocks, _BLOCK).max(axis=-1)
-        chosen = np.argpartition(-maxima, count - 1, axis=-1)[:, :count]
-        within = (chosen[..., None] * _BLOCK + np.arange(_BLOCK)).reshape(len(product), -1)
-        rest = np.broadcast_to(np.arange(blocks * _BLOCK, size), (len(product), size - blocks * _BLOCK))
-        within = np.concatenate([within, rest], axis=1)
-        index = within[row, np.argpartition(-product[row, within], count - 1, axis=-1)[:, :count]]
-    index = np.broadcast_to(index, (len(product), count))
-    order = np.argsort(-product[row, index], axis=-1, kind="stable")
-    index = index[row, order]
-    shape = (*first.shape[:-1], count)
-    return index.reshape(shape).astype(np.int64), product[row, index].reshape(shape)
 
 
 def read_only(array: Array) -> Array:

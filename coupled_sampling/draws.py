@@ -16,18 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import (
-    argmax_of_product,
-    best_of_product,
-    block_sums,
-    counting,
-    cumulative,
-    first_true,
-    floats,
-    namespace,
-    pick,
-)
+from coupled_sampling.arrays import block_sums, counting, cumulative, first_true, floats, namespace, pick
 from coupled_sampling.sampling import Array, Integers
+from coupled_sampling.selection import argmax_of_product, best_of_product
 from coupled_sampling.slots import Sites
 
 __all__ = ["Draw", "Noise", "Purpose", "RanksShared", "categorical", "race", "ranked"]

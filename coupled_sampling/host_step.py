@@ -21,13 +21,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coupled_sampling.arrays import as_like, at_least_float32, from_host, namespace, pick, to_host
+from coupled_sampling.arrays import as_like, to_host
 from coupled_sampling.bounds import check_logits, check_model
 from coupled_sampling.contracts import (
     Array,
-    Candidates,
     Closeable,
     CoupledStep,
     Decisions,
@@ -46,14 +44,15 @@ from coupled_sampling.contracts import (
 )
 from coupled_sampling.corrections import Corrector, check_corrector
 from coupled_sampling.draft_laws import DraftLaws, KeptLaws, Run
-from coupled_sampling.draws import Noise, RanksShared, ranked
+from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
-from coupled_sampling.row_correctors import Made, RowCorrectors
+from coupled_sampling.row_correctors import RowCorrectors
 from coupled_sampling.running import Closing
+from coupled_sampling.step_report import candidates_of, committed_laws, committed_logprobs, made_by
 from coupled_sampling.step_rule import StepDecision, decide, decide_tree
 from coupled_sampling.target import target_laws
 from coupled_sampling.tree_contexts import tree_contexts
@@ -225,14 +224,10 @@ class HostStep(Closing):
         logits = self._forward(window)
         if not window.draws.any():
             return Outcome(tokens, committed)
-        if window.parents is None:
-            slots = path = window.decisions()
-            tree = None
-        else:
-            tree = window.tree_decisions()
-            slots, path = tree.slots, tree.path
-        sites = slots.sites
-        logits = logits[:, slots.first :, ...]
+        tree = None if window.parents is None else window.tree_decisions()
+        slots = window.decisions() if tree is None else tree.slots
+        path = slots if tree is None else tree.path
+        sites, logits = slots.sites, logits[:, slots.first :, ...]
         rounds = {window.first_row + b: int(window.round[b]) for b in np.flatnonzero(window.draws).tolist()}
         memory = self._laws.room(logits, rounds)
         contexts = window.contexts if tree is None else tree_contexts(window, tree)
@@ -253,53 +248,14 @@ class HostStep(Closing):
         if self._records:
             # Last of all: a step that fails before must find the laws of its drafts when it is tried again.
             self._remember(decided.laws, slots, window)
-        # Where a row has failed, its last committed site has no law.
-        ends = (last + (np.take_along_axis(decided_tokens, last[:, None], axis=1)[:, 0] >= 0)).tolist()
-        deciders = None if decided.slots is None else to_host(decided.slots)
-        made = [
-            Made(slice(first, end), None if deciders is None else deciders[b, first:end])
-            for b, (first, end) in enumerate(zip(first_new.tolist(), ends, strict=True))
-        ]
+        made = made_by(decided, decided_tokens, first_new)
         self._correctors.commit(window, path, logits, decided_tokens, made)
-        told = self._logprobs(window, target.laws, logits, decided_tokens, made)
-        laws = _committed_laws(window, target.laws, made)
-        ends_at = last if deciders is None else np.take_along_axis(deciders, last[:, None], axis=1)[:, 0]
-        candidates = self._candidates(window, path, decided, decided_tokens) if window.candidates else {}
-        return Outcome(tokens, committed, target.failures(ends_at), *told, laws, candidates)
-
-    def _candidates(
-        self, window: Window, path: Decisions, decided: StepDecision, tokens: Integers
-    ) -> dict[int, Candidates]:
-        """What else the redrafts of each row might have been."""
-        site = np.arange(tokens.shape[1])
-        redrafts = path.sites.valid & (site > to_host(decided.last)[:, None]) & (tokens >= 0)
-        count = min(window.candidates, self.vocab_size)
-        if isinstance(self.noise, RanksShared):
-            best, scores = self.noise.ranked(decided.laws, path.sites, count, where=redrafts)
-        else:
-            best, scores = ranked(decided.laws, namespace(decided.laws).ones_like(decided.laws), count)
-        best, scores = np.array(to_host(best)), to_host(scores)
-        found = {}
-        for b in np.flatnonzero(redrafts.any(axis=1)).tolist():
-            own = np.flatnonzero(redrafts[b])
-            found[b] = Candidates.led(tokens[b, own], best[b, own], scores[b, own])
-        return found
-
-    def _logprobs(
-        self, window: Window, laws: Array, logits: Array, tokens: Integers, committed: Sequence[Made]
-    ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
-        """What rows that ask for it are told of their tokens, ``committed`` by a law at these sites of each row."""
-        target: dict[int, NDArray[np.float64]] = {}
-        own: dict[int, NDArray[np.float64]] = {}
-        for b, info in enumerate(window.rows):
-            if info is None or not window.draws[b] or not (info.logprobs or info.model_logprobs):
-                continue
-            chosen = from_host(tokens[b, committed[b].sites], logits)
-            if info.logprobs:
-                target[b] = _log_of(committed[b].of(laws, b), chosen)
-            if info.model_logprobs:
-                own[b] = _log_softmax_of(committed[b].of(logits, b), chosen)
-        return target, own
+        told = committed_logprobs(window, target.laws, logits, decided_tokens, made)
+        laws = committed_laws(window, target.laws, made)
+        candidates = candidates_of(window, path, decided, decided_tokens, self.noise)
+        if decided.slots is not None:
+            last = np.take_along_axis(to_host(decided.slots), last[:, None], axis=1)[:, 0]
+        return Outcome(tokens, committed, target.failures(last), *told, laws, candidates)
 
     @property
     def _records(self) -> bool:
@@ -384,29 +340,3 @@ def as_step(
         )
     check_model("model", model)
     return HostStep(model, method, noise, corrections)
-
-
-def _committed_laws(window: Window, laws: Array, committed: Sequence[Made]) -> dict[int, Array]:
-    """The target laws of rows that ask for them, at the sites of each row that are ``committed``."""
-    given = {}
-    for b, info in enumerate(window.rows):
-        if info is not None and info.laws and window.draws[b]:
-            own = committed[b].of(laws, b)
-            # Numpy's memory is used again two rounds later.
-            given[b] = own.copy() if isinstance(own, np.ndarray) else own
-    return given
-
-
-def _log_of(laws: Array, tokens: Array) -> NDArray[np.float64]:
-    """log of the probability that each of the laws (n, V) gives its token (n,): float64 (n,), on the host."""
-    with np.errstate(divide="ignore"):
-        return np.log(to_host(pick(laws, tokens)).astype(np.float64))
-
-
-def _log_softmax_of(logits: Array, tokens: Array) -> NDArray[np.float64]:
-    """The same for the softmax of ``logits`` (n, V)."""
-    xp = namespace(logits)
-    logits = at_least_float32(logits)
-    highest = xp.max(logits, axis=-1, keepdims=True)
-    total = xp.log(xp.sum(xp.exp(logits - highest), axis=-1))
-    return to_host(pick(logits, tokens) - highest[..., 0] - total).astype(np.float64)

@@ -16,36 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import at_least_float32, from_host, namespace, to_host
+from coupled_sampling.arrays import at_least_float32, to_host
 from coupled_sampling.contracts import Array, Decisions, Integers, Window
 from coupled_sampling.corrections import Corrector, Learns, check_corrector, learn
 from coupled_sampling.methods import Method
+from coupled_sampling.step_report import Made
 
-__all__ = ["Made", "RowCorrectors"]
-
-
-class Made(NamedTuple):
-    """What a step committed of a row, by a law.
-
-    Examples
-    --------
-    Two sites, the second of which was decided by the slot of a branch:
-
-    >>> import numpy as np
-    >>> made = Made(slice(0, 2), np.array([0, 3]))
-    >>> made.of(np.arange(8).reshape(1, 4, 2), row=0).tolist()
-    [[0, 1], [6, 7]]
-    """
-
-    sites: slice
-    slots: Integers | None = None
-    """The slots that decided them; None where each is the site's own."""
-
-    def of(self, values: Array, row: int) -> Array:
-        """``values`` (B, n, V) of the slots, by row: (count, V)."""
-        if self.slots is None:
-            return values[row, self.sites, ...]
-        return namespace(values).take(values[row, ...], from_host(self.slots, values), axis=0)
+__all__ = ["RowCorrectors"]
 
 
 class _Committed(NamedTuple):

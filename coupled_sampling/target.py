@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arrays import (
-    as_like,
     at_least_float32,
     cumulative,
     difference,
@@ -24,18 +23,17 @@ from coupled_sampling.arrays import (
     from_host,
     integers,
     is_concrete,
-    is_real,
-    largest,
     namespace,
     normalised,
     point_masses,
-    read_only,
     to_host,
 )
-from coupled_sampling.contracts import Array, Integers, Outcome, RowInfo, Sampling, SequenceProcessor, Window
-from coupled_sampling.errors import InvalidArgument, InvalidLogits
+from coupled_sampling.contracts import Array, Integers, Outcome, RowInfo, Sampling, Window
+from coupled_sampling.errors import InvalidLogits
+from coupled_sampling.processor_runs import Context, processed
+from coupled_sampling.selection import largest
 
-__all__ = ["Context", "TargetLaws", "close_rows", "target_law", "target_laws", "unusable_law"]
+__all__ = ["TargetLaws", "close_rows", "target_law", "target_laws", "unusable_law"]
 
 
 def _nucleus(weights: Array, logits: Array, top_k: int | None, top_p: float) -> Array:
@@ -144,11 +142,6 @@ def unusable_law(row: int, position: int, largest_logit: float) -> InvalidLogits
     )
 
 
-Context: TypeAlias = "Integers | Sequence[tuple[range, Integers]]"
-"""What a row's processors are shown: its tokens from position 0 on, to the end of its window or further; or, in a window that is a
-tree, the columns of slots that follow one another, and the tokens on the path of the last of them."""
-
-
 class TargetLaws(NamedTuple):
     """Target laws (B, n, V), and which of them are laws.
 
@@ -231,71 +224,6 @@ def _faults_of(
     }
 
 
-def run_processors(logits: Array, sampling: Sampling, tokens: Integers, positions: Integers) -> Array:
-    """``logits`` (n, V) for ``positions`` (n,) after the processors of ``sampling``, each on what the one before returned."""
-    for processor in sampling.processors:
-        if isinstance(processor, SequenceProcessor):
-            raise InvalidArgument(
-                f"processor {processor!r} makes one for a sequence and none was begun: Sampling.begin(prompt) does that"
-            )
-        changed = processor(read_only(logits), tokens, read_only(positions))
-        if tuple(getattr(changed, "shape", ())) != tuple(logits.shape):
-            raise InvalidArgument(
-                f"processor {processor!r} returned {type(changed).__name__} of shape {getattr(changed, 'shape', None)}, expected "
-                f"an array of shape {tuple(logits.shape)}: (slots, vocabulary), as it was given"
-            )
-        if not is_real(changed):
-            raise InvalidArgument(
-                f"processor {processor!r} returned {changed.dtype} numbers, expected {logits.dtype} logits"
-            )
-        # In another type or library it would be met by the logits of the rows beside it, and change or stop them.
-        with np.errstate(over="ignore"):  # what is too small for a narrower type is -inf in it, which is as good
-            logits = as_like(changed, logits)
-    return logits
-
-
-def _processed(
-    logits: Array, sampling: Sampling, context: Context, positions: Integers, wanted: NDArray[np.bool_]
-) -> tuple[Array, list[tuple[int, int, Exception]]]:
-    """One row's ``logits`` (n, V) after its processors, which see only the wanted slots; and where one raised: the slots ``first``
-    to ``end - 1`` have no logits for that reason.
-
-    A slot behind a draft that is about to be refused may have a context that makes no sense. So where one raises, the slots are
-    tried one by one, from the left.
-    """
-    slots = np.flatnonzero(wanted)
-    if not slots.size or not sampling.processors:
-        return logits, []
-    if isinstance(context, np.ndarray):
-        context = [(range(int(slots[0]), int(slots[-1]) + 1), context)]
-    done, faults, end = [], [], 0
-    for run, tokens in context:
-        own, fault = _processed_run(
-            logits[run.start : run.stop, ...], sampling, tokens, positions[run.start : run.stop]
-        )
-        done += [logits[end : run.start, ...], own]
-        end = run.stop
-        if fault is not None:
-            faults.append((run.start + fault[0], run.stop, fault[1]))
-    return namespace(logits).concat([*done, logits[end:, ...]], axis=0), faults
-
-
-def _processed_run(
-    logits: Array, sampling: Sampling, tokens: Integers, positions: Integers
-) -> tuple[Array, tuple[int, Exception] | None]:
-    """``logits`` (n, V) of slots that share their context; and the first slot at which a processor raised."""
-    try:
-        return run_processors(logits, sampling, tokens, positions), None
-    except Exception:  # a stranger's code: anything may come
-        done: list[Array] = []
-        for j in range(len(positions)):
-            try:
-                done.append(run_processors(logits[j : j + 1, ...], sampling, tokens, positions[j : j + 1]))
-            except Exception as error:
-                return namespace(logits).concat([*done, logits[j:, ...]], axis=0), (j, error)
-        return namespace(logits).concat(done, axis=0), None
-
-
 def target_laws(
     logits: Array,
     rows: Sequence[RowInfo | None],
@@ -351,14 +279,14 @@ def target_laws(
     raised: list[tuple[int, int, int, Exception]] = []
     if any(info is not None and info.sampling.processors for info in rows):
         logits = at_least_float32(logits)
-        processed = []
+        after = []
         for b, info in enumerate(rows):
             own = logits[b, ...]
             if info is not None:
-                own, faulty = _processed(own, info.sampling, contexts[b], positions[b], wanted[b])
+                own, faulty = processed(own, info.sampling, contexts[b], positions[b], wanted[b])
                 raised += [(b, *fault) for fault in faulty]
-            processed.append(own)
-        logits = xp.stack(processed, axis=0)
+            after.append(own)
+        logits = xp.stack(after, axis=0)
     highest = xp.max(logits, axis=-1, keepdims=True)
     usable = xp.isfinite(highest[..., 0])
     faults: dict[tuple[int, int], Exception] = {}

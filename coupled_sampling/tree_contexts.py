@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from coupled_sampling.contracts import Integers, TreeDecisions, Window
-from coupled_sampling.target import Context
+from coupled_sampling.processor_runs import Context
 
 __all__ = ["tree_contexts"]
 
 
 def tree_contexts(window: Window, tree: TreeDecisions) -> Sequence[Context]:
-    """The `coupled_sampling.target.Context` of every row of ``window``.
+    """The `coupled_sampling.processor_runs.Context` of every row of ``window``.
 
     Slots that follow one another share one, so that processors are called once for the path and once for every run of a branch.
 

@@ -1,11 +1,10 @@
 """Arrays stay in their own library, and every library gives numpy's tokens."""
 
-import importlib
-
 import numpy as np
 import pytest
 
 from coupled_sampling import METHODS, DraftModel, HostStep, Sampling, arrays, generate
+from coupled_sampling.selection import argmax_of_product, best_of_product, largest
 from coupled_sampling.testing import TableProvider, random_table
 from standins.frameworks import TRANSFORMATIONS, Framework
 
@@ -135,14 +134,13 @@ def test_laws_stay_in_their_library_and_a_draft_model_may_use_another(name):
 
 def test_large_vocabularies_take_the_same_decisions_in_float32(monkeypatch):
     """The row-by-row paths for long numpy rows choose what whole-array operations choose."""
-    arrays = importlib.import_module("coupled_sampling.arrays")
     generator = np.random.default_rng(0)
     first = generator.random((2, 3, 5000)).astype(np.float32)
     second = generator.random((2, 3, 5000)).astype(np.float32)
-    np.testing.assert_array_equal(arrays.argmax_of_product(first, second), (first * second).argmax(-1))
+    np.testing.assert_array_equal(argmax_of_product(first, second), (first * second).argmax(-1))
     for count in (1, 50, 4000):
         np.testing.assert_array_equal(
-            np.sort(arrays.largest(first, count), axis=-1), np.sort(first, axis=-1)[..., 5000 - count :]
+            np.sort(largest(first, count), axis=-1), np.sort(first, axis=-1)[..., 5000 - count :]
         )
 
 
@@ -163,6 +161,16 @@ def test_sums_over_long_rows_are_precise_and_alike_whatever_rows_are_beside_them
 def test_the_largest_product_is_found_alike_whatever_rows_are_beside_it(size):
     generator = np.random.default_rng(size)
     first, second = generator.random((2, 21, size), np.float32), generator.random((21, size), np.float32)
-    found = arrays.argmax_of_product(first, second)
+    found = argmax_of_product(first, second)
     np.testing.assert_array_equal(found, (first * second).argmax(axis=-1))
-    np.testing.assert_array_equal(found[1, 20], arrays.argmax_of_product(first[1, 20], second[20]))
+    np.testing.assert_array_equal(found[1, 20], argmax_of_product(first[1, 20], second[20]))
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 5), (5, 3), (267, 16), (5000, 16), (5003, 16), (5003, 1)])
+def test_the_best_products_are_those_of_a_sort(size, count):
+    generator = np.random.default_rng(size)
+    first, second = generator.random((2, 3, size)), generator.random((2, 3, size))
+    index, values = best_of_product(first, second, count)
+    order = np.argsort(-(first * second), axis=-1)[..., :count]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(first * second, order, axis=-1))

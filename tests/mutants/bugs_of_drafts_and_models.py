@@ -110,7 +110,7 @@ BUGS = (
     ),
     Bug(
         "committed-laws-in-memory-that-is-used-again",
-        "_committed_laws",
+        "committed_laws",
         "own.copy() if isinstance(own, np.ndarray) else own",
         "own",
         "Laws of committed tokens are handed to drafting rules in memory that a later step writes to.",
@@ -118,7 +118,7 @@ BUGS = (
     ),
     Bug(
         "committed-laws-one-site-late",
-        "_committed_laws",
+        "committed_laws",
         "laws[b, committed[b], ...]",
         "laws[b, committed[b].start + 1 : committed[b].stop + 1, ...]",
         "Drafting rules get the laws of the sites after those that were committed, the last of them a draft's.",

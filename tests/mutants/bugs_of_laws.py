@@ -150,9 +150,9 @@ if sampling.temperature != 1:
     ),
     Bug(
         "processors-told-the-position-before",
-        "_processed",
-        "positions[first:end]",
-        "positions[first:end] - 1",
+        "processed",
+        "positions[run.start : run.stop]",
+        "positions[run.start : run.stop] - 1",
         "Processors take the context of the position before.",
         LAWS,
     ),

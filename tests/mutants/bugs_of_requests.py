@@ -33,9 +33,9 @@ BUGS = (
     ),
     Bug(
         "processor-fault-at-any-slot",
-        "_processed",
-        "fault = (j, error)",
-        "fault = (first, error)",
+        "_processed_run",
+        "(j, error)",
+        "(0, error)",
         "A processor that raises behind a refused draft fails its row.",
         ("test_requests_exactly",),
     ),

@@ -42,10 +42,10 @@ from coupled_sampling.contracts import (
 from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.noise import uniforms
+from coupled_sampling.processor_runs import run_processors
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
-from coupled_sampling.target import run_processors
 from coupled_sampling.testing.arguments import check_model, check_number, check_tolerance
 from coupled_sampling.testing.steps.corrected_sites import corrected_sites, table_of
 from coupled_sampling.testing.steps.margins import Site, chance, judge, worst
