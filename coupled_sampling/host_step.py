@@ -17,7 +17,7 @@ prefix. This holds whatever the drafting, as long as a draft with a point mass i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -56,7 +56,7 @@ from coupled_sampling.step_report import candidates_of, committed_laws, committe
 from coupled_sampling.step_rule import StepDecision, decide, decide_tree
 from coupled_sampling.target import target_laws
 from coupled_sampling.tree_contexts import tree_contexts
-from coupled_sampling.window_correction import WindowCorrection
+from coupled_sampling.window_correction import Followed, WindowCorrection
 
 __all__ = ["HostStep"]
 
@@ -233,14 +233,12 @@ class HostStep(Closing):
         contexts = window.contexts if tree is None else tree_contexts(window, tree)
         target = target_laws(logits, window.rows, contexts, sites.position, sites.valid, memory, window.first_row)
         usable = None if target.faults is None else target.usable
-        correctors = self._correctors.of(window)
-        correction = None
-        if any(corrector is not None for corrector in correctors):
-            correction = WindowCorrection(correctors, logits, window, path)
+        corrected = self._correction(window, logits, path, slots.draft)
         if tree is None:
+            correction = None if corrected is None else corrected()
             decided = self._decide(target.laws, slots._replace(usable=usable), window, correction)
         else:
-            decided = decide_tree(self.method, target.laws, tree, self.noise, usable=usable, correction=correction)
+            decided = decide_tree(self.method, target.laws, tree, self.noise, usable=usable, correction=corrected)
         decided_tokens, last = to_host(decided.tokens), to_host(decided.last)
         tokens[:, slots.first : slots.first + decided_tokens.shape[1]] = decided_tokens
         first_new = np.maximum(window.known - 1 - slots.first, 0)
@@ -256,6 +254,20 @@ class HostStep(Closing):
         if decided.slots is not None:
             last = np.take_along_axis(to_host(decided.slots), last[:, None], axis=1)[:, 0]
         return Outcome(tokens, committed, target.failures(last), *told, laws, candidates)
+
+    def _correction(
+        self, window: Window, logits: Array, path: Decisions, tokens: Integers
+    ) -> Callable[..., WindowCorrection] | None:
+        """What predicts laws in this step; of a tree, given which slots the sites have them from."""
+        correctors = self._correctors.of(window)
+        if all(corrector is None for corrector in correctors):
+            return None
+
+        def made(slots: Array | None = None, reach: Array | None = None) -> WindowCorrection:
+            followed = None if slots is None else Followed.of(to_host(slots), to_host(reach), tokens)
+            return WindowCorrection(correctors, logits, window, path, followed)
+
+        return made
 
     @property
     def _records(self) -> bool:

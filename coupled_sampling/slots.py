@@ -118,6 +118,8 @@ class TreeDecisions(NamedTuple):
     """(B, n) the column in `path` of the position that each slot decides."""
     sees: NDArray[np.bool_]
     """(B, n, n) see `coupled_sampling.trees.Tree.sees`."""
+    tips: Integers
+    """(B, n) where one comes from each slot by going on to its first child as long as there is one."""
 
 
 class Candidates(NamedTuple):
@@ -319,7 +321,8 @@ class Window(NamedTuple):
         cut = path.sites._replace(position=path.sites.position[:, :count], valid=path.sites.valid[:, :count])
         path = Decisions(cut, first, path.draft[:, :count], path.has_draft[:, :count])
         parents = np.maximum(self.parents[:, first:] - first, 0)
-        return TreeDecisions(slots, path, parents, depth, tree.sees[:, first:, first:])
+        tips = np.maximum(tree.tips()[:, first:] - first, 0)
+        return TreeDecisions(slots, path, parents, depth, tree.sees[:, first:, first:], tips)
 
 
 class Outcome(NamedTuple):

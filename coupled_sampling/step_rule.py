@@ -12,9 +12,10 @@ All of it is traceable: no branch on the value of an array, no shape from one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from coupled_sampling.arrays import first_true, from_host, namespace, slots_of
+from coupled_sampling.arrays import first_true, from_host, is_concrete, namespace, slots_of
 from coupled_sampling.contracts import Array, Sites, TreeDecisions
 from coupled_sampling.couplings import gumbel, independent, match, maximal
 from coupled_sampling.draws import Asked, BesideSites, Noise, Purpose
@@ -194,7 +195,7 @@ def decide_tree(
     noise: Noise,
     *,
     usable: Array | None = None,
-    correction: Correction | None = None,
+    correction: Callable[[Array, Array], Correction] | None = None,
 ) -> StepDecision:
     """`decide` for a window with branches, where drafts are accepted by "match".
 
@@ -202,8 +203,8 @@ def decide_tree(
     its parent drew, and so is every draft before it on its path. The longest such path is walked to its end, whose own token is
     committed as well. What was drawn there depends on nothing that was guessed, so that guesses may come from anywhere.
 
-    Sites are positions: site j is column j of ``tree.path``. Behind the last committed one stand the redrafts of the path, not of
-    the branches.
+    Sites are positions: site j is column j of ``tree.path``. Behind the last committed one stand redrafts: of the slots that follow
+    the walk's last one, by the first child of each, and behind these of the path's.
 
     Parameters
     ----------
@@ -213,10 +214,13 @@ def decide_tree(
         (B, n, V) target laws of all slots.
     tree
         The slots.
-    noise, correction
+    noise
         As for `decide`.
     usable
         bool (B, n): the slots whose law is one; default all.
+    correction
+        From ``slots`` (B, m), whose laws the redrafts of each site are drawn from, and the last site (B,) that is not the path's
+        own, to what predicts laws under changed neighbours.
 
     Returns
     -------
@@ -248,33 +252,43 @@ def decide_tree(
     ([[1, 1]], [1], [[0, 2]])
     """
     xp = namespace(target)
-    valid, draft, depth, parents, sees = (
-        from_host(each, target)
-        for each in (tree.slots.sites.valid, tree.slots.draft, tree.depth, tree.parents, tree.sees)
+    valid, draft, is_draft = (
+        from_host(each, target) for each in (tree.slots.sites.valid, tree.slots.draft, tree.slots.has_draft)
     )
-    is_draft, on_path = from_host(tree.slots.has_draft, target), from_host(tree.path.sites.valid, target)
+    depth, parents, tips = (from_host(each, target) for each in (tree.depth, tree.parents, tree.tips))
+    sees, on_path = from_host(tree.sees, target), from_host(tree.path.sites.valid, target)
     decidable = valid if usable is None else valid & from_host(usable, target)
     own = gumbel(target, Asked(noise, tree.slots.sites), where=decidable)
     own = xp.where(decidable, own, xp.full_like(own, -1))
     refused = is_draft & (xp.take_along_axis(own, parents, axis=-1) != draft)
     reached = valid & ~xp.any(sees & refused[:, None, :], axis=-1)
-    end = xp.argmax(xp.where(reached, depth, xp.full_like(depth, -1)), axis=-1)
-    walked = xp.take_along_axis(sees, end[:, None, None], axis=1)[:, 0, :]
-    last = xp.take_along_axis(depth, end[:, None], axis=-1)[:, 0]
+    end = xp.argmax(xp.where(reached, depth, xp.full_like(depth, -1)), axis=-1)[:, None]
+    tip = xp.take_along_axis(tips, end, axis=-1)
+    last, reach = (xp.take_along_axis(depth, slot, axis=-1) for slot in (end, tip))
+    followed = xp.take_along_axis(sees, tip[:, :, None], axis=1)[:, 0, :]
     site = slots_of(on_path)
-    # The slots of the walk in the order of their depths, which lack none; behind them those of the path.
-    ordered = xp.argsort(xp.where(walked, depth, xp.full_like(depth, depth.shape[-1])), axis=-1, stable=True)
-    slots = xp.where(site <= last[:, None], ordered[:, : site.shape[0]], site)
+    # The slots that were followed in the order of their depths, which lack none; behind them those of the path.
+    ordered = xp.argsort(xp.where(followed, depth, xp.full_like(depth, depth.shape[-1])), axis=-1, stable=True)
+    slots = xp.where(site <= reach, ordered[:, : site.shape[0]], site)
     tokens = xp.take_along_axis(own, slots, axis=-1)
-    closed = on_path & ~decidable[:, : site.shape[0]]
-    behind = xp.any(closed, axis=-1)[:, None] & (site >= first_true(closed)[:, None]) & (site > last[:, None])
-    later = on_path & ~behind & (site > last[:, None])
+    later = (on_path | (site <= reach)) & (site > last)
+    closed = later & ~xp.take_along_axis(decidable, slots, axis=-1)
+    behind = xp.any(closed, axis=-1)[:, None] & (site >= first_true(closed)[:, None])
+    later = later & ~behind
     tokens = xp.where(behind, xp.full_like(tokens, -1), tokens)
-    step = StepDecision(tokens, last, target[:, : site.shape[0], :], slots)
+    step = StepDecision(tokens, last[:, 0], _laws_of(target, slots, later, site), slots)
     if correction is None:
         return step
     drafts = DraftLawArray(from_host(tree.path.draft, target), from_host(tree.path.has_draft, target), None)
-    return _swept(method, step, later, correction, (tree.path.sites, drafts, noise))
+    return _swept(method, step, later, correction(slots, reach[:, 0]), (tree.path.sites, drafts, noise))
+
+
+def _laws_of(target: Array, slots: Array, later: Array, site: Array) -> Array:
+    """The laws (B, m, V) of ``slots`` (B, m), as far as they are looked at: those of redrafts, which are mostly the sites' own."""
+    xp = namespace(target)
+    if is_concrete(slots) and not bool(xp.any(later & (slots != site))):
+        return target[:, : site.shape[0], :]
+    return xp.take_along_axis(target, slots[..., None], axis=1)
 
 
 def _redrawn(

@@ -73,6 +73,27 @@ class Tree(NamedTuple):
         """The slots on the path of ``slot``, from depth 0 to its own."""
         return np.flatnonzero(self.sees[row, slot])
 
+    def tips(self) -> NDArray[np.int64]:
+        """(B, W) where one comes from each slot by going on to its first child as long as there is one.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Tree.of(np.array([[-1, 0, 1, 0, 3]])).tips().tolist()
+        [[2, 2, 2, 4, 4]]
+        """
+        rows, width = self.parents.shape
+        ahead = np.tile(np.arange(width + 1), (rows, 1))
+        row, child = np.arange(rows)[:, None], np.arange(width - 1, -1, -1)
+        # Written from the last to the first, so that the first child stays; the last column is for slots without a parent.
+        ahead[row, np.where(self.parents < 0, width, self.parents)[:, ::-1]] = child
+        ahead[:, width] = width
+        while True:
+            further = ahead[row, ahead]
+            if (further == ahead).all():
+                return ahead[:, :width]
+            ahead = further
+
     def leading(self) -> NDArray[np.int64]:
         """(B,) how many slots from slot 0 on follow one another: their positions' state is valid after the pass."""
         width = self.parents.shape[1]

@@ -7,6 +7,7 @@ anything: one softmax each, and the corrector's own work, for all rows of a site
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,35 @@ from coupled_sampling.corrections import Changes, Corrector, correct
 from coupled_sampling.step_rule import CorrectedSite
 from coupled_sampling.target import target_laws
 
-__all__ = ["WindowCorrection"]
+__all__ = ["Followed", "WindowCorrection"]
+
+
+class Followed(NamedTuple):
+    """Where the redrafts of a window that is a tree have their laws from.
+
+    Examples
+    --------
+    The law of the second site was computed behind a 4, in the window's slot 2:
+
+    >>> import numpy as np
+    >>> from coupled_sampling.window_correction import Followed
+    >>> Followed.of(slots=np.array([[0, 2]]), reach=np.array([1]), tokens=np.array([[5, 3, 4]])).draft.tolist()
+    [[4, 0]]
+    """
+
+    slots: Integers
+    """(B, m) the column of the slot that each site's law is of."""
+    reach: Integers
+    """(B,) the last site for which that is not the path's own."""
+    draft: Integers
+    """(B, m) up to there, what stood at the site of each in its path."""
+
+    @classmethod
+    def of(cls, slots: Integers, reach: Integers, tokens: Integers) -> Followed:
+        """What follows from ``slots``, where ``tokens`` (B, n) are those of all columns."""
+        draft = np.zeros_like(slots)
+        draft[:, :-1] = np.take_along_axis(tokens, slots[:, 1:], axis=1)
+        return cls(slots, reach, draft)
 
 
 class WindowCorrection:
@@ -29,7 +58,9 @@ class WindowCorrection:
     logits
         (B, n, V) of the deciding slots: the model's own, after guidance.
     window, slots
-        What was forwarded, and its deciding slots.
+        What was forwarded, and its deciding slots; of a tree those of the path.
+    followed
+        Of a tree, where sites have the laws of slots beside the path.
 
     Examples
     --------
@@ -50,8 +81,16 @@ class WindowCorrection:
     ([True], [[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     """
 
-    def __init__(self, correctors: Sequence[Corrector | None], logits: Array, window: Window, slots: Decisions) -> None:
+    def __init__(
+        self,
+        correctors: Sequence[Corrector | None],
+        logits: Array,
+        window: Window,
+        slots: Decisions,
+        followed: Followed | None = None,
+    ) -> None:
         self._correctors, self._logits, self._window, self._slots = correctors, logits, window, slots
+        self._followed = followed
         self._lags = [() if corrector is None else tuple(corrector.lags) for corrector in correctors]
         self._first = slots.sites.valid.argmax(axis=1).tolist()
         self.softmaxes = 0
@@ -59,22 +98,33 @@ class WindowCorrection:
 
     def at(self, site: int, tokens: Array, later: Array) -> CorrectedSite | None:
         """See `coupled_sampling.step_rule.Correction.at`."""
-        now, draft = to_host(tokens), self._slots.draft
-        rows = [
-            b
-            for b in np.flatnonzero(to_host(later[:, site])).tolist()
-            if any(now[b, site - lag] != draft[b, site - lag] for lag in self._lags[b] if lag <= site - self._first[b])
-        ]
+        now, rows = to_host(tokens), []
+        for b in np.flatnonzero(to_host(later[:, site])).tolist():
+            seen = self._seen(b, site)
+            if any(now[b, site - lag] != seen[site - lag] for lag in self._lags[b] if lag <= site - self._first[b]):
+                rows.append(b)
         return self._corrected(rows, site, now) if rows else None
+
+    def _seen(self, row: int, site: int) -> Integers:
+        """The tokens, by site, that stood before ``site`` when its law was computed."""
+        if self._followed is not None and site <= self._followed.reach[row]:
+            return self._followed.draft[row]  # type: ignore[no-any-return]
+        return self._slots.draft[row]  # type: ignore[no-any-return]
+
+    def _logits_at(self, rows: Sequence[int], site: int) -> Array:
+        """The logits (len(rows), V) that the laws of ``site`` were made of."""
+        logits, followed = self._logits, self._followed
+        xp = namespace(logits)
+        if followed is not None and (followed.slots[rows, site] != site).any():
+            return xp.stack([logits[b, int(followed.slots[b, site]), :] for b in rows], axis=0)
+        raw = logits[:, site, ...]
+        return raw if len(rows) == raw.shape[0] else xp.take(raw, from_host(np.array(rows), logits), axis=0)
 
     def _corrected(self, rows: list[int], site: int, now: Integers) -> CorrectedSite:
         """The laws of ``rows`` at ``site``."""
         logits, window = self._logits, self._window
         xp, count = namespace(logits), len(window.rows)
-        everyone = len(rows) == count
-        raw = logits[:, site, ...]
-        if not everyone:
-            raw = xp.take(raw, from_host(np.array(rows), logits), axis=0)
+        everyone, raw = len(rows) == count, self._logits_at(rows, site)
         positions = self._slots.sites.position[rows, site]
         predicted = self._predicted(rows, at_least_float32(raw), site, now, positions)
         infos = [window.rows[b] for b in rows]
@@ -121,8 +171,11 @@ class WindowCorrection:
     def _neighbours(self, row: int, site: int, now: Integers, position: int) -> tuple[list[int], list[int]]:
         """The row's neighbours of ``site``: those that its law was computed with, and those of now."""
         context, nothing = self._window.contexts[row], int(self._logits.shape[-1])
-        old = [int(context[position - lag]) if position >= lag else nothing for lag in self._lags[row]]
-        since = site - self._first[row]
+        since, seen = site - self._first[row], self._seen(row, site)
+        old = [
+            nothing if position < lag else int(seen[site - lag] if lag <= since else context[position - lag])
+            for lag in self._lags[row]
+        ]
         new = [
             int(now[row, site - lag]) if lag <= since else was for lag, was in zip(self._lags[row], old, strict=True)
         ]
