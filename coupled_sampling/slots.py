@@ -106,6 +106,22 @@ class TreeDecisions(NamedTuple):
     There are two views of them. `slots` has a column for every deciding slot, of the path and of the branches: column j is slot
     ``first + j``. `path` has a column for every position: column j decides position ``start + first + j + 1``, and its drafts are
     those of the slots that follow one another from the left.
+
+    Examples
+    --------
+    A known token 5, a draft 3 and another guess beside it, 4:
+
+    >>> import numpy as np
+    >>> from coupled_sampling import Sampling, Window
+    >>> from coupled_sampling.contracts import RowInfo
+    >>> one = np.array([1])
+    >>> window = Window(
+    ...     np.array([[5, 3, 4]]), 9 * one, one, one, 0 * one, one == 1, one, [RowInfo(0, 0, Sampling())], [one], [None],
+    ...     branches=one, parents=np.array([[-1, 0, 0]]),
+    ... )
+    >>> found = window.tree_decisions()
+    >>> found.slots.has_draft.tolist(), found.path.has_draft.tolist()
+    ([[False, True, True]], [[True, False]])
     """
 
     slots: Decisions
@@ -291,22 +307,7 @@ class Window(NamedTuple):
         return int((self.known[self.draws] - 1).min(initial=self.tokens.shape[1]))
 
     def tree_decisions(self) -> TreeDecisions:
-        """The slots that decide, where the window has ``parents`` and ``branches``.
-
-        Examples
-        --------
-        A known token 5, a draft 3 and a branch: another guess, 4, for the draft's position:
-
-        >>> one = np.array([1])
-        >>> row = RowInfo(seed=0, sequence=0, sampling=Sampling())
-        >>> window = Window(
-        ...     np.array([[5, 3, 4]]), 9 * one, one, one, 0 * one, one == 1, one, [row], [one], [None],
-        ...     branches=one, parents=np.array([[-1, 0, 0]]),
-        ... )
-        >>> found = window.tree_decisions()
-        >>> found.slots.sites.position.tolist(), found.path.sites.position.tolist(), found.depth.tolist()
-        ([[10, 11, 11]], [[10, 11]], [[0, 1, 1]])
-        """
+        """The slots that decide, where the window has ``parents`` and ``branches``."""
         assert self.parents is not None, "asked where there are branches"
         assert self.branches is not None, "which are counted then"
         path, first, tree = self.decisions(), self._first, Tree.of(self.parents)
