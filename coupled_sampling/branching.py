@@ -201,104 +201,116 @@ class BestFirst:
 
     def branches(self, context: BranchContext) -> Branches:
         """See `Branching.branches`."""
-        found = self._chances(context)
-        if found is None:
-            return Branches(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        tokens, chances = found
-        order = np.argsort(-chances, axis=-1, kind="stable")
-        search = _Search(context, tokens.tolist(), np.take_along_axis(chances, order, axis=-1).tolist(), order.tolist())
-        return search.run()
-
-    def _chances(self, context: BranchContext) -> tuple[Integers, NDArray[np.float64]] | None:
-        """Candidates (D, K) of the positions from ``committed`` on, and the probability (D, K, K) of each, given which of the
-        candidates stands before it; the draft of the path, where there is one, is the first."""
         known, path = context.candidates, context.path
         if known is None or not len(known.tokens):
-            return None
+            return Branches(np.zeros(0, np.int64), np.zeros(0, np.int64))
         count = min(len(known.tokens), context.reach)
-        tokens, scores = known.tokens[:count].copy(), np.asarray(known.scores[:count], np.float64)
-        drafted = min(count, len(path))
-        shift = self._shift(context, tokens)
-        with np.errstate(invalid="ignore"):
-            scaled = (scores[:, None, :] + shift) / self.temperature
-            chances = np.exp(scaled - np.nanmax(scaled, axis=-1, keepdims=True))
-            chances /= chances.sum(axis=-1, keepdims=True)
-        chances = np.nan_to_num(chances)
-        for depth in np.flatnonzero(tokens[:drafted, 0] != path[:drafted]).tolist():
-            # A draft that comes from elsewhere: it takes the place of the last candidate, or its own.
-            own = np.flatnonzero(tokens[depth] == path[depth])
-            place = int(own[0]) if own.size else tokens.shape[1] - 1
-            for values in (tokens[depth], chances[depth].T):
-                values[1 : place + 1] = values[:place].copy()
-            tokens[depth, 0] = path[depth]
-            chances[depth, :, 0] = self.fresh
-            chances[depth, :, 1:] *= 1 - self.fresh
-        beyond = min(len(path), context.reach) - count
-        if beyond > 0:  # drafts that are new: each is the only candidate of its position
-            tokens = np.concatenate([tokens, np.zeros((beyond, tokens.shape[1]), np.int64)])
-            tokens[count:, 0] = path[count : count + beyond]
-            chances = np.concatenate([chances, np.zeros((beyond, *chances.shape[1:]))])
-            chances[count:, :, 0] = self.fresh
-        return tokens, chances
+        tokens, scores = known.tokens[:count], np.asarray(known.scores[:count], np.float64)
+        return _Search(self._chances(context, tokens, scores), _led_by(tokens, path), context, self.fresh).run()
 
-    def _shift(self, context: BranchContext, tokens: Integers) -> NDArray[np.float64]:
-        """What it adds to the score of each candidate that another than the first stands before it: (D, K, K)."""
-        corrections, count = context.corrections, tokens.shape[1]
-        shift = np.zeros((len(tokens), count, count))
+    def _chances(self, context: BranchContext, tokens: Integers, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability (D, L, K) of each candidate (D, K) of a position, given which of the L best of the one before it stands
+        there; of the first position, where something committed stands, all L are the same."""
+        usual = min(_LIKELY, tokens.shape[1])
+        scaled = np.repeat(scores[:, None, :], usual, axis=1)
+        corrections = context.corrections
         if isinstance(corrections, Shifts) and 1 in corrections.lags and len(tokens) > 1:
             lag = list(corrections.lags).index(1)
-            shift[1:] = corrections.shifts(lag, tokens[:-1, 0], tokens[:-1], tokens[1:])
-        return shift
+            scaled[1:] += corrections.shifts(lag, tokens[:-1, 0], tokens[:-1, :usual], tokens[1:])
+        scaled /= self.temperature
+        highest = scaled.max(axis=-1, keepdims=True)
+        chances = np.exp(scaled - np.where(np.isfinite(highest), highest, 0))
+        total = chances.sum(axis=-1, keepdims=True)
+        shares: NDArray[np.float64] = np.divide(chances, total, out=np.zeros_like(chances), where=total > 0)
+        return shares
+
+
+_LIKELY = 8
+"""Of how many candidates a change of the law behind them is reckoned with; one that ranks lower is taken for the first."""
+
+
+def _led_by(tokens: Integers, path: Integers) -> list[list[int]]:
+    """Candidates (D, K) of each position as lists; where the path's draft is not the first of them, it is put before them."""
+    listed: list[list[int]] = tokens.tolist()
+    for depth, draft in enumerate(path[: len(listed)].tolist()):
+        if listed[depth][0] != draft:
+            listed[depth] = [draft, *listed[depth]]
+    return listed
 
 
 class _Search:
     """One search: from the path, always the likeliest branch next.
 
-    ``chances`` and ``order`` are (D, K, K): in a position, behind each candidate of the one before, the candidates in the order of
-    their probability.
+    Parameters
+    ----------
+    chances
+        See `BestFirst._chances`.
+    tokens
+        Candidates of each position, the draft of the path first: it may be one more than there are chances.
+    context, fresh
+        What is asked for, and the probability of a draft that comes from elsewhere.
     """
 
     def __init__(
-        self,
-        context: BranchContext,
-        tokens: list[list[int]],
-        chances: list[list[list[float]]],
-        order: list[list[list[int]]],
+        self, chances: NDArray[np.float64], tokens: list[list[int]], context: BranchContext, fresh: float
     ) -> None:
-        self._tokens, self._chances, self._order = tokens, chances, order
-        self._path, self._most = len(context.path), context.most
+        self._chances, self._tokens, self._fresh = chances, tokens, fresh
+        self._path, self._most = context.path.tolist(), context.most
+        self._reach = min(context.reach, max(len(tokens), len(self._path)))
+        self._ordered: dict[tuple[int, int], list[tuple[float, int]]] = {}
         self._heap: list[tuple[float, int, int, int, int, int, float]] = []
         self._pushed = 0
 
     def run(self) -> Branches:
+        """The branches, the likeliest first."""
         parents: list[int] = []
         tokens: list[int] = []
         before = 1.0
-        for depth in range(len(self._tokens)):
-            if depth > self._path:
-                break
+        for depth in range(min(self._reach, len(self._path) + 1)):
             self._push(depth - 1, depth, 0, 0, before)
-            before *= self._chances[depth][0][self._order[depth][0].index(0)]
+            if depth < len(self._path):
+                before *= next((chance for chance, candidate in self._behind(depth, 0) if candidate == 0), 0.0)
         while self._heap and len(parents) < self._most:
             chance, _, parent, depth, previous, place, before = heapq.heappop(self._heap)
-            candidate = self._order[depth][previous][place]
+            candidate = self._behind(depth, previous)[place][1]
             self._push(parent, depth, previous, place + 1, before)
-            self._push(self._path + len(parents), depth + 1, candidate, 0, -chance)
+            self._push(len(self._path) + len(parents), depth + 1, candidate, 0, -chance)
             parents.append(parent)
-            tokens.append(self._tokens[depth][candidate])
+            tokens.append(self._tokens[depth][candidate] if depth < len(self._tokens) else self._path[depth])
         return Branches(np.array(parents, np.int64), np.array(tokens, np.int64))
+
+    def _behind(self, depth: int, previous: int) -> list[tuple[float, int]]:
+        """Candidates of ``depth`` and their probabilities, the likeliest first, where the candidate ``previous`` stands before."""
+        if depth >= len(self._tokens):
+            return [(self._fresh, 0)]  # a draft that is new is the only candidate of its position
+        if depth and len(self._tokens[depth - 1]) > self._chances.shape[2]:
+            previous = max(0, previous - 1)  # the draft that was put before them stands where the first would
+        key = depth, previous if previous < self._chances.shape[1] else 0
+        if key not in self._ordered:
+            chances: list[float] = self._chances[key].tolist()
+            if len(self._tokens[depth]) > len(chances):
+                draft = self._tokens[depth][0]
+                known = self._tokens[depth][1:]
+                rest = [
+                    0.0 if token == draft else (1 - self._fresh) * chance
+                    for token, chance in zip(known, chances, strict=True)
+                ]
+                chances = [self._fresh, *rest]
+            found = [(chance, i) for i, chance in enumerate(chances) if chance > 0]
+            found.sort(key=lambda pair: -pair[0])
+            self._ordered[key] = found
+        return self._ordered[key]
 
     def _push(self, parent: int, depth: int, previous: int, place: int, before: float) -> None:
         """Take the ``place``-th candidate of ``depth`` behind ``parent`` into account, if there is one."""
-        if depth >= len(self._tokens) or place >= len(self._order[depth][previous]):
+        if depth >= self._reach:
             return
-        if parent == depth - 1 and depth < self._path and self._order[depth][previous][place] == 0:
+        found = self._behind(depth, previous)
+        if place < len(found) and parent == depth - 1 and depth < len(self._path) and found[place][1] == 0:
             place += 1  # the path's own draft, which has a slot
-            if place == len(self._order[depth][previous]):
-                return
-        chance = before * self._chances[depth][previous][place]
-        if chance > 0:
+        if place < len(found):
             self._pushed += 1
+            chance = before * found[place][0]
             heapq.heappush(self._heap, (-chance, self._pushed, parent, depth, previous, place, before))
 
 

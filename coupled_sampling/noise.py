@@ -259,7 +259,12 @@ class CounterNoise:
             slots = np.flatnonzero(where[b])
             if slots.size:
                 first, end = int(slots[0]), int(slots[-1]) + 1
-                tokens[b, first:end] = race(law[b, first:end], self._weights(sites, b, first, end, law))
+                # A tree's slots: the path, whose noise lies there as it is wanted, and the others.
+                steps = np.diff(sites.position[b, first:end]) != 1
+                middle = first + 1 + int(steps.argmax()) if steps.any() else end
+                for some in (slice(first, middle), slice(middle, end)):
+                    if some.start < some.stop:
+                        tokens[b, some] = race(law[b, some], self._weights(sites, b, some.start, some.stop, law))
         return tokens
 
     def ranked(self, law: Array, sites: Sites, count: int, *, where: Array) -> tuple[Array, Array]:

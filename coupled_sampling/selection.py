@@ -93,27 +93,38 @@ _BLOCK = 64
 def _best_of_numpy(
     first: NDArray[Any], second: NDArray[Any], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """`best_of_product`: in long rows only the blocks with the largest maxima are looked into.
+    """`best_of_product`, a few rows at a time, so that products stay in the cache."""
+    size = first.shape[-1]
+    rows, others = (np.broadcast_to(each, first.shape).reshape(-1, size) for each in (first, second))
+    index = np.empty((len(rows), count), np.int64)
+    best = np.empty((len(rows), count), np.result_type(first, second))
+    step = max(1, _TOGETHER // size)
+    for begin in range(0, len(rows), step):
+        some = slice(begin, begin + step)
+        index[some], best[some] = _best_of_rows(rows[some] * others[some], count)
+    shape = (*first.shape[:-1], count)
+    return index.reshape(shape), best.reshape(shape)
+
+
+def _best_of_rows(product: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The largest entries of each row (n, V): in long ones only the blocks with the largest maxima are looked into.
 
     The largest entries lie in them: each block that is left out has ``count`` others with an entry no less than all of its own.
+    Block j are the entries j, j + m, j + 2m, ... of m blocks, so that maxima are taken of whole rows at once.
     """
-    size = first.shape[-1]
-    product = (first * second).reshape(-1, size)
-    row = np.arange(len(product))[:, None]
+    size, row = product.shape[-1], np.arange(len(product))[:, None]
     blocks = size // _BLOCK
-    if blocks < 4 * count:
-        index = (
-            np.argpartition(-product, count - 1, axis=-1)[:, :count] if count < size else row[:1] * 0 + np.arange(size)
-        )
-    else:
-        maxima = product[:, : blocks * _BLOCK].reshape(len(product), blocks, _BLOCK).max(axis=-1)
-        chosen = np.argpartition(-maxima, count - 1, axis=-1)[:, :count]
-        within = (chosen[..., None] * _BLOCK + np.arange(_BLOCK)).reshape(len(product), -1)
+    if blocks >= 4 * count:
+        maxima = product[:, : blocks * _BLOCK].reshape(len(product), _BLOCK, blocks).max(axis=1)
+        chosen = np.argpartition(maxima, blocks - count, axis=-1)[:, blocks - count :]
+        inside = (chosen[:, None, :] + blocks * np.arange(_BLOCK)[:, None]).reshape(len(product), -1)
         rest = np.broadcast_to(np.arange(blocks * _BLOCK, size), (len(product), size - blocks * _BLOCK))
-        within = np.concatenate([within, rest], axis=1)
-        index = within[row, np.argpartition(-product[row, within], count - 1, axis=-1)[:, :count]]
-    index = np.broadcast_to(index, (len(product), count))
-    order = np.argsort(-product[row, index], axis=-1, kind="stable")
-    index = index[row, order]
-    shape = (*first.shape[:-1], count)
-    return index.reshape(shape).astype(np.int64), product[row, index].reshape(shape)
+        index = np.concatenate([inside, rest], axis=1)
+        values = product[row, index]
+    else:
+        index, values = np.broadcast_to(np.arange(size), product.shape), product
+    if count < values.shape[1]:
+        some = np.argpartition(values, values.shape[1] - count, axis=-1)[:, values.shape[1] - count :]
+        index, values = index[row, some], values[row, some]
+    order = np.argsort(-values, axis=-1)
+    return index[row, order], values[row, order]
