@@ -141,9 +141,9 @@ def _depths(parents: NDArray[np.int64]) -> NDArray[np.int64]:
     rows, width = parents.shape
     row = np.arange(rows)[:, None]
     above = np.concatenate([np.where(parents < 0, width, parents), np.full((rows, 1), width)], axis=1)
-    depth = (above < width).astype(np.int64)
+    depth: NDArray[np.int64] = (above < width).astype(np.int64)
     while True:
-        further = depth[row, above]
+        further: NDArray[np.int64] = depth[row, above]
         if not further.any():
             return depth[:, :width]
         depth += further
