@@ -223,7 +223,7 @@ def export_checkpoint(
             if chosen.step_graphs:
                 manifest = write_step_graphs(folder, chosen.step_graphs)
             else:
-                manifest = write_tree_graph(folder)
+                manifest = write_tree_graph(folder, manifest)
             difference, checked = None, None
             if check is not None:
                 bundle = open_bundle(folder.absolute())

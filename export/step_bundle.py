@@ -112,36 +112,7 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     BundleError
         The window graph is no valid ONNX graph.
     """
-    return _write_graphs(folder, checked_methods(methods))
-
-
-def write_tree_graph(folder: Path) -> Manifest:
-    """Write the graph for trees alone, as `write_step_graphs` does; nothing where the window graph cannot be rewritten.
-
-    Raises
-    ------
-    BundleError
-        The window graph is no valid ONNX graph.
-    """
-    bundle = open_bundle(folder.absolute())
-    takes = can_take_trees(load_graph(bundle.window_graph))
-    return _write_graphs(folder, []) if takes else bundle.manifest
-
-
-def tree_columns(max_length: int) -> int:
-    """Columns of a tree graph's caches: room for a window of 256 slots that starts at the last position.
-
-    Examples
-    --------
-    >>> from coupled_sampling.export.step_bundle import tree_columns
-    >>> tree_columns(196)
-    480
-    """
-    return -(-(max_length + _WIDEST_TREE) // _ROUND) * _ROUND
-
-
-def _write_graphs(folder: Path, names: Sequence[str]) -> Manifest:
-    """Write the step graphs of methods, and the graph for trees if there can be one."""
+    names = checked_methods(methods)
     bundle = open_bundle(folder.absolute())
     manifest, tables = bundle.manifest, bundle.correction_tables()
     window = _with_weights_outside(folder, manifest.window_graph.file)
@@ -157,8 +128,9 @@ def _write_graphs(folder: Path, names: Sequence[str]) -> Manifest:
             added.append(graph)
     tree = manifest.tree_graph
     if can_take_trees(window):
-        tree = TreeGraph(TREE_GRAPH, tree_columns(manifest.window_graph.max_length))
-        save_graph(tree_window(window, tree.cache_length), folder / tree.file, check=False)
+        file = TREE_GRAPH if tree is None else tree.file
+        tree = TreeGraph(file, tree_columns(manifest.window_graph.max_length))
+        save_graph(tree_window(window, tree.cache_length), folder / file, check=False)
     written = [manifest.window_graph.file, *(graph.file for graph in added), *([] if tree is None else [tree.file])]
     check_apart([folder / name for name in written])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
@@ -172,6 +144,41 @@ def _write_graphs(folder: Path, names: Sequence[str]) -> Manifest:
             (folder / before.file).unlink()
     write_manifest(folder, manifest)
     return manifest
+
+
+def write_tree_graph(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the graph for trees into a bundle without correction tables that was just exported to ``folder``, and its new manifest.
+
+    Where the window graph cannot be rewritten, nothing is written.
+
+    Raises
+    ------
+    InvalidArgument
+        ONNX's checker refuses the graph.
+    """
+    name = manifest.window_graph.file
+    if not can_take_trees(load_graph(folder / name)):
+        return manifest
+    window = _with_weights_outside(folder, name)
+    tree = TreeGraph(TREE_GRAPH, tree_columns(manifest.window_graph.max_length))
+    save_graph(tree_window(window, tree.cache_length), folder / tree.file)
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    changed = {one: file_record(folder / one) for one in sorted({name, tree.file} | (present - set(manifest.files)))}
+    written = replace(manifest, files={**manifest.files, **changed}, tree_graph=tree)
+    write_manifest(folder, written)
+    return written
+
+
+def tree_columns(max_length: int) -> int:
+    """Columns of a tree graph's caches: room for a window of 256 slots that starts at the last position.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.step_bundle import tree_columns
+    >>> tree_columns(196)
+    480
+    """
+    return -(-(max_length + _WIDEST_TREE) // _ROUND) * _ROUND
 
 
 def _variants(method: str, *, guided: bool) -> list[StepGraph]:

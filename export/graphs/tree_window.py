@@ -147,7 +147,9 @@ class _Tree:
         slots = graph.op("Slice", self.numbers, graph.integers(0), self.width)
         above = graph.op("Where", graph.op("Less", "parents", graph.integers(0)), slots, "parents")
         zero = graph.constant("tree.zero", np.array(0, np.int64))
-        first = graph.op("Range", zero, graph.op("Size", "input_ids"), graph.op("Squeeze", self.width))
+        first = graph.op(
+            "Range", zero, graph.op("Size", "input_ids"), graph.op("Squeeze", self.width, graph.integers(0))
+        )
         above = graph.op("Add", above, graph.op("Unsqueeze", first, graph.integers(1)))
         above = graph.op("Reshape", above, graph.integers(-1))
         own = graph.op("Equal", graph.op("Unsqueeze", slots, graph.integers(1)), self.numbers)

@@ -27,7 +27,7 @@ def plain(tmp_path):
 
     document = json.loads((embedded.folder / "manifest.json").read_text())
     document |= {"format_version": 1, "files": {}}
-    del document["step_graphs"], document["corrections"]
+    del document["step_graphs"], document["corrections"], document["tree_graph"]
     for path in folder.iterdir():
         record = file_record(path)
         document["files"][path.name] = {"sha256": record.sha256, "bytes": record.bytes}
