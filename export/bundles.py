@@ -220,10 +220,8 @@ def export_checkpoint(
                 write_vq_pixel_graph(pictures.description, weights, pictures.tokens, folder / _PIXELS, chosen.storage)
             manifest = _manifest(model, checkpoint, folder, chosen, pictures, text)
             write_manifest(folder, manifest)
-            if chosen.step_graphs:
-                manifest = write_step_graphs(folder, chosen.step_graphs)
-            else:
-                manifest = write_tree_graph(folder, manifest)
+            steps = chosen.step_graphs
+            manifest = write_step_graphs(folder, steps) if steps else write_tree_graph(folder, manifest)
             difference, checked = None, None
             if check is not None:
                 bundle = open_bundle(folder.absolute())

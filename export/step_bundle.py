@@ -10,6 +10,7 @@ a description.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from coupled_sampling.export.graphs.builder import load_graph, require_onnx, sav
 from coupled_sampling.export.graphs.checked_apart import check_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
-from coupled_sampling.export.graphs.tree_window import can_take_trees, tree_window
+from coupled_sampling.export.graphs.tree_window import tree_window
 from coupled_sampling.fields import check_path
 from coupled_sampling.methods import find_method
 
@@ -127,10 +128,10 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
             save_graph(made, folder / graph.file, check=False)
             added.append(graph)
     tree = manifest.tree_graph
-    if can_take_trees(window):
-        file = TREE_GRAPH if tree is None else tree.file
-        tree = TreeGraph(file, tree_columns(manifest.window_graph.max_length))
-        save_graph(tree_window(window, tree.cache_length), folder / file, check=False)
+    with contextlib.suppress(InvalidArgument):  # one that was written in another way stays without, or with what it has
+        new = TreeGraph(TREE_GRAPH if tree is None else tree.file, tree_columns(manifest.window_graph.max_length))
+        save_graph(tree_window(window, new.cache_length), folder / new.file, check=False)
+        tree = new
     written = [manifest.window_graph.file, *(graph.file for graph in added), *([] if tree is None else [tree.file])]
     check_apart([folder / name for name in written])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
@@ -149,16 +150,12 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
 def write_tree_graph(folder: Path, manifest: Manifest) -> Manifest:
     """Write the graph for trees into a bundle without correction tables that was just exported to ``folder``, and its new manifest.
 
-    Where the window graph cannot be rewritten, nothing is written.
-
     Raises
     ------
     InvalidArgument
-        ONNX's checker refuses the graph.
+        The window graph cannot be rewritten, or ONNX's checker refuses the graph that was.
     """
     name = manifest.window_graph.file
-    if not can_take_trees(load_graph(folder / name)):
-        return manifest
     window = _with_weights_outside(folder, name)
     tree = TreeGraph(TREE_GRAPH, tree_columns(manifest.window_graph.max_length))
     save_graph(tree_window(window, tree.cache_length), folder / tree.file)

@@ -19,7 +19,7 @@ from coupled_sampling.export.graphs.builder import GraphBuilder, require_onnx
 from coupled_sampling.export.graphs.window_parts import Pictures, WindowParts, replace_values
 from coupled_sampling.fields import check_is
 
-__all__ = ["TREE_FORMAT", "can_take_trees", "tree_window"]
+__all__ = ["TREE_FORMAT", "tree_window"]
 
 TREE_FORMAT = "coupled-sampling tree window graph"
 _PAST = "past_key_values."
@@ -93,15 +93,6 @@ def tree_window(window_model: Any, columns: int) -> Any:
     metadata = {entry.key: entry.value for entry in window_model.metadata_props} | {"format": TREE_FORMAT}
     onnx.helper.set_model_props(model, metadata)
     return model
-
-
-def can_take_trees(window_model: Any) -> bool:
-    """Whether `tree_window` can rewrite a graph, an ``onnx.ModelProto``."""
-    try:
-        WindowParts.of(window_model)
-    except InvalidArgument:
-        return False
-    return True
 
 
 class _Tree:

@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.builder import OPSET, require_onnx
+from coupled_sampling.export.graphs.builder import OPSET
 
 __all__ = ["Pictures", "WindowParts", "replace_values"]
 
@@ -64,6 +61,10 @@ class WindowParts:
         return _Reading(model.graph).parts(int(metadata["max_length"]))
 
 
+_INPUTS = {"Unsqueeze": 2, "Add": 2, "Sub": 2, "And": 2, "LessOrEqual": 2, "Greater": 2, "ReduceMin": 2, "Where": 3}
+"""How many inputs the operators have that are looked into."""
+
+
 class _Reading:
     """Walks from values to the nodes that make them."""
 
@@ -73,54 +74,50 @@ class _Reading:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def parts(self, max_length: int) -> WindowParts:
-        position = self.position()
-        masks = {node.input[3]: 0 for node in self.graph.node if node.op_type == "Attention" and len(node.input) > 3}
-        if not masks or any(node.op_type == "Attention" and len(node.input) != 4 for node in self.graph.node):
+        attention = [node for node in self.graph.node if node.op_type == "Attention"]
+        if not attention or any(len(node.input) != 4 for node in attention):
             raise _unknown("its attention has no mask")
+        position = self.position()
+        masks = {node.input[3]: 0 for node in attention}
         return WindowParts(position, {mask: self.reach(mask, position) for mask in masks}, self.pictures(), max_length)
 
     def position(self) -> str:
         """The sum of ``start`` and the slots' numbers."""
-        found = [
-            node.output[0]
-            for node in self.graph.node
-            if node.op_type == "Add"
-            and self.inputs(node.output[0], "Add", ("Unsqueeze", "Slice"))
-            and self.made[node.input[0]].input[0] == "start"
-        ]
+        found: list[str] = []
+        for value in self.made:
+            added = self.inputs(value, "Add", ("Unsqueeze", "Slice"))
+            if added and self.inputs(added[0], "Unsqueeze")[:1] == ["start"]:
+                found.append(value)
         if len(found) != 1:
             raise _unknown(f"{len(found)} values are the positions of slots")
         return found[0]
 
     def reach(self, mask: str, position: str) -> int:
         """How far back a mask reaches, its own column included; 0 for all the way."""
-        allowed = self.inputs(mask, "Unsqueeze")
-        near, reach = None, 0
-        if allowed and (both := self.inputs(allowed[0], "And", ("LessOrEqual", "Greater"))):
-            allowed, near = both[:1], both[1]
-        compared = self.inputs(allowed[0], "LessOrEqual", ("Slice", "Unsqueeze")) if allowed else []
-        own = self.inputs(compared[1], "Unsqueeze") if compared else []
-        known = bool(own) and own[0] == position
-        if known and near is not None:
-            last = self.inputs(near, "Greater", ("Slice", "Sub"))
-            reached = self.inputs(last[1], "Sub") if last else []
-            value = self.integers(reached[1]) if reached and reached[0] == compared[1] else None
-            known = value is not None and value.size == 1
-            reach = int(value.item()) if known and value is not None else 0
-        if not known:
+        allowed = self.inputs(mask, "Unsqueeze")[:1]
+        both = self.inputs(allowed[0], "And", ("LessOrEqual", "Greater")) if allowed else []
+        compared = self.inputs((both or allowed)[0], "LessOrEqual", ("Slice", "Unsqueeze")) if allowed else []
+        own = self.inputs(compared[1], "Unsqueeze")[:1] if compared else []
+        if own != [position]:
+            raise _unknown(f"the mask {mask!r} is made in another way")
+        if not both:
+            return 0
+        last = self.inputs(both[1], "Greater", ("Slice", "Sub"))
+        reached = self.inputs(last[1], "Sub") if last else []
+        reach = self.integer(reached[1]) if reached[:1] == compared[1:] else None
+        if reach is None:
             raise _unknown(f"the mask {mask!r} is made in another way")
         return reach
 
     def pictures(self) -> Pictures | None:
         """Where it looks for the mark of a picture, if it does."""
         found = []
-        for node in self.graph.node:
-            chosen = self.inputs(node.output[0], "ReduceMin", ("Where",))
+        for value in self.made:
+            least = self.inputs(value, "ReduceMin", ("Where",))
+            chosen = self.inputs(least[0], "Where") if least else []
             if chosen:
-                marked, _, nowhere = self.made[chosen[0]].input
-                users = [self.sole_user(node.output[0], "Unsqueeze")]
-                users.append(self.sole_user(users[0].output[0], "Add"))
-                found.append(Pictures(users[1].output[0], marked, nowhere))
+                begin = self.sole_use(self.sole_use(value, "Unsqueeze"), "Add")
+                found.append(Pictures(begin, chosen[0], chosen[2]))
         if len(found) > 1:
             raise _unknown("it looks for marks of pictures in several places")
         return found[0] if found else None
@@ -128,23 +125,24 @@ class _Reading:
     def inputs(self, value: str, kind: str, made_by: tuple[str, ...] = ()) -> list[str]:
         """Inputs of the node that makes ``value``, if it is of that kind and theirs are ``made_by``; else none."""
         node = self.made.get(value)
-        if node is None or node.op_type != kind:
+        if node is None or node.op_type != kind or len(node.input) != _INPUTS[kind]:
             return []
-        kinds = [self.made[name].op_type if name in self.made else "" for name in node.input[: len(made_by)]]
-        return list(node.input) if tuple(kinds) == made_by else []
+        kinds = [self.made[name].op_type if name in self.made else "" for name in node.input]
+        return list(node.input) if tuple(kinds[: len(made_by)]) == made_by else []
 
-    def sole_user(self, value: str, kind: str) -> Any:
-        users = [node for node in self.graph.node if value in node.input]
-        if [node.op_type for node in users] != [kind]:
+    def sole_use(self, value: str, kind: str) -> str:
+        """What the one node makes of ``value`` that uses it."""
+        users = [(node.op_type, *node.output) for node in self.graph.node if value in node.input]
+        if len(users) != 1 or users[0][:1] != (kind,) or len(users[0]) != 2:
             raise _unknown(f"{value!r} is used in another way")
-        return users[0]
+        return str(users[0][1])
 
-    def integers(self, name: str) -> NDArray[np.int64] | None:
-        """A constant, if it is one of integers."""
+    def integer(self, name: str) -> int | None:
+        """A constant, if it is a single integer."""
         tensor = self.constants.get(name)
-        if tensor is None or tensor.data_type != require_onnx().TensorProto.INT64:
+        if tensor is None or list(tensor.dims) != [1] or len(tensor.raw_data) != 8:
             return None
-        return np.asarray(require_onnx().numpy_helper.to_array(tensor))
+        return int.from_bytes(tensor.raw_data, "little", signed=True)
 
 
 def _unknown(reason: str) -> InvalidArgument:
@@ -185,8 +183,10 @@ def _in_order(nodes: list[Any]) -> list[Any]:
     """Nodes, each behind those that make its inputs; else as they came."""
     made = {name for node in nodes for name in node.output}
     done: set[str] = set()
-    ordered, waiting = [], nodes
-    while waiting:
+    ordered: list[Any] = []
+    waiting = nodes
+    # The first time the nodes that are new, and those behind them up to where one of the new ones is missing.
+    for _ in range(3):
         later = []
         for node in waiting:
             if all(name in done or name not in made for name in node.input):
@@ -195,4 +195,6 @@ def _in_order(nodes: list[Any]) -> list[Any]:
             else:
                 later.append(node)
         waiting = later
+    if waiting:
+        raise _unknown("its nodes are not in the order in which they are computed")
     return ordered

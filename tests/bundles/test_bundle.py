@@ -15,6 +15,7 @@ from coupled_sampling.bundles.manifest import (
     PixelGraph,
     Prompt,
     StepGraph,
+    TreeGraph,
     WindowGraph,
 )
 from coupled_sampling.bundles.manifest_file import file_record, write_manifest
@@ -143,6 +144,31 @@ def test_a_foreign_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"no bundle of this library|expected a JSON object"):
         open_bundle(folder)
+
+
+def test_a_graph_for_trees_is_optional_and_bundles_before_format_6_have_none(folder):
+    edit(folder, lambda document: [document.update(format_version=5), document.pop("tree_graph")])
+    opened = open_bundle(folder)
+    assert (opened.manifest.tree_graph, opened.tree_graph) == (None, None)
+
+    def added(document):
+        document["tree_graph"] = {"file": "tree.onnx", "cache_length": 64}
+
+    edit(folder, added)
+    with pytest.raises(BundleError, match=r"tree_graph\.file is 'tree\.onnx', expected a file that is listed"):
+        open_bundle(folder)
+    (folder / "tree.onnx").write_bytes(b"the same with branches")
+    edit(folder, lambda document: document["files"].update({"tree.onnx": vars(file_record(folder / "tree.onnx"))}))
+    opened = open_bundle(folder)
+    assert opened.manifest.tree_graph == TreeGraph("tree.onnx", 64)
+    assert opened.tree_graph == folder / "tree.onnx"
+
+
+def test_a_graph_for_trees_has_a_column_for_each_position():
+    files = a_manifest().files
+    assert a_manifest(tree_graph=TreeGraph("window.onnx", WINDOW.max_length)).files == files
+    with pytest.raises(BundleError, match=r"tree_graph\.cache_length is 11, expected at least max_length, 12"):
+        a_manifest(tree_graph=TreeGraph("window.onnx", 11))
 
 
 def test_step_graphs_of_format_2_are_read_as_they_were(folder):
