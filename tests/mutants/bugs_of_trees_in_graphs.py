@@ -27,8 +27,8 @@ BUGS = (
         "rows-share-their-parents",
         "_Tree._sees",
         "above = graph.op('Add', above, graph.op('Unsqueeze', first, graph.integers(1)))",
-        "above = graph.op('Add', above, graph.op('Sub', graph.op('Unsqueeze', first, graph.integers(1)), first))",
-        "What a slot sees is looked up in another row.",
+        "above = graph.op('Add', above, graph.op('Mul', graph.op('Unsqueeze', first, graph.integers(1)), graph.integers(0)))",
+        "What a slot sees is looked up in the first row.",
         TREES,
     ),
     Bug(
@@ -36,7 +36,7 @@ BUGS = (
         "_Tree.mask",
         "graph.op('Unsqueeze', self.column_positions, graph.integers(1))",
         "self.every",
-        "A sliding window counts columns, so that slots behind branches see too little.",
+        "A sliding window counts columns, so that slots behind branches see more than it.",
         TREES,
     ),
     Bug(

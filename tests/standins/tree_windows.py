@@ -68,7 +68,7 @@ def random_parents(random, rows, width):
 def furthest_of_trees(description, passes=4, seed=0, begin=None):
     """The largest difference of a finite logit over a prompt and several trees, each after the leading slots of the one before.
 
-    The others are equal. ``begin`` is a token that is drawn often.
+    The others are equal. ``begin`` is a token that is drawn often, but in the prompt never.
     """
     random, weights = np.random.default_rng(seed), random_weights(description)
     widest = min(WIDTH, description.positions // 2)
@@ -83,8 +83,9 @@ def furthest_of_trees(description, passes=4, seed=0, begin=None):
         most = description.positions - width
         known = [tokens[: min(most, max(0, len(tokens) - less))] for tokens, less in zip(known, back, strict=True)]
         tokens = random.integers(0, description.vocab_size, (ROWS, width))
-        if begin is not None:
-            tokens[random.random(tokens.shape) < 0.2] = begin
+        if begin is not None:  # not in the prompt: the first one decides
+            tokens[tokens == begin] = begin - 1
+            tokens[random.random(tokens.shape) < 0.2 * (step > 0)] = begin
         found = run(
             tokens, [len(one) for one in known], parents, spare=min(step, columns - width - max(map(len, known)))
         )

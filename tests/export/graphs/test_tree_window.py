@@ -75,10 +75,10 @@ def test_a_mark_beside_a_path_begins_no_picture_on_it():
     description = DESCRIPTIONS["pictures"]
     run = TreeRun(tree_window(graph_of(description), COLUMNS), 1)
     paths = TreeRun(graph_of(description), 1)
-    for tokens in ([1, 4, 5, 2, 6, 3], [4, 4, 5, 2, 6, 3]):
+    for tokens in ([1, 4, 5, 7, 2, 6, 3, 5, 1], [4, 4, 5, 7, 2, 6, 3, 5, 1]):
         window = np.array([tokens])
-        found = run(window, [0], [[-1, 0, 1, 0, 3, 2]])
-        for path in ([0, 1, 2, 5], [0, 3, 4]):
+        found = run(window, [0], [[-1, 0, 1, 2, 0, 4, 5, 6, 7]])
+        for path in ([0, 1, 2, 3], [0, 4, 5, 6, 7, 8]):
             np.testing.assert_allclose(found[0, path], paths(window[:, path], [0])[0], atol=1e-5)
 
 
