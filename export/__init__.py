@@ -5,7 +5,7 @@
   `reference_logits` computes the same in numpy;
 - `pixel_graph` writes what makes a picture of tokens and a codebook; `save_graph` checks a graph and writes it;
 - `step_graph` appends acceptance and redrafting to a window graph, so that a step is one call, and `add_step_graphs` does so
-  for a bundle;
+  for a bundle; `tree_window` rewrites a window graph into one whose windows may be trees;
 - a PyTorch module of your own: `coupled_sampling.export.torch.module`, with the extra ``[torch]``.
 
 Nothing here runs a model: an export that is to be checked takes the function that opens the bundle, an `Opener`. Importing this
@@ -25,6 +25,7 @@ from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.export.graphs.storage import Storage
+from coupled_sampling.export.graphs.tree_window import tree_window
 from coupled_sampling.export.step_bundle import add_step_graphs
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "reference_logits",
     "save_graph",
     "step_graph",
+    "tree_window",
     "write_decoder_graph",
 ]

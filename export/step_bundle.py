@@ -1,13 +1,16 @@
-"""Step graphs into a bundle, beside the window graph they were made from.
+"""Step graphs and the graph for trees into a bundle, beside the window graph they were made from.
 
 Weights are stored once: if the window graph has them inside, they move to a file of their own, to which the window graph and
-every step graph refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
+all others refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
 a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, the same with
 corrected laws where the method recycles drafts, and for ``scd-match`` one for TensorRT, whose noise is an input for each slot.
+The graph for trees is in every bundle whose window graph can be rewritten, which all are that this library's exporter wrote from
+a description.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +20,7 @@ from typing import Any
 from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.correction_writing import store_corrections
 from coupled_sampling.bundles.files import whole_folder
-from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph
+from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph, TreeGraph
 from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.replacing import check_replaceable
@@ -26,14 +29,27 @@ from coupled_sampling.export.graphs.builder import load_graph, require_onnx, sav
 from coupled_sampling.export.graphs.checked_apart import check_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
+from coupled_sampling.export.graphs.tree_window import tree_window
 from coupled_sampling.fields import check_path
 from coupled_sampling.methods import find_method
 
-__all__ = ["WEIGHTS", "add_step_graphs", "checked_methods", "write_step_graphs"]
+__all__ = [
+    "TREE_GRAPH",
+    "WEIGHTS",
+    "add_step_graphs",
+    "checked_methods",
+    "tree_columns",
+    "write_step_graphs",
+    "write_tree_graph",
+]
+
+TREE_GRAPH = "window-tree.onnx"
+"""The file of the graph for trees."""
 
 WEIGHTS = "weights.bin"
 """The file that weights move to."""
 
+_WIDEST_TREE, _ROUND = 256, 32
 _SMALLEST = 1024
 """Bytes of the smallest constant that moves; runtimes want to see small ones, such as axes and shapes, in the graph."""
 
@@ -41,7 +57,7 @@ _SMALLEST = 1024
 def add_step_graphs(
     source: Bundle | str | Path, out: str | Path, methods: Sequence[str] = STEP_METHODS, *, force: bool = False
 ) -> Bundle:
-    """Write a bundle that is ``source`` with step graphs.
+    """Write a bundle that is ``source`` with step graphs, and with the graph for trees if it can have one.
 
     Parameters
     ----------
@@ -72,6 +88,8 @@ def add_step_graphs(
     >>> bundle = add_step_graphs("fashion", "with-steps", ["scd-match"])
     >>> bundle.step_graph("scd-match").name
     'step-scd-match.onnx'
+    >>> bundle.tree_graph.name
+    'window-tree.onnx'
     """
     opened = source if isinstance(source, Bundle) else open_bundle(source)
     out = check_path("out", out)
@@ -86,7 +104,7 @@ def add_step_graphs(
 
 
 def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Manifest:
-    """Write step graphs into the bundle at ``folder``, which nobody uses yet, and its new manifest.
+    """Write step graphs and the graph for trees into the bundle at ``folder``, which nobody uses yet, and its new manifest.
 
     Raises
     ------
@@ -109,17 +127,55 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
             made = step_graph(window, name, noise=graph.noise, **variant)
             save_graph(made, folder / graph.file, check=False)
             added.append(graph)
-    check_apart([folder / name for name in (manifest.window_graph.file, *(graph.file for graph in added))])
+    tree = manifest.tree_graph
+    with contextlib.suppress(InvalidArgument):  # one that was written in another way stays without, or with what it has
+        new = TreeGraph(TREE_GRAPH if tree is None else tree.file, tree_columns(manifest.window_graph.max_length))
+        save_graph(tree_window(window, new.cache_length), folder / new.file, check=False)
+        tree = new
+    written = [manifest.window_graph.file, *(graph.file for graph in added), *([] if tree is None else [tree.file])]
+    check_apart([folder / name for name in written])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
-    written = replace(manifest, files=files, step_graphs=(*kept, *added))
-    if tables is not None and manifest.corrections is not None:
+    manifest = replace(manifest, files=files, step_graphs=(*kept, *added), tree_graph=tree)
+    if tables is not None and bundle.manifest.corrections is not None:
+        before = bundle.manifest.corrections
         # The same model in other files: where weights moved out of the window graph, tables made for it have another fingerprint.
-        written = store_corrections(folder, written, tables, manifest.corrections.provenance)
-        if written.corrections is not None and written.corrections.file != manifest.corrections.file:
-            (folder / manifest.corrections.file).unlink()
+        manifest = store_corrections(folder, manifest, tables, before.provenance)
+        if manifest.corrections is not None and manifest.corrections.file != before.file:
+            (folder / before.file).unlink()
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_tree_graph(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the graph for trees into a bundle without correction tables that was just exported to ``folder``, and its new manifest.
+
+    Raises
+    ------
+    InvalidArgument
+        The window graph cannot be rewritten, or ONNX's checker refuses the graph that was.
+    """
+    name = manifest.window_graph.file
+    window = _with_weights_outside(folder, name)
+    tree = TreeGraph(TREE_GRAPH, tree_columns(manifest.window_graph.max_length))
+    save_graph(tree_window(window, tree.cache_length), folder / tree.file)
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    changed = {one: file_record(folder / one) for one in sorted({name, tree.file} | (present - set(manifest.files)))}
+    written = replace(manifest, files={**manifest.files, **changed}, tree_graph=tree)
     write_manifest(folder, written)
     return written
+
+
+def tree_columns(max_length: int) -> int:
+    """Columns of a tree graph's caches: room for a window of 256 slots that starts at the last position.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.step_bundle import tree_columns
+    >>> tree_columns(196)
+    480
+    """
+    return -(-(max_length + _WIDEST_TREE) // _ROUND) * _ROUND
 
 
 def _variants(method: str, *, guided: bool) -> list[StepGraph]:

@@ -25,6 +25,7 @@ from coupled_sampling.bundles.manifest import (
     PixelGraph,
     Prompt,
     StepGraph,
+    TreeGraph,
     WindowGraph,
 )
 from coupled_sampling.bundles.manifest_file import file_record, write_manifest
@@ -51,6 +52,7 @@ __all__ = [
     "StopStrings",
     "TextStream",
     "Tokenizer",
+    "TreeGraph",
     "WindowGraph",
     "embedded_names",
     "file_record",

@@ -18,6 +18,7 @@ from coupled_sampling.bundles.records import (
     FileRecord,
     PixelGraph,
     StepGraph,
+    TreeGraph,
     WindowGraph,
     default_chunk,
     expect,
@@ -39,6 +40,7 @@ __all__ = [
     "PixelGraph",
     "Prompt",
     "StepGraph",
+    "TreeGraph",
     "WindowGraph",
 ]
 
@@ -149,8 +151,8 @@ class Manifest:
         For people.
     files
         Every file but the manifest itself.
-    window_graph, pixel_graph
-        What the graphs promise; a model need not make pictures.
+    window_graph, pixel_graph, tree_graph
+        What the graphs promise; a model need not make pictures, nor take windows that are trees.
     step_graphs
         Graphs for whole steps, at most one for each method and variant.
     vocab_size
@@ -224,6 +226,7 @@ class Manifest:
     chat_template: str | None = None
     corrections: CorrectionsRecord | None = None
     fill_token: int | None = None
+    tree_graph: TreeGraph | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -275,9 +278,10 @@ def _check_files(manifest: Manifest) -> None:
         digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
         expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
         expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
-    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | None] = {
+    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | None] = {
         "window_graph": manifest.window_graph,
         "pixel_graph": manifest.pixel_graph,
+        "tree_graph": manifest.tree_graph,
     }
     graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
     for field, graph in graphs.items():
@@ -300,6 +304,9 @@ def _check_tokens(manifest: Manifest) -> None:
     inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
     expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
+    if manifest.tree_graph is not None:
+        columns, least = manifest.tree_graph.cache_length, graph.max_length
+        expect(columns >= least, "tree_graph.cache_length", columns, f"at least max_length, {least}")
     grid, picture = manifest.grid, manifest.length
     if manifest.layout:
         layout = Layout(manifest.layout)

@@ -68,6 +68,12 @@ class Bundle:
         graph = self.manifest.pixel_graph
         return None if graph is None else self.folder / graph.file
 
+    @property
+    def tree_graph(self) -> Path | None:
+        """Path of the window graph for windows that are trees, None if there is none."""
+        graph = self.manifest.tree_graph
+        return None if graph is None else self.folder / graph.file
+
     def step_graph(
         self,
         method: str,
@@ -270,7 +276,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     """Refuse files that are not what the manifest says."""
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
-    for graph in (manifest.window_graph, manifest.pixel_graph, *manifest.step_graphs):
+    for graph in (manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)
 

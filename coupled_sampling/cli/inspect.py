@@ -78,6 +78,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
     columns = "growing" if graph.caches == "growing" else graph.cache_length
+    tree = manifest.tree_graph
     steps = [str(graph) for graph in manifest.step_graphs]
     unconditional = manifest.unconditional_prompt
     return {
@@ -88,6 +89,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
         "positions": f"{graph.max_length} per row; a sequence is {manifest.length} generated tokens",
         "window": f"up to {graph.max_window} tokens per forward pass",
         "graph": f"{graph.file}, opset {graph.opset}, {graph.dtype}, {graph.layers} layers",
+        "tree graph": f"{tree.file}, {tree.cache_length} columns" if tree else "none",
         "step graphs": ", ".join(steps) or "none",
         "corrections": _corrections(bundle),
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {columns}, {graph.head_size})",

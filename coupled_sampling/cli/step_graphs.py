@@ -17,7 +17,7 @@ DESCRIPTION = """\
 Make a new bundle that also has step graphs. Each is one graph that runs the
 model, accepts drafts and redraws the others, so that any language with an ONNX
 runtime can decode. The other commands use them by themselves. Weights are stored
-once."""
+once. A bundle without a graph for windows that are trees gets that, too."""
 EXAMPLES = """\
   # for all methods that can be a graph
   coupled-sampling step-graphs FOLDER OUT

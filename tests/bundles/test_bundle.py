@@ -15,6 +15,7 @@ from coupled_sampling.bundles.manifest import (
     PixelGraph,
     Prompt,
     StepGraph,
+    TreeGraph,
     WindowGraph,
 )
 from coupled_sampling.bundles.manifest_file import file_record, write_manifest
@@ -84,7 +85,7 @@ def test_optional_parts_may_be_absent_or_null(folder):
 def test_the_manifest_is_plain_json_with_format_and_version(folder):
     document = json.loads((folder / "manifest.json").read_text())
     assert document["format"] == "coupled-sampling-bundle"
-    assert document["format_version"] == 5
+    assert document["format_version"] == 6
     assert document["window_graph"]["cache_length"] == 16
     assert document["prompts"]["sneaker"] == {"tokens": [5], "aliases": ["shoe", "Trainer"], "title": "Sneaker"}
 
@@ -145,6 +146,31 @@ def test_a_foreign_manifest_is_refused(folder, content):
         open_bundle(folder)
 
 
+def test_a_graph_for_trees_is_optional_and_bundles_before_format_6_have_none(folder):
+    edit(folder, lambda document: [document.update(format_version=5), document.pop("tree_graph")])
+    opened = open_bundle(folder)
+    assert (opened.manifest.tree_graph, opened.tree_graph) == (None, None)
+
+    def added(document):
+        document["tree_graph"] = {"file": "tree.onnx", "cache_length": 64}
+
+    edit(folder, added)
+    with pytest.raises(BundleError, match=r"tree_graph\.file is 'tree\.onnx', expected a file that is listed"):
+        open_bundle(folder)
+    (folder / "tree.onnx").write_bytes(b"the same with branches")
+    edit(folder, lambda document: document["files"].update({"tree.onnx": vars(file_record(folder / "tree.onnx"))}))
+    opened = open_bundle(folder)
+    assert opened.manifest.tree_graph == TreeGraph("tree.onnx", 64)
+    assert opened.tree_graph == folder / "tree.onnx"
+
+
+def test_a_graph_for_trees_has_a_column_for_each_position():
+    files = a_manifest().files
+    assert a_manifest(tree_graph=TreeGraph("window.onnx", WINDOW.max_length)).files == files
+    with pytest.raises(BundleError, match=r"tree_graph\.cache_length is 11, expected at least max_length, 12"):
+        a_manifest(tree_graph=TreeGraph("window.onnx", 11))
+
+
 def test_step_graphs_of_format_2_are_read_as_they_were(folder):
     """Their records do not say where noise comes from, which is a ring."""
     (folder / "step.onnx").write_bytes(b"a step")
@@ -192,8 +218,8 @@ def test_a_fill_token_that_cannot_come_first_is_refused(token, changes, message)
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder):
-    edit(folder, lambda document: document.update(format_version=6, something_new=1))
-    with pytest.raises(BundleError, match=r"format_version is 6.*up to 5.*upgrade"):
+    edit(folder, lambda document: document.update(format_version=7, something_new=1))
+    with pytest.raises(BundleError, match=r"format_version is 7.*up to 6.*upgrade"):
         open_bundle(folder)
 
 

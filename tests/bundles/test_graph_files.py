@@ -175,7 +175,7 @@ def test_graphs_in_the_format_of_onnx_runtime_are_refused(tmp_path):
         check_graph_files(tmp_path, "window.ORT", [])
 
 
-@pytest.mark.parametrize("role", ["window_graph", "pixel_graph", "step_graphs"])
+@pytest.mark.parametrize("role", ["window_graph", "pixel_graph", "tree_graph", "step_graphs"])
 def test_a_bundle_with_weights_that_are_not_listed_is_not_opened(tmp_path, role):
     folder = tmp_path / "bundle"
     shutil.copytree(open_bundle("fashion").folder, folder)

@@ -1,16 +1,20 @@
 """Step graphs in bundles: written, found by the command line, and refused where they cannot be."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+from coupled_sampling.bundles.manifest import TreeGraph
+from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from coupled_sampling.export import add_step_graphs
 from coupled_sampling.export.graphs import checked_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS
+from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -23,11 +27,9 @@ def plain(tmp_path):
     folder.mkdir()
     onnx.save(onnx.load(embedded.window_graph), folder / "window.onnx")
     shutil.copy(embedded.pixel_graph, folder)
-    from coupled_sampling.bundles.manifest_file import file_record
-
     document = json.loads((embedded.folder / "manifest.json").read_text())
     document |= {"format_version": 1, "files": {}}
-    del document["step_graphs"], document["corrections"]
+    del document["step_graphs"], document["corrections"], document["tree_graph"]
     for path in folder.iterdir():
         record = file_record(path)
         document["files"][path.name] = {"sha256": record.sha256, "bytes": record.bytes}
@@ -59,6 +61,8 @@ def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
             for f in (tmp_path / "made", open_bundle("fashion").folder)
         )
         assert [node.op_type for node in ours.graph.node] == [node.op_type for node in theirs.graph.node]
+    assert made.tree_graph == embedded.tree_graph
+    assert (tmp_path / "made" / made.tree_graph.file).read_bytes() == open_bundle("fashion").tree_graph.read_bytes()
 
 
 def test_the_leanest_graph_that_can_is_chosen(plain, tmp_path):
@@ -77,6 +81,30 @@ def test_scd_match_has_a_graph_for_tensorrt_that_is_chosen_only_if_asked_for(pla
     assert [str(graph) for graph in made.manifest.step_graphs if graph.noise == "window"] == ["scd-match for TensorRT"]
     model = onnx.load(made.folder / "step-scd-match-tensorrt.onnx", load_external_data=False)
     assert {entry.key: entry.value for entry in model.metadata_props}["noise"] == "window"
+
+
+def test_a_window_graph_of_another_writing_gets_no_graph_for_trees_and_keeps_the_one_it_has(tmp_path):
+    def of_another(model):
+        model.ClearField("metadata_props")
+
+    plain = write_toy_bundle(tmp_path / "plain", toy_gpt(12), max_window=12, change=of_another)
+    made = add_step_graphs(plain, tmp_path / "made", ["ar"])
+    assert (made.tree_graph, made.manifest.tree_graph) == (None, None)
+    content = (plain / "window.onnx").read_bytes()  # any graph will do
+    (made.folder / "branches.onnx").write_bytes(content)
+    files = {**made.manifest.files, "branches.onnx": file_record(made.folder / "branches.onnx")}
+    tree = TreeGraph("branches.onnx", 20)
+    write_manifest(made.folder, dataclasses.replace(made.manifest, files=files, tree_graph=tree))
+    again = add_step_graphs(made.folder, tmp_path / "again", ["ar"])
+    assert (again.manifest.tree_graph, again.tree_graph.read_bytes()) == (tree, content)
+
+
+def test_inspect_says_whether_there_is_a_graph_for_trees(plain, capsys):
+    said = []
+    for model in ("fashion", str(plain)):
+        assert main(["inspect", model]) == 0
+        said += [line.split(maxsplit=2)[2] for line in capsys.readouterr().out.splitlines() if line.startswith("tree")]
+    assert said == ["window-tree.onnx, 480 columns", "none"]
 
 
 def test_graphs_of_other_methods_stay_and_a_bundle_may_be_replaced(plain, tmp_path):
@@ -144,8 +172,6 @@ def test_guided_generation_by_graph_is_that_of_the_host(tmp_path, capsys):
 
 
 def damaged(folder, content):
-    from coupled_sampling.bundles.manifest_file import file_record
-
     (folder / "window.onnx").write_bytes(content)
     document, record = json.loads((folder / "manifest.json").read_text()), file_record(folder / "window.onnx")
     document["files"]["window.onnx"] = {"sha256": record.sha256, "bytes": record.bytes}

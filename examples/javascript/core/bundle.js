@@ -8,7 +8,7 @@ import * as ort from "onnxruntime-web";
 import { BundleError } from "./errors.js";
 
 const FORMAT = "coupled-sampling-bundle";
-const NEWEST = 5;
+const NEWEST = 6;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
 // More threads would need a cross-origin isolated page.

@@ -32,6 +32,7 @@ from standins.text_models import (
     llama_logits,
     llama_tensors,
 )
+from standins.tree_windows import furthest_of_trees
 from standins.wrong_configurations import what_goes_wrong
 
 LLAMA = {
@@ -113,6 +114,13 @@ def test_a_safetensors_folder_gives_the_models_logits(model, tmp_path):
     np.testing.assert_allclose(reference[:, :generated], expected, atol=2e-5)
     np.testing.assert_allclose(found[:, :generated], expected, atol=1e-4)
     assert np.isneginf(found[:, generated:]).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_windows_may_be_trees(model):
+    pytest.importorskip("onnx")
+    config, tensors, _ = MODELS[model]
+    assert furthest_of_trees(load(tensors, config).description) <= 1e-4
 
 
 @pytest.mark.parametrize("model", MODELS)

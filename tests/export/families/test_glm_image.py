@@ -8,6 +8,7 @@ from coupled_sampling.errors import CheckpointError
 from coupled_sampling.export import PicturePositions, Rotary
 from coupled_sampling.export.families import find_family
 from standins.checkpoints import checkpoint_of
+from standins.tree_windows import furthest_of_trees
 
 WIDTH, SIZE, HIDDEN, WORDS, HEAD = 16, 8, 20, 16600, 16512
 TEXT = {
@@ -53,6 +54,13 @@ def test_the_decoder():
     assert (found.generated_first, found.generated, found.vocab_size, found.tied_head) == (0, HEAD, WORDS, False)
     assert (found.norm_placement, found.query_key_value_bias, found.attention_output_bias) == ("both", True, False)
     assert (found.layers, found.manifest("window.onnx").layers) == (1, 2)
+
+
+def test_windows_may_be_trees():
+    """Pictures begin in one branch and not in another."""
+    pytest.importorskip("onnx")
+    found = load(positions=64).description
+    assert furthest_of_trees(found, passes=3, begin=found.pictures.begin) <= 1e-4
 
 
 def test_tensors_of_pictures_are_left_out_and_others_refused():

@@ -15,6 +15,7 @@ from coupled_sampling.export import LayerKind, Norm, QueryKeyNorm, Rotary, Rotar
 from coupled_sampling.export.families import UNSUPPORTED, find_family
 from standins.checkpoints import checkpoint_of
 from standins.text_models import HIDDEN, KV_HEADS, LAYERS, POSITIONS, VOCABULARY, WIDTH, llama_tensors
+from standins.tree_windows import furthest_of_trees
 
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -264,6 +265,13 @@ def test_granite():
 def test_what_would_be_another_model_is_refused_by_name(model, change, message):
     with pytest.raises(CheckpointError, match=message):
         described(model, **change)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_windows_may_be_trees(model):
+    """Sliding windows of 6 positions, in layers that take turns with others, among them."""
+    pytest.importorskip("onnx")
+    assert furthest_of_trees(described(model)) <= 1e-4
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -34,6 +34,7 @@ from standins.picture_models import (
     llamagen_logits,
     llamagen_tensors,
 )
+from standins.tree_windows import furthest_of_trees
 from standins.wrong_configurations import what_goes_wrong
 
 NAMED = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 4 + i for i in range(CODES)}
@@ -124,6 +125,12 @@ def test_the_graph_is_the_reference(model):
     finite = np.isfinite(expected)
     assert (np.isneginf(found) == ~finite).all()
     np.testing.assert_allclose(found[finite], expected[finite], atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_windows_may_be_trees(model):
+    pytest.importorskip("onnx")
+    assert furthest_of_trees(load(model, positions=None if model == "llamagen" else 20).description) <= 1e-4
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -311,6 +318,9 @@ def test_bundles_can_be_written_and_have_the_familys_settings(model, tmp_path):
     exported = export_checkpoint(source, tmp_path / "bundle", ExportSettings(windows=(1, 8)), check=on_cpu)
     assert exported.largest_difference < 1e-3
     written = json.loads((exported.folder / "manifest.json").read_text())
+    assert written["tree_graph"]["file"] in written["files"]
+    assert written["tree_graph"]["cache_length"] % 32 == 0
+    assert written["tree_graph"]["cache_length"] >= written["window_graph"]["max_length"] + 256
     decoding = load(model).decoding
     assert written["length"] == decoding.length
     assert written["defaults"]["drafting"] == decoding.drafting
