@@ -119,8 +119,8 @@ BUGS = (
     Bug(
         "committed-laws-one-site-late",
         "committed_laws",
-        "laws[b, committed[b], ...]",
-        "laws[b, committed[b].start + 1 : committed[b].stop + 1, ...]",
+        "committed[b].of(laws, b)",
+        "laws[b, committed[b].sites.start + 1 : committed[b].sites.stop + 1, ...]",
         "Drafting rules get the laws of the sites after those that were committed, the last of them a draft's.",
         ASKED,
     ),

@@ -13,7 +13,7 @@ BUGS = (
     Bug(
         "shared-noise-of-the-slot",
         "CounterNoise._weights",
-        "int(sites.position[row, first])",
+        "int(positions.min())",
         "first",
         "Gumbel noise belongs to the window slot instead of the position.",
         LAYOUT,

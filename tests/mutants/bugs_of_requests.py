@@ -172,9 +172,9 @@ self.round += 1
     ),
     Bug(
         "logprobs-of-the-model-for-the-target",
-        "HostStep._logprobs",
-        "_log_of(laws[b, sites, ...], chosen)",
-        "_log_softmax_of(logits[b, sites, ...], chosen)",
+        "committed_logprobs",
+        "_log_of(committed[b].of(laws, b), chosen)",
+        "_log_softmax_of(committed[b].of(logits, b), chosen)",
         "Log-probabilities are those before temperature and top-k.",
         ("test_requests",),
     ),
