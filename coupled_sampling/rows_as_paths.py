@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
-from coupled_sampling.arrays import from_host, integers, namespace, read_only
+from coupled_sampling.arrays import namespace, read_only, taken
 from coupled_sampling.bounds import check_fork, check_model, check_rows, check_tree_window, check_window
 from coupled_sampling.contracts import (
     Array,
@@ -176,7 +176,8 @@ class RowsAsPaths(Closing):
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> Array:
         wanted = [
-            np.concatenate([self._below(row, int(first)), own]) for row, first, own in zip(rows, start, tokens, strict=True)
+            np.concatenate([self._below(row, int(first)), own])
+            for row, first, own in zip(rows, start, tokens, strict=True)
         ]
         # The spare rows forward as much of the same as they lack: where they lack nothing, they are ready for a tree.
         runs = [own for own in wanted for _ in range(self._each)]
@@ -195,7 +196,9 @@ class RowsAsPaths(Closing):
         check_tree_window(self, tokens, start, parents)
         check_rows(self, tokens, rows)
         if rows.start and self._by_rows is None:
-            raise InvalidArgument(f"rows is {rows!r}, expected rows from 0 on: the provider cannot forward others alone")
+            raise InvalidArgument(
+                f"rows is {rows!r}, expected rows from 0 on: the provider cannot forward others alone"
+            )
         tree = Tree.of(parents)
         plans = [_Paths.of(tokens[b], tree, b) for b in range(len(rows))]
         below = [self._below(row, int(first)) for row, first in zip(rows, start, strict=True)]
@@ -320,16 +323,12 @@ class _Gathered:
             source = (self._row * called.width + column)[new]
             self._place[new] = sum(part.shape[0] for part in self._parts) + np.arange(len(source))
             flat = namespace(called.logits).reshape(called.logits, (-1, called.logits.shape[-1]))
-            self._parts.append(_rows_of(flat, source))
+            self._parts.append(taken(flat, source))
 
     def logits(self, vocab_size: int) -> Array:
         """(n, W, V)."""
         whole = namespace(self._parts[0]).concat(self._parts, axis=0)
-        return namespace(whole).reshape(_rows_of(whole, self._place.reshape(-1)), (*self._place.shape, vocab_size))
-
-
-def _rows_of(array: Array, index: Integers) -> Array:
-    return namespace(array).take(array, from_host(index, array, integers(array)), axis=0)
+        return namespace(whole).reshape(taken(whole, self._place.reshape(-1)), (*self._place.shape, vocab_size))
 
 
 class _ByRows(RowsAsPaths):
