@@ -5,8 +5,8 @@ The unconditional row has the same tree, moved by the row's *shift*. Three thing
 - a slot at a position that the unconditional row does not have: before its prompt begins, or behind the end of the request. It is
   left out of the tree, and those that follow it in the first case begin at position 0;
 - a slot where the unconditional prompt still goes on: it has the prompt's token, beside whatever else. What follows it sees that;
-- columns. Slots side by side take as many as they are, and a row that is shifted upwards may have fewer left than the window is wide.
-  Then it begins lower, with tokens that were shown before, and what does not fit goes into further calls, path by path.
+- columns. Slots side by side take as many as they are, and a row that is shifted upwards may have fewer left than the window is
+  wide. Then it begins lower, with tokens that were shown before, and what does not fit goes into further calls, path by path.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from coupled_sampling.contracts import Integers
 from coupled_sampling.guided_rows import GuidedRows, PairedWindow, Scale, Unconditional
 from coupled_sampling.trees import Tree, chain
 
-__all__ = ["BEHIND", "BEFORE", "GuidedTrees", "PairedTrees", "TreeWindow"]
+__all__ = ["BEFORE", "BEHIND", "GuidedTrees", "PairedTrees", "TreeWindow"]
 
 BEFORE, BEHIND = -1, -2
-"""Partners of slots that have none: those before the unconditional prompt begins, and those behind the end of the model's memory."""
+"""Partners of slots that have none: before the unconditional prompt begins, and behind the end of the model's memory."""
 
 
 class TreeWindow(NamedTuple):
@@ -47,7 +47,7 @@ class PairedTrees(NamedTuple):
     """Windows for a model of two rows for each guided one: the conditional row, then the unconditional one."""
 
     calls: Sequence[TreeWindow]
-    """One, as a rule, of 2B rows. Conditional rows are the same in all of them, and the last one leaves the state that is wanted."""
+    """One as a rule, of 2B rows. Conditional rows are the same in all of them, and the last one leaves the state wanted."""
     partner: Integers
     """(B, W) where the unconditional logits of each slot are: call * W + slot, or `BEFORE` or `BEHIND`."""
     scale: NDArray[np.float64]
@@ -77,8 +77,7 @@ class GuidedTrees(GuidedRows):
 
     def fork(self, source: int, targets: Sequence[int], length: int) -> Iterator[tuple[int, list[int], int]]:
         """See `GuidedRows.fork`."""
-        for copy in super().fork(source, targets, length):
-            yield copy
+        yield from super().fork(source, targets, length)
         self._shown[list(targets), :length] = self._shown[source, :length]
 
     def paired(self, tokens: Integers, start: Integers, first: int = 0) -> PairedWindow:

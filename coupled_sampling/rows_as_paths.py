@@ -44,7 +44,7 @@ from coupled_sampling.trees import Tree
 
 __all__ = ["RowsAsPaths"]
 
-_NOTHING = np.zeros(0, np.int64)
+_NOTHING, _UNKNOWN = np.zeros(0, np.int64), -1
 
 
 class RowsAsPaths(Closing):
@@ -59,12 +59,12 @@ class RowsAsPaths(Closing):
 
     Notes
     -----
-    **A tree may take several calls of** ``provider``: where it has more paths than a row has rows, and where a spare row has to catch
-    up with more tokens than ``max_window``. So passes of the model are then more than steps of the decoder. A provider that forks
-    has nothing to catch up with.
+    **A tree may take several calls of** ``provider``: where it has more paths than a row has rows, and where a spare row has to
+    catch up with more tokens than ``max_window``. So passes of the model are then more than steps of the decoder. A provider that
+    forks has nothing to catch up with. Prompts are read by all rows of a sequence.
 
-    It offers what ``provider`` offers: ranges of rows, prompts in chunks, forks, to be told requests. A tree's slots need no room
-    of their own, so that ``max_columns`` is no limit.
+    What ``provider`` held before it was wrapped counts for nothing. It offers what ``provider`` offers: ranges of rows, prompts in
+    chunks, forks, to be told requests. A tree's slots need no room of their own, so that ``max_columns`` is no limit.
 
     Examples
     --------
@@ -106,7 +106,7 @@ class RowsAsPaths(Closing):
         check_model("provider", provider)
         if check_count("rows", rows) > provider.batch_size:
             raise InvalidArgument(
-                f"rows is {rows}, expected 1 to provider.batch_size, {provider.batch_size}: each has rows of the provider for itself"
+                f"rows is {rows}, expected 1 to provider.batch_size, {provider.batch_size}: each has rows of its own"
             )
         self.provider = provider
         self.vocab_size, self.batch_size = int(provider.vocab_size), int(rows)
@@ -191,7 +191,7 @@ class RowsAsPaths(Closing):
         Raises
         ------
         InvalidArgument
-            The window leaves the model's memory, or begins behind the tokens that its row was shown.
+            The window leaves the model's memory, or ``rows`` are some that the provider cannot forward alone.
         """
         check_tree_window(self, tokens, start, parents)
         check_rows(self, tokens, rows)
@@ -234,18 +234,17 @@ class RowsAsPaths(Closing):
             lacks = max(len(run) - begin for run, begin in zip(runs, begins, strict=True))
 
     def _below(self, row: int, start: int) -> Integers:
-        """The tokens below ``start`` in ``row``."""
-        held = self._held[row * self._each]
-        if len(held) < start:
-            raise InvalidArgument(
-                f"row {row} starts at {start}, but has the state of {len(held)} tokens; forward those between first"
-            )
-        return held[:start]
+        """The tokens below ``start`` in ``row``; `_UNKNOWN` where none was forwarded yet: then what comes behind means nothing."""
+        below = np.full(start, _UNKNOWN)
+        held = self._held[row * self._each][:start]
+        below[: len(held)] = held
+        return below
 
     def _begins(self, runs: Sequence[Integers], firsts: Sequence[int], inner: range) -> list[int]:
         """Where each row of ``inner`` begins with its own of ``runs``: at the position wanted, or before, where it lacks tokens."""
         return [
-            min(common_length(self._held[row], run), first) for row, run, first in zip(inner, runs, firsts, strict=True)
+            first if _UNKNOWN in run[:first] else min(common_length(self._held[row], run), first)
+            for row, run, first in zip(inner, runs, firsts, strict=True)
         ]
 
     def _inner(self, rows: range) -> range:
@@ -258,8 +257,9 @@ class RowsAsPaths(Closing):
         for i, (run, begin) in enumerate(zip(runs, begins, strict=True)):
             start[i] = first = max(0, min(begin, len(run) - width))
             own = run[first : first + width]
-            tokens[i, : len(own)] = own
-            holds.append(np.concatenate([run[:first], tokens[i]]))
+            tokens[i, : len(own)] = np.maximum(own, 0)
+            unknown = np.flatnonzero(run == _UNKNOWN)
+            holds.append(np.concatenate([run[:first], tokens[i]])[: unknown[0] if unknown.size else None])
         for row, held in zip(inner, holds, strict=True):  # what is there whatever becomes of the call
             self._held[row] = self._held[row][: common_length(self._held[row], held)]
         window = read_only(tokens), read_only(start)
