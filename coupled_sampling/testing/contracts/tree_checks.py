@@ -104,6 +104,11 @@ def _shapes(probe: Probe) -> Iterator[tuple[str, Integers, Integers]]:
     if rows > 1:
         mixed[0] = chain(1, len(shape))[0]
     yield "trees of other shapes, at starts of their own", probe.random.integers(first, last + 1, rows), mixed
+    if probe.length == probe.max_length:
+        assert isinstance(probe.provider, Trees)
+        deepest = int(Tree.of(shape[None]).depth.max())
+        end = min(probe.max_length - 1 - deepest, int(probe.provider.max_columns) - len(shape))
+        yield "a tree at the end of the model's memory", np.full(rows, end), np.tile(shape, (rows, 1))
 
 
 def trees(probe: Probe, record: Record) -> None:
