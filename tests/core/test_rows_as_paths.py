@@ -191,6 +191,19 @@ class TestOffers:
         for row, token in enumerate((0, 3)):
             np.testing.assert_allclose(found[row], plain[row] + np.eye(V)[token])
 
+    def test_a_copy_behind_another_request_is_not_mixed_with_what_was_there(self):
+        """The spare rows held the same tokens, but under the request before."""
+        inner = TreelessTold(TABLE, V, 6, LENGTH)
+        model, expected = RowsAsPaths(inner, 2), TableProvider(TABLE, V, 2, LENGTH)
+        known, start, rows = np.array([[1, 2], [1, 2]]), np.zeros(2, np.int64), range(2)
+        model.forward(known, start)
+        expected.forward(known, start)
+        model.begin(1, Request([1, 2, 3], 4))
+        model.fork(0, [1], 2)
+        window = np.array([[3, 1, 2], [3, 1, 2]]), start + 2, np.tile(tree_of(-1, 0, 0), (2, 1)), rows
+        found = model.forward_tree(*window)
+        np.testing.assert_allclose(found, expected.forward_tree(*window) + np.eye(V)[0])
+
     def test_a_range_of_rows_touches_no_other(self):
         inner = TreelessByRows(TABLE, V, 4, LENGTH)
         model = RowsAsPaths(inner, 2)

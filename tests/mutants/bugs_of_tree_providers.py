@@ -31,7 +31,7 @@ BUGS = (
         "_Told.begin",
         "self._held[spare] = _NOTHING",
         "pass",
-        "A new request's branches stand on the state of the request before, where the tokens are the same.",
+        "Branches behind a copied prompt stand on the state of the request before, where the tokens are the same.",
         PATHS,
     ),
     Bug(
