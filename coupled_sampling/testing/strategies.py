@@ -40,7 +40,6 @@ __all__ = [
     "prompts",
     "samplings",
     "tables",
-    "trees",
     "windows",
     "worlds",
 ]
@@ -341,27 +340,6 @@ def windows(max_window: int = 5) -> SearchStrategy[int]:
     2
     """
     return _hypothesis().integers(1, check_count("max_window", max_window))
-
-
-def trees(max_slots: int = 6) -> SearchStrategy[tuple[int, ...]]:
-    """Windows of 1 to ``max_slots`` slots that are trees of any shape: each slot's parent, see `coupled_sampling.trees`.
-
-    They shrink to a chain, and then to a short one.
-
-    Examples
-    --------
-    >>> from hypothesis import find
-    >>> from coupled_sampling.testing.strategies import trees
-    >>> find(trees(), lambda parents: parents.count(0) > 1)
-    (-1, 0, 0)
-    """
-    st = _hypothesis()
-
-    def of_size(slots: int) -> SearchStrategy[tuple[int, ...]]:
-        # As the distance to the parent, so that the simplest tree is a chain.
-        return st.tuples(*(st.integers(0, slot).map(lambda back, slot=slot: slot - 1 - back) for slot in range(slots)))
-
-    return st.integers(1, check_count("max_slots", max_slots)).flatmap(of_size)
 
 
 def samplings(vocab_size: int) -> SearchStrategy[Sampling]:

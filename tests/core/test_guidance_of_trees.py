@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from coupled_sampling import Guidance, GuidedProvider, Request, RowsAsPaths, generate
 from coupled_sampling.contracts import RowRanges, Trees
 from coupled_sampling.testing import TableProvider, random_table
-from coupled_sampling.testing.strategies import trees
+from coupled_sampling.testing.tree_strategies import trees
 from coupled_sampling.trees import Tree, chain
 from standins.ranged import Ranged
 from standins.treeless import Treeless

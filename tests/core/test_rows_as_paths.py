@@ -9,7 +9,7 @@ from coupled_sampling import Decoder, Guidance, Request, RowsAsPaths, generate
 from coupled_sampling.contracts import RequestObserver, RowRanges, Trees, max_window, prompt_chunk, what_runs
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import TableProvider, check_provider, random_table
-from coupled_sampling.testing.strategies import trees
+from coupled_sampling.testing.tree_strategies import trees
 from coupled_sampling.trees import Tree, chain
 from standins.treeless import Treeless, TreelessByRows, TreelessNarrow, TreelessTold, TreelessUnforked
 
