@@ -7,6 +7,7 @@ ordinary autoregressive sampling. Contents, each module opening with its idea:
 - `contracts`, `methods`, `errors`: the words everything is written in;
 - `couplings`, `draws`, `target`, `noise`: pure functions from laws and noise to tokens;
 - `drafting`, `draft_model`, `guidance`: where first guesses come from; classifier-free guidance;
+- `trees`, `branching`, `rows_as_paths`: windows that are trees, which branches they get, and models without a mask for them;
 - `host_step`, `windows`, `decoding`, `generation`, `trace`: the loop;
 - `testing`: how to prove that a decoder is lossless;
 - `backends`, `export`: models run by ONNX Runtime; graphs written without PyTorch. Neither is imported from here.
@@ -24,6 +25,7 @@ from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import METHODS, Method
 from coupled_sampling.noise import CounterNoise, Noise
 from coupled_sampling.requests import Guidance
+from coupled_sampling.rows_as_paths import RowsAsPaths
 from coupled_sampling.trace import Summary, Trace, summarise
 from coupled_sampling.windows import WindowRule, WindowSearch
 
@@ -47,6 +49,7 @@ __all__ = [
     "Noise",
     "Outcome",
     "Request",
+    "RowsAsPaths",
     "Sampling",
     "Summary",
     "Trace",

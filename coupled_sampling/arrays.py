@@ -238,6 +238,11 @@ def pick(array: Array, index: Array) -> Array:
     return xp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
 
 
+def taken(array: Array, index: NDArray[np.int64]) -> Array:
+    """``array[index]`` along the first axis: a copy of the rows (n, ...) that numpy's ``index`` (n,) names."""
+    return namespace(array).take(array, from_host(index, array, integers(array)), axis=0)
+
+
 def first_true(mask: Array) -> Array:
     """Index of the first true entry along the last axis; 0 where there is none."""
     if isinstance(mask, np.ndarray):

@@ -23,8 +23,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arrays import at_least_float32, filled, namespace
-from coupled_sampling.bounds import check_fork, check_model, check_rows, check_window
+from coupled_sampling.arrays import at_least_float32, filled, namespace, taken
+from coupled_sampling.bounds import TreeProvider, check_fork, check_model, check_rows, check_tree_window, check_window
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -34,12 +34,14 @@ from coupled_sampling.contracts import (
     RequestObserver,
     RowRanges,
     Runs,
+    Trees,
     max_window,
     prompt_chunk,
     what_runs,
 )
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.guided_rows import GuidedRows, PairedWindow, Scale, Unconditional
+from coupled_sampling.guided_trees import BEFORE, BEHIND, GuidedTrees, PairedTrees
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 
@@ -61,11 +63,12 @@ class GuidedProvider(Closing):
 
     Notes
     -----
-    It offers what ``provider`` offers: ranges of rows, prompts in chunks, forks.
+    It offers what ``provider`` offers: ranges of rows, windows that are trees, prompts in chunks, forks.
 
     With a fixed unconditional prompt of L tokens, ``max_length`` is L - 1 less than the provider's. Whether a request's own
     unconditional prompt, or one that is made from its prompt, fits with the tokens to come is found by `takes`. A window may be
-    wider than what a row has left; slots behind the end of a request may then have no guided logits, and are NaN.
+    wider than what a row has left; slots behind the end of a request may then have no guided logits, and are NaN. A tree takes more
+    than one call where a longer unconditional prompt leaves it too few columns.
 
     The decoding loop says which request a row works on (``begin``). Used without a loop, prompts are taken to be as
     long as the unconditional one.
@@ -95,9 +98,12 @@ class GuidedProvider(Closing):
     """
 
     def __new__(cls, provider: LogitsProvider, *arguments: object, **settings: object) -> Self:
-        # Whether rows can be chosen is asked by a Protocol, so that a class that cannot must not have the method.
-        apart = cls is GuidedProvider and isinstance(provider, RowRanges)
-        return super().__new__(_GuidedByRows if apart else cls)  # type: ignore[return-value]
+        # What can be done is asked by Protocols, so that a class that cannot must not have the method.
+        if cls is not GuidedProvider:
+            return super().__new__(cls)
+        kinds = {(True, False): _GuidedByRows, (False, True): _GuidedTrees, (True, True): _GuidedTreesByRows}
+        offers = isinstance(provider, RowRanges), isinstance(provider, Trees)
+        return super().__new__(kinds.get(offers, cls))  # type: ignore[return-value]
 
     def __init__(self, provider: LogitsProvider, scale: Scale, unconditional: Unconditional) -> None:
         check_model("provider", provider)
@@ -108,7 +114,12 @@ class GuidedProvider(Closing):
         self.provider, self.scale = provider, scale
         self.vocab_size = int(provider.vocab_size)
         self.batch_size = int(provider.batch_size) // 2
-        self._rows = GuidedRows(unconditional, self.batch_size, self.vocab_size, int(provider.max_length), scale)
+        about = unconditional, self.batch_size, self.vocab_size, int(provider.max_length), scale
+        self._rows = (
+            GuidedTrees(*about, columns=int(provider.max_columns))
+            if isinstance(provider, Trees)
+            else GuidedRows(*about)
+        )
         self.max_length = self._rows.max_length
         self.max_window = min(max_window(provider), self.max_length)
 
@@ -192,10 +203,72 @@ class _GuidedByRows(GuidedProvider):
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> Array:
         paired = self._rows.paired(tokens, start, rows.start)
-        for row, opening, begins in self._rows.openings_apart(paired, self.prompt_chunk):
-            self.provider.forward_rows(opening, begins, range(row, row + 1))
+        self._open_apart(rows)
         inner = range(2 * rows.start, 2 * rows.stop)
         return _guided(self.provider.forward_rows(paired.tokens, paired.start, inner), paired)
+
+    def _open_apart(self, rows: range) -> None:
+        for row, opening, begins in self._rows.openings_apart(rows, self.prompt_chunk):
+            self.provider.forward_rows(opening, begins, range(row, row + 1))
+
+
+class _Trees(TreeProvider, RowRanges, Protocol):
+    """A provider that takes trees; ranges of rows are asked for before they are used."""
+
+
+class _GuidedTrees(GuidedProvider):
+    """A guided provider over one that takes trees: so does this one."""
+
+    provider: TreeProvider
+    _rows: GuidedTrees
+
+    @property
+    def max_columns(self) -> int:
+        """See `coupled_sampling.contracts.Trees.max_columns`."""
+        return self._rows.max_columns
+
+    def forward_tree(self, tokens: Integers, start: Integers, parents: Integers, rows: range) -> Array:
+        """See `coupled_sampling.contracts.Trees.forward_tree`."""
+        check_tree_window(self, tokens, start, parents)
+        check_rows(self, tokens, rows)
+        paired, inner = self._rows.trees(tokens, start, parents, rows.start), range(2 * rows.start, 2 * rows.stop)
+        self._open(paired, inner)
+        found = []
+        for call in paired.calls:
+            logits = at_least_float32(self.provider.forward_tree(*call, inner))
+            # Copies, since the next call may use the memory again.
+            found.append(logits if call is paired.calls[-1] else namespace(logits).concat([logits], axis=0))
+        return _guided_trees(found, paired)
+
+    def _open(self, paired: PairedTrees, inner: range) -> None:
+        for opening in self._rows.tree_openings(paired):
+            self.provider.forward_tree(*opening, inner)
+
+
+class _GuidedTreesByRows(_GuidedTrees, _GuidedByRows):
+    """Both."""
+
+    provider: _Trees
+
+    def _open(self, paired: PairedTrees, inner: range) -> None:
+        self._open_apart(paired.rows)
+
+
+def _guided_trees(found: Sequence[Array], paired: PairedTrees) -> Array:
+    """Guided logits (B, W, V) of the logits (2B, W, V) of each call."""
+    xp, width = namespace(found[-1]), paired.scale.shape[1]
+    rows = []
+    for b, partner in enumerate(paired.partner):
+        conditional, beside = found[-1][2 * b, ...], [logits[2 * b + 1, ...] for logits in found]
+        unconditional = beside[-1]
+        if len(found) > 1 or (partner != np.arange(width)).any():
+            nothing = filled((1, conditional.shape[-1]), float("nan"), conditional)
+            where, last = partner.copy(), len(found) * width
+            where[partner == BEFORE] = last + np.flatnonzero(partner == BEFORE)
+            where[partner == BEHIND] = last + width
+            unconditional = taken(xp.concat([*beside, conditional, nothing], axis=0), where)
+        rows.append(_mixed_by_slot(conditional, unconditional, paired.scale[b]))
+    return xp.stack(rows, axis=0)
 
 
 def _guided(logits: Array, paired: PairedWindow) -> Array:

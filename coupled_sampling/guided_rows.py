@@ -224,25 +224,27 @@ class GuidedRows:
         All other rows forward what they are about to forward anyway, so nothing of theirs is disturbed.
         """
         width = paired.tokens.shape[1]
-        for row, first, pair in self._unopened(paired, width):
+        for row, position, pair in self._unopened(range(paired.first, paired.first + len(paired.lag)), width):
+            first = min(position, self._inner_length - width)
             tokens, begins = paired.tokens.copy(), paired.start.copy()
             tokens[2 * row + 1], begins[2 * row + 1] = pair.opening(first, width), first
             yield read_only(tokens), read_only(begins)
 
-    def openings_apart(self, paired: PairedWindow, width: int) -> Iterator[tuple[int, Integers, Integers]]:
-        """`openings` for a model that can forward a row alone, at most ``width`` slots at once: its (row, tokens, start)."""
-        for row, first, pair in self._unopened(paired, width):
+    def openings_apart(self, rows: range, width: int) -> Iterator[tuple[int, Integers, Integers]]:
+        """`openings` of guided ``rows`` for a model that can forward a row alone, at most ``width`` slots at once: its
+        (row, tokens, start)."""
+        for row, first, pair in self._unopened(rows, width):
             # No wider than what there is to open: nobody's slots have to be filled.
             tokens = pair.opening(first, min(width, pair.shift - first))[None]
-            yield 2 * (paired.first + row) + 1, read_only(tokens), read_only(np.array([first]))
+            yield 2 * (rows.start + row) + 1, read_only(tokens), read_only(np.array([first]))
 
-    def _unopened(self, paired: PairedWindow, width: int) -> Iterator[tuple[int, int, _Pair]]:
-        """Each (row of ``paired``, position, pair) at which a longer unconditional prompt is to be opened."""
-        for row in range(len(paired.lag)):
-            pair = self._pair(paired.first + row)
+    def _unopened(self, rows: range, width: int) -> Iterator[tuple[int, int, _Pair]]:
+        """Each (index into ``rows``, position, pair) at which a longer unconditional prompt is to be opened."""
+        for i, row in enumerate(rows):
+            pair = self._pair(row)
             # A longer prompt of its own goes in once, up to where both rows' windows begin together.
             for first in range(0, max(0, pair.shift), width) if not pair.primed else ():
-                yield row, min(first, self._inner_length - width), pair
+                yield i, first, pair
             pair.primed = True
 
     def _checked(self, prompt: Any) -> Integers:

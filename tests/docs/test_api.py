@@ -34,6 +34,7 @@ NEEDED = {
     "coupled_sampling.grammars": ("llguidance", "tokenizers"),
     "coupled_sampling.testing": ("scipy",),
     "coupled_sampling.testing.strategies": ("hypothesis",),
+    "coupled_sampling.testing.tree_strategies": ("hypothesis",),
     "coupled_sampling.testing.plugin": ("hypothesis",),
 }
 """Packages of extras that examples need, by module or by entry."""

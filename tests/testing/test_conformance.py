@@ -28,6 +28,9 @@ from standins.broken_providers import (
     WritesTokens,
 )
 
+TREES = {name for name in PROVIDER_CHECKS if "tree" in name}
+"""Stand-ins here are broken in forward alone, and say of trees what a right one says."""
+
 
 def table(kind=TableProvider, rows=3, seed=4, length=LENGTH, vocab_size=V):
     return kind(random_table(seed, vocab_size, zeros=0.2), vocab_size, rows, length)
@@ -37,7 +40,7 @@ def table(kind=TableProvider, rows=3, seed=4, length=LENGTH, vocab_size=V):
 @pytest.mark.parametrize("seed", range(2))
 def test_a_broken_provider_is_named(kind, name, seed):
     with pytest.raises(CheckFailed, match=f"- {name}: ") as caught:
-        check_provider(table(kind, seed=seed), seed=seed)
+        check_provider(table(kind, seed=seed), seed=seed, skip=TREES)
     assert name in caught.value.report.failures
 
 
@@ -45,7 +48,7 @@ def test_a_broken_provider_is_named(kind, name, seed):
     "kind", [Late, NonCausal, StaleRight, Appending, LosesChunkEnds, Clamping, Wrapping, WritesTokens]
 )
 def test_most_of_it_is_seen_with_one_row(kind):
-    assert BROKEN[kind] in provider_report(table(kind, rows=1)).failures
+    assert BROKEN[kind] in provider_report(table(kind, rows=1), skip=TREES).failures
 
 
 def test_one_row_that_keeps_its_first_tokens_for_ever_is_seen_beside_a_fresh_provider():
@@ -121,7 +124,7 @@ def test_the_failure_says_what_where_how_much_why_and_what_to_do():
 
 
 def test_the_report_prints_a_line_per_check():
-    report = provider_report(table(Late))
+    report = provider_report(table(Late), skip=TREES)
     assert not report.passed
     text = str(report)
     assert "FAILED  own-token" in text

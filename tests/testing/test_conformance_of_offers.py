@@ -6,16 +6,30 @@ from coupled_sampling import GuidedProvider
 from coupled_sampling.testing import TableProvider, check_provider, provider_report, random_table
 from coupled_sampling.testing.contracts.providers import PROVIDER_CHECKS
 from standins.broken_offers import BROKEN_OFFERS, Held, Observing
+from standins.broken_trees import (
+    BROKEN_TREES,
+    NoRoomBehind,
+    OneShape,
+    OneStart,
+    SeesItsParent,
+    SeesWhatIsBehind,
+    TreesOfTheFirstRows,
+)
 from standins.ranged import Ranged, Unforked
+from standins.treeless import Treeless
 
 V, LENGTH = 5, 40
+TREES = {name for name in PROVIDER_CHECKS if "tree" in name}
+RANGES = {"prompt-chunk", "row-ranges", "row-ranges-refused", "tree-rows"}
 OFFERS = {
-    Unforked: set(),
-    TableProvider: {"fork"},
-    Ranged: {"fork", "prompt-chunk", "row-ranges", "row-ranges-refused"},
-    Observing: {"begin", "fork", "prompt-chunk", "row-ranges", "row-ranges-refused", "takes"},
+    Treeless: {"fork"},
+    Unforked: TREES - RANGES,
+    TableProvider: {"fork", *TREES} - RANGES,
+    Ranged: {"fork", *TREES, *RANGES},
+    Observing: {"begin", "fork", "takes", *TREES, *RANGES},
 }
 OPTIONAL = OFFERS[Observing]
+ELSEWHERE = {*PROVIDER_CHECKS} - TREES
 
 
 def made(kind, rows=4, seed=0, zeros=0.2):
@@ -25,9 +39,38 @@ def made(kind, rows=4, seed=0, zeros=0.2):
 @pytest.mark.parametrize(("kind", "name"), BROKEN_OFFERS.items(), ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("seed", range(2))
 def test_a_wrong_offer_is_named(kind, name, seed):
-    report = provider_report(made(kind, seed=seed), seed=seed)
+    report = provider_report(made(kind, seed=seed), seed=seed, skip=TREES)
     assert name in report.failures
     assert set(report.failures) <= {name, "input-untouched"} or kind.__name__ == "LosesChunks"
+
+
+@pytest.mark.parametrize(("kind", "name"), BROKEN_TREES.items(), ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("seed", range(2))
+def test_a_wrong_tree_is_named(kind, name, seed):
+    report = provider_report(made(kind, seed=seed), seed=seed, skip=ELSEWHERE)
+    assert name in report.failures
+
+
+NEED_MORE = (OneShape, OneStart, TreesOfTheFirstRows, NoRoomBehind, SeesWhatIsBehind, SeesItsParent)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, name in BROKEN_TREES.items() if kind not in NEED_MORE]
+)
+def test_a_wrong_tree_is_named_in_a_single_row_with_a_prompt_and_little_room(kind, name):
+    """The faults that are left out need rows, or room for five slots."""
+    report = provider_report(made(kind, rows=1), prompts=[[1, 2, 0]], length=7, skip=ELSEWHERE)
+    assert name in report.failures
+
+
+@pytest.mark.parametrize("columns", [0, 3])
+def test_as_many_columns_as_there_are_is_right(columns):
+    class Crowded(TableProvider):
+        @property
+        def max_columns(self):
+            return self.max_length + columns
+
+    assert check_provider(made(Crowded), skip=ELSEWHERE).passed
 
 
 @pytest.mark.parametrize(("kind", "offers"), OFFERS.items(), ids=lambda value: getattr(value, "__name__", "_"))
@@ -48,10 +91,10 @@ def test_a_correct_list_of_rows_passes_so_that_only_the_fault_of_a_shared_one_is
             for target in targets:
                 self._held[target][:length] = self._held[source][:length]
 
-    assert check_provider(made(Copying)).passed
+    assert check_provider(made(Copying), skip=TREES).passed
 
 
-@pytest.mark.parametrize("kind", [Unforked, TableProvider, Ranged, Observing])
+@pytest.mark.parametrize("kind", OFFERS)
 @pytest.mark.parametrize("unconditional", [[1], [1, 2, 0], lambda prompt: [*prompt, 1]], ids=["one", "long", "made"])
 def test_guidance_offers_what_its_provider_offers(kind, unconditional):
     guided = GuidedProvider(made(kind, 6, zeros=0), 2.0, unconditional)

@@ -66,6 +66,7 @@ class Call(TypedDict, total=False):
     provider: LogitsProvider | None
     rows: range | None
     frozen: bool
+    parents: Integers | None
 
 
 class Scored(NamedTuple):
@@ -170,6 +171,7 @@ class Probe:
         provider: LogitsProvider | None = None,
         rows: range | None = None,
         frozen: bool = False,
+        parents: Integers | None = None,
     ) -> LogLaws:
         """Log-laws (B, W, V) of one window; the provider gets copies.
 
@@ -183,15 +185,23 @@ class Probe:
             By ``forward_rows``, for these.
         frozen
             Whether the copies are read-only, as a decoding loop's are.
+        parents
+            By ``forward_tree``, as the tree that has these.
         """
         called: Any = self.provider if provider is None else provider
         window = np.ascontiguousarray(tokens, np.int64).copy(), np.array(start, np.int64)
         if frozen:
             window = read_only(window[0]), read_only(window[1])
-        logits = called.forward(*window) if rows is None else called.forward_rows(*window, rows)
+        if parents is not None:
+            name, own = "forward_tree", parents.copy()
+            logits = called.forward_tree(
+                *window, read_only(own) if frozen else own, range(len(window[1])) if rows is None else rows
+            )
+        else:
+            name = "forward" if rows is None else "forward_rows"
+            logits = called.forward(*window) if rows is None else called.forward_rows(*window, rows)
         problem = problem_of_logits(logits, (*tokens.shape, self.vocab_size))
         if problem is not None:
-            name = "forward" if rows is None else "forward_rows"
             raise ProviderError(f"{name} of {tokens.shape[0]} rows and {tokens.shape[1]} slots {problem}")
         return log_laws(logits)
 

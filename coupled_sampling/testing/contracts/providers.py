@@ -10,7 +10,8 @@
 The engine is spoken to through `coupled_sampling.contracts.LogitsProvider` alone. It is its own yardstick: what it
 says of a sequence forwarded alone must not change when the same tokens are cut into other windows, sit in other rows, or
 follow on a rollback. `coupled_sampling.testing.contracts.provider_checks` holds the checks, and says what they cannot see;
-`coupled_sampling.testing.contracts.offer_checks` those of what a provider need not offer, such as ranges of rows and forks.
+`coupled_sampling.testing.contracts.offer_checks` those of what a provider need not offer, such as ranges of rows and forks, and
+`coupled_sampling.testing.contracts.tree_checks` those of windows that are trees.
 
 Differences are the largest absolute difference of two log-probabilities after log-softmax, in float64. The default of
 1e-3 suits float32 (real models differ by 1e-6 to 1e-4 between window widths); float16 and bfloat16 engines need about 0.05 to
@@ -29,10 +30,12 @@ from coupled_sampling.contracts import (
     RequestObserver,
     RowRanges,
     Selective,
+    Trees,
 )
 from coupled_sampling.testing.arguments import check_callable, check_names, check_tolerance
 from coupled_sampling.testing.contracts import offer_checks as offers
 from coupled_sampling.testing.contracts import provider_checks as checks
+from coupled_sampling.testing.contracts import tree_checks as trees
 from coupled_sampling.testing.contracts.probe import Probe, Record
 from coupled_sampling.testing.contracts.report import CheckFailed, CheckResult, Report
 
@@ -145,6 +148,42 @@ PROVIDER_CHECKS: dict[str, Check] = {
         "Copy the source's state of the positions below length into every target, and share none of it",
         offers.can_fork,
     ),
+    "tree-columns": Check(
+        trees.tree_columns,
+        "max_columns bounds start + W of a tree; it is no less than max_length, so that whatever forward takes is taken as a chain",
+        _offers(Trees),
+    ),
+    "tree-chain": Check(
+        trees.tree_chain,
+        "Slots whose parents are the slots before them are a window of forward: look at positions, and at where state is written",
+        _offers(Trees),
+    ),
+    "trees": Check(
+        trees.trees,
+        "A slot sees the state below start, its path and itself, at positions start + depth; a parent of -1 is no slot",
+        _offers(Trees),
+    ),
+    "tree-state": Check(
+        trees.tree_state,
+        "The state of slot j belongs in column start + j: written by position, a branch replaces the path. A later window sees no "
+        "columns but its own at or beyond its start",
+        _offers(Trees),
+    ),
+    "tree-rows": Check(
+        trees.tree_rows,
+        "forward_tree is for the rows that it is given; bind or slice that part of the state, and leave the rest of it alone",
+        lambda provider: isinstance(provider, Trees) and isinstance(provider, RowRanges),
+    ),
+    "tree-read-only": Check(
+        trees.tree_read_only,
+        "Do not write into tokens, start and parents; copy them where they are to change",
+        _offers(Trees),
+    ),
+    "trees-refused": Check(
+        trees.trees_refused,
+        "Call coupled_sampling.bounds.check_tree_window before anything is run",
+        _offers(Trees),
+    ),
     "reference": Check(
         checks.reference, "Compare positions (are they absolute?), the prompt's first token, and the order of weights"
     ),
@@ -152,7 +191,8 @@ PROVIDER_CHECKS: dict[str, Check] = {
 """Every check by name but ``attributes``, in the order in which they run: what others rely on comes first.
 
 Those of what is optional are run where it is offered: ``begin``, ``takes``, ``prompt-chunk``, ``row-ranges``,
-``row-ranges-refused``, ``fork``.
+``row-ranges-refused``, ``fork``, and of windows that are trees ``tree-columns``, ``tree-chain``, ``trees``, ``tree-state``,
+``tree-rows``, ``tree-read-only`` and ``trees-refused``.
 """
 
 
@@ -207,7 +247,7 @@ def provider_report(
         default nothing, or one token for a provider that has ``begin``. ``conditions`` are what requests carry, row b's
         ``conditions[b % len(conditions)]``: give two or more to a model that reads them. ``length`` is positions per sequence,
         prompt included; by default 40 more than the longest prompt, or ``max_length`` if that is less. The cost is about 60
-        sequences of this length.
+        sequences of this length, and 40 more where trees are offered.
 
     Returns
     -------
