@@ -42,6 +42,8 @@ class Assembly:
     """Why the step cannot test drafts that carry laws."""
     branching: Branching | None = None
     """The rule for branches; None for none."""
+    max_window: int = 1 << 62
+    """Most slots that the step takes without branches."""
     columns: int = 0
     """See `coupled_sampling.contracts.Trees.max_columns`."""
     corrections: Corrector | None = None
@@ -60,7 +62,10 @@ class Assembly:
             B arrays: tokens from position 0 on whose state a row without part has; it forwards the last of them again.
         """
         kept = 0 if self.branching is None else min(int(self.branching.most), most - 1)
-        ends = [0 if row is None else row.reach(most, self._guesses(row), kept) for row in rows]
+        # The path is no wider than the model takes at once; branches may come on top.
+        widest = min(most, self.max_window)
+        kept = max(0, kept - (most - widest))
+        ends = [0 if row is None else row.reach(widest, self._guesses(row), kept) for row in rows]
         fresh = [
             0 if row is None else max(0, end - max(row.committed + row.drafted, row.cached))
             for row, end in zip(rows, ends, strict=True)
@@ -111,8 +116,11 @@ class Assembly:
         """Branches of the rows that draw and get any, by row; faults of the rule go to ``wrong``."""
         found = {}
         for b, row in enumerate(rows):
-            room = 0 if row is None or b in wrong or ends[b] < row.committed else most - (ends[b] - row.cached)
-            if row is None or room < 1 or row.end <= row.committed:
+            if row is None or b in wrong or ends[b] < row.committed or row.end <= row.committed:
+                continue
+            # Where a window is wider than what is left of the columns, the row starts lower; it must have room for that.
+            room = min(most - (ends[b] - row.cached), self.columns - ends[b])
+            if room < 1:
                 continue
             tokens = read_only(row.tokens[: max(ends[b], row.committed)])
             context = BranchContext(

@@ -139,6 +139,7 @@ class Decoder:
             step.vocab_size,
             refuses_laws,
             branching,
+            step.max_window,
             columns,
             step.corrections if isinstance(step, TreeSteps) else None,
         )
@@ -302,15 +303,16 @@ class Decoder:
 
     def _read_and_step(self, began: float) -> None:
         rows, width = list(self._rows), self.window
+        alone = min(width, self._step.max_window)  # a window may be wider than that by its branches only
         for row in rows:
             if row is not None:
                 row.began = row.began or began  # of the sequence's first step
         self._reading.share(rows)
-        self._reading.read(rows, width)
+        self._reading.read(rows, alone)
         rows = [row if self._rows[b] is row else None for b, row in enumerate(rows)]  # removed while prompts were read
         taking = [row is not None and row.leader is None for row in rows]
         if self._reading.apart:
-            taking = [takes and not row.unread(width) for takes, row in zip(taking, rows, strict=True)]  # type: ignore[union-attr]
+            taking = [takes and not row.unread(alone) for takes, row in zip(taking, rows, strict=True)]  # type: ignore[union-attr]
         span = _span(rows)
         rows = [row if takes else None for takes, row in zip(taking, rows, strict=True)][:span]
         if any(taking):
