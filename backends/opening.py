@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, cast, over
 
 from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
-from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end
+from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end, refused_trees
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.corrections import Corrector, check_corrector
@@ -58,6 +58,9 @@ class ModelSettings(TypedDict, total=False):
     """What predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`: "auto", "none", "plain" or
     "fitted", as for `coupled_sampling.bundles.Bundle.corrector`, or a `Corrector` of your own; None is "none". Default "auto":
     the table of the bundle, if it has one and steps can be decided with it where they are decided."""
+    trees: bool
+    """Whether windows may have branches (`coupled_sampling.branching`): the bundle's graph for trees is opened, whose passes cost a
+    little more. Default False."""
 
 
 class OpeningSettings(ModelSettings, total=False):
@@ -141,7 +144,7 @@ def open_model(
     guidance
         Classifier-free guidance scale, with the bundle's unconditional prompt; 1 is none.
     **settings
-        ``warped=False``, ``corrections="auto"`` and ``progress=None``, see `OpeningSettings`.
+        ``warped=False``, ``corrections="auto"``, ``trees=False`` and ``progress=None``, see `OpeningSettings`.
 
     Returns
     -------
@@ -198,7 +201,7 @@ def check_model(
     bundle, place, rows, method, step, guidance
         As for `open_model`.
     **settings
-        ``warped=False`` and ``corrections="auto"``, see `ModelSettings`.
+        ``warped=False``, ``corrections="auto"`` and ``trees=False``, see `ModelSettings`.
 
     Returns
     -------
@@ -227,14 +230,18 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
     if unknown:
         raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     place, step, guidance, warped = asked.place, asked.step, asked.guidance, settings.get("warped", False)
+    trees = settings.get("trees", False)
     if not isinstance(place, Place):
         raise InvalidArgument(f"place is {place!r}, expected a Place, such as Place('cuda', device=0)")
     check_count("rows", asked.rows)
     check_is("step", step, str)
-    check_is("warped", warped, bool)
+    for name, value in (("warped", warped), ("trees", trees)):
+        check_is(name, value, bool)
     if step not in _STEPS:
         raise InvalidArgument(f"step is {step!r}, expected one of {', '.join(_STEPS)}")
     method = None if asked.method is None else find_method(asked.method)
+    if trees and method is not None and method.refuses_branches is not None:
+        raise InvalidArgument(f"trees is True, for branches, but {method.refuses_branches}, or leave branches out")
     if method is None and step not in ("auto", "host"):
         raise InvalidArgument(f"step is {step!r}, but method is None; name the method whose steps are to be decided so")
     if not (isinstance(guidance, int | float) and math.isfinite(guidance)):
@@ -250,9 +257,7 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
     refusals = []
     for candidate in steps:
         for corrector in correctors:
-            wanted = Wanted(
-                bundle, place, asked.rows, method, candidate, guidance, warped, progress, corrections=corrector
-            )
+            wanted = Wanted(bundle, place, asked.rows, method, candidate, guidance, warped, progress, corrector, trees)
             refusal = _refusal(wanted, back_end(place.backend))
             if refusal is None:
                 return wanted
@@ -286,6 +291,10 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
             f"step is {step!r}, but backend is {backend!r}, which decides steps by {' or '.join(found.STEPS)}; choose one of "
             f"{', '.join(others)}, or leave step at 'auto'"
         )
+    if wanted.trees:
+        refusal = refused_trees(wanted)
+        if refusal is not None:
+            return refusal
     if wanted.bundle.manifest.window_graph.caches == "growing" and (backend, step) != ("cpu", "host"):
         what, instead = ("step", "host") if backend == "cpu" else ("backend", "cpu")
         return (

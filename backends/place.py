@@ -1,6 +1,6 @@
 """Where a model runs (`Place`), what is asked of a back end (`Wanted`), and the one list of back ends.
 
-A back end is a module of its own, named in `_MODULES`, and imported when its name is first used. It has five things:
+A back end is a module of its own, named in `_MODULES`, and imported when its name is first used. It has six things:
 
 ``SETTINGS``
     Which settings of `Place` it has, besides the name and ``max_window``.
@@ -10,6 +10,8 @@ A back end is a module of its own, named in `_MODULES`, and imported when its na
     asked for.
 ``KERNELS``
     Which of these launch the library's CUDA kernels, so that a GPU and NVRTC are looked for before anything is opened.
+``TREES``
+    Which of these can decide windows with branches, over the bundle's graph for trees.
 ``takes(wanted)``
     None, or in words why this bundle, method and settings cannot be run so. It looks for no driver and opens nothing.
 ``open(wanted)``
@@ -134,7 +136,7 @@ class Wanted:
 
     Parameters
     ----------
-    bundle, place, rows, method, guidance, warped, progress, corrections
+    bundle, place, rows, method, guidance, warped, progress, corrections, trees
         As for `coupled_sampling.backends.open_model`, looked up and checked.
     step
         "host", "graph" or "kernels".
@@ -149,6 +151,7 @@ class Wanted:
     warped: bool = False
     progress: Progress | None = None
     corrections: Corrector | None = None
+    trees: bool = False
 
     @property
     def guided(self) -> bool:
@@ -184,6 +187,9 @@ class BackEnd(Protocol):
     @property
     def KERNELS(self) -> tuple[str, ...]: ...  # noqa: N802
 
+    @property
+    def TREES(self) -> tuple[str, ...]: ...  # noqa: N802
+
     def takes(self, wanted: Wanted) -> str | None: ...
 
     def open(self, wanted: Wanted) -> OpenProvider | OpenStep: ...
@@ -200,6 +206,22 @@ def back_end(name: str) -> BackEnd:
     if not isinstance(name, str) or name not in _MODULES:
         raise InvalidArgument(f"backend is {name!r}, expected one of {', '.join(_MODULES)}")
     return cast(BackEnd, importlib.import_module(_MODULES[name]))
+
+
+def refused_trees(wanted: Wanted) -> str | None:
+    """Why windows with branches cannot be decided so, and what to do instead; None where they can."""
+    name, bundle, trees = wanted.place.backend, wanted.bundle, back_end(wanted.place.backend).TREES
+    if not trees:
+        others = ", ".join(other for other in _MODULES if back_end(other).TREES)
+        return f"trees is True, but backend {name!r} runs no windows with branches; choose one of {others}, or leave branches out"
+    if bundle.manifest.tree_graph is None:
+        return f"trees is True, for branches, but {bundle.manifest.why_no_trees}"
+    if wanted.step not in trees:
+        return (
+            f"trees is True, but step is {wanted.step!r}, and backend {name!r} decides windows with branches by "
+            f"{' or '.join(trees)}; leave step at 'auto'"
+        )
+    return None
 
 
 def step_graphs_command(bundle: Bundle, method: str) -> str:

@@ -6,11 +6,13 @@ always are. A cache is one buffer under two names, past and present, which is ho
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from coupled_sampling.bundles.manifest import Manifest, WindowGraph
+from coupled_sampling.errors import BundleError
 
-__all__ = ["CACHE", "WindowTensor", "cache_names", "cache_shape", "window_tensors"]
+__all__ = ["CACHE", "WindowTensor", "cache_names", "cache_shape", "tree_window_graph", "window_tensors"]
 
 CACHE = "cache"
 """The type of caches, which is the graph's own or what a back end converts it to."""
@@ -31,15 +33,31 @@ class WindowTensor(NamedTuple):
         return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.axes)
 
 
-def window_tensors(manifest: Manifest) -> dict[str, WindowTensor]:
-    """All inputs and outputs of a bundle's window graph by name; ``docs/bundle-format.md`` is the reference."""
-    graph = manifest.window_graph
+def tree_window_graph(manifest: Manifest) -> WindowGraph:
+    """What a bundle's tree graph promises: all that the window graph does, in a file and caches of its own.
+
+    Raises
+    ------
+    BundleError
+        The bundle has none.
+    """
+    tree = manifest.tree_graph
+    if tree is None:
+        raise BundleError(manifest.why_no_trees)
+    return replace(manifest.window_graph, file=tree.file, cache_length=tree.cache_length)
+
+
+def window_tensors(manifest: Manifest, *, trees: bool = False) -> dict[str, WindowTensor]:
+    """All inputs and outputs of a bundle's window graph or tree graph by name; ``docs/bundle-format.md`` is the reference."""
+    graph = tree_window_graph(manifest) if trees else manifest.window_graph
     cache = (_ROWS, *cache_shape(graph, 0)[1:])
     tensors = {
         "input_ids": WindowTensor(True, "int64", (_ROWS, _SLOTS)),
         "start": WindowTensor(True, "int64", (_ROWS,)),
         "logits": WindowTensor(False, "float32", (_ROWS, _SLOTS, manifest.vocab_size)),
     }
+    if trees:
+        tensors["parents"] = WindowTensor(True, "int64", (_ROWS, _SLOTS))
     if graph.has_kv_length:
         tensors["kv_length"] = WindowTensor(True, "int64", (1,))
     for past, present in cache_names(graph):

@@ -127,13 +127,8 @@ class HostStep(Closing):
     @property
     def refuses_branches(self) -> str | None:
         """See `coupled_sampling.contracts.TreeSteps`."""
-        if self.method.acceptance != "match":
-            return (
-                f'{self.method.name} accepts drafts by rejection, and branches are for the acceptance "match"; use scd-match or '
-                "speculative-match"
-                if self.method.drafts
-                else f"{self.method.name} has no drafts; use scd-match"
-            )
+        if self.method.refuses_branches is not None:
+            return self.method.refuses_branches
         if self._trees is None:
             return (
                 f"{type(self.provider).__name__} cannot forward windows that are trees; give it more rows and wrap it in "

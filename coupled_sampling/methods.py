@@ -62,6 +62,18 @@ class Method:
         """Whether drafts after a refusal are redrafted and kept."""
         return self.redraft not in ("none", "dropped")
 
+    @property
+    def refuses_branches(self) -> str | None:
+        """Why windows of it have no branches, and what to use instead; None where they may have some."""
+        if self.acceptance == "match":
+            return None
+        if not self.drafts:
+            return f"{self.name} has no drafts; use scd-match"
+        return (
+            f'{self.name} accepts drafts by rejection, and branches are for the acceptance "match"; use scd-match or '
+            "speculative-match"
+        )
+
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -145,12 +145,15 @@ class Row:
         if b in outcome.laws and count:
             self._keep(outcome.laws[b][:count, ...])
         try:
-            return self._commit(b, first, outcome, error)
+            # A path's drafts that stand have state now; what else was accepted, but for the last token, were drafts of branches.
+            accepted = first + int(outcome.committed[b]) - 1
+            return self._commit(b, first, outcome, error, accepted)
         except BaseException:  # Ctrl-C in a stop rule: the round is done again, from what was there
             self.tokens, self.committed, self.drafted, self.cached, self.round, self.laws, self.candidates = before
             raise
 
-    def _commit(self, b: int, first: int, outcome: Outcome, error: Exception | None) -> Commit:
+    def _commit(self, b: int, first: int, outcome: Outcome, error: Exception | None, accepted: int) -> Commit:
+        """Commit up to where the row stops; the drafts that were accepted end at position ``accepted``."""
         reason: Reason | None = None
         try:
             keep = self._stop(first)
@@ -164,6 +167,7 @@ class Row:
             reason = "length"
         count = self.committed - first
         self.trace.committed_per_step.append(count)
+        self.trace.branch_tokens.extend(range(self.cached - self.given, min(accepted, self.committed) - self.given))
         self.trace.reason = reason
         logprobs, model_logprobs = (
             told[b][:count] if b in told else None for told in (outcome.logprobs, outcome.model_logprobs)

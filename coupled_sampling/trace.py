@@ -28,6 +28,8 @@ class Trace:
         time.
     reason
         Why it ended: "length", "stop", "error" or "removed"; None while it goes on.
+    branch_tokens
+        Which of the committed tokens were drafts of branches: their indices, in order.
 
     Examples
     --------
@@ -42,6 +44,7 @@ class Trace:
     committed_per_step: list[int] = field(default_factory=list)
     seconds: float = 0.0
     reason: str | None = None
+    branch_tokens: list[int] = field(default_factory=list)
 
     @property
     def nfe(self) -> int:

@@ -13,13 +13,14 @@ from pathlib import Path
 from coupled_sampling.backends.foreign.checks import check_opening
 from coupled_sampling.backends.foreign.configuration import Configuration
 from coupled_sampling.backends.foreign.finding import find_decoder, is_onnx, other_graphs
+from coupled_sampling.backends.foreign.graph import columns_of
 from coupled_sampling.backends.foreign.opening import DecoderFile
 from coupled_sampling.backends.foreign.opset import read_opset
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, GeneratedTokens, Manifest
 from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
-from coupled_sampling.bundles.records import GrowingGraph
+from coupled_sampling.bundles.records import GrowingGraph, TreeGraph
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_path
 
@@ -40,11 +41,11 @@ class ForeignBundle(Bundle):
         """As the folder has it, in whichever of its files."""
         return self.decoder.configuration.chat_template()
 
-    def open(self, rows: int, threads: int | None) -> ConcatenatedProvider:
+    def open(self, rows: int, threads: int | None, *, trees: bool = False) -> ConcatenatedProvider:
         """The model, checked; raises what `ConcatenatedProvider.open` does."""
         graph, session, changes = self.decoder.open(threads)
         length = self.manifest.window_graph.max_length
-        return ConcatenatedProvider(graph, session, rows, length, self.tolerance, changes)
+        return ConcatenatedProvider(graph, session, rows, length, self.tolerance, changes, trees=trees)
 
 
 def open_onnx(
@@ -155,6 +156,7 @@ def _manifest(decoder: DecoderFile, max_length: int) -> Manifest:
             **({"refused when it is to decode": changes.cause()} if changes.rounding else {}),
             **({"other graphs, taken if their path is given": list(others)} if others else {}),
         },
+        tree_graph=TreeGraph(decoder.path.name, columns_of(max_length)) if graph.takes_trees else None,
         stop_tokens=tuple(token for token in configuration.stop_tokens if 0 <= token < vocab_size),
         tokenizer=None if configuration.tokenizer is None else configuration.tokenizer.name,
         chat_template=None if template is None or configuration.tokenizer is None else "as the folder has it",

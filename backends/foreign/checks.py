@@ -24,6 +24,7 @@ from coupled_sampling.arguments import check_count, check_flag, check_number, in
 from coupled_sampling.backends.foreign.graph import call_graph
 from coupled_sampling.backends.foreign.rewriting import Changes
 from coupled_sampling.errors import InvalidArgument, ProviderError
+from coupled_sampling.trees import Tree
 
 if TYPE_CHECKING:
     from coupled_sampling.backends.foreign.graph import DecoderGraph
@@ -33,6 +34,7 @@ __all__ = [
     "check_decoder",
     "check_opening",
     "check_padding",
+    "check_trees",
     "difference_of_logits",
     "probe_graph",
     "tolerance_of",
@@ -62,6 +64,14 @@ class Checked(Protocol):
     max_length: int
 
     def forward(self, tokens: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.float32]: ...
+
+
+class TreesChecked(Checked, Protocol):
+    """The same with trees, for `check_trees`."""
+
+    def forward_tree(
+        self, tokens: NDArray[np.int64], start: NDArray[np.int64], parents: NDArray[np.int64], rows: range
+    ) -> NDArray[np.float32]: ...
 
 
 def probe_graph(graph: DecoderGraph, session: Any) -> tuple[int, bool]:
@@ -232,3 +242,35 @@ def check_padding(provider: ConcatenatedProvider, tolerance: float | None) -> st
     finally:
         provider.batching = before
     return ""
+
+
+def check_trees(provider: TreesChecked, tolerance: float | None) -> None:
+    """Windows that are trees: every slot is scored like its path alone, and the leading ones leave their state behind.
+
+    Raises
+    ------
+    ProviderError
+        They do not; the message says which.
+    """
+    limit = tolerance_of(provider, tolerance)
+    tokens, other = _random_tokens(provider, 2)
+    past = len(tokens) // 2 - 1
+    # Three tokens in a row, and two others that follow the first of them, one of which has a child in either branch.
+    parents = np.array([[-1, 0, 1, 0, 3, 1]])
+    slots = np.concatenate([tokens[past : past + 3], other[past + 1 : past + 3], other[past : past + 1]])[None]
+    start, tree = np.array([past]), Tree.of(parents)
+    _score(provider, tokens[None, :past], 0)
+    alone = [_score(provider, slots[:, tree.path(0, slot)], past)[:, -1] for slot in range(slots.shape[1])]
+    found = provider.forward_tree(slots, start, parents, range(1)).copy()
+    after = _score(provider, tokens[None, past + 3 :], past + 3)
+    whole = _score(provider, tokens[None], 0)[:, past + 3 :]
+    for what, scored, expected in (
+        ("a slot of a tree is not scored like its path alone", found, np.stack(alone, axis=1)),
+        ("a window behind a tree is not scored like the whole sequence at once", after, whole),
+    ):
+        difference = difference_of_logits(scored, expected)
+        if not difference <= limit:
+            raise ProviderError(
+                f"{provider.graph.path}: {what}: logits differ by {difference:.2g} of their spread, expected at most {limit:g}; "
+                "open it without trees"
+            )

@@ -3,6 +3,10 @@
 Optimum, transformers.js and ONNX Runtime GenAI all write decoders whose caches grow: ``past`` of T columns goes in, ``present``
 of T + W comes out. They differ in names, types and extra inputs. `read_graph` recognises the names below and refuses
 anything else by name, because an input fed with a guess is a wrong answer that nobody notices.
+
+A mask of 2 axes says which columns are no padding. One of 4 axes, (batch, 1, window, past + window), says of each slot what it
+sees: true for what it does, or as a float 0 for that and the least number for the rest, which is added to the scores. With it and
+with ``position_ids``, windows may be trees.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from numpy.typing import NDArray
 from coupled_sampling.backends.ort.session import require_onnxruntime
 from coupled_sampling.errors import BundleError
 
-__all__ = ["Cache", "DecoderGraph", "call_graph", "read_graph"]
+__all__ = ["Cache", "DecoderGraph", "call_graph", "columns_of", "read_graph"]
 
 CACHE_NAMES = (
     ("past_key_values.{}.key", "present.{}.key"),
@@ -36,6 +40,8 @@ Types: TypeAlias = Mapping[str, np.dtype[Any]]
 INTEGER: Types = {"tensor(int64)": np.dtype(np.int64), "tensor(int32)": np.dtype(np.int32)}
 FLOATING: Types = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 BOOLEAN: Types = {"tensor(bool)": np.dtype(np.bool_)}
+BY_SLOT: Types = {**BOOLEAN, **FLOATING}
+"""Types of a mask that says of each slot what it sees. Integers could be meant either way."""
 
 CONTROL: dict[str, tuple[Types, int]] = {
     "input_ids": (INTEGER, 2),
@@ -85,6 +91,45 @@ class DecoderGraph:
     caches: tuple[Cache, ...]
     cache_type: np.dtype[Any]
     logits_type: np.dtype[Any]
+    masks_by_slot: bool = False
+    """Whether ``attention_mask`` has 4 axes."""
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether it can be told what each slot of a window sees, and where it stands."""
+        return self.masks_by_slot and "position_ids" in self.control
+
+    def refuse_trees(self) -> None:
+        """Raise `BundleError` if it cannot."""
+        if not self.takes_trees:
+            raise BundleError(
+                f"{self.path} has {', '.join(self.control)}{', a mask of 2 axes' * (not self.masks_by_slot)}, expected "
+                "position_ids and an attention_mask of 4 axes, which say where a branch stands and what it sees; leave trees out"
+            )
+
+    def mask(self, valid: NDArray[np.bool_], width: int, sees: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """What to feed as ``attention_mask``.
+
+        Parameters
+        ----------
+        valid
+            bool (B, T + W) columns of the past and of the window that are no padding.
+        width
+            W.
+        sees
+            bool (B, W, W) what each slot sees of the window; None where each sees those before it, and itself.
+        """
+        if not self.masks_by_slot:
+            return valid
+        visible = np.repeat(valid[:, None, None], width, axis=2)
+        visible[:, 0, :, -width:] = np.tri(width, dtype=np.bool_) if sees is None else sees
+        dtype = self.control["attention_mask"]
+        return visible if dtype == np.bool_ else np.where(visible, dtype.type(0), np.finfo(dtype).min)
+
+
+def columns_of(max_length: int) -> int:
+    """How many columns windows that are trees may have where caches grow: room for one of ``max_length`` slots anywhere."""
+    return 2 * max_length
 
 
 def read_graph(path: Path, session: Any, sizes: tuple[int | None, int | None] = (None, None)) -> DecoderGraph:
@@ -128,7 +173,9 @@ def read_graph(path: Path, session: Any, sizes: tuple[int | None, int | None] = 
             f"{path}: output 'logits' has the shape {logits.shape}, expected (batch, window, vocabulary): it gives the last "
             "token's logits only, and checking a window of drafts needs those of every slot; use an export that keeps them"
         )
-    graph = DecoderGraph(path, control, caches, FLOATING[inputs[caches[0].past].type], FLOATING[logits.type])
+    by_slot = "attention_mask" in inputs and len(inputs["attention_mask"].shape) == 4
+    types = FLOATING[inputs[caches[0].past].type], FLOATING[logits.type]
+    graph = DecoderGraph(path, control, caches, *types, masks_by_slot=by_slot)
     return graph if all(cache.heads and cache.size for cache in caches) else _with_sizes(graph, session)
 
 
@@ -220,7 +267,7 @@ def call_graph(graph: DecoderGraph, session: Any, past: int, columns: int, width
     """Logits and presents of one row of zeros, ``columns`` of past of which ``past`` are said to be valid."""
     control = {
         "input_ids": np.zeros((1, width)),
-        "attention_mask": np.ones((1, past + width)),
+        "attention_mask": graph.mask(np.ones((1, past + width), np.bool_), width),
         "position_ids": past + np.arange(width)[None],
         "use_cache_branch": np.array([past > 0]),
         "num_logits_to_keep": np.array(0),
@@ -236,6 +283,8 @@ def call_graph(graph: DecoderGraph, session: Any, past: int, columns: int, width
 
 def _control_type(path: Path, value: Any) -> np.dtype[Any]:
     types, axes = CONTROL[value.name]
+    if value.name == "attention_mask" and len(value.shape) == 4:
+        return _type_of_slot_mask(path, value)
     if value.type not in types or len(value.shape) != axes:
         raise BundleError(
             f"{path}: input {value.name!r} is {value.type} {value.shape}, expected {' or '.join(types)} with {axes} axes"
@@ -245,3 +294,18 @@ def _control_type(path: Path, value: Any) -> np.dtype[Any]:
             f"{path}: input 'input_ids' takes exactly {value.shape[1]} tokens a call, expected windows of any width"
         )
     return types[value.type]
+
+
+def _type_of_slot_mask(path: Path, value: Any) -> np.dtype[Any]:
+    """The type of a mask of 4 axes, which must take windows and pasts of any width."""
+    _, heads, *widths = value.shape
+    if (
+        value.type not in BY_SLOT
+        or (isinstance(heads, int) and heads != 1)
+        or any(isinstance(size, int) for size in widths)
+    ):
+        raise BundleError(
+            f"{path}: input {value.name!r} is {value.type} {value.shape}, expected {' or '.join(BY_SLOT)} of the shape (batch, 1, "
+            "window, past + window)"
+        )
+    return BY_SLOT[value.type]

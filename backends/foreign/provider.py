@@ -12,6 +12,9 @@ Three ways to run several rows, chosen by trying them on the graph when it is op
   their masks for: distances between columns stay distances between positions, also under a sliding window;
 - **one by one**: each row alone, without padding. Always right; also what the other two are compared with.
 
+A graph with ``position_ids`` and a mask of 4 axes, which says of each slot what it sees, can forward windows that are trees. Of
+their columns those of the leading slots that follow one another are kept, and the others cut.
+
 What it does not promise: that the graph computes the model, and anything about lengths at which a model changes how it
 encodes positions. Nothing is checked beyond the first few positions.
 """
@@ -20,29 +23,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count, in_one_line
+from coupled_sampling.arguments import check_count, check_flag, in_one_line
 from coupled_sampling.backends.foreign.checks import (
     UNCHANGED,
     check_decoder,
     check_opening,
     check_padding,
+    check_trees,
     probe_graph,
 )
 from coupled_sampling.backends.foreign.configuration import Configuration
-from coupled_sampling.backends.foreign.graph import DecoderGraph
+from coupled_sampling.backends.foreign.graph import DecoderGraph, columns_of
 from coupled_sampling.backends.foreign.grown_caches import Buffers, GrownCaches, bind
 from coupled_sampling.backends.foreign.opening import DecoderFile
 from coupled_sampling.backends.foreign.rewriting import Changes
-from coupled_sampling.bounds import check_fork, check_rows, check_window
+from coupled_sampling.bounds import check_fork, check_rows, check_tree_window, check_window
 from coupled_sampling.contracts import Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
 from coupled_sampling.fields import check_path
 from coupled_sampling.running import Closing
+from coupled_sampling.trees import Tree
 
 __all__ = ["ConcatenatedProvider"]
 
@@ -86,6 +91,10 @@ class ConcatenatedProvider(Closing):
     'padded'
     """
 
+    def __new__(cls, *arguments: object, trees: bool = False, **settings: object) -> Self:
+        # Whether windows may be trees is asked by a Protocol, so that a class that cannot must not have the method.
+        return super().__new__(_ConcatenatedTrees if trees and cls is ConcatenatedProvider else cls)  # type: ignore[return-value]
+
     def __init__(
         self,
         graph: DecoderGraph,
@@ -94,7 +103,11 @@ class ConcatenatedProvider(Closing):
         max_length: int,
         tolerance: float | None = None,
         changes: Changes = UNCHANGED,
+        *,
+        trees: bool = False,
     ) -> None:
+        if trees:
+            graph.refuse_trees()
         self.graph = graph
         self.batch_size = batch_size
         self.max_length = max_length
@@ -103,7 +116,9 @@ class ConcatenatedProvider(Closing):
         self.runs = Runs(session.get_providers()[0], changes=str(changes))
         self._session = session
         self.vocab_size, in_place = probe_graph(graph, session)
-        self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, max_length)
+        # A graph that writes into the cache it reads writes columns of slots side by side, too.
+        columns = columns_of(max_length) if trees else max_length
+        self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, columns)
         self._buffers = Buffers()
         check_decoder(self, tolerance, changes)
         if in_place:
@@ -112,6 +127,8 @@ class ConcatenatedProvider(Closing):
         elif batch_size > 1 and "attention_mask" in graph.control:
             self.why_not_padded = check_padding(self, tolerance)
             self.batching = "one by one" if self.why_not_padded else "padded"
+        if isinstance(self, _ConcatenatedTrees):
+            check_trees(self, tolerance)
 
     @classmethod
     def open(
@@ -123,6 +140,7 @@ class ConcatenatedProvider(Closing):
         tolerance: float | None = None,
         *,
         widen: bool = False,
+        trees: bool = False,
     ) -> ConcatenatedProvider:
         """A provider for an ONNX file, after checking on random tokens that it keeps the contract.
 
@@ -143,11 +161,15 @@ class ConcatenatedProvider(Closing):
         widen
             Whether products whose activations are quantised per call, which no window can be lossless with, take floats instead.
             The weights stay what they are; the file is not changed. Needs the extra ``[export]``.
+        trees
+            Whether windows may be trees (`coupled_sampling.contracts.Trees`), for which the graph needs ``position_ids`` and an
+            ``attention_mask`` of 4 axes.
 
         Raises
         ------
         BundleError
-            The file is missing or no ONNX, its external data is missing, or its inputs and outputs are not such a decoder's.
+            The file is missing or no ONNX, its external data is missing, or its inputs and outputs are not such a decoder's, or not
+            what trees need.
         InvalidArgument
             Another argument cannot work.
         ProviderError
@@ -157,12 +179,13 @@ class ConcatenatedProvider(Closing):
         """
         check_count("batch_size", batch_size)
         check_opening(max_length, tolerance, widen)
+        check_flag("trees", trees)
         file = check_path("path", path)
         if not file.is_file():
             raise BundleError(f"{file} is no file; give the path of an ONNX file, for instance folder/onnx/model.onnx")
         length = Configuration.beside(file).max_length(file, max_length)
         opened = DecoderFile(file, widen=widen, threads=threads).open(threads)
-        return cls(opened.graph, opened.session, batch_size, length, tolerance, opened.changes)
+        return cls(opened.graph, opened.session, batch_size, length, tolerance, opened.changes, trees=trees)
 
     def forward(self, tokens: Integers, start: Integers) -> NDArray[np.float32]:
         """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
@@ -190,15 +213,16 @@ class ConcatenatedProvider(Closing):
         check_rows(self, tokens, rows)
         return self._forward(tokens, start, rows)
 
-    def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
+    def _forward(self, tokens: Integers, start: Integers, rows: range, tree: Tree | None = None) -> NDArray[np.float32]:
         self._caches.reserve(int(start.max()) + tokens.shape[1])
         logits = self._buffers.take("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         if self.batching == "padded":
-            self._run(tokens, start, slice(rows.start, rows.stop), logits)
+            self._run(tokens, start, slice(rows.start, rows.stop), logits, tree)
         else:
             for i, row in enumerate(rows):
                 one = slice(i, i + 1)
-                self._run(tokens[one], start[one], slice(row, row + 1), logits[one])
+                own = None if tree is None else Tree(tree.parents[one], tree.depth[one], tree.sees[one])
+                self._run(tokens[one], start[one], slice(row, row + 1), logits[one], own)
         return logits.astype(np.float32, copy=False)
 
     @property
@@ -227,12 +251,14 @@ class ConcatenatedProvider(Closing):
         self._buffers.clear()
         self._session = None
 
-    def _run(self, tokens: Integers, start: Integers, rows: slice, logits: NDArray[Any]) -> None:
+    def _run(
+        self, tokens: Integers, start: Integers, rows: slice, logits: NDArray[Any], tree: Tree | None = None
+    ) -> None:
         """Forward the window of ``rows``, a range, in one call, and write its columns into their caches."""
         count, width = tokens.shape
         past = int(start.max())
         binding = self._session.io_binding()
-        held = [bind(binding.bind_input, *feed) for feed in self._control(tokens, start).items()]
+        held = [bind(binding.bind_input, *feed) for feed in self._control(tokens, start, tree).items()]
         held.append(bind(binding.bind_output, "logits", logits))
         presents = []
         for cache, columns in zip(self.graph.caches, self._caches, strict=True):
@@ -254,18 +280,36 @@ class ConcatenatedProvider(Closing):
             raise ProviderError(
                 f"ONNX Runtime failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
             ) from error
+        kept = [width] * count if tree is None else tree.leading().tolist()
         for columns, grown in zip(self._caches, presents, strict=False):
             for row, length in enumerate(start.tolist()):
-                columns[rows.start + row, :, length : length + width] = grown[row, :, past:]
+                columns[rows.start + row, :, length : length + kept[row]] = grown[row, :, past : past + kept[row]]
 
-    def _control(self, tokens: Integers, start: Integers) -> dict[str, NDArray[Any]]:
+    def _control(self, tokens: Integers, start: Integers, tree: Tree | None) -> dict[str, NDArray[Any]]:
         """All inputs but the caches. Padding is at the left of a row's past."""
         width, past = tokens.shape[1], int(start.max())
+        valid = np.arange(past + width) >= (past - start)[:, None]
         values: dict[str, NDArray[Any]] = {
             "input_ids": tokens,
-            "attention_mask": np.arange(past + width) >= (past - start)[:, None],
-            "position_ids": start[:, None] + np.arange(width),
+            "attention_mask": self.graph.mask(valid, width, None if tree is None else tree.sees),
+            "position_ids": start[:, None] + (np.arange(width) if tree is None else tree.depth),
             "use_cache_branch": np.array([past > 0]),
             "num_logits_to_keep": np.array(0),
         }
         return {name: np.ascontiguousarray(values[name], dtype) for name, dtype in self.graph.control.items()}
+
+
+class _ConcatenatedTrees(ConcatenatedProvider):
+    """A provider over a graph that is told what each slot of a window sees."""
+
+    @property
+    def max_columns(self) -> int:
+        """See `coupled_sampling.contracts.Trees`."""
+        return columns_of(self.max_length)
+
+    def forward_tree(self, tokens: Integers, start: Integers, parents: Integers, rows: range) -> NDArray[np.float32]:
+        """Score windows that are trees. See `coupled_sampling.contracts.Trees.forward_tree`; raises what `forward` does."""
+        self._refuse_if_closed()
+        check_tree_window(self, tokens, start, parents)
+        check_rows(self, tokens, rows)
+        return self._forward(tokens, start, rows, Tree.of(parents))

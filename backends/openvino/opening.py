@@ -7,11 +7,12 @@ from coupled_sampling.backends.openvino.runtime import find_runtime
 from coupled_sampling.backends.place import Wanted, unknown_operators
 from coupled_sampling.contracts import OpenProvider, OpenStep
 
-__all__ = ["KERNELS", "SETTINGS", "STEPS", "open", "takes"]
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "TREES", "open", "takes"]
 
 SETTINGS = frozenset({"threads"})
 STEPS = ("host",)
 KERNELS = ()
+TREES = ()
 
 
 def takes(wanted: Wanted) -> str | None:

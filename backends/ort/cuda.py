@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from coupled_sampling.backends.cuda.correction_tables import refused_by_kernels
 from coupled_sampling.backends.ort.cuda_session import CUDA, open_cuda_session
 from coupled_sampling.backends.ort.device_binding import DeviceBinding, GraphBinding
-from coupled_sampling.backends.ort.provider import OrtProvider, check_dtype
+from coupled_sampling.backends.ort.provider import OrtProvider, check_dtype, graph_path
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.backends.ort.step_checks import missing_step_graph, step_graph_record
 from coupled_sampling.backends.ort.step_opening import step_of_bundle
 from coupled_sampling.backends.place import Wanted
+from coupled_sampling.backends.window_tensors import tree_window_graph
 from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["KERNELS", "SETTINGS", "STEPS", "CudaOptions", "open", "open_provider", "open_step", "takes"]
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "TREES", "CudaOptions", "open", "open_provider", "open_step", "takes"]
 
 SETTINGS = frozenset({"device", "threads", "cuda_graphs"})
 STEPS = ("kernels", "host", "graph")
 KERNELS = ("kernels",)
+TREES = ("host",)
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,18 @@ def open_provider(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtProvide
     """
     bundle, place = wanted.bundle, wanted.place
     captures = bool(place.cuda_graphs)
-    buckets = _fitted(options.column_buckets, bundle.manifest.window_graph, captures)
+    graph = tree_window_graph(bundle.manifest) if wanted.trees else bundle.manifest.window_graph
+    buckets = _fitted(options.column_buckets, graph, captures)
     check_dtype(bundle, CUDA)
     opened = open_cuda_session(
-        bundle.window_graph, place.device or 0, place.threads, cpu_nodes=options.cpu_nodes, cuda_graphs=captures
+        graph_path(bundle, trees=wanted.trees),
+        place.device or 0,
+        place.threads,
+        cpu_nodes=options.cpu_nodes,
+        cuda_graphs=captures,
     )
     binding = (GraphBinding if captures else DeviceBinding)(opened, on_device=wanted.step == "kernels")
-    return OrtProvider(bundle, opened.session, wanted.model_rows, binding, buckets)
+    return OrtProvider(bundle, opened.session, wanted.model_rows, binding, buckets, trees=wanted.trees)
 
 
 def open_step(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtStep:

@@ -1,4 +1,4 @@
-"""`OrtProvider`: a bundle's window graph as a logits provider, run by ONNX Runtime.
+"""`OrtProvider`: a bundle's window graph, or its tree graph, as a logits provider, run by ONNX Runtime.
 
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding` on the CPU,
 `coupled_sampling.backends.ort.device_binding` on a GPU). Caches are bound as past *and* present, so that the graph writes a
@@ -10,6 +10,9 @@ which reads a little more than needed but keeps shapes few.
 Rows can be chosen (`coupled_sampling.contracts.RowRanges`): a call binds the part of the caches that is theirs, and attends to as
 many columns as they need.
 
+The tree graph takes one input more, the parent of every slot, and has caches of more columns than the model has positions: slots
+side by side need a column each. A window without branches is a chain of parents to it.
+
 The arguments of every call are checked here, before the graph sees them: runtimes differ in what they do about a write
 beyond the cache, and some do it silently.
 """
@@ -18,22 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from coupled_sampling.arguments import check_count, in_one_line
+from coupled_sampling.arguments import check_count, check_flag, in_one_line
 from coupled_sampling.backends.ort.binding import HostBinding
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, window_tensors
-from coupled_sampling.bounds import check_fork, check_rows, check_window
+from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, tree_window_graph, window_tensors
+from coupled_sampling.bounds import check_fork, check_rows, check_tree_window, check_window
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
 from coupled_sampling.running import Closing
+from coupled_sampling.trees import chain
 
-__all__ = ["KV_STEP", "OrtProvider", "check_dtype"]
+__all__ = ["KV_STEP", "OrtProvider", "check_dtype", "graph_path"]
 
 KV_STEP = 32
 """``kv_length`` is rounded up to a multiple of it."""
@@ -49,7 +53,7 @@ class OrtProvider(Closing):
     bundle
         The bundle whose window graph runs.
     session
-        An ``onnxruntime.InferenceSession`` of it.
+        An ``onnxruntime.InferenceSession`` of it, or of the tree graph.
     batch_size
         Rows to hold state for.
     binding
@@ -57,6 +61,8 @@ class OrtProvider(Closing):
     column_buckets
         Values of ``kv_length``, in order, the last one the length of the caches: a call attends to the smallest that holds its
         windows. () rounds up to multiples of `KV_STEP`.
+    trees
+        Whether ``session`` is of the tree graph: the provider then offers `coupled_sampling.contracts.Trees`.
 
     Attributes
     ----------
@@ -88,7 +94,20 @@ class OrtProvider(Closing):
     >>> with OrtProvider.open("fashion", batch_size=2) as model:
     ...     model.forward(np.array([[258], [259]]), start=np.array([0, 0])).shape  # two rows of one token each
     (2, 1, 267)
+
+    Two guesses for what follows a token, side by side:
+
+    >>> from coupled_sampling.contracts import Trees
+    >>> with OrtProvider.open("fashion", trees=True) as model:
+    ...     isinstance(model, Trees), model.forward_tree(
+    ...         np.array([[258, 7, 9]]), np.array([0]), parents=np.array([[-1, 0, 0]]), rows=range(1)
+    ...     ).shape
+    (True, (1, 3, 267))
     """
+
+    def __new__(cls, *arguments: object, trees: bool = False, **settings: object) -> Self:
+        # Whether windows may be trees is asked by a Protocol, so that a class that cannot must not have the method.
+        return super().__new__(_OrtTrees if trees and cls is OrtProvider else cls)  # type: ignore[return-value]
 
     def __init__(
         self,
@@ -97,9 +116,11 @@ class OrtProvider(Closing):
         batch_size: int,
         binding: HostBinding | None = None,
         column_buckets: Sequence[int] = (),
+        *,
+        trees: bool = False,
     ) -> None:
-        graph = bundle.manifest.window_graph
-        _check_graph(bundle, session)
+        graph = tree_window_graph(bundle.manifest) if trees else bundle.manifest.window_graph
+        _check_graph(bundle, session, trees=trees)
         self.bundle = bundle
         self.vocab_size = bundle.manifest.vocab_size
         self.batch_size = batch_size
@@ -109,12 +130,14 @@ class OrtProvider(Closing):
         self.binding = HostBinding(session) if binding is None else binding
         self.column_buckets = tuple(column_buckets)
         self.runs = Runs(session.get_providers()[0], self.binding.device, self.binding.cuda_graphs)
-        self._graph = graph
+        self._graph, self._trees = graph, trees
         row = cache_shape(graph, 1)[1:]
         tensors = {past: CacheTensor(present, row, np.float32) for past, present in cache_names(graph)}
         self._caches = RowCaches(self.binding, tensors, batch_size)
         self._columns = np.zeros(1, np.int64)
-        self.binding.reserve("input_ids", np.int64, batch_size * self.max_window)
+        most = graph.cache_length if trees else self.max_window
+        for name in ("input_ids", "parents") if trees else ("input_ids",):
+            self.binding.reserve(name, np.int64, batch_size * most)
         self.binding.reserve("start", np.int64, batch_size)
         # Of one slot a row. As many as there can be would be gigabytes, and who needs them is not known before.
         self.binding.reserve("logits", np.float32, batch_size * self.vocab_size)
@@ -122,7 +145,9 @@ class OrtProvider(Closing):
             self.binding.reserve("kv_length", np.int64, 1)
 
     @classmethod
-    def open(cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None) -> OrtProvider:
+    def open(
+        cls, bundle: Bundle | str | Path, batch_size: int = 1, threads: int | None = None, *, trees: bool = False
+    ) -> OrtProvider:
         """A provider on the CPU.
 
         Parameters
@@ -133,19 +158,22 @@ class OrtProvider(Closing):
             Rows to hold state for.
         threads
             Threads within an operator; None lets ONNX Runtime choose.
+        trees
+            Whether to open the tree graph, so that windows may be trees.
 
         Raises
         ------
         BundleError
-            The bundle cannot be opened, or its graph is not what its manifest promises.
+            The bundle cannot be opened, its graph is not what its manifest promises, or it has no tree graph.
         InvalidArgument
             ``batch_size`` or ``threads`` is no positive integer.
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
         check_count("batch_size", batch_size)
+        check_flag("trees", trees)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        return cls(opened, open_session(opened.window_graph, threads), batch_size)
+        return cls(opened, open_session(graph_path(opened, trees=trees), threads), batch_size, trees=trees)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Score a window. See `coupled_sampling.contracts.LogitsProvider.forward`, whose bounds are checked.
@@ -163,7 +191,9 @@ class OrtProvider(Closing):
         ProviderError
             ONNX Runtime failed, or the provider was closed.
         """
-        return self._forward(tokens, start, None)
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        return self._forward(tokens, start, range(len(start)))
 
     def forward_rows(self, tokens: Integers, start: Integers, rows: range) -> Array:
         """Score a window of some rows. See `coupled_sampling.contracts.RowRanges.forward_rows`; raises what `forward` does.
@@ -181,6 +211,9 @@ class OrtProvider(Closing):
         ...     model.forward_rows(np.array([[258, 7]]), np.array([0]), range(7, 8)).shape
         (1, 2, 267)
         """
+        self._refuse_if_closed()
+        check_window(self, tokens, start)
+        check_rows(self, tokens, rows)
         return self._forward(tokens, start, rows)
 
     @property
@@ -202,21 +235,17 @@ class OrtProvider(Closing):
         check_fork(self, source, targets, length)
         self._caches.fork(source, targets, length)
 
-    def _forward(self, tokens: Integers, start: Integers, rows: range | None) -> Array:
-        """Run the graph on ``rows``; None are the first."""
-        self._refuse_if_closed()
-        check_window(self, tokens, start)
+    def _forward(self, tokens: Integers, start: Integers, rows: range, parents: Integers | None = None) -> Array:
+        """Run the graph on ``rows``; without ``parents`` each slot follows the one before it."""
         count, width = tokens.shape
-        if rows is None:
-            rows = range(count)
-        else:
-            check_rows(self, tokens, rows)
         binding, logits = self.binding, (count, width, self.vocab_size)
         self._columns[0] = self._columns_for(int(start.max()) + width)
         try:
             self._caches.choose(rows)
             binding.feed("input_ids", tokens)
             binding.feed("start", start)
+            if self._trees:
+                binding.feed("parents", chain(count, width) if parents is None else parents)
             if self._graph.has_kv_length:
                 binding.feed("kv_length", self._columns)
             binding.expect("logits", logits)
@@ -241,6 +270,33 @@ class OrtProvider(Closing):
         return min(-(-needed // KV_STEP) * KV_STEP, self._graph.cache_length)
 
 
+class _OrtTrees(OrtProvider):
+    """A provider over a tree graph."""
+
+    @property
+    def max_columns(self) -> int:
+        """See `coupled_sampling.contracts.Trees`."""
+        return self._graph.cache_length
+
+    def forward_tree(self, tokens: Integers, start: Integers, parents: Integers, rows: range) -> Array:
+        """Score windows that are trees. See `coupled_sampling.contracts.Trees.forward_tree`; raises what `forward` does."""
+        self._refuse_if_closed()
+        check_tree_window(self, tokens, start, parents)
+        check_rows(self, tokens, rows)
+        return self._forward(tokens, start, rows, parents)
+
+
+def graph_path(bundle: Bundle, *, trees: bool = False) -> Path:
+    """The graph to open, with ``trees`` the one whose windows may be trees.
+
+    Raises
+    ------
+    BundleError
+        The bundle has none.
+    """
+    return bundle.folder / tree_window_graph(bundle.manifest).file if trees else bundle.window_graph
+
+
 def check_dtype(bundle: Bundle, execution_provider: str) -> None:
     """Refuse a bundle whose caches are not of the one type that ONNX Runtime's buffers are made of here: `BundleError`."""
     dtype = bundle.manifest.window_graph.dtype
@@ -250,13 +306,13 @@ def check_dtype(bundle: Bundle, execution_provider: str) -> None:
         )
 
 
-def _check_graph(bundle: Bundle, session: Any) -> None:
+def _check_graph(bundle: Bundle, session: Any, *, trees: bool) -> None:
     """Refuse a graph whose inputs and outputs are not what the manifest promises."""
     check_dtype(bundle, session.get_providers()[0])
     types = {"int64": "tensor(int64)", "float32": "tensor(float)", CACHE: "tensor(float)"}
     expected = {
         name: (types[tensor.dtype], tuple(size if isinstance(size, int) else None for size in tensor.axes))
-        for name, tensor in window_tensors(bundle.manifest).items()
+        for name, tensor in window_tensors(bundle.manifest, trees=trees).items()
     }
     found = {
         value.name: (value.type, tuple(size if isinstance(size, int) else None for size in value.shape))
@@ -265,6 +321,6 @@ def _check_graph(bundle: Bundle, session: Any) -> None:
     for name in sorted(set(expected) | set(found)):
         if expected.get(name) != found.get(name):
             raise BundleError(
-                f"{bundle.window_graph}: input or output {name!r} is {found.get(name, 'missing')}, the manifest "
+                f"{graph_path(bundle, trees=trees)}: input or output {name!r} is {found.get(name, 'missing')}, the manifest "
                 f"promises {expected.get(name, 'none of that name')}; export the bundle again"
             )

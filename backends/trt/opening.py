@@ -9,11 +9,12 @@ from coupled_sampling.backends.trt.provider import TrtProvider
 from coupled_sampling.backends.trt.step import STEP_METHOD, TrtStep, missing_step_graph
 from coupled_sampling.contracts import OpenProvider, OpenStep
 
-__all__ = ["KERNELS", "SETTINGS", "STEPS", "open", "takes"]
+__all__ = ["KERNELS", "SETTINGS", "STEPS", "TREES", "open", "takes"]
 
 SETTINGS = frozenset({"device", "cuda_graphs", "engines"})
 STEPS = ("kernels", "host", "graph")
 KERNELS = ("kernels", "graph")
+TREES = ()
 
 _INSTEAD = "leave step at 'auto', and CUDA kernels decide"
 

@@ -121,15 +121,18 @@ class Defaults:
     top_p: float = 1.0
     min_p: float = 0.0
     guidance: float = 1.0
+    branches: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         try:
-            find_method(self.method)
+            method = find_method(self.method)
             self.sampling()
         except InvalidArgument as error:
             raise BundleError(f"defaults: {error}") from error
         expect(self.window >= 1, "defaults.window", self.window, "an integer >= 1")
+        most = max(0, self.window - 2) if method.refuses_branches is None else 0
+        expect(0 <= self.branches <= most, "defaults.branches", self.branches, f"an integer from 0 to {most}")
         expect(math.isfinite(self.guidance), "defaults.guidance", self.guidance, "a finite number; 1 is none")
 
     def sampling(self) -> Sampling:
@@ -247,6 +250,18 @@ class Manifest:
         """Whether its tokens are a picture's, or some other thing's of a fixed length; else they are a text's."""
         return self.pixel_graph is not None or self.grid is not None or bool(self.layout)
 
+    @property
+    def why_no_trees(self) -> str:
+        """What to say where there is no `tree_graph`, and what to do."""
+        if self.window_graph.caches == "growing":
+            return (
+                f"{self.name} is an ONNX file of somebody else's without position_ids, or without an attention_mask of 4 axes, "
+                "which say what a branch sees; export the checkpoint that it was made of"
+            )
+        return (
+            f"the bundle {self.name} has no graph for trees; `coupled-sampling step-graphs` makes a copy that has one"
+        )
+
     def find_prompt(self, name: str) -> tuple[int, ...]:
         """Tokens of the prompt called ``name``, or with that alias; case does not matter.
 
@@ -304,6 +319,10 @@ def _check_tokens(manifest: Manifest) -> None:
     inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
     expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
     expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
+    if manifest.defaults.branches:
+        expect(
+            manifest.tree_graph is not None, "defaults.branches", manifest.defaults.branches, "0 without a tree_graph"
+        )
     if manifest.tree_graph is not None:
         columns, least = manifest.tree_graph.cache_length, graph.max_length
         expect(columns >= least, "tree_graph.cache_length", columns, f"at least max_length, {least}")

@@ -120,8 +120,8 @@ class Bundle:
         Parameters
         ----------
         **given
-            Any of ``method``, ``window``, ``drafting``, ``prompt_chunk``, ``guidance``, ``length``, ``temperature``, ``top_k``,
-            ``top_p``, ``min_p`` and ``corrections``. None, too, leaves a setting to the bundle.
+            Any of ``method``, ``window``, ``branches``, ``drafting``, ``prompt_chunk``, ``guidance``, ``length``, ``temperature``,
+            ``top_k``, ``top_p``, ``min_p`` and ``corrections``. None, too, leaves a setting to the bundle.
 
         Raises
         ------

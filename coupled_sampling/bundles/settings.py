@@ -17,7 +17,7 @@ from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.drafting import Copy, Drafting, NGram, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.methods import find_method
+from coupled_sampling.methods import Method, find_method
 from coupled_sampling.requests import Request, StopRule
 from coupled_sampling.windows import find_window_rule
 
@@ -45,6 +45,8 @@ class Given(TypedDict, total=False):
     """Name of a method."""
     window: int | str | None
     """Slots per pass, or "auto"."""
+    branches: int | None
+    """Slots of each window that are for branches."""
     drafting: str | Drafting | None
     """Where first guesses come from."""
     prompt_chunk: int | None
@@ -69,6 +71,7 @@ class ModelPart(TypedDict):
     guidance: float
     warped: bool
     corrections: str
+    trees: bool
 
 
 class DecoderPart(TypedDict):
@@ -82,6 +85,7 @@ class DecoderPart(TypedDict):
     window: int | str
     drafting: str | Drafting
     prompt_chunk: int | None
+    branches: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class DecodingSettings:
         Name of a method.
     window
         Slots per pass, or "auto".
+    branches
+        How many of these are for branches, see `coupled_sampling.branching`; 0 for none. For methods whose tokens are ``ar``'s.
     drafting
         Where first guesses come from.
     guidance
@@ -151,9 +157,10 @@ class DecodingSettings:
     prompt_chunk: int | None = None
     positions: int | None = None
     corrections: str = "auto"
+    branches: int = 0
 
     def __post_init__(self) -> None:
-        find_method(self.method)
+        _check_branches(self.branches, self.window, find_method(self.method))
         check_corrections(self.corrections)
         check_count("length", self.length)
         if self.prompt_chunk is not None:
@@ -174,6 +181,7 @@ class DecodingSettings:
             "guidance": self.guidance,
             "warped": self.sampling.warps,
             "corrections": self.corrections,
+            "trees": self.branches > 0,
         }
 
     @property
@@ -184,7 +192,32 @@ class DecodingSettings:
             "window": self.window,
             "drafting": self.drafting,
             "prompt_chunk": self.prompt_chunk,
+            "branches": self.branches,
         }
+
+    def by(self, method: str, widest: int) -> DecodingSettings:
+        """These settings for another method, beside this one.
+
+        One that takes no branches has none, and as many slots as before; ``ar``, which guesses nothing, has as many of these as the
+        model takes in one pass, ``widest``.
+
+        Raises
+        ------
+        InvalidArgument
+            There is no such method.
+
+        Examples
+        --------
+        >>> from coupled_sampling import open_bundle
+        >>> settings = open_bundle("fashion").settings(method="scd-match", window=256, branches=192)
+        >>> [(own.window, own.branches) for own in (settings.by(name, 196) for name in ("speculative-match", "ar"))]
+        [(256, 192), (196, 0)]
+        """
+        found = find_method(method)
+        branches = self.branches if found.refuses_branches is None else 0
+        guesses = found.drafts or isinstance(self.window, str)
+        window = self.window if guesses else min(int(self.window), widest)
+        return replace(self, method=found.name, branches=branches, window=window)
 
     def request(self, prompt: Sequence[int], **changes: Any) -> Request:
         """A request to continue ``prompt``; ``changes`` are other fields of it, such as ``seed``, ``sequence`` or ``stop_rule``.
@@ -240,11 +273,19 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     asked = chosen.get("drafting")
     drafting = _suited(find_drafting(defaults.drafting if asked is None else asked), manifest)
     window, length, chunk = chosen.get("window"), chosen.get("length"), chosen.get("prompt_chunk")
+    method, branches = _or(chosen.get("method"), defaults.method), chosen.get("branches")
+    if branches is None:
+        # Those of the bundle go with its window, where the method takes them.
+        branches = defaults.branches if window is None and find_method(method).refuses_branches is None else 0
+    elif branches:
+        _check_trees(manifest)
+    columns = widest if not branches or manifest.tree_graph is None else manifest.tree_graph.cache_length
     guidance = _or(chosen.get("guidance"), defaults.guidance)
     settings = DecodingSettings(
         length=_or(length, manifest.length),
-        method=_or(chosen.get("method"), defaults.method),
-        window=min(defaults.window, widest) if window is None else window,
+        method=method,
+        window=min(defaults.window, columns) if window is None else window,
+        branches=branches,
         drafting=drafting,
         guidance=guidance,
         sampling=Sampling(
@@ -261,7 +302,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         if length is None and not manifest.makes_pictures
         else None,
     )
-    find_window_rule(settings.window, widest)
+    find_window_rule(settings.window, columns)
     if chunk is not None and chunk > widest:
         raise InvalidArgument(f"prompt_chunk is {chunk}, the model takes at most {widest} slots at once; ask for fewer")
     if settings.length != manifest.length and manifest.makes_pictures:
@@ -271,6 +312,25 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
             f"guidance is {settings.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"
         )
     return settings
+
+
+def _check_branches(branches: object, window: int | str, method: Method) -> None:
+    """Refuse ``branches`` that are no number, or that a method or a window has no slots for: `InvalidArgument`."""
+    if isinstance(branches, bool) or not isinstance(branches, int) or branches < 0:
+        raise InvalidArgument(f"branches is {shown(branches)}, expected a number of slots >= 0")
+    if branches and method.refuses_branches is not None:
+        raise InvalidArgument(f"branches is {branches}, but {method.refuses_branches}")
+    if branches and not isinstance(window, str) and branches > window - 2:
+        raise InvalidArgument(
+            f"branches is {branches}, expected at most {max(0, window - 2)} of the window's {window} slots: one is for a known "
+            "token, and one for a guess to stand beside; ask for fewer, or for a wider window"
+        )
+
+
+def _check_trees(manifest: Manifest) -> None:
+    """Refuse branches for a model that has no graph for them: `InvalidArgument`."""
+    if manifest.tree_graph is None:
+        raise InvalidArgument(f"branches are asked for, but {manifest.why_no_trees}")
 
 
 def check_corrections(kind: object) -> None:

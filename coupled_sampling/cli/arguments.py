@@ -102,6 +102,14 @@ def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None
             else "; auto finds the fastest while it decodes (default: the bundle's)"
         ),
     )
+    if not fits:
+        add(
+            "--branches",
+            type=int,
+            metavar="N",
+            help="how many slots of the window are for other guesses beside the first ones, for scd-match and speculative-match, "
+            "whose tokens they never change; a window may then be wider than a sequence is long (default: the bundle's)",
+        )
     add(
         "--drafting",
         metavar="RULE",

@@ -30,6 +30,8 @@ EXAMPLES = """\
   coupled-sampling compare
   # one method beside ar; it promises the same tokens
   coupled-sampling compare --methods scd-match --count 10
+  # wide windows, most of whose slots are for other guesses beside the first ones
+  coupled-sampling compare --methods scd-match --window 64 --branches 24
   # with a chart
   coupled-sampling compare --window 32 --plot compare.png"""
 
@@ -75,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say_json(figures)
         return 0
-    say(f"{_table(figures)}\n{describe_runs(task.ran)}")
+    branching = [f"{result.method}: {result.has_branches}" for result in results if result.branches]
+    say("\n".join([_table(figures), *branching, describe_runs(task.ran)]))
     if arguments.plot:
         say(f"wrote {arguments.plot}")
     return 0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.settings import DecodingSettings
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, max_window
 from coupled_sampling.decoding import Commit, Decoder, Request
 from coupled_sampling.generation import Generation
 from coupled_sampling.methods import find_method
@@ -31,11 +31,24 @@ class MethodResult:
     """The result that figures are relative to; None for itself."""
     window: int
     """Slots of the last step's window: where an automatic one ended."""
+    branches: int = 0
+    """How many of them were for branches."""
 
     @property
     def summary(self) -> Summary:
         """Figures over all sequences."""
         return summarise(self.generation.traces)
+
+    @property
+    def branch_tokens_per_step(self) -> float:
+        """How many of the tokens per step were drafts of branches, over all sequences."""
+        traces = self.generation.traces
+        return sum(len(trace.branch_tokens) for trace in traces) / max(1, sum(trace.nfe for trace in traces))
+
+    @property
+    def has_branches(self) -> str:
+        """In words which slots were for branches; empty where none were."""
+        return f"{self.branches} of {self.window} slots for branches" if self.branches else ""
 
     @property
     def tokens_per_step(self) -> NDArray[np.float64]:
@@ -58,6 +71,8 @@ class MethodResult:
             "nfe_sem": summary.nfe_sem,
             "tokens_per_step": summary.tokens_per_step,
             "last_window": self.window if find_method(self.method).drafts else 1,
+            "branches": self.branches,
+            "branch_tokens_per_step": self.branch_tokens_per_step,
             "seconds": self.seconds,
             "tokens_per_second": summary.tokens / self.seconds,
             # Per token: a stop token may end one method's sequence earlier than another's.
@@ -89,7 +104,7 @@ def compare(
     methods
         Names of methods.
     settings
-        How all of them decode; its own method is not looked at.
+        How all of them decode, those that take no branches without; its own method is not looked at.
     seed
         Of all noise; sequence i draws with that of (seed, i).
     against_ar
@@ -114,7 +129,7 @@ def compare(
         """One method, on a model that is forgotten before the next one is opened."""
         model = open_model(method)
         requests = [settings.request(prompt, seed=seed, sequence=i) for i, prompt in enumerate(prompts)]
-        own = replace(settings, method=method)
+        own = settings.by(method, max_window(model))
         if warm_up:
             _decode(model, [replace(one, length=_few(one.length, own)) for one in requests[: model.batch_size]], own)
         began = time.perf_counter()
@@ -122,7 +137,7 @@ def compare(
             model, requests, own, None if watch is None else lambda commit: watch(method, commit)
         )
         seconds = time.perf_counter() - began
-        return MethodResult(method, generation, seconds, reference, window)
+        return MethodResult(method, generation, seconds, reference, window, own.branches)
 
     results: list[MethodResult] = []
     for method in ordered:

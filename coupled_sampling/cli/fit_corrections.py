@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
     add_sampling(parser, fits=True)
     add_place(parser)
-    parser.set_defaults(seed=defaults.seed, widen=False, max_length=None, corrections="none")
+    parser.set_defaults(seed=defaults.seed, widen=False, max_length=None, corrections="none", branches=0)
 
 
 def run(arguments: argparse.Namespace) -> int:

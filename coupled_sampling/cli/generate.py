@@ -105,12 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say_json({**made, "methods": figures}, default=np.ndarray.tolist)
         return 0
-    for row in figures:
+    for row, result in zip(figures, results, strict=True):
         searched = task.settings.decoding.window == "auto" and find_method(str(row["method"])).drafts
         say(
             f"{row['method']}: {row['sequences']} sequences, NFE {row['nfe_mean']:.1f}, "
             f"{row['tokens_per_step']:.2f} tokens per step, {row['seconds']:.2f} s, {task.ran[str(row['method'])]}"
             + (f", window auto ended at {row['last_window']}" if searched else "")
+            + (f", {result.has_branches}" if result.branches else "")
         )
     if "out" in made:
         say(f"wrote {arguments.out}")
@@ -166,6 +167,7 @@ def _trace(task: Task, result: MethodResult) -> dict[str, Any]:
             "tokens": tokens.tolist(),
             "committed_per_step": trace.committed_per_step,
             "step_of_token": trace.step_of_token.tolist(),
+            "branch_tokens": trace.branch_tokens,
             "seconds": trace.seconds,
         }
         for prompt, tokens, trace in zip(task.prompts, *result.generation, strict=True)
@@ -175,5 +177,6 @@ def _trace(task: Task, result: MethodResult) -> dict[str, Any]:
         "method": result.method,
         "seed": settings.seed,
         "window": settings.decoding.window,
+        "branches": result.branches,
         "sequences": sequences,
     }

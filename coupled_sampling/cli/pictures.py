@@ -75,7 +75,8 @@ def draw_comparison(
     """Draw ``results`` as one chart of three panels.
 
     Tokens per step by method with every sequence as a dot; how many tokens each step committed; and, for models with a
-    ``grid`` (rows, columns), the first sequence's image beside its tokens coloured by the step that committed them.
+    ``grid`` (rows, columns), the first sequence's image beside its tokens coloured by the step that committed them. Where windows
+    had branches, the part of the tokens per step that these guessed is hatched, and their tokens have a dot.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def draw_comparison(
     matplotlib = require_pictures("matplotlib")
     matplotlib.use("Agg")
     pyplot = require_pictures("matplotlib.pyplot")
-    chosen = max(range(len(results)), key=lambda i: results[i].summary.tokens_per_step)
+    chosen = max(range(len(results)), key=lambda i: (results[i].summary.tokens_per_step, results[i].branches))
     shows_steps = grid is not None and results[chosen].generation.traces[0].tokens == math.prod(grid)
     figure, axes = pyplot.subplots(1, 4 if shows_steps else 2, figsize=(17 if shows_steps else 10, 4.4))
     colours = pyplot.get_cmap("tab10").colors
@@ -111,7 +112,11 @@ def _draw_speed(axis: Any, results: Sequence[MethodResult], colours: Sequence[An
     jitter = np.random.default_rng(0)
     for i, result in enumerate(results):
         each = result.tokens_per_step
-        axis.bar(i, result.summary.tokens_per_step, color=colours[i % len(colours)], alpha=0.75)
+        per_step, branches = result.summary.tokens_per_step, result.branch_tokens_per_step
+        axis.bar(i, per_step, color=colours[i % len(colours)], alpha=0.75)
+        if branches:
+            axis.bar(i, branches, bottom=per_step - branches, fill=False, hatch="///", linewidth=0)
+            axis.text(i, per_step - branches, f"{branches:.2f} by\nbranches", ha="center", va="top", fontsize="small")
         axis.scatter(i + jitter.uniform(-0.2, 0.2, each.size), each, s=7, color="black", alpha=0.45, zorder=3)
         axis.text(i, each.max() + 0.12, f"{result.summary.tokens_per_step:.2f}", ha="center", fontweight="bold")
     axis.margins(y=0.12)
@@ -146,6 +151,10 @@ def _draw_steps(
         picture.set_yticks([])
         picture.set_title(f"First image by {result.method}")
     coloured = steps.imshow(trace.step_of_token.reshape(grid), cmap="viridis")
+    if trace.branch_tokens:
+        rows, columns = np.divmod(trace.branch_tokens, grid[1])
+        steps.scatter(columns, rows, s=9, color="red")
+        steps.set_xlabel("red: guessed by a branch")
     steps.set_xticks([])
     steps.set_yticks([])
     steps.set_title(f"Step that committed each token\n({trace.tokens} tokens in {trace.nfe} steps)")

@@ -101,11 +101,15 @@ def run_settings(
     InvalidArgument
         A value cannot work.
     """
+    # Branches go to those methods that take them; where none does, the first one says why.
+    branching = [name for name in methods if find_method(name).refuses_branches is None]
+    chosen = next(iter((*branching, *methods)), None)
     decoding = decoding_settings(
         manifest,
         {
-            "method": methods[0] if methods else None,
+            "method": chosen,
             "window": arguments.window,
+            "branches": arguments.branches,
             "drafting": arguments.drafting,
             "guidance": arguments.guidance,
             "length": arguments.length,
@@ -116,6 +120,7 @@ def run_settings(
             "corrections": arguments.corrections,
         },
     )
+    _check_widths(decoding, methods, manifest)
     place = Place(
         backend=arguments.backend,
         device=arguments.device,
@@ -134,3 +139,14 @@ def run_settings(
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
+
+
+def _check_widths(decoding: DecodingSettings, methods: Sequence[str], manifest: Manifest) -> None:
+    """Refuse methods without branches in windows that are wide because of them."""
+    widest = manifest.window_graph.max_window
+    for own in (decoding.by(name, widest) for name in methods):
+        if decoding.branches and not own.branches and isinstance(own.window, int) and own.window > widest:
+            raise InvalidArgument(
+                f"window is {own.window}, but {own.method} takes no branches, and without these at most {widest} slots go into one "
+                f"pass; ask for fewer, or leave {own.method} out"
+            )

@@ -72,7 +72,7 @@ class Task:
 
     def open_model(self, method: str) -> OpenStep:
         """A step of ``method`` of its own."""
-        settings, decoding = self.settings, self.settings.decoding
+        settings, decoding = self.settings, self._own(method)
         with progress_bar("building the engine") as progress:
             step = open_model(
                 self.bundle,
@@ -83,6 +83,7 @@ class Task:
                 guidance=decoding.guidance,
                 warped=decoding.sampling.warps,
                 corrections=decoding.corrections,
+                trees=decoding.branches > 0,
                 progress=progress,
             )
         self.ran[method] = step.runs
@@ -90,10 +91,15 @@ class Task:
 
     def open_provider(self) -> OpenProvider:
         """A provider of its own, guided if asked for, whatever decides steps."""
-        settings = self.settings
+        settings, decoding = self.settings, self.settings.decoding
         with progress_bar("building the engine") as progress:
             return open_model(
-                self.bundle, settings.place, settings.rows, guidance=settings.decoding.guidance, progress=progress
+                self.bundle,
+                settings.place,
+                settings.rows,
+                guidance=decoding.guidance,
+                trees=decoding.branches > 0,
+                progress=progress,
             )
 
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
@@ -141,7 +147,7 @@ class Task:
         return self._check(method, asked)
 
     def _check(self, method: str, step: str) -> str:
-        settings, decoding = self.settings, self.settings.decoding
+        settings, decoding = self.settings, self._own(method)
         return check_model(
             self.bundle,
             settings.place,
@@ -151,7 +157,12 @@ class Task:
             guidance=decoding.guidance,
             warped=decoding.sampling.warps,
             corrections=decoding.corrections,
+            trees=decoding.branches > 0,
         )
+
+    def _own(self, method: str) -> DecodingSettings:
+        """How ``method`` decodes."""
+        return self.settings.decoding.by(method, self.bundle.manifest.window_graph.max_window)
 
 
 def prepare(

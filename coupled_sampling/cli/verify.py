@@ -150,6 +150,7 @@ def _verify(
         samples=settings.count,
         positions=arguments.positions,
         window=decoding.window,
+        branches=decoding.branches,
         drafting=drafting,
         sampling=sampling,
         seed=settings.seed,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count as _check_count
 from coupled_sampling.arguments import check_number, shown
+from coupled_sampling.branching import Branching
 from coupled_sampling.contracts import RequestObserver, Sampling
 from coupled_sampling.drafting import find_drafting
 from coupled_sampling.errors import InvalidArgument
@@ -197,7 +198,7 @@ def check_method(name: str, value: Any) -> Method:
     return find_method(value)
 
 
-def check_decoding(window: Any, drafting: Any, sampling: Any) -> None:
+def check_decoding(window: Any, drafting: Any, sampling: Any, branches: Any = 0) -> None:
     """What `coupled_sampling.generate` takes by these names."""
     if isinstance(window, str):
         check_choice("window", window, ("auto",))
@@ -209,6 +210,8 @@ def check_decoding(window: Any, drafting: Any, sampling: Any) -> None:
         raise InvalidArgument(f"drafting is {shown(drafting)}, expected the name of a rule, such as 'repeat', or one")
     if not isinstance(sampling, Sampling | None):
         raise InvalidArgument(f"sampling is {shown(sampling)}, expected a Sampling, or None for the plain one")
+    if isinstance(branches, type) or not isinstance(branches, Branching):
+        check_count("branches", branches, 0)
 
 
 def check_model(name: str, value: Any, method: str = "forward") -> None:

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
+from coupled_sampling.branching import Branching
 from coupled_sampling.contracts import (
     Closeable,
     CoupledStep,
@@ -34,9 +35,12 @@ from coupled_sampling.contracts import (
     Outcome,
     Runs,
     Sampling,
+    TreeSteps,
     Window,
+    max_window,
     what_runs,
 )
+from coupled_sampling.corrections import Corrector
 from coupled_sampling.drafting import Drafting
 from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
@@ -89,6 +93,8 @@ class Verification:
     """What ran, and where the tested steps were decided."""
     law: Equivalence | None = None
     """The step's own law against that of `HostStep`; None where `HostStep` is what was tested."""
+    branches: int = 0
+    """How many slots of a window were for branches."""
 
     @property
     def step(self) -> str:
@@ -116,6 +122,8 @@ class Verification:
         lines = [f"{self.method}, step {self.step}: {'passed' if self.passed else 'FAILED'} ({self.verdict})"]
         if self.recycles:
             lines.append(f"  {self.recycled_share:.0%} of the tested tokens were decided on a recycled draft")
+        if self.branches:
+            lines.append(f"  {self.branches} slots of a window are for branches")
         if self.differing_tokens is not None:
             found = f"{self.differing_tokens} tokens differ" if self.differing_tokens else "all tokens are the same"
             lines.append(f"  against {self._reference} at the same seed: {found}")
@@ -173,6 +181,20 @@ class _Recorder:
     def begin(self, row: int, request: Request) -> None:
         self.inner.begin(row, request)
 
+    @property
+    def refuses_branches(self) -> str | None:
+        if isinstance(self.inner, TreeSteps):
+            return self.inner.refuses_branches
+        return f"a {type(self.inner).__name__} does not do them; use HostStep"
+
+    @property
+    def max_columns(self) -> int:
+        return self.inner.max_columns if isinstance(self.inner, TreeSteps) else self.max_length
+
+    @property
+    def corrections(self) -> Corrector | None:
+        return self.inner.corrections if isinstance(self.inner, TreeSteps) else None
+
     def step(self, window: Window) -> Outcome:
         outcome = self.inner.step(window)
         self.decided += int(np.minimum(outcome.committed, window.recycled)[window.draws].sum())
@@ -183,6 +205,7 @@ class Decoding(TypedDict, total=False):
     """How `verify` decodes, as keywords."""
 
     window: int | str
+    branches: int | Branching
     drafting: str | Drafting
     sampling: Sampling | None
     seed: int
@@ -193,10 +216,16 @@ class _Decoding(NamedTuple):
     """`Decoding` with its defaults; it takes no other names."""
 
     window: int | str = 16
+    branches: int | Branching = 0
     drafting: str | Drafting = "random"
     sampling: Sampling | None = None
     seed: int = 0
     progress: Callable[[str, int], object] | None = None
+
+    @property
+    def slots(self) -> int:
+        """Slots for branches."""
+        return self.branches.most if isinstance(self.branches, Branching) else self.branches
 
 
 def verify(
@@ -228,7 +257,8 @@ def verify(
         Makes the step to verify. `HostStep` and what says that it is one are compared with `ar` by a `HostStep`, others with
         themselves (see the module's text).
     **decoding
-        ``window=16``, ``drafting="random"`` and ``sampling=None`` as for `coupled_sampling.generate`, and ``seed=0``: AR has its
+        ``window=16``, ``branches=0``, ``drafting="random"`` and ``sampling=None`` as for `coupled_sampling.generate`, but that
+        methods which take no branches are decoded without; and ``seed=0``: AR has its
         noise, the k-th method that of ``seed + k`` modulo 2**64, and the own law of a step that is none of the host's another, so
         that all samples are independent. ``progress=None`` is called
         with a method's name and the number of new tokens.
@@ -256,7 +286,7 @@ def verify(
     check_callable("open_model", open_model, 0)
     check_callable("make_step", make_step, 2)
     settings = _Decoding(**decoding)
-    check_decoding(settings.window, settings.drafting, settings.sampling)
+    check_decoding(settings.window, settings.drafting, settings.sampling, settings.branches)
     check_seed("seed", settings.seed)
     if settings.progress is not None:
         check_callable("progress", settings.progress, 2)
@@ -296,7 +326,8 @@ class _Sampler(NamedTuple):
             seed=seed % 2**64,
             noise=noise,
             progress=None if progress is None else lambda count: progress(method.name, count),
-            window=self.settings.window if window is None else window,
+            window=self._window(method, step) if window is None else window,
+            branches=self.settings.branches if window is None and method.refuses_branches is None else 0,
             drafting=self.settings.drafting,
             sampling=self.settings.sampling,
         ).tokens
@@ -304,6 +335,12 @@ class _Sampler(NamedTuple):
         if isinstance(step, Closeable):
             step.close()  # one model at a time is enough
         return _Drawn(np.array(tokens), recorder.decided / (self.samples * self.positions), runs)
+
+    def _window(self, method: Method, step: CoupledStep) -> int | str:
+        """Windows that are wide for branches are as wide as the model takes where nothing is guessed."""
+        window = self.settings.window
+        wide = self.settings.slots and not method.drafts and isinstance(window, int)
+        return min(int(window), max_window(step)) if wide else window
 
 
 def _verified(sampler: _Sampler, methods: Sequence[Method], make_step: MakeStep, alpha: float) -> list[Verification]:
@@ -328,6 +365,15 @@ def _verified(sampler: _Sampler, methods: Sequence[Method], make_step: MakeStep,
             again = sampler(method, make_step, seed if reference is host else seed + count + k)
             differing = int((again.tokens != reference.tokens).sum())
         results.append(
-            Verification(method.name, equivalence, sample.recycled_share, method.recycles, differing, sample.runs, law)
+            Verification(
+                method.name,
+                equivalence,
+                sample.recycled_share,
+                method.recycles,
+                differing,
+                sample.runs,
+                law,
+                sampler.settings.slots if method.refuses_branches is None else 0,
+            )
         )
     return results

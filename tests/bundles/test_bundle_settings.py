@@ -10,7 +10,7 @@ from coupled_sampling.bundles import DecodingSettings, GeneratedTokens
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.settings import decoding_settings
 from coupled_sampling.drafting import Copy, NGram, Random, Repeat
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.testing import TableProvider, random_table
 
 
@@ -95,6 +95,9 @@ def test_without_a_layout_all_prompts_share_one_record():
     assert all(found is settings.sampling for found in settings.samplings([[0], [1]]))
 
 
+MATCH = {"method": "scd-match"}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -111,6 +114,21 @@ def test_without_a_layout_all_prompts_share_one_record():
         ({"prompt_chunk": 197}, "prompt_chunk is 197, the model takes at most 196"),
         ({"guidance": "much"}, "guidance is 'much', expected a finite number"),
         ({"length": 196.0}, "length is 196.0"),
+        (
+            {"branches": 8},
+            "branches is 8, but scd-gumbel accepts drafts by rejection.*use scd-match or speculative-match",
+        ),
+        ({"branches": 8, "method": "ar"}, "branches is 8, but ar has no drafts; use scd-match"),
+        ({**MATCH, "branches": -1}, "branches is -1, expected a number of slots >= 0"),
+        ({**MATCH, "branches": 8.0}, r"branches is 8\.0, expected a number of slots"),
+        ({**MATCH, "branches": True}, "branches is True, expected a number of slots"),
+        (
+            {**MATCH, "branches": 15},
+            "branches is 15, expected at most 14 of the window's 16 slots.*or for a wider window",
+        ),
+        ({**MATCH, "branches": 8, "window": 1}, "branches is 8, expected at most 0 of the window's 1 slots"),
+        ({**MATCH, "branches": 8, "window": 481}, "window is 481, the model takes at most 480"),
+        ({**MATCH, "branches": 0, "window": 197}, "window is 197, the model takes at most 196"),
         ({"windw": 3}, "settings have no windw, expected some of method, window, "),
     ],
 )
@@ -132,7 +150,7 @@ def test_none_leaves_a_setting_to_the_bundle(manifest):
 
 def test_parts_go_on_to_what_takes_them():
     settings = DecodingSettings(5, method="ar", window=2, drafting="repeat", sampling=Sampling(top_k=2), stop=(3,))
-    assert settings.model == {"method": "ar", "guidance": 1.0, "warped": True, "corrections": "auto"}
+    assert settings.model == {"method": "ar", "guidance": 1.0, "warped": True, "corrections": "auto", "trees": False}
     decoder = Decoder(TableProvider(random_table(0, 4), 4), **settings.decoder)
     assert (decoder.method.name, decoder.window) == ("ar", 2)
     request = settings.request([1, 2], seed=3, sequence=4)
@@ -164,3 +182,66 @@ def test_the_usual_length_of_a_text_is_what_fits_behind_its_prompt(manifest):
 
 def test_a_picture_has_its_length_whatever_the_prompt(manifest):
     assert decoding_settings(manifest).length_after(100) == 196
+
+
+def test_branches_widen_windows_to_the_columns_of_the_tree_graph(manifest):
+    settings = decoding_settings(manifest, {**MATCH, "window": 480, "branches": 300})
+    assert (settings.window, settings.branches, settings.model["trees"], settings.decoder["branches"]) == (
+        480,
+        300,
+        True,
+        300,
+    )
+    plain = decoding_settings(manifest, MATCH)
+    assert (plain.branches, plain.model["trees"], plain.decoder["branches"]) == (0, False, 0)
+
+
+def test_branches_of_the_bundle_go_with_its_window_and_with_methods_that_take_them(manifest):
+    branching = with_defaults(manifest, method="scd-match", window=64, branches=24)
+    for given, expected in (
+        ({}, (64, 24)),
+        ({"branches": 0}, (64, 0)),
+        ({"branches": 8}, (64, 8)),
+        ({"window": 32}, (32, 0)),
+        ({"method": "sjd"}, (64, 0)),
+        ({"method": "speculative-match"}, (64, 24)),
+    ):
+        settings = decoding_settings(branching, given)
+        assert (settings.window, settings.branches) == expected
+    wide = with_defaults(manifest, method="scd-match", window=256, branches=192)
+    assert decoding_settings(wide).window == 256
+    assert decoding_settings(wide, {"branches": 0}).window == 196
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [{"branches": -1}, {"branches": 15}, {"branches": 1, "window": 2}, {"branches": 1, "method": "sjd"}],
+    ids=str,
+)
+def test_defaults_with_branches_that_cannot_be_are_refused(manifest, defaults):
+    with pytest.raises(
+        BundleError, match=f"defaults.branches is {defaults['branches']}, expected an integer from 0 to"
+    ):
+        with_defaults(manifest, **{"method": "scd-match", "window": 16, **defaults})
+
+
+def test_branches_need_a_tree_graph(manifest):
+    without = dataclasses.replace(manifest, tree_graph=None)
+    with pytest.raises(InvalidArgument, match="branches are asked for, but the bundle fashion has no graph for trees"):
+        decoding_settings(without, {**MATCH, "branches": 8})
+    assert decoding_settings(without, {**MATCH, "branches": 0}).branches == 0
+    with pytest.raises(BundleError, match=r"defaults\.branches is 8, expected 0 without a tree_graph"):
+        with_defaults(without, method="scd-match", branches=8)
+
+
+def test_beside_methods_with_branches_others_have_none():
+    settings = DecodingSettings(5, method="scd-match", window=256, branches=192)
+    found = {name: settings.by(name, 196) for name in ("ar", "sjd", "speculative-match")}
+    assert {name: (own.method, own.window, own.branches) for name, own in found.items()} == {
+        "ar": ("ar", 196, 0),
+        "sjd": ("sjd", 256, 0),
+        "speculative-match": ("speculative-match", 256, 192),
+    }
+    assert dataclasses.replace(settings, window="auto").by("ar", 196).window == "auto"
+    with pytest.raises(InvalidArgument, match="method is 'magic'"):
+        settings.by("magic", 196)

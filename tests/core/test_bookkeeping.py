@@ -113,3 +113,33 @@ def test_figures_of_a_summary_by_hand():
     assert summary.tokens_per_step == pytest.approx(14 / 9)
     assert summary.committed_histogram.tolist() == [1, 4, 3, 0, 1]
     assert summarise([Trace([1])]).nfe_sem == 0
+
+
+@pytest.mark.parametrize("stop", [(), (1,)])
+def test_a_trace_knows_which_tokens_branches_guessed(stop):
+    """The oracle walks every window's tree along the tokens that were committed."""
+    found, walked, cut = [], [], 0
+    for seed in range(20):
+        step = Watched(TableProvider(random_table(2, V), V, max_length=64), "scd-match")
+        trace = generate(step, [[1, 3]], length=40, window=12, branches=8, seed=seed, stop=stop).traces[0]
+        found.append(trace.branch_tokens)
+        guessed = list(_guessed_by_branches(step.seen))
+        walked.append([index for index in guessed if index < trace.tokens])
+        cut += len(guessed) - len(walked[-1])
+        assert trace.tokens < 40 or not stop
+    assert found == walked
+    assert sum(map(len, found)) > 5
+    assert (cut > 0) == bool(stop), "nothing was discarded behind a stop token"
+
+
+def _guessed_by_branches(seen):
+    index = 0
+    for window, outcome in seen:
+        slot, count = int(window.known[0]) - 1, int(outcome.committed[0])
+        for token in outcome.tokens[0, slot : slot + count - 1].tolist():
+            parents = np.arange(-1, window.tokens.shape[1] - 1) if window.parents is None else window.parents[0]
+            slot = next(j for j in np.flatnonzero(parents == slot).tolist() if window.tokens[0, j] == token)
+            if slot >= window.end[0]:
+                yield index
+            index += 1
+        index += min(count, 1)

@@ -301,14 +301,11 @@ for cache, old in zip(self._caches.kept.values(), held, strict=True):
     ),
     Bug(
         "idle-rows-run-too",
-        "OrtProvider._forward",
-        "rows = range(count)",
+        "OrtProvider.forward",
+        "return self._forward(tokens, start, range(len(start)))",
         """\
 idle = self.batch_size - len(tokens)
-tokens = np.pad(tokens, ((0, idle), (0, 0)))
-start = np.pad(start, (0, idle))
-count = self.batch_size
-rows = range(count)
+return self._forward(np.pad(tokens, ((0, idle), (0, 0))), np.pad(start, (0, idle)), range(self.batch_size))
 """,
         "Rows beyond the call's are forwarded, too, and lose their state.",
         RUNTIME,

@@ -55,15 +55,20 @@ def optimum(
 ):
     """A decoder in Optimum's style.
 
-    positions: "input" (position_ids), "mask" (counted from attention_mask), "columns" (index of the cache column).
-    mask: "right", "unpadded" (attention_mask is ignored), "open" (a window with a past is not causal), "none" (never causal).
+    positions: "input" (position_ids), "mask" (counted from attention_mask), "columns" (index of the cache column), "unused" (the
+    same beside position_ids).
+    mask: "right", "unpadded" (attention_mask is ignored), "open" (a window with a past is not causal), "none" (never causal); of 4
+    axes: "slots" (booleans), "added" (floats), "last slot's" (of these the last slot's row alone, and causal).
     """
     g = Writer(18, dtype)
     float_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     ints = onnx.TensorProto.INT64
     pasts, presents = cache_values(float_type, *names)
     inputs = [("input_ids", ints, ["batch", "window"]), ("attention_mask", ints, ["batch", "total"]), *pasts, *extra]
-    if positions == "input":
+    by_slot = {"slots": onnx.TensorProto.BOOL, "last slot's": onnx.TensorProto.BOOL, "added": float_type}
+    if mask in by_slot:
+        inputs[1] = ("attention_mask", by_slot[mask], ["batch", 1, "window", "total"])
+    if positions in ("input", "unused"):
         inputs.insert(2, ("position_ids", ints, ["batch", "window"]))
     window, past = g.size("input_ids", 1), g.size(pasts[0][0], 2)
     total = g.op("Add", past, window)
@@ -72,11 +77,19 @@ def optimum(
     if mask in ("open", "none"):
         free = g.op("Greater", past, g.constant(0 if mask == "open" else -1))
         visible = g.op("Or", visible, free)
-    valid = g.op("Cast", g.op("Unsqueeze", "attention_mask", g.constant([1, 2])), to=onnx.TensorProto.BOOL)
+    if mask == "last slot's":
+        valid = g.op("Slice", "attention_mask", g.constant([-1]), g.constant([2**31]), g.constant([2]))
+    elif mask in by_slot:
+        valid = visible = "attention_mask"
+    else:
+        valid = g.op("Cast", g.op("Unsqueeze", "attention_mask", g.constant([1, 2])), to=onnx.TensorProto.BOOL)
     if mask == "unpadded":
         valid = g.op("Or", valid, g.constant(True, np.bool_))
-    visible = g.op("And", valid, visible)
-    bias = g.op("Where", visible, g.constant(0, dtype), g.constant(-1e4, dtype))
+    if mask == "added":
+        bias = "attention_mask"
+    else:
+        visible = g.op("And", valid, visible)
+        bias = g.op("Where", visible, g.constant(0, dtype), g.constant(-1e4, dtype))
     if positions == "mask":
         counted = g.op("Sub", g.op("CumSum", "attention_mask", g.constant(1)), g.constant(1))
         ends = [g.op("Unsqueeze", value, g.constant([0])) for value in (past, total)]

@@ -6,9 +6,9 @@ from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.methods import find_method
 
 
-def cuda_provider(bundle, rows=1, *, on_device=False, cpu_nodes="shapes", column_buckets=(), **place):
+def cuda_provider(bundle, rows=1, *, on_device=False, cpu_nodes="shapes", column_buckets=(), trees=False, **place):
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    wanted = Wanted(opened, Place("cuda", **place), rows, step="kernels" if on_device else "host")
+    wanted = Wanted(opened, Place("cuda", **place), rows, step="kernels" if on_device else "host", trees=trees)
     return cuda.open_provider(wanted, cuda.CudaOptions(cpu_nodes, column_buckets))
 
 

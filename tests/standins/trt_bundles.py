@@ -11,7 +11,8 @@ from coupled_sampling.backends import Place
 from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep
 from coupled_sampling.backends.trt.flavour import Flavour
-from coupled_sampling.export.step_bundle import write_step_graphs
+from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.export.step_bundle import write_step_graphs, write_tree_graph
 from standins.fake_kernels import EmulatedCuda
 from standins.fake_tensorrt import FakeTensorRT
 from standins.toy_bundles import toy_gpt, write_toy_bundle
@@ -19,11 +20,16 @@ from standins.toy_bundles import toy_gpt, write_toy_bundle
 LENGTH = 40
 
 
-def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=()):
-    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph; step graphs for the methods ``steps``."""
+def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=(), trees=False):
+    """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph; step graphs for the methods ``steps``.
+
+    With these, or with ``trees``, it has a graph for trees.
+    """
     write_toy_bundle(path, toy_gpt(LENGTH, cache_length=LENGTH + 4), max_window=max_window, change=change, seed=seed)
     if steps:
         write_step_graphs(path, steps)
+    elif trees:
+        write_tree_graph(path, open_bundle(path).manifest)
     return path
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling import CounterNoise, HostStep, Sampling
+from coupled_sampling.branching import BestFirst
 from coupled_sampling.drafting import Repeat
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.testing import TableProvider, random_table
@@ -139,9 +140,51 @@ def test_a_run_in_which_nothing_was_recycled_is_blind():
         ({"samples": 1}, "samples"),
         ({"positions": 0}, "positions"),
         ({"alpha": 1.0}, "alpha"),
+        ({"branches": -1}, "branches"),
+        ({"branches": "many"}, "branches"),
+        ({"branches": BestFirst}, "branches"),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
     methods = changes.pop("methods", ["sjd"])
     with pytest.raises(InvalidArgument, match=message):
         verify(table, [0], methods, **changes)
+
+
+def test_windows_with_branches_are_verified_where_methods_take_them():
+    """More slots than the model has positions, for a method that takes branches and for ``ar``."""
+    found = verify(table, [0], ["sjd", "scd-match"], samples=20, positions=6, window=14, branches=9)
+    assert [(one.differing_tokens, one.branches) for one in found] == [(None, 0), (0, 9)]
+    assert "9 slots of a window are for branches" in found[1].report()
+    assert "branches" not in found[0].report()
+    (wide,) = verify(table, [0], ["scd-match"], samples=20, positions=6, window=20, branches=BestFirst(16))
+    assert (wide.differing_tokens, wide.branches) == (0, 16)
+
+
+def test_branches_that_change_tokens_are_seen():
+    class Wrong(HostStep):
+        """Takes every branch's tokens for what its own law gives."""
+
+        def step(self, window):
+            outcome = super().step(window)
+            if window.branches is not None:
+                outcome.tokens[:, :] = (outcome.tokens + 1) % 3
+            return outcome
+
+    (found,) = verify(table, [0], ["scd-match"], samples=40, positions=6, window=8, branches=4, make_step=Wrong)
+    assert found.differing_tokens > 0
+    assert not found.passed
+
+
+def test_steps_that_know_no_branches_are_refused_them():
+    class Chains:
+        def __init__(self, provider, method):
+            self.inner = HostStep(provider, method)
+
+        def __getattr__(self, name):
+            if name in ("refuses_branches", "max_columns"):
+                raise AttributeError(name)
+            return getattr(self.inner, name)
+
+    with pytest.raises(InvalidArgument, match="branches is 4, but a Chains does not do them; use HostStep"):
+        verify(table, [0], ["scd-match"], samples=2, positions=2, window=8, branches=4, make_step=Chains)
