@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coupled_sampling import Decoder, HostStep, Request, Sampling, generate
+from coupled_sampling import Decoder, HostStep, Request, Sampling, Window, generate
 from coupled_sampling.branching import BestFirst, Branches
 from coupled_sampling.contracts import RowInfo
 from coupled_sampling.drafting import Proposal
@@ -102,6 +102,30 @@ def test_a_step_decides_what_a_walk_decides(dead, window, seed):
             assert outcome.candidates[b].tokens[i][possible].tolist() == best[possible].tolist()
             with np.errstate(divide="ignore"):
                 np.testing.assert_allclose(outcome.candidates[b].scores[i], np.log(products[best]), rtol=1e-9)
+
+
+def test_rows_that_decide_nothing_may_begin_before_all_that_decide():
+    """Padding has no depth, however many known tokens the other rows begin with."""
+    law, infos = law_of_three(0), [None, RowInfo(3, 0, Sampling())]
+    parents = np.array([[-1] * 4, [-1, 0, 1, 2]])
+    zero, known = np.zeros(2, np.int64), np.array([0, 4])
+    window = Window(
+        np.zeros((2, 4), np.int64),
+        zero,
+        known,
+        zero,
+        zero,
+        known > 0,
+        zero,
+        infos,
+        [zero, np.zeros(4, int)],
+        [None] * 2,
+    )
+    outcome = HostStep(TableProvider(law, V, 2, LENGTH), "scd-match").step(
+        window._replace(branches=zero, parents=parents)
+    )
+    assert outcome.committed.tolist() == [0, 1]
+    assert outcome.tokens[1, 3] == np.argmax(law((0, 0, 0, 0)) * race_weights(3, 0, 4, V))
 
 
 # Whole sequences, against `ar`
