@@ -257,7 +257,10 @@ def decided_tree(usable, valid, has_draft, draft, on_path, parents, depth, sees,
     slots = Decisions(sites, 0, draft, has_draft)
     tree = TreeDecisions(slots, slots._replace(sites=sites._replace(valid=on_path)), parents, depth, sees, tips)
     noise = ArrayNoise(race_weights=race_weights)
-    return tuple(decide_tree(METHODS["scd-match"], target_law, tree, noise, usable=usable))
+    tokens, last, laws, slots = decide_tree(METHODS["scd-match"], target_law, tree, noise, usable=usable)
+    xp = namespace(tokens)
+    redraft = (xp.arange(tokens.shape[1]) > last[:, None]) & (tokens >= 0)  # the laws of others mean nothing
+    return tokens, last, xp.where(redraft[..., None], laws, xp.zeros_like(laws)), slots
 
 
 def arguments_of_a_tree(given):
