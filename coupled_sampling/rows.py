@@ -90,11 +90,11 @@ class Row:
         """End of the positions worth forwarding now, one after another.
 
         Without ``guesses`` no fresh drafts stand behind the tokens and drafts that are there. As many slots of the window as there
-        are ``branches`` are left for these, but what is known goes first.
+        are ``branches`` are left for these, but what is known goes first, and a draft: where none is redrawn, no branch is chosen.
         """
         if self.unread(window):
             return min(self.given - 1, self.cached + window)
-        window = max(window - branches, min(window, self.committed - self.cached))
+        window = max(window - branches, min(window, self.committed - self.cached + 1))
         # Where a prefix was there already the first window ends where it would end without it: tokens do not depend on that.
         first = 0 if self.committed == self.given <= window else self.cached
         return min(first + window, self.end if guesses else min(self.committed + self.drafted, self.end))

@@ -314,7 +314,7 @@ class Window(NamedTuple):
         slot = np.arange(first, self.tokens.shape[1])
         decides = self.draws[:, None] & (slot >= self.known[:, None] - 1)
         valid = decides & (slot < (self.end + self.branches)[:, None])
-        depth = tree.depth[:, first:] - first
+        depth = np.maximum(tree.depth[:, first:] - first, 0)  # padding, and rows that decide nothing, may begin lower
         count = 1 + int(depth[valid].max(initial=0))
         sites = path.sites._replace(position=self.start[:, None] + tree.depth[:, first:] + 1, valid=valid)
         drafts = valid & (slot >= self.known[:, None])

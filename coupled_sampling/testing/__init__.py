@@ -4,13 +4,15 @@
   `exact_law` and `exact_law_from_uniforms` give the law itself;
 - statistical, for everything too large to enumerate: `equivalence_test` and `assert_equivalent`, with power and a negative
   control in every report;
-- parts: `check_provider` for a backend, `check_coupling` for a coupling, `check_processor` for a logits processor;
+- parts: `check_provider` for a backend, `check_coupling` for a coupling, `check_processor` for a logits processor; `least_hit_rate`
+  bounds how often one of several candidates is right;
 - two implementations of a step, given the same noise: `StepComparison` tells float ties from disagreements;
 - `coupled_sampling.testing.strategies` for Hypothesis, and a pytest plugin with two profiles of it (needs the extra ``[testing]``);
 - models small enough for it: `TableProvider`, `RationalProvider`, `random_table`, `rational_table`.
 """
 
 from coupled_sampling.testing.contracts.couplings import check_coupling, coupling_report
+from coupled_sampling.testing.contracts.hit_rates import least_hit_rate
 from coupled_sampling.testing.contracts.processors import check_processor, processor_report
 from coupled_sampling.testing.contracts.providers import check_provider, provider_report
 from coupled_sampling.testing.contracts.report import CheckFailed, Report
@@ -53,6 +55,7 @@ __all__ = [
     "exact_law",
     "exact_law_from_uniforms",
     "joint_law",
+    "least_hit_rate",
     "processor_report",
     "provider_report",
     "random_table",

@@ -26,6 +26,7 @@ from coupled_sampling.methods import Method, find_method
 from coupled_sampling.windows import WindowRule
 
 __all__ = [
+    "check_branches",
     "check_callable",
     "check_choice",
     "check_conditions",
@@ -211,6 +212,12 @@ def check_decoding(window: Any, drafting: Any, sampling: Any, branches: Any = 0)
     if not isinstance(sampling, Sampling | None):
         raise InvalidArgument(f"sampling is {shown(sampling)}, expected a Sampling, or None for the plain one")
     if isinstance(branches, type) or not isinstance(branches, Branching):
+        check_count("branches", branches, 0)
+
+
+def check_branches(branches: Any) -> None:
+    """A number of slots, or a rule, as `coupled_sampling.generate` takes it."""
+    if not isinstance(branches, Branching) or isinstance(branches, type):
         check_count("branches", branches, 0)
 
 

@@ -24,9 +24,12 @@ class Elsewhere(TableProvider):
     def forward(self, tokens, start):
         return pytest.importorskip("array_api_strict").asarray(super().forward(tokens, start))
 
+    def forward_tree(self, *window):
+        return pytest.importorskip("array_api_strict").asarray(super().forward_tree(*window))
 
-def calls_of(monkeypatch, kind, method):
-    """Which public functions of `couplings` a decoder calls, and how often."""
+
+def calls_of(monkeypatch, kind, method, branches=0):
+    """Which public functions of the rule a decoder calls, and how often."""
     seen = dict.fromkeys(FUNCTIONS, 0)
 
     def spied(name, function):
@@ -41,14 +44,17 @@ def calls_of(monkeypatch, kind, method):
             for module in ("couplings", "step_rule", "host_step", "draft_laws"):
                 patch.setattr(f"coupled_sampling.{module}.{name}", spied(name, function), raising=False)
         model = kind(random_table(3, 4), 4, 2, 40)
-        generate(model, [[0], [1, 2]], length=12, method=method, window=5, drafting="repeat", seed=1)
+        settings = {"length": 12, "window": 5, "drafting": "repeat", "seed": 1, "branches": branches}
+        generate(model, [[0], [1, 2]], method=method, **settings)
     return seen
 
 
 def test_every_public_function_is_called_by_some_decoder(monkeypatch):
     runs = [calls_of(monkeypatch, kind, method) for kind in (TableProvider, Elsewhere) for method in METHODS]
+    runs.append(calls_of(monkeypatch, TableProvider, "scd-match", branches=2))
     assert set(FUNCTIONS) >= {
         "decide",
+        "decide_tree",
         "independent",
         "maximal",
         "gumbel",
@@ -76,6 +82,15 @@ def test_every_method_decides_by_the_one_rule(monkeypatch, kind, method):
     called = {name for name, count in seen.items() if count}
     assert called - {"residual"} == coupled | {"decide"}
     assert ("residual" in called) == ("maximal" in called and kind is Elsewhere)
+
+
+@pytest.mark.parametrize("kind", [TableProvider, Elsewhere])
+@pytest.mark.parametrize("method", ["scd-match", "speculative-match"])
+def test_windows_with_branches_are_decided_by_the_one_rule(monkeypatch, kind, method):
+    """A match of every slot with its parent is no `match` of a window's slots with the next ones: only the race is shared."""
+    called = {name for name, count in calls_of(monkeypatch, kind, method, branches=2).items() if count}
+    assert called >= {"decide_tree", "gumbel"}
+    assert called <= {"decide_tree", "gumbel", "decide", "match"}  # a window whose row gets no branch is none
 
 
 def test_a_method_may_be_decided_without_a_step():

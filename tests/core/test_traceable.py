@@ -13,12 +13,13 @@ import pytest
 
 from coupled_sampling import METHODS, Sampling, couplings, draws, step_rule, target
 from coupled_sampling.arrays import is_concrete, namespace, to_host
-from coupled_sampling.contracts import RowInfo, Sites
+from coupled_sampling.contracts import Decisions, RowInfo, Sites, TreeDecisions
 from coupled_sampling.corrections import Changes
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.law_forms import DraftLawArray
 from coupled_sampling.noise import ArrayNoise, CounterNoise
-from coupled_sampling.step_rule import CorrectedSite, decide
+from coupled_sampling.step_rule import CorrectedSite, decide, decide_tree
+from coupled_sampling.trees import Tree
 from standins import ROOT
 from standins.correctors import random_low_rank
 from standins.frameworks import TRANSFORMATIONS, Framework
@@ -91,6 +92,10 @@ def maximal_where(draft, law, target_law, accept, correct, where):
     return couplings.maximal(draft, law, target_law, accept, correct, where=where)
 
 
+def three_best(law, weights):
+    return draws.ranked(law, weights, 3)
+
+
 FUNCTIONS = {
     "acceptance_probability": (couplings.acceptance_probability, lambda g: (g.draft, g.law, g.target)),
     "residual": (couplings.residual, lambda g: (g.target, g.law)),
@@ -109,6 +114,7 @@ FUNCTIONS = {
     "match": (couplings.match, lambda g: (g.draft, g.target, g.gumbel)),
     "categorical": (draws.categorical, lambda g: (g.law, g.uniforms[..., 0])),
     "race": (draws.race, lambda g: (g.law, g.race)),
+    "ranked": (three_best, lambda g: (g.law, g.race)),
 }
 
 
@@ -125,7 +131,7 @@ def test_functions_of_the_rule(framework, kind, name, vocab_size):
 def test_every_public_function_is_among_them():
     tested = {name.split(",")[0] for name in FUNCTIONS}
     public = {name for module in (couplings, draws, step_rule) for name in module.__all__ if name[0].islower()}
-    assert public - tested == {"decide"}
+    assert public - tested == {"decide", "decide_tree"}  # whole steps, see below
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -243,6 +249,60 @@ class FromLogits:
         raw = self.logits[:, site, :]
         law = target.target_law(self.fitted.correct(raw, Changes(old, new, none)), Sampling())
         return CorrectedSite(xp.any(new != old, axis=-1), law, new[:, 0] != 4 if self.ends else None)
+
+
+def decided_tree(usable, valid, has_draft, draft, on_path, parents, depth, sees, tips, target_law, race_weights):
+    """`decide_tree` as a function of arrays alone."""
+    sites = Sites(None, None, None, None, valid)
+    slots = Decisions(sites, 0, draft, has_draft)
+    tree = TreeDecisions(slots, slots._replace(sites=sites._replace(valid=on_path)), parents, depth, sees, tips)
+    noise = ArrayNoise(race_weights=race_weights)
+    tokens, last, laws, slots = decide_tree(METHODS["scd-match"], target_law, tree, noise, usable=usable)
+    xp = namespace(tokens)
+    redraft = (xp.arange(tokens.shape[1]) > last[:, None]) & (tokens >= 0)  # the laws of others mean nothing
+    return tokens, last, xp.where(redraft[..., None], laws, xp.zeros_like(laws)), slots
+
+
+def arguments_of_a_tree(given):
+    """Two rows: one begins with its slot 0, the other with its slot 1 and has padding at its end; all drafts but one stand."""
+    parents = np.array([[-1, 0, 0, 2, 3], [-1, 0, 1, 1, -1]])
+    tree = Tree.of(parents)
+    valid = np.array([[True] * 5, [False, True, True, True, False]])
+    on_path = np.array([[True, True, False, False, False], [False, True, True, False, False]])
+    has_draft = valid & ~np.array([[True, False, False, False, False], [False, True, False, False, False]])
+    own = (given.target * given.race).argmax(axis=-1)
+    draft = np.take_along_axis(own, np.maximum(parents, 0), axis=-1)
+    draft[0, 1] = (draft[0, 1] + 1) % given.target.shape[-1]
+    return (
+        valid,
+        has_draft,
+        draft,
+        on_path,
+        np.maximum(parents, 0),
+        tree.depth,
+        tree.sees,
+        tree.tips(),
+        given.target,
+        given.race,
+    )
+
+
+@pytest.mark.parametrize("vocab_size", [7, 300])
+@pytest.mark.parametrize(("framework", "kind"), WITHOUT_VMAP)
+def test_a_step_with_branches_is_decided(framework, kind, vocab_size):
+    valid, *others = arguments_of_a_tree(Given(vocab_size))
+    own = (others[-2] * others[-1]).argmax(axis=-1)
+    expected = decided_tree(np.ones_like(valid), valid, *others)
+    np.testing.assert_array_equal(expected[1], [3, 2])
+    np.testing.assert_array_equal(expected[3][0, :4], [0, 2, 3, 4])  # along the branch
+    np.testing.assert_array_equal(expected[0][0, :4], own[0, [0, 2, 3, 4]])
+    usable = np.ones_like(valid)
+    usable[0, 4] = usable[1, 1] = False
+    for laws in (np.ones_like(valid), usable):
+        arguments = laws, valid, *others
+        # What stands beyond the path and the walk means nothing, and is the same for all that.
+        assert_as_numpy(framework, kind, decided_tree, arguments)
+    assert decided_tree(usable, valid, *others)[0][0, 3] == decided_tree(usable, valid, *others)[0][1, 1] == -1
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -8,7 +8,7 @@ import pytest
 from coupled_sampling import HostStep, generate
 from coupled_sampling.drafting import Copy
 from coupled_sampling.plain_corrections import RunningAverages
-from coupled_sampling.row_correctors import RowCorrectors
+from coupled_sampling.row_correctors import Made, RowCorrectors
 from coupled_sampling.testing import TableProvider, autoregressive_law, exact_law, random_table, total_variation
 
 CAUGHT = 1e-4
@@ -77,9 +77,9 @@ class LearnsOfDrafts(HostStep):
 
 
 class _ToTheEnd(RowCorrectors):
-    def commit(self, window, slots, logits, tokens, sites):
+    def commit(self, window, slots, logits, tokens, made):
         ends = [int(np.flatnonzero(valid)[-1]) + 1 for valid in slots.sites.valid]
-        to_the_end = [slice(own.start, end) for own, end in zip(sites, ends, strict=True)]
+        to_the_end = [Made(slice(own.sites.start, end)) for own, end in zip(made, ends, strict=True)]
         super().commit(window, slots, logits, np.where(slots.has_draft, slots.draft, tokens), to_the_end)
 
 

@@ -112,10 +112,11 @@ CALLS = {
         "sampling": Sampling(),
     },
     "shipped_decoder": {
-        "method": "sjd", "window": 2, "drafting": "repeat", "stop": (), "sampling": None, "step": HostStep,
+        "method": "scd-match", "window": 2, "drafting": "repeat", "stop": (), "sampling": None, "branches": 1, "step": HostStep,
     },
     "autoregressive_law": {"next_law": TABLE, "prompt": [0], "length": 2, "stop": ()},
     "sampled_law": {"next_law": TABLE, "sampling": Sampling(), "prompt": [0], "arithmetic": "float"},
+    "least_hit_rate": {"draft_law": [0.5, 0.5], "target_law": [0.25, 0.75], "candidates": 1},
     "joint_law": {"laws": [{0: 0.5, 1: 0.5}]},
     "total_variation": {"first": {0: 1.0}, "second": {0: 1.0}},
     "exact_law": {"run": noise_run, "max_paths": 10, "arithmetic": "float"},

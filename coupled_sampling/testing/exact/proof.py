@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
+from coupled_sampling.branching import Branching
 from coupled_sampling.contracts import CoupledStep, LogitsProvider, Sampling
 from coupled_sampling.drafting import Drafting, Repeat
 from coupled_sampling.errors import InvalidArgument
@@ -24,6 +25,7 @@ from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import Noise
 from coupled_sampling.testing.arguments import (
+    check_branches,
     check_callable,
     check_choice,
     check_count,
@@ -71,13 +73,14 @@ def shipped_decoder(
     drafting: str | Drafting = _FILLED,
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
+    branches: int | Branching = 0,
     step: Callable[[LogitsProvider, str | Method, Noise], CoupledStep] = HostStep,
 ) -> Decode:
     """This library's own loop as a `Decode`, with any coupled step in it.
 
     Parameters
     ----------
-    method, window, drafting, stop, sampling
+    method, window, drafting, stop, sampling, branches
         As for `coupled_sampling.generate`. By default drafts repeat the token before, and begin with token 0: short outputs need
         all the drafts that they can get, from the first step on.
     step
@@ -89,9 +92,17 @@ def shipped_decoder(
     >>> decoder = shipped_decoder("sjd", window=2)
     >>> len(assert_lossless_exactly(decoder, random_table(0, 2), [[0]], vocab_size=2, length=3))
     8
+
+    Windows with branches, chosen by a rule that may be yours:
+
+    >>> from coupled_sampling.branching import BestFirst
+    >>> decoder = shipped_decoder("scd-match", window=4, branches=BestFirst(2, candidates=2))
+    >>> len(assert_lossless_exactly(decoder, random_table(0, 2), [[0]], vocab_size=2, length=3))
+    8
     """
     check_method("method", method)
     check_decoding(window, drafting, sampling)
+    check_branches(branches)
     check_callable("step", step, 3)
     stop = check_tokens("stop", stop)
 
@@ -109,6 +120,7 @@ def shipped_decoder(
             stop=stop,
             sampling=sampling or Sampling(),
             noise=noise,
+            branches=branches,
         ).tokens
 
     return decode

@@ -153,6 +153,12 @@ class RationalArray:
     def __eq__(self, other: object) -> RationalArray:  # type: ignore[override]
         return _compare(self, other, operator.eq)
 
+    def __ne__(self, other: object) -> RationalArray:  # type: ignore[override]
+        return _compare(self, other, operator.ne)
+
+    def __neg__(self) -> RationalArray:
+        return 0 - self
+
 
 def _wrap(values: Any, logarithms: bool = False) -> RationalArray:
     """An array of numpy's ``values``, a scalar or an array."""
@@ -232,6 +238,8 @@ def _full(shape: int | tuple[int, ...], value: Any, *, dtype: Any = RATIONAL, de
 
 
 def _full_like(array: RationalArray, value: Any) -> RationalArray:
+    if value == -np.inf:
+        return _full(array.shape, value)
     return RationalArray(np.full(array.shape, _array(value).values[()], array.values.dtype))
 
 
@@ -257,6 +265,12 @@ def _exp(array: RationalArray) -> RationalArray:
     if not array.logarithms:
         raise InvalidArgument("exp of fractions is no fraction; expected logarithms of fractions, which logits are")
     return RationalArray(array.values)
+
+
+def _log(array: RationalArray) -> RationalArray:
+    if array.logarithms:
+        raise InvalidArgument("log of logarithms of fractions is no fraction; expected fractions, which laws are")
+    return RationalArray(array.values, True)
 
 
 def _same(function: Callable[..., Any]) -> Callable[..., RationalArray]:
@@ -289,8 +303,8 @@ def _plain(function: Callable[..., Any]) -> Callable[..., RationalArray]:
 
 
 def _index(function: Callable[..., Any]) -> Callable[..., RationalArray]:
-    def call(array: RationalArray, *, axis: int | None = None) -> RationalArray:
-        return RationalArray(np.asarray(function(array.values, axis=axis)))
+    def call(array: RationalArray, **options: Any) -> RationalArray:
+        return RationalArray(np.asarray(function(array.values, **options)))
 
     return call
 
@@ -302,6 +316,7 @@ def _arange(*bounds: int, dtype: Any = np.int64, device: Any = None) -> Rational
 NAMESPACE = ModuleType("rational")
 """What the core uses of the array API, for `RationalArray`."""
 vars(NAMESPACE).update(
+    inf=np.inf,
     float32=RATIONAL,
     float64=RATIONAL,
     int64=np.dtype(np.int64),
@@ -321,6 +336,7 @@ vars(NAMESPACE).update(
     isfinite=_isfinite,
     isinf=lambda array: ~_isfinite(array),
     exp=_exp,
+    log=_log,
     abs=_plain(np.abs),
     sum=_plain(np.sum),
     cumulative_sum=_plain(np.cumsum),
@@ -335,6 +351,7 @@ vars(NAMESPACE).update(
     take_along_axis=_same(np.take_along_axis),
     any=_plain(np.any),
     argmax=_index(np.argmax),
+    argsort=_index(np.argsort),
     stack=_joined(np.stack),
     concat=_joined(np.concatenate),
 )
