@@ -8,8 +8,8 @@ __all__ = ["BUGS"]
 
 SHAPES = ("test_trees",)
 CHOSEN = ("test_branching",)
-WALKED = ("test_tree_decoding",)
-SHOWN = ("test_tree_contexts", "test_tree_decoding")
+WALKED = ("test_tree_steps",)
+SHOWN = ("test_tree_contexts", "test_tree_steps", "test_tree_decoding")
 
 BUGS = (
     Bug(
