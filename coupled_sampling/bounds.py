@@ -9,7 +9,7 @@ import numpy as np
 
 from coupled_sampling.arguments import check_count
 from coupled_sampling.arrays import is_floating
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Trees, max_window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Trees, TreeSteps, max_window
 from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.trees import check_parents
 
@@ -25,6 +25,10 @@ class TreeProvider(LogitsProvider, Trees, Protocol):
     >>> from coupled_sampling.testing import TableProvider, random_table
     >>> model: TreeProvider = TableProvider(random_table(0, 4), 4)
     """
+
+
+class _TreeStep(CoupledStep, TreeSteps, Protocol):
+    """A step that offers `TreeSteps`."""
 
 
 def check_model(name: str, model: Any) -> None:
@@ -103,7 +107,7 @@ def check_window(provider: LogitsProvider | CoupledStep, tokens: Any, start: Any
     _check_tokens(provider, tokens)
 
 
-def check_tree_window(provider: TreeProvider, tokens: Any, start: Any, parents: Any) -> None:
+def check_tree_window(provider: TreeProvider | _TreeStep, tokens: Any, start: Any, parents: Any) -> None:
     """Refuse a window that is a tree and that ``provider`` cannot hold.
 
     Raises

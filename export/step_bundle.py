@@ -28,6 +28,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph
 from coupled_sampling.export.graphs.checked_apart import check_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
+from coupled_sampling.export.graphs.decision_tree import TREE_METHOD
 from coupled_sampling.export.graphs.step import step_graph
 from coupled_sampling.export.graphs.tree_window import tree_window
 from coupled_sampling.fields import check_path
@@ -121,17 +122,19 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     for old in set(manifest.step_graphs) - set(kept):
         (folder / old.file).unlink()
     added = []
-    for name in names:
-        for graph in _variants(name, guided=manifest.unconditional_prompt is not None):
-            variant = {"warped": graph.warped, "guided": graph.guided, "corrected": graph.corrected}
-            made = step_graph(window, name, noise=graph.noise, **variant)
-            save_graph(made, folder / graph.file, check=False)
-            added.append(graph)
-    tree = manifest.tree_graph
+    tree, of_trees = manifest.tree_graph, None
     with contextlib.suppress(InvalidArgument):  # one that was written in another way stays without, or with what it has
         new = TreeGraph(TREE_GRAPH if tree is None else tree.file, tree_columns(manifest.window_graph.max_length))
-        save_graph(tree_window(window, new.cache_length), folder / new.file, check=False)
+        of_trees = tree_window(window, new.cache_length)
+        save_graph(of_trees, folder / new.file, check=False)
         tree = new
+    for name in names:
+        guided = manifest.unconditional_prompt is not None
+        for graph in _variants(name, guided=guided, trees=of_trees is not None):
+            variant = {"warped": graph.warped, "guided": graph.guided, "corrected": graph.corrected, "tree": graph.tree}
+            made = step_graph(of_trees if graph.tree else window, name, noise=graph.noise, **variant)
+            save_graph(made, folder / graph.file, check=False)
+            added.append(graph)
     written = [manifest.window_graph.file, *(graph.file for graph in added), *([] if tree is None else [tree.file])]
     check_apart([folder / name for name in written])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
@@ -178,19 +181,18 @@ def tree_columns(max_length: int) -> int:
     return -(-(max_length + _WIDEST_TREE) // _ROUND) * _ROUND
 
 
-def _variants(method: str, *, guided: bool) -> list[StepGraph]:
-    """The step graphs of ``method``, with guided ones if the bundle has a prompt for them."""
+def _variants(method: str, *, guided: bool, trees: bool) -> list[StepGraph]:
+    """The step graphs of ``method``, with guided ones if the bundle has a prompt for them, and with some for trees if it can."""
     graphs = []
-    for corrected in (False, True) if find_method(method).recycles else (False,):
-        name = f"step-{method}{'-corrected' * corrected}"
-        graphs.append(StepGraph(f"{name}.onnx", method, corrected=corrected))
-        graphs.append(StepGraph(f"{name}-warped.onnx", method, warped=True, corrected=corrected))
-        if guided:
-            graphs.append(
-                StepGraph(f"{name}-warped-guided.onnx", method, warped=True, guided=True, corrected=corrected)
-            )
-    if method == WINDOW_NOISE_METHOD:
-        graphs.append(StepGraph(f"step-{method}-tensorrt.onnx", method, noise="window"))
+    for tree in (False, True) if trees and method == TREE_METHOD else (False,):
+        for corrected in (False, True) if find_method(method).recycles else (False,):
+            name = f"step-{method}{'-tree' * tree}{'-corrected' * corrected}"
+            plain = StepGraph(f"{name}.onnx", method, corrected=corrected, tree=tree)
+            graphs += [plain, replace(plain, file=f"{name}-warped.onnx", warped=True)]
+            if guided and not tree:
+                graphs.append(replace(plain, file=f"{name}-warped-guided.onnx", warped=True, guided=True))
+        if method == WINDOW_NOISE_METHOD:
+            graphs.append(StepGraph(f"step-{method}{'-tree' * tree}-tensorrt.onnx", method, noise="window", tree=tree))
     return graphs
 
 

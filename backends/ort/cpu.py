@@ -15,7 +15,7 @@ __all__ = ["KERNELS", "SETTINGS", "STEPS", "TREES", "open", "takes"]
 SETTINGS = frozenset({"threads"})
 STEPS = ("graph", "host")
 KERNELS = ()
-TREES = ("host",)
+TREES = ("graph", "host")
 
 
 def takes(wanted: Wanted) -> str | None:

@@ -30,24 +30,18 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count, in_one_line
 from coupled_sampling.backends.ort.binding import TYPES, HostBinding
-from coupled_sampling.backends.ort.provider import KV_STEP
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.step_checks import check_corrections, check_guidance, refusals_of, step_graph_facts
 from coupled_sampling.backends.ort.step_corrections import CorrectionTables
-from coupled_sampling.backends.ort.step_inputs import (
-    candidates,
-    fill_race_noise,
-    fill_uniforms,
-    known_tokens,
-    temperatures,
-    warp_settings,
-)
-from coupled_sampling.backends.ort.step_state import AlternatingLaws, Buffer, HeldNoise, NoiseRing
-from coupled_sampling.bounds import check_fork, check_rows, check_window
+from coupled_sampling.backends.ort.step_inputs import known_tokens
+from coupled_sampling.backends.ort.step_state import AlternatingLaws, HeldNoise, NoiseRing
+from coupled_sampling.backends.ort.step_tensors import StepTensors
+from coupled_sampling.backends.ort.step_trees import asking_slots, outcome_of_tree, refused_branches
+from coupled_sampling.bounds import check_fork, check_rows, check_tree_window, check_window
 from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.corrections import LowRank
-from coupled_sampling.errors import ProviderError
+from coupled_sampling.errors import InvalidArgument, ProviderError
 from coupled_sampling.guided_rows import GuidedRows, PairedWindow
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.requests import Request
@@ -148,25 +142,24 @@ class OrtStep(Closing):
         self._model_rows = 1 if self._guided is None else 2
         self.binding = HostBinding(session) if binding is None else binding
         self.runs = Runs(session.get_providers()[0], self.binding.device, step="graph").corrected_by(corrections)
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        self._inputs = frozenset(value.name for value in inputs)
-        past = [value for value in inputs if value.name.startswith("past_key_values.")]
+        past = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
         tensors = {
             x.name: CacheTensor(x.name.replace("past_key_values", "present"), tuple(x.shape[1:]), TYPES[x.type])
             for x in past
         }
-        self._columns = next(iter(tensors.values())).shape[1]
+        self.max_columns = next(iter(tensors.values())).shape[1]
+        self._tree = facts.tree
+        self.refuses_branches = refused_branches(facts.method, facts.tree)
         self._caches = RowCaches(self.binding, tensors, self._model_rows * batch_size)
-        self._buffers = {value.name: Buffer(TYPES[value.type]) for value in (*inputs, *outputs)}
+        self._tensors = StepTensors(session, facts, self.binding, self.max_columns)
         self._laws = AlternatingLaws(self.binding, batch_size, self.vocab_size)
         self._ring = NoiseRing(self.binding, batch_size, self.vocab_size)
         self._tables = None if corrections is None else CorrectionTables(self.binding, corrections, self.vocab_size)
-        self._candidates = 1024
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the step cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
-        for name in ("binding", "_caches", "_buffers", "_laws", "_ring", "_tables"):
+        for name in ("binding", "_caches", "_tensors", "_laws", "_ring", "_tables"):
             vars(self).pop(name, None)
 
     def takes(self, request: Request) -> str | None:
@@ -200,22 +193,35 @@ class OrtStep(Closing):
             ONNX Runtime failed, or the step was closed.
         """
         self._refuse_if_closed()
-        check_window(self, window.tokens, window.start)
-        self._refusals.check(window)
+        self._check(window)
         rows, width = window.tokens.shape
         parts = [window.part(rows) for rows in window.busy_parts()]
+        if not parts:
+            return Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
         pairs = [self._paired(part) for part in parts]  # refuses what does not fit, before anything is written
         source = self._laws.source(window) if self._is_rejection else 0
         positions, entered = self._noise_positions(window)
-        tokens, committed = np.zeros((rows, width), np.int64), np.zeros(rows, np.int64)
-        highest = np.zeros((rows, width), np.float32)
+        made: dict[str, NDArray[Any]] = {}
         for part, paired in zip(parts, pairs, strict=True):
             at = slice(part.first_row, part.first_row + len(part.start))
-            tokens[at], committed[at], highest[at] = self._step(part, source, positions[at], paired)
+            for name, values in self._step(part, source, positions[at], paired).items():
+                made.setdefault(name, np.zeros((rows, *values.shape[1:]), values.dtype))[at] = values
         self._ring.held.update(entered)
         if self._is_rejection:
             self._laws.written(1 - source, window)
-        return close_rows(window, tokens, committed, highest)
+        if self._tree:
+            return outcome_of_tree(window, made)
+        return close_rows(window, made["tokens"], made["committed"], made["highest_logits"])
+
+    def _check(self, window: Window) -> None:
+        """Refuse what is out of bounds, or cannot be done."""
+        if window.parents is None:
+            check_window(self, window.tokens, window.start)
+        elif self.refuses_branches is not None:
+            raise InvalidArgument(f"window has branches, but {self.refuses_branches}")
+        else:
+            check_tree_window(self, window.tokens, window.start, window.parents)
+        self._refusals.check(window)
 
     def _paired(self, window: Window) -> PairedWindow | None:
         """With guidance the window of both rows of each."""
@@ -274,62 +280,46 @@ class OrtStep(Closing):
         for of_model in self._guided.fork(source, targets, length):
             self._caches.fork(*of_model)
 
-    def _out(self, name: str, *shape: int) -> NDArray[Any]:
-        return self._buffers[name].shaped(*shape)
-
-    def _put(self, name: str, values: Any, *shape: int) -> None:
-        """Feed ``values`` as the input ``name``."""
-        buffer = self._buffers[name].shaped(*shape)
-        buffer[...] = values
-        self.binding.bind_input(name, buffer)
-
-    def _feed_tokens(self, tokens: Integers, start: Integers) -> None:
-        """What the window graph inside reads: of a guided graph, two rows for each."""
-        self._put("input_ids", tokens, *tokens.shape)
-        self._put("start", start, len(start))
-        if "kv_length" in self._inputs:
-            steps = -(-(int(start.max()) + tokens.shape[1]) // KV_STEP)
-            self._put("kv_length", min(steps * KV_STEP, self._columns), 1)
-
     def _feed_pairs(self, guided: GuidedRows, paired: PairedWindow, draws: NDArray[np.bool_]) -> None:
         """Forward what unconditional prompts have before the rows' own, then feed the window of both rows.
 
         Everything else is fed already: it does no harm, since a call that draws nothing writes only what the next one does.
         """
         rows, width = len(draws), paired.tokens.shape[1]
-        self._put("guidance", paired.scale[:, 0], rows)  # the same for all slots, see `takes`
-        self._put("guidance_lag", paired.lag, rows)
+        put, put_tokens = self._tensors.put, self._tensors.put_tokens
+        put("guidance", paired.scale[:, 0], rows)  # the same for all slots, see `takes`
+        put("guidance_lag", paired.lag, rows)
         for tokens, start in guided.openings(paired):
-            self._put("draws", False, rows)
-            self._feed_tokens(tokens, start)
+            put("draws", False, rows)
+            put_tokens(tokens, start)
             self._run(rows, width)
-        self._put("draws", draws, rows)
-        self._feed_tokens(paired.tokens, paired.start)
+        put("draws", draws, rows)
+        put_tokens(paired.tokens, paired.start)
 
     def _step(
         self, window: Window, source: int | None, positions: list[tuple[int, int]], paired: PairedWindow | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Tokens, counts and largest logits of the window of some rows, of which ``positions`` and ``paired`` are.
+    ) -> dict[str, NDArray[Any]]:
+        """What the graph says of the window of some rows, of which ``positions`` and ``paired`` are, by outputs.
 
         Draft laws are read from the buffer ``source``; None says that no law is read or kept.
         """
         rows, width = window.tokens.shape
         part = range(window.first_row, window.first_row + rows)
         self._choose(part)
-        self._feed(window)
+        self._tensors.put_counts(window)
+        if self._guided is None:
+            self._tensors.put_tokens(window.tokens, window.start, window.parents)
         if self._is_rejection:
             self._feed_laws(window, part, source)
-        if "noise" in self._inputs:
+        if "noise" in self._tensors.inputs:
             self._feed_noise(window, part, positions)
         if self._guided is not None and paired is not None:
             self._feed_pairs(self._guided, paired, window.draws)
         while True:
             self._run(rows, width)
-            if not self._warped or not (self._out("nucleus_short", rows, width) & window.decides()).any():
-                break
-            self._candidates = min(4 * self._candidates, self.vocab_size)
-            self._feed_candidates(window)
-        return self._out("tokens", rows, width), self._out("committed", rows), self._out("highest_logits", rows, width)
+            if not self._warped or not (self._tensors.out("nucleus_short", rows, width) & asking_slots(window)).any():
+                return self._tensors.made(rows, width)
+            self._tensors.put_more_candidates(window)
 
     def _choose(self, rows: range) -> None:
         """Have the next calls run on ``rows``, which with guidance are two of the model's each."""
@@ -338,57 +328,29 @@ class OrtStep(Closing):
         if is_new and self._tables is not None:
             self._tables.bind()
 
-    def _feed(self, window: Window) -> None:
-        rows, _ = window.tokens.shape
-        if self._guided is None:
-            self._feed_tokens(window.tokens, window.start)
-        for name in ("known", "recycled", "fresh", "draws"):
-            self._put(name, getattr(window, name), rows)
-        self._put("temperature", temperatures(window), rows)
-        if self._warped:
-            for name, values in warp_settings(window, self.vocab_size).items():
-                self._put(name, values, rows)
-            self._feed_candidates(window)
-
-    def _feed_candidates(self, window: Window) -> None:
-        self._put("candidates", candidates(window, self.vocab_size, self._candidates), 1)
-
     def _feed_laws(self, window: Window, part: range, source: int | None) -> None:
         """Uniforms, the laws of the round before, and room for this round's."""
-        rows, width = window.tokens.shape
-        drawn = self._buffers["uniforms"].shaped(rows, width, 3)
-        fill_uniforms(window, drawn)
-        self.binding.bind_input("uniforms", drawn)
-        self._put("draft_laws_start", self._laws.starts(source or 0, part), rows)
-        self._laws.bind(source, part, width)
+        self._tensors.put_uniforms(window)
+        self._tensors.put("draft_laws_start", self._laws.starts(source or 0, part), len(part))
+        self._laws.bind(source, part, window.tokens.shape[1])
 
     def _noise_positions(self, window: Window) -> tuple[list[tuple[int, int]], dict[int, HeldNoise]]:
         """The positions (first, end) of each row whose race noise enters, and what the ring holds of the rows once it has."""
         if self.method.acceptance == "none":
             decided = [window.decided_positions(b) for b in range(len(window.draws))]
             return [(first, end if window.draws[b] else first) for b, (first, end) in enumerate(decided)], {}
-        if "noise" not in self._inputs:
+        if "noise" not in self._tensors.inputs:
             return [(0, 0)] * len(window.draws), {}
         return self._ring.missing(window)
 
     def _feed_noise(self, window: Window, part: range, positions: list[tuple[int, int]]) -> None:
-        self._enter(window, positions)
+        self._tensors.put_noise(window, positions)
         if self.method.acceptance != "none":
-            self._put("noise_start", [first for first, _ in positions], len(positions))
+            self._tensors.put("noise_start", [first for first, _ in positions], len(positions))
             self._ring.bind(part)
 
-    def _enter(self, window: Window, positions: list[tuple[int, int]]) -> None:
-        """Feed the race noise of each row's ``positions`` (first, end); rows with fewer than others send padding behind theirs."""
-        most = max(1, *(end - first for first, end in positions))
-        noise = self._buffers["noise"].shaped(len(positions), most, self.vocab_size)
-        fill_race_noise(window, positions, noise)
-        self.binding.bind_input("noise", noise)
-
     def _run(self, rows: int, width: int) -> None:
-        for name, shape in (("tokens", (rows, width)), ("committed", (rows,)), ("highest_logits", (rows, width))):
-            self.binding.bind_output(name, self._out(name, *shape))
-        if self._warped:
-            self.binding.bind_output("nucleus_short", self._out("nucleus_short", rows, width))
+        self._tensors.expect(rows, width)
         try:
             self.binding.run()
         except Exception as error:

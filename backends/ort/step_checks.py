@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from coupled_sampling.backends.ort.step_corrections import CORRECTION, refused_corrector
 from coupled_sampling.backends.place import Wanted, step_graphs_command
+from coupled_sampling.backends.window_tensors import tree_window_graph
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.corrections import Corrector
@@ -42,6 +43,7 @@ class StepGraphFacts(NamedTuple):
     warped: bool
     guided: bool
     corrected: bool = False
+    tree: bool = False
 
 
 def refusals_of(facts: StepGraphFacts) -> Refusals:
@@ -82,9 +84,12 @@ def missing_step_graph(wanted: Wanted) -> str | None:
     refusal = None if wanted.corrections is None else refused_corrector(wanted.corrections)
     if refusal is not None:
         return f"step is 'graph', but {refusal}; use step='host', or leave step at 'auto'"
+    if wanted.trees and wanted.guided:
+        return "step is 'graph', but step graphs for trees are not guided; leave step at 'auto', for the host"
     if _path(wanted) is not None:
         return None
-    asked = f"{method}{' warped' * wanted.warped}{' guided' * wanted.guided}{' corrected' * _is_corrected(wanted)}"
+    variant = " warped" * wanted.warped + " guided" * wanted.guided + " corrected" * _is_corrected(wanted)
+    asked = f"{method}{variant}{' for trees' * wanted.trees}"
     kinds = ", ".join(map(str, bundle.manifest.step_graphs)) or "none"
     return (
         f"step is 'graph', but the bundle {bundle.manifest.name} has no step graph for {asked}, it has {kinds}; make one with "
@@ -109,7 +114,11 @@ def _is_corrected(wanted: Wanted) -> bool:
 
 def _path(wanted: Wanted) -> Path | None:
     return wanted.bundle.step_graph(
-        _name(wanted), warped=wanted.warped, guided=wanted.guided, corrected=_is_corrected(wanted)
+        _name(wanted),
+        warped=wanted.warped,
+        guided=wanted.guided,
+        corrected=_is_corrected(wanted),
+        tree=wanted.trees,
     )
 
 
@@ -137,6 +146,7 @@ def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:
             {"True": True, "False": False}[metadata["warped"]],
             {"True": True, "False": False}[metadata["guided"]],
             {"True": True, "False": False}[metadata.get("corrected", "False")],
+            {"True": True, "False": False}[metadata.get("tree", "False")],
         )
     except (KeyError, ValueError) as error:
         raise BundleError(f"{name} has metadata {dict(metadata)}: {error}; export it again") from error
@@ -157,12 +167,13 @@ def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, re
         The message names what differs, with both values.
     """
     manifest = bundle.manifest
-    graph = manifest.window_graph
+    graph = tree_window_graph(manifest) if record.tree else manifest.window_graph
     for what, found, expected in (
         ("method", facts.method.name, record.method),
         ("warped", facts.warped, record.warped),
         ("guided", facts.guided, record.guided),
         ("corrected", facts.corrected, record.corrected),
+        ("tree", facts.tree, record.tree),
         ("vocab_size", facts.vocab_size, manifest.vocab_size),
         ("max_length", facts.max_length, graph.max_length),
     ):
@@ -204,6 +215,10 @@ def _expected(facts: StepGraphFacts) -> tuple[dict[str, _Kind], dict[str, _Kind]
             "min_p": ("float", (None,)),
         }
         outputs |= {"nucleus_short": ("bool", (None, None))}
+    if facts.tree:
+        best: tuple[int | None, ...] = (None, None, None)
+        inputs |= {"parents": ("int64", (None, None)), "branches": rows, "best_count": ("int64", (1,))}
+        outputs |= {"best_tokens": ("int64", best), "best_scores": ("float", best)}
     if facts.guided:
         inputs |= {"guidance": ("double", (None,)), "guidance_lag": rows}
     if facts.corrected:

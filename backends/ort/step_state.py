@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.backends.ort.binding import HostBinding, Kept
+from coupled_sampling.backends.ort.step_trees import decided_ends
 from coupled_sampling.contracts import Window
 from coupled_sampling.law_book import Held, LawBook
 
@@ -165,12 +166,13 @@ class NoiseRing:
             self._make(columns)
         missing: list[tuple[int, int]] = []
         entered: dict[int, HeldNoise] = {}
+        ends = decided_ends(window)
         for b, info in enumerate(window.rows):
             owner, first, end = self.held.get(b, HeldNoise((-1, -1), 0, 0))
             if info is None or not window.draws[b]:
                 missing.append((end, end))
                 continue
-            wanted, beyond = window.decided_positions(b)
+            (wanted, _), beyond = window.decided_positions(b), ends[b]
             if owner != (info.seed, info.sequence) or not first <= wanted <= end:
                 first = end = wanted
             missing.append((end, max(end, beyond)))

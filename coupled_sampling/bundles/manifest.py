@@ -304,8 +304,15 @@ def _check_files(manifest: Manifest) -> None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
     kinds: set[tuple[object, ...]] = set()
     for i, one in enumerate(manifest.step_graphs):
-        kind = (one.method, one.warped, one.guided, one.noise, one.corrected)
+        kind = (one.method, one.warped, one.guided, one.noise, one.corrected, one.tree)
         expect(kind not in kinds, f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
+        caches = manifest.tree_graph is not None or not one.tree
+        expect(
+            caches,
+            f"step_graphs[{i}]",
+            manifest.step_graphs[i],
+            "a tree_graph beside it, which says what caches it has",
+        )
         kinds.add(kind)
     corrections = None if manifest.corrections is None else manifest.corrections.file
     named = {"tokenizer": manifest.tokenizer, "chat_template": manifest.chat_template, "corrections.file": corrections}

@@ -82,6 +82,7 @@ class Bundle:
         guided: bool = False,
         noise: str = "ring",
         corrected: bool = False,
+        tree: bool = False,
     ) -> Path | None:
         """Path of the leanest step graph that can do this, None if there is none.
 
@@ -97,6 +98,8 @@ class Bundle:
             Where its race noise comes from; "window" for TensorRT.
         corrected
             Whether redrafts are drawn from corrected laws.
+        tree
+            Whether windows may have branches.
         """
         for name, value, kind in (
             ("method", method, str),
@@ -104,12 +107,14 @@ class Bundle:
             ("guided", guided, bool),
             ("noise", noise, str),
             ("corrected", corrected, bool),
+            ("tree", tree, bool),
         ):
             check_is(name, value, kind)
+        wanted = (method, guided, noise, corrected, tree)
         fitting = [
             graph
             for graph in self.manifest.step_graphs
-            if (graph.method, graph.guided, graph.noise, graph.corrected) == (method, guided, noise, corrected)
+            if (graph.method, graph.guided, graph.noise, graph.corrected, graph.tree) == wanted
         ]
         fitting = sorted((g for g in fitting if g.warped or not warped), key=lambda g: g.warped)
         return self.folder / fitting[0].file if fitting else None

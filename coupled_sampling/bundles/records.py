@@ -184,6 +184,8 @@ class StepGraph:
         TensorRT takes it.
     corrected
         Whether redrafts are drawn from corrected laws, by tables that are inputs; see `coupled_sampling.corrections`.
+    tree
+        Whether windows may have branches. It has the caches of the bundle's `TreeGraph` then.
 
     Examples
     --------
@@ -198,6 +200,7 @@ class StepGraph:
     guided: bool = False
     noise: str = "ring"
     corrected: bool = False
+    tree: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -209,7 +212,7 @@ class StepGraph:
 
     def __str__(self) -> str:
         variant = " warped" * self.warped + " guided" * self.guided + " corrected" * self.corrected
-        return f"{self.method}{variant}{' for TensorRT' * (self.noise == 'window')}"
+        return f"{self.method}{variant}{' for trees' * self.tree}{' for TensorRT' * (self.noise == 'window')}"
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,21 @@ different libraries differ in their last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export.graphs.decision_correction import At, Drawn, Redraw, Sites, Sweep
+from coupled_sampling.export.graphs.decision_correction import Drawn, Redraw, Sites, Sweep
 from coupled_sampling.export.graphs.decision_draws import (
     DecisionBuilder,
-    first_of,
     inverse_cdf,
     largest,
-    length_on_device,
+    noise_of_ring,
     rows_at,
 )
 from coupled_sampling.export.graphs.decision_law import RowSettings, TargetLaw, guided_logits, target_law
+from coupled_sampling.export.graphs.decision_ranking import Ranking
+from coupled_sampling.export.graphs.decision_slots import Slots
+from coupled_sampling.export.graphs.decision_tree import TREE_METHOD, TreeSlots
 from coupled_sampling.methods import Method, find_method
 
 __all__ = ["NOISE", "STEP_METHODS", "WINDOW_NOISE_METHOD", "decision_graph"]
@@ -45,21 +47,6 @@ WINDOW_NOISE_METHOD = "scd-match"
 _ACCEPT, _RESIDUAL, _REDRAFT = range(3)
 
 
-class _Slots(NamedTuple):
-    """The sites of a step, all (B, W)."""
-
-    slot: str
-    valid: str
-    has_draft: str
-    recycled: str
-    fresh: str
-    draft: str
-
-    def at(self, at: At) -> _Slots:
-        """Those of them that a turn of the sweep looks at, (n, 1)."""
-        return self._replace(has_draft=at(self.has_draft), fresh=at(self.fresh), draft=at(self.draft))
-
-
 def decision_graph(
     method: str | Method,
     vocab_size: int,
@@ -68,6 +55,7 @@ def decision_graph(
     guided: bool = False,
     noise: str = "ring",
     corrected: bool = False,
+    tree: bool = False,
 ) -> Any:
     """A step without the forward pass: logits in, tokens and counts out.
 
@@ -88,6 +76,8 @@ def decision_graph(
     corrected
         Whether redrafts are drawn from corrected laws; see `coupled_sampling.export.graphs.decision_correction`. It is for methods
         that recycle drafts, with the noise of a ring.
+    tree
+        Whether windows may have branches; see `coupled_sampling.export.graphs.decision_tree`. It is for ``scd-match``, not guided.
 
     Returns
     -------
@@ -118,19 +108,37 @@ def decision_graph(
             f"corrected is True, but method is {chosen.name!r} and noise {noise!r}; expected a method that recycles drafts, with "
             "noise 'ring': leave corrected at False"
         )
-    return _Decision(chosen, vocab_size, warped, guided, noise, corrected).write()
+    if tree and chosen.name != TREE_METHOD:
+        raise InvalidArgument(
+            f"tree is True, but method is {chosen.name!r}, expected {TREE_METHOD}: leave tree at False"
+        )
+    if tree and guided:
+        raise InvalidArgument(
+            "tree and guided are True, expected one of them: guided trees are for HostStep over a GuidedProvider, whose "
+            "unconditional rows may have other trees"
+        )
+    return _Decision(chosen, vocab_size, warped, guided, noise, corrected, tree).write()
 
 
 class _Decision:
     """Writes the graph from its inputs to its outputs, once."""
 
     def __init__(
-        self, method: Method, vocab_size: int, warped: bool, guided: bool, noise: str, corrected: bool
+        self,
+        method: Method,
+        vocab_size: int,
+        warped: bool,
+        guided: bool,
+        noise: str,
+        corrected: bool,
+        tree: bool,
     ) -> None:
         self.method, self.vocab_size, self.warped, self.guided = method, vocab_size, warped, guided
         self.noise, self.corrected = noise, corrected
         self.graph = DecisionBuilder()
         self.settings = RowSettings(self.graph)
+        self.is_tree = tree
+        self.tree: TreeSlots | None = None
         self.index = self.counting = self.shape = self.known = self.draws = ""
 
     def write(self) -> Any:
@@ -140,7 +148,10 @@ class _Decision:
         ids, start = graph.input("input_ids", "int64", [rows, "W"]), graph.input("start", "int64", [rows])
         if self.guided:
             ids, start = (graph.op("Slice", x, *(graph.integers(i) for i in (0, 1 << 62, 0, 2))) for x in (ids, start))
-        slots = self.slots(ids)
+        slots = Slots.of(graph, ids)
+        if self.is_tree:
+            self.tree = TreeSlots(graph)
+        self.counting, self.shape, self.known, self.draws = slots.slot, slots.shape, slots.known, slots.draws
         if self.guided:
             logits = guided_logits(graph, logits, self.counting)
         if self.method.acceptance == "none":
@@ -155,15 +166,22 @@ class _Decision:
                 argmax_is_first=self.noise == "ring",
                 name=None if self.corrected else "laws",
             )
-            decide = self.match if self.method.acceptance == "match" else self.reject
-            drawn = decide(target.law, slots, start)
+            if self.tree is not None:
+                drawn, target = self.walk(self.tree, target, slots, ids)
+            else:
+                decide = self.match if self.method.acceptance == "match" else self.reject
+                drawn = decide(target.law, slots, start)
             if self.corrected:
                 drawn, target = self.sweep(logits, target, drawn, slots)
-            self.finish(drawn.tokens, drawn.last)
+            elif drawn.ranking is not None:
+                drawn = drawn._replace(best=drawn.ranking.first(self.later(slots, drawn.last)))
+            self.finish(drawn)
         self.report(target)
         settings = {"method": self.method.name, "warped": str(self.warped), "guided": str(self.guided)}
         if self.corrected:
             settings["corrected"] = "True"
+        if self.tree is not None:
+            settings["tree"] = "True"
         if self.noise != "ring":
             settings["noise"] = self.noise
         return graph.build(
@@ -179,32 +197,6 @@ class _Decision:
         """A vector (B,) as a column (B, 1)."""
         return self.graph.op("Unsqueeze", name, self.graph.integers(1))
 
-    def slots(self, ids: str) -> _Slots:
-        """Which slots decide something, and which drafts they test."""
-        graph, one = self.graph, self.one()
-        width = graph.op("Size", first_of(graph, ids))
-        self.shape = graph.op("Shape", ids)
-        self.counting = slot = graph.op("Range", graph.number(0, "int64"), width, one)
-        known, recycled, fresh = (self.column(graph.input(x, "int64", ["B"])) for x in ("known", "recycled", "fresh"))
-        draws = self.column(graph.input("draws", "bool", ["B"]))
-        self.known, self.draws = known, draws
-        opening = graph.op("Sub", known, one)
-        middle = graph.op("Add", opening, recycled)
-        last = graph.op("Add", middle, fresh)
-        begun = graph.op("And", draws, graph.op("GreaterOrEqual", slot, opening))
-        valid = graph.op("And", begun, graph.op("LessOrEqual", slot, last))
-        has_draft = graph.op("And", begun, graph.op("Less", slot, last))
-        own = graph.op("And", begun, graph.op("Less", slot, middle))
-        new = graph.op("And", has_draft, graph.op("GreaterOrEqual", slot, middle))
-        draft = self.following(ids)
-        return _Slots(slot, valid, has_draft, own, new, draft)
-
-    def following(self, ids: str) -> str:
-        """``ids`` (B, W) one slot to the left; the last slot, which tests no draft, keeps its own."""
-        graph, end = self.graph, self.graph.integers(1 << 62)
-        pieces = (graph.op("Slice", ids, graph.integers(begin), end, graph.integers(1)) for begin in (1, -1))
-        return graph.op("Concat", *pieces, axis=1)
-
     def first_true(self, mask: str) -> str:
         """Slot (B, 1) of each row's first true entry of ``mask`` (B, W), 0 where there is none.
 
@@ -217,7 +209,7 @@ class _Decision:
         first = graph.op("ReduceMin", graph.op("Where", mask, places, none), graph.integers(1), keepdims=1)
         return graph.op("Cast", graph.op("Where", graph.op("Less", first, none), first, graph.number(0.0)), to=7)
 
-    def refused(self, slots: _Slots, kept: str) -> str:
+    def refused(self, slots: Slots, kept: str) -> str:
         return self.graph.op("And", slots.valid, self.graph.op("Not", kept))
 
     def one_token(self, logits: str) -> TargetLaw:
@@ -233,30 +225,43 @@ class _Decision:
         graph.output("committed", "int64", ["B"])
         return law
 
-    def sweep(self, logits: str, target: TargetLaw, drawn: Drawn, slots: _Slots) -> tuple[Drawn, TargetLaw]:
+    def sweep(self, logits: str, target: TargetLaw, drawn: Drawn, slots: Slots) -> tuple[Drawn, TargetLaw]:
         """``drawn`` with redrafts from corrected laws, and these laws, which are the recorded ones then."""
-        graph = self.graph
-        later = graph.op("And", slots.valid, graph.op("Greater", slots.slot, drawn.last))
-        now = graph.op("Where", slots.valid, drawn.tokens, slots.draft)
+        graph, later = self.graph, self.later(slots, drawn.last)
+        now = graph.op("Where", slots.begun, drawn.tokens, slots.draft)
 
         def warp(values: str, rows: str) -> TargetLaw:
             settings = self.settings.at_rows(rows)
             return target_law(graph, values, self.vocab_size, self.warped, settings, name=None)
 
-        sites = Sites(slots.slot, slots.draft, later, logits)
-        sweep = Sweep(graph, self.vocab_size, sites, warp, drawn.redraw)
-        tokens, found = sweep.write(now, target, records=self.method.acceptance == "rejection")
-        return drawn._replace(tokens=tokens), found
+        sites = Sites(slots.slot, slots.draft, later, logits, drawn.followed)
+        sweep = Sweep(graph, self.vocab_size, sites, warp, drawn)
+        return sweep.write(now, target, records=self.method.acceptance == "rejection")
 
-    def match(self, law: str, slots: _Slots, start: str) -> Drawn:
+    def later(self, slots: Slots, last: str) -> str:
+        """The redrafts, bool (B, W)."""
+        return self.graph.op("And", slots.valid, self.graph.op("Greater", slots.slot, last))
+
+    def walk(self, tree: TreeSlots, target: TargetLaw, slots: Slots, ids: str) -> tuple[Drawn, TargetLaw]:
+        """The target's own token at every slot of a tree, and what that commits."""
+        noise = self.race_noise(tree.position)
+        products = self.graph.op("Mul", target.law, noise)
+        own = largest(self.graph, products, self.vocab_size)[1]
+        found = tree.walk(own, target.highest, ids, slots, self.first_true)
+        ring = self.noise == "ring"
+        ranking = Ranking(self.graph, self.vocab_size, products, noise, found.followed, ring=ring)
+        drawn = Drawn(found.tokens, found.last, lambda law, at: self.race(law, at(noise)), found.followed, ranking)
+        return drawn, target._replace(highest=found.highest)
+
+    def match(self, law: str, slots: Slots, start: str) -> Drawn:
         """The target's own token everywhere; drafts that equal it stay."""
         graph = self.graph
-        noise = self.race_noise(start)
+        noise = self.race_noise(self.positions(start))
         own = self.race(law, noise)
         kept = graph.op("And", slots.has_draft, graph.op("Equal", own, slots.draft))
         return Drawn(own, self.first_true(self.refused(slots, kept)), lambda law, at: self.race(law, at(noise)))
 
-    def reject(self, law: str, slots: _Slots, start: str) -> Drawn:
+    def reject(self, law: str, slots: Slots, start: str) -> Drawn:
         """Acceptance by the ratio of the laws, correction from the residual, redraft of what follows."""
         graph = self.graph
         uniforms = graph.input("uniforms", "float64", ["B", "W", 3])
@@ -284,7 +289,7 @@ class _Decision:
             weights = self.residual(own, self.held_laws(at_last), at_last)
             corrected = inverse_cdf(graph, weights, uniform, self.vocab_size, own)
             races = self.method.redraft == "gumbel"
-            noise = self.race_noise(start) if races else self.uniform(uniforms, _REDRAFT)
+            noise = self.race_noise(self.positions(start)) if races else self.uniform(uniforms, _REDRAFT)
             draw: Callable[[str, str], str] = self.race if races else self.independent
             redraw = lambda law, at: draw(law, at(noise))  # noqa: E731
             redrawn = draw(law, noise)
@@ -294,7 +299,7 @@ class _Decision:
         graph.output("laws", "float32", ["B", "W", self.vocab_size])
         return Drawn(tokens, last, redraw)
 
-    def maximal(self, law: str, slots: _Slots, accept: str, correct: str, proposed: str, held: str) -> str:
+    def maximal(self, law: str, slots: Slots, accept: str, correct: str, proposed: str, held: str) -> str:
         """Tokens of ``slots`` from ``law``, their drafts where they can stay."""
         graph = self.graph
         kept = graph.op("Less", accept, self.acceptance_ratio(law, slots.draft, proposed))
@@ -312,7 +317,7 @@ class _Decision:
     def uniform(self, uniforms: str, purpose: int) -> str:
         return self.graph.op("Gather", uniforms, self.graph.number(purpose, "int64"), axis=2)
 
-    def of_drafts(self, slots: _Slots, start: str) -> str:
+    def of_drafts(self, slots: Slots, start: str) -> str:
         """q(x) float32 (B, W): what its law gave each draft, 1 where it is fresh."""
         graph = self.graph
         graph.input("draft_laws", "float32", ["B", "draft_slots", self.vocab_size])
@@ -335,14 +340,14 @@ class _Decision:
         ratio = graph.op("Div", wide, graph.op("Where", larger, proposed, unit))
         return graph.op("Where", larger, ratio, graph.op("Ceil", graph.op("Min", wide, unit)))
 
-    def held_laws(self, slots: _Slots) -> str:
+    def held_laws(self, slots: Slots) -> str:
         """q (B, n, V) of the recycled drafts of ``slots``, nothing where there is none."""
         graph = self.graph
         held = rows_at(graph, "draft_laws", self.index)
         recycled = graph.op("Unsqueeze", slots.recycled, graph.integers(2))
         return graph.op("Where", recycled, held, graph.number(0.0))
 
-    def residual(self, law: str, held: str, slots: _Slots) -> str:
+    def residual(self, law: str, held: str, slots: Slots) -> str:
         """max(p - q, 0) (B, n, V) for the sites of ``slots``: q is ``held``, a point mass, or nothing."""
         graph = self.graph
         left = graph.op("Relu", graph.op("Sub", law, held))
@@ -355,34 +360,24 @@ class _Decision:
         """argmax(law * noise) (B, n)."""
         return largest(self.graph, self.graph.op("Mul", law, noise), self.vocab_size)[1]
 
-    def race_noise(self, start: str) -> str:
-        """Each position's own noise (B, W, V), from where ``noise`` says."""
-        if self.noise == "ring":
-            return self.from_ring(start)
-        return self.graph.input("noise", "float32", ["B", "W", self.vocab_size])
+    def positions(self, start: str) -> str:
+        """The position (B, W) of each slot of a window without branches."""
+        return self.graph.op("Add", self.column(start), self.counting)
 
-    def from_ring(self, start: str) -> str:
-        """The noise (B, W, V) of the window's slots, kept in a ring: position i lies in column i mod R."""
-        graph = self.graph
-        noise = graph.input("noise", "float32", ["B", "N", self.vocab_size])
-        begin = graph.input("noise_start", "int64", ["B"])
-        ring: list[str | int] = ["B", "R", self.vocab_size]
-        past = graph.input("past_noise", "float32", ring)
-        # Were the ring written at an index that is on the host, all of it would be written there.
-        size = length_on_device(graph, first_of(graph, first_of(graph, past, 2)))
-        graph.op(
-            "TensorScatter", past, noise, graph.op("Mod", begin, size), name="present_noise", axis=-2, mode="circular"
-        )
-        graph.output("present_noise", "float32", ring)
-        position = graph.op("Add", graph.op("Add", self.column(start), self.counting), self.one())
-        return rows_at(graph, "present_noise", graph.op("Mod", position, size))
+    def race_noise(self, slots: str) -> str:
+        """The noise (B, W, V) of the positions that slots at the positions ``slots`` (B, W) decide, from where ``noise`` says."""
+        if self.noise == "window":
+            return self.graph.input("noise", "float32", ["B", "W", self.vocab_size])
+        return noise_of_ring(self.graph, self.graph.op("Add", slots, self.one()), self.vocab_size)
 
-    def finish(self, tokens: str, last: str) -> None:
-        """Outputs ``tokens`` (B, W) and ``committed`` (B,): the accepted drafts and one more."""
+    def finish(self, drawn: Drawn) -> None:
+        """Outputs ``tokens`` (B, W) and ``committed`` (B,), the accepted drafts and one more; of a tree the best of redrafts."""
         graph = self.graph
-        graph.op("Identity", tokens, name="tokens")
+        graph.op("Identity", drawn.tokens, name="tokens")
         graph.output("tokens", "int64", ["B", "W"])
-        count = graph.op("Add", graph.op("Sub", last, self.known), graph.number(2, "int64"))
+        if drawn.ranking is not None and drawn.best is not None:
+            drawn.ranking.report(drawn.best)
+        count = graph.op("Add", graph.op("Sub", drawn.last, self.known), graph.number(2, "int64"))
         count = graph.op("Where", self.draws, count, graph.number(0, "int64"))
         graph.op("Squeeze", count, graph.integers(1), name="committed")
         graph.output("committed", "int64", ["B"])

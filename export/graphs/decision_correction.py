@@ -26,6 +26,7 @@ import numpy as np
 
 from coupled_sampling.export.graphs.decision_draws import DecisionBuilder, LoopValue
 from coupled_sampling.export.graphs.decision_law import TargetLaw
+from coupled_sampling.export.graphs.decision_ranking import Best, Followed, Ranking
 
 __all__ = ["At", "Drawn", "Redraw", "Sites", "Sweep"]
 
@@ -45,6 +46,10 @@ class Drawn(NamedTuple):
     """int64 (B, 1): the site that is corrected; those behind it are redrafts."""
     redraw: Redraw
     """How they are drawn."""
+    followed: Followed | None = None
+    ranking: Ranking | None = None
+    """How the best tokens of their races are found, if they are wanted."""
+    best: Best | None = None
 
 
 class Sites(NamedTuple):
@@ -57,7 +62,9 @@ class Sites(NamedTuple):
     later: str
     """bool (B, W): the sites behind the correction."""
     logits: str
-    """float32 (B, W, V), after guidance."""
+    """float32 (B, W, V) of slots, after guidance."""
+    followed: Followed | None = None
+    """None where every site is its own slot."""
 
 
 class _Table(NamedTuple):
@@ -90,8 +97,8 @@ class Sweep:
         What is swept.
     warp
         From logits (n, 1, V) and their rows int64 (n, 1) to their target laws.
-    redraw
-        How sites are drawn from them.
+    drawn
+        What the pass decided by its own laws, and how sites are drawn from others.
     """
 
     def __init__(
@@ -100,17 +107,21 @@ class Sweep:
         vocab_size: int,
         sites: Sites,
         warp: Callable[[str, str], TargetLaw],
-        redraw: Redraw,
+        drawn: Drawn,
     ) -> None:
         self.graph, self.vocab_size, self.sites = graph, vocab_size, sites
-        self.warp, self.redraw = warp, redraw
+        self.warp, self.drawn = warp, drawn
         self.table = self.declared()
         self.columns = self.neighbours_of_sites()
         self.later = graph.op("Unsqueeze", graph.op("Cast", sites.later, to=6), graph.integers(2))
         self.old = self.rows_of(self.padded(sites.draft))
+        if sites.followed is not None:
+            near = graph.op("LessOrEqual", sites.slot, sites.followed.reach)
+            aside = self.rows_of(self.padded(sites.followed.draft))
+            self.old = graph.op("Where", graph.op("Unsqueeze", near, graph.integers(2)), aside, self.old)
 
-    def write(self, tokens: str, target: TargetLaw, *, records: bool) -> tuple[str, TargetLaw]:
-        """Tokens (B, W) and target laws with redrafts from corrected laws.
+    def write(self, tokens: str, target: TargetLaw, *, records: bool) -> tuple[Drawn, TargetLaw]:
+        """What is drawn, and target laws, with redrafts from corrected laws.
 
         Parameters
         ----------
@@ -133,6 +144,12 @@ class Sweep:
             carried.append(LoopValue("laws", target.law, "float32", ["B", "W", self.vocab_size]))
         if target.short is not None:
             carried.append(LoopValue("short", target.short, "bool", ["B", "W"]))
+        if self.drawn.ranking is not None:
+            # Those that are wrong are drawn anew, and ranked then.
+            later = graph.op("Squeeze", self.later, graph.integers(2))
+            best = self.drawn.ranking.first(graph.op("Less", self.differing(rows, self.old), later))
+            carried.append(LoopValue("best_tokens", best.tokens, "int64", ["B", "W", self.drawn.ranking.size]))
+            carried.append(LoopValue("best_scores", best.scores, "float32", ["B", "W", self.drawn.ranking.size]))
         names = [value.name for value in carried]
 
         def turn(given: list[str]) -> tuple[str, list[str]]:
@@ -144,7 +161,10 @@ class Sweep:
         outputs = [v if v.name == "laws" else v._replace(name=f"decision.swept.{v.name}") for v in carried]
         swept = dict(zip(names, graph.loop(most, self.is_any(wrong), outputs, turn), strict=True))
         found = graph.op("Slice", swept["now"], graph.integers(1), graph.integers(1 << 62), graph.integers(1))
-        return found, TargetLaw(swept.get("laws", target.law), swept["highest"], swept.get("short"))
+        drawn = self.drawn._replace(tokens=found)
+        if drawn.ranking is not None:
+            drawn = drawn._replace(best=Best(swept["best_tokens"], swept["best_scores"]))
+        return drawn, TargetLaw(swept.get("laws", target.law), swept["highest"], swept.get("short"))
 
     def turn(self, given: dict[str, str]) -> dict[str, str]:
         """One turn: laws and tokens of the ``wrong`` sites under the neighbours of ``now``, and the sites that are wrong then."""
@@ -154,9 +174,14 @@ class Sweep:
             return graph.op("GatherND", values, sites)
 
         row = graph.op("Gather", sites, graph.number(0, "int64"), axis=2)
-        target = self.warp(self.predicted(at(self.sites.logits), at(self.old), at(given["rows"])), row)
-        tokens = self.redraw(target.law, at)
+        slots = sites if self.sites.followed is None else self.sites.followed.places(graph, sites)
+        logits = graph.op("GatherND", self.sites.logits, slots)
+        target = self.warp(self.predicted(logits, at(self.old), at(given["rows"])), row)
+        tokens = self.drawn.redraw(target.law, at)
         made = {"highest": target.highest, "laws": target.law, "short": target.short}
+        if self.drawn.ranking is not None:
+            best = self.drawn.ranking.again(target.law, at)
+            made |= {"best_tokens": best.tokens, "best_scores": best.scores}
         after = {
             name: graph.op("ScatterND", given[name], sites, value)
             for name, value in made.items()
@@ -215,9 +240,14 @@ class Sweep:
     def changed(self, rows: str, before: str) -> str:
         """The later sites int64 (n, 1, 2), row and slot, of which a neighbour is another one in ``rows`` than in ``before``."""
         graph = self.graph
-        differs = graph.op("Where", graph.op("Equal", rows, before), graph.number(0, "int32"), self.later)
-        found = graph.op("NonZero", graph.op("ReduceMax", differs, graph.integers(2), keepdims=0))
+        found = graph.op("NonZero", self.differing(rows, before))
         return graph.op("Unsqueeze", graph.op("Transpose", found), graph.integers(1))
+
+    def differing(self, rows: str, before: str) -> str:
+        """The same as a mask, int32 (B, W)."""
+        graph = self.graph
+        differs = graph.op("Where", graph.op("Equal", rows, before), graph.number(0, "int32"), self.later)
+        return graph.op("ReduceMax", differs, graph.integers(2), keepdims=0)
 
     def is_any(self, sites: str) -> str:
         return self.graph.op("Greater", self.graph.op("Size", sites), self.graph.number(0, "int64"))

@@ -29,6 +29,7 @@ __all__ = [
     "inverse_cdf",
     "largest",
     "length_on_device",
+    "noise_of_ring",
     "rows_at",
 ]
 
@@ -95,6 +96,8 @@ class DecisionBuilder(GraphBuilder):
     def build(self, name: str, description: str, metadata: Mapping[str, str]) -> Any:
         """See `GraphBuilder.build`."""
         self._nodes = _needed(self._nodes, [value.name for value in self._outputs])
+        read = {name for node in self._nodes for name in _read(node)}
+        self._constants = {name: value for name, value in self._constants.items() if name in read}
         return super().build(name, description, metadata)
 
 
@@ -104,10 +107,14 @@ def _needed(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted.update(node.input)
-            for attribute in node.attribute:  # a loop's body reads what stands around it
-                wanted.update(name for inner in attribute.g.node for name in inner.input)
+            wanted.update(_read(node))
     return kept[::-1]
+
+
+def _read(node: Any) -> set[str]:
+    """What ``node`` reads; a loop's body reads what stands around it."""
+    inner = (inner for attribute in node.attribute for inner in attribute.g.node)
+    return {name for each in (node, *inner) for name in each.input}
 
 
 def block_size(vocab_size: int) -> int:
@@ -147,6 +154,20 @@ def first_of(graph: DecisionBuilder, values: str, axis: int = 0) -> str:
 def rows_at(graph: DecisionBuilder, values: str, index: str) -> str:
     """``values[b, index[b, i]]``: (B, n, ...) and int64 (B, m) give (B, m, ...); whole rows are copied."""
     return graph.op("GatherND", values, graph.op("Unsqueeze", index, graph.integers(2)), batch_dims=1)
+
+
+def noise_of_ring(graph: DecisionBuilder, positions: str, vocab_size: int) -> str:
+    """The noise (B, W, V) of ``positions`` (B, W), kept in a ring: position i lies in column i mod R. Declares the ring."""
+    noise = graph.input("noise", "float32", ["B", "N", vocab_size])
+    begin = graph.input("noise_start", "int64", ["B"])
+    ring: list[str | int] = ["B", "R", vocab_size]
+    past = graph.input("past_noise", "float32", ring)
+    # Were the ring written at an index that is on the host, all of it would be written there.
+    size = length_on_device(graph, first_of(graph, first_of(graph, past, 2)))
+    at = graph.op("Mod", begin, size)
+    graph.op("TensorScatter", past, noise, at, name="present_noise", axis=-2, mode="circular")
+    graph.output("present_noise", "float32", ring)
+    return rows_at(graph, "present_noise", graph.op("Mod", positions, size))
 
 
 def _chosen_block(graph: DecisionBuilder, blocks: str, chosen: str) -> str:

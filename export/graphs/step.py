@@ -16,6 +16,7 @@ from typing import Any
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET, require_onnx
 from coupled_sampling.export.graphs.decision import decision_graph
+from coupled_sampling.export.graphs.tree_window import POSITION, SEES
 from coupled_sampling.fields import check_is
 from coupled_sampling.methods import Method
 
@@ -34,6 +35,7 @@ def step_graph(
     guided: bool = False,
     noise: str = "ring",
     corrected: bool = False,
+    tree: bool = False,
 ) -> Any:
     """Append the decision of ``method`` to a window graph.
 
@@ -41,8 +43,8 @@ def step_graph(
     ----------
     window_model
         ``onnx.ModelProto`` with inputs ``input_ids`` and ``start`` and output ``logits`` float32 (B, W, V), V static. It
-        is not changed.
-    method, warped, guided, noise, corrected
+        is not changed. For trees one of `coupled_sampling.export.tree_window`.
+    method, warped, guided, noise, corrected, tree
         As for `coupled_sampling.export.graphs.decision.decision_graph`. A guided graph runs two rows of the window graph
         for each of its own.
 
@@ -70,16 +72,20 @@ def step_graph(
     """
     onnx = require_onnx()
     check_is("window_model", window_model, onnx.ModelProto)
-    for name, value in (("warped", warped), ("guided", guided), ("corrected", corrected)):
+    for name, value in (("warped", warped), ("guided", guided), ("corrected", corrected), ("tree", tree)):
         check_is(name, value, bool)
     vocab_size = _vocab_size(onnx, window_model)
-    decision = decision_graph(method, vocab_size, warped=warped, guided=guided, noise=noise, corrected=corrected)
+    decision = decision_graph(
+        method, vocab_size, warped=warped, guided=guided, noise=noise, corrected=corrected, tree=tree
+    )
     model = onnx.ModelProto()
     model.CopyFrom(window_model)
     model.ir_version = max(model.ir_version, decision.ir_version)
     graph, added = model.graph, decision.graph
     held = {value.name for value in graph.input}
-    taken = {name for node in graph.node for name in node.output} | held | {value.name for value in graph.initializer}
+    inside = {name for node in graph.node for name in node.output}
+    _check_takes_trees(window_model, tree, held, inside)
+    taken = inside | held | {value.name for value in graph.initializer}
     clashes = {name for node in added.node for name in node.output} & taken
     if clashes:
         raise InvalidArgument(f"window_model already has a value {min(clashes)!r}, which the decision needs; rename it")
@@ -88,7 +94,7 @@ def step_graph(
     outputs = [value for value in graph.output if value.name != "logits"]
     del graph.output[:]
     graph.output.extend([*added.output, *outputs])
-    graph.input.extend(value for value in added.input if value.name not in held and value.name != "logits")
+    graph.input.extend(value for value in added.input if value.name not in held | inside)
     graph.node.extend(added.node)
     graph.initializer.extend(added.initializer)
     graph.name = "step_graph"
@@ -97,6 +103,16 @@ def step_graph(
     metadata |= {"format": STEP_FORMAT, "format_version": str(STEP_FORMAT_VERSION)}
     onnx.helper.set_model_props(model, metadata)
     return model
+
+
+def _check_takes_trees(model: Any, tree: bool, inputs: set[str], inside: set[str]) -> None:
+    """Refuse a window graph that takes trees for a step that does not, and the other way round: `InvalidArgument`."""
+    takes = "parents" in inputs and {SEES, POSITION} <= inside
+    if tree != ("parents" in inputs) or tree != takes:
+        raise InvalidArgument(
+            f"tree is {tree}, but window_model is {model.graph.name!r}, which takes {'trees' if takes else 'no trees'}; expected "
+            f"{'one that coupled_sampling.export.tree_window made' if tree else 'the window graph that it was made from'}"
+        )
 
 
 def _vocab_size(onnx: Any, model: Any) -> int:

@@ -19,7 +19,13 @@ from coupled_sampling.export.graphs.builder import GraphBuilder, require_onnx
 from coupled_sampling.export.graphs.window_parts import Pictures, WindowParts, replace_values
 from coupled_sampling.fields import check_is
 
-__all__ = ["TREE_FORMAT", "tree_window"]
+__all__ = ["POSITION", "SEES", "TREE_FORMAT", "tree_window"]
+
+POSITION = "tree.position"
+"""Inside the graph: the position of each slot, int64 (B, W). A step graph's decision reads it."""
+
+SEES = "tree.sees"
+"""Inside the graph: which slots each slot sees, bool (B, W, W or more); what lies beyond the W slots means nothing to others."""
 
 TREE_FORMAT = "coupled-sampling tree window graph"
 _PAST = "past_key_values."
@@ -116,7 +122,7 @@ class _Tree:
         sees = self._sees(max_length, wide)
         count = graph.op("ReduceSum", graph.op("Cast", sees, to=_INT64), graph.integers(2), keepdims=0)
         start = graph.op("Unsqueeze", "start", graph.integers(1))
-        self.position = graph.op("Add", start, graph.op("Sub", count, graph.integers(2)))
+        self.position = graph.op("Add", start, graph.op("Sub", count, graph.integers(2)), name=POSITION)
         """Of every slot, (B, W)."""
         self.every = graph.op("Slice", counting, graph.integers(0), "kv_length")
         self.below = graph.op("Less", self.every, start)
@@ -153,7 +159,7 @@ class _Tree:
             sees = graph.op("Or", sees, graph.op("Gather", sees, above))
             if left:
                 above = graph.op("Gather", above, above)
-        return graph.op("Reshape", sees, each)
+        return graph.op("Reshape", sees, each, name=SEES)
 
     @property
     def column_positions(self) -> str:

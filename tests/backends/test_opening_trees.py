@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from coupled_sampling import HostStep, generate, open_bundle
+from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import Place, check_model, open_model
 from coupled_sampling.backends.ort import cuda_session
 from coupled_sampling.contracts import Trees
@@ -20,12 +20,15 @@ SETTINGS = {"length": 16, "window": 10, "branches": 6, "drafting": "repeat", "se
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """With step graphs, none of which takes trees."""
+    """With step graphs, some of which take trees."""
     return open_bundle(trt_bundles.write_bundle(tmp_path_factory.mktemp("trees") / "toy", steps=["scd-match"]))
 
 
 def without_trees(bundle):
-    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, tree_graph=None))
+    steps = tuple(graph for graph in bundle.manifest.step_graphs if not graph.tree)
+    return dataclasses.replace(
+        bundle, manifest=dataclasses.replace(bundle.manifest, tree_graph=None, step_graphs=steps)
+    )
 
 
 def test_trees_are_opened_where_they_are_asked_for(bundle):
@@ -33,7 +36,7 @@ def test_trees_are_opened_where_they_are_asked_for(bundle):
         with open_model(bundle, Place(threads=1), trees=trees) as provider:
             assert isinstance(provider, Trees) == trees
     with open_model(bundle, Place(threads=1), 2, method="scd-match", trees=True) as step:
-        assert isinstance(step, HostStep)
+        assert step.runs.step == "graph"
         assert step.refuses_branches is None
         found = generate(step, [[8], [3, 1]], **SETTINGS).tokens
     expected = generate(open_model(bundle, rows=2), [[8], [3, 1]], method="ar", length=16, seed=5).tokens
@@ -42,11 +45,12 @@ def test_trees_are_opened_where_they_are_asked_for(bundle):
 
 def test_auto_takes_the_step_that_can_decide_them(bundle):
     assert check_model(bundle, method="scd-match") == "graph"
-    assert check_model(bundle, method="scd-match", trees=True) == "host"
+    assert check_model(bundle, method="scd-match", trees=True) == "graph"
+    assert check_model(bundle, method="speculative-match", trees=True) == "host"
     with pytest.raises(
-        InvalidArgument, match=r"step is 'graph', and backend 'cpu' decides windows with branches by host"
+        InvalidArgument, match=r"step is 'graph', and backend 'cuda' decides windows with branches by host"
     ):
-        check_model(bundle, method="scd-match", step="graph", trees=True)
+        check_model(bundle, Place("cuda"), method="scd-match", step="graph", trees=True)
 
 
 def test_methods_that_take_no_branches_are_refused(bundle):

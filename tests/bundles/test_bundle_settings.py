@@ -226,7 +226,7 @@ def test_defaults_with_branches_that_cannot_be_are_refused(manifest, defaults):
 
 
 def test_branches_need_a_tree_graph(manifest):
-    without = dataclasses.replace(manifest, tree_graph=None)
+    without = dataclasses.replace(manifest, tree_graph=None, step_graphs=())
     with pytest.raises(InvalidArgument, match="branches are asked for, but the bundle fashion has no graph for trees"):
         decoding_settings(without, {**MATCH, "branches": 8})
     assert decoding_settings(without, {**MATCH, "branches": 0}).branches == 0

@@ -52,7 +52,7 @@ def test_figures_and_traces_of_wide_windows_say_what_branches_guessed(command, t
     assert code == 0, error
     ar, match = json.loads(text)["methods"]
     assert match["identical_to_ar"]
-    assert (ar["branches"], match["branches"], match["last_window"], match["step"]) == (0, 50, 64, "host")
+    assert (ar["branches"], match["branches"], match["last_window"], match["step"]) == (0, 50, 64, "graph")
     assert ar["branch_tokens_per_step"] == 0 < match["branch_tokens_per_step"] < match["tokens_per_step"]
     written = json.loads((tmp_path / "trace.json").read_text())
     assert (written["window"], written["branches"]) == (64, 50)
@@ -130,8 +130,8 @@ def test_windows_with_branches_are_verified(command, toy):
             "backend 'openvino' runs no windows with branches",
         ),
         (
-            "generate --method scd-match --branches 4 --step graph",
-            "backend 'cpu' decides windows with branches by host",
+            "generate --method scd-match --branches 4 --guidance 2 --step graph",
+            "step graphs for trees are not guided; leave step at 'auto'",
         ),
     ],
 )

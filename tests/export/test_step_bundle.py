@@ -54,7 +54,8 @@ def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
     embedded = open_bundle("fashion").manifest
     assert tuple(graph for graph in made.step_graphs if graph.noise == "ring") == embedded.step_graphs
     tables = {embedded.corrections.file}
-    assert set(made.files) | tables == {*embedded.files, "step-scd-match-tensorrt.onnx"}
+    for_tensorrt = {"step-scd-match-tensorrt.onnx", "step-scd-match-tree-tensorrt.onnx"}
+    assert set(made.files) | tables == {*embedded.files, *for_tensorrt}
     for graph in embedded.step_graphs:
         ours, theirs = (
             onnx.load(f / graph.file, load_external_data=False)
@@ -78,7 +79,8 @@ def test_scd_match_has_a_graph_for_tensorrt_that_is_chosen_only_if_asked_for(pla
     assert made.step_graph("scd-match").name == "step-scd-match.onnx"
     assert made.step_graph("scd-match", noise="window").name == "step-scd-match-tensorrt.onnx"
     assert made.step_graph("scd-gumbel", noise="window") is None
-    assert [str(graph) for graph in made.manifest.step_graphs if graph.noise == "window"] == ["scd-match for TensorRT"]
+    for_tensorrt = [str(graph) for graph in made.manifest.step_graphs if graph.noise == "window"]
+    assert for_tensorrt == ["scd-match for TensorRT", "scd-match for trees for TensorRT"]
     model = onnx.load(made.folder / "step-scd-match-tensorrt.onnx", load_external_data=False)
     assert {entry.key: entry.value for entry in model.metadata_props}["noise"] == "window"
 

@@ -36,6 +36,7 @@ from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_proof_tool import BUGS as PROOF_TOOL
 from bugs_of_the_step import BUGS as STEP
 from bugs_of_tree_providers import BUGS as TREE_PROVIDERS
+from bugs_of_tree_step_graphs import BUGS as TREE_STEP_GRAPHS
 from bugs_of_trees import BUGS as TREES
 from bugs_of_trees_in_graphs import BUGS as TREES_IN_GRAPHS
 from bugs_of_trees_on_ort import BUGS as TREES_ON_ORT
@@ -74,6 +75,7 @@ BUGS: tuple[Bug, ...] = (
     *LOOP,
     *PROOF_TOOL,
     *STEP,
+    *TREE_STEP_GRAPHS,
     *TREES_IN_GRAPHS,
     *TREE_PROVIDERS,
     *TREES_ON_ORT,

@@ -60,7 +60,7 @@ BUGS = (
     Bug(
         "graph-corrects-by-what-nobody-decides",
         "_Decision.sweep",
-        'graph.op("Where", slots.valid, drawn.tokens, slots.draft)',
+        'graph.op("Where", slots.begun, drawn.tokens, slots.draft)',
         "drawn.tokens",
         "Tokens of a prompt count as changed where the graph would have drawn others.",
         GRAPH,
@@ -116,8 +116,8 @@ BUGS = (
     Bug(
         "corrected-graphs-chosen-without-a-table",
         "Bundle.step_graph",
-        "(graph.method, graph.guided, graph.noise, graph.corrected) == (method, guided, noise, corrected)",
-        "(graph.method, graph.guided, graph.noise) == (method, guided, noise)",
+        "(graph.method, graph.guided, graph.noise, graph.corrected, graph.tree) == wanted",
+        "(graph.method, graph.guided, graph.noise, corrected, graph.tree) == wanted",
         "What has no table is opened with a graph that needs one, or the other way round.",
         OPENED,
     ),
@@ -139,9 +139,9 @@ BUGS = (
     ),
     Bug(
         "what-a-loop-reads-is-left-out",
-        "decision_draws:_needed",
-        "wanted.update(name for inner in attribute.g.node for name in inner.input)",
-        "wanted.update(())",
+        "decision_draws:_read",
+        "(node, *inner)",
+        "(node,)",
         "Operators whose values only the turns of the sweep use are missing from the graph.",
         GRAPH,
     ),

@@ -202,7 +202,7 @@ for each in self._pairs:
     ),
     Bug(
         "cache-columns-of-the-conditional-rows",
-        "OrtStep._feed_tokens",
+        "StepTensors.put_tokens",
         "int(start.max())",
         "int(start[::2].max())",
         "Unconditional rows that are further on than their own lose a part of their context.",

@@ -12,7 +12,7 @@ GRAPH = ("test_step_graph",)
 BUGS = (
     Bug(
         "cache-columns-of-the-first-row",
-        "OrtStep._feed_tokens",
+        "StepTensors.put_tokens",
         "int(start.max())",
         "int(start[0])",
         "Rows that are further on than the first lose a part of their context.",
@@ -20,7 +20,7 @@ BUGS = (
     ),
     Bug(
         "cache-columns-one-too-few",
-        "OrtStep._feed_tokens",
+        "StepTensors.put_tokens",
         "int(start.max()) + tokens.shape[1]",
         "int(start.max()) + tokens.shape[1] - 1",
         "Where a window ends just past a multiple of the step, its last slot is not attended to.",
@@ -61,8 +61,8 @@ BUGS = (
     Bug(
         "noise-of-the-free-token-missing",
         "NoiseRing.missing",
-        "wanted, beyond = window.decided_positions(b)",
-        "wanted, beyond = window.decided_positions(b)[0], window.decided_positions(b)[1] - 1",
+        "(wanted, _), beyond = window.decided_positions(b), ends[b]",
+        "(wanted, _), beyond = window.decided_positions(b), ends[b] - 1",
         "The position after the last slot is decided by what the ring held there before.",
         RING,
     ),
@@ -84,9 +84,9 @@ BUGS = (
     ),
     Bug(
         "noise-of-the-slots-own-position",
-        "_Decision.from_ring",
-        'graph.op("Add", graph.op("Add", self.column(start), self.counting), self.one())',
-        'graph.op("Add", self.column(start), self.counting)',
+        "_Decision.race_noise",
+        'self.graph.op("Add", slots, self.one())',
+        "slots",
         "A slot races with the noise of the position before the one that it decides.",
         STATE,
     ),
@@ -189,8 +189,8 @@ BUGS = (
     Bug(
         "step-not-done-again-where-any-row-is-enough",
         "OrtStep._step",
-        '(self._out("nucleus_short", rows, width) & window.decides()).any()',
-        '(self._out("nucleus_short", rows, width) & window.decides()).all()',
+        '(self._tensors.out("nucleus_short", rows, width) & asking_slots(window)).any()',
+        '(self._tensors.out("nucleus_short", rows, width) & asking_slots(window)).all()',
         "A nucleus is cut at the candidates unless every slot wants more of them.",
         STATE,
     ),

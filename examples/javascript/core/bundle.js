@@ -59,10 +59,11 @@ export class Bundle {
     this.#read = read;
   }
 
-  /** Step graphs that are neither warped nor guided nor corrected, nor TensorRT's, whose noise is another input. */
+  /** Step graphs that are neither warped nor guided nor corrected nor for trees, nor TensorRT's, whose noise is another input. */
   get #plain() {
     return this.manifest.step_graphs.filter(
-      ({ warped, guided, corrected = false, noise = "ring" }) => !warped && !guided && !corrected && noise === "ring",
+      ({ warped, guided, corrected = false, tree = false, noise = "ring" }) =>
+        !warped && !guided && !corrected && !tree && noise === "ring",
     );
   }
 

@@ -213,11 +213,11 @@ step = cuda_step("fashion", method, rows, guidance=1.5 if guided else 1.0)
 if guided:
     step._choose(range(rows))
     step._warped = False  # a bool output that says "again" for ever
-    step._buffers["nucleus_short"].shaped(rows, width)
-    step.binding.bind_output("nucleus_short", step._out("nucleus_short", rows, width))
+    step._tensors._buffers["nucleus_short"].shaped(rows, width)
+    step.binding.bind_output("nucleus_short", step._tensors.out("nucleus_short", rows, width))
     for name, value in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
-        step._put(name, value, rows)
-    step._put("candidates", 4, 1)
+        step._tensors.put(name, value, rows)
+    step._tensors.put("candidates", 4, 1)
 opened, found = counted(), []
 for t in range(24):
     recycled = max(0, width - 2) if t else 0

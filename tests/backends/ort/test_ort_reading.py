@@ -10,8 +10,7 @@ import pytest
 
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request
 from coupled_sampling.backends import OrtProvider, OrtStep, Place, open_model
-from coupled_sampling.backends.ort import cuda_session
-from coupled_sampling.backends.ort import step as ort_step
+from coupled_sampling.backends.ort import cuda_session, step_tensors
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.contracts import Forks, PromptReader
@@ -247,7 +246,7 @@ class Failing:
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_state_follows_whatever_the_loop_does_with_chunks_in_between(method, guided, monkeypatch):
     """Every decision on an exact model, whose logits depend on each token before: rows come, go, fail, read and idle."""
-    monkeypatch.setattr(ort_step, "KV_STEP", 4)
+    monkeypatch.setattr(step_tensors, "KV_STEP", 4)
     logits = table(4, forbidden=0 if guided else 0.15)
     graph = step_graph(window_model(logits, kv_length=True), method, warped=guided, guided=guided)
     session, settings = Failing(session_of(graph)), {}

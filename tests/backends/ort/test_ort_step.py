@@ -140,7 +140,7 @@ def test_nothing_large_is_allocated_after_warm_up(bundle):
 
     def addresses():
         kept = (*step._laws.buffers, step._ring.memory, *step._caches.kept.values())
-        staged = [buffer.memory.ctypes.data for buffer in step._buffers.values()]
+        staged = [buffer.memory.ctypes.data for buffer in step._tensors._buffers.values()]
         return [*staged, *(memory.address for memory in kept)]
 
     before = addresses()

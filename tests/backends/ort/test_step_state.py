@@ -3,7 +3,7 @@
 import pytest
 
 from coupled_sampling import Decoder, Guidance, GuidedProvider, HostStep, Request
-from coupled_sampling.backends.ort import step as ort_step
+from coupled_sampling.backends.ort import step_tensors
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from coupled_sampling.export.graphs.step import step_graph
@@ -40,7 +40,7 @@ def assert_same(report):
 @pytest.fixture(autouse=True)
 def _short_steps_of_the_cache(monkeypatch):
     """``kv_length`` is rounded to 4 columns, so that one too few is seen almost everywhere."""
-    monkeypatch.setattr(ort_step, "KV_STEP", 4)
+    monkeypatch.setattr(step_tensors, "KV_STEP", 4)
 
 
 @pytest.mark.parametrize(("warped", "schedules"), [(False, 1), (True, 4)])

@@ -186,10 +186,10 @@ def test_too_few_candidates_for_a_corrected_law_are_noticed():
     np.put_along_axis(sharp, (favourite[..., None] + 1) % WIDE, 5.8, axis=-1)
     flat = dataclasses.replace(random_low_rank(0, WIDE, (1,), scale=0.01), stale_scale=np.array([1.0, 0.05]))
     ours = graph_step(sharp, "scd-gumbel", flat, warped=True)
-    ours._candidates = 4
+    ours._tensors._nucleus = 4
     both = Both(ours, HostStep(Table(sharp), "scd-gumbel", corrections=flat))
     finish(Decoder(both, window=8, drafting="repeat"), [Request([1], 30, sampling=Sampling(top_p=0.7))])
-    assert ours._candidates > 4
+    assert ours._tensors._nucleus > 4
 
 
 def test_what_cannot_be_corrected_is_refused():

@@ -232,19 +232,21 @@ def test_too_few_candidates_are_noticed_and_the_step_done_again():
     logits = np.log(np.random.default_rng(0).random((WIDE, WIDE, WIDE), np.float32) + 0.5)
     sampling = Sampling(top_p=0.9)
     ours = ort_step(logits, "scd-gumbel", warped=True)
-    ours._candidates = 2
+    ours._tensors._nucleus = 2
     both = Both(ours, HostStep(Table(logits), "scd-gumbel"))
     finish(Decoder(both, window=5), [Request([1], 20, sampling=sampling)])
-    assert ours._candidates > 2
+    assert ours._tensors._nucleus > 2
     frozen = ort_step(logits, "scd-gumbel", warped=True)
-    frozen._feed_candidates = lambda window: frozen._put("candidates", 2, 1)
+    tensors = frozen._tensors
+    tensors._nucleus = 2
     window = one_row([1, 2, 3], 1, sampling)
     frozen._choose(range(1))
-    frozen._feed(window)
+    tensors.put_counts(window)
+    tensors.put_tokens(window.tokens, window.start)
     frozen._feed_laws(window, range(1), 0)
     frozen._feed_noise(window, range(1), frozen._noise_positions(window)[0])
     frozen._run(1, 3)
-    assert frozen._out("nucleus_short", 1, 3).all()
+    assert tensors.out("nucleus_short", 1, 3).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.7])
