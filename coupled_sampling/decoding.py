@@ -78,7 +78,7 @@ class Decoder:
         Predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`; a step has its own.
     branches
         How many slots of a window are for branches, or a rule for them; see `coupled_sampling.branching`. For methods whose tokens
-        are ``ar``'s. None is what the rule for windows says: none of fixed ones, and as many as pay of "auto", where there can be any.
+        are ``ar``'s. None is what the rule for windows says: none for fixed ones, as many as pay for "auto", if there can be any.
 
     Notes
     -----

@@ -162,7 +162,7 @@ class WindowSearch:
 
 
 class _Measured:
-    """What is known of one rung: what the latest rows and steps walked, as far as it and narrower ones hold it, and times of steps."""
+    """What is known of one rung: what it and narrower ones hold of the latest walks in it, and times of steps."""
 
     def __init__(self, rungs: Sequence[Rung]) -> None:
         self.seconds: deque[float] = deque(maxlen=_KEPT)
