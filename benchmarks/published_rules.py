@@ -208,7 +208,7 @@ def proof(out: TextIO) -> None:
     print(
         "total variation from the chain rule's law, by all that can happen; the worst of three random tables", file=out
     )
-    worlds = ((3, 2, 2, 4, 4), (4, 2, 2, 4, 3), (4, 3, 2, 5, 3), (3, 2, 3, 7, 3))
+    worlds = ((3, 2, 2, 4, 4), (4, 2, 2, 4, 3), (4, 3, 2, 5, 3), (3, 2, 3, 7, 4))
     faults: dict[str, dict[str, bool]] = {
         "mended": {},
         "siblings from the residual": {"siblings_from_residual": True},
