@@ -1,6 +1,6 @@
 """The published samplers' rules on one model, by slots per pass: the embedded one, temperature 1, in passes.
 
-    python benchmarks/published_rules.py table [--count 40] [--seed 7] [--slots 32,64,256] [--out FILE]
+    python benchmarks/published_rules.py table [--count 40] [--seed 7] [--slots 32,64,256] [--only NAME] [--out FILE]
     python benchmarks/published_rules.py proof     # the mended rule of SJD-PAC: its law, exactly, on toys
 
 Passes are free of noise: they depend on the model, the seed and nothing else. Rules, not implementations, are compared: each runs
@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -70,7 +71,7 @@ class Pictures:
         self.copying = self.bundle.settings(drafting="copy:14").drafting
 
     def library(
-        self, method: str, slots: int, drafting: Drafting, corrections: str = "none", branches: int = 0
+        self, method: str, slots: int, *, drafting: Drafting, corrections: str = "none", branches: bool = False
     ) -> np.ndarray:
         """Passes of a method of this library."""
         made = generate(
@@ -81,13 +82,14 @@ class Pictures:
             method=method,
             window=slots if branches else min(slots, self.model.max_length),
             drafting=drafting,
-            branches=branches,
+            branches=BRANCHES[slots] if branches else 0,
             corrections=None if corrections == "none" else self.bundle.corrector(method, corrections),
         )
         return np.array([trace.nfe for trace in made.traces])
 
-    def pac(self, rule: Pac) -> np.ndarray:
-        """Passes of the mended SJD-PAC."""
+    def pac(self, slots: int, *, width: int, copies: int | None) -> np.ndarray:
+        """Passes of the mended SJD-PAC, whose trees are three levels deep."""
+        rule = Pac(slots, width, 3, copies)
         return np.array([self._picture(rule, prompt, i) for i, prompt in enumerate(self.prompts)])
 
     def _picture(self, rule: Pac, prompt: Sequence[int], sequence: int) -> int:
@@ -125,48 +127,52 @@ class Pictures:
         return passes
 
 
-def table(model: Any, count: int, seed: int, slots: Sequence[int], out: TextIO) -> None:
-    """Every rule at every number of slots."""
+def rules(pictures: Pictures) -> list[tuple[str, str, Callable[[int], np.ndarray]]]:
+    """Every rule: its name, where fresh drafts come from, and the passes of all pictures by slots."""
+    drafts: tuple[tuple[str, Drafting], ...] = (("uniform", Uniform()), ("row above", pictures.copying))
+    chains = (("SJD", "sjd"), ("SCD, Gumbel coupling", "scd-gumbel"), ("SCD, maximal coupling", "scd-maximal"))
+    return [
+        *(
+            (name, fresh, partial(pictures.library, method, drafting=drafting))
+            for name, method in chains
+            for fresh, drafting in drafts
+        ),
+        *(
+            (f"SJD-PAC mended, {width} wide", fresh, partial(pictures.pac, width=width, copies=copies))
+            for width in (4, 3)
+            for fresh, copies in (("uniform", None), ("row above", 14))
+        ),
+        *(
+            (
+                f"scd-match, fitted{', branches' if branches else ''}",
+                "row above",
+                partial(
+                    pictures.library, "scd-match", drafting=pictures.copying, corrections="fitted", branches=branches
+                ),
+            )
+            for branches in (False, True)
+        ),
+    ]
+
+
+def table(model: Any, count: int, seed: int, slots: Sequence[int], only: str, out: TextIO) -> None:
+    """Every rule whose name begins with ``only``, at every number of slots."""
     pictures = Pictures(model, count, seed)
-    uniform, copying = Uniform(), pictures.copying
     print(
         f"{count} pictures of the embedded model, seed {seed}, temperature 1; tokens per pass (passes a picture)",
         file=out,
     )
-    print(f"{'rule':<34}{'fresh drafts':<14}" + "".join(f"{f'{own} slots':>21}" for own in slots), file=out)
-    rules: list[tuple[str, str, Any]] = [
-        (name, fresh, lambda own, method=method, drafting=drafting: pictures.library(method, own, drafting))
-        for name, method in (
-            ("SJD", "sjd"),
-            ("SCD, Gumbel coupling", "scd-gumbel"),
-            ("SCD, maximal coupling", "scd-maximal"),
-        )
-        for fresh, drafting in (("uniform", uniform), ("row above", copying))
-    ]
-    rules += [
-        (
-            f"SJD-PAC mended, {width} wide, 3 deep",
-            fresh,
-            lambda own, width=width, copies=copies: pictures.pac(Pac(own, width, 3, copies)),
-        )
-        for width in (4, 3)
-        for fresh, copies in (("uniform", None), ("row above", 14))
-    ]
-    rules += [
-        ("scd-match, fitted", "row above", lambda own: pictures.library("scd-match", own, copying, "fitted")),
-        (
-            "scd-match, fitted, branches",
-            "row above",
-            lambda own: pictures.library("scd-match", own, copying, "fitted", BRANCHES[own]),
-        ),
-    ]
-    for name, fresh, passes_at in rules:
-        line = f"{name:<34}{fresh:<14}"
+    print(f"{'rule':<30}{'fresh drafts':<13}" + "".join(f"{f'{own} slots':>22}" for own in slots), file=out, flush=True)
+    for name, fresh, passes_at in rules(pictures):
+        if not name.startswith(only):
+            continue
+        print(f"{name:<30}{fresh:<13}", end="", file=out, flush=True)
         for own in slots:
             passes = passes_at(own)
             error = passes.std(ddof=1) / len(passes) ** 0.5
-            line += f"{pictures.length / passes.mean():>8.2f}{f'({passes.mean():.1f} ± {error:.1f})':>13}"
-        print(line, file=out, flush=True)
+            told = f"({passes.mean():.1f} ± {error:.1f})"
+            print(f"{pictures.length / passes.mean():>8.2f}{told:>14}", end="", file=out, flush=True)
+        print(file=out, flush=True)
 
 
 def exact_law(rule: Pac, seed: int, vocab_size: int, length: int) -> dict[tuple[int, ...], float]:
@@ -234,6 +240,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--slots", default="32,64,256", help=f"some of {', '.join(map(str, BRANCHES))}")
+    parser.add_argument("--only", default="", help="rules whose name begins so")
     parser.add_argument("--out", type=Path, help="write there instead")
     arguments = parser.parse_args()
     out = arguments.out.open("w") if arguments.out else sys.stdout
@@ -243,7 +250,14 @@ def main() -> None:
     with open_model("fashion") as model:
         if not isinstance(model, Trees):
             raise SystemExit("the embedded bundle has no graph for trees")
-        table(model, arguments.count, arguments.seed, [int(own) for own in arguments.slots.split(",")], out)
+        table(
+            model,
+            arguments.count,
+            arguments.seed,
+            [int(own) for own in arguments.slots.split(",")],
+            arguments.only,
+            out,
+        )
 
 
 if __name__ == "__main__":

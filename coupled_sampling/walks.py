@@ -17,7 +17,7 @@ import numpy as np
 from coupled_sampling.sampling import Integers
 from coupled_sampling.slots import Outcome, Window
 
-__all__ = ["Walk", "walk_of"]
+__all__ = ["Walk"]
 
 
 class Walk(NamedTuple):

@@ -27,7 +27,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.walks import Walk
 from coupled_sampling.window_search import Rung, WindowSearch
 
-__all__ = ["FixedWindow", "TreeWindowRule", "WindowRule", "find_window_rule"]
+__all__ = ["FixedWindow", "TreeWindowRule", "WindowRule"]
 
 _USUAL = 32
 """Slots where nobody says how many."""
