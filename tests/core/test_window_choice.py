@@ -65,13 +65,13 @@ def free_width(monkeypatch):
 
 
 def test_auto_finds_branches_where_they_cost_nothing_and_leaves_the_tokens_alone(free_width):
-    step = Seen("scd-match", max_length=1600)
-    tokens, decoder = run(step, length=1500, window="auto")
+    step = Seen("scd-match", max_length=1100)
+    tokens, decoder = run(step, length=1000, window="auto")
     assert {(width, branches) for width, branches, _ in step.asked} >= {(16, 0), (32, 4)}
     chosen = decoder._windows.next(rows=1)
     assert chosen in TREES
     assert chosen.width > 16
-    (plain,) = generate(step.provider, [[2]], length=1500, method="ar", seed=3).tokens
+    (plain,) = generate(step.provider, [[2]], length=1000, method="ar", seed=3).tokens
     assert tokens == plain.tolist()
 
 
