@@ -39,7 +39,7 @@ class WindowChoice:
     >>> choice.next(rows=1), choice.branching
     (Rung(width=64, branches=24), BestFirst(24))
     >>> WindowChoice("auto", None, step).rule.rungs[-1]
-    Rung(width=128, branches=70)
+    Rung(width=256, branches=192)
     """
 
     def __init__(
