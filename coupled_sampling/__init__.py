@@ -27,7 +27,8 @@ from coupled_sampling.noise import CounterNoise, Noise
 from coupled_sampling.requests import Guidance
 from coupled_sampling.rows_as_paths import RowsAsPaths
 from coupled_sampling.trace import Summary, Trace, summarise
-from coupled_sampling.windows import WindowRule, WindowSearch
+from coupled_sampling.window_search import WindowSearch
+from coupled_sampling.windows import WindowRule
 
 __version__ = "0.1.0"
 

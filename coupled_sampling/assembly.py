@@ -50,9 +50,11 @@ class Assembly:
     """What the step corrects laws with, for the rule to know."""
 
     def window(
-        self, rows: Sequence[Row | None], idle: Sequence[Integers], most: int
+        self, rows: Sequence[Row | None], idle: Sequence[Integers], most: int, kept: int
     ) -> tuple[Window, dict[int, Exception]]:
         """The next window of ``rows``, at most ``most`` slots wide, and what is wrong with rows that cannot take part.
+
+        ``kept`` slots are for branches; a row may get more where its path is shorter. With none there are none, and no candidates.
 
         Parameters
         ----------
@@ -61,7 +63,7 @@ class Assembly:
         idle
             B arrays: tokens from position 0 on whose state a row without part has; it forwards the last of them again.
         """
-        kept = 0 if self.branching is None else min(int(self.branching.most), most - 1)
+        branching = self.branching if kept else None
         # The path is no wider than the model takes at once; branches may come on top.
         widest = min(most, self.max_window)
         kept = max(0, kept - (most - widest))
@@ -71,7 +73,7 @@ class Assembly:
             for row, end in zip(rows, ends, strict=True)
         ]
         laws, wrong = self._propose(rows, fresh)
-        branches = {} if self.branching is None else self._branches(self.branching, rows, ends, most, wrong)
+        branches = {} if branching is None else self._branches(branching, rows, ends, most, wrong)
         taking = [(b, row) for b, row in enumerate(rows) if row is not None]
         width = max(ends[b] - row.cached + len(branches.get(b, _NO_BRANCHES).tokens) for b, row in taking)
         columns = self.columns if branches else None
@@ -103,7 +105,7 @@ class Assembly:
             rows=[None if row is None or b in wrong else row.info for b, row in enumerate(rows)],
             contexts=contexts,
             fresh_laws=laws,
-            candidates=0 if self.branching is None else self.branching.candidates,
+            candidates=0 if branching is None else branching.candidates,
         )
         if branches:
             held_ends = [end or len(held) for end, (_, held) in zip(window.end.tolist(), again, strict=True)]

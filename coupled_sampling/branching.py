@@ -109,7 +109,10 @@ class Branching(Protocol):
 
     @property
     def most(self) -> int:
-        """Slots of a window that are kept for branches; a row may get more where its path is shorter."""
+        """Slots of a window that are kept for branches; a row may get more where its path is shorter. With 0 there are none.
+
+        Where the rule for windows chooses how many are kept, this is not asked.
+        """
         ...
 
     @property
@@ -314,6 +317,22 @@ class _Search:
             heapq.heappush(self._heap, (-chance, self._pushed, parent, depth, previous, place, before))
 
 
+def refusal_of_branches(step: CoupledStep) -> str | None:
+    """Why ``step`` cannot decide windows with branches, and what to do instead; None where it can.
+
+    Examples
+    --------
+    >>> from coupled_sampling import HostStep
+    >>> from coupled_sampling.branching import refusal_of_branches
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> refusal_of_branches(HostStep(TableProvider(random_table(0, 4), 4), "scd-match")) is None
+    True
+    """
+    if isinstance(step, TreeSteps):
+        return step.refuses_branches
+    return f"a {type(step).__name__} does not do them; use HostStep"
+
+
 def find_branching(branches: int | Branching, step: CoupledStep) -> Branching | None:
     """The rule that ``branches`` means for ``step``; None for none.
 
@@ -337,11 +356,7 @@ def find_branching(branches: int | Branching, step: CoupledStep) -> Branching | 
             )
         if not branches:
             return None
-    refused = (
-        step.refuses_branches
-        if isinstance(step, TreeSteps)
-        else f"a {type(step).__name__} does not do them; use HostStep"
-    )
+    refused = refusal_of_branches(step)
     if refused is not None:
         raise InvalidArgument(f"branches is {shown(branches)}, but {refused}")
     return branches if isinstance(branches, Branching) else BestFirst(int(branches))

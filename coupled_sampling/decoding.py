@@ -22,12 +22,10 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from coupled_sampling.admission import Preparation
 from coupled_sampling.arguments import check_count, check_flag
 from coupled_sampling.assembly import Assembly
-from coupled_sampling.branching import Branching, find_branching
+from coupled_sampling.branching import Branching
 from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
@@ -46,9 +44,10 @@ from coupled_sampling.ownership import Ownership
 from coupled_sampling.reading import PromptReading
 from coupled_sampling.requests import Commit, Request
 from coupled_sampling.rows import Row, failed
-from coupled_sampling.step_records import StepRecords
 from coupled_sampling.trace import Trace
-from coupled_sampling.windows import WindowRule, find_window_rule
+from coupled_sampling.window_choice import WindowChoice
+from coupled_sampling.window_search import Rung
+from coupled_sampling.windows import WindowRule
 
 __all__ = ["Commit", "Decoder", "Request"]
 
@@ -79,7 +78,7 @@ class Decoder:
         Predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`; a step has its own.
     branches
         How many slots of a window are for branches, or a rule for them; see `coupled_sampling.branching`. For methods whose tokens
-        are ``ar``'s.
+        are ``ar``'s. None is what the rule for windows says: none for fixed ones, as many as pay for "auto", if there can be any.
 
     Notes
     -----
@@ -110,7 +109,7 @@ class Decoder:
         prompt_chunk: int | None = None,
         reuse_prefixes: bool = False,
         corrections: Corrector | None = None,
-        branches: int | Branching = 0,
+        branches: int | Branching | None = None,
     ) -> None:
         step = as_step(model, method, noise, corrections)
         if noise is not None and step.noise is not noise:
@@ -123,10 +122,8 @@ class Decoder:
                     f"prompt_chunk is {prompt_chunk}, the model takes at most {step.max_window} slots at once; ask for fewer"
                 )
         self._step, self._noise = step, step.noise
-        branching = find_branching(branches, step)
-        columns = step.max_columns if branching is not None and isinstance(step, TreeSteps) else step.max_length
-        self._windows = find_window_rule(window, step.max_window if branching is None else columns)
-        self._records = StepRecords(self._windows)
+        self._windows = WindowChoice(window, branches, step)
+        self._records = self._windows.records
         self._drafting = find_drafting(drafting)
         models = {"draft model": self._drafting} if isinstance(self._drafting, Wraps) else {}
         self._owns = Ownership(model=step, **models)
@@ -138,9 +135,9 @@ class Decoder:
             self._noise,
             step.vocab_size,
             refuses_laws,
-            branching,
+            self._windows.branching,
             step.max_window,
-            columns,
+            self._windows.columns,
             step.corrections if isinstance(step, TreeSteps) else None,
         )
         self._reading = PromptReading(step, prompt_chunk, reuse_prefixes)
@@ -160,17 +157,12 @@ class Decoder:
     @property
     def window(self) -> int:
         """Most slots of the next step."""
-        width = self._windows.width(_span(self._rows))
-        if (
-            isinstance(width, bool)
-            or not isinstance(width, (int, np.integer))
-            or not 1 <= width <= self._windows.largest
-        ):
-            raise InvalidArgument(
-                f"{type(self._windows).__name__}.width returned {width!r}, expected an integer from 1 to its largest, "
-                f"{self._windows.largest}"
-            )
-        return int(width)
+        return self._windows.next(_span(self._rows)).width
+
+    @property
+    def branches(self) -> int:
+        """How many slots of the next step are for branches."""
+        return self._windows.next(_span(self._rows)).branches
 
     @property
     def active(self) -> int:
@@ -302,8 +294,8 @@ class Decoder:
         return done
 
     def _read_and_step(self, began: float) -> None:
-        rows, width = list(self._rows), self.window
-        alone = min(width, self._step.max_window)  # a window may be wider than that by its branches only
+        rows, chosen = list(self._rows), self._windows.next(_span(self._rows))
+        alone = min(chosen.width, self._step.max_window)  # a window may be wider than that by its branches only
         for row in rows:
             if row is not None:
                 row.began = row.began or began  # of the sequence's first step
@@ -316,13 +308,13 @@ class Decoder:
         span = _span(rows)
         rows = [row if takes else None for takes, row in zip(taking, rows, strict=True)][:span]
         if any(taking):
-            self._step_rows(rows, width)
+            self._step_rows(rows, chosen)
 
-    def _step_rows(self, rows: list[Row | None], width: int) -> None:
+    def _step_rows(self, rows: list[Row | None], chosen: Rung) -> None:
         """A step of ``rows``; the others are None here."""
         began = time.perf_counter()
         idle = [self._reading.holds(b, row) for b, row in enumerate(self._rows[: len(rows)])]
-        window, wrong = self._assembly.window(rows, idle, width)
+        window, wrong = self._assembly.window(rows, idle, *chosen)
         for b, error in wrong.items():
             row, rows[b] = rows[b], None
             if row is not None:
@@ -330,6 +322,7 @@ class Decoder:
         if not any(row is not None for row in rows):
             return
         outcome = self._step.step(window)
+        walks = self._records.walks(window, outcome, rows)
         try:
             for b, row in enumerate(rows):
                 if row is None or self._rows[b] is not row:  # removed meanwhile
@@ -343,7 +336,7 @@ class Decoder:
             for b, row in enumerate(rows):
                 if row is not None and row.trace.reason is not None:
                     self._release(b, row)
-        self._records.add(width, window, outcome, time.perf_counter() - began, rows)
+        self._records.add(chosen, window, outcome, time.perf_counter() - began, rows, walks)
         self._records.tell(self._rows)
 
     def _admit(self) -> None:

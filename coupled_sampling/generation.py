@@ -48,8 +48,8 @@ class DecoderSettings(TypedDict, total=False):
     """Default False."""
     corrections: Corrector | None
     """Default None: redrafts are drawn from the laws of the pass."""
-    branches: int | Branching
-    """Default 0: no slot of a window is for branches."""
+    branches: int | Branching | None
+    """Default None: as the rule for windows says, which is none of fixed ones."""
 
 
 class GenerationSettings(DecoderSettings, total=False):

@@ -1,7 +1,8 @@
 """What a window's rule is told of the steps that were done, and when.
 
 How long a step took may depend on its drafts: a rule that knew it at once could choose a width by drafts that are still to be
-tested. So it is told when every row has committed all that the step decided, or is gone.
+tested. So it is told when every row has committed all that the step decided, or is gone. Where tokens do not depend on drafts,
+with the acceptance "match", it is told at once; and of what was walked, if it chooses branches.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import NamedTuple
 
 from coupled_sampling.rows import Row
 from coupled_sampling.slots import Outcome, Window
-from coupled_sampling.windows import WindowRule
+from coupled_sampling.walks import Walk, walk_of
+from coupled_sampling.windows import TreeWindowRule, WindowRule
 
 __all__ = ["StepRecords"]
 
@@ -29,22 +31,61 @@ class _Step(NamedTuple):
 
 
 class StepRecords:
-    """Steps of which something is open, and the ``rule`` that waits for them."""
+    """Steps of which something is open, and the ``rule`` that waits for them.
 
-    def __init__(self, rule: WindowRule) -> None:
-        self._rule = rule
+    Parameters
+    ----------
+    rule
+        What is told.
+    at_once
+        Whether it may know of a step whose drafts are open.
+    trees
+        The rule, if it chooses branches: then it is told what was walked. Only where it is told at once.
+    """
+
+    def __init__(self, rule: WindowRule, *, at_once: bool = False, trees: TreeWindowRule | None = None) -> None:
+        self._rule, self._trees = rule, trees
+        self._at_once = at_once
         self._open: deque[_Step] = deque()
 
-    def add(self, width: int, window: Window, outcome: Outcome, seconds: float, stepped: Sequence[Row | None]) -> None:
-        """The rows ``stepped`` were decided in ``seconds``; only full windows of ``width`` say what that width is worth."""
+    def walks(self, window: Window, outcome: Outcome, stepped: Sequence[Row | None]) -> list[Walk]:
+        """What the rows ``stepped`` walked, to which ``outcome`` has not been applied; nothing where nobody asks."""
+        if self._trees is None:
+            return []
+        return [
+            walk_of(window, outcome, b, row.committed - row.cached)
+            for b, row in enumerate(stepped)
+            if row is not None and window.draws[b]
+        ]
+
+    def add(
+        self,
+        chosen: tuple[int, int],
+        window: Window,
+        outcome: Outcome,
+        seconds: float,
+        stepped: Sequence[Row | None],
+        walks: Sequence[Walk] = (),
+    ) -> None:
+        """The rows ``stepped`` were decided in ``seconds``; only full windows say what that width is worth.
+
+        ``chosen`` are the width, and how many slots of it were for branches; ``walks`` is what `walks` said.
+        """
+        width, branches = chosen
         active = [(b, row) for b, row in enumerate(stepped) if row is not None]
-        if window.tokens.shape[1] == width and all(window.draws[b] for b, _ in active):
-            slots = (window.start + window.known + window.recycled + window.fresh).tolist()
-            ends = [(row, slots[b] + 1) for b, row in active]  # the last slot drafts the position after it
-            self._open.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
+        if window.tokens.shape[1] != width or not all(window.draws[b] for b, _ in active):
+            return
+        if self._trees is not None:
+            self._trees.record_walks(len(stepped), width, branches, walks, seconds)
+            return
+        slots = (window.start + window.known + window.recycled + window.fresh).tolist()
+        ends = [(row, slots[b] + 1) for b, row in active]  # the last slot drafts the position after it
+        self._open.append(_Step(len(stepped), width, outcome.committed[window.draws].tolist(), seconds, ends))
 
     def tell(self, rows: Sequence[Row | None]) -> None:
         """Tell the rule of all steps of which nothing is open any more, where ``rows`` are still under way."""
-        while self._open and all(row.committed >= end or row not in rows for row, end in self._open[0].ends):
+        while self._open and (
+            self._at_once or all(row.committed >= end or row not in rows for row, end in self._open[0].ends)
+        ):
             closed = self._open.popleft()
             self._rule.record(closed.rows, closed.width, closed.tokens, closed.seconds)

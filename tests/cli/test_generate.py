@@ -11,7 +11,7 @@ import pytest
 from coupled_sampling import open_bundle
 from coupled_sampling.bundles.hidden import hidden_path
 from coupled_sampling.cli.pictures import write_grid
-from coupled_sampling.windows import LADDER
+from coupled_sampling.window_search import LADDER
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("onnxruntime")

@@ -17,7 +17,8 @@ from coupled_sampling.testing import (
     random_table,
     total_variation,
 )
-from coupled_sampling.windows import LADDER, WindowRule, WindowSearch, find_window_rule
+from coupled_sampling.window_search import LADDER, WindowSearch
+from coupled_sampling.windows import WindowRule, find_window_rule
 
 
 class ByCounts:

@@ -6,6 +6,7 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 
 from __future__ import annotations
 
+from bugs_of_auto_branches import BUGS as AUTO_BRANCHES
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_corrected_step_graphs import BUGS as CORRECTED_STEP_GRAPHS
 from bugs_of_correction_tables import BUGS as CORRECTION_TABLES
@@ -46,6 +47,7 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
+    *AUTO_BRANCHES,
     *CHECKPOINTS,
     *CORRECTIONS,
     *CORRECTION_TABLES,
