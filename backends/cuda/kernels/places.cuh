@@ -8,7 +8,8 @@ struct Site {  // of one slot
     Law law;
     Word lead;    // of the race, see `as_lead`
     float limit;  // a product below it loses the race
-    int accepted;
+    bool accepted;
+    bool corrected;  // whether its law is that of corrected logits
 };
 
 struct RowState {
@@ -20,7 +21,7 @@ struct Scratch {
     Site* site;    // rows * width
     Chunk* chunk;  // rows * width * chunks
     RowState* row;
-    float* corrected;  // with corrections, of a row: the logits of a slot, then what moves them (rank,)
+    float* corrected;  // with corrections, of a row: the logits of a slot, or of all where candidates are wanted; what moves them
 
     __device__ Scratch(const Decision& decision, long long rows, int chunks) {
         const long long sites = rows * decision.width;
@@ -40,7 +41,8 @@ struct Place {
     Site* site;
     Chunk* chunk;
     RowState* row;
-    float* corrected;
+    float *corrected, *moved;
+    long long position;  // which the slot decides
 
     __device__ Place(const Decision& decision, int parts)
         : Place(decision, int(blockIdx.x) / parts, int(blockIdx.x) % parts, parts) {}
@@ -53,7 +55,11 @@ struct Place {
         site = scratch.site + index;
         chunk = scratch.chunk + index * chunks;
         row = scratch.row + batch_row;
-        corrected = scratch.corrected + batch_row * (in_fours(size) + in_fours(decision.rank));
+        const long long kept = decision.candidates ? decision.width : 1;  // slots of a row whose corrected logits are kept
+        corrected = scratch.corrected + batch_row * (kept * in_fours(size) + in_fours(decision.rank));
+        moved = corrected + kept * in_fours(size);
+        if (decision.candidates) corrected += slot * in_fours(size);
+        position = decision.rows[batch_row].start + (decision.depth ? decision.depth[index] : slot) + 1;
     }
     __device__ int begin(int chunk) const { return chunk * CHUNK; }
     __device__ int end(int chunk) const { return size - begin(chunk) < CHUNK ? size : begin(chunk) + CHUNK; }
@@ -89,4 +95,14 @@ __device__ inline const float* draft_law(const Decision& decision, const Row& ro
 
 __device__ inline int draft_of(const Decision& decision, const Slot& slots, const Place& place) {
     return slots.has_draft(place.slot) ? int(decision.tokens_in[place.index + 1]) : -1;
+}
+
+// Whether a law can be made of the slot, and of those of the path before it if it is of the path.
+__device__ inline bool is_open(const Slot& slots, int slot, const Site* sites, const RowState& row) {
+    return slot < slots.end ? slot < row.closed : sites[slot].law.usable();
+}
+
+// The token that the slot draws by its race; -1 where none was run.
+__device__ inline int raced(const Slot& slots, int slot, const Site* sites, const RowState& row) {
+    return is_open(slots, slot, sites, row) ? leading_token(sites[slot].lead) : -1;
 }

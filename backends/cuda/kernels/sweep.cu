@@ -7,8 +7,9 @@
 //
 // and all is done again with them: the law and its thresholds, the test of the draft, the race or the draw, with the same noise.
 // The new law takes the place of the old one. What is redrawn is a neighbour itself, so slots go from left to right, and a row
-// has one block, whose threads share the vocabulary: grid (1, rows), THREADS threads. It comes after `decide`. A neighbour before
-// the first slot that decides cannot change.
+// has one block, whose threads share the vocabulary: grid (1, rows), THREADS threads. It comes after `decide`, or after `walk`: then
+// the redrafts are those of the path, and among their neighbours are tokens of branches. A neighbour before the first slot that
+// decides cannot change.
 #include "slot_draws.cuh"
 
 // The tables of a correction, in this order in memory: `packed` in correction_tables.py.
@@ -56,12 +57,12 @@ struct Left {
     }
 };
 
-// The slot's logits under its changed neighbours, to the row's memory for them.
+// The slot's logits under its changed neighbours, to the memory for them.
 __device__ inline void correct(
-    const Corrections& corrections, const Left& left, unsigned int changed, const Logits& logits, float* corrected
+    const Corrections& corrections, const Left& left, unsigned int changed, const Logits& logits, const Place& place
 ) {
     const int rank = corrections.rank, size = corrections.size;
-    float* const moved = corrected + in_fours(size);
+    float *const corrected = place.corrected, *const moved = place.moved;
     each([&](int thread) {
         for (int i = thread; i < rank; i += THREADS) {
             float sum = 0;
@@ -106,9 +107,10 @@ __device__ inline int redrawn(
     const int slot = place.slot, draft = draft_of(decision, slots, place);
     each([&](int thread) {
         if (thread) return;
+        place.site->corrected = true;
         place.site->law = law;
         place.site->lead = 0;
-        place.site->limit = race_limit(law, logits, row, slot, draft);
+        place.site->limit = race_limit(law, logits, row, place.position, draft);
         const bool tests = draft >= 0 && decision.acceptance == REJECTION;
         place.site->accepted = tests && is_accepted(law, logits, decision, row, slots, slot, draft);
     });
@@ -135,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sweep(const Decision decis
         const unsigned int changed = left.changed(corrections);
         if (!changed) continue;
         const Logits stale(decision, row, place.batch_row, slot);
-        correct(corrections, left, changed, stale, place.corrected);
+        correct(corrections, left, changed, stale, place);
         const Logits logits(place.corrected);
         const Law law = law_of(shared, histogram, row, place, logits);
         if (!law.usable()) {  // the row's drafts end
