@@ -1,9 +1,10 @@
 """`KernelStep`: a coupled step whose decisions are made by CUDA kernels, over any model whose logits lie on a GPU.
 
-Per step one small upload (the window and its rows' settings), four launches, one more for corrections and one more for candidates,
-and one small download (tokens, counts, each slot's largest logit, and candidates where they are wanted); with a `PinnedLauncher` all of it is one CUDA graph from the second step of a
-shape on. What a shape needs is kept in `coupled_sampling.backends.cuda.plans`. Logits, laws and noise stay on the device; noise
-is made there, from the frozen layout of `coupled_sampling.noise`. Tokens are those of `HostStep`, save where two floats tie.
+Per step one small upload (the window and its rows' settings), four launches, one more each for corrections and for candidates, and
+one small download (tokens, counts, each slot's largest logit, and candidates where they are wanted); with a `PinnedLauncher` all of
+it is one CUDA graph from the second step of a shape on. What a shape needs is kept in `coupled_sampling.backends.cuda.plans`.
+Logits, laws and noise stay on the device; noise is made there, from the frozen layout of `coupled_sampling.noise`. Tokens are those
+of `HostStep`, save where two floats tie.
 
 Each row has two memories for draft laws, of which one is read and the other written, see `coupled_sampling.law_book`; so a
 step whose outcome was lost on the way to the loop (Ctrl-C) can be done again.
@@ -233,7 +234,9 @@ class KernelStep(Closing):
         if self._guided is not None:
             return "the kernels have no branches with guidance; leave one of them out, or use HostStep over a GuidedProvider"
         if self._trees is None:
-            return f"{type(self.provider).__name__} cannot forward windows that are trees; use a model that offers Trees"
+            return (
+                f"{type(self.provider).__name__} cannot forward windows that are trees; use a model that offers Trees"
+            )
         return None
 
     @property
