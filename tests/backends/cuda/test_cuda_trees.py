@@ -147,6 +147,33 @@ def test_rows_of_other_shapes_and_rows_that_decide_nothing(launcher):
     provider.close()
 
 
+class Certain:
+    """Token 1 is certain after the first slot; after the others nothing can follow, of each for another reason."""
+
+    vocab_size, batch_size, max_length, max_columns = 3, 1, 20, 20
+
+    def forward_tree(self, tokens, start, parents, rows):
+        logits = np.zeros((*tokens.shape, 3), np.float32)
+        logits[:, 0] = [-np.inf, 0, -np.inf]
+        logits[:, 1:] = np.array([np.nan, -np.inf, np.inf])[:, None]
+        return logits
+
+    def forward(self, tokens, start):
+        raise AssertionError("windows with branches go to forward_tree")
+
+
+def test_a_text_that_fails_is_told_what_is_wrong_where_it_ended(plain):
+    """Beside two siblings that were refused."""
+    window = tree_window([[-1, 0, 0, 0]], [[0, 2, 1, 0]], known=[1], recycled=[1], draws=[True])
+    provider = DeviceTrees(Certain(), plain)
+    kernels = KernelStep(provider, "scd-match", plain)
+    both = BothOfTrees(HostStep(Certain(), "scd-match"), kernels)
+    assert "for position 2 hold nothing but -inf" in str(both.step(window).failures[0])
+    assert both.differences == []
+    kernels.release()
+    provider.close()
+
+
 def test_what_cannot_be_done_is_refused_by_name(plain):
     world = TreeWorld(4, 2)
     provider = DeviceTrees(world, plain)
