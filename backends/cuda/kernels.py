@@ -94,7 +94,7 @@ _ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
 SHARING = ("measure", "target_laws")
 """Kernels with ``parts`` blocks of `PART_THREADS` threads for each slot."""
 
-_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES, _ALIGNMENT = 40, 16, 8, 16
+_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES, _ALIGNMENT = 48, 16, 16, 16
 _BLOCKS_PER_PROCESSOR = 1024 // PART_THREADS  # PART_BLOCKS in block.cuh
 
 
@@ -129,7 +129,7 @@ def scratch_bytes(rows: int, width: int, vocab_size: int, rank: int | None = Non
     --------
     >>> from coupled_sampling.backends.cuda import scratch_bytes
     >>> scratch_bytes(rows=1, width=64, vocab_size=65536)
-    18952
+    19472
     """
     without = rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
     if rank is None:

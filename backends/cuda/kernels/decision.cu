@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(
     each([&](int thread) {
         if (thread || place.part) return;
         place.site->lead = 0;
-        if (place.slot == 0) *place.row = {slots.end - 1, slots.end};  // the last slot has no draft
+        if (place.slot == 0) *place.row = {slots.end - 1, slots.end, slots.end - 1, slots.end};  // the last slot has no draft
     });
     if (!slots.decides(place.slot)) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) target_l
     const Place place(decision, int(decision.parts));
     const Row& row = decision.rows[place.batch_row];
     const Slot slots(row);
-    if (!slots.decides(place.slot) || !is_open(slots, place.slot, place.site - place.slot, *place.row)) return;
+    if (!slots.decides(place.slot) || !is_open(decision, place.slot, place.site - place.slot, *place.row)) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
     const Draw draw(decision, slots, place);
     if (draw.way == RACES) {

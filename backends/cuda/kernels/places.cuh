@@ -10,11 +10,14 @@ struct Site {  // of one slot
     float limit;  // a product below it loses the race
     bool accepted;
     bool corrected;  // whether its law is that of corrected logits
+    int decider;     // with branches, of the position `start` + the slot's number + 1: the slot whose law its token is drawn from
 };
 
 struct RowState {
     int refusal;  // the first refused slot
-    int closed;   // the first slot of which no law can be made: there the row's drafts end
+    int closed;   // the first slot of which no law can be made: there the row's drafts end; with branches, the first position
+    int reach;    // with branches, the last position whose decider was reached from the walk; behind it each is the path's own
+    int end;      // with branches, one past the last position that has a token
 };
 
 struct Scratch {
@@ -97,12 +100,12 @@ __device__ inline int draft_of(const Decision& decision, const Slot& slots, cons
     return slots.has_draft(place.slot) ? int(decision.tokens_in[place.index + 1]) : -1;
 }
 
-// Whether a law can be made of the slot, and of those of the path before it if it is of the path.
-__device__ inline bool is_open(const Slot& slots, int slot, const Site* sites, const RowState& row) {
-    return slot < slots.end ? slot < row.closed : sites[slot].law.usable();
+// Whether the slot runs a race. In a tree any may be come to behind a slot without a law that stands beside it.
+__device__ inline bool is_open(const Decision& decision, int slot, const Site* sites, const RowState& row) {
+    return decision.parents ? sites[slot].law.usable() : slot < row.closed;
 }
 
 // The token that the slot draws by its race; -1 where none was run.
-__device__ inline int raced(const Slot& slots, int slot, const Site* sites, const RowState& row) {
-    return is_open(slots, slot, sites, row) ? leading_token(sites[slot].lead) : -1;
+__device__ inline int raced(const Decision& decision, int slot, const Site* sites, const RowState& row) {
+    return is_open(decision, slot, sites, row) ? leading_token(sites[slot].lead) : -1;
 }

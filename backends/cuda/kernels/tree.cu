@@ -1,7 +1,8 @@
 // Windows that are trees, and what else redrafts might have been: `coupled_sampling.step_rule.decide_tree`, and the candidates of
 // `coupled_sampling.HostStep`.
 //
-// - `walk` takes the place of `decide`: which drafts stand, where the longest path of those ends, tokens by position;
+// - `walk` takes the place of `decide`: which drafts stand, where the longest path of those ends, which slots' laws the redrafts
+//   behind it are drawn from, tokens by position;
 // - `rank` comes last, where candidates are wanted: of each redraft's race the best tokens, and what they came to.
 //
 // Every slot has run its race when they begin, with the noise of the position that it decides.
@@ -13,15 +14,15 @@ struct Lineage {
     bool stands;
 };
 
-// What a slot knows of itself. The parent of a draft is the slot of the last known token, or another draft.
+// What a slot of a row, whose place is that of its first slot, knows of itself. The parent of a draft is the slot of the last known token, or another draft.
 __device__ inline Lineage lineage(
-    const Decision& decision, const Slot& slots, const Site* sites, const RowState& state, long long begin, int slot
+    const Decision& decision, const Slot& slots, const Place& place, int slot
 ) {
     if (slot == slots.first) return {-1, true};
     if (!slots.decides(slot)) return {-1, false};
-    const int parent = int(decision.parents[begin + slot]);
+    const int parent = int(decision.parents[place.index + slot]);
     if (parent < slots.first) return {-1, false};
-    return {parent, raced(slots, parent, sites, state) == decision.tokens_in[begin + slot]};
+    return {parent, raced(decision, parent, place.site, *place.row) == decision.tokens_in[place.index + slot]};
 }
 
 // The end of the longest path of drafts that stand, the first of equal ones: by pointer jumping, so that a path of n slots is
@@ -33,7 +34,7 @@ __device__ inline int longest(
     Lineage *from = reinterpret_cast<Lineage*>(place.chunk), *to = from + width;
     each([&](int thread) {
         for (int slot = thread; slot < width; slot += THREADS) {
-            from[slot] = lineage(decision, slots, place.site, *place.row, place.index, slot);
+            from[slot] = lineage(decision, slots, place, slot);
         }
     });
     for (int seen = 1; seen < width; seen *= 2) {
@@ -59,29 +60,66 @@ __device__ inline int longest(
     return best_of_all(shared).index;
 }
 
+// The slot whose law each position's token is drawn from: of the walk to `end`, then of its first child, the first child of that,
+// and so on; behind these, in `reach` and beyond, each position has the path's own slot.
+__device__ inline void follow(const Decision& decision, const Slot& slots, const Place& place, int end) {
+    const int width = int(decision.width);
+    const long long *parents = decision.parents + place.index, *depth = decision.depth + place.index;
+    int* const child = reinterpret_cast<int*>(place.chunk);  // the first of each slot's; the width where there is none
+    each([&](int thread) {
+        for (int slot = thread; slot < width; slot += THREADS) {
+            child[slot] = width;
+            place.site[slot].decider = slot;
+        }
+    });
+    each([&](int thread) {
+        for (int slot = thread; slot < width; slot += THREADS) {
+            if (slots.decides(slot) && parents[slot] >= slots.first) atomicMin(&child[parents[slot]], slot);
+        }
+    });
+    each([&](int thread) {
+        if (thread) return;
+        // As many turns as tokens are committed and branches are followed, which are few.
+        for (int slot = end; slot > slots.first; slot = int(parents[slot])) place.site[depth[slot]].decider = slot;
+        place.site[slots.first].decider = slots.first;
+        int tip = end < slots.end ? slots.end - 1 : end;  // on the path each slot's first child is the next one
+        for (; child[tip] < width; tip = child[tip]) place.site[depth[child[tip]]].decider = child[tip];
+        const int reach = int(depth[tip]);
+        place.row->reach = reach;
+        place.row->closed = place.row->end = reach < slots.end ? slots.end : reach + 1;
+    });
+}
+
 // One block for a row: grid (1, rows), THREADS threads.
 extern "C" __global__ void __launch_bounds__(THREADS) walk(const Decision decision) {
     __shared__ Block<THREADS> shared;
     const Place place(decision, 0, 0, 1);  // of the row's first slot
     const Row& row = decision.rows[place.batch_row];
     const Slot slots(row);
-    const int width = int(decision.width), end = row.draws ? longest(shared, decision, slots, place) : 0;
-    const int last = row.draws ? int(decision.depth[place.index + end]) : width;
+    const int width = int(decision.width);
     long long* const tokens = decision.tokens + place.index;
+    if (!row.draws) {
+        each([&](int thread) {
+            for (int position = thread; position < width; position += THREADS) tokens[position] = 0;
+            if (thread == 0) decision.committed[place.batch_row] = 0;
+        });
+        return;
+    }
+    const int end = longest(shared, decision, slots, place), last = int(decision.depth[place.index + end]);
+    follow(decision, slots, place, end);
     each([&](int thread) {
-        // Redrafts are those of the path. Where one of its slots has no law they end, even if a branch has gone on beside it.
-        for (int slot = thread; slot < width; slot += THREADS) {
-            if (slot > last && slot < slots.end) tokens[slot] = raced(slots, slot, place.site, *place.row);
-            else if (slot > last || slot < slots.first || !row.draws) tokens[slot] = 0;
+        for (int position = thread; position < width; position += THREADS) {
+            const bool decided = position >= slots.first && position < place.row->end;
+            const int token = decided ? raced(decision, place.site[position].decider, place.site, *place.row) : 0;
+            tokens[position] = token;
+            if (position >= last && token < 0) atomicMin(&place.row->closed, position);
         }
-        if (thread) return;
-        decision.committed[place.batch_row] = row.draws ? last - slots.first + 1 : 0;
-        if (!row.draws) return;
-        // As many turns as tokens are committed, which are few.
-        for (int slot = end; slot > slots.first; slot = int(decision.parents[place.index + slot])) {
-            tokens[decision.depth[place.index + slot]] = raced(slots, slot, place.site, *place.row);
+        if (thread == 0) decision.committed[place.batch_row] = last - slots.first + 1;
+    });
+    each([&](int thread) {
+        for (int position = thread; position < place.row->end; position += THREADS) {
+            if (position >= place.row->closed) tokens[position] = -1;
         }
-        tokens[slots.first] = raced(slots, slots.first, place.site, *place.row);
     });
 }
 
@@ -126,11 +164,12 @@ struct Search {
 // wanted, and the share that it came from is searched for its next one by all threads. Grid (width, rows), THREADS threads.
 extern "C" __global__ void __launch_bounds__(THREADS) rank(const Decision decision) {
     __shared__ Shares shared;
-    const Place place(decision, 1);
-    const Row& row = decision.rows[place.batch_row];
+    const Place here(decision, 1);  // the number of its slot is that of the position
+    const Row& row = decision.rows[here.batch_row];
     const Slot slots(row);
-    const bool redrafts = row.draws && place.slot >= slots.first + decision.committed[place.batch_row] && place.slot < slots.end;
-    if (!redrafts || decision.tokens[place.index] < 0) return;
+    const bool redrafts = row.draws && here.slot >= slots.first + decision.committed[here.batch_row] && here.slot < slots.end;
+    if (!redrafts || decision.tokens[here.index] < 0) return;
+    const Place place(decision, decision.parents ? here.site->decider : here.slot, 0, 1);
     const Logits stale(decision, row, place.batch_row, place.slot);
     const Logits logits = place.site->corrected ? Logits(place.corrected) : stale;
     const Law law = place.site->law;
@@ -153,8 +192,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rank(const Decision decisi
             shared.searched[thread] = search.best;
             if (thread) return;
             const float product = from_ordered((unsigned int)(winner >> 32));
-            decision.candidate_tokens[place.index * decision.candidates + i] = token;
-            decision.candidate_scores[place.index * decision.candidates + i] = product > 0 ? logf(product) : -INFINITY;
+            decision.candidate_tokens[here.index * decision.candidates + i] = token;
+            decision.candidate_scores[here.index * decision.candidates + i] = product > 0 ? logf(product) : -INFINITY;
         });
         fold<THREADS>(shared.searched, shared.folded, shared.next, larger);
         each([&](int thread) {
