@@ -61,7 +61,7 @@ __device__ inline int longest(
 }
 
 // The slot whose law each position's token is drawn from: of the walk to `end`, then of its first child, the first child of that,
-// and so on; behind these, in `reach` and beyond, each position has the path's own slot.
+// and so on; behind the last of these, at `reach`, each position has the path's own slot.
 __device__ inline void follow(const Decision& decision, const Slot& slots, const Place& place, int end) {
     const int width = int(decision.width);
     const long long *parents = decision.parents + place.index, *depth = decision.depth + place.index;
