@@ -35,8 +35,8 @@ from bugs_of_text import BUGS as TEXT
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_proof_tool import BUGS as PROOF_TOOL
 from bugs_of_the_step import BUGS as STEP
-from bugs_of_trees_in_graphs import BUGS as TREES_IN_GRAPHS
 from bugs_of_tree_kernels import BUGS as TREE_KERNELS
+from bugs_of_trees_in_graphs import BUGS as TREES_IN_GRAPHS
 from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
 from planting import Bug
 

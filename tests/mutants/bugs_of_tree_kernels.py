@@ -49,7 +49,7 @@ BUGS = (
     ),
     Bug(
         "candidates-of-what-was-committed",
-        "candidates_of",
+        "tree_outcomes:candidates_of",
         "window.known - 1 + outcome.committed",
         "window.known - 1 + np.maximum(outcome.committed - 1, 0)",
         "Candidates stand one position too early, and the first of them are garbage.",
