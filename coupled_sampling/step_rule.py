@@ -272,8 +272,9 @@ def decide_tree(
     slots = xp.where(site <= reach, ordered[:, : site.shape[0]], site)
     tokens = xp.take_along_axis(own, slots, axis=-1)
     later = (on_path | (site <= reach)) & (site > last)
-    closed = later & ~xp.take_along_axis(decidable, slots, axis=-1)
-    behind = xp.any(closed, axis=-1)[:, None] & (site >= first_true(closed)[:, None])
+    # Behind a site without a law nothing stands, and the last one, where the row fails, may be such a site.
+    closed = (later | (site == last)) & ~xp.take_along_axis(decidable, slots, axis=-1)
+    behind = xp.any(closed, axis=-1)[:, None] & (site >= first_true(closed)[:, None]) & (site > last)
     later = later & ~behind
     tokens = xp.where(behind, xp.full_like(tokens, -1), tokens)
     step = StepDecision(tokens, last[:, 0], _laws_of(target, slots, later, site), slots)

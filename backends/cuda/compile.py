@@ -21,8 +21,10 @@ __all__ = ["SOURCES", "CompilationFailed", "compile_kernels", "kernel_sources", 
 SOURCES = {
     "decision.cu": ("measure", "settle", "target_laws", "decide", "noise", "window_noise"),
     "sweep.cu": ("sweep",),
+    "tree.cu": ("walk", "rank"),
 }
-"""The files to compile, which include the others, and their kernels. Only steps with corrections need the second one."""
+"""The files to compile, which include the others, and their kernels. Every step needs the first one; the second is for corrections,
+the third for branches and candidates."""
 
 OLDEST_ARCHITECTURE = 80
 

@@ -1,9 +1,10 @@
 """`KernelStep`: a coupled step whose decisions are made by CUDA kernels, over any model whose logits lie on a GPU.
 
-Per step one small upload (the window and its rows' settings), four launches, or five with corrections, and one small download
-(tokens, counts and each slot's largest logit); with a `PinnedLauncher` all of it is one CUDA graph from the second step of a
-shape on. What a shape needs is kept in `coupled_sampling.backends.cuda.plans`. Logits, laws and noise stay on the device; noise
-is made there, from the frozen layout of `coupled_sampling.noise`. Tokens are those of `HostStep`, save where two floats tie.
+Per step one small upload (the window and its rows' settings), four launches, one more each for corrections and for candidates, and
+one small download (tokens, counts, each slot's largest logit, and candidates where they are wanted); with a `PinnedLauncher` all of
+it is one CUDA graph from the second step of a shape on. What a shape needs is kept in `coupled_sampling.backends.cuda.plans`.
+Logits, laws and noise stay on the device; noise is made there, from the frozen layout of `coupled_sampling.noise`. Tokens are those
+of `HostStep`, save where two floats tie.
 
 Each row has two memories for draft laws, of which one is read and the other written, see `coupled_sampling.law_book`; so a
 step whose outcome was lost on the way to the loop (Ctrl-C) can be done again.
@@ -21,9 +22,10 @@ import numpy as np
 
 from coupled_sampling.backends.cuda.correction_tables import low_rank
 from coupled_sampling.backends.cuda.kernels import ROW, Launcher
-from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans
+from coupled_sampling.backends.cuda.plans import GrowingMemory, Plans, Shape
 from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer, device_pointer
-from coupled_sampling.bounds import check_window
+from coupled_sampling.backends.cuda.tree_outcomes import candidates_of, close_tree
+from coupled_sampling.bounds import TreeProvider, check_tree_window, check_window
 from coupled_sampling.contracts import (
     Array,
     Closeable,
@@ -36,6 +38,7 @@ from coupled_sampling.contracts import (
     RowInfo,
     RowRanges,
     Runs,
+    Trees,
     Window,
     max_window,
     what_runs,
@@ -50,6 +53,7 @@ from coupled_sampling.refusals import Refusals, refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.target import close_rows
+from coupled_sampling.trees import Tree
 
 __all__ = ["KernelStep"]
 
@@ -112,6 +116,8 @@ class KernelStep(Closing):
     -----
     Laws carried by fresh drafts (draft models) and logits processors are refused: use `HostStep` for them.
 
+    Windows with branches are decided where the provider offers `coupled_sampling.contracts.Trees`, without guidance.
+
     Examples
     --------
     >>> from coupled_sampling import generate
@@ -137,6 +143,7 @@ class KernelStep(Closing):
         corrections: Corrector | None = None,
     ) -> None:
         self.provider = provider
+        self._trees: TreeProvider | None = provider if isinstance(provider, Trees) else None
         self.method = find_method(method)
         self.noise = CounterNoise()
         self.vocab_size = int(provider.vocab_size)
@@ -217,6 +224,27 @@ class KernelStep(Closing):
         return max(1, min(int(wanted), self.max_window))
 
     @property
+    def refuses_branches(self) -> str | None:
+        """See `coupled_sampling.contracts.TreeSteps`."""
+        if self.method.acceptance != "match":
+            return (
+                f'{self.method.name} does not accept drafts by "match", which branches are for; use scd-match or '
+                "speculative-match"
+            )
+        if self._guided is not None:
+            return "the kernels have no branches with guidance; leave one of them out, or use HostStep over a GuidedProvider"
+        if self._trees is None:
+            return (
+                f"{type(self.provider).__name__} cannot forward windows that are trees; use a model that offers Trees"
+            )
+        return None
+
+    @property
+    def max_columns(self) -> int:
+        """See `coupled_sampling.contracts.Trees`."""
+        return self.max_length if self._trees is None else self._trees.max_columns
+
+    @property
     def touches_all(self) -> bool:
         """With guidance, too: it forwards what unconditional prompts have before the rows' own in calls over all rows."""
         return self._guided is not None or not isinstance(self.provider, RowRanges)
@@ -254,27 +282,45 @@ class KernelStep(Closing):
         ProviderError
             The provider's logits have a wrong shape or type, or do not lie on the device.
         """
-        check_window(self, window.tokens, window.start)
+        tree = self._checked_tree(window)
         self._refusals.check(window)
         rows, width = window.tokens.shape
         writing = self._fill_table(window)
         logits = self._forward(window)
         if not window.draws.any():
             return Outcome(np.zeros((rows, width), np.int64), np.zeros(rows, np.int64))
-        tokens, committed, highest = self._plans.plan(rows, logits).run(self._table[:rows], window.tokens)
+        shape = Shape(rows, width, self.vocab_size, tree is not None, min(window.candidates, self.vocab_size))
+        decided = self._plans.plan(shape, logits).run(self._table[:rows], window.tokens, tree)
         for laws, memory, held in writing:
             laws.book = laws.book.written(memory, held)
-        return close_rows(window, tokens.copy(), committed.copy(), highest)
+        tokens, committed = decided.tokens.copy(), decided.committed.copy()
+        if tree is None:
+            outcome = close_rows(window, tokens, committed, decided.highest)
+        else:
+            outcome = close_tree(window, tree, tokens, committed, decided.highest)
+        return outcome._replace(candidates=candidates_of(window, outcome, decided)) if shape.candidates else outcome
 
     @property
     def _is_rejection(self) -> bool:
         return self.method.acceptance == "rejection"
+
+    def _checked_tree(self, window: Window) -> Tree | None:
+        """The tree that ``window`` is, if it has branches."""
+        if window.parents is None:
+            check_window(self, window.tokens, window.start)
+            return None
+        refused = self.refuses_branches
+        if refused is not None or self._trees is None:
+            raise InvalidArgument(f"window has parents, but {refused}")
+        check_tree_window(self._trees, window.tokens, window.start, window.parents)
+        return Tree.of(window.parents)
 
     def _fill_table(self, window: Window) -> list[_Writing]:
         """Say in the table what the rows are to do; returns which laws they will have written."""
         columns, rows = self._columns, len(window.start)
         for name in ("start", "known", "recycled", "fresh", "draws", "round"):
             columns[name][:rows] = getattr(window, name)
+        columns["branches"][:rows] = 0 if window.branches is None else window.branches
         writing = []
         for b, info in enumerate(window.rows):
             if info is None or not window.draws[b]:
@@ -322,13 +368,18 @@ class KernelStep(Closing):
 
     def _forward(self, window: Window) -> DevicePointer:
         """Logits on the device; with guidance of both rows of each."""
-        found = self._run_model(window.tokens, window.start)
+        if window.parents is None:
+            found = self._run_model(window.tokens, window.start)
+        else:
+            assert self._trees is not None, "windows with branches have been checked"
+            rows = range(window.first_row, window.first_row + len(window.start))
+            found = self._trees.forward_tree(window.tokens, window.start, window.parents, rows)
         try:
             logits = device_pointer(found, self._launcher.stream)
         except InvalidArgument as error:
             raise ProviderError(f"forward returned logits that the kernels cannot read: {error}") from error
-        rows, width = window.tokens.shape
-        expected = (rows if self._guided is None else 2 * rows, width, self.vocab_size)
+        count, width = window.tokens.shape
+        expected = (count if self._guided is None else 2 * count, width, self.vocab_size)
         if logits.shape != expected or logits.dtype not in LOGITS_TYPES:
             raise ProviderError(
                 f"forward returned {logits.dtype} of shape {logits.shape}, expected logits of shape {expected}: (rows, window, "

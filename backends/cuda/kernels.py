@@ -1,7 +1,8 @@
 """Calling the kernels: their argument tables, and the few things they ask of a device.
 
-Four kernels make a step's decisions from its logits: ``measure``, ``settle``, ``target_laws`` and ``decide``; a fifth, ``sweep``,
-draws redrafts anew where laws are corrected (`coupled_sampling.backends.cuda.correction_tables`). All have one argument, a
+Four kernels make a step's decisions from its logits: ``measure``, ``settle``, ``target_laws`` and ``decide``; in windows with
+branches ``walk`` takes the place of the last one. ``sweep`` draws redrafts anew where laws are corrected
+(`coupled_sampling.backends.cuda.correction_tables`), and ``rank`` finds candidates where they are wanted. All have one argument, a
 `DECISION`. It points to B entries of `ROW`. Both tables are laid out as the structs of the same names in
 ``kernels/tables.cuh``; every field has 8 bytes. ``docs/cuda-kernels.md`` says what each one means.
 
@@ -51,7 +52,7 @@ ROW = np.dtype(
         *((name, _REAL) for name in ("temperature", "top_p", "min_p")),
         ("top_k", _WHOLE),
         ("guidance", _REAL),
-        ("guidance_lag", _WHOLE),
+        *((name, _WHOLE) for name in ("guidance_lag", "branches")),
     ]
 )
 """One row of a batch."""
@@ -66,6 +67,9 @@ DECISION = np.dtype(
         ("parts", _WHOLE),
         ("corrections", _WORD),
         *((name, _WHOLE) for name in ("neighbours", "rank")),
+        *((name, _WORD) for name in ("parents", "depth")),
+        ("candidates", _WHOLE),
+        *((name, _WORD) for name in ("candidate_tokens", "candidate_scores")),
     ]
 )
 """The argument of the kernels of a step."""
@@ -90,7 +94,7 @@ _ACCEPTANCES = {"none": 0, "rejection": 1, "match": 2}
 SHARING = ("measure", "target_laws")
 """Kernels with ``parts`` blocks of `PART_THREADS` threads for each slot."""
 
-_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES, _ALIGNMENT = 40, 16, 8, 16
+_SITE_BYTES, _CHUNK_BYTES, _ROW_BYTES, _ALIGNMENT = 48, 16, 16, 16
 _BLOCKS_PER_PROCESSOR = 1024 // PART_THREADS  # PART_BLOCKS in block.cuh
 
 
@@ -115,21 +119,23 @@ def _in_fours(count: int) -> int:
     return -(-count // 4) * 4
 
 
-def scratch_bytes(rows: int, width: int, vocab_size: int, rank: int | None = None) -> int:
+def scratch_bytes(rows: int, width: int, vocab_size: int, rank: int | None = None, *, candidates: bool = False) -> int:
     """Size of the memory at ``scratch`` of a `DECISION`, through which its kernels tell each other what they found.
 
-    With corrections it depends on their ``rank``: a row's corrected logits lie there, too.
+    With corrections it depends on their ``rank``: a row's corrected logits lie there, too, those of one slot at a time, or of all
+    where ``candidates`` are wanted, since these are found in them afterwards.
 
     Examples
     --------
     >>> from coupled_sampling.backends.cuda import scratch_bytes
     >>> scratch_bytes(rows=1, width=64, vocab_size=65536)
-    18952
+    19472
     """
     without = rows * (width * (_SITE_BYTES + _CHUNK_BYTES * _chunks(vocab_size)) + _ROW_BYTES)
     if rank is None:
         return without
-    return without + _ALIGNMENT + 4 * rows * (_in_fours(vocab_size) + _in_fours(rank))
+    slots = width if candidates else 1
+    return without + _ALIGNMENT + 4 * rows * (slots * _in_fours(vocab_size) + _in_fours(rank))
 
 
 def blocks_per_slot(slots: int, vocab_size: int, processors: int) -> int:
@@ -243,8 +249,9 @@ class Launcher(Protocol):
 def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
     """Make a step's decisions: launch the kernels for ``rows`` rows with a `DECISION` () that is filled in.
 
-    ``parts`` of 0 stands for `blocks_per_slot`; laws are corrected where ``corrections`` is an address. Nothing is allocated and
-    nothing waited for, so that launches can be captured in a CUDA graph.
+    ``parts`` of 0 stands for `blocks_per_slot`; laws are corrected where ``corrections`` is an address, windows are trees where
+    ``parents`` is one, and candidates are found where ``candidates`` is a number. Nothing is allocated and nothing waited for, so
+    that launches can be captured in a CUDA graph.
 
     Examples
     --------
@@ -267,10 +274,16 @@ def decide(launcher: Launcher, parameters: NDArray[Any], rows: int) -> None:
         parts = blocks_per_slot(rows * width, int(parameters["vocab_size"]), launcher.processors)
         parameters = parameters.copy()
         parameters["parts"] = parts
-    for kernel in ("measure", "settle", "target_laws", "decide"):
+    for kernel in ("measure", "settle", "target_laws"):
         launcher.launch(kernel, (width * parts if kernel in SHARING else width, rows), parameters)
+    if parameters["parents"]:
+        launcher.launch("walk", (1, rows), parameters)
+    else:
+        launcher.launch("decide", (width, rows), parameters)
     if parameters["corrections"]:
         launcher.launch("sweep", (1, rows), parameters)
+    if parameters["candidates"]:
+        launcher.launch("rank", (width, rows), parameters)
 
 
 def window_noise(launcher: Launcher, rows: int, count: int, width: int, vocab_size: int, weights: int) -> None:

@@ -25,7 +25,7 @@ from coupled_sampling.errors import InvalidArgument
 
 __all__ = ["CapturedRoundTrip", "PinnedLauncher"]
 
-_MAIN, _SWEEP = SOURCES
+_MAIN = next(iter(SOURCES))
 
 
 class PinnedLauncher:
@@ -123,12 +123,13 @@ class PinnedLauncher:
         call("cuEventDestroy", event)
 
     def launch(self, kernel: str, grid: tuple[int, int], parameters: NDArray[Any]) -> None:
-        """See `Launcher.launch`. The first launch of ``sweep`` compiles it, for some seconds."""
+        """See `Launcher.launch`. What few steps need (`SOURCES`) is compiled when it is first launched, for some seconds."""
         if kernel not in self._kernels:
-            if kernel not in SOURCES[_SWEEP]:
+            source = next((source for source, names in SOURCES.items() if kernel in names), None)
+            if source is None:
                 known = ", ".join(name for names in SOURCES.values() for name in names)
                 raise InvalidArgument(f"kernel is {kernel!r}, expected one of {known}")
-            self._load(compile_kernels(self._architecture, self._threads, _SWEEP), SOURCES[_SWEEP])
+            self._load(compile_kernels(self._architecture, self._threads, source), SOURCES[source])
         addresses = np.array([parameters.ctypes.data], np.uint64)
         block, shared = (PART_THREADS if kernel in SHARING else self._threads, 1, 1), 0
         self._queue.device.call(

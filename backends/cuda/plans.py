@@ -1,8 +1,9 @@
 """Decisions of windows of one shape: memory, arguments and launches made ready once, and done again step after step.
 
 Windows have few shapes, and a model leaves its logits where they were the last time. So everything that a step would have to work
-out on the host is kept under (rows, width, where the logits lie): a step then copies its rows and tokens into an array that is
-there, runs a `coupled_sampling.backends.cuda.kernels.RoundTrip`, and reads another one.
+out on the host is kept under a `Shape` and where the logits lie: a step then copies its rows and tokens into an array that is
+there, runs a `coupled_sampling.backends.cuda.kernels.RoundTrip`, and reads another one. A window that is a tree brings its parents
+and depths along.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from coupled_sampling.backends.cuda.pointers import LOGITS_TYPES, DevicePointer
 from coupled_sampling.contracts import Integers
 from coupled_sampling.corrections import LowRank
 from coupled_sampling.methods import Method
+from coupled_sampling.trees import Tree
 
-__all__ = ["Decided", "GrowingMemory", "Plan", "Plans"]
+__all__ = ["Decided", "GrowingMemory", "Plan", "Plans", "Shape"]
 
 _MOST = 256
 """Plans that are kept. Logits that lie elsewhere every time would pile them up."""
@@ -65,22 +67,53 @@ class Decided(NamedTuple):
     """(B,)"""
     highest: NDArray[np.float32]
     """(B, W) each slot's largest logit."""
+    candidates: Integers
+    """(B, W, K) the best tokens of a redraft's race; where no redraft stands, anything."""
+    scores: NDArray[np.float32]
+    """(B, W, K) what they came to."""
+
+
+class Shape(NamedTuple):
+    """What the memory of a step depends on."""
+
+    rows: int
+    """B."""
+    width: int
+    """W."""
+    vocab_size: int
+    """V."""
+    is_tree: bool = False
+    candidates: int = 0
+    """K."""
 
 
 class _Layout(NamedTuple):
     """Where things lie in the memory that goes up and in the memory that comes down, in bytes."""
 
     table: int
+    tokens_in: int
     given: int
     tokens: int
     committed: int
+    candidates: int
+    highest: int
     made: int
 
     @classmethod
-    def of(cls, rows: int, width: int) -> _Layout:
-        """For B rows and W slots: `ROW` (B,), tokens int64 (B, W); tokens int64, counts int64 (B,), logits float32 (B, W)."""
-        table, tokens = rows * ROW.itemsize, 8 * rows * width
-        return cls(table, table + tokens, tokens, tokens + 8 * rows, tokens + 8 * rows + 4 * rows * width)
+    def of(cls, shape: Shape) -> _Layout:
+        """Up: `ROW` (B,), tokens int64 (B, W), in a tree parents and depth int64 (B, W). Down: tokens int64 (B, W), counts int64
+        (B,), candidates int64 (B, W, K), logits float32 (B, W), scores float32 (B, W, K)."""
+        slots = shape.rows * shape.width
+        table = shape.rows * ROW.itemsize
+        tokens_in = table + 8 * slots
+        tokens = 8 * slots
+        committed = tokens + 8 * shape.rows
+        candidates = committed + 8 * slots * shape.candidates
+        highest = candidates + 4 * slots
+        made = highest + 4 * slots * shape.candidates
+        return cls(
+            table, tokens_in, tokens_in + 16 * slots * shape.is_tree, tokens, committed, candidates, highest, made
+        )
 
     @property
     def scratch(self) -> int:
@@ -89,54 +122,66 @@ class _Layout(NamedTuple):
 
 
 class Plan:
-    """Decisions of ``rows`` rows from ``logits`` (B or, guided, 2 B, W, V), in memory of `Plans`: what goes up, and the rest."""
+    """Decisions of windows of one ``shape`` from ``logits`` (B or, guided, 2 B, W, V), in memory of `Plans`: what goes up, and the
+    rest."""
 
     def __init__(
         self,
         launcher: Launcher,
         method: Method,
         corrections: CorrectionTables | None,
-        rows: int,
+        shape: Shape,
         logits: DevicePointer,
         memory: tuple[int, int],
     ) -> None:
         given, made = memory
-        both, width, vocab_size = logits.shape
-        layout = self._layout = _Layout.of(rows, width)
+        layout = self._layout = _Layout.of(shape)
         parameters = np.zeros((), DECISION)
         values = {
             "logits": logits.pointer,
             "logits_type": LOGITS_TYPES.index(logits.dtype),
-            "guided": both != rows,
-            "width": width,
-            "vocab_size": vocab_size,
+            "guided": logits.shape[0] != shape.rows,
+            "width": shape.width,
+            "vocab_size": shape.vocab_size,
             "rows": given,
             "tokens_in": given + layout.table,
             "tokens": made,
             "committed": made + layout.tokens,
-            "highest_logits": made + layout.committed,
+            "highest_logits": made + layout.candidates,
             "scratch": made + layout.scratch,
-            "parts": blocks_per_slot(rows * width, vocab_size, launcher.processors),
+            "parts": blocks_per_slot(shape.rows * shape.width, shape.vocab_size, launcher.processors),
         }
+        if shape.is_tree:
+            values["parents"] = given + layout.tokens_in
+            values["depth"] = values["parents"] + 8 * shape.rows * shape.width
+        if shape.candidates:
+            values["candidates"] = shape.candidates
+            values["candidate_tokens"] = made + layout.committed
+            values["candidate_scores"] = made + layout.highest
         for name, value in values.items():
             parameters[name] = value
         parameters["redraft"], parameters["acceptance"] = method_codes(method)
         if corrections is not None:
             corrections.fill(parameters)
         spans = Span(given, layout.given), Span(made, layout.made)
-        self._trip = launcher.round_trip(*spans, lambda: decide(launcher, parameters, rows))
-        outputs = self._trip.made
+        self._trip = launcher.round_trip(*spans, lambda: decide(launcher, parameters, shape.rows))
+        outputs, slots = self._trip.made, (shape.rows, shape.width)
         self._decided = Decided(
-            outputs[: layout.tokens].view(np.int64).reshape(rows, width),
+            outputs[: layout.tokens].view(np.int64).reshape(slots),
             outputs[layout.tokens : layout.committed].view(np.int64),
-            outputs[layout.committed :].view(np.float32).reshape(rows, width),
+            outputs[layout.candidates : layout.highest].view(np.float32).reshape(slots),
+            outputs[layout.committed : layout.candidates].view(np.int64).reshape(*slots, shape.candidates),
+            outputs[layout.highest :].view(np.float32).reshape(*slots, shape.candidates),
         )
 
-    def run(self, table: NDArray[Any], tokens: Integers) -> Decided:
-        """Decide for a `ROW` (B,) and ``tokens`` (B, W)."""
-        given, end = self._trip.given, self._layout.table
-        given[:end] = table.view(np.uint8)
-        given[end:].view(np.int64)[:] = tokens.reshape(-1)
+    def run(self, table: NDArray[Any], tokens: Integers, tree: Tree | None = None) -> Decided:
+        """Decide for a `ROW` (B,) and ``tokens`` (B, W), which stand in ``tree``."""
+        given, layout = self._trip.given, self._layout
+        given[: layout.table] = table.view(np.uint8)
+        given[layout.table : layout.tokens_in].view(np.int64)[:] = tokens.reshape(-1)
+        if tree is not None:
+            placed = given[layout.tokens_in :].view(np.int64).reshape(2, *tokens.shape)
+            placed[0], placed[1] = tree.parents, tree.depth
         self._trip.run()
         return self._decided
 
@@ -150,21 +195,22 @@ class Plans:
         self._inputs, self._outputs = GrowingMemory(launcher), GrowingMemory(launcher)
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
-    def plan(self, rows: int, logits: DevicePointer) -> Plan:
-        """The plan for ``rows`` rows of a step and logits like these, made if there is none."""
-        key = rows, logits.pointer, logits.shape, logits.dtype
+    def plan(self, shape: Shape, logits: DevicePointer) -> Plan:
+        """The plan for windows of that ``shape`` and logits like these, made if there is none."""
+        key = shape, logits.pointer, logits.shape[0], logits.dtype
         found = self._plans.get(key)
-        return self._made(rows, logits, key) if found is None else found
+        return self._made(shape, logits, key) if found is None else found
 
-    def _made(self, rows: int, logits: DevicePointer, key: tuple[Any, ...]) -> Plan:
-        _, width, vocab_size = logits.shape
-        layout = _Layout.of(rows, width)
+    def _made(self, shape: Shape, logits: DevicePointer, key: tuple[Any, ...]) -> Plan:
+        rows, width, vocab_size = shape[:3]
+        layout = _Layout.of(shape)
         rank = None if self._tables is None else self._tables.rank
-        sizes = layout.given, layout.scratch + scratch_bytes(rows, width, vocab_size, rank)
+        scratch = scratch_bytes(rows, width, vocab_size, rank, candidates=shape.candidates > 0)
+        sizes = layout.given, layout.scratch + scratch
         if sizes[0] > self._inputs.size or sizes[1] > self._outputs.size or len(self._plans) >= _MOST:
             self._plans.clear()  # before the memory that they use
         memory = self._inputs.at_least(sizes[0]), self._outputs.at_least(sizes[1])
-        plan = self._plans[key] = Plan(self._launcher, self._method, self._tables, rows, logits, memory)
+        plan = self._plans[key] = Plan(self._launcher, self._method, self._tables, shape, logits, memory)
         return plan
 
     def release(self) -> None:

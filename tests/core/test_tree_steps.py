@@ -106,8 +106,6 @@ def test_rows_that_decide_nothing_may_begin_before_all_that_decide():
         [zero, np.zeros(4, int)],
         [None] * 2,
     )
-    outcome = HostStep(TableProvider(law, V, 2, 40), "scd-match").step(
-        window._replace(branches=zero, parents=parents)
-    )
+    outcome = HostStep(TableProvider(law, V, 2, 40), "scd-match").step(window._replace(branches=zero, parents=parents))
     assert outcome.committed.tolist() == [0, 1]
     assert outcome.tokens[1, 3] == np.argmax(law((0, 0, 0, 0)) * race_weights(3, 0, 4, V))

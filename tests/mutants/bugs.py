@@ -36,6 +36,7 @@ from bugs_of_text import BUGS as TEXT
 from bugs_of_the_loop import BUGS as LOOP
 from bugs_of_the_proof_tool import BUGS as PROOF_TOOL
 from bugs_of_the_step import BUGS as STEP
+from bugs_of_tree_kernels import BUGS as TREE_KERNELS
 from bugs_of_tree_providers import BUGS as TREE_PROVIDERS
 from bugs_of_tree_step_graphs import BUGS as TREE_STEP_GRAPHS
 from bugs_of_trees import BUGS as TREES
@@ -82,5 +83,6 @@ BUGS: tuple[Bug, ...] = (
     *TREE_PROVIDERS,
     *TREES_ON_ORT,
     *TREES,
+    *TREE_KERNELS,
     *WINDOWS_AND_STEP_GRAPHS,
 )

@@ -42,7 +42,7 @@ BUGS = (
     Bug(
         "no-memory-for-corrected-logits",
         "Plans._made",
-        "scratch_bytes(rows, width, vocab_size, rank)",
+        "scratch_bytes(rows, width, vocab_size, rank, candidates=shape.candidates > 0)",
         "scratch_bytes(rows, width, vocab_size)",
         "The kernels write corrected logits beyond their memory.",
         CORRECTED,
@@ -50,8 +50,8 @@ BUGS = (
     Bug(
         "memory-for-the-corrected-logits-of-one-row",
         "scratch_bytes",
-        "4 * rows * (_in_fours(vocab_size) + _in_fours(rank))",
-        "4 * (_in_fours(vocab_size) + _in_fours(rank))",
+        "4 * rows * (slots * _in_fours(vocab_size) + _in_fours(rank))",
+        "4 * (slots * _in_fours(vocab_size) + _in_fours(rank))",
         "The kernels write the corrected logits of a second row beyond their memory.",
         CORRECTED,
     ),

@@ -11,10 +11,13 @@ import numpy as np
 from coupled_sampling.backends.cuda.kernels import DECISION, ROW, WINDOW_DRAWS
 from standins.fake_cuda import SUCCESS, FakeCuda, Work
 
-THREADS = {"measure": 256, "settle": 1024, "target_laws": 256, "decide": 1024, "sweep": 1024, "window_noise": 1024}
-DECIDES = (DECISION, ("logits", "rows", "tokens_in"), ("tokens", "committed", "highest_logits", "scratch"))
+SHARING, ALONE = ("measure", "target_laws"), ("settle", "decide", "sweep", "walk", "rank", "window_noise")
+THREADS = {**dict.fromkeys(SHARING, 256), **dict.fromkeys(ALONE, 1024)}
+READ = ("logits", "rows", "tokens_in", "corrections", "parents", "depth")
+WRITTEN = ("tokens", "committed", "highest_logits", "scratch", "candidate_tokens", "candidate_scores")
+DECIDES = (DECISION, READ, WRITTEN)
 NOISE = (WINDOW_DRAWS, ("rows",), ("weights",))
-"""A kernel's argument, and which of its fields are addresses that it reads and writes."""
+"""A kernel's argument, and which of its fields are addresses that it reads and writes, where they are not 0."""
 
 
 class EmulatedCuda(FakeCuda):
@@ -45,9 +48,8 @@ class EmulatedCuda(FakeCuda):
         assert (depth, threads, ones, shared, extra) == (1, THREADS[kernel], [1, 1], 0, 0)
         argument = ctypes.c_uint64.from_address(addresses).value
         table, read, written = NOISE if kernel == "window_noise" else DECIDES
-        if kernel == "sweep":
-            read = (*read, "corrections")
         parameters = np.frombuffer(ctypes.string_at(argument, table.itemsize), table).copy()[0]
+        read, written = ([name for name in names if parameters[name]] for names in (read, written))
         found = {name: self.find(int(parameters[name]), 1, kernel) for name in (*read, *written)}
         work = Work(
             lambda: self._run(kernel, (columns, rows), parameters, (*read, *written)),

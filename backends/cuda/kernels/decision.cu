@@ -8,7 +8,8 @@
 // `measure` and `target_laws` have `parts` blocks for each slot, which take its chunks in turn: grid (width * parts, rows),
 // PART_THREADS threads. The others have one: grid (width, rows), THREADS threads. No outcome depends on `parts`. Slots that
 // decide nothing do no work. At the first slot of which no law can be made a row's drafts end: from there on its tokens are -1, and
-// where that is committed, the row has failed. Where laws are corrected, the kernel of sweep.cu comes after these.
+// where that is committed, the row has failed. Where laws are corrected, the kernel of sweep.cu comes after these. In windows with
+// branches the first kernel of tree.cu takes the place of `decide`.
 #include "slot_draws.cuh"
 
 extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(const Decision decision) {
@@ -19,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) measure(
     each([&](int thread) {
         if (thread || place.part) return;
         place.site->lead = 0;
-        if (place.slot == 0) *place.row = {slots.end - 1, slots.end};  // the last slot has no draft
+        if (place.slot == 0) *place.row = {slots.end - 1, slots.end, slots.end - 1, slots.end};  // the last slot has no draft
     });
     if (!slots.decides(place.slot)) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
@@ -51,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle(const Decision deci
         if (thread) return;
         decision.highest_logits[place.index] = law.highest.value;
         place.site->law = law;
-        place.site->accepted = 0;
+        place.site->accepted = place.site->corrected = false;
         if (!law.usable()) {
             atomicMin(&place.row->closed, slot);
             atomicMin(&place.row->refusal, slot);
@@ -59,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle(const Decision deci
         }
         const int draft = draft_of(decision, slots, place);
         if (decision.acceptance != REJECTION || decision.redraft == GUMBEL) {
-            place.site->limit = race_limit(law, logits, row, slot, draft);
+            place.site->limit = race_limit(law, logits, row, place.position, draft);
         }
         if (draft < 0 || decision.acceptance != REJECTION) return;
         place.site->accepted = is_accepted(law, logits, decision, row, slots, slot, draft);
@@ -72,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, PART_BLOCKS) target_l
     const Place place(decision, int(decision.parts));
     const Row& row = decision.rows[place.batch_row];
     const Slot slots(row);
-    if (!slots.decides(place.slot) || place.slot >= place.row->closed) return;
+    if (!slots.decides(place.slot) || !is_open(decision, place.slot, place.site - place.slot, *place.row)) return;
     const Logits logits(decision, row, place.batch_row, place.slot);
     const Draw draw(decision, slots, place);
     if (draw.way == RACES) {

@@ -8,19 +8,23 @@ struct Site {  // of one slot
     Law law;
     Word lead;    // of the race, see `as_lead`
     float limit;  // a product below it loses the race
-    int accepted;
+    bool accepted;
+    bool corrected;  // whether its law is that of corrected logits
+    int decider;     // with branches, of the position `start` + the slot's number + 1: the slot whose law its token is drawn from
 };
 
 struct RowState {
     int refusal;  // the first refused slot
-    int closed;   // the first slot of which no law can be made: there the row's drafts end
+    int closed;   // the first slot of which no law can be made: there the row's drafts end; with branches, the first position
+    int reach;    // with branches, the last position whose decider was reached from the walk; behind it each is the path's own
+    int end;      // with branches, one past the last position that has a token
 };
 
 struct Scratch {
     Site* site;    // rows * width
     Chunk* chunk;  // rows * width * chunks
     RowState* row;
-    float* corrected;  // with corrections, of a row: the logits of a slot, then what moves them (rank,)
+    float* corrected;  // with corrections, of a row: the logits of a slot, or of all where candidates are wanted; what moves them
 
     __device__ Scratch(const Decision& decision, long long rows, int chunks) {
         const long long sites = rows * decision.width;
@@ -40,7 +44,8 @@ struct Place {
     Site* site;
     Chunk* chunk;
     RowState* row;
-    float* corrected;
+    float *corrected, *moved;
+    long long position;  // which the slot decides
 
     __device__ Place(const Decision& decision, int parts)
         : Place(decision, int(blockIdx.x) / parts, int(blockIdx.x) % parts, parts) {}
@@ -53,7 +58,11 @@ struct Place {
         site = scratch.site + index;
         chunk = scratch.chunk + index * chunks;
         row = scratch.row + batch_row;
-        corrected = scratch.corrected + batch_row * (in_fours(size) + in_fours(decision.rank));
+        const long long kept = decision.candidates ? decision.width : 1;  // slots of a row whose corrected logits are kept
+        corrected = scratch.corrected + batch_row * (kept * in_fours(size) + in_fours(decision.rank));
+        moved = corrected + kept * in_fours(size);
+        if (decision.candidates) corrected += slot * in_fours(size);
+        position = decision.rows[batch_row].start + (decision.depth ? decision.depth[index] : slot) + 1;
     }
     __device__ int begin(int chunk) const { return chunk * CHUNK; }
     __device__ int end(int chunk) const { return size - begin(chunk) < CHUNK ? size : begin(chunk) + CHUNK; }
@@ -89,4 +98,14 @@ __device__ inline const float* draft_law(const Decision& decision, const Row& ro
 
 __device__ inline int draft_of(const Decision& decision, const Slot& slots, const Place& place) {
     return slots.has_draft(place.slot) ? int(decision.tokens_in[place.index + 1]) : -1;
+}
+
+// Whether the slot runs a race. In a tree any may be come to behind a slot without a law that stands beside it.
+__device__ inline bool is_open(const Decision& decision, int slot, const Site* sites, const RowState& row) {
+    return decision.parents ? sites[slot].law.usable() : slot < row.closed;
+}
+
+// The token that the slot draws by its race; -1 where none was run.
+__device__ inline int raced(const Decision& decision, int slot, const Site* sites, const RowState& row) {
+    return is_open(decision, slot, sites, row) ? leading_token(sites[slot].lead) : -1;
 }

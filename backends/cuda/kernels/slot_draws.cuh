@@ -4,12 +4,12 @@
 #include "places.cuh"
 
 // A product that some token reaches: that of the draft, which often wins again, or of the likeliest token.
-__device__ inline float race_limit(const Law& law, const Logits& logits, const Row& row, int slot, int draft) {
+__device__ inline float race_limit(const Law& law, const Logits& logits, const Row& row, long long position, int draft) {
     float best = 0;
     for (int turn = 0; turn < 2; ++turn) {
         const int token = turn ? draft : law.highest.index;
         if (token < 0) continue;
-        const Words words = race_words(row.seed, row.sequence, row.start + slot + 1, token / 4);
+        const Words words = race_words(row.seed, row.sequence, position, token / 4);
         const int i = token % 4;
         const Word word = i == 0 ? words.word[0] : i == 1 ? words.word[1] : i == 2 ? words.word[2] : words.word[3];
         const float product = law.probability(logits, token) * nearly_race_weight(word);
@@ -41,7 +41,7 @@ __device__ void race_laws(Shared& shared, const Decision& decision, const Row& r
                 const Four four = law.probabilities(logits, token, end);
                 if (laws.law) laws.keep(token, end, four);
                 if (!(four.value[0] > 0 || four.value[1] > 0 || four.value[2] > 0 || four.value[3] > 0)) continue;
-                const Words words = race_words(row.seed, row.sequence, row.start + place.slot + 1, token / 4);
+                const Words words = race_words(row.seed, row.sequence, place.position, token / 4);
                 for (int j = 0; j < 4; ++j) contest.enter(four.value[j], words.word[j], token + j);
             }
         }

@@ -7,8 +7,9 @@
 //
 // and all is done again with them: the law and its thresholds, the test of the draft, the race or the draw, with the same noise.
 // The new law takes the place of the old one. What is redrawn is a neighbour itself, so slots go from left to right, and a row
-// has one block, whose threads share the vocabulary: grid (1, rows), THREADS threads. It comes after `decide`. A neighbour before
-// the first slot that decides cannot change.
+// has one block, whose threads share the vocabulary: grid (1, rows), THREADS threads. It comes after `decide`, or after `walk`: then
+// positions have their laws from the slots that `walk` chose, and among their neighbours are tokens of branches. A neighbour before the first slot that
+// decides cannot change.
 #include "slot_draws.cuh"
 
 // The tables of a correction, in this order in memory: `packed` in correction_tables.py.
@@ -34,17 +35,20 @@ struct Corrections {
     __device__ const float* of(int k, long long token) const { return neighbour + ((long long)(k) * size + token) * rank; }
 };
 
-// The drafts of a row and the tokens of now, seen from one slot.
+// The tokens of now to the left of a position, and those that its law was made with, both by position less `start` + 1.
 struct Left {
-    int slot, first;
-    const long long *drafts, *tokens;
+    int position, first;
+    const long long *window, *tokens;
+    const Site* followed;  // with branches, up to the row's reach: a law was made with what stands on the path of its slot
 
-    __device__ Left(const Decision& decision, const Slot& slots, const Place& place) : slot(place.slot), first(slots.first) {
-        drafts = decision.tokens_in + place.index - slot + 1;  // slot j decides the token that slot j + 1 holds
-        tokens = decision.tokens + place.index - slot;
-    }
+    __device__ Left(const Decision& decision, const Slot& slots, const Place& row, int position)
+        : position(position), first(slots.first), window(decision.tokens_in + row.index), tokens(decision.tokens + row.index),
+          followed(decision.parents && position <= row.row->reach ? row.site : nullptr) {}
+    // A slot decides the token that the next one on its path holds.
+    __device__ long long draft(int at) const { return window[followed ? followed[at + 1].decider : at + 1]; }
     __device__ bool has_changed(long long lag) const {
-        return slot - lag >= first && tokens[slot - lag] != drafts[slot - lag];
+        const int at = int(position - lag);
+        return at >= first && tokens[at] != draft(at);
     }
     // Which neighbours are other tokens now, as bits.
     __device__ unsigned int changed(const Corrections& corrections) const {
@@ -56,19 +60,19 @@ struct Left {
     }
 };
 
-// The slot's logits under its changed neighbours, to the row's memory for them.
+// The slot's logits under its changed neighbours, to the memory for them.
 __device__ inline void correct(
-    const Corrections& corrections, const Left& left, unsigned int changed, const Logits& logits, float* corrected
+    const Corrections& corrections, const Left& left, unsigned int changed, const Logits& logits, const Place& place
 ) {
     const int rank = corrections.rank, size = corrections.size;
-    float* const moved = corrected + in_fours(size);
+    float *const corrected = place.corrected, *const moved = place.moved;
     each([&](int thread) {
         for (int i = thread; i < rank; i += THREADS) {
             float sum = 0;
             for (int k = 0; k < corrections.neighbours; ++k) {
                 if (!(changed >> k & 1)) continue;
-                const long long at = left.slot - corrections.lags[k];
-                sum += corrections.of(k, left.tokens[at])[i] - corrections.of(k, left.drafts[at])[i];
+                const int at = int(left.position - corrections.lags[k]);
+                sum += corrections.of(k, left.tokens[at])[i] - corrections.of(k, left.draft(at))[i];
             }
             moved[i] = sum;
         }
@@ -106,9 +110,10 @@ __device__ inline int redrawn(
     const int slot = place.slot, draft = draft_of(decision, slots, place);
     each([&](int thread) {
         if (thread) return;
+        place.site->corrected = true;
         place.site->law = law;
         place.site->lead = 0;
-        place.site->limit = race_limit(law, logits, row, slot, draft);
+        place.site->limit = race_limit(law, logits, row, place.position, draft);
         const bool tests = draft >= 0 && decision.acceptance == REJECTION;
         place.site->accepted = tests && is_accepted(law, logits, decision, row, slots, slot, draft);
     });
@@ -128,25 +133,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) sweep(const Decision decis
     if (!row.draws) return;
     const Slot slots(row);
     const Corrections corrections(decision);
-    const int redrafts = slots.first + int(decision.committed[blockIdx.y]), closed = Place(decision, 0, 0, 1).row->closed;
-    for (int slot = redrafts; slot < closed; ++slot) {
+    const Place whole(decision, 0, 0, 1);
+    const int redrafts = slots.first + int(decision.committed[blockIdx.y]), closed = whole.row->closed;
+    for (int position = redrafts; position < closed; ++position) {
+        const int slot = decision.parents ? whole.site[position].decider : position;
         const Place place(decision, slot, 0, 1);
-        const Left left(decision, slots, place);
+        const Left left(decision, slots, whole, position);
         const unsigned int changed = left.changed(corrections);
         if (!changed) continue;
         const Logits stale(decision, row, place.batch_row, slot);
-        correct(corrections, left, changed, stale, place.corrected);
+        correct(corrections, left, changed, stale, place);
         const Logits logits(place.corrected);
         const Law law = law_of(shared, histogram, row, place, logits);
+        long long* const tokens = decision.tokens + whole.index;
         if (!law.usable()) {  // the row's drafts end
             each([&](int thread) {
-                for (int i = slot + thread; i < slots.end; i += THREADS) decision.tokens[place.index + i - slot] = -1;
+                for (int i = position + thread; i < closed; i += THREADS) tokens[i] = -1;
             });
             return;
         }
         const int token = redrawn(shared, decision, row, slots, place, logits, law);
         each([&](int thread) {
-            if (thread == 0) decision.tokens[place.index] = token;
+            if (thread == 0) tokens[position] = token;
         });
     }
 }

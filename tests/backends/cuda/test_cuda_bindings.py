@@ -77,7 +77,7 @@ def test_the_kernels_tests_for_gpus_pass_on_it(run):
 
 def test_the_other_tests_for_gpus_pass_on_it(run):
     arguments = ("-q", "-p", "no:cacheprovider", "-k", "not onnx_runtime", HERE / "test_gpu.py")
-    expect_passed(run("-m", "pytest", *arguments), 13)
+    expect_passed(run("-m", "pytest", *arguments), 14)
 
 
 @pytest.mark.parametrize(("part", "figures"), [("machine", 2), ("kernels:scd-gumbel", 3)])

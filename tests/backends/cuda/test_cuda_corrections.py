@@ -238,13 +238,13 @@ def test_back_ends_refuse_what_their_steps_cannot_correct():
 BROKEN = {
     "old and new exchanged": (
         "sum += @;",
-        "corrections.of(k, left.tokens[at])[i] - corrections.of(k, left.drafts[at])[i]",
-        "corrections.of(k, left.drafts[at])[i] - corrections.of(k, left.tokens[at])[i]",
+        "corrections.of(k, left.tokens[at])[i] - corrections.of(k, left.draft(at))[i]",
+        "corrections.of(k, left.draft(at))[i] - corrections.of(k, left.tokens[at])[i]",
     ),
     "neighbours one further to the left": (
-        "at = @;",
-        "left.slot - corrections.lags[k]",
-        "left.slot - corrections.lags[k] - (left.slot - corrections.lags[k] > left.first)",
+        "at = int(@);\n                sum",
+        "left.position - corrections.lags[k]",
+        "left.position - corrections.lags[k] - (left.position - corrections.lags[k] > left.first)",
     ),
     "changes of the nearest neighbour only": (
         "if (@) found |=",
@@ -282,7 +282,7 @@ BROKEN = {
         "slots.first + int(decision.committed[blockIdx.y])",
         "slots.first + int(decision.committed[blockIdx.y]) + 1",
     ),
-    "drafts go on behind a slot without a law": ("i < @; i += THREADS) decision", "slots.end", "slot + 1"),
+    "drafts go on behind a slot without a law": ("i < @; i += THREADS) tokens", "closed", "position + 1"),
 }
 """Where something stands in the source, what, and what a bug has in its place."""
 

@@ -11,7 +11,8 @@ from coupled_sampling.backends import OrtProvider, Place, open_model
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.streams import Stream
 from coupled_sampling.contracts import Runs
-from standins.cuda_emulation.comparison import Float32Table, NormalWorld, compare_on
+from standins.cuda_emulation.comparison import Float32Table, NormalWorld, compare_on, exact_correction
+from standins.cuda_emulation.trees import AnyShape, TreeWorld, compare_trees_on
 from standins.on_a_gpu import gpu, opened
 
 pytestmark = pytest.mark.gpu
@@ -78,6 +79,15 @@ def test_steps_on_a_stream_of_ours_give_the_tokens_of_host_step(stream, method, 
     large = compare_on(launcher, lambda: NormalWorld(9001), method, steps=25)
     print(f"\n{method}: {len(large.differences)} of {large.draws} draws differ: {large.differences}")
     assert len(large.differences) <= 0.02 * large.draws
+    launcher.close()
+
+
+def test_windows_with_branches_give_the_tokens_and_candidates_of_host_step(stream):
+    launcher, corrections = opened(lambda: PinnedLauncher(stream)), exact_correction(40, (1, 4))
+    settings = {"branches": AnyShape(7), "corrections": corrections}
+    both = compare_trees_on(launcher, lambda: TreeWorld(40, dead=0.02), **settings)
+    assert both.differences == []
+    assert both.trees > 10
     launcher.close()
 
 

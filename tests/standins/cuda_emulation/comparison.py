@@ -70,9 +70,14 @@ class BothSteps:
 
     def step(self, window):
         expected, found = self.host.step(window), self.kernels.step(window)
+        self.compared(window, expected, found)
+        return expected
+
+    def compared(self, window, expected, found):
+        """Note where the outcomes differ."""
         for b in np.flatnonzero(window.draws):
             first = window.known[b] - 1
-            end = first + window.recycled[b] + window.fresh[b] + 1
+            end = max(window.end[b], first + expected.committed[b])  # a branch may reach further than the path
             if not self.method.recycles:
                 end = first + expected.committed[b]
             self.draws += end - first
@@ -87,7 +92,6 @@ class BothSteps:
         self.failed += len(failures[0])
         if failures[0] != failures[1]:
             self.differences.append(tuple(failures))
-        return expected
 
 
 def compare(world, method, options=SANITIZED, *, order=0, replacement=None, processors=132, **settings):
@@ -161,23 +165,14 @@ def decided(launcher, logits, *, dtype=0, tokens=None, method="sjd", sampling=No
     row["laws"] = memory[-1]
     for pointer, array in zip((memory[0] + offset, *memory[1:3]), (logits, row, given), strict=True):
         launcher.upload(pointer, array)
-    codes = method_codes(METHODS[method])
-    values = (
-        memory[0] + offset,
-        dtype,
-        0,
-        width,
-        vocab_size,
-        *memory[1:3],
-        *codes,
-        *memory[3:6],
-        scratch,
-        parts,
-        0,
-        0,
-        0,
-    )
-    decide(launcher, np.array(values, DECISION), 1)
+    parameters = np.zeros((), DECISION)
+    parameters["logits"], parameters["logits_type"] = memory[0] + offset, dtype
+    parameters["width"], parameters["vocab_size"] = width, vocab_size
+    parameters["rows"], parameters["tokens_in"] = memory[1:3]
+    parameters["redraft"], parameters["acceptance"] = method_codes(METHODS[method])
+    parameters["tokens"], parameters["committed"], parameters["highest_logits"] = memory[3:6]
+    parameters["scratch"], parameters["parts"] = scratch, parts
+    decide(launcher, parameters, 1)
     for pointer, array in zip(memory[3:], (*outs, laws), strict=True):
         launcher.download(pointer, array)
     for pointer in (*memory, scratch):

@@ -184,7 +184,11 @@ class DeviceProvider:
             self.provider.begin(row, request)
 
     def forward(self, tokens, start):
-        logits = np.ascontiguousarray(self.provider.forward(tokens, start))
+        return self.upload(self.provider.forward(tokens, start))
+
+    def upload(self, logits):
+        """Where ``logits`` lie in the device's memory until the next ones come."""
+        logits = np.ascontiguousarray(logits)
         if self._memory:
             self.launcher.release(self._memory)
         self._memory = self.launcher.allocate(logits.nbytes)

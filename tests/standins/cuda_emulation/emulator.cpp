@@ -8,6 +8,7 @@
 
 #include "decision.cu"
 #include "sweep.cu"
+#include "tree.cu"
 
 #ifndef THREADED
 template <class Phase>
@@ -116,6 +117,8 @@ int main(int count, char** arguments) {
             else if (!strcmp(name, "target_laws")) run(target_laws, bytes, PART_THREADS);
             else if (!strcmp(name, "decide")) run(decide, bytes, THREADS);
             else if (!strcmp(name, "sweep")) run(sweep, bytes, THREADS);
+            else if (!strcmp(name, "walk")) run(walk, bytes, THREADS);
+            else if (!strcmp(name, "rank")) run(rank, bytes, THREADS);
             else if (!strcmp(name, "noise")) run(noise, bytes, THREADS);
             else if (!strcmp(name, "window_noise")) run(window_noise, bytes, THREADS);
             else {

@@ -60,15 +60,15 @@ Value atomicAdd(Value* address, Value value) {
 
 template <class Value>
 Value atomicMax(Value* address, Value value) {
-    const Value before = *address;
-    if (value > before) *address = value;
+    Value before = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (value > before && !__atomic_compare_exchange_n(address, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     return before;
 }
 
 template <class Value>
 Value atomicMin(Value* address, Value value) {
-    const Value before = *address;
-    if (value < before) *address = value;
+    Value before = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (value < before && !__atomic_compare_exchange_n(address, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     return before;
 }
 

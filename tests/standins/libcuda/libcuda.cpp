@@ -21,6 +21,7 @@
 
 #include "decision.cu"
 #include "sweep.cu"
+#include "tree.cu"
 
 template <class Phase>
 void each(Phase phase) {
@@ -471,6 +472,8 @@ static int LaunchKernel(
     else if (name == "target_laws") work = launched(target_laws, argument, grid, block_x);
     else if (name == "decide") work = launched(decide, argument, grid, block_x);
     else if (name == "sweep") work = launched(sweep, argument, grid, block_x);
+    else if (name == "walk") work = launched(walk, argument, grid, block_x);
+    else if (name == "rank") work = launched(rank, argument, grid, block_x);
     else if (name == "noise") work = launched(noise, argument, grid, block_x);
     else if (name == "window_noise") work = launched(window_noise, argument, grid, block_x);
     else return NOT_FOUND;
