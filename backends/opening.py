@@ -14,6 +14,7 @@ engine is built: what no back end can do here, what one cannot do by its ``takes
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,9 +59,9 @@ class ModelSettings(TypedDict, total=False):
     """What predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`: "auto", "none", "plain" or
     "fitted", as for `coupled_sampling.bundles.Bundle.corrector`, or a `Corrector` of your own; None is "none". Default "auto":
     the table of the bundle, if it has one and steps can be decided with it where they are decided."""
-    trees: bool
+    trees: bool | None
     """Whether windows may have branches (`coupled_sampling.branching`): the bundle's graph for trees is opened, whose passes cost a
-    little more. Default False."""
+    little more. None opens it where method, bundle and back end can have them, for ``window="auto"``. Default False."""
 
 
 class OpeningSettings(ModelSettings, total=False):
@@ -235,8 +236,8 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
         raise InvalidArgument(f"place is {place!r}, expected a Place, such as Place('cuda', device=0)")
     check_count("rows", asked.rows)
     check_is("step", step, str)
-    for name, value in (("warped", warped), ("trees", trees)):
-        check_is(name, value, bool)
+    check_is("warped", warped, bool)
+    check_is("trees", trees, bool | None)
     if step not in _STEPS:
         raise InvalidArgument(f"step is {step!r}, expected one of {', '.join(_STEPS)}")
     method = None if asked.method is None else find_method(asked.method)
@@ -255,15 +256,18 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
     progress = cast("Progress | None", settings.get("progress"))
     steps = ("host",) if method is None else back_end(place.backend).STEPS if step == "auto" else (step,)
     refusals = []
-    for candidate in steps:
+    branching = trees is None and (method is None or method.refuses_branches is None)
+    for candidate, has_trees in itertools.product(steps, (True, False) if branching else (bool(trees),)):
         for corrector in correctors:
-            wanted = Wanted(bundle, place, asked.rows, method, candidate, guidance, warped, progress, corrector, trees)
+            wanted = Wanted(
+                bundle, place, asked.rows, method, candidate, guidance, warped, progress, corrector, has_trees
+            )
             refusal = _refusal(wanted, back_end(place.backend))
             if refusal is None:
                 return wanted
             refusals.append(refusal)
-    # Of the first step that was tried, and without corrections that nobody asked for.
-    raise InvalidArgument(refusals[len(correctors) - 1])
+    # Of the first step that was tried, and without corrections or trees that nobody asked for.
+    raise InvalidArgument(refusals[(2 if branching else 1) * len(correctors) - 1])
 
 
 def _correctors(bundle: Bundle, method: Method | None, asked: str | Corrector | None) -> Sequence[Corrector | None]:

@@ -71,7 +71,7 @@ class ModelPart(TypedDict):
     guidance: float
     warped: bool
     corrections: str
-    trees: bool
+    trees: bool | None
 
 
 class DecoderPart(TypedDict):
@@ -85,7 +85,7 @@ class DecoderPart(TypedDict):
     window: int | str
     drafting: str | Drafting
     prompt_chunk: int | None
-    branches: int
+    branches: int | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class DecodingSettings:
     window
         Slots per pass, or "auto".
     branches
-        How many of these are for branches, see `coupled_sampling.branching`; 0 for none. For methods whose tokens are ``ar``'s.
+        How many of these are for branches, see `coupled_sampling.branching`; 0 for none, None for as many as the window "auto" finds
+        best, where the model can have any. For methods whose tokens are ``ar``'s.
     drafting
         Where first guesses come from.
     guidance
@@ -157,7 +158,7 @@ class DecodingSettings:
     prompt_chunk: int | None = None
     positions: int | None = None
     corrections: str = "auto"
-    branches: int = 0
+    branches: int | None = 0
 
     def __post_init__(self) -> None:
         _check_branches(self.branches, self.window, find_method(self.method))
@@ -174,6 +175,11 @@ class DecodingSettings:
         return self.guidance != 1
 
     @property
+    def trees(self) -> bool | None:
+        """Whether the model is to take windows with branches; None if it can."""
+        return None if self.branches is None else self.branches > 0
+
+    @property
     def model(self) -> ModelPart:
         """Keywords for `coupled_sampling.backends.open_model`."""
         return {
@@ -181,7 +187,7 @@ class DecodingSettings:
             "guidance": self.guidance,
             "warped": self.sampling.warps,
             "corrections": self.corrections,
-            "trees": self.branches > 0,
+            "trees": self.trees,
         }
 
     @property
@@ -276,7 +282,10 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     method, branches = _or(chosen.get("method"), defaults.method), chosen.get("branches")
     if branches is None:
         # Those of the bundle go with its window, where the method takes them.
-        branches = defaults.branches if window is None and find_method(method).refuses_branches is None else 0
+        takes = find_method(method).refuses_branches is None
+        branches = defaults.branches if window is None and takes else 0
+        if window == "auto" and takes and manifest.tree_graph is not None:
+            branches = None
     elif branches:
         _check_trees(manifest)
     columns = widest if not branches or manifest.tree_graph is None else manifest.tree_graph.cache_length
@@ -316,6 +325,12 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
 
 def _check_branches(branches: object, window: int | str, method: Method) -> None:
     """Refuse ``branches`` that are no number, or that a method or a window has no slots for: `InvalidArgument`."""
+    if branches is None:
+        if window != "auto":
+            raise InvalidArgument(
+                f'branches is None, but window is {shown(window)}; only "auto" finds how many there should be'
+            )
+        return
     if isinstance(branches, bool) or not isinstance(branches, int) or branches < 0:
         raise InvalidArgument(f"branches is {shown(branches)}, expected a number of slots >= 0")
     if branches and method.refuses_branches is not None:

@@ -133,11 +133,11 @@ def compare(
         if warm_up:
             _decode(model, [replace(one, length=_few(one.length, own)) for one in requests[: model.batch_size]], own)
         began = time.perf_counter()
-        generation, window = _decode(
+        generation, window, branches = _decode(
             model, requests, own, None if watch is None else lambda commit: watch(method, commit)
         )
         seconds = time.perf_counter() - began
-        return MethodResult(method, generation, seconds, reference, window, own.branches)
+        return MethodResult(method, generation, seconds, reference, window, branches)
 
     results: list[MethodResult] = []
     for method in ordered:
@@ -156,17 +156,17 @@ def _decode(
     requests: Sequence[Request],
     settings: DecodingSettings,
     watch: Callable[[Commit], object] | None = None,
-) -> tuple[Generation, int]:
-    """All ``requests``, as many at once as the model has rows, and the last step's window."""
+) -> tuple[Generation, int, int]:
+    """All ``requests``, as many at once as the model has rows; the last step's window, and how much of it was for branches."""
     decoder = Decoder(model, **settings.decoder)
     for request in requests:
         decoder.add(request)
     parts: list[list[Integers]] = [[] for _ in requests]
     traces = [Trace() for _ in requests]
     errors: list[Exception] = []
-    window = 1
+    window, branches = 1, 0
     while decoder.active or decoder.waiting:
-        window = decoder.window
+        window, branches = decoder.window, decoder.branches
         for commit in decoder.step():
             parts[commit.handle].append(commit.tokens)
             traces[commit.handle] = commit.trace
@@ -176,4 +176,4 @@ def _decode(
                 watch(commit)
     if errors:
         raise errors[0]
-    return Generation([np.concatenate(tokens) for tokens in parts], traces), window
+    return Generation([np.concatenate(tokens) for tokens in parts], traces), window, branches

@@ -83,7 +83,7 @@ class Task:
                 guidance=decoding.guidance,
                 warped=decoding.sampling.warps,
                 corrections=decoding.corrections,
-                trees=decoding.branches > 0,
+                trees=decoding.trees,
                 progress=progress,
             )
         self.ran[method] = step.runs
@@ -98,7 +98,7 @@ class Task:
                 settings.place,
                 settings.rows,
                 guidance=decoding.guidance,
-                trees=decoding.branches > 0,
+                trees=decoding.trees,
                 progress=progress,
             )
 
@@ -157,7 +157,7 @@ class Task:
             guidance=decoding.guidance,
             warped=decoding.sampling.warps,
             corrections=decoding.corrections,
-            trees=decoding.branches > 0,
+            trees=decoding.trees,
         )
 
     def _own(self, method: str) -> DecodingSettings:

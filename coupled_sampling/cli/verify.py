@@ -150,7 +150,7 @@ def _verify(
         samples=settings.count,
         positions=arguments.positions,
         window=decoding.window,
-        branches=decoding.branches,
+        branches=decoding.branches or 0,  # windows that are found while it decodes are verified without
         drafting=drafting,
         sampling=sampling,
         seed=settings.seed,
