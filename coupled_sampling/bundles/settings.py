@@ -101,7 +101,7 @@ class DecodingSettings:
     window
         Slots per pass, or "auto".
     branches
-        How many of these are for branches, see `coupled_sampling.branching`; 0 for none, None for as many as the window "auto" finds
+        How many of these are for branches, see `coupled_sampling.branching`: 0 for none, None for what the window "auto" finds
         best, where the model can have any. For methods whose tokens are ``ar``'s.
     drafting
         Where first guesses come from.
