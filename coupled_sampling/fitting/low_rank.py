@@ -13,7 +13,7 @@ Adam: Kingma and Ba, arXiv 1412.6980.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,14 +24,22 @@ from coupled_sampling.arguments import check_count, check_number
 from coupled_sampling.corrections import LowRank, check_lags
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields, check_is
+from coupled_sampling.fitting.pair_data import Batch, PairData
 from coupled_sampling.fitting.pairs import Pairs, log_laws
 
-__all__ = ["Divergence", "Loss", "Optimiser", "divergence", "fit_low_rank"]
+__all__ = [
+    "Divergence",
+    "Loss",
+    "Optimiser",
+    "checked_pairs",
+    "divergence",
+    "fit_low_rank",
+    "mean_divergence",
+    "split",
+    "table_logits",
+]
 
 Loss = Literal["kl", "tv"]
-
-_BLOCK = 2**20
-"""Numbers of laws that are looked at together; memory does not grow with the vocabulary."""
 
 _LEAST_SCALE = 1e-2
 """A, by which stale logits are multiplied, stays positive."""
@@ -100,52 +108,6 @@ class _Parameters(NamedTuple):
     unigram_scale: NDArray[np.float32]
 
 
-class _Batch(NamedTuple):
-    """Pairs as the fit wants them: neighbours as indices in [0, M], ``which`` of them changed as bits, laws in float32."""
-
-    old: NDArray[np.int64]
-    new: NDArray[np.int64]
-    which: NDArray[np.int64]
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
-
-
-class _Data:
-    """The pairs of several samples over M tokens, at the temperature that they are compared at. Laws are not copied together."""
-
-    def __init__(self, parts: Sequence[Pairs], first: int, temperature: float) -> None:
-        self.size = size = parts[0].before.shape[1]
-        self._parts, self._temperature = parts, temperature
-        self._begins = np.cumsum([0, *(len(part.before) for part in parts)])
-
-        def inner(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-            within = (tokens >= first) & (tokens < first + size)
-            return np.where(within, tokens - first, size)
-
-        old, new = (np.concatenate(tokens) for tokens in zip(*((part.old, part.new) for part in parts), strict=True))
-        self._old, self._new = inner(old), inner(new)
-        self._which = ((old != new) << np.arange(old.shape[1])).sum(axis=1)
-
-    def __len__(self) -> int:
-        return len(self._which)
-
-    def take(self, index: NDArray[np.int64]) -> _Batch:
-        before, after = (np.empty((len(index), self.size), np.float32) for _ in range(2))
-        of = np.searchsorted(self._begins, index, side="right") - 1  # a sample without pairs begins where the next does
-        for part in np.unique(of):
-            here = np.flatnonzero(of == part)
-            inside = index[here] - self._begins[part]
-            before[here], after[here] = self._parts[part].before[inside], self._parts[part].after[inside]
-        laws = np.exp(log_laws(after / self._temperature))
-        return _Batch(self._old[index], self._new[index], self._which[index], before, laws)
-
-    def blocks(self, index: NDArray[np.int64] | None = None) -> Iterator[_Batch]:
-        """All pairs, or those of ``index``, a few at a time."""
-        chosen = np.arange(len(self)) if index is None else index
-        size = max(1, _BLOCK // self.size)
-        return (self.take(chosen[at : at + size]) for at in range(0, len(chosen), size))
-
-
 def fit_low_rank(
     parts: Sequence[Pairs],
     lags: Sequence[int],
@@ -191,24 +153,15 @@ def fit_low_rank(
     >>> from coupled_sampling.fitting import Optimiser, Pairs, fit_low_rank
     >>> table = np.log(np.random.default_rng(0).dirichlet(np.ones(4), size=4)).astype(np.float32)
     >>> old, new = np.divmod(np.arange(16), 4)
-    >>> pairs = Pairs(old[:, None], new[:, None], table[old], table[new])
+    >>> pairs = Pairs(old[:, None], new[:, None], table[old], table[new], np.full(16, 5))
     >>> fitted, off = fit_low_rank([pairs, pairs], (1,), vocab_size=4, loss="kl", optimiser=Optimiser(rank=4, steps=300, decay=0.0))
     >>> off.kl < 0.01
     True
     """
-    if loss not in ("kl", "tv"):
-        raise InvalidArgument(f"loss is {loss!r}, expected 'kl' or 'tv'")
-    if check_number("temperature", temperature, "a finite number > 0") <= 0:
-        raise InvalidArgument(f"temperature is {temperature}, expected a finite number > 0")
     chosen = check_is("optimiser", optimiser or Optimiser(), Optimiser)
-    lags, parts = check_lags(lags), check_is("parts", parts, tuple[Pairs, ...])
-    _check_shapes(parts, len(lags), check_count("vocab_size", vocab_size), check_count("first", first, 0))
-    apart = max(1, len(parts) // 8)
-    if not any(len(part.before) for part in parts[:-apart]) or not any(len(part.before) for part in parts[-apart:]):
-        raise InvalidArgument(
-            f"parts are {len(parts)} samples, without pairs of changed neighbours on one side; decode more samples, or longer ones"
-        )
-    data, held = (_Data(some, first, temperature) for some in (parts[:-apart], parts[-apart:]))
+    lags = check_lags(lags)
+    parts = checked_pairs(parts, lags, check_count("vocab_size", vocab_size), first, loss, temperature)
+    data, held = (PairData(some, first, temperature) for some in split(parts))
     fit = _Fit(data, chosen, loss, temperature, len(lags))
     best, off = fit.parameters, fit.divergence(fit.parameters, held)
     every = max(1, chosen.steps // 30)
@@ -223,33 +176,66 @@ def fit_low_rank(
     return _table(best, fit.unigram, tuple(lags), vocab_size, first), off
 
 
-def _check_shapes(parts: Sequence[Pairs], lags: int, vocab_size: int, first: int) -> None:
-    for i, part in enumerate(parts):
+def checked_pairs(
+    parts: Sequence[Pairs], lags: Sequence[int], vocab_size: int, first: int, loss: str, temperature: float
+) -> tuple[Pairs, ...]:
+    """The samples' pairs, of which some lie on either side of `split`.
+
+    Raises
+    ------
+    InvalidArgument
+        Something does not fit together.
+    """
+    if loss not in ("kl", "tv"):
+        raise InvalidArgument(f"loss is {loss!r}, expected 'kl' or 'tv'")
+    if check_number("temperature", temperature, "a finite number > 0") <= 0:
+        raise InvalidArgument(f"temperature is {temperature}, expected a finite number > 0")
+    checked: tuple[Pairs, ...] = check_is("parts", parts, tuple[Pairs, ...])
+    count = len(lags)
+    for i, part in enumerate(checked):
         shapes = [np.shape(values) for values in part]
-        count, size = shapes[2] if len(shapes[2]) == 2 else (-1, 0)
-        if shapes != [(count, lags)] * 2 + [(count, size)] * 2 or first + size > vocab_size:
+        rows, size = shapes[2] if len(shapes[2]) == 2 else (-1, 0)
+        expected = [(rows, count)] * 2 + [(rows, size)] * 2 + [(rows,)]
+        if shapes != expected or check_count("first", first, 0) + size > vocab_size:
             raise InvalidArgument(
-                f"parts[{i}] has shapes {shapes}, expected neighbours (n, {lags}) and laws (n, M) with M <= {vocab_size - first}"
+                f"parts[{i}] has shapes {shapes}, expected neighbours (n, {count}), laws (n, M) with M <= {vocab_size - first} and "
+                "positions (n,)"
             )
+    if not all(any(len(part.before) for part in side) for side in split(checked)):
+        raise InvalidArgument(
+            f"parts are {len(checked)} samples, without pairs of changed neighbours on one side; decode more samples, or longer "
+            "ones"
+        )
+    return checked
+
+
+def split(parts: Sequence[Pairs]) -> tuple[Sequence[Pairs], Sequence[Pairs]]:
+    """The samples to fit to, and those kept apart: an eighth, the last ones."""
+    apart = max(1, len(parts) // 8)
+    return parts[:-apart], parts[-apart:]
 
 
 def divergence(table: LowRank | None, parts: Sequence[Pairs], first: int, temperature: float = 1.0) -> Divergence:
     """How far ``table`` is off on the pairs of samples; without a table, how far the old laws are."""
-    data = _Data(parts, first, temperature)
-    size = data.size
+    data = PairData(parts, first, temperature)
     if table is None:
-        return _mean_divergence(lambda batch: batch.before, data, temperature)
+        return mean_divergence(lambda batch: batch.before, data, temperature)
+    predict = table_logits(table, first, data.size)
+    return mean_divergence(predict, data, temperature)
+
+
+def table_logits(table: LowRank, first: int, size: int) -> Callable[[Batch], NDArray[np.float32]]:
+    """What ``table`` predicts of the ``size`` tokens from ``first`` on: logits (n, M) of a batch."""
     inside = slice(first, first + size)
     neighbours = np.concatenate([table.neighbours[:, inside], table.neighbours[:, -1:]], axis=1)
     kept = _Parameters(table.basis[inside], neighbours, table.stale_scale, table.unigram_scale)
-    unigram = table.unigram[inside]
-    return _mean_divergence(lambda batch: _predicted(kept, unigram, batch)[1], data, temperature)
+    return lambda batch: _predicted(kept, table.unigram[inside], batch)[1]
 
 
 class _Fit:
     """Parameters, and Adam's memory of their gradients."""
 
-    def __init__(self, data: _Data, optimiser: Optimiser, loss: Loss, temperature: float, neighbours: int) -> None:
+    def __init__(self, data: PairData, optimiser: Optimiser, loss: Loss, temperature: float, neighbours: int) -> None:
         self._data, self._optimiser, self._loss, self._temperature = data, optimiser, loss, temperature
         self._generator = np.random.default_rng(optimiser.seed)
         total = sum(batch.after.sum(axis=0, dtype=np.float64) for batch in data.blocks())
@@ -267,8 +253,8 @@ class _Fit:
         )
         self._mean, self._square = (_Parameters(*map(np.zeros_like, self.parameters)) for _ in range(2))
 
-    def divergence(self, parameters: _Parameters, data: _Data) -> Divergence:
-        return _mean_divergence(lambda batch: _predicted(parameters, self.unigram, batch)[1], data, self._temperature)
+    def divergence(self, parameters: _Parameters, data: PairData) -> Divergence:
+        return mean_divergence(lambda batch: _predicted(parameters, self.unigram, batch)[1], data, self._temperature)
 
     def step(self, count: int) -> None:
         """Minibatch number ``count``, from 1 on."""
@@ -302,7 +288,7 @@ class _Fit:
 
 
 def _predicted(
-    parameters: _Parameters, unigram: NDArray[np.float32], batch: _Batch
+    parameters: _Parameters, unigram: NDArray[np.float32], batch: Batch
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The sum of neighbours' moves (n, R), and the predicted logits (n, M)."""
     neighbours = range(batch.old.shape[1])
@@ -314,7 +300,7 @@ def _predicted(
 
 
 def _gradient(
-    parameters: _Parameters, unigram: NDArray[np.float32], batch: _Batch, loss: Loss, temperature: float, count: int
+    parameters: _Parameters, unigram: NDArray[np.float32], batch: Batch, loss: Loss, temperature: float, count: int
 ) -> _Parameters:
     """What ``batch`` adds to the gradient of the mean over ``count`` pairs."""
     moved, logits = _predicted(parameters, unigram, batch)
@@ -336,7 +322,8 @@ def _gradient(
     return _Parameters(slope.T @ moved, sources, stale, own)
 
 
-def _mean_divergence(predict: Callable[[_Batch], NDArray[np.float32]], data: _Data, temperature: float) -> Divergence:
+def mean_divergence(predict: Callable[[Batch], NDArray[np.float32]], data: PairData, temperature: float) -> Divergence:
+    """How far predicted logits (n, M) are off."""
     kl = tv = 0.0
     count = 0
     for batch in data.blocks():

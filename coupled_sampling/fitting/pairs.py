@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
     >>> import numpy as np
     >>> from coupled_sampling.fitting import Pairs
     >>> law = np.log(np.array([[0.5, 0.5]], np.float32))
-    >>> len(Pairs(np.array([[3]]), np.array([[4]]), law, law).before)
+    >>> len(Pairs(np.array([[3]]), np.array([[4]]), law, law, np.array([9])).before)
     1
     """
 
@@ -63,6 +63,8 @@ class Pairs(NamedTuple):
     """(n, M) log-laws, half precision: the model's own at temperature 1."""
     after: NDArray[np.floating]
     """(n, M) the same a pass later."""
+    position: Integers
+    """(n,) where the laws are, the prompt counted."""
 
 
 class _Pass(NamedTuple):
@@ -197,6 +199,7 @@ class Recording:
             np.array([one.new for one in kept], np.int64).reshape(-1, count),
             np.array([one.before for one in kept], np.float16).reshape(-1, size),
             np.array([one.after for one in kept], np.float16).reshape(-1, size),
+            np.array([len(one.context) for one in kept], np.int64),
         )
 
     def committed(self, tokens: Integers, prompt_length: int) -> tuple[Integers, NDArray[np.float32]]:

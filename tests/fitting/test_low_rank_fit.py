@@ -5,9 +5,10 @@ import pytest
 
 from coupled_sampling.corrections import Changes
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.fitting import Optimiser, Pairs, fit_low_rank
+from coupled_sampling.fitting import Optimiser, Pairs, fit_low_rank, pair_data
 from coupled_sampling.fitting import low_rank as module
 from coupled_sampling.fitting.low_rank import divergence
+from coupled_sampling.fitting.pair_data import Batch, PairData
 
 SIZE = 6
 
@@ -24,18 +25,18 @@ def pairs_of(seed, count=60, size=SIZE, neighbours=2):
     def law(at):
         return module.log_laws(left[at[:, 0]] + 0.5 * above[at[:, 1]] + 0.3 * rest).astype(np.float32)
 
-    return Pairs(old, new, law(old), law(new))
+    return Pairs(old, new, law(old), law(new), np.arange(len(old)))
 
 
 @pytest.mark.parametrize("loss", ["kl", "tv"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_gradients_are_those_of_the_loss(loss, temperature):
-    data = module._Data([pairs_of(0, 7)], 0, temperature)
+    data = PairData([pairs_of(0, 7)], 0, temperature)
     fit = module._Fit(data, Optimiser(rank=3), loss, temperature, 2)
     batch = data.take(np.arange(7))
     wide = module._Parameters(*(value.astype(np.float64) for value in fit.parameters))
     wide = wide._replace(stale_scale=wide.stale_scale * 0.8, unigram_scale=wide.unigram_scale + 0.1)
-    batch = module._Batch(*batch[:3], batch.before.astype(np.float64), batch.after.astype(np.float64))
+    batch = Batch(*batch[:3], batch.before.astype(np.float64), batch.after.astype(np.float64))
 
     def value(parameters):
         logits = module._predicted(parameters, fit.unigram, batch)[1].astype(np.float64) / temperature
@@ -103,7 +104,7 @@ def test_samples_kept_apart_are_not_fitted_to():
 
 def test_tokens_outside_the_generated_ones_move_nothing():
     parts = [pairs_of(seed) for seed in range(8)]
-    moved = [Pairs(part.old + 2, part.new + 2, part.before, part.after) for part in parts]
+    moved = [part._replace(old=part.old + 2, new=part.new + 2) for part in parts]
     table, _ = fit_low_rank(moved, (1, 4), vocab_size=SIZE + 5, first=2, optimiser=Optimiser(rank=2, steps=20))
     logits = np.random.default_rng(0).normal(size=(1, SIZE + 5))
     changes = Changes(np.array([[0, 3]]), np.array([[9, 3]]), np.array([20]))
@@ -144,8 +145,8 @@ def test_a_large_vocabulary_is_taken_a_few_pairs_at_a_time(monkeypatch):
     parts = [pairs_of(seed) for seed in range(3)]
     found = []
     for block in (2**20, 5 * SIZE):
-        monkeypatch.setattr(module, "_BLOCK", block)
-        data = module._Data(parts, 0, 1.0)
+        monkeypatch.setattr(pair_data, "_BLOCK", block)
+        data = PairData(parts, 0, 1.0)
         assert max(len(batch.before) for batch in data.blocks()) <= block // SIZE
         fit = module._Fit(data, Optimiser(rank=3), "kl", 1.0, 2)
         index = np.arange(0, len(data), 7)

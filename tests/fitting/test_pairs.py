@@ -104,7 +104,7 @@ def test_a_guided_model_is_told_its_requests():
 
 def test_what_does_not_fit_into_memory_is_thinned_at_random():
     law = np.zeros((100, 10), np.float16)
-    pairs = Pairs(np.arange(100)[:, None], np.arange(100)[:, None] + 1, law, law)
+    pairs = Pairs(np.arange(100)[:, None], np.arange(100)[:, None] + 1, law, law, np.arange(100))
     some = thinned(pairs, 30 * 2 * 10 * 2, np.random.default_rng(0))
     assert len(some.before) == 30
     assert (some.new - some.old == 1).all()

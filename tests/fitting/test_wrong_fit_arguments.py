@@ -22,7 +22,7 @@ PARTS = {
     "unigram_scale": np.zeros(2),
 }
 LAW = np.zeros((3, 4))
-PAIRS = Pairs(np.zeros((3, 1), int), np.ones((3, 1), int), LAW, LAW)
+PAIRS = Pairs(np.zeros((3, 1), int), np.ones((3, 1), int), LAW, LAW, np.arange(3))
 
 
 @pytest.mark.parametrize("part", PARTS)

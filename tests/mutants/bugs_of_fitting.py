@@ -49,7 +49,7 @@ BUGS = (
     ),
     Bug(
         "fitted-to-samples-kept-apart",
-        "low_rank:fit_low_rank",
+        "low_rank:split",
         "(parts[:-apart], parts[-apart:])",
         "(parts, parts[-apart:])",
         "The samples that choose the table are also fitted to.",
