@@ -2,7 +2,7 @@
 
 A bundle may have a file of arrays, ``corrections.npz``, with a fitted `coupled_sampling.corrections.LowRank` for each of two uses:
 "match", and "rejection", whose tables are fitted for another loss. Beside them it may keep the running averages of plain
-corrections. ``docs/bundle-format.md`` names the arrays.
+corrections. ``docs/bundle-format.md`` names the arrays. A *network*, an ONNX file beside them, predicts better and costs more.
 
 A table is worth something for the one model it was fitted to. A wrong one would change no law, and cost speed without a word. So
 the file and the manifest both hold a *fingerprint* of what a table depends on: the graph and its weights, the vocabulary, and where
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.graph_files import external_files
-from coupled_sampling.bundles.json_files import CORRECTIONS_FILE, read_small
+from coupled_sampling.bundles.json_files import CORRECTION_NETWORK, CORRECTIONS_FILE, read_small
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.records import USES, CorrectionsRecord
 from coupled_sampling.corrections import LowRank
@@ -57,6 +57,8 @@ class CorrectionTables:
         By use, "match" or "rejection", the table for it. All of them look at the same neighbours.
     plain
         The ``state`` of a `coupled_sampling.plain_corrections.KeptAverages`; empty if none are kept.
+    network
+        Content of the ONNX file of a network, see `coupled_sampling.backends.NetworkCorrection`; None if there is none.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class CorrectionTables:
 
     fitted: Mapping[str, LowRank]
     plain: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    network: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.fitted, Mapping) or not self.fitted:
@@ -87,6 +90,7 @@ class CorrectionTables:
                     f"fitted has {use!r}: {table!r}, expected a LowRank for some of {', '.join(USES)}"
                 )
         check_is("plain", self.plain, Mapping[str, Any])
+        check_is("network", self.network, bytes | None)
         kinds = {(table.lags, table.vocab_size) for table in self.fitted.values()}
         if len(kinds) != 1:
             raise InvalidArgument(
@@ -158,9 +162,15 @@ def stored_arrays(tables: CorrectionTables, mark: str) -> dict[str, NDArray[Any]
         "fingerprint": np.frombuffer(bytes.fromhex(mark), np.uint8),
         "lags": np.array(tables.lags, np.int64),
     }
+    if tables.network is not None:
+        arrays["network"] = _digest(tables.network)
     for use, table in tables.fitted.items():
         arrays |= {f"{use}/{part}": _narrowed(getattr(table, part)) for part in _PARTS}
     return arrays | {f"plain/{name}": _narrowed(np.asarray(values)) for name, values in tables.plain.items()}
+
+
+def _digest(content: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
 
 def _narrowed(values: NDArray[Any]) -> NDArray[Any]:
@@ -188,20 +198,25 @@ def read_corrections(folder: Path, manifest: Manifest) -> CorrectionTables:
             "coupled-sampling fit-corrections again, or decode with corrections 'none'"
         )
     content = read_small(path, CORRECTIONS_FILE)
+    network = None if record.network is None else read_small(folder / record.network, CORRECTION_NETWORK)
     try:
         arrays = _arrays(content)
-        return _tables(arrays, manifest, record)
+        return _tables(arrays, manifest, record, network)
     except Exception as error:  # a stranger's bytes: anything may come of them
         said = str(error) or type(error).__name__
         raise BundleError(f"{path} is no whole file of corrections: {said}; copy it again, or fit it again") from error
 
 
-def _tables(arrays: dict[str, NDArray[Any]], manifest: Manifest, record: CorrectionsRecord) -> CorrectionTables:
+def _tables(
+    arrays: dict[str, NDArray[Any]], manifest: Manifest, record: CorrectionsRecord, network: bytes | None
+) -> CorrectionTables:
     mark, lags = arrays.pop("fingerprint"), arrays.pop("lags")
     if mark.dtype != np.uint8 or mark.tobytes().hex() != record.fingerprint:
         raise ValueError("its fingerprint is not the manifest's")
     if lags.dtype != np.int64 or tuple(lags.tolist()) != record.lags:
         raise ValueError(f"its lags are {lags.tolist()}, expected the manifest's, {list(record.lags)}")
+    if network is not None and not np.array_equal(arrays.pop("network"), _digest(network)):
+        raise ValueError(f"{record.network} is not the network that it was stored with")
     fitted = {}
     for use in record.uses:
         parts = {part: arrays.pop(f"{use}/{part}") for part in _PARTS}
@@ -215,7 +230,7 @@ def _tables(arrays: dict[str, NDArray[Any]], manifest: Manifest, record: Correct
         kept = KeptAverages.from_state(plain)
         if (kept.lags, kept.vocab_size) != (record.lags, manifest.vocab_size):
             raise ValueError(f"its averages are over {kept.vocab_size} tokens with lags {kept.lags}, unlike its tables")
-    return CorrectionTables(fitted, plain)
+    return CorrectionTables(fitted, plain, network)
 
 
 def _arrays(content: bytes) -> dict[str, NDArray[Any]]:

@@ -1,8 +1,9 @@
 """Putting correction tables into a bundle that may be in use.
 
 A bundle is read while it is written to, and whoever writes may be killed. So the tables go into a file with a new name, which no
-manifest knows yet; then the manifest is replaced, in one rename; then the file that it named before is removed. Before that rename
-the bundle is the old one, after it the new one. A kill leaves at most a file that nothing names, which the next writing removes.
+manifest knows yet, and a network into another; then the manifest is replaced, in one rename; then the files that it named before
+are removed. Before that rename the bundle is the old one, after it the new one. A kill leaves at most files that nothing names,
+which the next writing removes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["check_corrections_place", "store_corrections", "write_corrections"]
 
-_NAME = re.compile(r"corrections-[0-9a-f]{12}\.npz")
+_NAME = re.compile(r"corrections-(?:[0-9a-f]{12}\.npz|network-[0-9a-f]{12}\.onnx)")
 """By what is in it: no two files of different tables have the same name."""
 
 _MOST_PROVENANCE = 2**16
@@ -131,53 +132,63 @@ def check_corrections_place(bundle: Bundle, *, copied: bool = False) -> None:
 def store_corrections(
     folder: Path, manifest: Manifest, tables: CorrectionTables, provenance: Mapping[str, Any]
 ) -> Manifest:
-    """Write the file of ``tables`` beside a bundle's other files; gives the manifest that names it, which is not written yet.
+    """Write the files of ``tables`` beside a bundle's other files; gives the manifest that names them, which is not written yet.
 
     Raises
     ------
     OutputError
-        It cannot be written.
+        One cannot be written.
     """
     mark = fingerprint(folder, manifest, tables.lags)
     stream = io.BytesIO()
     np.savez(stream, **stored_arrays(tables, mark))  # type: ignore[arg-type]  # an array may be named anything but allow_pickle
-    content = stream.getvalue()
-    name = f"corrections-{hashlib.sha256(content).hexdigest()[:12]}.npz"
+    stored = [_stored(folder, "corrections-{}.npz", stream.getvalue())]
+    if tables.network is not None:
+        stored.append(_stored(folder, "corrections-network-{}.onnx", tables.network))
+    files = {file: known for file, known in manifest.files.items() if file not in _named(manifest)}
+    record = CorrectionsRecord(stored[0], tables.lags, mark, tuple(tables.fitted), dict(provenance), *stored[1:])
+    return replace(manifest, files=files | {name: file_record(folder / name) for name in stored}, corrections=record)
+
+
+def _stored(folder: Path, pattern: str, content: bytes) -> str:
+    """Write a file whose name says what is in it."""
+    name = pattern.format(hashlib.sha256(content).hexdigest()[:12])
     write_whole(folder / name, lambda partial: partial.write_bytes(content))
-    files = {file: known for file, known in manifest.files.items() if file != _named(manifest)}
-    record = CorrectionsRecord(name, tables.lags, mark, tuple(tables.fitted), dict(provenance))
-    return replace(manifest, files=files | {name: file_record(folder / name)}, corrections=record)
+    return name
 
 
 def _replace(folder: Path, manifest: Manifest, tables: CorrectionTables, provenance: Mapping[str, Any]) -> None:
     written = store_corrections(folder, manifest, tables, provenance)
-    name = _named(written)
-    assert name is not None, "it was just stored"
     try:
-        with held(folder / name):  # who writes at the same time leaves it alone
+        with contextlib.ExitStack() as holding:
+            for name in _named(written):  # who writes at the same time leaves them alone
+                holding.enter_context(held(folder / name))
             write_manifest(folder, written)
     finally:
         uninterrupted(lambda: _remove_unnamed(folder))
 
 
 def _remove_unnamed(folder: Path) -> None:
-    """Remove files of tables that the manifest does not name: the one before, and what a run that was killed left."""
+    """Remove files of tables that the manifest does not name: those before, and what a run that was killed left."""
     named = _named(read_manifest(folder))
-    left = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.name != named]
+    left = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.name not in named]
     for path in left:
         with contextlib.suppress(OSError):
             if not is_held(path):
                 path.unlink()
     # A file that was half-written is hidden beside its name, which is not known any more.
     for path in folder.glob(".corrections-*"):
-        name = path.name[1:].partition(".npz")[0] + ".npz"
+        found = _NAME.match(path.name, 1)
+        name = found.group() if found else ""
         with contextlib.suppress(OSError):
-            if _NAME.fullmatch(name) and path in find_leftovers(folder / name):
+            if name and path in find_leftovers(folder / name):
                 path.unlink()
 
 
-def _named(manifest: Manifest) -> str | None:
-    return None if manifest.corrections is None else manifest.corrections.file
+def _named(manifest: Manifest) -> list[str]:
+    """The files of tables that ``manifest`` names."""
+    record = manifest.corrections
+    return [] if record is None else [name for name in (record.file, record.network) if name is not None]
 
 
 def _check(manifest: Manifest, tables: CorrectionTables, provenance: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "CHAT_TEMPLATE",
     "CONFIGURATION",
     "CORRECTIONS_FILE",
+    "CORRECTION_NETWORK",
     "GGUF_HEADER",
     "INDEX_OF_SHARDS",
     "MANIFEST_FILE",
@@ -60,6 +61,7 @@ MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle aga
 CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, halves=True)
 CONFIGURATION = SmallFile("a configuration", 16 * _MIB)
 CORRECTIONS_FILE = SmallFile("a file of corrections", 1024 * _MIB, "copy it again, or fit it again")
+CORRECTION_NETWORK = SmallFile("a correction network", 1024 * _MIB, "copy it again, or fit it again")
 INDEX_OF_SHARDS = SmallFile("an index of shards", 32 * _MIB)
 TOKENIZER = SmallFile("a tokenizer", 48 * _MIB)
 SAFETENSORS_HEADER = SmallFile("a safetensors header", 32 * _MIB)

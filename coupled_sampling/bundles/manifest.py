@@ -314,8 +314,9 @@ def _check_files(manifest: Manifest) -> None:
             "a tree_graph beside it, which says what caches it has",
         )
         kinds.add(kind)
-    corrections = None if manifest.corrections is None else manifest.corrections.file
-    named = {"tokenizer": manifest.tokenizer, "chat_template": manifest.chat_template, "corrections.file": corrections}
+    named = {"tokenizer": manifest.tokenizer, "chat_template": manifest.chat_template}
+    if manifest.corrections is not None:
+        named |= {"corrections.file": manifest.corrections.file, "corrections.network": manifest.corrections.network}
     for field, name in named.items():
         expect(name is None or name in manifest.files, field, name, "a file that is listed in files")
 

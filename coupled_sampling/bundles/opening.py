@@ -169,7 +169,7 @@ class Bundle:
             A name from `coupled_sampling.methods.METHODS`, or a `Method`.
         kind
             "fitted" is the bundle's table for how the method accepts drafts; "auto" the same if there is one. "plain" needs no fit.
-            "none" is none.
+            "none" is none. "network" is run by a back end: see `coupled_sampling.backends.NetworkCorrection.open`.
 
         Returns
         -------
@@ -179,12 +179,17 @@ class Bundle:
         Raises
         ------
         InvalidArgument
-            There is no such method or kind, or no table that was asked for.
+            There is no such method or kind, or no table that was asked for; or it is "network".
         BundleError
             The tables are damaged, or made for another model, vocabulary or layout.
         """
         method = find_method(method)
         check_corrections(kind)
+        if kind == "network":
+            raise InvalidArgument(
+                "corrections is 'network', which a back end runs: give it to open_model, or take it from "
+                "coupled_sampling.backends.NetworkCorrection.open"
+            )
         record, use = self.manifest.corrections, method.acceptance
         here = record is not None and (use in record.uses or not method.recycles)
         if kind == "fitted" and not here:
@@ -284,6 +289,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for graph in (manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)
+    if manifest.corrections is not None and manifest.corrections.network is not None:
+        check_graph_files(folder, manifest.corrections.network, manifest.files)
 
 
 def _foreign(path: Path) -> str:

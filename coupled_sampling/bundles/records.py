@@ -259,6 +259,8 @@ class CorrectionsRecord:
     provenance
         By use, how the table was fitted and what it did on samples kept apart: ``temperature``, ``guidance``, ``window``,
         ``samples``, ``loss``, ``method``, ``held_out``. Free JSON.
+    network
+        Name of the ONNX file of a network that predicts better than the tables and costs more; None if there is none.
 
     Examples
     --------
@@ -272,6 +274,7 @@ class CorrectionsRecord:
     fingerprint: str
     uses: tuple[str, ...]
     provenance: Mapping[str, Any]
+    network: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
