@@ -5,6 +5,7 @@ from coupled_sampling.backends.foreign.encoder import Encoder
 from coupled_sampling.backends.foreign.encoder_decoder import EncoderDecoderProvider
 from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.backends.opening import BACKENDS, ModelSettings, OpeningSettings, Place, check_model, open_model
+from coupled_sampling.backends.ort.network_correction import NetworkCorrection
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.ort.provider import OrtProvider
 from coupled_sampling.backends.ort.step import OrtStep
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "EncoderDecoderProvider",
     "ModelSettings",
+    "NetworkCorrection",
     "OpeningSettings",
     "OrtProvider",
     "OrtStep",
