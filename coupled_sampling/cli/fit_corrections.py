@@ -17,6 +17,7 @@ from coupled_sampling.cli.progress import bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fitting.fit import FitSettings, fit_corrections
+from coupled_sampling.fitting.network import NetworkOptimiser
 from coupled_sampling.fitting.work import remove_work
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -36,7 +37,12 @@ EXAMPLES = """\
   # a bundle of your own, at the temperature it is used at
   coupled-sampling fit-corrections FOLDER --temperature 0.8
   # more samples make better tables
-  coupled-sampling fit-corrections FOLDER --samples 520"""
+  coupled-sampling fit-corrections FOLDER --samples 520
+  # a network as well, which predicts better and pays where a pass is dear
+  coupled-sampling fit-corrections FOLDER --network"""
+
+_NETWORK_SAMPLES = 500
+"""Samples for a network where nothing is said."""
 
 _WINDOW = 32
 """Slots per pass where nothing is said: wide enough that a table is asked for what wide windows bring up."""
@@ -50,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--samples",
         type=int,
-        default=defaults.samples,
         metavar="N",
-        help="samples to fit to, after up to 40 for a first table (default: %(default)s)",
+        help="samples to fit to, after up to 40 for a first table "
+        f"(default: {defaults.samples}, with --network {_NETWORK_SAMPLES})",
     )
     add(
         "--apart",
@@ -66,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("tv", "kl"),
         default=defaults.loss,
         help="what to make small: total variation or divergence (default: %(default)s)",
+    )
+    add(
+        "--network",
+        action="store_true",
+        help="fit a network on top of the table, too; this needs torch, using it does not",
     )
     add(
         "--out",
@@ -84,7 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit, write the tables, and say what they do."""
-    settings = FitSettings(arguments.samples, arguments.apart, arguments.loss, arguments.seed)
+    network = NetworkOptimiser() if arguments.network else None
+    samples = arguments.samples
+    if samples is None:
+        samples = FitSettings().samples if network is None else _NETWORK_SAMPLES
+    settings = FitSettings(samples, arguments.apart, arguments.loss, arguments.seed, network=network)
     task = prepare(arguments, count=settings.first + settings.samples)
     out = _out(arguments)
     check_corrections_place(task.bundle, copied=out is not None)
@@ -106,7 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say_json(fit.provenance)
         return 0
-    say(f"wrote tables for neighbours {', '.join(map(str, fit.tables.lags))} before a token into {written.folder}")
+    what = "tables" if network is None else "tables and a network"
+    say(f"wrote {what} for neighbours {', '.join(map(str, fit.tables.lags))} before a token into {written.folder}")
     for use, told in fit.provenance.items():
         say(_line(use, told))
     return 0

@@ -6,6 +6,17 @@ Nothing here is needed to use a table.
 
 from coupled_sampling.fitting.fit import CorrectionFit, FitSettings, fit_corrections
 from coupled_sampling.fitting.low_rank import Optimiser, fit_low_rank
+from coupled_sampling.fitting.network import NetworkOptimiser, fit_network
 from coupled_sampling.fitting.pairs import Pairs, Recording
 
-__all__ = ["CorrectionFit", "FitSettings", "Optimiser", "Pairs", "Recording", "fit_corrections", "fit_low_rank"]
+__all__ = [
+    "CorrectionFit",
+    "FitSettings",
+    "NetworkOptimiser",
+    "Optimiser",
+    "Pairs",
+    "Recording",
+    "fit_corrections",
+    "fit_low_rank",
+    "fit_network",
+]

@@ -3,7 +3,8 @@
 1. A few samples are decoded without corrections, and a first table is fitted to them.
 2. More are decoded with that table: what a corrector will be asked is what comes up while one is used.
 3. A table is fitted to all of them. It serves acceptance by match and by rejection, and is stored for each.
-4. Further samples, which nothing saw, tell how far the tables are off and how many tokens a pass commits.
+4. If it is asked for, a network is fitted on top of the table.
+5. Further samples, which nothing saw, tell how far the tables are off and how many tokens a pass commits.
 
 Each sample's pairs are a file of a working folder, so that a fit that was stopped goes on where it was. The same settings on the
 same machine give the same tables.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,6 +22,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from coupled_sampling.arguments import check_count, checked_tokens, shown
+from coupled_sampling.backends.ort.network_correction import NetworkCorrection
+from coupled_sampling.backends.ort.session import open_session, require_onnxruntime
 from coupled_sampling.bundles.correction_tables import CorrectionTables, fingerprint, neighbour_lags
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
@@ -28,8 +31,11 @@ from coupled_sampling.contracts import LogitsProvider
 from coupled_sampling.corrections import Corrector, LowRank
 from coupled_sampling.decoding import Decoder
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.builder import require_onnx
 from coupled_sampling.fields import check_fields, check_is, check_path
+from coupled_sampling.fitting.counting import Counting
 from coupled_sampling.fitting.low_rank import Loss, Optimiser, divergence, fit_low_rank
+from coupled_sampling.fitting.network import NetworkOptimiser, fit_network, require_torch
 from coupled_sampling.fitting.pairs import Pairs, Recording, thinned
 from coupled_sampling.fitting.work import MOST_SAMPLES, Sample, WorkFolder
 from coupled_sampling.plain_corrections import KeptAverages, RunningAverages
@@ -72,6 +78,8 @@ class FitSettings:
         sample that is being decoded.
     optimiser
         See `Optimiser`.
+    network
+        How to fit a network on top of the table, see `NetworkOptimiser`; None fits none. It wants some 500 samples.
 
     Examples
     --------
@@ -86,6 +94,7 @@ class FitSettings:
     seed: int = 1
     most_bytes: int = 2**30
     optimiser: Optimiser = field(default_factory=Optimiser)
+    network: NetworkOptimiser | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -159,6 +168,8 @@ def fit_corrections(
     ------
     InvalidArgument
         A prompt cannot be decoded, temperature is 0, the window is "auto" or one slot, or samples have no pairs.
+    MissingDependency
+        A network is asked for, and ``torch``, ``onnx`` or ``onnxruntime`` is not installed.
     OutputError
         ``work`` holds another fit, is used by another run, or cannot be written.
 
@@ -185,6 +196,8 @@ def fit_corrections(
     ):
         check_is(name, value, kind)
     work, chosen = check_path("work", work), settings or FitSettings()
+    if chosen.network is not None:
+        require_torch(), require_onnx(), require_onnxruntime()
     if provider.vocab_size != bundle.manifest.vocab_size:
         raise InvalidArgument(
             f"provider has {provider.vocab_size} tokens, and the bundle {bundle.manifest.name} {bundle.manifest.vocab_size}; open "
@@ -236,13 +249,16 @@ class _Fitting:
 
     def run(self) -> CorrectionFit:
         with self._work.opened(self._identity()):
-            table, averages = self._fitted()
-            provenance = {use: self._tried(use, table, averages) for use in _METHODS}
+            table, averages, network = self._fitted()
+            ways: dict[str, Corrector | None] = {"none": None, "plain": averages, "fitted": table}
+            if network is not None:
+                ways["network"] = NetworkCorrection(open_session(network, threads=1), table)
+            provenance = {use: self._tried(use, table, ways) for use in _METHODS}
         plain = {} if averages is None else averages.state()
-        return CorrectionFit(CorrectionTables(dict.fromkeys(_METHODS, table), plain), provenance)
+        return CorrectionFit(CorrectionTables(dict.fromkeys(_METHODS, table), plain, network), provenance)
 
-    def _fitted(self) -> tuple[LowRank, KeptAverages | None]:
-        """The table, and the averages of the committed laws."""
+    def _fitted(self) -> tuple[LowRank, KeptAverages | None, bytes | None]:
+        """The table, the averages of the committed laws, and the network."""
         vocab_size = self._manifest.vocab_size
         averages = None
         if self._keeps_averages:
@@ -251,7 +267,8 @@ class _Fitting:
         table = self._fit("first table", early)
         late = self._samples("samples", 1, table, averages)
         table = self._fit("table", [*early, *late])
-        return table, None if averages is None else averages.kept()
+        network = self._fit_network([*early, *late], table)
+        return table, None if averages is None else averages.kept(), network
 
     def _fit(self, what: str, parts: Sequence[Pairs]) -> LowRank:
         optimiser = replace(self._settings.optimiser, seed=self._settings.seed)
@@ -266,23 +283,41 @@ class _Fitting:
             progress=lambda count: self._report(what, count, optimiser.steps),
         )[0]
 
-    def _tried(self, use: str, table: LowRank, averages: KeptAverages | None) -> dict[str, Any]:
+    def _fit_network(self, parts: Sequence[Pairs], table: LowRank) -> bytes | None:
+        optimiser = self._settings.network
+        if optimiser is None:
+            return None
+        steps = optimiser.steps
+        return fit_network(
+            parts,
+            table,
+            first=self._first,
+            loss=cast(Loss, self._settings.loss),
+            temperature=self._decoding.sampling.temperature,
+            optimiser=replace(optimiser, seed=self._settings.seed),
+            progress=lambda count: self._report("network", count, steps),
+        )[0]
+
+    def _tried(self, use: str, table: LowRank, ways: Mapping[str, Corrector | None]) -> dict[str, Any]:
         """How the table was fitted, and what it does on samples that nothing saw."""
         settings, method = self._settings, _METHODS[use]
         rates: dict[str, float] = {}
-        ways: dict[str, Corrector | None] = {"none": None, "plain": averages, "fitted": table}
+        corrections: dict[str, float] = {}
         pairs: list[Pairs] = []
         for way, corrector in ways.items():
             if corrector is None and way != "none":
                 continue
             tokens = passes = 0
+            counting = None if corrector is None else Counting(corrector)
             for index in range(settings.apart):
-                made = self._decode(method, _APART, index, corrector)
+                made = self._decode(method, _APART, index, counting)
                 tokens, passes = tokens + made.tokens, passes + made.passes
                 if way == "fitted":  # what the table is asked where it is used
                     pairs.append(made.pairs)
                 self._report(f"{use} with {way}", 1, settings.apart)
             rates[way] = round(tokens / passes, 3)
+            if counting is not None:
+                corrections[way] = round(counting.count / passes, 1)
         temperature = self._decoding.sampling.temperature
         before, after = (divergence(one, pairs, self._first, temperature) for one in (None, table))
         return {
@@ -297,6 +332,7 @@ class _Fitting:
             "apart": {
                 "samples": settings.apart,
                 "tokens_per_pass": rates,
+                "corrections_per_pass": corrections,
                 "kl": [round(before.kl, 4), round(after.kl, 4)],
                 "tv": [round(before.tv, 4), round(after.tv, 4)],
             },
@@ -351,7 +387,7 @@ class _Fitting:
             "model": fingerprint(self._bundle.folder, self._manifest, self._lags),
             "decoding": {name: str(value) for name, value in vars(self._decoding).items()},
             "prompts": [list(map(int, prompt)) for prompt in self._prompts],
-            "settings": asdict(self._settings),
+            "settings": {name: value for name, value in asdict(self._settings).items() if name != "network"},
         }
         return json.dumps(told, sort_keys=True, indent=1)
 
