@@ -16,12 +16,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, cast, overload
 
 from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
+from coupled_sampling.backends.network_choice import Candidates, candidates_of
+from coupled_sampling.backends.ort.network_correction import NetworkCorrection
 from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end, refused_trees
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
@@ -57,8 +60,9 @@ class ModelSettings(TypedDict, total=False):
     """Whether sequences may have top-k, top-p and min-p. Only step graphs need to know. Default False."""
     corrections: str | Corrector | None
     """What predicts the laws of redrafts whose neighbours changed, see `coupled_sampling.corrections`: "auto", "none", "plain" or
-    "fitted", as for `coupled_sampling.bundles.Bundle.corrector`, or a `Corrector` of your own; None is "none". Default "auto":
-    the table of the bundle, if it has one and steps can be decided with it where they are decided."""
+    "fitted", as for `coupled_sampling.bundles.Bundle.corrector`, "network", or a `Corrector` of your own; None is "none". Default
+    "auto": the table of the bundle, if it has one and steps can be decided with it where they are decided. On the CPU, where drafts
+    are accepted by match, it is the bundle's network instead if a pass, measured, is dear enough, and the library then decides."""
     trees: bool | None
     """Whether windows may have branches (`coupled_sampling.branching`): the bundle's graph for trees is opened, whose passes cost a
     little more. None opens it where method, bundle and back end can have them, for ``window="auto"``. Default False."""
@@ -168,21 +172,63 @@ def open_model(
     """
     wanted = _wanted(_Asked(bundle, place, rows, method, step, guidance), settings)
     found = back_end(wanted.place.backend)
+    candidates = _candidates(wanted, step, settings.get("corrections", "auto"))
+    if candidates is not None and wanted.step == "graph":
+        opened = _opened_by_host(replace(wanted, step="host"), found, candidates, only_if_it_pays=True)
+        if opened is not None:
+            return opened
+        _NOT_WORTH_IT.add(_choice(wanted))
     if wanted.step == "kernels":
         return _with_kernels(wanted, found)
     if wanted.step == "graph":
         return cast(OpenStep, found.open(wanted))
+    return cast("OpenProvider | OpenStep", _opened_by_host(wanted, found, candidates))
+
+
+def _opened_by_host(
+    wanted: Wanted, found: BackEnd, candidates: Candidates | None, *, only_if_it_pays: bool = False
+) -> OpenProvider | OpenStep | None:
+    """A provider, or a step that the library decides, by a network if that pays; or nothing unless it does."""
     with contextlib.ExitStack() as undo:
         model = undo.enter_context(cast(OpenProvider, found.open(wanted)))
         unconditional = wanted.bundle.manifest.unconditional_prompt
         provider: OpenProvider = (
             GuidedProvider(model, wanted.guidance, unconditional) if wanted.guided and unconditional else model
         )
-        opened = (
-            provider if wanted.method is None else HostStep(provider, wanted.method, corrections=wanted.corrections)
-        )
+        pays = candidates is not None and candidates.pays(provider, table_is_free=only_if_it_pays)
+        if only_if_it_pays and not pays:
+            return None
+        corrections = candidates.network if candidates is not None and pays else wanted.corrections
+        opened = provider if wanted.method is None else HostStep(provider, wanted.method, corrections=corrections)
         undo.pop_all()  # whoever asked for it closes it now
     return opened
+
+
+_NOT_WORTH_IT: set[Hashable] = set()
+"""Models for which the table in the step graph was the better choice in this process: they are not opened twice again."""
+
+
+def _choice(wanted: Wanted) -> Hashable:
+    """What it depends on whether a network pays."""
+    record = wanted.bundle.manifest.corrections
+    return (
+        record and (record.fingerprint, record.network),
+        wanted.method,
+        wanted.place,
+        wanted.rows,
+        wanted.guided,
+        wanted.trees,
+    )
+
+
+def _candidates(wanted: Wanted, step: str, corrections: str | Corrector | None) -> Candidates | None:
+    """The correctors to choose from, where that is left to us and logits are on the host anyway."""
+    left = wanted.method is not None and corrections == "auto" and step in ("auto", "host")
+    if not left or back_end(wanted.place.backend).KERNELS:
+        return None
+    if wanted.step == "graph" and _choice(wanted) in _NOT_WORTH_IT:
+        return None
+    return candidates_of(wanted.bundle, cast(Method, wanted.method))
 
 
 def check_model(
@@ -279,6 +325,8 @@ def _correctors(bundle: Bundle, method: Method | None, asked: str | Corrector | 
             f"corrections is {shown(asked)}, but method is None: a provider decides no steps; name a method, or give a corrector "
             "to generate or Decoder, such as corrections=bundle.corrector('scd-match')"
         )
+    if asked == "network":
+        return (NetworkCorrection.open(bundle, method),)
     if asked is None or isinstance(asked, str):
         found = bundle.corrector(method, "none" if asked is None else asked)
         return (found, None) if asked == "auto" and found is not None else (found,)

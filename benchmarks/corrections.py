@@ -1,6 +1,6 @@
 """What corrected laws save, in passes: on the embedded model, on a text model, and on a large vocabulary.
 
-    python benchmarks/corrections.py passes [--count 40] [--seed 7] [--json FILE]
+    python benchmarks/corrections.py passes [BUNDLE] [--count 40] [--seed 7] [--json FILE]
     python benchmarks/corrections.py settings      # temperatures, top-k, guidance, greedy, batches of 8
     python benchmarks/corrections.py samples       # how many samples a fit needs
     python benchmarks/corrections.py cost          # of one correction, in softmaxes, by vocabulary
@@ -14,6 +14,7 @@ on or chosen by (fits draw their samples with seed 1). Only `cost` and `large` t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -21,16 +22,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coupled_sampling import Sampling, generate, open_bundle
-from coupled_sampling.backends import open_model
+from coupled_sampling.backends import NetworkCorrection, open_model
+from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.corrections import Changes, Corrector, LowRank
+from coupled_sampling.export.graphs.correction_network import NetworkWeights, network_graph
 from coupled_sampling.fitting import FitSettings, Optimiser, fit_corrections
 from coupled_sampling.plain_corrections import RunningAverages
 from coupled_sampling.target import target_law
@@ -104,16 +108,30 @@ def shown(rows: Sequence[Row]) -> None:
         )
 
 
+def corrector_of(bundle: Bundle, method: str, kind: str) -> Corrector | None:
+    return NetworkCorrection.open(bundle, method) if kind == "network" else bundle.corrector(method, kind)
+
+
+def kinds_of(bundle: Bundle) -> tuple[str, ...]:
+    record = bundle.manifest.corrections
+    return (
+        ("none", "plain", "fitted")
+        if record is None or record.network is None
+        else ("none", "plain", "fitted", "network")
+    )
+
+
 def passes(arguments: argparse.Namespace) -> list[Row]:
-    bundle = open_bundle("fashion")
+    bundle = open_bundle(arguments.bundle or "fashion")
     rows = compared(
         bundle,
         arguments.count,
         arguments.seed,
         (32, 64),
         ("sjd", "scd-gumbel", "scd-maximal", "scd-match"),
-        ("none", "plain", "fitted"),
-        bundle.corrector,
+        kinds_of(bundle),
+        lambda method, kind: corrector_of(bundle, method, kind),
+        rows=8,
     )
     shown(rows)
     return rows
@@ -144,9 +162,10 @@ def settings(arguments: argparse.Namespace) -> list[Row]:
         "greedy": {"temperature": 0.0},
         "batch 8": {"rows": 8},
     }
-    methods, kinds = ("scd-maximal", "scd-match"), ("none", "plain", "fitted")
+    methods, kinds = ("scd-maximal", "scd-match"), kinds_of(bundle)
     for name, given in each.items():
-        some = compared(bundle, arguments.count, arguments.seed, (32,), methods, kinds, bundle.corrector, **given)
+        tables = partial(corrector_of, bundle)
+        some = compared(bundle, arguments.count, arguments.seed, (32,), methods, kinds, tables, **given)
         rows += [{"setting": name, **row} for row in some]
     for temperature in (0.7, 2.0):
         name = f"temperature {temperature:g}"
@@ -193,12 +212,14 @@ def cost(arguments: argparse.Namespace) -> list[Row]:
             np.ones(4, np.float32),
             normal(4),
         )
+        network = random_network(table, normal)
         for count in (1, 8):
             logits = normal(count, vocab_size, scale=3)
             old, new = generator.integers(0, vocab_size, (2, count, 2))
             changes = Changes(old, new, np.arange(100, 100 + count))
             softmax = timed(lambda: target_law(logits, Sampling()), 30)  # noqa: B023 - called before it changes
             own = timed(lambda: table.correct(logits, changes), 30)  # noqa: B023 - called before it changes
+            networks = timed(lambda: network.correct(logits, changes), 30)  # noqa: B023 - called before it changes
             parts = (table.unigram, table.basis, table.neighbours)
             rows.append(
                 {
@@ -206,12 +227,23 @@ def cost(arguments: argparse.Namespace) -> list[Row]:
                     "rows": count,
                     "softmax_us": 1e6 * softmax,
                     "correction_us": 1e6 * own,
+                    "network_us": 1e6 * networks,
                     "softmaxes": own / softmax,
                     "table_mb": sum(part.nbytes for part in parts) / 1e6,
                 }
             )
             print({key: round(value, 2) for key, value in rows[-1].items()}, flush=True)
     return rows
+
+
+def random_network(table: LowRank, normal: Callable[..., Any]) -> NetworkCorrection:
+    """One of the sizes that a fit gives it."""
+    size, count, read, wide, hidden, basis = table.vocab_size, len(table.lags), 32, 32, 320, 64
+    sizes = (2 * read + 1 + count * (2 * wide + 1), hidden, hidden, basis)
+    layers = [(normal(a, b, scale=0.03), normal(b)) for a, b in itertools.pairwise(sizes)]
+    matrices = (normal(size, read), normal(size, read), normal(count, size + 1, wide), normal(count, size + 1, wide))
+    graph = network_graph(table, NetworkWeights(*matrices, layers, normal(basis, size), normal(size)), 0)
+    return NetworkCorrection(open_session(graph.SerializeToString(), threads=1), table)
 
 
 class RandomPictures:

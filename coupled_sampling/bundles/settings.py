@@ -31,8 +31,8 @@ __all__ = [
     "decoding_settings",
 ]
 
-CORRECTIONS = ("auto", "none", "plain", "fitted")
-"""What predicts laws under changed neighbours: the bundle's table if it has one, nothing, running averages, the bundle's table."""
+CORRECTIONS = ("auto", "none", "plain", "fitted", "network")
+"""What predicts laws under changed neighbours: the best that the bundle has, nothing, running averages, its table, its network."""
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")

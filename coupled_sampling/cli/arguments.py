@@ -118,10 +118,12 @@ def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None
     if not fits:
         add(
             "--corrections",
-            choices=[kind for kind in CORRECTIONS if kind != "auto"],
-            help="redraw guesses from what their laws become when a neighbour has changed: by the table fitted to the model, by "
-            "plain averages learned on the way, or not at all; they change the speed, never the law (default: fitted, where the "
-            "bundle has a table and the step can use it)",
+            choices=CORRECTIONS,
+            default="auto",
+            help="redraw guesses from what their laws become when a neighbour has changed: by the table or the network fitted to "
+            "the model, by plain averages learned on the way, or not at all; they change the speed, never the law (default: auto: "
+            "fitted, where the bundle has a table and the step can use it; network, where it has one, a pass is dear enough, and "
+            "drafts are accepted by match)",
         )
 
 

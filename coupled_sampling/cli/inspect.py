@@ -64,7 +64,8 @@ def _corrections(bundle: Bundle) -> str:
     except BundleError as error:
         return f"not usable: {error}"
     tables = [f"{use} ({_listed(record.provenance.get(use, 'nothing is said of it'))})" for use in record.uses]
-    return f"neighbours {', '.join(map(str, record.lags))} before; tables for {', '.join(tables)}"
+    network = "" if record.network is None else "; a network on top of them"
+    return f"neighbours {', '.join(map(str, record.lags))} before; tables for {', '.join(tables)}{network}"
 
 
 def _listed(value: Any) -> str:

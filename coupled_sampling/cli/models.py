@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from coupled_sampling.backends import BACKENDS, Place, check_model, open_model
 from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
+from coupled_sampling.backends.network_choice import host_corrector
 from coupled_sampling.backends.ort.pixels import PixelDecoder
 from coupled_sampling.backends.trt.progress import progress_bar
 from coupled_sampling.bundles.opening import Bundle
@@ -19,6 +20,7 @@ __all__ = [
     "Place",
     "check_model",
     "describe_runs",
+    "host_corrector",
     "open_asked",
     "open_model",
     "open_on_cpu",

@@ -11,7 +11,7 @@ from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
-from coupled_sampling.cli.models import check_model, open_asked, open_model, progress_bar
+from coupled_sampling.cli.models import check_model, host_corrector, open_asked, open_model, progress_bar
 from coupled_sampling.cli.prompts import Asked, Prompts, find_prompts
 from coupled_sampling.cli.settings import RunSettings, run_settings
 from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
@@ -79,7 +79,7 @@ class Task:
                 settings.place,
                 settings.rows,
                 method=method,
-                step=self.step_of(method),
+                step=self._asked(method),
                 guidance=decoding.guidance,
                 warped=decoding.sampling.warps,
                 corrections=decoding.corrections,
@@ -105,7 +105,7 @@ class Task:
     def make_step(self, provider: LogitsProvider, method: Method) -> CoupledStep:
         """The step to verify: what `open_model` would give. ``provider`` is used if the library decides; else it is let go."""
         if self.step_of(method.name) == "host":
-            corrector = self.bundle.corrector(method, self.settings.decoding.corrections)
+            corrector = host_corrector(self.bundle, provider, method, self.settings.decoding.corrections)
             step = HostStep(provider, method, corrections=corrector)
             self.ran[method.name] = step.runs
             return step
@@ -137,14 +137,19 @@ class Task:
         return replace(self.settings.decoding, stop_rule=StopStrings(self.tokenizer, self.stop, self.after))
 
     def step_of(self, method: str) -> str:
-        """Where steps of ``method`` are decided: "host", "graph" or "kernels"."""
+        """Where steps of ``method`` are decided: "host", "graph" or "kernels"; where the model is, unless a network pays."""
+        return self._check(method, self._asked(method))
+
+    def _asked(self, method: str) -> str:
+        """Where its steps are to be decided."""
         asked = self.settings.step
         if asked == "graph" and method not in self.settings.methods:
             # `ar`, which others are measured against: nobody asked for a graph of it.
             with contextlib.suppress(InvalidArgument):
-                return self._check(method, asked)
-            asked = "auto"
-        return self._check(method, asked)
+                self._check(method, asked)
+                return asked
+            return "auto"
+        return asked
 
     def _check(self, method: str, step: str) -> str:
         settings, decoding = self.settings, self._own(method)

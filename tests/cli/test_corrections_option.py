@@ -88,8 +88,8 @@ def test_the_option_goes_into_the_settings(command_name):
 
 def test_another_word_is_no_choice(capsys):
     with pytest.raises(SystemExit):
-        make_parser().parse_args(["generate", "--corrections", "auto"])
-    assert "invalid choice: 'auto'" in capsys.readouterr().err
+        make_parser().parse_args(["generate", "--corrections", "best"])
+    assert "invalid choice: 'best'" in capsys.readouterr().err
 
 
 def test_inspect_says_what_tables_there_are(command, plain, fitted, tmp_path):

@@ -22,6 +22,7 @@ from bugs_of_guidance import BUGS as GUIDANCE
 from bugs_of_kernels import BUGS as KERNELS
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_learning import BUGS as LEARNING
+from bugs_of_networks import BUGS as NETWORKS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_openvino import BUGS as OPENVINO
 from bugs_of_processors import BUGS as PROCESSORS
@@ -63,6 +64,7 @@ BUGS: tuple[Bug, ...] = (
     *KERNELS,
     *LAWS,
     *LEARNING,
+    *NETWORKS,
     *NOISE,
     *OPENVINO,
     *PROCESSORS,
