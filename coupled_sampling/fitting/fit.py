@@ -329,6 +329,7 @@ class _Fitting:
             "samples": settings.first + settings.samples,
             "seed": settings.seed,
             "rank": int(table.basis.shape[1]),
+            **({} if settings.network is None else {"network": asdict(replace(settings.network, seed=settings.seed))}),
             "apart": {
                 "samples": settings.apart,
                 "tokens_per_pass": rates,
