@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from coupled_sampling import HostStep, Window, generate, open_bundle
-from coupled_sampling.backends import open_model
+from coupled_sampling.backends import NetworkCorrection, open_model
 from coupled_sampling.branching import BestFirst, BranchContext, checked_branches
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
@@ -43,11 +43,9 @@ def decoded(
     settings: DecodingSettings,
     prompts: Sequence[Sequence[int]],
     seed: int,
-    branches: int,
     corrector: Corrector | None,
 ) -> Row:
     """Passes of every prompt's sequence, and its tokens."""
-    decoder: dict[str, Any] = {**settings.decoder, "branches": branches}
     made = generate(
         model,
         prompts,
@@ -56,7 +54,7 @@ def decoded(
         stop=settings.stop,
         sampling=settings.samplings(prompts),
         corrections=corrector,
-        **decoder,
+        **settings.decoder,
     )
     passes = np.array([trace.nfe for trace in made.traces], float)
     tokens = np.array([len(own) for own in made.tokens], float)
@@ -82,14 +80,13 @@ def compared(
 ) -> list[Row]:
     """Every window with every kind of corrections, by ``scd-match``."""
     rows = []
-    reference: list[Any] = []
     with open_model(bundle, guidance=given.get("guidance", 1.0), trees=True) as model:
         ar = replace(bundle.settings(method="scd-match", **given), method="ar")
-        reference = decoded(model, ar, prompts, seed, 0, None)["tokens"]
+        reference = decoded(model, ar, prompts, seed, None)["tokens"]
         for slots, branches in windows:
             for kind, corrector in kinds:
-                settings = replace(bundle.settings(method="scd-match", **given), window=slots)
-                row = decoded(model, settings, prompts, seed, branches, corrector)
+                settings = bundle.settings(method="scd-match", window=slots, branches=branches, **given)
+                row = decoded(model, settings, prompts, seed, corrector)
                 same = all(np.array_equal(a, b) for a, b in zip(row.pop("tokens"), reference, strict=True))
                 named = {"setting": setting, "slots": slots, "branches": branches, "corrections": kind}
                 rows.append({**named, **row, "identical_to_ar": same})
@@ -111,7 +108,8 @@ def pictures(bundle: Bundle, count: int) -> list[tuple[int, ...]]:
 
 
 def kinds_of(bundle: Bundle) -> list[tuple[str, Corrector | None]]:
-    return [(kind, bundle.corrector("scd-match", kind)) for kind in ("none", "plain", "fitted")]
+    kept = [(kind, bundle.corrector("scd-match", kind)) for kind in ("none", "plain", "fitted")]
+    return [*kept, ("network", NetworkCorrection.open(bundle, "scd-match"))]
 
 
 def passes(arguments: argparse.Namespace) -> list[Row]:
@@ -130,8 +128,7 @@ def settings(arguments: argparse.Namespace) -> list[Row]:
     }
     prompts, rows = pictures(bundle, min(20, arguments.count)), []
     for name, given in each.items():
-        fitted = kinds_of(bundle)[-1:]
-        rows += compared(bundle, prompts, arguments.seed, fitted, setting=name, **given)
+        rows += compared(bundle, prompts, arguments.seed, kinds_of(bundle)[-2:], setting=name, **given)
     return rows
 
 

@@ -13,8 +13,8 @@ BUGS = (
     Bug(
         "shared-noise-of-the-slot",
         "CounterNoise._weights",
-        "int(positions.min())",
-        "first",
+        "places[0].take(*owner, position, position + int(index.max()) + 1, like)",
+        "places[0].take(*owner, first, first + int(index.max()) + 1, like)",
         "Gumbel noise belongs to the window slot instead of the position.",
         LAYOUT,
     ),
