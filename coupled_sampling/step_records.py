@@ -69,11 +69,14 @@ class StepRecords:
     ) -> None:
         """The rows ``stepped`` were decided in ``seconds``; only full windows say what that width is worth.
 
-        ``chosen`` are the width, and how many slots of it were for branches; ``walks`` is what `walks` said.
+        ``chosen`` are the width, and how many slots of it were for branches; ``walks`` is what `walks` said. A window whose path is
+        whole is full, too: where nothing else can be, as for a greedy sequence, there are no branches to fill the rest.
         """
         width, branches = chosen
         active = [(b, row) for b, row in enumerate(stepped) if row is not None]
-        if window.tokens.shape[1] != width or not all(window.draws[b] for b, _ in active):
+        path = max((walk.known + walk.path for walk in walks), default=0)
+        is_full = window.tokens.shape[1] == width or (self._trees is not None and path >= width - branches)
+        if not is_full or not all(window.draws[b] for b, _ in active):
             return
         if self._trees is not None:
             self._trees.record_walks(len(stepped), width, branches, walks, seconds)
