@@ -159,6 +159,8 @@ def from_host(values: Any, like: Array, dtype: Any = None) -> Array:
         values = values.astype(np.float32)  # left to themselves, JAX would warn and torch fail
     elif _is_mlx(like) and values.dtype == np.float64:
         placed["dtype"] = xp.float64  # left to itself, it takes float32
+    if is_torch(like) and not values.flags.writeable:
+        values = values.copy()  # torch, which knows no read-only memory, would warn
     array = xp.asarray(values, **placed)
     return array if dtype is None else xp.astype(array, dtype)
 

@@ -103,6 +103,16 @@ def test_numbers_from_the_host_keep_what_the_library_can_hold(name):
     np.testing.assert_array_equal(host, values.astype(host.dtype))
 
 
+@pytest.mark.torch
+@pytest.mark.filterwarnings("error")
+def test_no_tensor_is_made_of_memory_that_must_not_be_written():
+    torch, values = pytest.importorskip("torch"), np.arange(3)
+    values.flags.writeable = False
+    array = arrays.from_host(values, torch.ones(1))  # torch would warn, and write
+    array[0] = 7
+    assert values[0] == 0
+
+
 def test_a_uniform_stays_below_one_where_there_is_no_float64(monkeypatch):
     library = pytest.importorskip("array_api_strict")
     monkeypatch.setattr(arrays, "floats", lambda like: library.float32)
