@@ -105,7 +105,7 @@ class Assembly:
             rows=[None if row is None or b in wrong else row.info for b, row in enumerate(rows)],
             contexts=contexts,
             fresh_laws=laws,
-            candidates=0 if branching is None else branching.candidates,
+            candidates=0 if branching is None else int(branching.candidates),
         )
         if branches:
             held_ends = [end or len(held) for end, (_, held) in zip(window.end.tolist(), again, strict=True)]

@@ -136,7 +136,7 @@ def checked_branches(rule: Branching, context: BranchContext, vocab_size: int) -
     made = rule.branches(context)
     if not isinstance(made, Branches):
         raise InvalidArgument(f"{rule!r} returned a {type(made).__name__}, expected Branches")
-    parents, tokens = (np.asarray(each) for each in made)
+    parents, tokens = (each if each.size else each.astype(np.int64) for each in map(np.asarray, made))
     if parents.shape != tokens.shape or parents.ndim != 1 or not all(a.dtype.kind == "i" for a in (parents, tokens)):
         raise InvalidArgument(
             f"{rule!r} returned parents {parents.dtype} {parents.shape} and tokens {tokens.dtype} {tokens.shape}, expected "
@@ -359,4 +359,7 @@ def find_branching(branches: int | Branching, step: CoupledStep) -> Branching | 
     refused = refusal_of_branches(step)
     if refused is not None:
         raise InvalidArgument(f"branches is {shown(branches)}, but {refused}")
+    if isinstance(branches, Branching):
+        check_count("branches.candidates", branches.candidates)
+        check_count("branches.most", branches.most, least=0)
     return branches if isinstance(branches, Branching) else BestFirst(int(branches))

@@ -164,6 +164,8 @@ def test_what_cannot_be_a_branch_is_refused_by_name(made, words):
         checked_branches(Proposes(made), context, V)
     fits = Branches(np.array([-1, 2, 1, 0], np.int32), np.array([5, 0, 1, 1], np.int32))
     assert [each.dtype for each in checked_branches(Proposes(fits), context, V)] == [np.int64] * 2
+    none = checked_branches(Proposes(Branches([], [])), context, V)  # numpy takes an empty list for floats
+    assert [each.dtype for each in none] == [np.int64] * 2
 
 
 class NoTrees:
