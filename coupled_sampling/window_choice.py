@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.branching import BestFirst, Branching, find_branching, refusal_of_branches
 from coupled_sampling.contracts import CoupledStep, TreeSteps
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.step_records import StepRecords
-from coupled_sampling.window_search import TREES, Rung, with_branches
-from coupled_sampling.windows import TreeWindowRule, WindowRule, find_window_rule
+from coupled_sampling.window_search import TREES, Rung, WindowSearch, with_branches
+from coupled_sampling.windows import FixedWindow, TreeWindowRule, WindowRule, find_window_rule
 
 __all__ = ["WindowChoice"]
 
@@ -65,6 +66,8 @@ class WindowChoice:
             ladder = tuple(rung for rung in ladder if rung.path <= step.max_window)
         self.rule = find_window_rule(window, self.columns if has_branches else step.max_window, ladder)
         """The rule for widths."""
+        if self.branching is not None and not chooses:
+            self._check_room(branches, auto=auto)
         self._chooser = self.rule if (chooses or auto) and isinstance(self.rule, TreeWindowRule) else None
         if chooses:
             self.branching = BestFirst(max(1, self.rule.largest - 1))
@@ -73,6 +76,21 @@ class WindowChoice:
             self.rule, at_once=matches, trees=self._chooser if self.branching is not None else None
         )
         """What the rule is told of."""
+
+    def _check_room(self, branches: int | Branching | None, *, auto: bool) -> None:
+        """Refuse branches for which no window has slots, which would be asked for and not used: `InvalidArgument`."""
+        rule = self.rule
+        if isinstance(rule, FixedWindow) and isinstance(branches, int | np.integer) and branches > rule.largest - 2:
+            raise InvalidArgument(
+                f"branches is {branches}, expected at most {max(0, rule.largest - 2)} of the window's {rule.largest} slots: one is "
+                "for a known token, and one for a guess to stand beside; ask for fewer, or for a wider window"
+            )
+        wanted = self.branching is not None and self.branching.most
+        if wanted and auto and isinstance(rule, WindowSearch) and not any(rung.branches for rung in rule.rungs):
+            raise InvalidArgument(
+                f"branches is {shown(branches)}, but window 'auto' keeps slots for them where it is at least twice as wide, and "
+                f"here it is at most {rule.largest}; ask for at most {rule.largest // 2}, or give the window's width"
+            )
 
     def next(self, rows: int) -> Rung:
         """Slots for the next step of ``rows`` rows, and how many of them are for branches.

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, HostStep, Request, decoding, generate
+from coupled_sampling import Decoder, HostStep, Request, Sampling, decoding, generate
+from coupled_sampling.branching import BestFirst
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.window_choice import WindowChoice
 from coupled_sampling.window_search import LADDER, TREES
@@ -46,10 +47,10 @@ class Chooses:
         self.told.append((width, branches, [walk.tokens for walk in walks]))
 
 
-def run(step, length=100, **settings):
+def run(step, length=100, sampling=None, **settings):
     """The tokens, by a decoder that is returned."""
     decoder = Decoder(step, drafting="repeat", **settings)
-    decoder.add(Request([2], length, seed=3))
+    decoder.add(Request([2], length, seed=3, sampling=sampling or Sampling()))
     tokens = []
     while decoder.active or decoder.waiting:
         for commit in decoder.step():
@@ -73,6 +74,52 @@ def test_auto_finds_branches_where_they_cost_nothing_and_leaves_the_tokens_alone
     assert chosen.width > 16
     (plain,) = generate(step.provider, [[2]], length=1000, method="ar", seed=3).tokens
     assert tokens == plain.tolist()
+
+
+def test_auto_comes_to_rest_where_no_branch_is_found(free_width):
+    step = Seen("scd-match", max_length=20_000)
+    _, decoder = run(
+        step, length=12_000, window="auto", sampling=Sampling(temperature=0)
+    )  # there is nothing to guess beside
+    assert {branches for _, branches, _ in step.asked} == {0}
+    assert max(width for width, _, _ in step.asked) > 16
+    assert decoder._windows.rule.settled() is not None
+
+
+@pytest.mark.parametrize(
+    ("window", "branches", "told"),
+    [
+        (2, 1, r"branches is 1, expected at most 0 of the window's 2 slots: .*or for a wider window"),
+        (8, 7, r"branches is 7, expected at most 6 of the window's 8 slots"),
+        (None, 31, r"branches is 31, expected at most 30 of the window's 32 slots"),
+        (
+            "auto",
+            65,
+            r"branches is 65, but window 'auto' .* at most 128; ask for at most 64, or give the window's width",
+        ),
+        ("auto", BestFirst(65), r"branches is BestFirst\(65\), but window 'auto'"),
+    ],
+)
+def test_branches_that_no_window_has_slots_for_are_refused(window, branches, told):
+    step = Seen("scd-match", max_length=190)
+    step.provider.max_columns = 190
+    with pytest.raises(InvalidArgument, match=told):
+        Decoder(step, window=window, branches=branches)
+
+
+@pytest.mark.parametrize(("name", "value"), [("candidates", 0), ("candidates", 2.0), ("most", -1), ("most", "3")])
+def test_a_rule_whose_numbers_are_none_is_refused(name, value):
+    rule = BestFirst(2)
+    setattr(rule, name, value)
+    with pytest.raises(InvalidArgument, match=rf"branches\.{name} is .*, expected an integer"):
+        Decoder(Seen("scd-match", max_length=64), window=8, branches=rule)
+
+
+def test_a_rule_may_count_in_numpys_integers():
+    step, rule = Seen("scd-match", max_length=64), BestFirst(2)
+    rule.candidates = np.int64(3)
+    run(step, length=20, window=8, branches=rule)
+    assert {(type(candidates), candidates) for _, _, candidates in step.asked} == {(int, 3)}, "windows are cut by rows"
 
 
 @pytest.mark.parametrize("settings", [{"branches": 0}, {}])
