@@ -89,7 +89,7 @@ class WindowChoice:
         if wanted and auto and isinstance(rule, WindowSearch) and not any(rung.branches for rung in rule.rungs):
             raise InvalidArgument(
                 f"branches is {shown(branches)}, but window 'auto' keeps slots for them where it is at least twice as wide, and "
-                f"here it is at most {rule.largest}; ask for at most {rule.largest // 2}, or give the window's width"
+                f"here it is at most {rule.largest}; ask for fewer, or give the window's width"
             )
 
     def next(self, rows: int) -> Rung:

@@ -95,7 +95,7 @@ def test_auto_comes_to_rest_where_no_branch_is_found(free_width):
         (
             "auto",
             65,
-            r"branches is 65, but window 'auto' .* at most 128; ask for at most 64, or give the window's width",
+            r"branches is 65, but window 'auto' .* at most 128; ask for fewer, or give the window's width",
         ),
         ("auto", BestFirst(65), r"branches is BestFirst\(65\), but window 'auto'"),
     ],

@@ -40,9 +40,25 @@ BUGS = (
     Bug(
         "branches-without-candidates",
         "Assembly.window",
-        "0 if branching is None else branching.candidates",
+        "0 if branching is None else int(branching.candidates)",
         "0 if self.branching is not None else 0",
         "A window that may have branches never gets any, for want of candidates.",
+        ("test_window_choice",),
+    ),
+    Bug(
+        "steps-without-branches-are-not-told",
+        "StepRecords.add",
+        "path >= width - branches",
+        "path > width - branches",
+        "Where no branch is found, as for a greedy sequence, the search waits for ever for a window that is full.",
+        ("test_window_choice",),
+    ),
+    Bug(
+        "branches-without-a-slot-are-left-out",
+        "WindowChoice._check_room",
+        "branches > rule.largest - 2",
+        "branches > rule.largest",
+        "Branches are asked for in a window of two slots, and there are none, without a word.",
         ("test_window_choice",),
     ),
 )
