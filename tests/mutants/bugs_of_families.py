@@ -117,7 +117,7 @@ BUGS = (
     ),
     Bug(
         "gemma-sees-everything-in-the-first-layer-of-a-pattern",
-        "_layers",
+        "gemma:_layers",
         "(i + 1) % pattern",
         "i % pattern",
         "The layer that sees everything is the first of every so many and not the last.",
@@ -125,7 +125,7 @@ BUGS = (
     ),
     Bug(
         "gemma3-slides-with-the-far-base",
-        "_layers",
+        "gemma:_layers",
         "LayerKind(effect, near) if one == SLIDING else LayerKind(0, far)",
         "LayerKind(effect, far) if one == SLIDING else LayerKind(0, far)",
         "Both kinds of layers turn alike.",
