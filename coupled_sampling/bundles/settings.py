@@ -284,7 +284,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         # Those of the bundle go with its window, where the method takes them.
         takes = find_method(method).refuses_branches is None
         branches = defaults.branches if window is None and takes else 0
-        if window == "auto" and takes and manifest.tree_graph is not None:
+        if isinstance(window, str) and window == "auto" and takes and manifest.tree_graph is not None:
             branches = None
     elif branches:
         _check_trees(manifest)

@@ -121,9 +121,9 @@ def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None
             choices=CORRECTIONS,
             default="auto",
             help="redraw guesses from what their laws become when a neighbour has changed: by the table or the network fitted to "
-            "the model, by plain averages learned on the way, or not at all; they change the speed, never the law (default: auto: "
-            "fitted, where the bundle has a table and the step can use it; network, where it has one, a pass is dear enough, and "
-            "drafts are accepted by match)",
+            "the model, by plain averages learned on the way, or not at all; they change the speed, never the law. auto: fitted, "
+            "where the bundle has a table and the step can use it; network, where it has one, a pass is dear enough, and "
+            "drafts are accepted by match (default: auto)",
         )
 
 

@@ -331,7 +331,7 @@ def test_recycled_drafts_of_another_round_are_refused():
     decoder.add(Request([0], length=12))
     decoder.step()
     decoder.step()
-    window, _ = decoder._assembly.window(decoder._rows, [np.zeros(0, np.int64)], decoder.window)
+    window, _ = decoder._assembly.window(decoder._rows, [np.zeros(0, np.int64)], decoder.window, 0)
     assert window.recycled[0]
     step.step(window)
     with pytest.raises(InvalidArgument, match="round before"):

@@ -53,7 +53,7 @@ def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
     made = add_step_graphs(plain, tmp_path / "made").manifest
     embedded = open_bundle("fashion").manifest
     assert tuple(graph for graph in made.step_graphs if graph.noise == "ring") == embedded.step_graphs
-    tables = {embedded.corrections.file}
+    tables = {embedded.corrections.file, embedded.corrections.network}
     for_tensorrt = {"step-scd-match-tensorrt.onnx", "step-scd-match-tree-tensorrt.onnx"}
     assert set(made.files) | tables == {*embedded.files, *for_tensorrt}
     for graph in embedded.step_graphs:

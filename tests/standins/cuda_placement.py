@@ -75,8 +75,9 @@ void **__cudaRegisterFatBinary(void *image) { static void *handle[4]; return han
 
 
 def placed_graphs():
-    """The shipped graphs that the back end ``cuda`` takes: all but corrected ones, and those for trees."""
-    return [path for path in sorted(GRAPHS.glob("*.onnx")) if not {"corrected", "tree"} & set(path.stem.split("-"))]
+    """The shipped graphs that the back end ``cuda`` takes: all but corrected ones, those for trees, and networks that correct."""
+    left_out = {"corrected", "tree", "network"}
+    return [path for path in sorted(GRAPHS.glob("*.onnx")) if not left_out & set(path.stem.split("-"))]
 
 
 def write_libraries(provider, folder):

@@ -129,7 +129,8 @@ CALLS = {
     "processor_report": PROCESSOR,
     "verify": {
         "open_model": model, "prompt": [0], "methods": ["sjd"], "samples": 20, "positions": 2, "alpha": 0.01, "make_step": HostStep,
-        "window": 2, "drafting": "repeat", "sampling": None, "seed": 0, "progress": lambda name, count: None,
+        "window": 2, "drafting": "repeat", "sampling": None, "branches": 0, "seed": 0,
+        "progress": lambda name, count: None,
     },
     "Table": {"vocab_size": 2, "order": 1, "weights": ((1, 3), (1, 1))},
     "World": {

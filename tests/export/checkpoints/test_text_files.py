@@ -105,7 +105,13 @@ def test_a_bundle_has_the_files_and_every_token_that_ends_a_turn(tmp_path):
     )
     bundle = open_bundle(folder)
     assert bundle.manifest.stop_tokens == (2, 3)
-    assert set(bundle.manifest.files) == {"window.onnx", "tokenizer.json", "chat.json"}
+    assert set(bundle.manifest.files) == {
+        "window.onnx",
+        "window-tree.onnx",
+        "weights.bin",
+        "tokenizer.json",
+        "chat.json",
+    }
     assert bundle.tokenizer().encode("the cat") == [4, 5]
     pytest.importorskip("jinja2")
     assert bundle.chat_template().render([{"role": "user", "content": "cat"}]) == "<s>cat"

@@ -171,11 +171,13 @@ def test_the_graph_keeps_the_documented_interface(tmp_path, window):
 
 
 def test_a_step_graph_can_be_made_of_it(tmp_path, tree):
-    for guided in (False, True):
-        step = step_graph(tree, "scd-match", warped=guided, guided=guided)
+    for warped in (False, True):
+        step = step_graph(tree, "scd-match", warped=warped, tree=True)
         save_graph(step, tmp_path / "step.onnx")
         (parents,) = (value for value in step.graph.input if value.name == "parents")
-        assert parents.type.tensor_type.shape.dim[0].dim_param == ("2B" if guided else "B")
+        assert parents.type.tensor_type.shape.dim[0].dim_param == "B"
+    with pytest.raises(InvalidArgument, match="takes trees"):
+        step_graph(tree, "scd-match")
 
 
 def spoiled(change):
