@@ -97,6 +97,27 @@ def test_branches_in_windows_of_all_widths_behind_a_long_prompt(window, branches
     assert trace.branch_tokens, "no branch was walked, so that nothing was tested"
 
 
+@needs_runtime
+def test_a_branch_is_followed_beyond_the_end_of_the_path(tmp_path):
+    """The loop proposes none that reach so far, but a step graph takes them."""
+    prompt = [8, 1, 2, 5]
+    bundle = bundle_of_trees(tmp_path, prompt)
+    drawn = by_python(bundle, prompt, length=6, window=6, branches=2, drafting="repeat", seed=2)[0]
+    wrong = (drawn[0] + 1) % 9
+    script = f"""
+        import {{ openBundle }} from "./core/bundle.js";
+        import {{ Step }} from "./core/step.js";
+        import {{ folderReader }} from "./folder.mjs";
+        const bundle = await openBundle(folderReader({json.dumps(str(bundle))}));
+        const step = new Step(await bundle.openStep("scd-match", 4), bundle.manifest, 9, {{ seed: 2, sequence: 0 }}, 4);
+        const sizes = {{ start: 0, known: 4, recycled: 0, fresh: 1, draws: true, round: 0, temperature: 1 }};
+        const branches = {{ parents: [-1, 1, 2, 3], tokens: {drawn[:4]} }};
+        console.log(JSON.stringify(await step.run({{ tokens: {[*prompt, wrong]}, branches, ...sizes }})));
+    """
+    found = json.loads(run("--input-type=module", "--eval", script))
+    assert found == {"tokens": drawn[:5], "committed": 5, "failure": None, "candidates": []}
+
+
 def nothing_behind_a_three(model):
     import onnx
 
