@@ -58,6 +58,21 @@ def test_the_drawing_of_drafts_has_a_place_for_each():
 
 
 @needs_runtime
+def test_no_more_of_the_bundle_is_read_than_a_step_needs():
+    """Tables and networks of corrections, and graphs of other steps, are some megabytes that a page would fetch for nothing."""
+    script = """
+        import { openBundle } from "./core/bundle.js";
+        import { EMBEDDED, folderReader } from "./folder.mjs";
+        const read = folderReader(EMBEDDED), names = [];
+        const bundle = await openBundle((name) => (names.push(name), read(name)));
+        await bundle.openStep("scd-match", 24);
+        console.log(JSON.stringify(names.sort()));
+    """
+    found = json.loads(run("--input-type=module", "--eval", script))
+    assert found == ["manifest.json", "step-scd-match-tree.onnx", "weights.bin"]
+
+
+@needs_runtime
 def test_branches_give_the_tokens_and_steps_of_python():
     settings = ["--prompt", "shoe", "--method", "scd-match", "--window", 64, "--seed", 3]
     found = by_node(*settings, "--branches", 24)

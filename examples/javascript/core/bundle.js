@@ -124,11 +124,11 @@ export class Bundle {
     return session;
   }
 
-  /** Files that are no graph, no text's and no table of corrections hold weights. */
+  /** Files that are no graph, no text's and no corrections hold weights. */
   #weightFiles() {
     const { files, window_graph, tree_graph, pixel_graph, step_graphs, corrections, ...rest } = this.manifest;
     const others = [window_graph, tree_graph, pixel_graph, corrections, ...step_graphs].map((record) => record?.file);
-    others.push(rest.tokenizer, rest.chat_template);
+    others.push(corrections?.network, rest.tokenizer, rest.chat_template);
     return Object.keys(files).filter((name) => !others.includes(name));
   }
 
