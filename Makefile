@@ -62,7 +62,7 @@ test-openvino: $(VENV)/.dev
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py
+	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py

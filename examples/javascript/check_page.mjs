@@ -27,6 +27,8 @@ async function settled(page, wantsPicture = false) {
       status: text("#status"),
       failure: text("#failure"),
       window: text("#window-value"),
+      branches: text("#branches-value"),
+      drafts: [...document.querySelectorAll(".drafts")].map((own) => (own.hidden ? "" : own.querySelector("h3").textContent)),
       ar: numbers("#ar-tokens"),
       coupled: numbers("#coupled-tokens"),
       steps: [text("#ar .steps"), text("#coupled .steps")],
@@ -43,7 +45,6 @@ try {
   page.on("pageerror", (error) => errors.push(error.message));
   await page.goto(url);
   const first = await settled(page, true);
-  if (screenshot) await page.screenshot({ path: screenshot, fullPage: true });
 
   const unnamed = await page.evaluate(() => {
     const controls = [...document.querySelectorAll("select, input, button, canvas, progress")];
@@ -56,11 +57,23 @@ try {
   await page.keyboard.press("ArrowRight");
   const second = await settled(page);
 
+  // As it opens, with branches.
+  const plain = await browser.newPage();
+  plain.on("pageerror", (error) => errors.push(error.message));
+  await plain.goto(new URL("?prompt=bag&seed=5", url).href);
+  const trees = await settled(plain);
+  if (screenshot) await plain.screenshot({ path: screenshot, fullPage: true });
+  trees.colours = await plain.evaluate(() => {
+    const canvas = document.querySelector("#coupled .tree");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return new Set(new Uint32Array(data.buffer)).size;
+  });
+
   const broken = await browser.newPage();
   await broken.route("**/weights.bin", (route) => route.fulfill({ status: 200, body: "damaged" }));
   await broken.goto(url);
   const { failure } = await settled(broken);
-  console.log(JSON.stringify({ first, second, failure, errors, unnamed }));
+  console.log(JSON.stringify({ first, second, trees, failure, errors, unnamed }));
 } finally {
   await browser.close();
 }

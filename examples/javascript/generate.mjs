@@ -16,6 +16,7 @@ const USAGE = `usage: node generate.mjs [options]
   --prompt NAME       name or alias of a prompt; default: the first
   --method NAME       ar, sjd, scd-maximal, scd-gumbel or scd-match
   --window N          slots of a forward pass
+  --branches N        how many of these are for branches, with scd-match
   --drafting RULE     repeat or copy:LAG
   --temperature T     0 is greedy
   --seed N            integer in [0, 2^64), default 0
@@ -28,8 +29,8 @@ What is not given is the bundle's own default.`;
 
 const text = { type: "string" }, flag = { type: "boolean" };
 const OPTIONS = {
-  ...{ bundle: text, prompt: text, method: text, window: text, drafting: text, temperature: text, seed: text },
-  ...{ sequence: text, out: text, zoom: text, json: flag, help: flag },
+  ...{ bundle: text, prompt: text, method: text, window: text, branches: text, drafting: text },
+  ...{ temperature: text, seed: text, sequence: text, out: text, zoom: text, json: flag, help: flag },
 };
 
 function number(name, value) {
@@ -51,10 +52,13 @@ async function main() {
   const method = values.method ?? manifest.defaults.method, promptName = values.prompt ?? Object.keys(manifest.prompts)[0];
   const zoom = number("zoom", values.zoom) ?? 8;
   if (!Number.isInteger(zoom) || zoom < 1) throw new RangeError(`zoom is ${zoom}, expected an integer >= 1`);
+  const window = number("window", values.window);
+  const branches = number("branches", values.branches) ?? bundle.usualBranches(method, window);
   const settings = {
     method,
     prompt: bundle.findPrompt(promptName),
-    window: number("window", values.window),
+    window,
+    branches,
     drafting: values.drafting,
     temperature: number("temperature", values.temperature),
     seed: bigInteger("seed", values.seed ?? "0"),
@@ -62,7 +66,7 @@ async function main() {
   };
   if (values.out && !manifest.pixel_graph) throw new BundleError("this bundle makes no pictures; leave out --out");
 
-  const session = await bundle.openStep(method), committedPerStep = [];
+  const session = await bundle.openStep(method, branches), committedPerStep = [];
   let last, milliseconds = 0;
   for await (last of decode(bundle, session, settings)) {
     committedPerStep.push(last.committed);

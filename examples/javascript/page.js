@@ -5,11 +5,12 @@ import { decode } from "./core/decoder.js";
 import { Panel } from "./panel.js";
 
 const find = (id) => document.getElementById(id);
-const controls = ["prompt", "method", "window", "seed", "draw", "another"].map(find);
+const controls = ["prompt", "method", "window", "seed", "draw", "another"].map(find); // branches by method
+const WINDOW_OF_TREES = 64; // where there can be branches, and nobody chose otherwise
 const parameters = new URLSearchParams(location.search);
 
 let bundle, panels, run = 0;
-const sessions = new Map();
+const sessions = new Map(), chosen = new Map(parameters);
 
 /** A file of the bundle's folder, `bundle/` beside the page. */
 async function read(name) {
@@ -25,14 +26,15 @@ function fail(error) {
   find("status").textContent = "";
 }
 
-/** A session is made once per method. */
-function session(method) {
-  if (!sessions.has(method)) {
-    const made = bundle.openStep(method);
-    sessions.set(method, made);
-    made.catch(() => sessions.delete(method));
+/** A session is made once per method, and once more for branches. */
+function session(method, branches) {
+  const key = `${method} ${branches > 0}`;
+  if (!sessions.has(key)) {
+    const made = bundle.openStep(method, branches);
+    sessions.set(key, made);
+    made.catch(() => sessions.delete(key));
   }
-  return sessions.get(method);
+  return sessions.get(key);
 }
 
 const nextFrame = () => new Promise((resolve) => requestAnimationFrame(resolve));
@@ -40,19 +42,22 @@ const nextFrame = () => new Promise((resolve) => requestAnimationFrame(resolve))
 /** Draw by `ar` and by the chosen method, a step of each per frame, until both are done or another run begins. */
 async function draw() {
   const own = ++run, method = find("method").value, prompt = find("prompt").value, seed = find("seed").value;
-  const window = Number(find("window").value), current = () => own === run;
+  const window = Number(find("window").value), branches = [0, chosenBranches()], current = () => own === run;
   find("failure").hidden = true;
   if (!/^[0-9]+$/.test(seed) || BigInt(seed) >= 1n << 64n) throw new Error(`the seed is "${seed}", expected an integer >= 0`);
   find("status").textContent = "Loading the step graph …";
-  const methods = ["ar", method], opened = await Promise.all(methods.map(session));
+  const methods = ["ar", method], opened = await Promise.all(methods.map((name, i) => session(name, branches[i])));
   if (!current()) return;
 
   const title = bundle.manifest.prompts[prompt].title, settings = { prompt: bundle.findPrompt(prompt), window };
   find("coupled-tokens-title").textContent = method;
-  panels.forEach((panel, i) => panel.clear(methods[i], title, window));
+  panels.forEach((panel, i) => panel.clear(methods[i], title, window, branches[i]));
+  find("tree-legend").hidden = !branches[1];
   for (const id of ["ar-tokens", "coupled-tokens"]) find(id).textContent = "";
   find("status").textContent = `Drawing: ${title}, seed ${seed} …`;
-  const streams = methods.map((name, i) => decode(bundle, opened[i], { ...settings, method: name, seed: BigInt(seed) }));
+  const streams = methods.map((name, i) =>
+    decode(bundle, opened[i], { ...settings, method: name, branches: branches[i], seed: BigInt(seed) }),
+  );
   const last = [];
   while (!last.every((state) => state.finished) || !last.length) {
     for (const [i, stream] of streams.entries()) {
@@ -74,8 +79,26 @@ function start() {
   draw().catch(fail);
 }
 
+/** Those of the slider, which says nothing for methods that take none. */
+function chosenBranches() {
+  return find("branches").disabled ? 0 : Number(find("branches").value);
+}
+
+/** Show the window, and in it the branches: as many as suit its width if the visitor chose no number, 24 of 64. */
 function showWindow() {
-  find("window-value").textContent = find("window").value;
+  const window = Number(find("window").value), branches = find("branches");
+  branches.max = Math.max(0, window - 2); // one slot is for a known token, and one for a draft to stand beside
+  if (!chosen.has("branches")) branches.value = Math.max(0, Math.round(0.55 * (window - 20)));
+  branches.disabled = window < 3 || !bundle.takesBranches(find("method").value);
+  find("window-value").textContent = window;
+  find("branches-value").textContent = chosenBranches();
+}
+
+/** Where the visitor chose no window, one that suits the method. */
+function suit() {
+  const hasTrees = bundle.takesBranches(find("method").value);
+  if (!chosen.has("window")) find("window").value = hasTrees ? WINDOW_OF_TREES : bundle.manifest.defaults.window;
+  showWindow();
 }
 
 /** Fill the controls from the manifest, then from the page's address. */
@@ -84,9 +107,11 @@ function fillControls() {
   find("prompt").replaceChildren(...Object.entries(prompts).map(([name, { title }]) => new Option(title, name)));
   find("method").replaceChildren(...bundle.methods.filter((name) => name !== "ar").map((name) => new Option(name)));
   find("window").max = Math.min(64, window_graph.max_window);
-  const wanted = { prompt: Object.keys(prompts)[0], method: defaults.method, window: defaults.window, seed: "0" };
-  for (const [name, value] of Object.entries(wanted)) find(name).value = parameters.get(name) ?? value;
-  showWindow();
+  const wanted = { prompt: Object.keys(prompts)[0], method: bundle.methods.find((name) => bundle.takesBranches(name)) };
+  wanted.method ??= defaults.method;
+  for (const [name, value] of Object.entries({ ...wanted, seed: "0" })) find(name).value = parameters.get(name) ?? value;
+  for (const name of ["window", "branches"]) if (chosen.has(name)) find(name).value = chosen.get(name);
+  suit();
   for (const control of controls) control.disabled = false;
 }
 
@@ -108,8 +133,14 @@ async function main() {
     find("seed").value = /^[0-9]+$/.test(seed) ? String(BigInt(seed) + 1n) : "0";
     start();
   });
-  find("window").addEventListener("input", showWindow);
-  for (const id of ["prompt", "method", "window", "seed"]) find(id).addEventListener("change", start);
+  for (const id of ["window", "branches"]) {
+    find(id).addEventListener("input", () => {
+      chosen.set(id, find(id).value);
+      showWindow();
+    });
+  }
+  find("method").addEventListener("change", suit);
+  for (const id of ["prompt", "method", "window", "branches", "seed"]) find(id).addEventListener("change", start);
   start();
 }
 

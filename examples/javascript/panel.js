@@ -1,6 +1,7 @@
-/** One of the two drawings: a picture that grows, its figures, and a bar for every step. */
+/** One of the two drawings: a picture that grows, its figures, a bar for every step, and the drafts of one. */
 
 import { drawPixels } from "./core/pixels.js";
+import { drawTree } from "./tree.js";
 
 const ZOOM = 10;
 
@@ -25,8 +26,10 @@ export class Panel {
   }
 
   /** Begin a picture. */
-  clear(method, prompt, window) {
-    Object.assign(this, { method, prompt, window, steps: [], milliseconds: 0 });
+  clear(method, prompt, window, branches) {
+    Object.assign(this, { method, prompt, window, branches, steps: [], milliseconds: 0, best: null });
+    this.find(".drafts").hidden = !branches;
+    this.#drawTree({ path: 0, parents: [], walked: [] }, "Drafts of a step");
     this.find(".title").textContent = method;
     this.find("progress").setAttribute("aria-label", `${method}: part of the picture that is final`);
     for (const name of ["rate", "time"]) this.find(`.${name}`).textContent = "–";
@@ -38,7 +41,7 @@ export class Panel {
   }
 
   /** Show what a forward pass left behind. */
-  async show({ tokens, drafts, committed, nfe, milliseconds }) {
+  async show({ tokens, drafts, committed, nfe, milliseconds, tree, finished }) {
     this.steps.push(committed);
     this.milliseconds += milliseconds;
     this.find(".steps").textContent = nfe;
@@ -48,7 +51,33 @@ export class Panel {
     this.find("progress").value = tokens.length / this.manifest.length;
     this.#drawBars();
     this.#describe(tokens.length);
+    if (this.branches) this.#showTree(tree, nfe, finished);
     await this.#paint(tokens, drafts);
+  }
+
+  /** Show the drafts of a step; at the end, when there is time to look, those of the step to which branches gave most. */
+  #showTree(tree, step, finished) {
+    const inBranches = tree.walked.filter((draft) => draft >= tree.path).length;
+    if (inBranches > (this.best?.inBranches ?? -1)) this.best = { tree, step, inBranches };
+    const shown = finished ? this.best : { tree, step, inBranches };
+    const held = `${shown.tree.walked.length} held, ${shown.inBranches} of them in branches`;
+    this.#drawTree(shown.tree, `Drafts of step ${shown.step}${finished ? ", where branches gave most" : ""}: ${held}`);
+  }
+
+  #drawTree(tree, title) {
+    const canvas = this.find(".tree"), scale = this.#fit(canvas), context = canvas.getContext("2d");
+    const colours = { quiet: this.#colour("--quiet"), accent: this.#colour("--accent") };
+    this.find(".drafts h3").textContent = title;
+    canvas.setAttribute("aria-label", title);
+    drawTree(context, canvas, tree, this.window - this.branches + 1, colours, scale);
+  }
+
+  /** Give a canvas as many pixels as the display has for it; returns how many there are to one of the page's. */
+  #fit(canvas) {
+    const scale = globalThis.devicePixelRatio || 1;
+    canvas.width = canvas.clientWidth * scale;
+    canvas.height = canvas.clientHeight * scale;
+    return scale;
   }
 
   #describe(count) {
@@ -86,9 +115,7 @@ export class Panel {
 
   #drawBars() {
     const { bars, steps, manifest, window } = this, context = bars.getContext("2d");
-    const scale = globalThis.devicePixelRatio || 1;
-    bars.width = bars.clientWidth * scale;
-    bars.height = bars.clientHeight * scale;
+    this.#fit(bars);
     context.fillStyle = this.#colour("--accent");
     // The width of all steps of ar: the same for both panels, so that they can be compared.
     const pitch = bars.width / manifest.length;

@@ -63,7 +63,9 @@ class Ranking:
         graph = self.graph
         if not self.ring:
             return Best(*(rows_at(graph, values, self.followed.slots) for values in self._best(self.products)))
-        sites = graph.op("Transpose", graph.op("NonZero", where))
+        # Never of none, which ONNX Runtime 1.30 for the web cannot rank. Site 0 of a row is a known token's, or is committed.
+        no_redraft = graph.constant("no_redraft", np.zeros((1, 2), np.int64))
+        sites = graph.op("Concat", graph.op("Transpose", graph.op("NonZero", where)), no_redraft, axis=0)
         found = self._best(graph.op("GatherND", self.products, self.followed.places(graph, sites)))
         shape = graph.op("Concat", graph.op("Shape", where), self.count, axis=0)
         nothing = (graph.constant(f"nothing.{dtype}", np.zeros(1, dtype)) for dtype in ("int64", "float32"))

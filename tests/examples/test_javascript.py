@@ -6,9 +6,8 @@ is missing is said in the reason for which a test is skipped. `CHROMIUM` names a
 
 import hashlib
 import json
-import os
+import posixpath
 import re
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -20,54 +19,24 @@ import pytest
 from coupled_sampling import Sampling, generate, open_bundle
 from coupled_sampling.drafting import DraftContext, find_drafting
 from coupled_sampling.noise import CounterNoise, race_weights, uniforms
-from standins import ROOT
+from standins.javascript import (
+    CHROMIUM,
+    FOLDER,
+    NODE,
+    by_node,
+    by_python,
+    drafting,
+    evaluate,
+    needs_browser,
+    needs_node,
+    needs_runtime,
+    provider,
+    run,
+)
 from standins.toy_bundles import toy_gpt, write_toy_bundle
 
-FOLDER = ROOT / "examples" / "javascript"
-NODE = shutil.which("node")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 LAST = 2**64 - 1
-
-
-def node_version():
-    """(major, minor), or (0, 0)."""
-    if NODE is None:
-        return 0, 0
-    major, minor, _ = subprocess.run([NODE, "--version"], capture_output=True, text=True).stdout[1:].split(".")
-    return int(major), int(minor)
-
-
-def installed(package):
-    return (FOLDER / "node_modules" / package).is_dir()
-
-
-needs_node = pytest.mark.skipif(node_version() < (20, 15), reason="needs Node 20.15 or later on the path")
-needs_runtime = pytest.mark.skipif(
-    node_version() < (20, 15) or not installed("onnxruntime-web"),
-    reason="needs Node 20.15 or later and `npm ci` in examples/javascript",
-)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or node_version() < (20, 15) or not installed("playwright-core"),
-    reason="needs Chromium, Node 20.15 or later and `npm ci` in examples/javascript",
-)
-
-
-def run(*arguments, expect=0):
-    """Standard output of Node; standard error where ``expect`` is not 0."""
-    done = subprocess.run([NODE, *map(str, arguments)], cwd=FOLDER, capture_output=True, timeout=240)
-    assert done.returncode == expect, done.stderr.decode()
-    return done.stderr.decode() if expect else done.stdout
-
-
-def evaluate(module, expression):
-    """Bytes of what ``expression``, which uses the exports of ``module`` as `m`, gives: text, or a typed array's memory."""
-    script = f"""
-        import * as m from "./core/{module}";
-        const found = {expression};
-        process.stdout.write(typeof found === "string" ? found : Buffer.from(found.buffer));
-    """
-    return run("--input-type=module", "--eval", script)
 
 
 @needs_node
@@ -134,22 +103,6 @@ def test_drafts_are_those_of_python(rule, fill):
         asked = f"[{theirs}.propose({tokens}, {prompt}, {wanted}), {theirs}.waits({tokens}, {prompt})]"
         found = evaluate("drafting.js", f"JSON.stringify({asked})")
         assert json.loads(found) == [expected.tolist(), own.waits(context.tokens, prompt)]
-
-
-def provider(bundle):
-    pytest.importorskip("onnxruntime")
-    from coupled_sampling.backends import OrtProvider
-
-    return OrtProvider.open(bundle, threads=1)
-
-
-def drafting(rule):
-    """``rule`` with the embedded bundle's fill token, as scripts in both languages take it from the manifest."""
-    return open_bundle("fashion").settings(drafting=rule).drafting
-
-
-def by_node(*arguments):
-    return json.loads(run("generate.mjs", "--json", *arguments))
 
 
 @needs_runtime
@@ -323,9 +276,22 @@ def test_the_server_gives_what_the_page_needs_and_nothing_else(address):
             urllib.request.urlopen(address + path, timeout=10)
 
 
+@needs_runtime
+def test_the_server_gives_every_module_that_the_page_imports(address):
+    seen, open_ = set(), ["page.js"]
+    while open_:
+        path = open_.pop()
+        seen.add(path)
+        with urllib.request.urlopen(address + path, timeout=10) as response:
+            source = response.read().decode()
+        named = re.findall(r'^import .* from "(\..*)";$', source, re.MULTILINE)
+        open_ += {posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in named} - seen
+    assert {"tree.js", "core/trees.js", "core/step.js"} <= seen
+
+
 @pytest.fixture(scope="module")
 def page(address):
-    """What a visitor finds: the page as it opens, with a window one slot wider, and with damaged weights."""
+    """What a visitor finds: a picture by the address, with a window one slot wider, by no address, and with damaged weights."""
     return json.loads(run("check_page.mjs", address + "?prompt=bag&seed=5&method=scd-gumbel&window=16", CHROMIUM))
 
 
@@ -341,6 +307,24 @@ def test_the_page_gives_the_tokens_of_python(page):
             shown = found["steps"][name == "coupled"], found["rates"][name == "coupled"]
             assert shown == (str(traces[0].nfe), f"{traces[0].tokens_per_step:.2f}")
     assert page["first"]["coupled"] != page["second"]["coupled"], "the window's slider does nothing"
+
+
+@needs_browser
+def test_the_page_opens_with_branches_and_draws_them(page):
+    found, prompt = page["trees"], open_bundle("fashion").manifest.find_prompt("bag")
+    tokens, trace = by_python(
+        "fashion", prompt, length=196, window=64, branches=24, drafting=drafting("copy:14"), seed=5
+    )
+    assert (found["window"], found["branches"], page["first"]["branches"]) == ("64", "24", "0")
+    assert found["coupled"] == found["ar"] == tokens
+    assert found["steps"][1] == str(trace.nfe)
+    assert page["first"]["drafts"] == ["", ""]
+    assert found["drafts"][0] == ""
+    assert re.fullmatch(
+        "Drafts of step [0-9]+, where branches gave most: [0-9]+ held, [1-9][0-9]* of them in branches",
+        found["drafts"][1],
+    )
+    assert found["colours"] > 2, "the drawing is empty"
 
 
 @needs_browser

@@ -59,17 +59,27 @@ export class Bundle {
     this.#read = read;
   }
 
-  /** Step graphs that are neither warped nor guided nor corrected nor for trees, nor TensorRT's, whose noise is another input. */
-  get #plain() {
-    return this.manifest.step_graphs.filter(
-      ({ warped, guided, corrected = false, tree = false, noise = "ring" }) =>
-        !warped && !guided && !corrected && !tree && noise === "ring",
+  /** The step graph that is neither warped nor guided nor corrected, nor TensorRT's, whose noise is another input. */
+  #plain(method, takesBranches) {
+    return this.manifest.step_graphs.find(
+      ({ warped, guided, corrected = false, tree = false, noise = "ring", ...graph }) =>
+        graph.method === method && tree === takesBranches && !warped && !guided && !corrected && noise === "ring",
     );
   }
 
   /** Methods that have a plain step graph. */
   get methods() {
-    return METHODS.filter((method) => this.#plain.some((graph) => graph.method === method));
+    return METHODS.filter((method) => this.#plain(method, false));
+  }
+
+  /** Whether windows of a method may have branches: it has a step graph for trees, too. */
+  takesBranches(method) {
+    return Boolean(this.manifest.tree_graph && this.#plain(method, true));
+  }
+
+  /** How many slots of a window are for branches, if nobody says: the bundle's number goes with its own window. */
+  usualBranches(method, window) {
+    return window === undefined && this.takesBranches(method) ? (this.manifest.defaults.branches ?? 0) : 0;
   }
 
   /** Tokens of a prompt, by its name or an alias, whatever the case. */
@@ -80,13 +90,16 @@ export class Bundle {
     throw new RangeError(`prompt is ${JSON.stringify(name)}, expected one of ${prompts.map(([own]) => own).join(", ")}`);
   }
 
-  /** A session for a method's step graph. */
-  async openStep(method) {
+  /** A session for a method's step graph: the one for trees where there are to be branches. */
+  async openStep(method, branches = 0) {
     if (!this.methods.includes(method)) {
       throw new RangeError(`method is ${JSON.stringify(method)}, this bundle has ${this.methods.join(", ")}`);
     }
-    const graph = this.#plain.find((one) => one.method === method);
-    return this.#open(graph.file);
+    if (branches && !this.takesBranches(method)) {
+      const takers = this.methods.filter((one) => this.takesBranches(one)).join(", ") || "no method";
+      throw new RangeError(`branches is ${branches}, expected 0 with ${method}: this bundle has step graphs for trees for ${takers}`);
+    }
+    return this.#open(this.#plain(method, branches > 0).file);
   }
 
   /** A session for the pixel graph, or null. */
@@ -111,10 +124,11 @@ export class Bundle {
     return session;
   }
 
-  /** Files that are no graph and no tokenizer hold weights. */
+  /** Files that are no graph, no text's and no corrections hold weights. */
   #weightFiles() {
-    const { files, window_graph, pixel_graph, step_graphs, tokenizer } = this.manifest;
-    const others = [window_graph.file, pixel_graph?.file, tokenizer, ...step_graphs.map((graph) => graph.file)];
+    const { files, window_graph, tree_graph, pixel_graph, step_graphs, corrections, ...rest } = this.manifest;
+    const others = [window_graph, tree_graph, pixel_graph, corrections, ...step_graphs].map((record) => record?.file);
+    others.push(corrections?.network, rest.tokenizer, rest.chat_template);
     return Object.keys(files).filter((name) => !others.includes(name));
   }
 

@@ -1,5 +1,6 @@
 /**
- * One row's step graph (docs/step-graph.md) with the state it keeps between two calls: caches, ring of race noise, draft laws.
+ * One row's step graph (docs/step-graph.md), one for trees or not, with the state it keeps between two calls: caches, ring of race
+ * noise, draft laws.
  *
  * ONNX Runtime's wasm copies inputs and outputs at every call, so state is simply what the call before gave. It changes
  * only after a call that succeeded: one that failed can be made again.
@@ -9,6 +10,7 @@ import * as ort from "onnxruntime-web";
 
 import { UnusableLogits } from "./errors.js";
 import { raceWeights, uniforms } from "./philox.js";
+import { CANDIDATES, ledBy } from "./trees.js";
 
 /** Caches are read in multiples of this, so that shapes are few; the library uses the same. */
 const KV_STEP = 32;
@@ -17,6 +19,7 @@ const KV_STEP = 32;
 const ERRORS_ONLY = { logSeverityLevel: 3 };
 
 const NEEDED = ["input_ids", "start", "known", "recycled", "fresh", "draws", "temperature"];
+const OF_TREES = ["parents", "branches", "best_count"];
 
 const floats = (values, ...shape) => new ort.Tensor("float32", values, shape);
 const zeros = (...shape) => floats(new Float32Array(shape.reduce((a, b) => a * b)), ...shape);
@@ -24,7 +27,7 @@ const integers = (values, ...shape) => new ort.Tensor("int64", BigInt64Array.fro
 
 export class Step {
   /**
-   * @param session an onnxruntime session of a plain step graph
+   * @param session from `bundle.openStep`
    * @param manifest the bundle's manifest
    * @param {number} window most slots of a call
    * @param {{seed, sequence}} key of the noise, integers or BigInts
@@ -36,10 +39,11 @@ export class Step {
     this.sequence = sequence;
     this.vocabulary = manifest.vocab_size;
     this.names = new Set(session.inputNames);
-    const { layers, kv_heads, cache_length, head_size } = manifest.window_graph;
-    this.columns = cache_length;
+    this.takesBranches = this.names.has("parents");
+    const { layers, kv_heads, head_size } = manifest.window_graph;
+    this.columns = (this.takesBranches ? manifest.tree_graph : manifest.window_graph).cache_length;
     const parts = Array.from({ length: layers }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat();
-    const wanted = [...NEEDED, ...parts.map((part) => `past_key_values.${part}`)];
+    const wanted = [...NEEDED, ...(this.takesBranches ? OF_TREES : []), ...parts.map((part) => `past_key_values.${part}`)];
     const known = new Set([...wanted, "kv_length", "uniforms", "draft_laws", "draft_laws_start"]);
     for (const name of ["noise", "noise_start", "past_noise"]) known.add(name);
     const missing = wanted.filter((name) => !this.names.has(name));
@@ -47,7 +51,7 @@ export class Step {
     if (missing.length || unknown.length) {
       throw new Error(`the graph is no plain step graph: it lacks inputs [${missing}] and has unknown inputs [${unknown}]`);
     }
-    this.caches = Object.fromEntries(parts.map((part) => [part, zeros(1, kv_heads, cache_length, head_size)]));
+    this.caches = Object.fromEntries(parts.map((part) => [part, zeros(1, kv_heads, this.columns, head_size)]));
     this.laws = zeros(1, 1, this.vocabulary);
     this.lawsStart = 0;
     this.ring = zeros(1, 2 * window + 2, this.vocabulary);
@@ -56,14 +60,17 @@ export class Step {
 
   /**
    * Forward a window and decide it.
-   * @param {{tokens: number[], start, known, recycled, fresh, draws, round, temperature}} window
-   * @returns {Promise<{tokens: number[], committed: number, failure: Error | null}>}
+   * @param {{tokens: number[], start, known, recycled, fresh, draws, round, temperature, branches: {parents, tokens}}} window
+   *   branches, which a graph for trees takes, stand behind `tokens`; their parents are numbers of drafts, see trees.js
+   * @returns {Promise<{tokens: number[], committed: number, failure: Error | null, candidates: {tokens, scores}[]}>}
    *   from slot known - 1 on: final tokens, then redrafts. Both end where no law can be made of a slot's logits; where the
-   *   next final token would have come from there, `failure` says so
+   *   next final token would have come from there, `failure` says so. Candidates are of the redrafts, from a graph for trees
    */
   async run(window) {
-    const { tokens, start, known, recycled, fresh, draws, temperature } = window;
-    const width = tokens.length, end = start + known + recycled + fresh + 1;
+    const { start, known, recycled, fresh, draws, temperature, branches } = window;
+    const tokens = [...window.tokens, ...branches.tokens], width = tokens.length, end = known + recycled + fresh;
+    const parents = [...window.tokens.map((_, i) => i - 1), ...branches.parents.map((draft) => draft + known)];
+    const deepest = Math.max(...depths(parents));
     const feeds = {
       input_ids: integers(tokens, 1, width),
       start: integers([start], 1),
@@ -73,6 +80,11 @@ export class Step {
       draws: new ort.Tensor("bool", [draws], [1]),
       temperature: floats([temperature], 1),
     };
+    if (this.takesBranches) {
+      feeds.parents = integers(parents, 1, width);
+      feeds.branches = integers([branches.tokens.length], 1);
+      feeds.best_count = integers([Math.min(CANDIDATES, this.vocabulary)], 1);
+    }
     if (this.names.has("kv_length")) {
       const columns = Math.min(Math.ceil((start + width) / KV_STEP) * KV_STEP, this.columns);
       feeds.kv_length = integers([columns], 1);
@@ -83,10 +95,11 @@ export class Step {
       feeds.draft_laws_start = integers([this.lawsStart], 1);
       feeds.uniforms = this.#uniforms(window.round, start + 1, width);
     }
+    const entered = start + deepest + 2; // one past the last position that any slot decides
     if (this.names.has("past_noise")) {
       feeds.past_noise = this.ring;
       feeds.noise_start = integers([this.entered], 1);
-      feeds.noise = this.#noise(this.entered, end);
+      feeds.noise = this.#noise(this.entered, entered);
     } else if (this.names.has("noise")) {
       feeds.noise = this.#noise(start + known, start + known + 1);
     }
@@ -95,11 +108,8 @@ export class Step {
     this.laws = found.laws ?? this.laws;
     this.lawsStart = start;
     this.ring = found.present_noise ?? this.ring;
-    if (draws) this.entered = Math.max(this.entered, end);
-    const decided = Array.from(found.tokens.data.slice(known - 1, end - start - 1), Number);
-    const committed = Number(found.committed.data[0]);
-    const highest = Array.from(found.highest_logits.data.slice(known - 1, end - start - 1));
-    return draws ? closed(decided, committed, highest, start + known) : { tokens: decided, committed, failure: null };
+    if (draws) this.entered = Math.max(this.entered, entered);
+    return outcome(found, known, end, draws, start + known);
   }
 
   /** The first three uniforms of each of `count` positions. */
@@ -116,6 +126,31 @@ export class Step {
     }
     return floats(weights, 1, count, this.vocabulary);
   }
+}
+
+/** How many slots stand before each on its path. */
+function depths(parents) {
+  const found = [];
+  for (const parent of parents) found.push(parent < 0 ? 0 : found[parent] + 1);
+  return found;
+}
+
+/** What the outputs `found` say, of a path of slots up to `end`; what is decided first is for `position`. */
+function outcome(found, known, end, draws, position) {
+  const committed = Number(found.committed.data[0]);
+  // A branch may have been followed beyond the path's end.
+  const sites = [known - 1, Math.max(end, known - 1 + committed)];
+  const tokens = Array.from(found.tokens.data.slice(...sites), Number);
+  if (!draws) return { tokens, committed, failure: null, candidates: [] };
+  const made = closed(tokens, committed, Array.from(found.highest_logits.data.slice(...sites)), position);
+  const redrafts = found.best_tokens ? made.tokens.slice(made.committed) : [];
+  return { ...made, candidates: redrafts.map((redraft, i) => candidatesAt(found, known - 1 + made.committed + i, redraft)) };
+}
+
+function candidatesAt({ best_tokens, best_scores }, site, redraft) {
+  const count = best_tokens.dims[2], own = [site * count, (site + 1) * count];
+  const tokens = Array.from(best_tokens.data.slice(...own), Number);
+  return { tokens: ledBy(redraft, tokens), scores: Array.from(best_scores.data.slice(...own)) };
 }
 
 /**
