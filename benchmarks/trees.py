@@ -128,7 +128,8 @@ def settings(arguments: argparse.Namespace) -> list[Row]:
     }
     prompts, rows = pictures(bundle, min(20, arguments.count)), []
     for name, given in each.items():
-        rows += compared(bundle, prompts, arguments.seed, kinds_of(bundle)[-2:], setting=name, **given)
+        fitted = [("fitted", bundle.corrector("scd-match", "fitted"))]
+        rows += compared(bundle, prompts, arguments.seed, fitted, setting=name, **given)
     return rows
 
 
