@@ -86,19 +86,21 @@ def best_of_product(first: Array, second: Array, count: int) -> tuple[Array, Arr
     return xp.astype(index, integers(first)), xp.take_along_axis(product, index, axis=-1)
 
 
-_BLOCK = 64
+_BLOCK = 16
 """Entries of a long row that are looked at together."""
+_RANKED = 1 << 20
+"""Entries of a product that are ranked together: by the call, not the entry, is what it costs."""
 
 
 def _best_of_numpy(
     first: NDArray[Any], second: NDArray[Any], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """`best_of_product`, a few rows at a time, so that products stay in the cache."""
+    """`best_of_product`, some rows at a time, so that memory is bounded."""
     size = first.shape[-1]
     rows, others = (np.broadcast_to(each, first.shape).reshape(-1, size) for each in (first, second))
     index = np.empty((len(rows), count), np.int64)
     best = np.empty((len(rows), count), np.result_type(first, second))
-    step = max(1, _TOGETHER // size)
+    step = max(1, _RANKED // size)
     for begin in range(0, len(rows), step):
         some = slice(begin, begin + step)
         index[some], best[some] = _best_of_rows(rows[some] * others[some], count)

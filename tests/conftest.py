@@ -1,6 +1,7 @@
 """What a run of the tests shares: the folder of what it compiles, what a pass takes, and the long profile.
 
-In the long profile every property test of ours tries many more examples, new ones in every run.
+In the long profile every property test of ours tries many more examples, new ones in every run, and tests marked ``long`` run:
+further cases of what shorter ones show.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ MORE = 12
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--coupled-sampling-profile", default=None) != "nightly":
+        skipped = pytest.mark.skip(reason="a long test: make test-long runs it")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skipped)
         return
     from hypothesis import settings
 

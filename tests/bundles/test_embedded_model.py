@@ -84,7 +84,9 @@ def goodness_of_fit(tokens, law, least=5):
     return stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
 
 
-@pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel"])
+@pytest.mark.parametrize(
+    "method", ["scd-maximal", *(pytest.param(name, marks=pytest.mark.long) for name in ("ar", "sjd", "scd-gumbel"))]
+)
 def test_the_joint_law_of_two_tokens_is_exact_and_the_test_has_power(bundle, prompt, pair_law, method):
     law = pair_law
     assert law.sum() == pytest.approx(1, abs=1e-5)

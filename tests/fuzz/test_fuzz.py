@@ -9,7 +9,7 @@ import pytest
 for package in ("onnx", "onnxruntime", "safetensors", "gguf", "tokenizers", "jinja2"):
     pytest.importorskip(package, reason="needs the extras [cpu,export,text]")
 
-COUNT = 100
+COUNT = 50
 HERE = Path(__file__).parent
 NAMES = ("manifest", "config", "corrections", "gguf", "safetensors", "graph", "tokenizer")
 

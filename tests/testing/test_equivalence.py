@@ -46,6 +46,7 @@ def test_counting_tests_raise_few_false_alarms(kind, method, two):
     assert rate_is(hits, trials, 0.05)
 
 
+@pytest.mark.long
 def test_the_permutation_test_raises_few_false_alarms():
     generator, hits, trials = np.random.default_rng(12), 0, 25
     law = law_of("joint")

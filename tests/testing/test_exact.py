@@ -76,7 +76,7 @@ def test_law_is_autoregressive_whatever_the_window_and_the_guesses(method, world
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(derandomize=True, deadline=None, max_examples=12)
 @given(world=worlds(SMALL_SIZES))
 def test_law_is_autoregressive_with_random_guesses(method, world):
     table, vocab_size, prompts, length, window, stop = world
