@@ -193,7 +193,7 @@ def window_of(tokens: Integers, branches: int, round_: int, candidates: int) -> 
 
 
 def cost(arguments: argparse.Namespace) -> list[Row]:
-    """Medians of CPU time: a step of 64 slots, the same with 24 of them for branches, what the rule costs, and a softmax of 64 laws."""
+    """CPU time: a step of 64 slots, one with 24 of them for branches, what the rule costs, and a softmax of 64 laws."""
     print(f"load {os.getloadavg()[0]:.1f}; medians of 100, milliseconds of CPU time")
     rows = []
     for vocab_size in (267, 8192, 16_384):
