@@ -232,8 +232,13 @@ def test_what_the_bindings_do_not_take_is_noticed_behind_them(name):
         assert re.match(expected, found), call
 
 
-def test_the_tests_of_the_backend_pass_behind_the_bindings(name):
+def test_the_tests_of_the_backend_pass_behind_the_bindings(name, request):
     """Those of building, of the provider and of the step, without the slowest."""
+    if (
+        name != next(iter(FOLDERS))
+        and request.config.getoption("--coupled-sampling-profile", default=None) != "nightly"
+    ):
+        pytest.skip("a long test: make test-long runs it behind every version")
     slow = "not guide and not killed and not importing and not random_calls and not after_padding and not tokens_of_the"
     files = [str(Path(__file__).with_name(f"test_trt_{part}.py")) for part in ("build", "provider", "step")]
     said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", slow, *files, TENSORRT_BEHIND=FOLDERS[name])
