@@ -8,7 +8,7 @@ __all__ = ["BUGS"]
 
 SHAPES = ("test_trees",)
 CHOSEN = ("test_branching",)
-WALKED = ("test_tree_steps",)
+WALKED = ("test_tree_steps", "test_tree_decoding")
 SHOWN = ("test_tree_contexts", "test_tree_steps", "test_tree_decoding")
 
 BUGS = (
