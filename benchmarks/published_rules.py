@@ -247,7 +247,7 @@ def main() -> None:
     if arguments.part == "proof":
         proof(out)
         return
-    with open_model("fashion") as model:
+    with open_model("fashion", trees=True) as model:
         if not isinstance(model, Trees):
             raise SystemExit("the embedded bundle has no graph for trees")
         table(

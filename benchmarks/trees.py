@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corrections import decoded, prompts_of
 
-from coupled_sampling import HostStep, Window, generate, open_bundle
+from coupled_sampling import HostStep, Window, open_bundle
 from coupled_sampling.backends import NetworkCorrection, open_model
 from coupled_sampling.branching import BestFirst, BranchContext, checked_branches
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.contracts import Array, Candidates, Integers
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.sampling import RowInfo, Sampling
@@ -36,37 +36,6 @@ Row = dict[str, Any]
 
 WINDOWS = ((32, 0), (32, 4), (64, 0), (64, 24), (256, 192))
 """Slots, and how many of them are for branches."""
-
-
-def decoded(
-    model: Any,
-    settings: DecodingSettings,
-    prompts: Sequence[Sequence[int]],
-    seed: int,
-    corrector: Corrector | None,
-) -> Row:
-    """Passes of every prompt's sequence, and its tokens."""
-    made = generate(
-        model,
-        prompts,
-        length=settings.length,
-        seed=seed,
-        stop=settings.stop,
-        sampling=settings.samplings(prompts),
-        corrections=corrector,
-        **settings.decoder,
-    )
-    passes = np.array([trace.nfe for trace in made.traces], float)
-    tokens = np.array([len(own) for own in made.tokens], float)
-    rate = tokens.sum() / passes.sum()
-    # Of a ratio of sums: how far each sequence's tokens are from what its passes would give at the common rate.
-    spread = np.std(tokens - rate * passes, ddof=1) if len(passes) > 1 else 0.0
-    return {
-        "passes": float(passes.mean()),
-        "tokens_per_pass": float(rate),
-        "sem": float(spread / passes.mean() / len(passes) ** 0.5),
-        "tokens": made.tokens,
-    }
 
 
 def compared(
@@ -97,14 +66,9 @@ def compared(
 def shown(row: Row) -> None:
     print(
         f"{row['setting']:<18}{row['slots']:>5}{row['branches']:>5}  {row['corrections']:<9}{row['passes']:>7.1f}"
-        f"{row['tokens_per_pass']:>8.2f} ± {row['sem']:.2f}  {'ar' if row['identical_to_ar'] else 'NOT ar'}",
+        f" ± {row['sem']:.1f}{row['tokens_per_pass']:>8.2f}  {'ar' if row['identical_to_ar'] else 'NOT ar'}",
         flush=True,
     )
-
-
-def pictures(bundle: Bundle, count: int) -> list[tuple[int, ...]]:
-    named = [prompt.tokens for prompt in bundle.manifest.prompts.values()]
-    return [named[i % len(named)] for i in range(count)]
 
 
 def kinds_of(bundle: Bundle) -> list[tuple[str, Corrector | None]]:
@@ -114,7 +78,7 @@ def kinds_of(bundle: Bundle) -> list[tuple[str, Corrector | None]]:
 
 def passes(arguments: argparse.Namespace) -> list[Row]:
     bundle = open_bundle("fashion")
-    return compared(bundle, pictures(bundle, arguments.count), arguments.seed, kinds_of(bundle))
+    return compared(bundle, prompts_of(bundle, arguments.count), arguments.seed, kinds_of(bundle))
 
 
 def settings(arguments: argparse.Namespace) -> list[Row]:
@@ -126,7 +90,7 @@ def settings(arguments: argparse.Namespace) -> list[Row]:
         "guidance 2": {"guidance": 2.0},
         "greedy": {"temperature": 0.0},
     }
-    prompts, rows = pictures(bundle, min(20, arguments.count)), []
+    prompts, rows = prompts_of(bundle, min(20, arguments.count)), []
     for name, given in each.items():
         fitted = [("fitted", bundle.corrector("scd-match", "fitted"))]
         rows += compared(bundle, prompts, arguments.seed, fitted, setting=name, **given)
@@ -146,10 +110,11 @@ def text(arguments: argparse.Namespace) -> list[Row]:
 
 
 def timed(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds of this process alone, so that other load shows little."""
     work()
     seconds = []
     for _ in range(repeats):
-        began = time.process_time()  # of this process alone, so that other load shows little
+        began = time.process_time()
         work()
         seconds.append(time.process_time() - began)
     return float(np.median(seconds))

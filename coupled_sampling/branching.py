@@ -194,9 +194,10 @@ class BestFirst:
 
     def __init__(self, most: int, *, candidates: int = 16, temperature: float = 0.55, fresh: float = 0.35) -> None:
         self.most, self.candidates = check_count("most", most), check_count("candidates", candidates)
-        for name, value in (("temperature", temperature), ("fresh", fresh)):
-            if check_number(name, value, "a number > 0") <= 0:
-                raise InvalidArgument(f"{name} is {value!r}, expected a number > 0")
+        if check_number("temperature", temperature, "a number > 0") <= 0:
+            raise InvalidArgument(f"temperature is {temperature!r}, expected a number > 0")
+        if not 0 < check_number("fresh", fresh, "a probability") <= 1:
+            raise InvalidArgument(f"fresh is {fresh!r}, expected a probability above 0")
         self.temperature, self.fresh = float(temperature), float(fresh)
 
     def __repr__(self) -> str:
@@ -331,6 +332,15 @@ def refusal_of_branches(step: CoupledStep) -> str | None:
     if isinstance(step, TreeSteps):
         return step.refuses_branches
     return f"a {type(step).__name__} does not do them; use HostStep"
+
+
+def check_room(branches: int, window: int) -> None:
+    """Refuse a number of ``branches`` that a ``window`` of so many slots has no room for: `InvalidArgument`."""
+    if branches > window - 2 and branches:
+        raise InvalidArgument(
+            f"branches is {branches}, expected at most {max(0, window - 2)} of the window's {window} slots: one is for a known "
+            "token, and one for a guess to stand beside; ask for fewer, or for a wider window"
+        )
 
 
 def find_branching(branches: int | Branching, step: CoupledStep) -> Branching | None:

@@ -27,28 +27,24 @@ from coupled_sampling.arrays import at_least_float32, filled, namespace, taken
 from coupled_sampling.bounds import TreeProvider, check_fork, check_model, check_rows, check_tree_window, check_window
 from coupled_sampling.contracts import (
     Array,
-    Closeable,
-    Forks,
     Integers,
     LogitsProvider,
     RequestObserver,
     RowRanges,
-    Runs,
     Trees,
     max_window,
     prompt_chunk,
-    what_runs,
 )
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.guided_rows import GuidedRows, PairedWindow, Scale, Unconditional
 from coupled_sampling.guided_trees import BEFORE, BEHIND, GuidedTrees, PairedTrees
 from coupled_sampling.requests import Request
-from coupled_sampling.running import Closing
+from coupled_sampling.wrapping import Wrapping
 
 __all__ = ["GuidedProvider"]
 
 
-class GuidedProvider(Closing):
+class GuidedProvider(Wrapping):
     """``provider`` under classifier-free guidance.
 
     Parameters
@@ -123,16 +119,6 @@ class GuidedProvider(Closing):
         self.max_length = self._rows.max_length
         self.max_window = min(max_window(provider), self.max_length)
 
-    @property
-    def runs(self) -> Runs:
-        """What runs the provider."""
-        return what_runs(self.provider)
-
-    def close(self) -> None:
-        """Close the provider, if it can be closed."""
-        if isinstance(self.provider, Closeable):
-            self.provider.close()
-
     def takes(self, request: Request) -> str | None:
         """Why ``request`` cannot be guided, or what the provider cannot do. See `coupled_sampling.contracts.Selective.takes`."""
         return self._rows.takes(request, self.provider)
@@ -154,11 +140,6 @@ class GuidedProvider(Closing):
         """See `coupled_sampling.contracts.ReadsPrompts`."""
         return min(prompt_chunk(self.provider), self.max_window)
 
-    @property
-    def forks(self) -> bool:
-        """Whether the provider can. See `coupled_sampling.contracts.Forks`."""
-        return isinstance(self.provider, Forks) and self.provider.forks
-
     def fork(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy both rows' state. See `coupled_sampling.contracts.Forks.fork`.
 
@@ -167,11 +148,10 @@ class GuidedProvider(Closing):
         InvalidArgument
             The provider cannot, or a target has begun with other prompts.
         """
-        if not (isinstance(self.provider, Forks) and self.provider.forks):
-            raise InvalidArgument(f"{type(self.provider).__name__} cannot fork; ask ``forks`` first")
+        provider = self._forking()
         check_fork(self, source, targets, length)
         for inner_source, inner_targets, inner_length in self._rows.fork(source, targets, length):
-            self.provider.fork(inner_source, inner_targets, inner_length)
+            provider.fork(inner_source, inner_targets, inner_length)
 
     def forward(self, tokens: Integers, start: Integers) -> Array:
         """Guided logits (B, W, V). See `coupled_sampling.contracts.LogitsProvider.forward`."""

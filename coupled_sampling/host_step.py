@@ -78,7 +78,8 @@ class HostStep(Closing):
 
     Notes
     -----
-    Nothing larger than (B, W) reaches the host: each site's largest logit (is it usable), the tokens and the counts.
+    Nothing as large as a law reaches the host: each site's largest logit (is it usable), the tokens and the counts, and where
+    branches are wanted a few candidates of each redraft.
 
     The provider's arrays may be numpy's, or those of torch, JAX, MLX or CuPy, in any floating type. Half precision is widened to
     float32 before anything is decided; JAX without ``jax_enable_x64`` decides in float32 throughout.

@@ -24,30 +24,27 @@ from coupled_sampling.arrays import namespace, read_only, taken
 from coupled_sampling.bounds import check_fork, check_model, check_rows, check_tree_window, check_window
 from coupled_sampling.contracts import (
     Array,
-    Closeable,
     Forks,
     Integers,
     LogitsProvider,
     RequestObserver,
     RowRanges,
-    Runs,
     max_window,
     prompt_chunk,
-    what_runs,
 )
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.refusals import refusal_of
 from coupled_sampling.requests import Request
 from coupled_sampling.rows import common_length
-from coupled_sampling.running import Closing
 from coupled_sampling.trees import Tree
+from coupled_sampling.wrapping import Wrapping
 
 __all__ = ["RowsAsPaths"]
 
 _NOTHING, _UNKNOWN = np.zeros(0, np.int64), -1
 
 
-class RowsAsPaths(Closing):
+class RowsAsPaths(Wrapping):
     """``provider`` as a model of ``rows`` rows that forwards trees, each path of which is a row of ``provider``.
 
     Parameters
@@ -118,16 +115,6 @@ class RowsAsPaths(Closing):
         self._by_rows = provider if isinstance(provider, RowRanges) else None
         self._forks = provider if isinstance(provider, Forks) and provider.forks else None
 
-    @property
-    def runs(self) -> Runs:
-        """What runs the provider."""
-        return what_runs(self.provider)
-
-    def close(self) -> None:
-        """Close the provider, if it can be closed."""
-        if isinstance(self.provider, Closeable):
-            self.provider.close()
-
     def takes(self, request: Request) -> str | None:
         """What the provider cannot do. See `coupled_sampling.contracts.Selective.takes`."""
         return refusal_of(self.provider, request)
@@ -137,11 +124,6 @@ class RowsAsPaths(Closing):
         """See `coupled_sampling.contracts.ReadsPrompts`."""
         return prompt_chunk(self.provider)
 
-    @property
-    def forks(self) -> bool:
-        """Whether the provider can. See `coupled_sampling.contracts.Forks`."""
-        return self._forks is not None
-
     def fork(self, source: int, targets: Sequence[int], length: int) -> None:
         """Copy the state of ``source``'s first row. See `coupled_sampling.contracts.Forks.fork`.
 
@@ -150,8 +132,7 @@ class RowsAsPaths(Closing):
         InvalidArgument
             The provider cannot.
         """
-        if self._forks is None:
-            raise InvalidArgument(f"{type(self.provider).__name__} cannot fork; ask ``forks`` first")
+        self._forking()
         check_fork(self, source, targets, length)
         self._copy(self._each * source, [self._each * target for target in targets], length)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from coupled_sampling.arguments import shown
-from coupled_sampling.branching import BestFirst, Branching, find_branching, refusal_of_branches
+from coupled_sampling.branching import BestFirst, Branching, check_room, find_branching, refusal_of_branches
 from coupled_sampling.contracts import CoupledStep, TreeSteps
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.step_records import StepRecords
@@ -80,11 +80,8 @@ class WindowChoice:
     def _check_room(self, branches: int | Branching | None, *, auto: bool) -> None:
         """Refuse branches for which no window has slots, which would be asked for and not used: `InvalidArgument`."""
         rule = self.rule
-        if isinstance(rule, FixedWindow) and isinstance(branches, int | np.integer) and branches > rule.largest - 2:
-            raise InvalidArgument(
-                f"branches is {branches}, expected at most {max(0, rule.largest - 2)} of the window's {rule.largest} slots: one is "
-                "for a known token, and one for a guess to stand beside; ask for fewer, or for a wider window"
-            )
+        if isinstance(rule, FixedWindow) and isinstance(branches, int | np.integer):
+            check_room(int(branches), rule.largest)
         wanted = self.branching is not None and self.branching.most
         if wanted and auto and isinstance(rule, WindowSearch) and not any(rung.branches for rung in rule.rungs):
             raise InvalidArgument(

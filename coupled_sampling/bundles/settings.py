@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, TypeVar
 
 from coupled_sampling.arguments import check_count, shown
+from coupled_sampling.branching import check_room
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
@@ -335,11 +336,8 @@ def _check_branches(branches: object, window: int | str, method: Method) -> None
         raise InvalidArgument(f"branches is {shown(branches)}, expected a number of slots >= 0")
     if branches and method.refuses_branches is not None:
         raise InvalidArgument(f"branches is {branches}, but {method.refuses_branches}")
-    if branches and not isinstance(window, str) and branches > window - 2:
-        raise InvalidArgument(
-            f"branches is {branches}, expected at most {max(0, window - 2)} of the window's {window} slots: one is for a known "
-            "token, and one for a guess to stand beside; ask for fewer, or for a wider window"
-        )
+    if not isinstance(window, str):
+        check_room(branches, window)
 
 
 def _check_trees(manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +85,18 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("rank", "steps", "batch"):
-            check_count(f"optimiser: {name}", getattr(self, name))
-        check_count("optimiser: seed", self.seed, 0)
-        if not (0 < self.rate < 1 and 0 <= self.decay < 1):
-            raise InvalidArgument(f"rate is {self.rate} and decay {self.decay}, expected numbers below 1, rate above 0")
+        check_optimiser("optimiser", self, ("rank", "steps", "batch"))
+
+
+def check_optimiser(called: str, settings: Any, counts: Sequence[str]) -> None:
+    """Refuse ``settings`` with a seed, a rate and a decay, of which ``counts`` are counts, if a number cannot work."""
+    for name in counts:
+        check_count(f"{called}: {name}", getattr(settings, name))
+    check_count(f"{called}: seed", settings.seed, 0)
+    if not (0 < settings.rate < 1 and 0 <= settings.decay < 1):
+        raise InvalidArgument(
+            f"rate is {settings.rate} and decay {settings.decay}, expected numbers below 1, rate above 0"
+        )
 
 
 class Divergence(NamedTuple):

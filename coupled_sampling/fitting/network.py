@@ -18,13 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import check_count
 from coupled_sampling.corrections import LowRank
-from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.graphs.builder import require_onnx
 from coupled_sampling.export.graphs.correction_network import LEAST, NetworkWeights, network_graph
 from coupled_sampling.fields import check_fields, check_is
-from coupled_sampling.fitting.low_rank import Divergence, Loss, checked_pairs, mean_divergence, split, table_logits
+from coupled_sampling.fitting.low_rank import (
+    Divergence,
+    Loss,
+    check_optimiser,
+    checked_pairs,
+    mean_divergence,
+    split,
+    table_logits,
+)
 from coupled_sampling.fitting.pair_data import Batch, PairData
 from coupled_sampling.fitting.pairs import Pairs
 
@@ -82,11 +89,7 @@ class NetworkOptimiser:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("hidden", "read", "embedding", "basis", "steps", "batch"):
-            check_count(f"network: {name}", getattr(self, name))
-        check_count("network: seed", self.seed, 0)
-        if not (0 < self.rate < 1 and 0 <= self.decay < 1):
-            raise InvalidArgument(f"rate is {self.rate} and decay {self.decay}, expected numbers below 1, rate above 0")
+        check_optimiser("network", self, ("hidden", "read", "embedding", "basis", "steps", "batch"))
 
 
 def require_torch() -> Any:

@@ -55,9 +55,9 @@ BUGS = (
     ),
     Bug(
         "branches-without-a-slot-are-left-out",
-        "WindowChoice._check_room",
-        "branches > rule.largest - 2",
-        "branches > rule.largest",
+        "branching:check_room",
+        "branches > window - 2 and branches",
+        "False",
         "Branches are asked for in a window of two slots, and there are none, without a word.",
         ("test_window_choice",),
     ),
