@@ -20,7 +20,8 @@ before it makes a block. A test holds known answers: changing any of this breaks
 
 What a step may ask
 -------------------
-Three questions only, see `Noise`. Whoever answers them by exploring every outcome instead of drawing one turns any
+Three questions only, see `Noise`; and one more for guesses alone, `coupled_sampling.draws.RanksShared`. Whoever answers them by
+exploring every outcome instead of drawing one turns any
 decoder into its exact output law (`coupled_sampling.testing`).
 """
 

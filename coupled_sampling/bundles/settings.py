@@ -7,6 +7,7 @@ them: ``open_model(bundle, **settings.model)``, ``Decoder(model, **settings.deco
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, TypeVar
@@ -162,6 +163,7 @@ class DecodingSettings:
     branches: int | None = 0
 
     def __post_init__(self) -> None:
+        find_window_rule(self.window, sys.maxsize)  # how wide the model's graphs are is asked when there is a model
         _check_branches(self.branches, self.window, find_method(self.method))
         check_corrections(self.corrections)
         check_count("length", self.length)
