@@ -36,7 +36,7 @@ from coupled_sampling.contracts import (
 )
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.drafting import Drafting, find_drafting
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import InvalidArgument, SharedNoise
 from coupled_sampling.host_step import as_step
 from coupled_sampling.methods import Method
 from coupled_sampling.noise import Noise
@@ -155,6 +155,11 @@ class Decoder:
         return self._step.method
 
     @property
+    def batch_size(self) -> int:
+        """Sequences decoded together, at most."""
+        return len(self._rows)
+
+    @property
     def window(self) -> int:
         """Most slots of the next step."""
         return self._windows.next(_span(self._rows)).width
@@ -220,6 +225,7 @@ class Decoder:
             warnings.warn(
                 f"two requests under way have seed {seed} and sequence {sequence}: they draw with the same noise, so that equal "
                 "prompts give equal tokens and others are not independent; give each a sequence of its own, or sequence=None",
+                SharedNoise,
                 stacklevel=2,
             )
         with self._lock:

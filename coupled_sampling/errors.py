@@ -18,6 +18,8 @@
     ├── CheckFailed (AssertionError)      a provider or a coupling fails its checks; in `coupled_sampling.testing`
     └── StepsDisagree (AssertionError)    two implementations of a step differ by more than ties; there, too
 
+`SharedNoise` is a warning. Those of serving are in `coupled_sampling.serving`.
+
 A message names what was wrong, what was received, what was expected and what to do.
 """
 
@@ -35,6 +37,7 @@ __all__ = [
     "OutputError",
     "ProviderError",
     "RequestFailed",
+    "SharedNoise",
 ]
 
 
@@ -80,3 +83,7 @@ class MissingDependency(CoupledSamplingError, ImportError):  # noqa: N818
 
 class OutputError(CoupledSamplingError, OSError):
     """A result could not be written."""
+
+
+class SharedNoise(UserWarning):
+    """A warning: two sequences under way draw with the same noise, so that equal prompts give equal tokens."""

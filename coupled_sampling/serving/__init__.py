@@ -1,0 +1,28 @@
+"""Serving: models behind a queue, for many clients at once.
+
+- `engine`: one thread that owns one decoder; `streams`: what a request's commits are read from; `statistics`: what it has done;
+- `jobs`: a request as data, which can cross machines, and its pieces, which cross back;
+- `lanes`: the engines of one model, one for each way to decode it, opened when they are asked for;
+- `served`: a model with its name, its words and its pictures, wherever its engines are;
+- `http`: the application that speaks OpenAI's API; needs the extra [serve];
+- `errors`: what is refused, and when to come back.
+
+A request's tokens are those it has alone: which requests share a batch changes none of them.
+"""
+
+from coupled_sampling.serving.engine import Engine, Health
+from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded, ServingError
+from coupled_sampling.serving.statistics import Statistics
+from coupled_sampling.serving.streams import CommitStream
+
+__all__ = [
+    "CommitStream",
+    "DeadlineExceeded",
+    "Engine",
+    "EngineFailed",
+    "EngineStopped",
+    "Health",
+    "Overloaded",
+    "ServingError",
+    "Statistics",
+]

@@ -1,0 +1,131 @@
+"""Every error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``.
+
+| status | what came | type |
+|---|---|---|
+| 400 | a request that cannot work, told before the response begins | ``invalid_request_error`` |
+| 401 | no key, or a wrong one | ``authentication_error`` |
+| 404 | no such model or path | ``not_found_error`` |
+| 413 | a body that is too large | ``invalid_request_error`` |
+| 422 | the request failed while it was decoded; others were not touched | ``generation_failed`` |
+| 429 | the queue is full; ``Retry-After`` says when to come back | ``overloaded_error`` |
+| 503 | the model is draining, or has failed; ``Retry-After`` | ``server_error`` |
+| 504 | the deadline passed | ``timeout_error`` |
+
+A message names the argument and what was expected, and no path of this machine: those of `InvalidArgument` are about what the
+client sent, and what is about the server's own files goes to its log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.serving.errors import DeadlineExceeded, Overloaded, ServingError
+
+__all__ = ["ApiError", "add_handlers", "as_api_error"]
+
+_LOG = logging.getLogger("coupled_sampling.serving")
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "generation_failed",
+    429: "overloaded_error",
+    503: "server_error",
+    504: "timeout_error",
+}
+
+_LATER = 5
+"""Seconds after which to come back, where nothing better is known."""
+
+
+class ApiError(Exception):
+    """What is answered.
+
+    Parameters
+    ----------
+    status
+        Of HTTP.
+    message
+        For people.
+    param, code
+        For programs: which argument, and what is wrong with it.
+    retry_after
+        Seconds after which to come back.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As JSON, also of an event within a stream."""
+        kind = _TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """As a response."""
+        after = {} if self.retry_after is None else {"Retry-After": str(math.ceil(self.retry_after))}
+        return JSONResponse(self.body, self.status, headers=after)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What is answered to an exception of this library; what is nobody's fault but the server's is logged, not told."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InvalidArgument):
+        return ApiError(400, str(error))
+    if isinstance(error, MissingDependency):
+        return ApiError(400, f"this server cannot do that: {error}")
+    if isinstance(error, Overloaded):
+        return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(504, str(error), code="deadline_exceeded")
+    _LOG.error("a request could not be served", exc_info=error)
+    if isinstance(error, ServingError | BundleError):
+        return ApiError(503, "the model cannot answer now; try again later, or ask another server", retry_after=_LATER)
+    return ApiError(500, "the server made a mistake; its log says more")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have ``app`` answer every error so."""
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return ApiError(400, f"{where}: {first['msg']}", param=where).response
+
+    @app.exception_handler(HTTPException)
+    async def _refused(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code in (404, 405):
+            return ApiError(error.status_code, f"there is no {request.method} {request.url.path} here").response
+        return ApiError(error.status_code, str(error.detail)).response
+
+    @app.exception_handler(Exception)
+    async def _any(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response
+
+    for kind in (ApiError, InvalidArgument, MissingDependency, ServingError, BundleError):
+        app.add_exception_handler(kind, _any)  # a handler of its own: that of Exception is for what nobody expected

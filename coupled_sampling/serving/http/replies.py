@@ -1,0 +1,79 @@
+"""Responses that end when their client goes: a whole one, or server-sent events.
+
+A stream's first event is made before the response begins: what is refused, late or failed until then has a status of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from coupled_sampling.serving.http.errors import as_api_error
+
+__all__ = ["Event", "events", "unless_gone"]
+
+_T = TypeVar("_T")
+
+Event = tuple[str | None, Any]
+"""Name of a server-sent event, or None, and what is its data: a text, or something that JSON can say."""
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The outcome of ``work``, which is cancelled when the client goes."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+        return await working
+    finally:
+        watching.cancel()
+        working.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def events(made: AsyncGenerator[Event, None]) -> Response:
+    """Server-sent events; ``made`` is closed when it ends, or when the client goes.
+
+    Raises
+    ------
+    Exception
+        Whatever ``made`` raises before its first event.
+    """
+    try:
+        first = await anext(made)
+    except BaseException:
+        await made.aclose()
+        raise
+    return StreamingResponse(
+        _written(first, made),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _written(first: Event, made: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
+    async with contextlib.aclosing(made):
+        yield _line(first)
+        try:
+            async for event in made:
+                yield _line(event)
+        except Exception as error:  # too late for a status
+            yield _line(("error", as_api_error(error).body))
+
+
+def _line(event: Event) -> str:
+    name, data = event
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return ("" if name is None else f"event: {name}\n") + f"data: {text}\n\n"

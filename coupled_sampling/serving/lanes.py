@@ -1,0 +1,373 @@
+"""`Lanes`: the engines of one model, one for each way to decode it.
+
+A decoder has one method, one window and one kind of step. So requests that differ in these go to different engines, each with the
+model open: a lane. A lane opens when the first request asks for it. When as many are open as may be, one that is idle makes room;
+if none is, the request is refused with `Overloaded`. Everything else shares a lane: temperature, processors, grammars, stops.
+
+Where steps are decided in the model's own graph, that graph knows no processors, no log-probabilities and no guidance of single
+requests; requests that ask for these go to a lane of the library's own steps. Which lane a request goes to depends on the request
+alone, so that its tokens do, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from coupled_sampling.backends import Place, check_model, open_model
+from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.bundles.settings import DecodingSettings
+from coupled_sampling.decoding import Decoder
+from coupled_sampling.errors import BundleError
+from coupled_sampling.serving.engine import Engine, Health
+from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.jobs import Job, Piece
+from coupled_sampling.serving.statistics import Statistics
+from coupled_sampling.serving.streams import CommitStream
+
+__all__ = ["LaneSettings", "Lanes", "Pieces", "Source"]
+
+_PAUSE = 5.0
+"""Seconds after a failure in which a lane is not opened anew."""
+
+_ATTEMPTS = 3
+"""How often a lane is looked for that was closed, to make room, between finding and using it."""
+
+
+class Pieces(Protocol):
+    """The pieces of one job: an asynchronous iterator and context manager; leaving it early frees its row."""
+
+    def __aiter__(self) -> AsyncIterator[Piece]: ...
+
+    async def __aenter__(self) -> Pieces: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class Source(Protocol):
+    """Where jobs are done: here, by `Lanes`, or on other machines, by `coupled_sampling.serving.deployment`."""
+
+    async def submit(self, job: Job) -> Pieces:
+        """Begin ``job``.
+
+        Raises
+        ------
+        InvalidArgument, MissingDependency
+            It cannot be done.
+        ServingError
+            It cannot be done now.
+        """
+        ...
+
+    async def health(self) -> Health:
+        """Whether jobs are taken."""
+        ...
+
+    async def statistics(self) -> Mapping[str, Statistics]:
+        """What was done, by method."""
+        ...
+
+
+@dataclass(frozen=True)
+class LaneSettings:
+    """How a model is served.
+
+    Parameters
+    ----------
+    place
+        Where it runs.
+    rows
+        Sequences decoded together in a lane.
+    most_waiting
+        Requests that may wait for a row of a lane.
+    step
+        Where steps are decided, see `coupled_sampling.backends.open_model`.
+    lanes
+        Most lanes open at once: each has the model in memory.
+    defaults
+        How requests are decoded that do not say: names and values of `coupled_sampling.bundles.Bundle.settings`. The method is
+        ``scd-match`` if nothing else is said: its tokens depend on no window, and it goes on exactly after an interruption.
+    """
+
+    place: Place = field(default_factory=Place)
+    rows: int = 8
+    most_waiting: int = 64
+    step: str = "auto"
+    lanes: int = 2
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "defaults", {"method": "scd-match", **self.defaults})
+
+
+class _Way(NamedTuple):
+    """What requests of one lane have in common."""
+
+    method: str
+    window: int | str
+    branches: int | None
+    drafting: Any
+    prompt_chunk: int | None
+    corrections: str
+    guided: bool
+    step: str
+
+    def __str__(self) -> str:
+        return f"{self.method}, window {self.window}" + (", guided" if self.guided else "")
+
+
+class _CommitPieces:
+    """A stream's commits as pieces."""
+
+    def __init__(self, stream: CommitStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        async for commit in self._stream:
+            yield Piece.of(commit)
+
+    async def __aenter__(self) -> _CommitPieces:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stream.__aexit__(kind, error, traceback)
+
+
+class Lanes:
+    """A model's engines in this process.
+
+    Parameters
+    ----------
+    opened
+        Opens the bundle. It is asked again for every lane: a model whose files were replaced meanwhile is refused, not mixed with
+        the one that is served.
+    settings
+        How it is served.
+
+    Raises
+    ------
+    BundleError, InvalidArgument, MissingDependency, ProviderError
+        It cannot be served so.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.serving.jobs import Job
+    >>> from coupled_sampling.serving.lanes import Lanes, LaneSettings
+    >>> async def draw(lanes):
+    ...     async with await lanes.submit(Job((257,), seed=1)) as pieces:
+    ...         return sum([len(piece.tokens) async for piece in pieces])
+    >>> with Lanes(lambda: open_bundle("fashion"), LaneSettings(rows=1)) as lanes:
+    ...     asyncio.run(draw(lanes))
+    196
+    """
+
+    def __init__(self, opened: Callable[[], Bundle], settings: LaneSettings | None = None) -> None:
+        self._opened, self.settings = opened, settings or LaneSettings()
+        self.bundle = opened()
+        self.tokenizer = self.bundle.tokenizer()
+        self._lock = threading.Lock()
+        self._lanes: dict[_Way, Engine] = {}
+        """Open ones, the one that was used last at the end."""
+        self._failures: dict[_Way, tuple[float, EngineFailed]] = {}
+        self._done: dict[str, Statistics] = {}
+        """By method, of lanes that were closed."""
+        self._closed = False
+        decoding = self.bundle.settings(**self.settings.defaults)
+        self._usual = self._way(decoding, on_host=decoding.guided or decoding.sampling.warps)
+        self._check(self._usual, decoding)
+        self._lane(self._usual, decoding)
+
+    def __enter__(self) -> Lanes:
+        self.wait_until_ready()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=None if error is None else 0)
+
+    def wait_until_ready(self) -> None:
+        """Return once the lane of the defaults is open.
+
+        Raises
+        ------
+        EngineFailed
+            It could not be opened.
+        """
+        for engine in list(self._lanes.values()):
+            engine.wait_until_ready()
+
+    def decoding(self, job: Job) -> DecodingSettings:
+        """How ``job`` is decoded.
+
+        Raises
+        ------
+        InvalidArgument
+            It cannot be.
+        """
+        given = {name: value for name, value in job.settings.items() if value is not None}
+        defaults = dict(self.settings.defaults)
+        if "window" in given and "branches" not in given:
+            defaults.pop("branches", None)
+        return self.bundle.settings(**{**defaults, **given})
+
+    async def submit(self, job: Job) -> Pieces:
+        """See `Source.submit`."""
+        decoding = self.decoding(job)
+        way = self._way(decoding, on_host=job.logprobs or job.processed or decoding.guided or decoding.sampling.warps)
+        # A grammar may take long to compile.
+        request = await asyncio.to_thread(job.request, decoding, self.bundle, self.tokenizer)
+        for attempt in range(_ATTEMPTS):
+            engine = await asyncio.to_thread(self._ready_lane, way, decoding)
+            try:
+                return _CommitPieces(await engine.submit(request, deadline=job.deadline))
+            except EngineStopped:
+                if self._closed or attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    async def health(self) -> Health:
+        """See `Source.health`: that of the usual lane."""
+        engine = self._lanes.get(self._usual)
+        if engine is None:
+            failed = self._failures.get(self._usual)
+            return Health(False, False, "the model is closed" if failed is None else str(failed[1]))
+        return engine.health
+
+    async def statistics(self) -> Mapping[str, Statistics]:
+        """See `Source.statistics`."""
+        with self._lock:
+            sums = dict(self._done)
+            for way, engine in self._lanes.items():
+                sums[way.method] = engine.statistics.added_to(sums.get(way.method))
+        return sums
+
+    def close(self, *, drain: float | None = None) -> None:
+        """Take no more jobs, let those under way finish for up to ``drain`` seconds, and close the model."""
+        with self._lock:
+            self._closed = True
+            engines = list(self._lanes.values())
+        closing = [threading.Thread(target=engine.close, kwargs={"drain": drain}) for engine in engines]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+
+    def _way(self, decoding: DecodingSettings, *, on_host: bool) -> _Way:
+        part = decoding.decoder
+        step = "host" if on_host else self.settings.step
+        return _Way(
+            part["method"],
+            part["window"],
+            part["branches"],
+            part["drafting"],
+            part["prompt_chunk"],
+            decoding.corrections,
+            decoding.guided,
+            step,
+        )
+
+    def _ready_lane(self, way: _Way, decoding: DecodingSettings) -> Engine:
+        """The engine of ``way``, open."""
+        if way not in self._lanes:
+            self._check(way, decoding)
+        engine = self._lane(way, decoding)
+        try:
+            engine.wait_until_ready()
+        except EngineFailed as error:
+            self._drop(way, engine, error)
+            raise
+        return engine
+
+    def _check(self, way: _Way, decoding: DecodingSettings) -> None:
+        check_model(
+            self.bundle,
+            self.settings.place,
+            self.settings.rows,
+            method=way.method,
+            step=way.step,
+            guidance=decoding.guidance,
+            corrections=way.corrections,
+            trees=decoding.trees,
+        )
+
+    def _lane(self, way: _Way, decoding: DecodingSettings) -> Engine:
+        """The engine of ``way``; if there is none, one that is just opening."""
+        with self._lock:
+            if self._closed:
+                raise EngineStopped("the model is closed; ask another server")
+            engine = self._lanes.pop(way, None)
+            if engine is not None and not engine.health.alive and engine.health.why is not None:
+                self._failures[way] = (time.monotonic(), EngineFailed(engine.health.why))
+                self._forget(way, engine)
+                engine = None
+            if engine is None:
+                failed = self._failures.get(way)
+                if failed is not None and time.monotonic() - failed[0] < _PAUSE:
+                    raise failed[1]
+                self._failures.pop(way, None)
+                self._make_room(way)
+                engine = Engine(
+                    lambda: self._open(way, decoding), most_waiting=self.settings.most_waiting, name=f"engine ({way})"
+                )
+            self._lanes[way] = engine
+            return engine
+
+    def _make_room(self, way: _Way) -> None:
+        """Close the idle lane that was not used for longest, if as many are open as may be."""
+        if len(self._lanes) < self.settings.lanes:
+            return
+        for other, engine in self._lanes.items():
+            found = engine.statistics
+            if not found.running + found.waiting:
+                del self._lanes[other]
+                engine.close()  # it may have got a request just now, which is then finished
+                self._forget(other, engine)
+                return
+        ways = "; ".join(map(str, self._lanes))
+        raise Overloaded(
+            f"{way} needs the model opened once more, and as many are open as may be, all busy ({ways}); come back later",
+            retry_after=5.0,
+        )
+
+    def _drop(self, way: _Way, engine: Engine, error: EngineFailed) -> None:
+        with self._lock:
+            if self._lanes.get(way) is engine:
+                del self._lanes[way]
+                self._failures[way] = (time.monotonic(), error)
+                self._forget(way, engine)
+
+    def _forget(self, way: _Way, engine: Engine) -> None:
+        self._done[way.method] = engine.statistics.added_to(self._done.get(way.method)).ended()
+
+    @contextlib.contextmanager
+    def _open(self, way: _Way, decoding: DecodingSettings) -> Iterator[Decoder]:
+        """The decoder of a lane; its engine's thread enters this."""
+        bundle = self._opened()
+        if bundle.manifest != self.bundle.manifest:
+            raise BundleError(
+                f"the model in {bundle.folder} was replaced while it is served; start the server again to serve the new one"
+            )
+        with open_model(
+            bundle,
+            self.settings.place,
+            self.settings.rows,
+            method=way.method,
+            step=way.step,
+            guidance=decoding.guidance,
+            corrections=way.corrections,
+            trees=decoding.trees,
+        ) as model:
+            yield Decoder(model, **decoding.decoder, reuse_prefixes=not way.guided)

@@ -1,0 +1,97 @@
+"""`ServedModel`: a model with its name, its words and its pictures, wherever its engines are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.backends import PixelDecoder
+from coupled_sampling.bundles.chat import ChatTemplate
+from coupled_sampling.bundles.opening import Bundle
+from coupled_sampling.bundles.text import Tokenizer
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.serving.lanes import Source
+
+__all__ = ["ServedModel"]
+
+
+class ServedModel:
+    """A model that clients know by name.
+
+    Parameters
+    ----------
+    name
+        What they call it.
+    bundle
+        What it is.
+    source
+        Where its jobs are done.
+    """
+
+    def __init__(self, name: str, bundle: Bundle, source: Source) -> None:
+        self.name, self.bundle, self.source = name, bundle, source
+        self.created = int(time.time())
+        self.tokenizer: Tokenizer | None = bundle.tokenizer()
+        self.template: ChatTemplate | None = bundle.chat_template()
+
+    @property
+    def makes_pictures(self) -> bool:
+        """Whether its tokens are a picture."""
+        return self.bundle.manifest.makes_pictures
+
+    def prompt_of_text(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text to be continued.
+
+        Raises
+        ------
+        InvalidArgument
+            The model reads no text, or the text has no tokens.
+        """
+        return tuple(self._tokenizer("prompt").encode(text))
+
+    def prompt_of_messages(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> tuple[int, ...]:
+        """Tokens of a conversation, up to the beginning of a reply.
+
+        Raises
+        ------
+        InvalidArgument
+            The model has no chat template, or its template refuses the messages.
+        """
+        tokenizer = self._tokenizer("messages")
+        if self.template is None:
+            raise InvalidArgument(
+                f"messages are given, but the model {self.name} has no chat template; continue a text with /v1/completions"
+            )
+        return tuple(tokenizer.encode(self.template.render(messages, **more), special_tokens=False))
+
+    def prompt_of_name(self, name: str) -> tuple[int, ...]:
+        """Tokens of a prompt that the bundle has by name.
+
+        Raises
+        ------
+        InvalidArgument
+            There is none of that name.
+        """
+        return self.bundle.manifest.find_prompt(name)
+
+    def _tokenizer(self, argument: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidArgument(
+                f"{argument} is a text, but the model {self.name} has no tokenizer; give token numbers"
+                + (", or ask /v1/images/generations for a picture" if self.makes_pictures else "")
+            )
+        return self.tokenizer
+
+    @cached_property
+    def _pixels(self) -> PixelDecoder:
+        return PixelDecoder.open(self.bundle, threads=1)
+
+    async def pictures(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
+        """Pictures uint8 (B, height, width, channels) of as many tokens each as a picture has; in a thread."""
+        return await asyncio.to_thread(lambda: self._pixels(np.asarray(tokens, np.int64)))

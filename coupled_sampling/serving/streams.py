@@ -1,0 +1,76 @@
+"""`CommitStream`: what a coroutine reads the commits of its request from."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from coupled_sampling.decoding import Commit
+
+__all__ = ["CommitStream"]
+
+
+class CommitStream:
+    """The commits of one request, an asynchronous iterator and context manager: leaving it early frees the rows.
+
+    Made by `coupled_sampling.serving.Engine.submit`. It ends with the last commit of the last sample, or raises what ended the
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, samples: int, cancel: Callable[[CommitStream], None]) -> None:
+        self.loop = loop
+        self.handles: Sequence[int] = ()
+        """Of its samples, in order; what `Commit.handle` is."""
+        self._open = samples
+        self._cancel = cancel
+        self._queue: asyncio.Queue[Commit | Exception] = asyncio.Queue()
+        self._over = False
+
+    def taken(self, handles: Sequence[int]) -> None:
+        """The engine has queued it."""
+        self.handles = handles
+
+    def cancel(self) -> None:
+        """Give it up: its rows are free at the next step, and no more commits come. From any thread, and more than once."""
+        self._over = True
+        self._cancel(self)
+
+    @staticmethod
+    def hand_over(loop: asyncio.AbstractEventLoop, parts: Sequence[tuple[CommitStream, Commit]]) -> None:
+        """Put commits into their queues, which all belong to ``loop``. From the engine's thread."""
+
+        def put() -> None:
+            for stream, commit in parts:
+                stream._queue.put_nowait(commit)
+
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
+            loop.call_soon_threadsafe(put)
+
+    def end(self, error: Exception) -> None:
+        """End it by ``error``. From the engine's thread."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._queue.put_nowait, error)
+
+    def __aiter__(self) -> CommitStream:
+        return self
+
+    async def __anext__(self) -> Commit:
+        if self._over or not self._open:
+            raise StopAsyncIteration
+        found = await self._queue.get()
+        if isinstance(found, Exception):
+            self._over = True
+            raise found
+        if found.finished:
+            self._open -= 1
+        return found
+
+    async def __aenter__(self) -> CommitStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._open and not self._over:
+            self.cancel()
