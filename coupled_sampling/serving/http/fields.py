@@ -1,7 +1,7 @@
 """Fields that requests of all routes have: what is asked of decoding, beyond OpenAI's API, and what is told of it.
 
-OpenAI's Python client sends them with ``extra_body={"method": "ar"}``. A field that nobody knows is refused, since leaving it out in
-silence would change what the client gets; fields of OpenAI's that are about its accounts are taken and do nothing.
+OpenAI's Python client sends them with ``extra_body={"method": "ar"}``. A field that nobody knows is refused: leaving it out in
+silence would change what the client gets. Fields of OpenAI's that are about its accounts are taken and do nothing.
 """
 
 from __future__ import annotations
