@@ -143,7 +143,7 @@ def _logprobs(part: Part) -> dict[str, Any] | None:
 
 def _choice(texts: Texts, part: Part) -> dict[str, Any]:
     return {
-        "index": part.index,
+        "index": part.choice,
         "message": {"role": "assistant", "content": part.text, "refusal": None},
         "logprobs": _logprobs(part),
         "finish_reason": part.finish_reason,
@@ -176,13 +176,13 @@ async def _told(texts: Texts, head: dict[str, Any]) -> AsyncGenerator[Event, Non
     begun = set[int]()
 
     def event(part: Part, delta: dict[str, str], **more: Any) -> Event:
-        choice = {"index": part.index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        choice = {"index": part.choice, "delta": delta, "logprobs": None, "finish_reason": None, **more}
         return None, {**head, "choices": [choice], **usage}
 
     async with contextlib.aclosing(texts.parts()) as parts:
         async for part in parts:
-            if part.index not in begun:
-                begun.add(part.index)
+            if part.choice not in begun:
+                begun.add(part.choice)
                 yield event(part, {"role": "assistant", "content": ""})
             going = part._replace(finish_reason=None, acceptance=None)
             if texts.tells(going):

@@ -112,10 +112,10 @@ class _Echoes:
 
     def before(self, part: Part) -> str:
         """The prompt, with the first part of each text."""
-        if not self._made or part.index in self._begun:
+        if not self._made or part.choice in self._begun:
             return ""
-        self._begun.add(part.index)
-        return self._made[part.index // self._choices]
+        self._begun.add(part.choice)
+        return self._made[part.choice // self._choices]
 
 
 def _as_text(model: ServedModel, given: str | list[int], tokens: tuple[int, ...]) -> str:
@@ -135,7 +135,7 @@ def _choice(texts: Texts, part: Part, before: str) -> dict[str, Any]:
             "text_offset": [one.begins for one in part.spelled],
         }
     return {
-        "index": part.index,
+        "index": part.choice,
         "text": before + part.text,
         "logprobs": logprobs,
         "finish_reason": part.finish_reason,

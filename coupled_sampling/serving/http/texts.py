@@ -41,7 +41,8 @@ class Spelled(NamedTuple):
 class Part(NamedTuple):
     """More of one of the texts."""
 
-    index: int
+    choice: int
+    """Which one: its ``index`` in OpenAI's API."""
     text: str
     tokens: tuple[int, ...]
     spelled: tuple[Spelled, ...] | None = None
@@ -198,7 +199,7 @@ class Texts:
         made: dict[int, Part] = {}
         async with contextlib.aclosing(self.parts()) as parts:
             async for part in parts:
-                made[part.index] = made[part.index].joined(part) if part.index in made else part
+                made[part.choice] = made[part.choice].joined(part) if part.choice in made else part
         return [made[index] for index in sorted(made)]
 
     @property
