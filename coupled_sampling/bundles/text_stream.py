@@ -284,8 +284,6 @@ class NumberStream:
     ('7,9', '', ',8', '')
     """
 
-    stopped: None = None
-
     def __init__(self) -> None:
         self._between = ""
 

@@ -77,7 +77,7 @@ class TextFields(DecodingFields):
     )
     frequency_penalty: float | None = Field(0, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(0, ge=-2, le=2, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(1, gt=0, le=1e30, allow_inf_nan=False, description="As in transformers.")
+    repetition_penalty: float | None = Field(1, ge=0.01, le=100, allow_inf_nan=False, description="As in transformers.")
     response_format: ResponseFormat | None = None
     regex: str | None = Field(None, min_length=1, description="A regular expression that each text matches.")
     grammar: str | None = Field(None, min_length=1, description="A grammar, in Lark's notation, of each text.")

@@ -7,6 +7,7 @@ texts is never cut within a character, and never shows the beginning of a stop s
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -93,8 +94,9 @@ class _Choice:
         text, spelled = self._stream.feed(piece.tokens), None if self._speller is None else self._speller.spell(piece)
         if piece.reason is None:
             return Part(self._index, text, piece.tokens, spelled)
-        reason = piece.reason if self._stream.stopped is None else "stop"
-        return Part(self._index, text + self._stream.finish(), piece.tokens, spelled, reason, Acceptance.of(piece))
+        return Part(
+            self._index, text + self._stream.finish(), piece.tokens, spelled, piece.reason, Acceptance.of(piece)
+        )
 
 
 class Texts:
@@ -188,9 +190,8 @@ class Texts:
         async with run:
             async for index, piece in run:
                 if piece.error is not None:
-                    raise ApiError(
-                        422, f"text {index} failed while it was made: {piece.error}", code="generation_failed"
-                    )
+                    why = re.sub(r"^request \d+: ", "", piece.error)  # a number of the engine's own
+                    raise ApiError(422, f"text {index} failed while it was made: {why}", code="generation_failed")
                 self._made += len(piece.tokens)
                 yield self._choices[index].part(piece)
 
