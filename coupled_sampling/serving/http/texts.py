@@ -53,10 +53,12 @@ class Part(NamedTuple):
     acceptance: Acceptance | None = None
     """With the last part."""
 
-    def joined(self, other: Part) -> Part:
-        """Both as one."""
-        spelled = None if self.spelled is None else (*self.spelled, *(other.spelled or ()))
-        return other._replace(text=self.text + other.text, tokens=self.tokens + other.tokens, spelled=spelled)
+    @classmethod
+    def joined(cls, parts: Sequence[Part]) -> Part:
+        """All parts of one text, as one."""
+        text, tokens = "".join(part.text for part in parts), tuple(token for part in parts for token in part.tokens)
+        spelled = None if parts[-1].spelled is None else tuple(one for part in parts for one in part.spelled or ())
+        return parts[-1]._replace(text=text, tokens=tokens, spelled=spelled)
 
 
 class _Speller:
@@ -197,11 +199,11 @@ class Texts:
 
     async def whole(self) -> list[Part]:
         """All of them, each as one part."""
-        made: dict[int, Part] = {}
+        made: dict[int, list[Part]] = {}
         async with contextlib.aclosing(self.parts()) as parts:
             async for part in parts:
-                made[part.choice] = made[part.choice].joined(part) if part.choice in made else part
-        return [made[index] for index in sorted(made)]
+                made.setdefault(part.choice, []).append(part)
+        return [Part.joined(made[choice]) for choice in sorted(made)]
 
     @property
     def usage(self) -> dict[str, int]:
