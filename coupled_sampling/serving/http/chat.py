@@ -163,7 +163,7 @@ def chat_routes(service: Service) -> APIRouter:
             prompt = await asyncio.to_thread(lambda: model.prompt_of_messages(fields.conversation(model)))
         texts = Texts(service, model, fields, [prompt])
         if fields.stream:
-            return await unless_gone(request, events(_told(texts, texts.head("chat.completion.chunk", "chatcmpl"))))
+            return await events(request, _told(texts, texts.head("chat.completion.chunk", "chatcmpl")))
         made = await unless_gone(request, texts.whole())
         head = texts.head("chat.completion", "chatcmpl")
         return JSONResponse({**head, "choices": [_choice(texts, part) for part in made], "usage": texts.usage})

@@ -156,7 +156,7 @@ def completion_routes(service: Service) -> APIRouter:
         texts = Texts(service, model, fields, prompts)
         head, echoes = texts.head("text_completion", "cmpl"), _Echoes(texts, fields, prompts)
         if fields.stream:
-            return await unless_gone(request, events(_told(texts, head, echoes)))
+            return await events(request, _told(texts, head, echoes))
         made = await unless_gone(request, texts.whole())
         return JSONResponse(
             {**head, "choices": [_choice(texts, part, echoes.before(part)) for part in made], "usage": texts.usage}
