@@ -24,6 +24,9 @@ _T = TypeVar("_T")
 Event = tuple[str | None, Any]
 """Name of a server-sent event, or None, and what is its data: a text, or something that JSON can say."""
 
+_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Characters at which Python's ``splitlines``, and clients that use it, end a line, and JSON's other way to write them."""
+
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Neither a browser nor a proxy is to keep events back."""
 
@@ -97,4 +100,5 @@ async def _written(first: Event, made: AsyncGenerator[Event, None]) -> AsyncGene
 def _line(event: Event) -> str:
     name, data = event
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = text.translate(_BREAKS)
     return ("" if name is None else f"event: {name}\n") + f"data: {text}\n\n"

@@ -141,6 +141,12 @@ def test_a_stream_is_never_cut_within_a_character(server, streamed):
     assert told[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_an_event_is_one_line_whatever_its_text(streamed):
+    """httpx, as Python, ends a line at these characters, too."""
+    told = streamed("x", seed=1, max_tokens=60, regex="[\u2028\u2029\u0085]{5}")
+    assert len("".join(event["choices"][0]["text"] for event in told)) == 5
+
+
 def test_logprobs_are_of_the_target_laws_and_tokens_spell_the_text(server, ask, streamed):
     given = {"temperature": 0.7, "top_k": 40}
     settings = server.bundle.settings(method="scd-match", length=20, **given)
