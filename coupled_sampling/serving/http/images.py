@@ -9,8 +9,8 @@ The shape is OpenAI's. Picture k of a request is the sequence k of its seed, so 
 | ``image_generation.partial_image`` | as rows are committed, ``partial_images`` times | ``rows`` |
 | ``image_generation.completed`` | a picture is done | ``token_ids``, ``acceptance`` where asked for |
 
-Every event has the ``index`` of its picture. `coupled_sampling.serving.http.painting` says how exact a partial picture is: its tokens
-are final, and where the pixels of a row depend on its own tokens alone, so are its pixels.
+Every event has the ``index`` of its picture. A partial picture's tokens are final; where the pixels of a row depend on its own
+tokens alone, so are its pixels. `coupled_sampling.serving.http.painting` says more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`Painter`: tokens as files of pictures, whole, or as far as they are committed.
 
-A partial picture has the pixels of whole rows of tokens, and grey below. They come from the same pixel decoder as the final picture,
-which gets the committed rows and arbitrary tokens for the rest. The tokens of a partial picture are final: committed tokens never
-change. Its pixels are final, too, where those of a row come from its own tokens, as in the embedded model. A convolutional decoder
-looks across the edge: there the pixels next to the grey may still change when more rows come.
+A partial picture has the pixels of whole rows of tokens, and grey below. They come from the pixel decoder that also makes the final
+picture, which gets the committed rows and arbitrary tokens for the rest. The tokens of a partial picture are final: committed ones
+never change. Its pixels are final, too, where those of a row come from its own tokens, as in the embedded model. A convolutional
+decoder looks across the edge: there the pixels next to the grey may still change when more rows come.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ export async function* postForEvents(path, key, body, signal) {
   const sent = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal };
   const response = await ask(path, key, sent);
   for await (const data of eventData(response.body.pipeThrough(new TextDecoderStream()))) {
+    signal.throwIfAborted(); // events that came together with one before
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
     if (event.error) throw new Error(`The server stopped: ${event.error.message}`);

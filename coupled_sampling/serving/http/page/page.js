@@ -1,7 +1,7 @@
 /** The page: reads the controls, asks the server for `ar` and for another method at once, and shows both. */
 
 import { getJson, postForEvents } from "./events.js";
-import { Panel } from "./panel.js";
+import { imageOf, Panel } from "./panel.js";
 
 const find = (id) => document.getElementById(id);
 const panels = ["ar", "coupled"].map((id) => new Panel(find(id)));
@@ -54,8 +54,13 @@ async function follow(panel, model, asked, signal) {
   const partials = model.grid ? model.grid[0] - 1 : 0; // every row but the last, which the picture itself brings
   const body = { ...common, progress: true, partial_images: partials };
   for await (const event of postForEvents("v1/images/generations", key, body, signal)) {
-    if (event.type === "image_generation.tokens") panel.commit(event.tokens, event.passes);
-    else await panel.paint(event.b64_json, `image/${event.output_format}`);
+    if (event.type === "image_generation.tokens") {
+      panel.commit(event.tokens, event.passes);
+      continue;
+    }
+    const image = await imageOf(event.b64_json, `image/${event.output_format}`);
+    signal.throwIfAborted(); // another run may have the panel by now
+    panel.paint(image);
     if (event.type === "image_generation.completed") panel.finish(event.acceptance);
   }
 }

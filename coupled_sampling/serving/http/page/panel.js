@@ -23,7 +23,7 @@ export class Panel {
     cells.hidden = !grid;
     if (grid) [cells.height, cells.width] = grid.map((count) => count * CELL);
     const shown = this.find(".picture");
-    shown.width = shown.width; // empties it
+    [shown.height, shown.width] = grid ?? [1, 1]; // which empties it
     this.find("progress").setAttribute("aria-label", `${method}: part that is final`);
     this.find(".seconds").textContent = "–";
     this.#figures();
@@ -53,10 +53,8 @@ export class Panel {
     this.find(".text").append(piece);
   }
 
-  /** Show a picture, whole or partial: base 64 of a file. */
-  async paint(file, type) {
-    const bytes = Uint8Array.from(atob(file), (character) => character.charCodeAt(0));
-    const image = await createImageBitmap(new Blob([bytes], { type }));
+  /** Show a picture, whole or partial: what `imageOf` makes. */
+  paint(image) {
     const canvas = this.find(".picture");
     [canvas.width, canvas.height] = [image.width, image.height];
     canvas.getContext("2d").drawImage(image, 0, 0);
@@ -83,4 +81,10 @@ export class Panel {
 
 function colour(pass) {
   return `hsl(${Math.round(pass * TURN) % 360} 60% 55%)`;
+}
+
+/** An ImageBitmap of a file in base 64. Not an image's address: the page may load nothing from elsewhere, its own text included. */
+export function imageOf(file, type) {
+  const bytes = Uint8Array.from(atob(file), (character) => character.charCodeAt(0));
+  return createImageBitmap(new Blob([bytes], { type }));
 }
