@@ -144,8 +144,7 @@ def image_routes(service: Service) -> APIRouter:
         asking = _Asking(service, model, asked, Painter(model, asked.output_format or "png"))
         await asking.painter.open()
         if asked.stream:
-            # The first event may be a while: until it is made, nothing else sees that the client has gone.
-            return await unless_gone(request, events(asking.streamed()))
+            return await events(request, asking.streamed())
         return JSONResponse(await unless_gone(request, asking.gathered()))
 
     return routes

@@ -3,6 +3,7 @@
 import { getJson, postForEvents } from "./events.js";
 import { imageOf, Panel } from "./panel.js";
 
+const MOST_PARTIALS = 13;
 const find = (id) => document.getElementById(id);
 const panels = ["ar", "coupled"].map((id) => new Panel(find(id)));
 
@@ -49,9 +50,13 @@ function suit() {
 async function follow(panel, model, asked, signal) {
   const { method, prompt, seed, length, key } = asked, picture = model.makes_pictures;
   const common = { model: model.id, prompt, seed, method, stream: true, acceptance: true };
-  panel.clear({ method, prompt, picture, grid: model.grid, length });
-  if (!picture) return followText(panel, postForEvents("v1/completions", key, { ...common, max_tokens: length }, signal));
-  const partials = model.grid ? model.grid[0] - 1 : 0; // every row but the last, which the picture itself brings
+  panel.clear({ method, prompt, picture, cells: cellsOf(model), length });
+  if (!picture) {
+    const body = { ...common, max_tokens: length, return_token_ids: true };
+    return followText(panel, postForEvents("v1/completions", key, body, signal));
+  }
+  // Every row but the last, which the picture itself brings; fewer of large pictures, which take a while to make.
+  const partials = model.grid ? Math.min(model.grid[0] - 1, MOST_PARTIALS) : 0;
   const body = { ...common, progress: true, partial_images: partials };
   for await (const event of postForEvents("v1/images/generations", key, body, signal)) {
     if (event.type === "image_generation.tokens") {
@@ -65,25 +70,30 @@ async function follow(panel, model, asked, signal) {
   }
 }
 
+/** [rows, columns] of the drawing of a picture's tokens, forced ones such as row ends included; null if nobody knows its rows. */
+function cellsOf({ grid, length }) {
+  if (!grid) return null;
+  const columns = Math.floor(length / grid[0]);
+  return [Math.ceil(length / columns), columns];
+}
+
 async function followText(panel, events) {
   for await (const { choices: [choice] } of events) {
     if (!choice) continue; // usage comes without one
-    const tokens = choice.token_ids ?? [];
-    if (tokens.length || choice.text) panel.commit(tokens, panel.passes + 1);
+    if (choice.token_ids?.length) panel.commit(choice.token_ids, panel.passes + 1); // an event is what a pass committed
     if (choice.text) panel.write(choice.text);
     if (choice.finish_reason) panel.finish(choice.acceptance);
   }
 }
 
 /** What both sides gave, in words. */
-function verdict(model, method) {
-  const [ar, coupled] = panels, result = (panel) => (model.makes_pictures ? panel.tokens : [...panel.find(".text").textContent]);
-  const [one, other] = [ar, coupled].map(result), unit = model.makes_pictures ? "tokens" : "characters";
+function verdict(method) {
+  const [ar, coupled] = panels, [one, other] = [ar.tokens, coupled.tokens];
   const differs = one.length !== other.length || one.some((token, i) => token !== other[i]);
   const passes = `Done: ${ar.passes} passes by ar, ${coupled.passes} by ${method}, ${(ar.passes / coupled.passes).toFixed(2)} times fewer.`;
-  if (!differs) return `${passes} All ${one.length} ${unit} are identical.`;
-  if (!method.endsWith("-match")) return `${passes} The ${unit} differ, as they may: ${method} has the same law, not the same draws.`;
-  return `${passes} The ${unit} differ, which rounding in the model can cause: two tokens were equally likely to its last digit.`;
+  if (!differs) return `${passes} All ${one.length} tokens are identical.`;
+  if (!method.endsWith("-match")) return `${passes} The tokens differ, as they may: ${method} has the same law, not the same draws.`;
+  return `${passes} The tokens differ, which rounding in the model can cause: two tokens were equally likely to its last digit.`;
 }
 
 async function run() {
@@ -97,15 +107,14 @@ async function run() {
     const prompt = names ? find("name").value : find("text").value;
     if (!prompt) throw new Error("There is no prompt: write one, and run again.");
     const length = model.makes_pictures ? model.length : whole("length", 1, "The number of tokens");
-    for (const id of ["panels", "legend"]) find(id).hidden = false;
-    find("all-tokens").hidden = !model.makes_pictures;
+    for (const id of ["panels", "legend", "all-tokens"]) find(id).hidden = false;
     find("coupled-tokens-title").textContent = method;
     find("status").textContent = `Running: ${names ? prompt : "your prompt"}, seed ${seed} …`;
     find("stop").disabled = false;
     const sides = ["ar", method].map((name) => ({ method: name, prompt, seed, length, key }));
     await Promise.all(sides.map((asked, i) => follow(panels[i], model, asked, own.signal)));
     ["ar-tokens", "coupled-tokens"].forEach((id, i) => (find(id).textContent = panels[i].tokens.join(" ")));
-    if (panels.every((panel) => panel.done)) find("status").textContent = verdict(model, method);
+    if (panels.every((panel) => panel.done)) find("status").textContent = verdict(method);
     else throw new Error("The server stopped before the end.");
   } catch (error) {
     own.abort(); // the other side, too

@@ -11,29 +11,29 @@ export class Panel {
     this.find(".title").id = `${section.id}-title`;
   }
 
-  /** Begin. `grid` is [rows, columns] of a picture's tokens, or null; `length` is how many tokens there may be. */
-  clear({ method, prompt, picture, grid, length }) {
-    Object.assign(this, { method, prompt, grid, length, tokens: [], passes: 0, began: null, done: false });
+  /** Begin. `cells` is [rows, columns] of a drawing of its tokens, or null; `length` is how many tokens there may be. */
+  clear({ method, prompt, picture, cells, length }) {
+    Object.assign(this, { method, prompt, cells, length, tokens: [], passes: 0, began: null, done: false });
     this.find(".title").textContent = method;
     this.find(".canvases").hidden = !picture;
     this.find(".text").hidden = picture;
     this.find(".text").replaceChildren();
     this.find(".text").setAttribute("aria-label", `Text by ${method}`);
-    const cells = this.find(".cells");
-    cells.hidden = !grid;
-    if (grid) [cells.height, cells.width] = grid.map((count) => count * CELL);
+    const drawing = this.find(".cells");
+    drawing.hidden = !cells;
+    if (cells) [drawing.height, drawing.width] = cells.map((count) => count * CELL);
     const shown = this.find(".picture");
-    [shown.height, shown.width] = grid ?? [1, 1]; // which empties it
+    [shown.height, shown.width] = cells ?? [1, 1]; // which empties it
     this.find("progress").setAttribute("aria-label", `${method}: part that is final`);
     this.find(".seconds").textContent = "–";
     this.#figures();
   }
 
-  /** Show what a pass committed; `passes` are those so far. Tokens whose numbers are not known are counted only. */
+  /** Show what a pass committed; `passes` are those so far. */
   commit(tokens, passes) {
     this.began ??= performance.now();
-    if (this.grid) {
-      const context = this.find(".cells").getContext("2d"), columns = this.grid[1];
+    if (this.cells) {
+      const context = this.find(".cells").getContext("2d"), columns = this.cells[1];
       context.fillStyle = colour(passes);
       tokens.forEach((_, i) => {
         const at = this.tokens.length + i;
