@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from coupled_sampling.backends import PixelDecoder, open_model
 from coupled_sampling.bundles import Grid, Layout
 from coupled_sampling.serving.http import make_app
 from coupled_sampling.serving.http.painting import BLANK, Painter
+from coupled_sampling.serving.jobs import Piece
+from coupled_sampling.serving.served import ServedModel
 from standins.serving import on_loopback, served, text_bundle
 
 openai = pytest.importorskip("openai", reason="needs the official client")
@@ -206,11 +209,58 @@ def test_values_that_change_nothing_are_taken(client, pixels):
 def test_an_unknown_model_and_no_model_among_several(client, models):
     with pytest.raises(openai.NotFoundError):
         client.images.generate(model="dall-e-3", prompt="shoe")
-    other = models[0].__class__("also", models[0].bundle, models[0].source)
+    other = ServedModel("also", models[0].bundle, models[0].source)
     with on_loopback(make_app([models[0], other])) as url:
         reply = httpx.post(f"{url}/v1/images/generations", json={"prompt": "shoe"})
     assert reply.status_code == 400
     assert "one of fashion, also" in reply.json()["error"]["message"]
+
+
+class _Ends:
+    """A source whose sequences all end like this, after twenty tokens."""
+
+    def __init__(self, last):
+        self._last = last
+
+    async def submit(self, job):
+        return self
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *raised):
+        return None
+
+    async def __aiter__(self):
+        yield Piece((0,) * 20)
+        yield self._last
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "told"), [("error", "logits are NaN", "logits are NaN"), ("stop", None, "after 20 tokens")]
+)
+def test_a_picture_that_does_not_become_whole_is_an_error(models, reason, error, told):
+    broken = ServedModel("broken", models[0].bundle, _Ends(Piece((), reason, error)))
+    with (
+        on_loopback(make_app([broken])) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.UnprocessableEntityError, match=told) as whole:
+            client.images.generate(prompt="shoe", n=2)
+        assert whole.value.body["type"] == "generation_failed"
+        growing = client.images.generate(prompt="shoe", stream=True, partial_images=14)
+        assert next(growing).rows == 1
+        with pytest.raises(openai.APIError, match=told):
+            next(growing)
+
+
+def test_passes_that_only_read_the_prompt_are_counted_in_the_end(models):
+    reads = ServedModel("reads", models[0].bundle, _Ends(Piece((0,) * 176, "length", committed_per_pass=(0, 20, 176))))
+    body = {"prompt": "257,3", "stream": True, "progress": True}
+    with on_loopback(make_app([reads])) as url:
+        text = httpx.post(f"{url}/v1/images/generations", json=body).text
+    assert re.findall(r'"first":(\d+),"passes":(\d+)', text) == [("0", "1"), ("20", "3")]
+    assert '"input_tokens":2,' in text
 
 
 @pytest.mark.parametrize("stream", [False, True])

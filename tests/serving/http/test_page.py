@@ -9,7 +9,7 @@ from coupled_sampling import METHODS
 from coupled_sampling.serving.http import HttpSettings, make_app
 from coupled_sampling.serving.http.errors import ApiError
 from standins.browser import Browser, needs_chromium
-from standins.serving import on_loopback, served
+from standins.serving import on_loopback, served, text_bundle
 
 KEY = "the right one"[4:9]
 
@@ -151,3 +151,23 @@ def test_every_control_has_a_name_and_a_small_screen_does_not_scroll_sideways(ad
     assert unnamed == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(20, 20, 24)"
+
+
+@needs_chromium
+def test_a_visitor_sees_both_methods_write_the_same_text(browser, tmp_path):
+    pytest.importorskip("coupled_sampling.serving.http.completions", reason="needs /v1/completions")
+    with served(text_bundle(tmp_path), "fashion", rows=2) as models, on_loopback(make_app(models)) as url:
+        page = browser.page()
+        page.goto(f"{url}/", READY)
+        page.fill("#text", "Once upon a time")
+        page.fill("#length", "40")
+        page.evaluate("document.querySelector('#run').click()")
+        page.wait(DONE)
+        assert "All 40 tokens are identical." in page.text("#status")
+        assert page.text("#ar .text") == page.text("#coupled .text") != ""
+        assert float(figures(page, "coupled")["rate"]) > 1
+        page.fill("#model", "fashion")
+        assert page.evaluate("document.querySelector('#name').options.length") == 10
+        page.evaluate("document.querySelector('#run').click()")
+        page.wait("document.querySelector('#status').textContent.includes('All 196 tokens')")
+        assert page.errors == []
