@@ -23,8 +23,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
+from coupled_sampling.arguments import is_whole
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.http.errors import ApiError
 from coupled_sampling.serving.http.fields import Acceptance, DecodingFields
@@ -38,8 +40,22 @@ __all__ = ["ImageRequest", "image_routes"]
 
 _NUMBERS = re.compile(r"\s*[0-9]{1,18}(\s*,\s*[0-9]{1,18})*\s*")
 
+_LONGEST = 32_000
+"""Characters of a prompt; OpenAI's."""
+
 _PARTIAL_IMAGES = 3
 """As many as OpenAI sends. A model with more rows of tokens sends up to one for each."""
+
+
+def _checked_prompt(value: object) -> object:
+    """A text or tokens; the validator of a union would name its branches to the client."""
+    text = isinstance(value, str) and 0 < len(value) <= _LONGEST
+    if text or (isinstance(value, list) and value and all(map(is_whole, value))):
+        return value
+    raise PydanticCustomError(
+        "prompt",
+        "expected a name, or numbers of tokens as a text or a list; neither empty, nor a text of more than 32000 characters",
+    )
 
 
 class ImageRequest(DecodingFields):
@@ -51,7 +67,7 @@ class ImageRequest(DecodingFields):
     model: str | None = Field(  # type: ignore[assignment]  # optional in OpenAI's API, unlike that of texts
         None, description="The name of a model; may be left out where one model makes pictures."
     )
-    prompt: Annotated[str, Field(min_length=1, max_length=32_000)] | Annotated[list[int], Field(min_length=1)] = Field(
+    prompt: Annotated[str | list[int], BeforeValidator(_checked_prompt)] = Field(
         description='A name that the model knows ("shoe"), numbers of tokens ("257" or [257]), or a text if it reads text.'
     )
     n: int | None = Field(1, ge=1, le=1024, description="How many pictures; the server may allow fewer.")
