@@ -1,7 +1,4 @@
-"""The page about texts over HTTP: its lines for curl and its Python ask a live server, under the address and names on the page.
-
-The page marks its Python ``py``: `tests/docs` runs all blocks that are marked ``python``, and without a server.
-"""
+"""The page about texts over HTTP: its lines for curl and its Python ask a live server, under the address and names on the page."""
 
 import contextlib
 import io
@@ -20,7 +17,7 @@ from standins import ROOT
 from standins.serving import on_loopback, served, text_bundle
 
 PAGE = (ROOT / "docs" / "serving-text.md").read_text()
-BLOCK = re.compile(r"^```(sh|py)\n(.*?)^```\n(?:```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```\n(?:```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def test_the_lines_for_curl(blocks):
 def test_the_python(blocks):
     pytest.importorskip("openai", reason="needs the extra [dev]")
     names: dict[str, object] = {}
-    shown = [(code, expected) for kind, code, expected in blocks if kind == "py"]
+    shown = [(code, expected) for kind, code, expected in blocks if kind == "python"]
     assert len(shown) == 4
     for code, expected in shown:
         printed = io.StringIO()
