@@ -7,7 +7,6 @@ texts is never cut within a character, and never shows the beginning of a stop s
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -192,8 +191,9 @@ class Texts:
         async with run:
             async for index, piece in run:
                 if piece.error is not None:
-                    why = re.sub(r"^request \d+: ", "", piece.error)  # a number of the engine's own
-                    raise ApiError(422, f"text {index} failed while it was made: {why}", code="generation_failed")
+                    raise ApiError(
+                        422, f"text {index} failed while it was made: {piece.error}", code="generation_failed"
+                    )
                 self._made += len(piece.tokens)
                 yield self._choices[index].part(piece)
 
