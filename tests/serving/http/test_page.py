@@ -155,7 +155,6 @@ def test_every_control_has_a_name_and_a_small_screen_does_not_scroll_sideways(ad
 
 @needs_chromium
 def test_a_visitor_sees_both_methods_write_the_same_text(browser, tmp_path):
-    pytest.importorskip("coupled_sampling.serving.http.completions", reason="needs /v1/completions")
     with served(text_bundle(tmp_path), "fashion", rows=2) as models, on_loopback(make_app(models)) as url:
         page = browser.page()
         page.goto(f"{url}/", READY)
