@@ -300,7 +300,8 @@ class Engine:
         for attempt in itertools.count(1):
             began = self._stepping = time.monotonic()
             try:
-                guesses = decoder.window - 1
+                # Wider windows of a method without drafts are for reading prompts.
+                guesses = decoder.window - 1 if decoder.method.drafts else 0
                 commits = decoder.step()
                 self._counts.stepped(commits, time.monotonic() - began, guesses)
                 return commits

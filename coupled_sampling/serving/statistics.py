@@ -39,6 +39,8 @@ class Statistics:
         Passes of sequences that committed something: a step of four sequences is four.
     tokens
         Committed tokens.
+    drafts
+        Those of them that had slots for guesses; none of ``ar``.
     drafted
         Slots for guesses in those passes; near the end of a sequence not all of them are filled.
     accepted
@@ -54,6 +56,7 @@ class Statistics:
     step_seconds: float
     passes: int
     tokens: int
+    drafts: int
     drafted: int
     accepted: tuple[int, ...]
     finished: dict[str, int]
@@ -71,7 +74,7 @@ class Statistics:
         mine, its = (list(s.accepted) + [0] * (most - len(s.accepted)) for s in (self, other))
         sums = {
             name: getattr(self, name) + getattr(other, name)
-            for name in ("running", "waiting", "rows", "steps", "step_seconds", "passes", "tokens", "drafted")
+            for name in ("running", "waiting", "rows", "steps", "step_seconds", "passes", "tokens", "drafts", "drafted")
         }
         finished = dict(Counter(self.finished) + Counter(other.finished))
         return Statistics(accepted=tuple(a + b for a, b in zip(mine, its, strict=True)), finished=finished, **sums)
@@ -86,7 +89,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._steps = self._passes = self._tokens = self._drafted = 0
+        self._steps = self._passes = self._tokens = self._drafts = self._drafted = 0
         self._step_seconds = 0.0
         self._committed: Counter[int] = Counter()
         """How many commits had that many tokens."""
@@ -102,6 +105,7 @@ class Counts:
                 self._committed[len(commit.tokens)] += 1
                 self._tokens += len(commit.tokens)
                 self._passes += 1
+                self._drafts += guesses > 0
                 self._drafted += guesses
                 if commit.finished:
                     self._finished[str(commit.reason)] += 1
@@ -130,6 +134,7 @@ class Counts:
                 self._step_seconds,
                 self._passes,
                 self._tokens,
+                self._drafts,
                 self._drafted,
                 tuple(counted),
                 dict(self._finished),
