@@ -152,6 +152,9 @@ def add_handlers(app: FastAPI) -> None:
             where, reason = first["loc"][-1], first.get("ctx", {}).get("error", "it cannot be read")
             return ApiError(400, f"the body is no JSON: {reason}, at character {where}").response
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        kind = request.headers.get("content-type", "")
+        if where == "body" and first["type"] != "missing" and "json" not in kind:
+            return ApiError(400, f"content-type is {kind[:100]!r}, expected application/json").response
         return ApiError(400, f"{where}: {first['msg']}", param=where).response
 
     @app.exception_handler(HTTPException)
