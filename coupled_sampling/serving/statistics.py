@@ -47,6 +47,24 @@ class Statistics:
         How many commits had at least k + 1 accepted drafts, for k = 0, 1, ...; their sum is the number of accepted tokens.
     finished
         Sequences that ended, by reason: "length", "stop", "error", "removed".
+
+    Examples
+    --------
+    >>> import asyncio, contextlib
+    >>> from coupled_sampling import Decoder, Request
+    >>> from coupled_sampling.serving import Engine
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> async def draw(engine):
+    ...     async with await engine.submit(Request([0], length=12, seed=1)) as stream:
+    ...         return [commit async for commit in stream]
+    >>> decoder = Decoder(TableProvider(random_table(0, 4), 4), method="scd-match", window=4)
+    >>> with Engine(lambda: contextlib.nullcontext(decoder)) as engine:
+    ...     commits = asyncio.run(draw(engine))
+    >>> done = engine.statistics
+    >>> done.tokens, done.passes == len(commits), done.finished
+    (12, True, {'length': 1})
+    >>> sum(done.accepted) == done.tokens - done.passes
+    True
     """
 
     running: int

@@ -34,6 +34,17 @@ class HttpSettings:
         Seconds within which a request has to be done; a client may ask for fewer. None is no limit.
     keys
         API keys, any of which opens; none asks for no key.
+
+    Raises
+    ------
+    InvalidArgument
+        A value cannot work.
+
+    Examples
+    --------
+    >>> from coupled_sampling.serving.http import HttpSettings
+    >>> HttpSettings(deadline=30).most_body
+    1048576
     """
 
     most_body: int = 1 << 20
@@ -154,6 +165,19 @@ class Service:
     ------
     InvalidArgument
         Two models have one name.
+
+    Examples
+    --------
+    A route of your own beside those of `make_app`:
+
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.serving import Lanes, LaneSettings, ServedModel
+    >>> from coupled_sampling.serving.http import make_app
+    >>> with Lanes(lambda: open_bundle("fashion"), LaneSettings(rows=1)) as lanes:
+    ...     app = make_app([ServedModel("fashion", lanes.bundle, lanes)])
+    ...     service = app.state.service
+    ...     list(service.models), service.deadline(30), service.deadline(None)
+    (['fashion'], 30, 600.0)
     """
 
     def __init__(self, models: Sequence[ServedModel], settings: HttpSettings, watch: Watch) -> None:
