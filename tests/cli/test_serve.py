@@ -67,7 +67,9 @@ def drawing(address, **fields):
     thread = threading.Thread(target=ask)
     thread.start()
     until = time.monotonic() + 20
-    while 'num_requests_running{method="scd-match",model_name="fashion"} 1.0' not in httpx.get(f"{address}/metrics").text:
+    while (
+        'num_requests_running{method="scd-match",model_name="fashion"} 1.0' not in httpx.get(f"{address}/metrics").text
+    ):
         assert time.monotonic() < until
         time.sleep(0.01)
     return thread, found
@@ -223,7 +225,22 @@ def test_whoever_lets_strangers_in_is_warned(command, unserved, host, warned):
 
 
 def test_options_reach_the_server_and_seeds_are_no_warning(command, unserved):
-    options = ["--rows", 3, "--max-queue", 5, "--lanes", 1, "--timeout", 7, "--max-body", 99, "--drain", 4, "--window", 9]
+    options = [
+        "--rows",
+        3,
+        "--max-queue",
+        5,
+        "--lanes",
+        1,
+        "--timeout",
+        7,
+        "--max-body",
+        99,
+        "--drain",
+        4,
+        "--window",
+        9,
+    ]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert command("serve", "x=fashion", "--port", 0, *options)[0] == 0

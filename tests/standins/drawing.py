@@ -33,10 +33,10 @@ def drawing_app(models, settings=None):
     app = make_app(models, settings)
     service = app.state.service
 
-    @app.post("/v1/drawings", response_model=None)
+    @app.post("/v1/drawings", response_model=None, responses={200: {"content": {"text/event-stream": {}}}})
     async def draw(asked: Drawing, request: Request) -> Any:
         model = service.find(asked.model)
-        bias = {token: -math.inf for token in range(model.bundle.manifest.vocab_size)} if asked.poisoned else {}
+        bias = dict.fromkeys(range(model.bundle.manifest.vocab_size), -math.inf) if asked.poisoned else {}
         jobs = [
             Job((257,), asked.noise, k, asked.settings, bias=bias, deadline=service.deadline(asked.timeout))
             for k in range(asked.n)

@@ -87,7 +87,10 @@ def test_a_body_that_is_too_large_is_not_read(address, chunked):
         return iter([b"x" * (size // 4)] * 4) if chunked else b"x" * size
 
     assert httpx.post(f"{address}/v1/echo", content=content(2000)).json() == {"bytes": 2000}
-    assert "2000" in refused(httpx.post(f"{address}/v1/echo", content=content(2004)), 413, "invalid_request_error")["message"]
+    assert (
+        "2000"
+        in refused(httpx.post(f"{address}/v1/echo", content=content(2004)), 413, "invalid_request_error")["message"]
+    )
 
 
 def test_a_length_is_believed_before_anything_is_read(address):
@@ -117,7 +120,9 @@ def test_a_client_that_goes_behind_its_body_frees_its_rows(address, model):
 
     async def leave():
         async with httpx.AsyncClient(timeout=60) as client:
-            asking = asyncio.ensure_future(client.post(f"{address}/v1/drawings", json={**BODY, "n": 20, "method": "ar"}))
+            asking = asyncio.ensure_future(
+                client.post(f"{address}/v1/drawings", json={**BODY, "n": 20, "method": "ar"})
+            )
             until = time.monotonic() + 10
             while not await running() and time.monotonic() < until:
                 await asyncio.sleep(0.002)
@@ -173,9 +178,7 @@ def test_a_stream_comes_through(address):
     ],
 )
 def test_a_body_that_cannot_work_is_refused_in_words(address, body, words):
-    reply = httpx.post(
-        f"{address}/v1/drawings", content=body, headers={"Content-Type": "application/json"}, timeout=60
-    )
+    reply = httpx.post(f"{address}/v1/drawings", content=body, headers={"Content-Type": "application/json"}, timeout=60)
     if words is None:
         assert reply.status_code == 200
     elif words == "no model":
@@ -186,7 +189,10 @@ def test_a_body_that_cannot_work_is_refused_in_words(address, body, words):
 
 def test_a_number_beyond_what_python_reads_is_refused(model):
     app = drawing_app([model], HttpSettings(most_body=10_000))
-    for body in (b'{"model": "fashion", "n": ' + b"9" * 5000 + b"}", b'{"model": "fashion", "metadata": ' + b"[" * 9000):
+    for body in (
+        b'{"model": "fashion", "n": ' + b"9" * 5000 + b"}",
+        b'{"model": "fashion", "metadata": ' + b"[" * 9000,
+    ):
         reply = asked(app, "POST", "/v1/drawings", content=body, headers={"Content-Type": "application/json"})
         refused(reply, 400, "invalid_request_error")
 

@@ -82,7 +82,9 @@ def test_accepted_drafts_are_those_of_the_request_alone(address):
         by_position = of("spec_decode_num_accepted_tokens_per_pos_total", ("position", str(position)))
         assert by_position == sum(count > position for count in accepted)
     assert of("spec_decode_num_drafts_total") in (len(passes), len(passes) - 1)  # the last token alone has no guess
-    assert len(passes) * (WINDOW - 1) - WINDOW**2 < of("spec_decode_num_draft_tokens_total") <= len(passes) * (WINDOW - 1)
+    assert (
+        len(passes) * (WINDOW - 1) - WINDOW**2 < of("spec_decode_num_draft_tokens_total") <= len(passes) * (WINDOW - 1)
+    )
     # vLLM's own formula for the mean acceptance length gives tokens per pass
     length = 1 + of("spec_decode_num_accepted_tokens_total") / of("sequence_passes_total")
     assert length == pytest.approx(LENGTH / len(passes))
@@ -124,7 +126,9 @@ def test_names_and_kinds_are_those_of_vllm_and_of_the_guide(address):
     draw(address)
     found = {name.removeprefix("coupled_sampling_"): family.type for name, family in families(address).items()}
     assert {name: found[name] for name in VLLM} == VLLM
-    table = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "serve.md").read_text().partition("## Metrics")[2], re.MULTILINE))
+    table = set(
+        re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "serve.md").read_text().partition("## Metrics")[2], re.MULTILINE)
+    )
     told = {
         re.sub("_total$", "", name)
         for name in (sample[0] for sample in samples(address))
@@ -138,5 +142,10 @@ def test_names_and_kinds_are_those_of_vllm_and_of_the_guide(address):
 def test_two_applications_count_apart():
     first, second = Metrics(), Metrics()
     first.first("a", 1.0)
-    assert first.registry.get_sample_value("coupled_sampling_time_to_first_token_seconds_count", {"model_name": "a"}) == 1
-    assert second.registry.get_sample_value("coupled_sampling_time_to_first_token_seconds_count", {"model_name": "a"}) is None
+    assert (
+        first.registry.get_sample_value("coupled_sampling_time_to_first_token_seconds_count", {"model_name": "a"}) == 1
+    )
+    assert (
+        second.registry.get_sample_value("coupled_sampling_time_to_first_token_seconds_count", {"model_name": "a"})
+        is None
+    )
