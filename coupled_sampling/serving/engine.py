@@ -204,9 +204,7 @@ class Engine:
         return self._decoder
 
     def _add(self, request: Request, stream: CommitStream, deadline: float | None) -> None:
-        decoder = self._open_decoder()
-        self._refuse_more(decoder, request.samples)  # before anything is prepared
-        decoder.check(request)
+        self._open_decoder()  # it waits, if the model is still opening
         with self._wake:
             decoder = self._open_decoder()
             self._refuse_more(decoder, request.samples)

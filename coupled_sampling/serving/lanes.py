@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from coupled_sampling.backends import Place, check_model, open_model
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
-from coupled_sampling.decoding import Decoder
+from coupled_sampling.decoding import Decoder, Request
 from coupled_sampling.errors import BundleError
 from coupled_sampling.serving.engine import Engine, Health
 from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
@@ -188,6 +188,7 @@ class Lanes:
         self._failures: dict[_Way, tuple[float, EngineFailed]] = {}
         self._done: dict[str, Statistics] = {}
         """By method, of lanes that were closed."""
+        self._retiring: list[threading.Thread] = []
         self._closed = False
         decoding = self.bundle.settings(**self.settings.defaults)
         self._usual = self._way(decoding, on_host=decoding.guided or decoding.sampling.warps)
@@ -230,18 +231,21 @@ class Lanes:
 
     async def submit(self, job: Job) -> Pieces:
         """See `Source.submit`."""
-        decoding = self.decoding(job)
-        way = self._way(decoding, on_host=job.logprobs or job.processed or decoding.guided or decoding.sampling.warps)
-        # A grammar may take long to compile.
-        request = await asyncio.to_thread(job.request, decoding, self.bundle, self.tokenizer)
         for attempt in range(_ATTEMPTS):
-            engine = await asyncio.to_thread(self._ready_lane, way, decoding)
+            engine, request = await asyncio.to_thread(self._prepared, job)
             try:
                 return _CommitPieces(await engine.submit(request, deadline=job.deadline))
             except EngineStopped:
                 if self._closed or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError
+
+    def _prepared(self, job: Job) -> tuple[Engine, Request]:
+        """The engine of ``job``, open, and what it is asked. It may take long: a model opens, a grammar compiles."""
+        decoding = self.decoding(job)
+        way = self._way(decoding, on_host=job.logprobs or job.processed or decoding.guided or decoding.sampling.warps)
+        request = job.request(decoding, self.bundle, self.tokenizer)
+        return self._ready_lane(way, decoding), request
 
     async def health(self) -> Health:
         """See `Source.health`: that of the usual lane."""
@@ -267,7 +271,7 @@ class Lanes:
         closing = [threading.Thread(target=engine.close, kwargs={"drain": drain}) for engine in engines]
         for thread in closing:
             thread.start()
-        for thread in closing:
+        for thread in (*closing, *self._retiring):
             thread.join()
 
     def _way(self, decoding: DecodingSettings, *, on_host: bool) -> _Way:
@@ -338,14 +342,25 @@ class Lanes:
             found = engine.statistics
             if not found.running + found.waiting:
                 del self._lanes[other]
-                engine.close()  # it may have got a request just now, which is then finished
-                self._forget(other, engine)
+                self._retire(other, engine)
                 return
         ways = "; ".join(map(str, self._lanes))
         raise Overloaded(
             f"{way} needs the model opened once more, and as many are open as may be, all busy ({ways}); come back later",
             retry_after=5.0,
         )
+
+    def _retire(self, way: _Way, engine: Engine) -> None:
+        """Close a lane in a thread of its own: it may have got a request just now, which is then finished."""
+
+        def close() -> None:
+            engine.close()
+            with self._lock:
+                self._forget(way, engine)
+
+        thread = threading.Thread(target=close, name=f"closing {engine.name}")
+        thread.start()
+        self._retiring = [*(one for one in self._retiring if one.is_alive()), thread]
 
     def _drop(self, way: _Way, engine: Engine, error: EngineFailed) -> None:
         with self._lock:

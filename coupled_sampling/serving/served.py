@@ -101,6 +101,16 @@ class ServedModel:
     def _pixels(self) -> PixelDecoder:
         return PixelDecoder.open(self.bundle, threads=1)
 
+    async def open_pictures(self) -> None:
+        """Open what makes pictures, in a thread; else the first picture does.
+
+        Raises
+        ------
+        BundleError, MissingDependency
+            It cannot be opened.
+        """
+        await asyncio.to_thread(lambda: self._pixels)
+
     async def pictures(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
         """Pictures uint8 (B, height, width, channels) of as many tokens each as a picture has; in a thread."""
         return await asyncio.to_thread(lambda: self._pixels(np.asarray(tokens, np.int64)))

@@ -12,8 +12,10 @@ from starlette.responses import Response
 from coupled_sampling import __version__
 from coupled_sampling.serving.http.errors import RESPONSES, add_handlers
 from coupled_sampling.serving.http.guards import Bodies, Draining, Keys, RequestIds
+from coupled_sampling.serving.http.images import image_routes
 from coupled_sampling.serving.http.listing import listing_routes
 from coupled_sampling.serving.http.metrics import Metrics
+from coupled_sampling.serving.http.page import page_routes
 from coupled_sampling.serving.http.service import HttpSettings, Service
 from coupled_sampling.serving.served import ServedModel
 
@@ -62,7 +64,7 @@ def make_app(models: Sequence[ServedModel], settings: HttpSettings | None = None
     app = FastAPI(title="coupled-sampling", version=__version__, docs_url=None, redoc_url=None, responses=RESPONSES)
     app.state.service = service
     add_handlers(app)
-    for routes in (listing_routes,):
+    for routes in (listing_routes, image_routes, page_routes):
         app.include_router(routes(service))
 
     @app.get("/metrics", response_class=PlainTextResponse)

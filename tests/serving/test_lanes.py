@@ -1,0 +1,207 @@
+"""Lanes over the embedded model and a small language model: which engine a job goes to, and what changes none of its tokens."""
+
+import asyncio
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from coupled_sampling import generate, open_bundle
+from coupled_sampling.backends import Place, open_model
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.serving import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.jobs import GrammarSource, Job
+from coupled_sampling.serving.lanes import Lanes, LaneSettings
+from standins.serving import text_bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore::coupled_sampling.errors.SharedNoise")  # guided jobs of one seed
+SHOE = (257,)
+
+
+def fashion():
+    return open_bundle("fashion")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    with Lanes(fashion, LaneSettings(rows=2)) as lanes:
+        yield lanes
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = text_bundle(tmp_path_factory.mktemp("text"))
+    with Lanes(lambda: open_bundle(folder), LaneSettings(rows=2)) as lanes:
+        yield lanes
+
+
+async def read(lanes, job):
+    made, probabilities = [], []
+    async with await lanes.submit(job) as pieces:
+        async for piece in pieces:
+            made += piece.tokens
+            probabilities += piece.logprobs or ()
+    return made, probabilities, piece
+
+
+def run(lanes, *jobs):
+    async def together():
+        return await asyncio.gather(*(read(lanes, job) for job in jobs))
+
+    return asyncio.run(together())
+
+
+def alone(bundle, prompt, seed, **given):
+    settings = bundle.settings(**given)
+    with open_model(bundle, Place(threads=1), **settings.model) as model:
+        return (
+            generate(
+                model,
+                [prompt],
+                length=settings.length_after(len(prompt)),
+                seed=seed,
+                sampling=settings.samplings([prompt]),
+                stop=settings.stop,
+                **settings.decoder,
+            )
+            .tokens[0]
+            .tolist()
+        )
+
+
+def test_whatever_the_lane_a_match_methods_tokens_are_ars(pictures):
+    ways = [{}, {"method": "ar"}, {"window": 8}, {"method": "speculative-match", "window": 4}]
+    made = [run(pictures, Job(SHOE, 3, settings=way))[0][0] for way in ways]
+    assert made == [alone(pictures.bundle, SHOE, 3, method="ar")] * len(ways)
+
+
+def test_jobs_of_one_lane_share_it_whatever_their_temperatures(texts):
+    given = [{"length": 12, "temperature": t, "top_p": p} for t in (0.5, 1.0, 1.5) for p in (1.0, 0.8)]
+    jobs = [Job((5, 6, 7), seed, settings=settings) for seed, settings in enumerate(given)]
+    wanted = [
+        alone(texts.bundle, (5, 6, 7), seed, method="scd-match", **settings) for seed, settings in enumerate(given)
+    ]
+    assert [made for made, _, _ in run(texts, *jobs)] == wanted
+    assert set(asyncio.run(texts.statistics())) == {"scd-match"}
+
+
+def test_a_job_of_another_lane_is_told_its_log_probabilities_and_has_the_same_tokens(pictures):
+    (plain, none, _), (told, probabilities, _) = run(pictures, Job(SHOE, 4), Job(SHOE, 4, logprobs=True))
+    assert told == plain
+    assert none == []
+    assert len(probabilities) == 196
+    assert all(p <= 0 for p in probabilities)
+
+
+def test_a_guided_job_has_its_own_scale(pictures):
+    scales = (2.0, 4.0)
+    jobs = [Job(SHOE, 4, settings={"guidance": scale}) for scale in scales]
+    wanted = [alone(pictures.bundle, SHOE, 4, method="scd-match", guidance=scale) for scale in scales]
+    assert [made for made, _, _ in run(pictures, *jobs)] == wanted
+    assert wanted[0] != wanted[1]
+
+
+def test_a_resumed_job_ends_with_the_same_tokens(pictures):
+    whole, _, last = run(pictures, Job(SHOE, 5))[0]
+    assert sum(last.committed_per_pass) == 196
+    for done in (1, 50, 195):
+        rest, _, _ = run(pictures, Job(SHOE, 5).resumed(whole[:done]))[0]
+        assert whole[:done] + rest == whole
+
+
+def test_stop_strings_penalties_biases_and_grammars_are_the_jobs_own(texts):
+    tokenizer = texts.tokenizer
+    length = {"length": 30}
+    biased, _, _ = run(texts, Job((5, 6), 1, settings=length, bias={40: 100.0}))[0]
+    assert set(biased) == {40}
+    forbidden, _, _ = run(
+        texts, Job((5, 6), 1, settings=length, bias={40: 100.0}, frequency_penalty=2.0, presence_penalty=99.0)
+    )[0]
+    assert forbidden[0] == 40
+    assert set(forbidden) != {40}
+    spelled, _, last = run(texts, Job((5, 6), 1, settings=length, grammar=GrammarSource("regex", "[ab]{3}c")))[0]
+    assert last.reason == "stop"
+    assert tokenizer.decode(spelled)[3:] == "c"
+    word = tokenizer.decode([40])
+    stopped, _, last = run(texts, Job((5, 6), 1, settings=length, bias={40: 100.0}, stop=(word * 3,)))[0]
+    assert (stopped, last.reason) == ([40] * 3, "stop")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"settings": {"method": "magic"}}, "method"),
+        ({"settings": {"window": 1000}}, "window"),
+        ({"settings": {"length": 7}}, "length"),
+        ({"stop": ("x",)}, "no tokenizer"),
+        ({"prompt": (9999,)}, "prompt token 0"),
+        ({"settings": {"branches": 4, "method": "ar"}}, "branches"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(pictures, wrong, words):
+    with pytest.raises(InvalidArgument, match=words):
+        run(pictures, Job(**{"prompt": SHOE, "seed": 1, **wrong}))
+
+
+def test_an_idle_lane_makes_room_and_a_busy_one_does_not():
+    async def crowded(lanes):
+        held = await lanes.submit(Job(SHOE, 1, settings={"temperature": 1.0}))
+        with pytest.raises(Overloaded, match="busy"):
+            await lanes.submit(Job(SHOE, 1, settings={"method": "ar"}))
+        async with held:
+            pass
+        until = asyncio.get_running_loop().time() + 10
+        while sum(one.running for one in (await lanes.statistics()).values()):
+            assert asyncio.get_running_loop().time() < until
+            await asyncio.sleep(0.002)
+        return await read(lanes, Job(SHOE, 1, settings={"method": "ar", "temperature": 0.0}))
+
+    with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
+        made, _, _ = asyncio.run(crowded(lanes))
+        counted = asyncio.run(lanes.statistics())
+    assert len(made) == 196
+    assert counted["ar"].finished == {"length": 1}
+    assert counted["scd-match"].finished == {"removed": 1}
+
+
+def test_a_model_that_was_replaced_is_not_mixed_with_the_one_that_is_served(tmp_path):
+    first, second = (text_bundle(_made(tmp_path / name)) for name in ("first", "second"))
+    with Lanes(lambda: open_bundle(first), LaneSettings(rows=1)) as lanes:
+        before = run(lanes, Job((5,), 1, settings={"length": 6}))[0][0]
+        shutil.rmtree(first)
+        manifest = second / "manifest.json"
+        manifest.write_text(re.sub(r'"name": "\w+"', '"name": "other"', manifest.read_text(), count=1))
+        shutil.copytree(second, first)
+        assert run(lanes, Job((5,), 1, settings={"length": 6}))[0][0] == before
+        with pytest.raises(EngineFailed, match="replaced"):
+            run(lanes, Job((5,), 1, settings={"length": 6, "method": "ar"}))
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_closed_lanes_take_nothing():
+    lanes = Lanes(fashion, LaneSettings(rows=1))
+    lanes.wait_until_ready()
+    assert asyncio.run(lanes.health()).ready
+    lanes.close()
+    with pytest.raises(EngineStopped):
+        run(lanes, Job(SHOE, 1))
+    assert not asyncio.run(lanes.health()).ready
+
+
+def test_under_load_in_two_lanes_every_job_has_its_own_tokens(texts):
+    random = np.random.default_rng(3)
+    jobs = [
+        Job((int(random.integers(5, 300)),), seed, settings={"length": int(random.integers(1, 24)), "temperature": 0.9})
+        for seed in range(24)
+    ]
+    jobs = [
+        job if seed % 2 else Job(job.prompt, seed, settings=job.settings, presence_penalty=0.5)
+        for seed, job in enumerate(jobs)
+    ]
+    one_by_one = [run(texts, job)[0][0] for job in jobs]
+    assert [made for made, _, _ in run(texts, *jobs)] == one_by_one
