@@ -56,7 +56,7 @@ def drawing_app(models, settings=None):
                 async for _, piece in run:
                     yield None, {"tokens": piece.tokens, "reason": piece.reason, "error": piece.error}
 
-        return await events(told()) if asked.stream else await unless_gone(request, gathered())
+        return await events(request, told()) if asked.stream else await unless_gone(request, gathered())
 
     @app.get("/v1/mistake")
     async def mistake() -> Any:
