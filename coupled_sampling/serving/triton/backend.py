@@ -1,0 +1,114 @@
+"""What Triton's Python backend runs: `TritonPythonModel`, an engine behind a decoupled model.
+
+One instance has one `coupled_sampling.serving.lanes.Lanes`: the server's batching is off, and all requests of an instance share its
+engine, which batches them at every step. A request's tokens are those that it has alone.
+
+https://github.com/triton-inference-server/python_backend
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coupled_sampling.bundles.opening import open_bundle
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.serving.lanes import Lanes, LaneSettings
+from coupled_sampling.serving.served import ServedModel
+from coupled_sampling.serving.triton.answers import Answer, Answers
+from coupled_sampling.serving.triton.asking import read_asked
+from coupled_sampling.serving.triton.metrics import Metrics
+from coupled_sampling.serving.triton.settings import BUNDLE, TritonSettings
+
+__all__ = ["TritonPythonModel"]
+
+
+class TritonPythonModel:
+    """One instance of a model; made, called and ended by Triton."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the model. ``args`` are the server's.
+
+        Raises
+        ------
+        TritonModelException
+            It cannot be opened; the server's log and the answer to a request to load it say why.
+        """
+        # Only the server's process has this module.
+        self._server = importlib.import_module("triton_python_backend_utils")
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        try:
+            self._settings = TritonSettings.read(parameters)
+            self._lanes = _open(args, self._settings, parameters.get(BUNDLE, BUNDLE))
+        except (CoupledSamplingError, OSError) as error:
+            raise self._server.TritonModelException(f"{args['model_name']} cannot be served: {error}") from error
+        self._metrics = Metrics(
+            self._server,
+            {"model": args["model_name"], "version": args["model_version"], "instance": args["model_instance_name"]},
+        )
+        self._model = ServedModel(args["model_name"], self._lanes.bundle, self._lanes)
+        self._answers = Answers(self._model, self._tell)
+        self._tell()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Begin to answer ``requests``; returns at once, and answers are sent as they are made."""
+        for request in requests:
+            answer = Answer(self._server, request.get_response_sender())
+            try:
+                # Tensors are the server's memory, and are gone when this method returns.
+                asked = read_asked({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, self._model)
+            except Exception as error:
+                answer.refuse(error)
+            else:
+                self._answers.begin(answer, asked)
+
+    def finalize(self) -> None:
+        """End: those under way are finished, as far as that can be done in the time there is."""
+        in_time = self._answers.drain(self._settings.drain)
+        closing = threading.Thread(target=self._lanes.close, kwargs={"drain": 0})
+        closing.start()  # what is left is refused by it, and told by the loop
+        closing.join()
+        self._answers.close()
+        self._metrics.close()
+        if not in_time:
+            self._server.Logger.log_warn(
+                f"requests were ended after {self._settings.drain} s, as the model is unloaded"
+            )
+
+    def _tell(self) -> None:
+        """Bring the metrics up to date."""
+        with contextlib.suppress(Exception):  # such as of a server that is about to end; no request depends on it
+            self._metrics.tell(asyncio.run(self._lanes.statistics()))  # a coroutine that never waits
+
+
+def _open(args: Mapping[str, str], settings: TritonSettings, bundle: str) -> Lanes:
+    """The engines of an instance, open."""
+    folder = Path(args["model_repository"]) / args["model_version"] / bundle
+    on_gpu = args["model_instance_kind"] == "GPU"
+    if settings.gpus and not on_gpu and args["model_instance_kind"] != "CPU":
+        raise InvalidArgument(f"the instance's kind is {args['model_instance_kind']}, expected KIND_CPU or KIND_GPU")
+    place = settings.place(int(args["model_instance_device_id"]) if on_gpu else None)
+    lanes = Lanes(
+        lambda: open_bundle(folder),
+        LaneSettings(
+            place,
+            rows=settings.rows,
+            most_waiting=settings.most_waiting,
+            step=settings.step,
+            lanes=settings.lanes,
+            defaults=settings.defaults,
+        ),
+    )
+    try:
+        lanes.wait_until_ready()
+    except BaseException:
+        lanes.close(drain=0)
+        raise
+    return lanes
