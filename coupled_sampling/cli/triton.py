@@ -22,7 +22,7 @@ batched at every step, and tokens are streamed as they are committed.
 The Python of Triton's Python backend needs this library; nothing else has to be
 installed or built. Other models of the repository are left alone."""
 EXAMPLES = """\
-  # the embedded model, on the CPU, in a repository for `tritonserver --model-repository=models`
+  # the embedded model, on the CPU, for `tritonserver --model-repository=models`
   coupled-sampling triton fashion models
   # a bundle of your own on two GPUs, 32 sequences at once on each
   coupled-sampling triton FOLDER models --gpus 0,1 --rows 32
@@ -63,7 +63,11 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"how to decode where a request does not say: {METHOD_NAMES} (default: scd-match)",
     )
-    add("--window", metavar="W", help="most tokens in one forward pass, or auto (default: the bundle's)")
+    add(
+        "--window",
+        metavar="W",
+        help="most tokens in one forward pass; auto finds the fastest while it decodes (default: the bundle's)",
+    )
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

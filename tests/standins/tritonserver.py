@@ -30,7 +30,9 @@ def installed():
     if found is None or sys.platform != "linux":
         pytest.skip("needs nvidia-pytriton, which has a tritonserver: make test-triton installs it")
     folder = Path(found.submodule_search_locations[0]) / "tritonserver"
-    stub = folder / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}" / "triton_python_backend_stub"
+    stub = (
+        folder / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}" / "triton_python_backend_stub"
+    )
     if not stub.exists():
         pytest.skip(f"nvidia-pytriton has no Python backend for Python {sys.version_info[0]}.{sys.version_info[1]}")
     return folder, stub
@@ -97,7 +99,11 @@ def tritonserver(repository, folder, *options, ready=True):
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         ports = [one.getsockname()[1] for one in sockets]
     names = ("http", "grpc", "metrics")
-    addresses = [f"--{name}-{part}" for name, port in zip(names, ports, strict=True) for part in ("address=127.0.0.1", f"port={port}")]
+    addresses = [
+        f"--{name}-{part}"
+        for name, port in zip(names, ports, strict=True)
+        for part in ("address=127.0.0.1", f"port={port}")
+    ]
     log = folder / f"{ports[0]}.log"
     own = files.parent.parent / "nvidia_pytriton.libs"
     libraries = [str(own), sysconfig.get_config_var("LIBDIR"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
@@ -106,10 +112,18 @@ def tritonserver(repository, folder, *options, ready=True):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the stub finds its Python's packages by it
         "LD_LIBRARY_PATH": ":".join(libraries),  # the stub needs the server's, and libpython
     }
-    command = [files / "bin" / "tritonserver", f"--model-repository={repository}", f"--backend-directory={backend.parent}"]
+    command = [
+        files / "bin" / "tritonserver",
+        f"--model-repository={repository}",
+        f"--backend-directory={backend.parent}",
+    ]
     with log.open("w") as written:
         process = subprocess.Popen(
-            [*command, *addresses, *options], env=environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+            [*command, *addresses, *options],
+            env=environment,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     server = Server(process, ports, log)
     try:

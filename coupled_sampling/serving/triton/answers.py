@@ -174,6 +174,7 @@ class Answers:
     def __init__(self, model: ServedModel, tick: Callable[[], None]) -> None:
         self._model, self._tick = model, tick
         self._open: set[Answer] = set()
+        self._begun = self._seen = 0
         self._changed = threading.Condition()
         self._closed = False
         self._loop = asyncio.new_event_loop()
@@ -188,21 +189,28 @@ class Answers:
         """Answer a request; returns at once."""
         with self._changed:
             self._open.add(answer)
+            self._begun += 1
             self._changed.notify_all()
-        asyncio.run_coroutine_threadsafe(self._run(answer, asked), self._loop)
+        self._loop.call_soon_threadsafe(self._start, answer, asked)
 
-    async def _run(self, answer: Answer, asked: Asked) -> None:
-        answer.task = asyncio.current_task()
-        try:
-            await answer.run(asked, self._model)
-        except BaseException as error:
-            # Whatever a request ends by is its own; others go on.
-            with contextlib.suppress(Exception):
+    def _start(self, answer: Answer, asked: Asked) -> None:
+        answer.task = self._loop.create_task(answer.run(asked, self._model))
+        answer.task.add_done_callback(
+            lambda task: self._ended(answer, task)
+        )  # also where it is cancelled before it runs
+
+    def _ended(self, answer: Answer, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            with contextlib.suppress(Exception):  # such as of a server that is about to end
                 answer.refuse(error)
-        finally:
-            with self._changed:
-                self._open.discard(answer)
-                self._changed.notify_all()
+        with self._changed:
+            self._open.discard(answer)
+            self._changed.notify_all()
+
+    def _under_way(self) -> list[Answer]:
+        with self._changed:
+            return list(self._open)
 
     def drain(self, seconds: float) -> bool:
         """Wait up to so long for those under way; gives whether all have ended."""
@@ -211,7 +219,7 @@ class Answers:
 
     def close(self) -> None:
         """End the threads; what is still under way is refused first. No more may begin."""
-        for answer in list(self._open):
+        for answer in self._under_way():
             self._cancel(answer)
         self.drain(_AFTER)
         with self._changed:
@@ -229,15 +237,20 @@ class Answers:
 
         self._loop.call_soon_threadsafe(cancel)
 
+    def _something(self) -> bool:
+        """Wait until there is something to look at; False at the end."""
+        with self._changed:
+            # Counted, since a short one may have ended before this thread has woken up.
+            self._changed.wait_for(lambda: self._closed or self._begun != self._seen or bool(self._open))
+            more = not self._closed or self._begun != self._seen
+            self._seen = self._begun
+        return more
+
     def _watch(self) -> None:
         """Look for clients that have gone, while there are any."""
         told = 0.0
-        while True:
-            with self._changed:
-                idle = self._changed.wait_for(lambda: self._closed or bool(self._open))
-                if idle and self._closed:
-                    break
-            for answer in list(self._open):
+        while self._something():
+            for answer in self._under_way():
                 with contextlib.suppress(Exception):  # such as of a server that is about to end
                     if answer.abandoned:
                         self._cancel(answer)

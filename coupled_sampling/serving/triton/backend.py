@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import importlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coupled_sampling.bundles.opening import open_bundle
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
+from coupled_sampling.errors import CoupledSamplingError
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from coupled_sampling.serving.served import ServedModel
 from coupled_sampling.serving.triton.answers import Answer, Answers
@@ -27,6 +28,9 @@ from coupled_sampling.serving.triton.metrics import Metrics
 from coupled_sampling.serving.triton.settings import BUNDLE, TritonSettings
 
 __all__ = ["TritonPythonModel"]
+
+_PROGRAM = Path("/proc/self/exe")
+"""What runs this: a program of Triton's with a Python in it."""
 
 
 class TritonPythonModel:
@@ -42,6 +46,7 @@ class TritonPythonModel:
         """
         # Only the server's process has this module.
         self._server = importlib.import_module("triton_python_backend_utils")
+        _check_arrays(self._server)
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         try:
@@ -72,9 +77,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """End: those under way are finished, as far as that can be done in the time there is."""
         in_time = self._answers.drain(self._settings.drain)
-        closing = threading.Thread(target=self._lanes.close, kwargs={"drain": 0})
-        closing.start()  # what is left is refused by it, and told by the loop
-        closing.join()
+        self._lanes.close(drain=0)
         self._answers.close()
         self._metrics.close()
         if not in_time:
@@ -88,12 +91,29 @@ class TritonPythonModel:
             self._metrics.tell(asyncio.run(self._lanes.statistics()))  # a coroutine that never waits
 
 
+def _check_arrays(server: Any) -> None:
+    """Refuse a server that was built for NumPy 1: under NumPy 2 it sends empty tensors, and dies of the first text that comes."""
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0" and _built_for(_PROGRAM) == 1:
+        raise server.TritonModelException(
+            f"this server's Python backend was built for NumPy 1, and has NumPy {np.__version__}; use Triton 2.52 (24.11) or newer"
+        )
+
+
+def _built_for(program: Path) -> int | None:
+    """Which major version of NumPy a program was built for with pybind11; None if that cannot be told.
+
+    Since it knows NumPy 2 (2.12), pybind11 puts the name of NumPy's module together; before that the name stands in the program.
+    """
+    try:
+        return 1 if b"numpy.core.multiarray" in program.read_bytes() else None
+    except OSError:
+        return None
+
+
 def _open(args: Mapping[str, str], settings: TritonSettings, bundle: str) -> Lanes:
     """The engines of an instance, open."""
     folder = Path(args["model_repository"]) / args["model_version"] / bundle
     on_gpu = args["model_instance_kind"] == "GPU"
-    if settings.gpus and not on_gpu and args["model_instance_kind"] != "CPU":
-        raise InvalidArgument(f"the instance's kind is {args['model_instance_kind']}, expected KIND_CPU or KIND_GPU")
     place = settings.place(int(args["model_instance_device_id"]) if on_gpu else None)
     lanes = Lanes(
         lambda: open_bundle(folder),

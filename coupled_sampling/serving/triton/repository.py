@@ -9,8 +9,8 @@
           model.py       imports `coupled_sampling.serving.triton.backend`
           bundle/        a copy of the bundle, so that the repository can be moved to another machine
 
-Other models of the repository are left alone. A folder of this name is replaced only where that is asked for, and only if all that is
-in it was written here: a file that was not, or that was edited, stops it.
+Other models of the repository are left alone. A folder of this name is replaced only where that is asked for, and only if all of it
+was written here: a file that was not, or that was edited, stops it.
 """
 
 from __future__ import annotations
