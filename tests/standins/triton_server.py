@@ -82,7 +82,8 @@ def make_server():
 class Request:
     """A request, and the sender of its responses, which refuses what would be a use of freed memory in the real one."""
 
-    def __init__(self, **tensors):
+    def __init__(self, parameters=None, **tensors):
+        self._parameters = parameters or {}
         self._tensors = [Tensor(name, values) for name, values in tensors.items()]
         self._sent = queue.Queue()
         self._over = False
@@ -91,6 +92,9 @@ class Request:
 
     def inputs(self):
         return self._tensors
+
+    def parameters(self):
+        return json.dumps(self._parameters)
 
     def get_response_sender(self):
         return self

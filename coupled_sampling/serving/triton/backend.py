@@ -18,14 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.opening import open_bundle
-from coupled_sampling.errors import CoupledSamplingError
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from coupled_sampling.serving.served import ServedModel
 from coupled_sampling.serving.triton.answers import Answer, Answers
 from coupled_sampling.serving.triton.asking import read_asked
 from coupled_sampling.serving.triton.metrics import Metrics
 from coupled_sampling.serving.triton.settings import BUNDLE, TritonSettings
+from coupled_sampling.serving.triton.tensors import INPUTS
 
 __all__ = ["TritonPythonModel"]
 
@@ -67,6 +69,7 @@ class TritonPythonModel:
         for request in requests:
             answer = Answer(self._server, request.get_response_sender())
             try:
+                _check_parameters(json.loads(request.parameters()))
                 # Tensors are the server's memory, and are gone when this method returns.
                 asked = read_asked({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, self._model)
             except Exception as error:
@@ -89,6 +92,17 @@ class TritonPythonModel:
         """Bring the metrics up to date."""
         with contextlib.suppress(Exception):  # such as of a server that is about to end; no request depends on it
             self._metrics.tell(asyncio.run(self._lanes.statistics()))  # a coroutine that never waits
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse what may be a misspelt input: over HTTP Triton takes a name that is no input's for a parameter.
+
+    What a server forwards of a request's headers is let pass, as far as it looks like one.
+    """
+    for name in parameters:
+        if name.isidentifier() and not name.startswith("triton_"):
+            known = ", ".join(tensor.name for tensor in INPUTS)
+            raise InvalidArgument(f"there is no input {shown(name)}, expected some of {known}")
 
 
 def _check_arrays(server: Any) -> None:

@@ -162,6 +162,7 @@ def test_a_client_that_goes_frees_its_row(repository, server):
         ({"prompt_tokens": np.array([263]), "method": text("fast")}, "invalid", "fast"),
         ({"prompt_tokens": np.array([263]), "temperature": np.array([-1.0])}, "invalid", "temperature"),
         ({}, "invalid", "no prompt"),
+        ({"prompt": text("shoe"), "parameters": {"temprature": 0.5}}, "invalid", "there is no input 'temprature'"),
         (
             {"prompt_tokens": np.array([263]), "timeout": np.array([0.001]), "method": text("ar")},
             "cancelled",
@@ -176,6 +177,12 @@ def test_what_cannot_be_done_is_one_response_that_says_so(repository, shared, te
     assert response.error.code == code
     assert said in response.error.message
     assert str(repository) not in response.error.message
+
+
+def test_headers_that_the_server_forwards_are_no_inputs(shared):
+    request = shoe(1, parameters={"x-request-id": "7", "triton_enable_empty_final_response": True})
+    shared.execute([request])
+    assert len(tokens(request.responses())) == 196
 
 
 def test_what_does_not_fit_into_the_queue_comes_back_later(repository, server):

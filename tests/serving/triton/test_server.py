@@ -21,6 +21,7 @@ from standins.tokenizers_of_text import byte_level
 from standins.tritonserver import tritonserver, until
 
 triton = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]: make test-triton installs it")
+InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
 
 GUIDE = Path(__file__).parents[3] / "docs" / "triton.md"
 KINDS = {
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     repository = folder / "models"
-    write_model(open_bundle("fashion"), repository, TritonSettings(rows=8, threads=1))
+    write_model(open_bundle("fashion"), repository, TritonSettings(rows=8, lanes=3, threads=1))
     write_model(open_bundle("fashion"), repository, TritonSettings(rows=1, most_waiting=0, threads=1), name="narrow")
     write_model(open_bundle(write_text_bundle(folder, byte_level())), repository, name="words")
     gone = folder / "gone"
@@ -65,9 +66,9 @@ def tensor(name, value):
 class Client:
     """A client with one stream, whose requests have names."""
 
-    def __init__(self, client):
+    def __init__(self, client, headers):
         self._client, self._answers = client, queue.Queue()
-        client.start_stream(lambda result, error: self._answers.put((result, error)))
+        client.start_stream(lambda result, error: self._answers.put((result, error)), headers=headers)
 
     def ask(self, model, name="", **inputs):
         given = [tensor(key, value) for key, value in inputs.items()]
@@ -82,9 +83,9 @@ class Client:
         tensors = {one.name: result.as_numpy(one.name) for one in found.outputs}
         return found.id, tensors, found.parameters["triton_final_response"].bool_param
 
-    def all(self, count=1):
-        """All answers of as many requests, by name."""
-        found = {}
+    def all(self, count=1, found=None):
+        """All answers of as many requests, by name, behind those that were ``found``."""
+        found = {} if found is None else found
         while count:
             name, tensors, last = self.next()
             found.setdefault(name, []).append(tensors)
@@ -96,9 +97,9 @@ class Client:
 
 
 @contextlib.contextmanager
-def connected(server):
+def connected(server, headers=None):
     with contextlib.closing(triton.InferenceServerClient(server.grpc)) as client:
-        made = Client(client)
+        made = Client(client, headers)
         try:
             yield made
         finally:
@@ -132,21 +133,25 @@ def test_sixteen_at_once_have_the_tokens_that_each_has_alone(server):
                 **settings[seed % 4],
             )
         found = client.all(16)
-    for seed in range(16):
-        assert tokens(found[f"{seed}"]) == alone([256 + seed % 10], seed, **settings[seed % 4])
+    for i, chosen in enumerate(settings):
+        seeds = range(i, 16, 4)
+        expected = one_after_another([([256 + seed % 10], seed) for seed in seeds], **chosen)
+        assert [tokens(found[f"{seed}"]) for seed in seeds] == expected
 
 
-def alone(prompt, seed, **settings):
-    """Tokens of a request that nobody else is beside, without any server."""
+def one_after_another(requests, **settings):
+    """Tokens of requests, each of which has the model for itself, without any server."""
     bundle = open_bundle("fashion")
     chosen = bundle.settings(**{"method": "scd-match", **settings})
+    made = []
     with open_model(bundle, **chosen.model) as model:
         decoder = Decoder(model, **chosen.decoder)
-        decoder.add(chosen.request(prompt, seed=seed))
-        commits = []
-        while decoder.active or decoder.waiting:
-            commits += decoder.step()
-    return [token for commit in commits for token in commit.tokens.tolist()]
+        for prompt, seed in requests:
+            decoder.add(chosen.request(prompt, seed=seed))
+            made.append([])
+            while decoder.active or decoder.waiting:
+                made[-1] += [token for commit in decoder.step() for token in commit.tokens.tolist()]
+    return made
 
 
 def test_a_text_comes_as_it_is_made(server):
@@ -167,7 +172,10 @@ def test_the_clients_example_of_the_guide_runs(server, capsys):
     program, printed = re.search(r"```py\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL).groups()
     assert "localhost:8001" in program
     exec(compile(program.replace("localhost:8001", server.grpc), "triton.md", "exec"), {})
-    assert capsys.readouterr().out == printed
+    # How many passes it takes depends on what the engine has seen, and what corrects its guesses on how dear a pass is.
+    assert re.sub(r"in \d+ passes", "in N passes", capsys.readouterr().out) == re.sub(
+        r"in \d+ passes", "in N passes", printed
+    )
 
 
 def post(server, path, **body):
@@ -194,21 +202,35 @@ def test_the_guides_requests_over_http(server):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("inputs", "code", "said"),
     [
-        ({"prompt": "hat"}, 400, "hat"),
-        ({"prompt": "shoe", "max_tokens": 5}, 400, "exactly 196 tokens"),
-        ({"prompt": "shoe", "method": "fast"}, 400, "method is 'fast'"),
-        ({}, 400, "no prompt is given"),
-        ({"prompt": "shoe", "timeout": 0.001, "method": "ar"}, 499, "longer than it was given"),
-        ({"prompt": "shoe", "color": "red"}, 400, None),
+        ({"prompt": "hat"}, "INVALID_ARGUMENT", "hat"),
+        ({"prompt": "shoe", "max_tokens": 5}, "INVALID_ARGUMENT", "exactly 196 tokens"),
+        ({"prompt": "shoe", "method": "fast"}, "INVALID_ARGUMENT", "method is 'fast'"),
+        ({}, "INVALID_ARGUMENT", "no prompt is given"),
+        ({"prompt": "shoe", "timeout": 0.001, "method": "ar"}, "CANCELLED", "longer than it was given"),
     ],
 )
-def test_refusals_have_a_status_and_a_reason(server, folder, body, status, said):
-    found, told = post(server, "/v2/models/fashion/generate", stream=False, **body)
-    assert found == status, told
-    assert said is None or said in told
-    assert str(folder) not in told
+def test_refusals_have_a_code_and_a_reason(server, folder, inputs, code, said):
+    with connected(server, headers={"triton_grpc_error": "true"}) as client:
+        client.ask("fashion", **inputs)
+        with pytest.raises(InferenceServerException, match=said) as refused:
+            client.all()
+    assert refused.value.status() == f"StatusCode.{code}"
+    assert str(folder) not in str(refused.value)
+
+
+def test_an_input_that_the_model_cannot_have_is_refused_by_the_server(server):
+    with connected(server) as client:
+        client.ask("fashion", prompt="shoe", stop="a")
+        with pytest.raises(InferenceServerException, match="unexpected inference input 'stop'"):
+            client.all()
+
+
+def test_a_misspelt_input_is_refused_over_http(server):
+    status, told = post(server, "/v2/models/fashion/generate", prompt="shoe", stream=False, temprature=0.5)
+    assert status == 400
+    assert "temprature" in told
 
 
 def test_a_full_queue_is_refused_and_a_cancelled_stream_frees_its_row(server):
@@ -216,13 +238,19 @@ def test_a_full_queue_is_refused_and_a_cancelled_stream_frees_its_row(server):
     with connected(server) as client:
         client.ask("narrow", prompt="shoe", seed=np.uint64(1), method="ar")
         client.next()
-        status, told = post(server, "/v2/models/narrow/generate", prompt="shoe", stream=False, method="ar")
-        assert status == 503, told
-        assert "come back later" in told
+        with connected(server, headers={"triton_grpc_error": "true"}) as other:
+            other.ask("narrow", prompt="shoe", method="ar")
+            with pytest.raises(InferenceServerException, match="come back later") as refused:
+                other.all()
+        assert refused.value.status() == "StatusCode.UNAVAILABLE"
+    asked = {"prompt": "shoe", "stream": False, "method": "ar"}
+    until(
+        lambda: post(server, "/v2/models/narrow/generate", **asked)[0] == 200, server
+    )  # there is one row, and no queue
+    done = lambda: server.metrics()["coupled_sampling_tokens_total"] - before  # noqa: E731
+    until(lambda: done() > 196, server)
     server.wait_for_metrics(running=0, waiting=0)
-    assert server.metrics()["coupled_sampling_tokens_total"] - before < 196
-    status, told = post(server, "/v2/models/narrow/generate", prompt="shoe", stream=False, method="ar")
-    assert status == 200, told
+    assert done() < 2 * 196
 
 
 def test_numbers_are_at_the_servers_metrics(server):
@@ -247,21 +275,28 @@ def test_unloading_and_ending_let_requests_finish(folder):
     repository = folder / "ending"
     write_model(open_bundle("fashion"), repository, TritonSettings(rows=4, threads=1))
     options = ["--model-control-mode=explicit", "--load-model=fashion"]
-    with tritonserver(repository, folder, *options) as running, connected(running) as client:
+    with tritonserver(repository, folder, *options) as running:
         with contextlib.closing(triton.InferenceServerClient(running.grpc)) as other:
-            begin(client)
-            other.unload_model("fashion")
-            assert [len(tokens(answers)) for answers in client.all(4).values()] == [195] * 4
-            until(lambda: not other.is_model_ready("fashion"), running)
+            with connected(running) as client:
+                begun = begin(client)
+                other.unload_model("fashion")
+                assert [len(tokens(answers)) for answers in client.all(4, begun).values()] == [196] * 4
+            until(lambda: "successfully unloaded 'fashion'" in running.log, running)
             other.load_model("fashion")
-        begin(client)
-        running.stop()
-        assert [len(tokens(answers)) for answers in client.all(4).values()] == [195] * 4
+        with connected(running) as client:  # a stream that is open keeps the model, and with it the server
+            begun = begin(client)
+            running.stop()
+            assert [len(tokens(answers)) for answers in client.all(4, begun).values()] == [196] * 4
         assert running.ended() == 0
 
 
 def begin(client):
-    """Four requests that take a pass for each token, of which each has had its first answer."""
+    """Four requests that take a pass for each token; returns once each has had an answer, with all of these."""
     for seed in range(4):
         client.ask("fashion", f"{seed}", prompt="shoe", seed=np.uint64(seed), method="ar")
-    assert sorted(client.next()[0] for _ in range(4)) == ["0", "1", "2", "3"]
+    found = {}
+    while len(found) < 4:
+        name, tensors, last = client.next()
+        found.setdefault(name, []).append(tensors)
+        assert not last
+    return found
