@@ -54,13 +54,13 @@ class TritonPythonModel:
         try:
             self._settings = TritonSettings.read(parameters)
             self._lanes = _open(args, self._settings, parameters.get(BUNDLE, BUNDLE))
+            self._model = ServedModel(args["model_name"], self._lanes.bundle, self._lanes)
         except (CoupledSamplingError, OSError) as error:
             raise self._server.TritonModelException(f"{args['model_name']} cannot be served: {error}") from error
         self._metrics = Metrics(
             self._server,
             {"model": args["model_name"], "version": args["model_version"], "instance": args["model_instance_name"]},
         )
-        self._model = ServedModel(args["model_name"], self._lanes.bundle, self._lanes)
         self._answers = Answers(self._model, self._tell)
         self._tell()
 
@@ -119,9 +119,10 @@ def _built_for(program: Path) -> int | None:
     Since it knows NumPy 2 (2.12), pybind11 puts the name of NumPy's module together; before that the name stands in the program.
     """
     try:
-        return 1 if b"numpy.core.multiarray" in program.read_bytes() else None
+        text = program.read_bytes()
     except OSError:
         return None
+    return 1 if b"numpy.core.multiarray" in text and b"numpy._core" not in text else None
 
 
 def _open(args: Mapping[str, str], settings: TritonSettings, bundle: str) -> Lanes:
