@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript bench bench-gpu train clean
+.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray test-triton bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -68,6 +68,11 @@ test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py
 
+# A real tritonserver: the one in nvidia-pytriton, whose Python is not used, nor what it depends on. It is from before Triton took
+# NumPy 2, so that its Python backend, which runs in this environment, has NumPy 1.
+test-triton: $(VENV)-triton/.done
+	$(VENV)-triton/bin/python -m pytest -rs tests/serving/triton
+
 # A server under load: how many requests a second, whether each has its own tokens, and whether anything leaks. Half an hour.
 MINUTES ?= 20
 load: $(VENV)/.dev
@@ -93,7 +98,7 @@ train: $(VENV)/.dev
 	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/fashion
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -101,6 +106,12 @@ $(VENV)/bin/python:
 $(VENV)-gpu/bin/python: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-gpu
 	$(VENV)-gpu/bin/python -m pip install -q -e ".[$(GPU_EXTRAS)]"
+	touch $@
+
+$(VENV)-triton/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip install -q --no-compile -e ".[cpu,export,testing,text]" "tritonclient[grpc]>=2.51"
+	$(VENV)-triton/bin/python -m pip install -q --no-compile --no-deps nvidia-pytriton==0.7.0 numpy==1.26.4
 	touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python

@@ -172,16 +172,23 @@ class Engine:
         EngineStopped, EngineFailed
             The engine takes no more requests.
         """
+        return await CommitStream.from_thread(self.put, asyncio.get_running_loop(), request, deadline)
+
+    def put(self, loop: asyncio.AbstractEventLoop, request: Request, deadline: float | None = None) -> CommitStream:
+        """What `submit` does, for a thread that has prepared a request: its stream is read in ``loop``."""
         if deadline is not None and check_number("deadline", deadline, "seconds") <= 0:
             raise InvalidArgument(f"deadline is {deadline}, expected seconds > 0, or None")
-        stream = CommitStream(asyncio.get_running_loop(), request.samples, self._cancel)
-        # Preparing a request may take long: a grammar compiles, a processor reads its prompt.
-        adding = asyncio.ensure_future(asyncio.to_thread(self._add, request, stream, deadline))
-        try:
-            await asyncio.shield(adding)
-        except asyncio.CancelledError:  # a thread cannot be: what it adds is taken back
-            adding.add_done_callback(lambda done: stream.cancel() if done.exception() is None else None)
-            raise
+        stream = CommitStream(loop, request.samples, self._cancel)
+        self._open_decoder()  # it waits, if the model is still opening
+        with self._wake:
+            decoder = self._open_decoder()
+            self._refuse_more(decoder, request.samples)
+            first = decoder.add(request)
+            stream.taken(range(first, first + request.samples))
+            self._streams.update(dict.fromkeys(stream.handles, stream))
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (time.monotonic() + deadline, next(self._order), stream))
+            self._wake.notify()
         return stream
 
     def check(self, request: Request) -> None:
@@ -202,18 +209,6 @@ class Engine:
         if self._ends is not None or self._decoder is None:
             raise EngineStopped(f"the {self.name} takes no more requests; ask another one")
         return self._decoder
-
-    def _add(self, request: Request, stream: CommitStream, deadline: float | None) -> None:
-        self._open_decoder()  # it waits, if the model is still opening
-        with self._wake:
-            decoder = self._open_decoder()
-            self._refuse_more(decoder, request.samples)
-            first = decoder.add(request)
-            stream.taken(range(first, first + request.samples))
-            self._streams.update(dict.fromkeys(stream.handles, stream))
-            if deadline is not None:
-                heapq.heappush(self._deadlines, (time.monotonic() + deadline, next(self._order), stream))
-            self._wake.notify()
 
     def _refuse_more(self, decoder: Decoder, samples: int) -> None:
         waiting = max(0, decoder.active + decoder.waiting + samples - self._rows)

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from coupled_sampling.backends import Place, check_model, open_model
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
-from coupled_sampling.decoding import Decoder, Request
+from coupled_sampling.decoding import Decoder
 from coupled_sampling.errors import BundleError
 from coupled_sampling.serving.engine import Engine, Health
 from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
@@ -35,9 +36,6 @@ __all__ = ["LaneSettings", "Lanes", "Pieces", "Source"]
 
 _PAUSE = 5.0
 """Seconds after a failure in which a lane is not opened anew."""
-
-_ATTEMPTS = 3
-"""How often a lane is looked for that was closed, to make room, between finding and using it."""
 
 
 class Pieces(Protocol):
@@ -185,6 +183,8 @@ class Lanes:
         self._lock = threading.Lock()
         self._lanes: dict[_Way, Engine] = {}
         """Open ones, the one that was used last at the end."""
+        self._coming: Counter[Engine] = Counter()
+        """How many jobs are about to be put into each: it is not idle."""
         self._failures: dict[_Way, tuple[float, EngineFailed]] = {}
         self._done: dict[str, Statistics] = {}
         """By method, of lanes that were closed."""
@@ -193,7 +193,7 @@ class Lanes:
         decoding = self.bundle.settings(**self.settings.defaults)
         self._usual = self._way(decoding, on_host=decoding.guided or decoding.sampling.warps)
         self._check(self._usual, decoding)
-        self._lane(self._usual, decoding)
+        self._arrived(self._lane(self._usual, decoding))
 
     def __enter__(self) -> Lanes:
         self.wait_until_ready()
@@ -231,21 +231,24 @@ class Lanes:
 
     async def submit(self, job: Job) -> Pieces:
         """See `Source.submit`."""
-        for attempt in range(_ATTEMPTS):
-            engine, request = await asyncio.to_thread(self._prepared, job)
-            try:
-                return _CommitPieces(await engine.submit(request, deadline=job.deadline))
-            except EngineStopped:
-                if self._closed or attempt == _ATTEMPTS - 1:
-                    raise
-        raise AssertionError
+        return _CommitPieces(await CommitStream.from_thread(self._submit, asyncio.get_running_loop(), job))
 
-    def _prepared(self, job: Job) -> tuple[Engine, Request]:
-        """The engine of ``job``, open, and what it is asked. It may take long: a model opens, a grammar compiles."""
+    def _submit(self, loop: asyncio.AbstractEventLoop, job: Job) -> CommitStream:
+        """Find or open the engine of ``job``, and put it there. It may take long: a model opens, a grammar compiles."""
         decoding = self.decoding(job)
         way = self._way(decoding, on_host=job.logprobs or job.processed or decoding.guided or decoding.sampling.warps)
         request = job.request(decoding, self.bundle, self.tokenizer)
-        return self._ready_lane(way, decoding), request
+        if way not in self._lanes:
+            self._check(way, decoding)
+        engine = self._lane(way, decoding)
+        try:
+            engine.wait_until_ready()
+            return engine.put(loop, request, job.deadline)
+        except EngineFailed as error:
+            self._drop(way, engine, error)
+            raise
+        finally:
+            self._arrived(engine)
 
     async def health(self) -> Health:
         """See `Source.health`: that of the usual lane."""
@@ -288,18 +291,6 @@ class Lanes:
             step,
         )
 
-    def _ready_lane(self, way: _Way, decoding: DecodingSettings) -> Engine:
-        """The engine of ``way``, open."""
-        if way not in self._lanes:
-            self._check(way, decoding)
-        engine = self._lane(way, decoding)
-        try:
-            engine.wait_until_ready()
-        except EngineFailed as error:
-            self._drop(way, engine, error)
-            raise
-        return engine
-
     def _check(self, way: _Way, decoding: DecodingSettings) -> None:
         check_model(
             self.bundle,
@@ -313,7 +304,7 @@ class Lanes:
         )
 
     def _lane(self, way: _Way, decoding: DecodingSettings) -> Engine:
-        """The engine of ``way``; if there is none, one that is just opening."""
+        """The engine of ``way``, or one that is just opening; it is not closed to make room before ``_coming`` is counted down."""
         with self._lock:
             if self._closed:
                 raise EngineStopped("the model is closed; ask another server")
@@ -332,7 +323,15 @@ class Lanes:
                     lambda: self._open(way, decoding), most_waiting=self.settings.most_waiting, name=f"engine ({way})"
                 )
             self._lanes[way] = engine
+            self._coming[engine] += 1
             return engine
+
+    def _arrived(self, engine: Engine) -> None:
+        """What was coming to ``engine`` is there, or will not come."""
+        with self._lock:
+            self._coming[engine] -= 1
+            if not self._coming[engine]:
+                del self._coming[engine]
 
     def _make_room(self, way: _Way) -> None:
         """Close the idle lane that was not used for longest, if as many are open as may be."""
@@ -340,7 +339,7 @@ class Lanes:
             return
         for other, engine in self._lanes.items():
             found = engine.statistics
-            if not found.running + found.waiting:
+            if not found.running + found.waiting + self._coming[engine]:
                 del self._lanes[other]
                 self._retire(other, engine)
                 return
@@ -351,7 +350,7 @@ class Lanes:
         )
 
     def _retire(self, way: _Way, engine: Engine) -> None:
-        """Close a lane in a thread of its own: it may have got a request just now, which is then finished."""
+        """Close a lane in a thread of its own: nobody waits for a model to close."""
 
         def close() -> None:
             engine.close()

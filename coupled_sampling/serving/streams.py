@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from coupled_sampling.decoding import Commit
 
@@ -52,6 +53,16 @@ class CommitStream:
         """Give it up: its rows are free at the next step, and no more commits come. From any thread, and more than once."""
         self._over = True
         self._cancel(self)
+
+    @classmethod
+    async def from_thread(cls, submit: Callable[..., CommitStream], *arguments: Any) -> CommitStream:
+        """What ``submit(*arguments)`` returns, called in a thread: preparing a request may take long, as a grammar compiles."""
+        submitting = asyncio.ensure_future(asyncio.to_thread(submit, *arguments))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:  # a thread cannot be: what it submits is taken back
+            submitting.add_done_callback(lambda done: done.result().cancel() if done.exception() is None else None)
+            raise
 
     @staticmethod
     def hand_over(loop: asyncio.AbstractEventLoop, parts: Sequence[tuple[CommitStream, Commit]]) -> None:

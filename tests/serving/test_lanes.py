@@ -205,3 +205,17 @@ def test_under_load_in_two_lanes_every_job_has_its_own_tokens(texts):
     ]
     one_by_one = [run(texts, job)[0][0] for job in jobs]
     assert [made for made, _, _ in run(texts, *jobs)] == one_by_one
+
+
+def test_more_ways_than_lanes_at_once_are_done_or_refused_and_never_lost(texts):
+    ways = ["scd-match", "ar", "speculative-match"]
+    jobs = [Job((5, 6), seed, settings={"length": 8, "method": ways[seed % 3]}) for seed in range(18)]
+
+    async def together():
+        return await asyncio.gather(*(read(texts, job) for job in jobs), return_exceptions=True)
+
+    made = asyncio.run(together())
+    done = {seed: one[0] for seed, one in enumerate(made) if isinstance(one, tuple)}
+    assert all(isinstance(one, Overloaded) for seed, one in enumerate(made) if seed not in done)
+    assert len(done) >= 6
+    assert done == {seed: alone(texts.bundle, (5, 6), seed, method="ar", length=8) for seed in done}
