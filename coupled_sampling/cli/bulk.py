@@ -48,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("prompts", metavar="PROMPTS", help="file with a JSON object on every line; - reads standard input")
     add("out", metavar="OUT", type=Path, help="folder to write to, or to go on in")
     add_model(parser)
-    add("--method", metavar="METHOD", help=f"how to decode: {METHOD_NAMES} (default: the bundle's)")
+    add(
+        "--method",
+        default="scd-match",
+        metavar="METHOD",
+        help=f"how to decode: {METHOD_NAMES}; the tokens of scd-match and ar depend on neither guesses nor the machine "
+        "(default: %(default)s)",
+    )
     add("--samples", type=int, default=1, metavar="N", help="sequences of each prompt (default: %(default)s)")
     add(
         "--part-rows",
@@ -129,8 +135,8 @@ def _lanes(arguments: argparse.Namespace, manifest: Any) -> dict[str, Any]:
         )
         if (value := getattr(arguments, name)) is not None
     }
-    defaults["method"] = arguments.method or manifest.defaults.method
-    common = run_settings(arguments, manifest, count=arguments.batch_size, methods=(defaults["method"],))
+    defaults["method"] = arguments.method
+    common = run_settings(arguments, manifest, count=1, methods=(arguments.method,))
     rows = arguments.batch_size
     return {
         "place": common.place,

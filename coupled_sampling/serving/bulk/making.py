@@ -108,7 +108,6 @@ class Maker:
             The model does not work any more.
         """
         decoding = job_settings(self._bundle, self._defaults, asked.job)
-        how = {"asked": asked, "method": decoding.method, "window": decoding.window}
         tokens: list[int] = []
         logprobs: list[float] = []
         passes, reason, error = 0, "error", None
@@ -128,7 +127,9 @@ class Maker:
             except InvalidArgument as refused:  # tokens without pixels
                 reason, error = "error", str(refused)
         return Made(
-            **how,
+            asked,
+            decoding.method,
+            decoding.window,
             tokens=tuple(tokens),
             logprobs=tuple(logprobs) if asked.job.logprobs else None,
             passes=passes,

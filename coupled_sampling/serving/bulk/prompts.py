@@ -13,7 +13,6 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from coupled_sampling.arguments import shown
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.bulk.rows import Asked, RowReader, number_of
 
-__all__ = ["Prompts", "opened_prompts"]
+__all__ = ["Prompts", "prompts_file", "remaining"]
 
 _MOST = 1 << 24
 """Bytes of a line."""
@@ -32,8 +31,8 @@ _TOLD = 1000
 
 
 @contextlib.contextmanager
-def opened_prompts(path: str) -> Iterator[IO[bytes]]:
-    """The file at ``path``, which can be read twice; "-" is standard input, kept in a temporary file.
+def prompts_file(path: str) -> Iterator[Path]:
+    """The file at ``path``, which can be read twice; of "-", standard input, a copy for the time of the block.
 
     Raises
     ------
@@ -43,17 +42,17 @@ def opened_prompts(path: str) -> Iterator[IO[bytes]]:
         It cannot be read.
     """
     if path == "-":
-        with tempfile.TemporaryFile() as kept:
+        with tempfile.NamedTemporaryFile(prefix="coupled-sampling-", suffix=".jsonl") as kept:
             shutil.copyfileobj(sys.stdin.buffer, kept)
-            yield kept
+            kept.flush()
+            yield Path(kept.name)
         return
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "not there"
         raise InvalidArgument(
             f"the prompts' file {path} is {found}, expected a file with a JSON object on every line, or -"
         )
-    with Path(path).open("rb") as file:
-        yield file
+    yield Path(path).absolute()
 
 
 class Prompts:
@@ -61,8 +60,8 @@ class Prompts:
 
     Parameters
     ----------
-    file
-        The lines, in UTF-8; it can be read again. Empty ones are left out, and counted.
+    path
+        The file, in UTF-8. Empty lines are left out, and counted.
     reader
         Makes sequences of them.
     told
@@ -74,17 +73,18 @@ class Prompts:
         A line is wrong, or an id comes twice; the message says which line.
     """
 
-    def __init__(self, file: IO[bytes], reader: RowReader, told: Callable[[int], object] = lambda count: None) -> None:
-        self._file, self._reader = file, reader
+    def __init__(self, path: Path, reader: RowReader, told: Callable[[int], object] = lambda count: None) -> None:
+        self.path, self._reader = path, reader
         numbers, digests = array("Q"), array("Q")
-        for count, (number, line) in enumerate(self._lines()):
+        for count, (number, line) in enumerate(_lines(path)):
             for asked in reader.read(number, line):
                 numbers.append(number_of(asked.id))
                 digests.append(asked.digest)
             if count % _TOLD == 0:
                 told(count)
         self._numbers: NDArray[np.uint64] = np.frombuffer(numbers, np.uint64) if numbers else np.zeros(0, np.uint64)
-        self._digests: NDArray[np.uint64] = np.frombuffer(digests, np.uint64) if digests else np.zeros(0, np.uint64)
+        self.digests: NDArray[np.uint64] = np.frombuffer(digests, np.uint64) if digests else np.zeros(0, np.uint64)
+        """A number of what each of them asks."""
         self._order = np.argsort(self._numbers, kind="stable")
         self._sorted = self._numbers[self._order]
         self.done = np.zeros(len(numbers), bool)
@@ -110,7 +110,7 @@ class Prompts:
         known = found < len(self._sorted)
         known[known] = self._sorted[found[known]] == numbers[known]
         index = self._order[found[known]]
-        other = np.flatnonzero(self._digests[index] != np.array(list(digests), np.uint64)[known])
+        other = np.flatnonzero(self.digests[index] != np.array(list(digests), np.uint64)[known])
         if len(other):
             name = names[int(np.flatnonzero(known)[other[0]])]
             raise InvalidArgument(
@@ -120,47 +120,15 @@ class Prompts:
         self.done[index] = True
 
     def remaining(self) -> Iterator[Asked]:
-        """What is not done, in the order of the file, which is read anew.
-
-        Raises
-        ------
-        InvalidArgument
-            The file was changed since it was checked.
-        """
-        index = 0
-        for number, line in self._lines():
-            for asked in self._reader.read(number, line):
-                if index >= len(self) or asked.digest != self._digests[index]:
-                    raise InvalidArgument(f"line {number} was changed while the prompts were read; run it again")
-                if not self.done[index]:
-                    yield asked
-                index += 1
-        if index < len(self):
-            raise InvalidArgument("the prompts became fewer while they were read; run it again")
-
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        """Lines that are not empty, with their numbers."""
-        self._file.seek(0)
-        number = 0
-        while raw := self._file.readline(_MOST + 1):
-            number += 1
-            if len(raw) > _MOST:
-                raise InvalidArgument(
-                    f"line {number} has more than {_MOST} bytes, expected a JSON object of at most these"
-                )
-            if not raw.strip():
-                continue
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidArgument(f"line {number} is no text in UTF-8: {error.reason}; convert the file") from error
+        """What is not done, see `remaining`."""
+        return remaining(self.path, self._reader.unchecked, self.digests, self.done)
 
     def _refuse_twice(self, first: int, second: int) -> None:
         """Raise for two sequences with the same number: where they are and what they are called is looked up."""
         found = []
         index = 0
-        for number, line in self._lines():
-            for asked in self._reader.read(number, line):
+        for number, line in _lines(self.path):
+            for asked in self._reader.unchecked.read(number, line):
                 if index in (first, second):
                     found.append((asked.id, number))
                 index += 1
@@ -172,3 +140,46 @@ class Prompts:
             )
         where = f"lines {line_of_one} and {line_of_other}" if line_of_one != line_of_other else f"line {line_of_one}"
         raise InvalidArgument(f"{where}: the id {shown(one)} comes twice, expected every one once; rename one of them")
+
+
+def remaining(path: Path, reader: RowReader, digests: NDArray[np.uint64], done: NDArray[np.bool_]) -> Iterator[Asked]:
+    """What is not done of a file that was checked, in the order of the file, which is read anew.
+
+    Parameters
+    ----------
+    path, reader, digests, done
+        The file, and of each sequence that it asks for a number of what it asks, and whether it is done: as in `Prompts`.
+
+    Raises
+    ------
+    InvalidArgument
+        The file was changed since it was checked.
+    """
+    index = 0
+    for number, line in _lines(path):
+        for asked in reader.read(number, line):
+            if index >= len(done) or asked.digest != digests[index]:
+                raise InvalidArgument(f"line {number} was changed while the prompts were read; run it again")
+            if not done[index]:
+                yield asked
+            index += 1
+    if index < len(done):
+        raise InvalidArgument("the prompts became fewer while they were read; run it again")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers."""
+    number = 0
+    with path.open("rb") as file:
+        while raw := file.readline(_MOST + 1):
+            number += 1
+            if len(raw) > _MOST:
+                raise InvalidArgument(
+                    f"line {number} has more than {_MOST} bytes, expected a JSON object of at most these"
+                )
+            if not raw.strip():
+                continue
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidArgument(f"line {number} is no text in UTF-8: {error.reason}; convert the file") from error

@@ -101,8 +101,8 @@ class Record:
             except (OSError, self._arrow.ArrowException) as error:
                 said = " ".join(str(error).split())[:200]
                 raise OutputError(
-                    f"cannot go on in {self._folder.path}: {RECORD}/{part.name} cannot be read ({said}); remove it, and its sequences are "
-                    "made again"
+                    f"cannot go on in {self._folder.path}: {RECORD}/{part.name} cannot be read ({said}); remove it, and its "
+                    "sequences are made again"
                 ) from error
             errors = len(table) - table.column("error").null_count
             yield table.column("id").to_pylist(), table.column("asked").to_pylist(), errors

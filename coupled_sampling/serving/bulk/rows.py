@@ -13,6 +13,7 @@ noise of its own: its key is the seed and, unless the line says another, `sequen
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -116,6 +117,13 @@ samples, settings, max_tokens, stop, logprobs, logit_bias, frequency_penalty, pr
     ) -> None:
         self._manifest, self._tokenizer, self._template = bundle.manifest, tokenizer, bundle.chat_template()
         self._seed, self._samples, self._check = seed, samples, check
+
+    @property
+    def unchecked(self) -> RowReader:
+        """A reader of lines that this one has found right: it takes less time over each."""
+        other = copy.copy(self)
+        other._check = lambda job: None
+        return other
 
     def read(self, number: int, line: str) -> list[Asked]:
         """The sequences that line ``number`` asks for.

@@ -1,27 +1,31 @@
 """A bulk run: check the prompts, see what is done already, make the rest, and write it down.
 
-What ends a run early, a signal or an error, leaves everything in the record that was made before it. A kill loses what was made since
-the last part, and the next run makes it again, the same.
+What ends a run early, a signal or an error, leaves everything in the record that was made before it. A kill loses what was made
+since the last part, and the next run makes it again, the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coupled_sampling.arguments import check_count
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.serving.bulk.folder import fingerprint, opened_folder
 from coupled_sampling.serving.bulk.local import made_here
 from coupled_sampling.serving.bulk.making import Made, Maker, require_pillow
-from coupled_sampling.serving.bulk.prompts import Prompts, opened_prompts
+from coupled_sampling.serving.bulk.prompts import Prompts, prompts_file, remaining
 from coupled_sampling.serving.bulk.ray_data import RaySettings, made_by_ray
 from coupled_sampling.serving.bulk.record import Record, require_pyarrow
-from coupled_sampling.serving.bulk.rows import RowReader
+from coupled_sampling.serving.bulk.rows import Asked, RowReader
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from coupled_sampling.serving.ways import JobCheck
 
@@ -169,7 +173,7 @@ def run_bulk(
     check = JobCheck(bundle, tokenizer, lanes.place, lanes.rows, lanes.step, lanes.defaults)
     reader = RowReader(bundle, tokenizer, seed=settings.seed, samples=settings.samples, check=check)
     facts = facts_of(bundle, lanes, settings)
-    with opened_folder(out, facts) as folder, opened_prompts(prompts) as file:
+    with opened_folder(out, facts) as folder, prompts_file(prompts) as file:
         asked = Prompts(file, reader, checked)
         folder.begin()
         record = Record(folder, facts["model"], facts["fingerprint"], settings.part_rows)
@@ -190,15 +194,27 @@ def _making(
 ) -> Iterator[Generator[Made, None, None]]:
     """What is made of the rest of ``asked``, here or elsewhere; given up at the end of the block."""
     if settings.ray is not None:
-        with contextlib.closing(
-            made_by_ray(opened, fingerprint(bundle), lanes, settings.ray, asked.remaining())
-        ) as results:
+        elsewhere = functools.partial(_read_elsewhere, opened, settings, asked.path, asked.digests, asked.done)
+        with contextlib.closing(made_by_ray(opened, fingerprint(bundle), lanes, settings.ray, elsewhere)) as results:
             yield results
         return
     with Lanes(opened, lanes) as source:
         maker = Maker(source.bundle, source, dict(lanes.defaults))
         with contextlib.closing(made_here(maker, asked.remaining(), lanes.rows)) as results:
             yield results
+
+
+def _read_elsewhere(
+    opened: Callable[[], Bundle],
+    settings: BulkSettings,
+    path: Path,
+    digests: NDArray[np.uint64],
+    done: NDArray[np.bool_],
+) -> Iterator[Asked]:
+    """What is not done, in another process: lines that were checked, and are held against what they were."""
+    bundle = opened()
+    reader = RowReader(bundle, bundle.tokenizer(), seed=settings.seed, samples=settings.samples, check=lambda job: None)
+    return remaining(path, reader, digests, done)
 
 
 def _write_down(results: Iterator[Made], record: Record, tally: Tally, report: Callable[[Tally], object]) -> None:

@@ -1,7 +1,6 @@
 """Lines of a prompts' file: what they ask for, and what is refused, with the number of the line."""
 
 import hashlib
-import io
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from coupled_sampling import open_bundle
 from coupled_sampling.backends import Place
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving.bulk.prompts import Prompts, opened_prompts
+from coupled_sampling.serving.bulk.prompts import Prompts, prompts_file
 from coupled_sampling.serving.bulk.rows import RowReader
 from coupled_sampling.serving.jobs import GrammarSource
 from coupled_sampling.serving.ways import JobCheck
@@ -91,6 +90,10 @@ def test_fields_of_texts(words):
     )
     assert job.settings == {"temperature": 0.5, "top_p": None, "length": 9}
     assert words.read(1, '{"prompt": "a", "stop": "END"}')[0].job.stop == ("END",)
+
+
+def test_a_grammar_is_its_kind_and_its_text(words):
+    pytest.importorskip("llguidance", reason="needs the extra [grammar]")
     grammar = words.read(1, '{"prompt": "a", "grammar": {"json_schema": {"type": "integer"}}}')[0].job.grammar
     assert grammar == GrammarSource("json_schema", '{"type": "integer"}')
 
@@ -157,27 +160,35 @@ def test_a_wrong_line_is_refused_by_its_number(pictures, line, words):
 
 
 def test_a_text_that_does_not_fit_is_refused_before_anything_runs(words):
-    with pytest.raises(InvalidArgument, match="line 2: a prompt of .* need .* positions, the model holds 256"):
+    with pytest.raises(InvalidArgument, match=r"line 2: a prompt of .* need .* positions, the model holds 256"):
         words.read(2, json.dumps({"prompt": "hello", "max_tokens": 300}))
 
 
-def prompts_of(pictures, *lines):
-    return Prompts(io.BytesIO("\n".join(lines).encode()), pictures)
+@pytest.fixture
+def prompts_of(pictures, tmp_path):
+    """``prompts_of(line, ...)``: the prompts of a file with these lines."""
+
+    def make(*lines):
+        path = tmp_path / "prompts.jsonl"
+        path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+        return Prompts(path, pictures)
+
+    return make
 
 
-def test_ids_that_come_twice_are_refused_with_their_lines(pictures):
+def test_ids_that_come_twice_are_refused_with_their_lines(prompts_of):
     one, other = '{"id": "a", "prompt": "shoe"}', '{"id": "b", "prompt": "shoe"}'
     with pytest.raises(InvalidArgument, match="lines 1 and 4: the id 'a' comes twice"):
-        prompts_of(pictures, one, other, "", one)
+        prompts_of(one, other, "", one)
     with pytest.raises(InvalidArgument, match="lines 1 and 2: the id '2' comes twice"):
-        prompts_of(pictures, '{"id": "2", "prompt": "shoe"}', '{"prompt": "bag"}')
+        prompts_of('{"id": "2", "prompt": "shoe"}', '{"prompt": "bag"}')
     with pytest.raises(InvalidArgument, match="lines 1 and 2: the id 'a/1' comes twice"):
-        prompts_of(pictures, '{"id": "a/1", "prompt": "bag"}', '{"id": "a", "prompt": "shoe", "samples": 2}')
+        prompts_of('{"id": "a/1", "prompt": "bag"}', '{"id": "a", "prompt": "shoe", "samples": 2}')
 
 
-def test_prompts_are_read_again_without_what_is_done(pictures):
+def test_prompts_are_read_again_without_what_is_done(prompts_of):
     lines = [json.dumps({"id": f"r{i}", "prompt": "shoe"}) for i in range(50)]
-    prompts = prompts_of(pictures, *lines, "", "  ")
+    prompts = prompts_of(*lines, "", "  ")
     everything = list(prompts.remaining())
     assert [one.id for one in everything] == [f"r{i}" for i in range(50)]
     kept = set(range(0, 50, 7))
@@ -187,49 +198,44 @@ def test_prompts_are_read_again_without_what_is_done(pictures):
     assert prompts.done.sum() == 50 - len(kept)
 
 
-def test_a_sequence_that_was_made_of_another_prompt_is_refused(pictures):
-    prompts = prompts_of(pictures, '{"id": "a", "prompt": "shoe"}', '{"id": "b", "prompt": "shoe"}')
+def test_a_sequence_that_was_made_of_another_prompt_is_refused(prompts_of, pictures):
+    prompts = prompts_of('{"id": "a", "prompt": "shoe"}', '{"id": "b", "prompt": "shoe"}')
     other = pictures.read(1, '{"id": "b", "prompt": "bag"}')[0]
     with pytest.raises(InvalidArgument, match="the sequence 'b' was made with another prompt, seed or settings"):
         prompts.mark_done(["b"], [other.digest])
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(pictures):
-    file = io.BytesIO(b'{"id": "a", "prompt": "shoe"}\n{"id": "b", "prompt": "shoe"}\n')
-    prompts = Prompts(file, pictures)
+def test_a_file_that_changes_while_it_is_read_is_refused(prompts_of):
+    one, other = '{"id": "a", "prompt": "shoe"}', '{"id": "b", "prompt": "shoe"}'
+    prompts = prompts_of(one, other)
     for changed, words in (
-        (b'{"id": "a", "prompt": "shoe"}\n{"id": "b", "prompt": "bag"}\n', "line 2 was changed"),
-        (b'{"id": "a", "prompt": "shoe"}\n', "became fewer"),
-        (
-            b'{"id": "a", "prompt": "shoe"}\n' + b'{"id": "b", "prompt": "shoe"}\n{"id": "c", "prompt": "bag"}',
-            "line 3 was",
-        ),
+        ((one, other.replace("shoe", "bag")), "line 2 was changed"),
+        ((one,), "became fewer"),
+        ((one, other, '{"id": "c", "prompt": "bag"}'), "line 3 was changed"),
     ):
-        file.seek(0)
-        file.truncate()
-        file.write(changed)
+        prompts.path.write_text("\n".join(changed))
         with pytest.raises(InvalidArgument, match=words):
             list(prompts.remaining())
 
 
-def test_files_that_are_no_lines_of_text(pictures, tmp_path, monkeypatch):
+def test_files_that_are_no_lines_of_text(prompts_of, tmp_path, monkeypatch):
     with pytest.raises(InvalidArgument, match="line 1 is no text in UTF-8"):
-        Prompts(io.BytesIO(b"\xff\xfe"), pictures)
+        prompts_of(b"\xff\xfe")
     monkeypatch.setattr("coupled_sampling.serving.bulk.prompts._MOST", 20)
     with pytest.raises(InvalidArgument, match="line 2 has more than 20 bytes"):
-        Prompts(io.BytesIO(b'\n{"prompt": "shoe"          }'), pictures)
-    with pytest.raises(InvalidArgument, match="is a folder, expected a file"), opened_prompts(str(tmp_path)):
+        prompts_of("", '{"prompt": "shoe"          }')
+    with pytest.raises(InvalidArgument, match="is a folder, expected a file"), prompts_file(str(tmp_path)):
         pass
-    with pytest.raises(InvalidArgument, match="is not there"), opened_prompts(str(tmp_path / "no")):
+    with pytest.raises(InvalidArgument, match="is not there"), prompts_file(str(tmp_path / "no")):
         pass
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(pictures):
-    prompts = Prompts(io.BytesIO(b'\xef\xbb\xbf{"id": "a", "prompt": "shoe"}'), pictures)
+def test_a_byte_order_mark_is_no_part_of_the_first_line(prompts_of):
+    prompts = prompts_of(b'\xef\xbb\xbf{"id": "a", "prompt": "shoe"}')
     assert [one.id for one in prompts.remaining()] == ["a"]
 
 
-def test_memory_is_two_numbers_and_a_truth_for_each_sequence(pictures):
-    prompts = prompts_of(pictures, *(json.dumps({"id": str(i), "prompt": "shoe"}) for i in range(10)))
+def test_memory_is_two_numbers_and_a_truth_for_each_sequence(prompts_of):
+    prompts = prompts_of(*(json.dumps({"id": str(i), "prompt": "shoe"}) for i in range(10)))
     arrays = [value for value in vars(prompts).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) <= 10 * (8 + 8 + 1 + 8 + 8)
