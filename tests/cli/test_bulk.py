@@ -52,7 +52,7 @@ def wait_for(found, process):
 
 
 def content(out):
-    """What is in a folder: rows and pictures by id. How many passes a row took depends on what corrects, and that on the machine."""
+    """What is in a folder: rows and pictures by id. How many passes a row took depends on the machine: on what corrects."""
     rows = parquet.read_table(out / "record").to_pylist()
     found = {row["id"]: row for row in rows}
     assert len(found) == len(rows), "an id is in the record twice"
@@ -106,7 +106,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(command,
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_signal_writes_what_is_complete(prompts, tmp_path):
     out = tmp_path / "out"
-    process = started(prompts(200), out, "--batch-size", "4", "--threads", "1")  # parts of a thousand: none is written before the signal
+    process = started(
+        prompts(200), out, "--batch-size", "4", "--threads", "1"
+    )  # parts of a thousand: none is written before the signal
     wait_for(lambda: len(list(out.rglob("pictures/*/*.png"))) > 3, process)
     assert parts(out) == []
     process.send_signal(signal.SIGTERM)

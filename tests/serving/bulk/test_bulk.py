@@ -58,7 +58,11 @@ def run(tmp_path, lines, opened=FASHION, out="out", seed=0, samples=1, part_rows
     path = write_lines(tmp_path / "prompts.jsonl", lines)
     settings = BulkSettings(seed=seed, samples=samples, part_rows=part_rows)
     return run_bulk(
-        str(path), tmp_path / out, opened, LaneSettings(**{"rows": 2, "place": Place(threads=1), "defaults": MATCH, **lanes}), settings
+        str(path),
+        tmp_path / out,
+        opened,
+        LaneSettings(**{"rows": 2, "place": Place(threads=1), "defaults": MATCH, **lanes}),
+        settings,
     )
 
 
