@@ -118,19 +118,6 @@ def test_a_signal_writes_what_is_complete(prompts, tmp_path):
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
-def test_one_run_at_a_time_has_the_folder(command, prompts, tmp_path):
-    out, path = tmp_path / "out", prompts(200)
-    process = started(path, out)
-    try:
-        wait_for(lambda: (out / "bulk.json").exists(), process)
-        code, said, error = command("bulk", path, out)
-        assert (code, said) == (2, "")
-        assert "another run writes there now; wait for it, or name another folder" in error
-    finally:
-        process.kill()
-        process.communicate(timeout=60)
-
-
 def test_what_is_said_of_a_run(command, prompts, tmp_path):
     code, said, error = command("bulk", prompts(2), tmp_path / "out", "--json", "--threads", "1")
     figures = json.loads(said)
@@ -145,10 +132,10 @@ def test_what_is_said_of_a_run(command, prompts, tmp_path):
     assert (code, "temperature was 1.0 and is 0.5 now" in error) == (2, True)
 
 
-def test_prompts_come_from_standard_input(prompts, tmp_path):
-    words = [sys.executable, "-m", "coupled_sampling", "bulk", "-", str(tmp_path / "out")]
-    result = subprocess.run(words, stdin=prompts(1).open(), capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stderr) == (0, "")
+def test_prompts_come_from_standard_input(command, prompts, tmp_path, monkeypatch):
+    with prompts(1).open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert command("bulk", "-", tmp_path / "out", "--threads", "1")[0] == 0
     assert set(content(tmp_path / "out")) == {"r0"}
 
 
