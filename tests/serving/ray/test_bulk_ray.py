@@ -21,7 +21,7 @@ from coupled_sampling.serving.bulk.running import BulkSettings, run_bulk
 from coupled_sampling.serving.lanes import LaneSettings
 from standins import ROOT
 from standins.serving import text_bundle
-from standins.telling import open_and_tell, open_here_only
+from standins.telling import open_and_tell, open_here_only, open_slowly
 
 ray = pytest.importorskip("ray", reason="make test-ray installs it")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra [bulk]")
@@ -79,9 +79,9 @@ def test_two_actors_make_what_one_process_makes(small_cluster, tmp_path):
 
 
 def test_no_prompt_waits_for_a_slower_one(small_cluster, text):
-    """The first prompt of all is the longest: the others, which are 20 times shorter, pass it in the same actor."""
+    """The first prompt of all is the longest: others, 20 times shorter and read after it, pass it in the same actor."""
     bundle = open_bundle(text)
-    lengths = [200, *[10] * 15]
+    lengths = [240, *[10] * 15]
 
     def asked():
         reader = RowReader(open_bundle(text), open_bundle(text).tokenizer(), seed=0, samples=1, check=lambda job: None)
@@ -89,9 +89,10 @@ def test_no_prompt_waits_for_a_slower_one(small_cluster, text):
             yield from reader.read(number, json.dumps({"prompt": "hello", "max_tokens": length}))
 
     slow = LaneSettings(rows=2, place=Place(threads=1), defaults={"method": "ar"})
-    opened = functools.partial(open_bundle, text)
+    opened = functools.partial(open_slowly, text)
     made = list(made_by_ray(opened, fingerprint(bundle), slow, RaySettings(1), asked))
-    assert [len(one.tokens) for one in made].index(200) == 15
+    # How many pass it depends on how fast Ray hands them over; in blocks, or in order, none would.
+    assert [len(one.tokens) for one in made].index(240) >= 2
     assert sorted(int(one.asked.id) for one in made) == list(range(16))
 
 
