@@ -71,9 +71,13 @@ def add_foreign(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None:
-    """What to sample, and how; ``fits`` is for the command that fits what corrects laws, and leaves out the choice of it."""
-    _add_prompt(parser)
+def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False, prompts: bool = True) -> None:
+    """What to sample, and how; ``fits`` is for the command that fits what corrects laws, and leaves out the choice of it.
+
+    Not ``prompts`` is for a command that has them elsewhere.
+    """
+    if prompts:
+        _add_prompt(parser)
     add = parser.add_argument_group("sampling").add_argument
     add(
         "--length",

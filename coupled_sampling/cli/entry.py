@@ -14,7 +14,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from coupled_sampling import __version__
-from coupled_sampling.cli import compare, export, fit_corrections, generate, inspect, serve, step_graphs, triton, verify
+from coupled_sampling.cli import (
+    bulk,
+    compare,
+    export,
+    fit_corrections,
+    generate,
+    inspect,
+    serve,
+    step_graphs,
+    triton,
+    verify,
+)
 from coupled_sampling.cli.completion import SHELLS, PrintCompletion
 from coupled_sampling.cli.output import tell, usable_streams, warnings_in_one_line, write
 from coupled_sampling.cli.stopping import Stopped, stopped_by_signals
@@ -49,6 +60,7 @@ COMMANDS: Mapping[str, Command] = {
     "inspect": inspect,
     "serve": serve,
     "export": export,
+    "bulk": bulk,
     "step-graphs": step_graphs,
     "fit-corrections": fit_corrections,
     "triton": triton,

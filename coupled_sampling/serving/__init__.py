@@ -2,9 +2,11 @@
 
 - `engine`: one thread that owns one decoder; `streams`: what a request's commits are read from; `statistics`: what it has done;
 - `jobs`: a request as data, which can cross machines, and its pieces, which cross back;
+- `ways`: what jobs have to have in common to share an engine, and what is refused before one is open;
 - `lanes`: the engines of one model, one for each way to decode it, opened when they are asked for;
 - `served`: a model with its name, its words and its pictures, wherever its engines are;
 - `http`: the application that speaks OpenAI's API; needs the extra [serve];
+- `bulk`: many prompts, once, to a folder; needs the extra [bulk];
 - `errors`: what is refused, and when to come back.
 
 A request's tokens are those it has alone: which requests share a batch changes none of them.

@@ -19,9 +19,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from coupled_sampling.backends import Place, check_model, open_model
+from coupled_sampling.backends import Place, open_model
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.decoding import Decoder
@@ -31,6 +31,7 @@ from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloa
 from coupled_sampling.serving.jobs import Job, Piece
 from coupled_sampling.serving.statistics import Statistics
 from coupled_sampling.serving.streams import CommitStream
+from coupled_sampling.serving.ways import Way, job_settings
 
 __all__ = ["LaneSettings", "Lanes", "Pieces", "Source"]
 
@@ -112,22 +113,6 @@ class LaneSettings:
         object.__setattr__(self, "defaults", {"method": "scd-match", **self.defaults})
 
 
-class _Way(NamedTuple):
-    """What requests of one lane have in common."""
-
-    method: str
-    window: int | str
-    branches: int | None
-    drafting: Any
-    prompt_chunk: int | None
-    corrections: str
-    guided: bool
-    step: str
-
-    def __str__(self) -> str:
-        return f"{self.method}, window {self.window}" + (", guided" if self.guided else "")
-
-
 class _CommitPieces:
     """A stream's commits as pieces."""
 
@@ -181,18 +166,18 @@ class Lanes:
         self.bundle = opened()
         self.tokenizer = self.bundle.tokenizer()
         self._lock = threading.Lock()
-        self._lanes: dict[_Way, Engine] = {}
+        self._lanes: dict[Way, Engine] = {}
         """Open ones, the one that was used last at the end."""
         self._coming: Counter[Engine] = Counter()
         """How many jobs are about to be put into each: it is not idle."""
-        self._failures: dict[_Way, tuple[float, EngineFailed]] = {}
+        self._failures: dict[Way, tuple[float, EngineFailed]] = {}
         self._done: dict[str, Statistics] = {}
         """By method, of lanes that were closed."""
         self._retiring: list[threading.Thread] = []
         self._closed = False
         decoding = self.bundle.settings(**self.settings.defaults)
-        self._usual = self._way(decoding, on_host=decoding.guided or decoding.sampling.warps)
-        self._check(self._usual, decoding)
+        self._usual = Way.of(decoding, self.settings.step, on_host=decoding.guided or decoding.sampling.warps)
+        self._usual.check(self.bundle, self.settings.place, self.settings.rows, decoding)
         self._arrived(self._lane(self._usual, decoding))
 
     def __enter__(self) -> Lanes:
@@ -223,11 +208,7 @@ class Lanes:
         InvalidArgument
             It cannot be.
         """
-        given = {name: value for name, value in job.settings.items() if value is not None}
-        defaults = dict(self.settings.defaults)
-        if "window" in given and "branches" not in given:
-            defaults.pop("branches", None)
-        return self.bundle.settings(**{**defaults, **given})
+        return job_settings(self.bundle, self.settings.defaults, job)
 
     async def submit(self, job: Job) -> Pieces:
         """See `Source.submit`."""
@@ -236,10 +217,10 @@ class Lanes:
     def _submit(self, loop: asyncio.AbstractEventLoop, job: Job) -> CommitStream:
         """Find or open the engine of ``job``, and put it there. It may take long: a model opens, a grammar compiles."""
         decoding = self.decoding(job)
-        way = self._way(decoding, on_host=job.logprobs or job.processed or decoding.guided or decoding.sampling.warps)
+        way = Way.of_job(job, decoding, self.settings.step)
         request = job.request(decoding, self.bundle, self.tokenizer)
         if way not in self._lanes:
-            self._check(way, decoding)
+            way.check(self.bundle, self.settings.place, self.settings.rows, decoding)
         engine = self._lane(way, decoding)
         try:
             engine.wait_until_ready()
@@ -277,33 +258,7 @@ class Lanes:
         for thread in (*closing, *self._retiring):
             thread.join()
 
-    def _way(self, decoding: DecodingSettings, *, on_host: bool) -> _Way:
-        part = decoding.decoder
-        step = "host" if on_host else self.settings.step
-        return _Way(
-            part["method"],
-            part["window"],
-            part["branches"],
-            part["drafting"],
-            part["prompt_chunk"],
-            decoding.corrections,
-            decoding.guided,
-            step,
-        )
-
-    def _check(self, way: _Way, decoding: DecodingSettings) -> None:
-        check_model(
-            self.bundle,
-            self.settings.place,
-            self.settings.rows,
-            method=way.method,
-            step=way.step,
-            guidance=decoding.guidance,
-            corrections=way.corrections,
-            trees=decoding.trees,
-        )
-
-    def _lane(self, way: _Way, decoding: DecodingSettings) -> Engine:
+    def _lane(self, way: Way, decoding: DecodingSettings) -> Engine:
         """The engine of ``way``, or one that is just opening; it is not closed to make room before ``_coming`` is counted down."""
         with self._lock:
             if self._closed:
@@ -333,7 +288,7 @@ class Lanes:
             if not self._coming[engine]:
                 del self._coming[engine]
 
-    def _make_room(self, way: _Way) -> None:
+    def _make_room(self, way: Way) -> None:
         """Close the idle lane that was not used for longest, if as many are open as may be."""
         if len(self._lanes) < self.settings.lanes:
             return
@@ -349,7 +304,7 @@ class Lanes:
             retry_after=5.0,
         )
 
-    def _retire(self, way: _Way, engine: Engine) -> None:
+    def _retire(self, way: Way, engine: Engine) -> None:
         """Close a lane in a thread of its own: nobody waits for a model to close."""
 
         def close() -> None:
@@ -361,18 +316,18 @@ class Lanes:
         thread.start()
         self._retiring = [*(one for one in self._retiring if one.is_alive()), thread]
 
-    def _drop(self, way: _Way, engine: Engine, error: EngineFailed) -> None:
+    def _drop(self, way: Way, engine: Engine, error: EngineFailed) -> None:
         with self._lock:
             if self._lanes.get(way) is engine:
                 del self._lanes[way]
                 self._failures[way] = (time.monotonic(), error)
                 self._forget(way, engine)
 
-    def _forget(self, way: _Way, engine: Engine) -> None:
+    def _forget(self, way: Way, engine: Engine) -> None:
         self._done[way.method] = engine.statistics.added_to(self._done.get(way.method)).ended()
 
     @contextlib.contextmanager
-    def _open(self, way: _Way, decoding: DecodingSettings) -> Iterator[Decoder]:
+    def _open(self, way: Way, decoding: DecodingSettings) -> Iterator[Decoder]:
         """The decoder of a lane; its engine's thread enters this."""
         bundle = self._opened()
         if bundle.manifest != self.bundle.manifest:

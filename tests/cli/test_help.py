@@ -49,7 +49,7 @@ def test_settings_that_a_bundle_has_defaults_for_are_said_to_be_the_bundles(name
     of_bundles = {"method", "window", "drafting", "temperature", "top_k", "top_p", "min_p", "guidance"}
     if name == "fit-corrections":
         of_bundles.remove("window")  # a fit has its own: tables are for what wide windows ask
-    if name in ("serve", "triton"):
+    if name in ("bulk", "serve", "triton"):
         of_bundles.remove("method")  # the one whose tokens depend on no window, and that resumes exactly
     for action in options(name):
         if action.dest in of_bundles and name != "export":
