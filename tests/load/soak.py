@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=20)
     given = parser.parse_args()
     counted, seen = Counter(), []
-    with server("fashion", rows=8, threads=1, max_queue=64) as (address, process):
+    with server("fashion", rows=8, threads=1, max_queue=64, log_level="warning") as (address, process):
 
         async def warm_up():
             for method in ("scd-match", "ar"):

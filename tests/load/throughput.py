@@ -81,7 +81,7 @@ def main():
         "method        clients  requests/s  tokens/s   first token p50 / p99   end to end p50 / p99   of the speed without a server"
     )
     rows = []
-    with server("fashion", rows=ROWS, threads=1, max_queue=256) as (address, _):
+    with server("fashion", rows=ROWS, threads=1, max_queue=256, log_level="warning") as (address, _):
         for method in ("scd-match", "ar"):
             for clients in CLIENTS:
                 count = max(clients, given.requests if clients > 1 else given.requests // 4)
