@@ -65,7 +65,7 @@ WARPED = [
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_tokens_and_counts_are_those_of_host_step(method, warped, record_property):
     """Every step of whole runs: ragged rows, prompts in chunks, rows that change their sequence, fresh drafts in between."""
-    kept = {(seed, size): table(seed, size) for seed in range(3) for size in (VOCAB, WIDE)}
+    kept = {(seed, size): table(seed, size) for seed in range(2) for size in (VOCAB, WIDE)}
     graphs = {key: step_graph(window_model(logits), method, warped=warped) for key, logits in kept.items()}
     sessions = {key: session_of(model) for key, model in graphs.items()}
 
