@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # Python compiles modules when they are imported; most of what is installed never is, so compiling all would cost half of the time.
 INSTALL = $(BIN)/python -m pip install -q --no-compile
+# And they are compiled once: where the environment forbids Python to keep what it compiled, each of the hundreds of processes that
+# tests start compiles numpy and all else anew, a third of the time of all tests.
+unexport PYTHONDONTWRITEBYTECODE
 # Tests run side by side on all cores, or on as many as JOBS says; a worker that is through takes over from another.
 JOBS ?= auto
 PARALLEL = -n $(JOBS) --dist worksteal

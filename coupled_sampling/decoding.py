@@ -19,21 +19,14 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from coupled_sampling.admission import Preparation
 from coupled_sampling.arguments import check_count, check_flag
 from coupled_sampling.assembly import Assembly
 from coupled_sampling.branching import Branching
-from coupled_sampling.contracts import (
-    CoupledStep,
-    Integers,
-    LogitsProvider,
-    RequestObserver,
-    TreeSteps,
-    Wraps,
-)
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, RequestObserver, TreeSteps, Wraps
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.drafting import Drafting, find_drafting
 from coupled_sampling.errors import InvalidArgument, SharedNoise
@@ -143,6 +136,9 @@ class Decoder:
         self._reading = PromptReading(step, prompt_chunk, reuse_prefixes)
         self._rows: list[Row | None] = [None] * step.batch_size
         self._waiting: deque[Row] = deque()
+        self._keys: Counter[tuple[int, int]] = (
+            Counter()
+        )  # of waiting and of rows: looking through all takes long where many wait
         self._leaving: list[Row] = []
         self._told: list[Commit] = []  # kept until a step returns: if the model raises, the next one tells them
         self._next_handle = 0
@@ -218,10 +214,9 @@ class Decoder:
         with self._lock:
             for row in rows:
                 row.handle, self._next_handle = self._next_handle, self._next_handle + 1
-            keys = {_key(row) for row in (*self._waiting, *self._rows) if row is not None}
-            twice = [row for row in rows if _key(row) in keys]
+            twice = [row for row in rows if row.key in self._keys]
         if twice:  # before they are queued: a warning may be made an error
-            seed, sequence = _key(twice[0])
+            seed, sequence = twice[0].key
             warnings.warn(
                 f"two requests under way have seed {seed} and sequence {sequence}: they draw with the same noise, so that equal "
                 "prompts give equal tokens and others are not independent; give each a sequence of its own, or sequence=None",
@@ -230,6 +225,7 @@ class Decoder:
             )
         with self._lock:
             self._waiting.extend(rows)
+            self._keys.update(row.key for row in rows)
         return rows[0].handle
 
     def remove(self, handle: int) -> Integers:
@@ -247,6 +243,7 @@ class Decoder:
             else:
                 self._rows[self._rows.index(row)] = None
                 self._leaving.append(row)  # its noise is forgotten by the thread that draws
+            self._uncount(row)
             row.trace.reason = "removed"
             return row.tokens[row.prompt_length : row.committed].copy()
 
@@ -378,8 +375,14 @@ class Decoder:
         with self._lock:
             if self._rows[b] is row:
                 self._rows[b] = None
+                self._uncount(row)
         self._reading.leave(b, row)
         self._noise.forget(row.info.seed, row.info.sequence)
+
+    def _uncount(self, row: Row) -> None:
+        self._keys[row.key] -= 1
+        if not self._keys[row.key]:
+            del self._keys[row.key]
 
     def _forget(self) -> None:
         """Forget the noise of sequences that were removed."""
@@ -392,7 +395,3 @@ class Decoder:
 def _span(rows: Sequence[Row | None]) -> int:
     """Rows up to the last one in use: as many as a step forwards."""
     return 1 + max((b for b, row in enumerate(rows) if row is not None), default=-1)
-
-
-def _key(row: Row) -> tuple[int, int]:
-    return row.info.seed, row.info.sequence

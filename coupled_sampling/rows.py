@@ -71,6 +71,11 @@ class Row:
         """Tokens that were there before the first step."""
 
     @property
+    def key(self) -> tuple[int, int]:
+        """What its noise is drawn by."""
+        return self.info.seed, self.info.sequence
+
+    @property
     def prompt_length(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt)

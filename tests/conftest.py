@@ -62,3 +62,14 @@ def _passes_take_a_millisecond() -> Iterator[None]:
         measured = network_choice._pass_seconds
         patch.setattr(network_choice, "_pass_seconds", functools.wraps(measured)(lambda *_: 1e-3))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sessions_have_one_thread() -> Iterator[None]:
+    """Where a test leaves the number to ONNX Runtime: threads that wait for work spin, on cores that other workers need."""
+    from coupled_sampling.backends.ort import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        options = session.session_options
+        patch.setattr(session, "session_options", lambda onnxruntime, threads: options(onnxruntime, threads or 1))
+        yield

@@ -9,7 +9,7 @@ from coupled_sampling.drafting import Copy
 ort = pytest.importorskip("coupled_sampling.backends.ort.provider")
 stats = pytest.importorskip("scipy.stats")
 
-SEQUENCES = 1500
+SEQUENCES = 800
 PROMPT = 1 + 14 + 10
 FALSE_ALARM = 1e-3  # for each test below; seeds are fixed, so a failure is a bug until shown otherwise
 

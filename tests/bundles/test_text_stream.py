@@ -64,7 +64,7 @@ def split(tokens, ends):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_streamed_text_is_the_text_of_all_tokens_up_to_the_stop(opened, kind, data):
     tokens, after, stop, ends = data.draw(cases(kind))
@@ -78,7 +78,7 @@ def test_streamed_text_is_the_text_of_all_tokens_up_to_the_stop(opened, kind, da
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_the_rule_keeps_the_tokens_that_complete_the_stop_string(opened, kind, data):
     tokens, after, stop, ends = data.draw(cases(kind))

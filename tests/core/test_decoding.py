@@ -1,5 +1,7 @@
 """The loop: windows, chunks, stops, rows that come and go, and what it refuses."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from coupled_sampling import (
     stream,
     summarise,
 )
-from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError, RequestFailed
+from coupled_sampling.errors import InvalidArgument, InvalidLogits, ProviderError, RequestFailed, SharedNoise
 from coupled_sampling.testing import TableProvider, random_table
 
 V = 5
@@ -234,6 +236,28 @@ def test_sequences_that_share_a_noise_key_do_not_disturb_each_other(method):
             parts[commit.handle].append(commit.tokens)
     for own, part in zip(alone, parts.values(), strict=True):
         np.testing.assert_array_equal(own.tokens[0], np.concatenate(part))
+
+
+@pytest.mark.parametrize("how", ["done", "removed while it waits", "removed under way"])
+def test_a_noise_key_may_be_used_again_once_nobody_has_it(how):
+    decoder = Decoder(TableProvider(random_table(12, V), V), method="ar")
+    first = decoder.add(Request([0], length=3, seed=7))
+    if how != "removed while it waits":
+        decoder.step()
+    with pytest.warns(SharedNoise):
+        second = decoder.add(Request([1], length=3, seed=7))
+    if how != "done":
+        decoder.remove(first)
+    with pytest.warns(SharedNoise):  # one of the two still has it
+        third = decoder.add(Request([2], length=3, seed=7))
+    if how != "done":
+        decoder.remove(second)
+        decoder.remove(third)
+    while decoder.active or decoder.waiting:
+        decoder.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoder.add(Request([0], length=3, seed=7))
 
 
 class Picky(TableProvider):

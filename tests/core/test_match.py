@@ -80,7 +80,7 @@ worlds = {
 
 
 @pytest.mark.parametrize("method", MATCH)
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(**worlds)
 def test_match_gives_the_tokens_of_ar(method, seed, requests, window, batch_size, drafting, shuffle):
     order = shuffle.sample(range(len(requests)), len(requests))
@@ -89,7 +89,7 @@ def test_match_gives_the_tokens_of_ar(method, seed, requests, window, batch_size
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(derandomize=True, deadline=None, max_examples=18)
 @given(**worlds)
 def test_tokens_do_not_depend_on_the_batch_or_the_order(method, seed, requests, window, batch_size, drafting, shuffle):
     order = shuffle.sample(range(len(requests)), len(requests))
@@ -100,7 +100,7 @@ def test_tokens_do_not_depend_on_the_batch_or_the_order(method, seed, requests, 
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(derandomize=True, deadline=None, max_examples=12)
 @given(
     seed=st.integers(0, 99),
     requests=request_lists(most=6),
@@ -137,7 +137,7 @@ def test_removing_other_requests_midway_changes_nothing_for_the_rest(method, see
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(derandomize=True, deadline=None, max_examples=12)
 @given(seed=st.integers(0, 99), window=st.integers(1, 9), drafting=st.sampled_from(DRAFTINGS), noise=st.integers(0, 9))
 def test_greedy_decoding_gives_the_tokens_of_ar(method, seed, window, drafting, noise):
     prompts, length = [[0], [3, 1, 2]], [10, 7]

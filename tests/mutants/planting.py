@@ -113,7 +113,7 @@ class Bug:
             raise MisfitError(f"its right code occurs {len(found)} times in {where}, expected once")
         after = replaced(source, found[0], wrong, as_expression)
         try:
-            ast.parse(after)
+            compile(after, self.name, "exec", dont_inherit=True)
         except SyntaxError as reason:
             raise MisfitError(f"it leaves no program: {reason}") from reason
         return Change(path, source, after)
@@ -157,7 +157,7 @@ class Bug:
         found = []
         for path in _source_files(root):
             if not module or path.stem == module:
-                source = path.read_bytes()
+                source = _content(path)
                 if name in (known := definitions(source)):
                     found.append((path, source, known[name]))
         if not found:
@@ -182,6 +182,10 @@ def _source_files(root: Path) -> list[Path]:
     return sorted(
         Path(folder, file) for walk in walks for folder, _, files in walk for file in files if file.endswith(".py")
     )
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 def _listed(paths: list[Path]) -> str:

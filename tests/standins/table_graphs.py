@@ -3,6 +3,8 @@
 Its logits depend on every token before, so state that is wrong anywhere shows.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from coupled_sampling.export.graphs.builder import GraphBuilder
@@ -143,11 +145,17 @@ def tree_model(logits):
 
 
 def session_of(model):
+    """A session of ``model``; one for all that have the same content, since a session keeps nothing between its runs."""
+    return _session(model.SerializeToString())
+
+
+@lru_cache(maxsize=256)
+def _session(content):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def finish(decoder, requests):

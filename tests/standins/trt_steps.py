@@ -23,7 +23,7 @@ def kernels(monkeypatch):
     launchers = []
 
     def install(machine, replacement=None):
-        launchers.append(EmulationLauncher(PLAIN, replacement=replacement))
+        launchers.append(EmulationLauncher((*PLAIN, "-O0") if replacement else PLAIN, replacement=replacement))
         machine.cuda.emulator = launchers[-1]
         return machine
 

@@ -67,7 +67,7 @@ def worlds(draw, sizes):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=30)
+@settings(derandomize=True, deadline=None, max_examples=16)
 @given(world=worlds(SIZES), drafting=st.sampled_from(STATELESS))
 def test_law_is_autoregressive_whatever_the_window_and_the_guesses(method, world, drafting):
     table, vocab_size, prompts, length, window, stop = world
@@ -76,7 +76,7 @@ def test_law_is_autoregressive_whatever_the_window_and_the_guesses(method, world
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=12)
+@settings(derandomize=True, deadline=None, max_examples=6)
 @given(world=worlds(SMALL_SIZES))
 def test_law_is_autoregressive_with_random_guesses(method, world):
     table, vocab_size, prompts, length, window, stop = world
@@ -85,7 +85,7 @@ def test_law_is_autoregressive_with_random_guesses(method, world):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(derandomize=True, deadline=None, max_examples=8)
 @given(world=worlds(SMALL_SIZES), draft_seed=st.integers(0, 999))
 def test_law_is_autoregressive_with_a_draft_model(method, world, draft_seed):
     table, vocab_size, prompts, length, window, stop = world
@@ -95,7 +95,7 @@ def test_law_is_autoregressive_with_a_draft_model(method, world, draft_seed):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(derandomize=True, deadline=None, max_examples=15)
+@settings(derandomize=True, deadline=None, max_examples=8)
 @given(
     prompts=st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=2), st.lists(st.integers(0, 1), min_size=3)),
     sizes=st.sampled_from([(2, 2, 2), (2, 3, 2), (3, 2, 3), (3, 3, 2), (2, 3, 1), (2, 4, 3)]),

@@ -25,6 +25,7 @@ OPTIONS = (
     *("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"),
     *("-ftrivial-auto-var-init=pattern", "-DTHREADS=1024", f"-DPART_THREADS={PART_THREADS}", f"-DCHUNK={CHUNK}"),
 )
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "standins.cubins")
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +67,17 @@ def expect_passed(result, count):
 
 
 def test_memory_streams_graphs_and_kernels_work_through_the_real_bindings(run):
-    expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", STANDINS / "libcuda" / "cases.py"), 13)
+    expect_passed(run(*PYTEST, STANDINS / "libcuda" / "cases.py"), 13)
 
 
 def test_the_kernels_tests_for_gpus_pass_on_it(run):
     """So that their first run on a GPU does not fail for what has nothing to do with GPUs. Large vocabularies: one method."""
     chosen = ("-m", "gpu", "-k", "not large_vocabularies or scd-maximal")
-    expect_passed(run("-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, HERE / "test_cuda_kernels.py"), 10)
+    expect_passed(run(*PYTEST, *chosen, HERE / "test_cuda_kernels.py"), 10)
 
 
 def test_the_other_tests_for_gpus_pass_on_it(run):
-    arguments = ("-q", "-p", "no:cacheprovider", "-k", "not onnx_runtime", HERE / "test_gpu.py")
-    expect_passed(run("-m", "pytest", *arguments), 14)
+    expect_passed(run(*PYTEST, "-k", "not onnx_runtime", HERE / "test_gpu.py"), 14)
 
 
 @pytest.mark.parametrize(("part", "figures"), [("machine", 2), ("kernels:scd-gumbel", 3)])

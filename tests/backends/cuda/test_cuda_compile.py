@@ -15,6 +15,7 @@ from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernels import DECISION, DRAWS, ROW, SHARING, WINDOW_DRAWS
 from coupled_sampling.backends.cuda.pointers import DevicePointer, device_pointer, parse_capsule
 from coupled_sampling.errors import InvalidArgument, MissingDependency
+from standins.cubins import keep
 from standins.cuda_emulation.emulation import PLAIN, EmulationLauncher
 
 
@@ -28,7 +29,20 @@ def nvrtc():
     return bindings
 
 
-@pytest.mark.parametrize(("architecture", "threads"), [(80, 1024), (90, 1024), (120, 1024), (90, 256)])
+@pytest.fixture(autouse=True)
+def _cubins_are_kept(monkeypatch):
+    keep(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "threads"),
+    [
+        (80, 1024),
+        (90, 1024),
+        pytest.param(120, 1024, marks=pytest.mark.long),
+        pytest.param(90, 256, marks=pytest.mark.long),
+    ],
+)
 def test_kernels_become_cubins(nvrtc, architecture, threads):
     for source in SOURCES if threads == 1024 else ["decision.cu"]:
         cubin = compile_kernels(architecture, threads, source)
@@ -197,7 +211,7 @@ def resources(cubin):
     return {name: (number, shared[name]) for name, number in registers.items()}
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 120])
+@pytest.mark.parametrize("architecture", [80, 90, pytest.param(120, marks=pytest.mark.long)])
 def test_kernels_fit_a_multiprocessor(nvrtc, architecture):
     """A block that asked for more could not be launched, which only a GPU would say."""
     found = {}

@@ -66,7 +66,7 @@ def test_kernels_that_go_on_behind_a_dead_slot_are_noticed(method, replacement, 
     monkeypatch.setattr(
         kernel_step, "close_rows", lambda window, tokens, committed, highest: Outcome(tokens, committed)
     )
-    with EmulationLauncher(PLAIN, replacement=replacement) as launcher:
+    with EmulationLauncher((*PLAIN, "-O0"), replacement=replacement) as launcher:
         settings = {"drafting": "random:0:7", "prompts": prompts, "window": 6}
         both = compare_on(launcher, lambda: Table(logits, 3), method, **settings)
     assert any(isinstance(difference[0], int) for difference in both.differences)

@@ -289,8 +289,11 @@ def test_a_broken_kernel_is_noticed(method):
             64,
         ),
         ("own % 4 == 0 && other % 4 == 0", "own >= 0", "runtime error: .*misaligned", 63),
-        ("aligned(is_aligned(law, 16))", "aligned(is_aligned(law, 4))", "runtime error: .*misaligned", 63),
-        ("site + sites);", "site + sites + 1);", "heap-buffer-overflow", 64),
+        pytest.param(
+            *("aligned(is_aligned(law, 16))", "aligned(is_aligned(law, 4))", "runtime error: .*misaligned", 63),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(*("site + sites);", "site + sites + 1);", "heap-buffer-overflow", 64), marks=pytest.mark.long),
         ("(unsigned int)(127 + scale) << 23", "(unsigned int)(127 + scale) << scale", "runtime error: shift", 64),
     ],
 )

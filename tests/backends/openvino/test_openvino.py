@@ -120,7 +120,7 @@ def test_ragged_windows_that_go_back_give_the_references_logits(tmp_path, name):
             close(found[row], scored(description, tokens[row, : start[row] + width])[start[row] :])
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_rows_and_widths_of_all_kinds_give_onnx_runtimes_logits(folder, data):
     provider = OpenVinoProvider.open(folder, ROWS, threads=1)

@@ -80,7 +80,7 @@ def test_the_execution_provider_in_use_is_reported(provider):
     assert str(provider.runs) == "on CPUExecutionProvider, step: host"
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_ragged_windows_that_go_back_give_the_logits_of_the_last_tokens_written(folder, oracle, data):
     """Random calls: number of rows, width, starts and tokens all vary, and kv_length with them."""

@@ -72,7 +72,7 @@ def test_it_gives_the_tokens_of_the_cpu_backend(bundle, method):
         np.testing.assert_array_equal(row, other)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_random_calls_give_the_logits_of_the_cpu_backend(bundle, data):
     """Rows, widths, starts and tokens all vary; starts go back, and never beyond what padding wrote over."""
@@ -156,7 +156,7 @@ def test_wide_padding_is_remembered_behind_narrow_padding(bundle):
         provider.forward(tokens[:, 14:15], starts(14))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=24, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_call_after_padding_is_right_or_refused(bundle, data):
     """Windows of two fixed sequences, anywhere in what was forwarded; after the last one nothing is refused."""

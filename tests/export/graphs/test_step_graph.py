@@ -65,7 +65,7 @@ WARPED = [
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_tokens_and_counts_are_those_of_host_step(method, warped, record_property):
     """Every step of whole runs: ragged rows, prompts in chunks, rows that change their sequence, fresh drafts in between."""
-    kept = {(seed, size): table(seed, size) for seed in range(3) for size in (VOCAB, WIDE)}
+    kept = {(seed, size): table(seed, size) for seed in range(2) for size in (VOCAB, WIDE)}
     graphs = {key: step_graph(window_model(logits), method, warped=warped) for key, logits in kept.items()}
     sessions = {key: session_of(model) for key, model in graphs.items()}
 
@@ -193,7 +193,15 @@ def test_unusable_logits_are_told_by_row_and_position(method, fault, found):
 
 
 @pytest.mark.parametrize(
-    ("warped", "fault"), [*((False, fault) for fault in FAULTS), (True, "none possible"), (True, "NaN for one token")]
+    ("warped", "fault"),
+    [
+        (False, "none possible"),
+        (False, "NaN"),
+        pytest.param(False, "NaN for one token", marks=pytest.mark.long),  # as with warps below
+        (False, "+inf"),
+        pytest.param(True, "none possible", marks=pytest.mark.long),
+        (True, "NaN for one token"),
+    ],
 )
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, warped, fault):
