@@ -235,7 +235,7 @@ class RaySource:
 
     async def health(self) -> Health:
         """See `coupled_sampling.serving.lanes.Source.health`: whether a replica takes jobs."""
-        found = [models.get(self._name) for models in (report["models"] for report in await self._report())]
+        found = [models.get(self._name) for models in (report["models"] for report in await self.reports())]
         if self._shared and any(one is None for one in found):
             return Health(True, True)  # it opens the model when it is asked for
         healths = [Health(*one["health"]) for one in found if one is not None]
@@ -245,7 +245,7 @@ class RaySource:
     async def statistics(self) -> Mapping[str, Statistics]:
         """See `coupled_sampling.serving.lanes.Source.statistics`: the sums over all replicas, also of those that are gone."""
         present = set()
-        for report in await self._report():
+        for report in await self.reports():
             present.add(report["replica"])
             if self._name in report["models"]:
                 self._reports[report["replica"]] = unpack_statistics(report["models"][self._name]["statistics"])
@@ -255,7 +255,8 @@ class RaySource:
                 sums[method] = (found if replica in present else found.ended()).added_to(sums.get(method))
         return sums
 
-    async def _report(self) -> list[dict[str, Any]]:
+    async def reports(self) -> list[dict[str, Any]]:
+        """What each replica tells of itself, see `ModelReplica.report`; those that do not answer are left out."""
         try:
             answers = await self._handle.broadcast("report").results_async(timeout_s=_REPORT, return_exceptions=True)
         except Exception:  # no replica runs, or one does not answer: nothing is known
