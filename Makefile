@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants fuzz check docs test-gpu test-torch test-frameworks test-openvino test-javascript bench bench-gpu train clean
+.PHONY: demo test test-long mutants fuzz check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -64,6 +64,11 @@ test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py
 
+# An environment of its own: Ray brings some fifty packages, and pins a few of them. It starts a cluster on this machine, two replicas
+# and a proxy on the loopback, and stops them.
+test-ray: $(VENV)-ray/bin/python
+	RAY_USAGE_STATS_ENABLED=0 $(VENV)-ray/bin/python -m pytest -rs -W ignore tests/serving/ray
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py
 	$(BIN)/python benchmarks/methods.py --step graph --threads 1 --windows 12,16,32,auto --count 20
@@ -82,7 +87,7 @@ train: $(VENV)/.dev
 	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/fashion
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -90,6 +95,11 @@ $(VENV)/bin/python:
 $(VENV)-gpu/bin/python: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-gpu
 	$(VENV)-gpu/bin/python -m pip install -q -e ".[$(GPU_EXTRAS)]"
+	touch $@
+
+$(VENV)-ray/bin/python: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install -q --no-compile -e ".[ray,export,testing]" httpx
 	touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python

@@ -323,10 +323,7 @@ def _as_ours(error: Exception) -> Exception:
     from ray.serve.exceptions import BackPressureError, RayServeException
 
     if isinstance(error, BackPressureError):
-        return Overloaded(
-            f"{error.num_queued_requests} requests wait for a replica, as many as may; come back later",
-            error.retry_after_s or _LATER,
-        )
+        return Overloaded("as many requests wait for a replica as may; come back later", error.retry_after_s or _LATER)
     if isinstance(error, RayTaskError) or not isinstance(error, RayError | RayServeException):
         return EngineFailed(f"the replica could not answer: {error}")
     return EngineStopped("the replica is gone")

@@ -179,7 +179,16 @@ def test_streams_of_a_killed_replica_go_on_in_the_other(deployed):
         counted = Dying(source)  # nothing dies there: it keeps what is submitted
         reading = [asyncio.ensure_future(tokens_of(Resuming(counted), job, begun)) for job in jobs]
         await begun.wait()
-        os.kill((await running(source))[0], signal.SIGKILL)
+
+        async def full():
+            return [
+                report["process"]
+                for report in await source.reports()
+                if any(one["running"] == one["rows"] and one["waiting"] > 1 for one in done_in(report).values())
+            ]
+
+        await until(full)
+        os.kill((await full())[0], signal.SIGKILL)
         made = await asyncio.gather(*reading)
         assert await running(source) == []
         again = counted.jobs[len(jobs) :]
