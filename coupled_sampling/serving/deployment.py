@@ -18,14 +18,15 @@ refused at once, with 429; it is not offered elsewhere, as all replicas stand be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from coupled_sampling.bundles.opening import open_bundle
-from coupled_sampling.errors import CoupledSamplingError, MissingDependency
-from coupled_sampling.serving.crossing import pack_job, unpack_message, unpack_statistics
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, MissingDependency
+from coupled_sampling.serving.crossing import pack_job, pack_statistics, unpack_message, unpack_statistics
 from coupled_sampling.serving.deployment_settings import DeploymentArgs, ModelArgs
 from coupled_sampling.serving.engine import Health
 from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
-__all__ = ["RaySource", "app_builder", "require_ray_serve"]
+__all__ = ["RaySource", "app_builder", "read_keys", "require_ray_serve"]
 
 _REPORT = 5.0
 """Seconds within which replicas have to report."""
@@ -52,8 +53,8 @@ _LATER = 5.0
 _DRAIN = 20.0
 """Seconds that a model has for jobs under way before it makes room for another in a replica that they share."""
 
-_INGRESS = {"max_ongoing_requests": 1000}
-"""Options of the ingress: it waits more than it works."""
+_INGRESS = {"max_ongoing_requests": 1000, "max_surge_percent": 100}
+"""Options of the ingress: it waits more than it works, and is there while an update rolls out."""
 
 
 def require_ray_serve() -> Any:
@@ -95,7 +96,7 @@ def app_builder(args: dict[str, Any]) -> Application:
     handles: dict[str, Any] = {}
     for name, models in groups.items():
         options = asked.options if asked.multiplexed else models[0].options
-        # Without the options: replicas go on when only these change, as Ray sees to them itself.
+        # Without the options, which are Ray's.
         settings = [model.model_dump(exclude={"deployment"}) for model in models]
         bound = serve.deployment(_Replica, name=name, **options).bind(settings, most)
         handles.update(dict.fromkeys((model.name for model in models), bound))
@@ -128,6 +129,8 @@ class _Replica(ModelReplica):
     def __init__(self, settings: Sequence[Mapping[str, Any]], most: int | None) -> None:
         self._settings = {one["name"]: ModelArgs(**one) for one in settings}
         self._lanes: dict[str, Lanes] = {}
+        self._done: dict[str, Mapping[str, Statistics]] = {}
+        """Of models that were closed."""
         super().__init__(self._find_lanes, lambda: dict(self._lanes))
         serve = require_ray_serve()
         self._id = str(serve.get_replica_context().replica_id.unique_id)
@@ -137,9 +140,7 @@ class _Replica(ModelReplica):
             self._open(name).wait_until_ready()
         else:
 
-            async def load(
-                name: str,
-            ) -> _Shared:  # Ray keeps what is open as an attribute of a function, which a method has not
+            async def load(name: str) -> _Shared:  # Ray sets an attribute of it, which a method does not take
                 return await self._shared(name)
 
             self._load = serve.multiplexed(max_num_models_per_replica=most)(load)
@@ -162,12 +163,20 @@ class _Replica(ModelReplica):
         def close() -> None:
             if self._lanes.get(name) is lanes:
                 del self._lanes[name]
+            else:
+                return  # Python calls it once more when nothing holds the model
             lanes.close(drain=_DRAIN)  # what is not done by then goes on elsewhere
+            done = asyncio.run(lanes.statistics())
+            self._done[name] = _summed([self._done.get(name, {}), {m: found.ended() for m, found in done.items()}])
 
         return _Shared(lanes, close)
 
     async def report(self) -> dict[str, Any]:
-        return {"replica": self._id, **await super().report()}
+        report = await super().report()
+        for name, done in self._done.items():
+            model = report["models"].setdefault(name, {"health": None, "statistics": {}})
+            model["statistics"] = pack_statistics(_summed([unpack_statistics(model["statistics"]), done]))
+        return {"replica": self._id, **report}
 
     async def check_health(self) -> None:
         for name, lanes in list(self._lanes.items()):
@@ -179,6 +188,20 @@ class _Replica(ModelReplica):
             lanes.close(drain=0)
 
 
+def read_keys(file: Path) -> tuple[str, ...]:
+    """The API keys in a file, one a line.
+
+    Raises
+    ------
+    InvalidArgument
+        There are none: serving without a key has to be asked for by naming no file.
+    """
+    keys = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    if not keys:
+        raise InvalidArgument(f"http.key_file is {str(file)!r}, which has no key; write one a line, or leave it out")
+    return keys
+
+
 class _Ingress:
     """What Ray makes the ingress of: the application, in each of its replicas."""
 
@@ -187,16 +210,14 @@ class _Ingress:
     ) -> None:
         from coupled_sampling.serving.http import HttpSettings, make_app
 
-        settings = {name: value for name, value in http.items() if name != "key_file"}
-        if http["key_file"] is not None:
-            lines = Path(http["key_file"]).read_text().splitlines()
-            settings["keys"] = tuple(line.strip() for line in lines if line.strip())
+        limits = {name: value for name, value in http.items() if name != "key_file"}
+        settings = HttpSettings(**limits, keys=() if http["key_file"] is None else read_keys(Path(http["key_file"])))
         models = []
         for name, folder in folders.items():
             bundle = open_bundle(folder)
             source = Resuming(RaySource(handles[name], name, fingerprint(bundle), shared=shared))
             models.append(ServedModel(name, bundle, source))
-        self._app = make_app(models, HttpSettings(**settings))
+        self._app = make_app(models, settings)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -235,12 +256,13 @@ class RaySource:
 
     async def health(self) -> Health:
         """See `coupled_sampling.serving.lanes.Source.health`: whether a replica takes jobs."""
-        found = [models.get(self._name) for models in (report["models"] for report in await self.reports())]
-        if self._shared and any(one is None for one in found):
+        known = [report["models"].get(self._name) for report in await self.reports()]
+        healths = [None if one is None or one["health"] is None else Health(*one["health"]) for one in known]
+        if self._shared and None in healths:
             return Health(True, True)  # it opens the model when it is asked for
-        healths = [Health(*one["health"]) for one in found if one is not None]
-        ready = next((health for health in healths if health.ready), None)
-        return ready or next(iter(healths), Health(False, False, "no replica answers"))
+        found = [health for health in healths if health is not None]
+        ready = next((health for health in found if health.ready), None)
+        return ready or next(iter(found), Health(False, False, "no replica answers"))
 
     async def statistics(self) -> Mapping[str, Statistics]:
         """See `coupled_sampling.serving.lanes.Source.statistics`: the sums over all replicas, also of those that are gone."""
@@ -249,11 +271,10 @@ class RaySource:
             present.add(report["replica"])
             if self._name in report["models"]:
                 self._reports[report["replica"]] = unpack_statistics(report["models"][self._name]["statistics"])
-        sums: dict[str, Statistics] = {}
-        for replica, methods in self._reports.items():
-            for method, found in methods.items():
-                sums[method] = (found if replica in present else found.ended()).added_to(sums.get(method))
-        return sums
+        return _summed(
+            done if replica in present else {method: found.ended() for method, found in done.items()}
+            for replica, done in self._reports.items()
+        )
 
     async def reports(self) -> list[dict[str, Any]]:
         """What each replica tells of itself, see `ModelReplica.report`; those that do not answer are left out."""
@@ -262,6 +283,15 @@ class RaySource:
         except Exception:  # no replica runs, or one does not answer: nothing is known
             return []
         return [answer for answer in answers if isinstance(answer, dict)]
+
+
+def _summed(parts: Iterable[Mapping[str, Statistics]]) -> dict[str, Statistics]:
+    """Sums by method."""
+    sums: dict[str, Statistics] = {}
+    for part in parts:
+        for method, found in part.items():
+            sums[method] = found.added_to(sums.get(method))
+    return sums
 
 
 class _ReplicaPieces:
@@ -290,6 +320,7 @@ class _ReplicaPieces:
                 raise
             raise EngineStopped("the replica cancelled the job") from error  # Ray says so as if it were this task
         except Exception as error:
+            self._over = True  # there is nothing to cancel
             raise _as_ours(error) from error
 
     def __aiter__(self) -> _ReplicaPieces:
@@ -314,7 +345,8 @@ class _ReplicaPieces:
     def _cancel(self) -> None:
         if not self._over:
             self._over = True
-            self._answers.cancel()
+            with contextlib.suppress(Exception):  # Ray raises here what the call has failed with meanwhile
+                self._answers.cancel()
 
 
 def _as_ours(error: Exception) -> Exception:

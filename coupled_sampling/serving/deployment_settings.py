@@ -88,10 +88,10 @@ class ModelArgs(ServingArgs):
 class HttpArgs(_Strict):
     """What the application allows, see `coupled_sampling.serving.http.HttpSettings`."""
 
-    most_body: int = Field(1 << 20, ge=1)
-    most_choices: int = Field(32, ge=1)
+    most_body: int = Field(default=1 << 20, ge=1)
+    most_choices: int = Field(default=32, ge=1)
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 600.0
-    key_file: str | None = Field(None, description="API keys, one a line; a file on every node of an ingress.")
+    key_file: str | None = Field(default=None, description="API keys, one a line; a file on every node of an ingress.")
 
 
 class DeploymentArgs(ServingArgs):

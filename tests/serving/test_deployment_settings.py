@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
-from coupled_sampling.serving.deployment import app_builder
+from coupled_sampling.serving.deployment import app_builder, read_keys
 from coupled_sampling.serving.deployment_settings import DeploymentArgs
 
 
@@ -69,3 +69,12 @@ def test_what_cannot_work_is_refused_in_words(wrong, words):
 def test_without_ray_the_extra_is_named():
     with pytest.raises(MissingDependency, match=r"pip install 'coupled-sampling\[ray\]'"):
         app_builder({"models": ["fashion"]})
+
+
+def test_keys_are_lines_of_a_file_that_has_some(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("one\n\n  two \n")
+    assert read_keys(file) == ("one", "two")
+    file.write_text("\n")
+    with pytest.raises(InvalidArgument, match="which has no key"):
+        read_keys(file)

@@ -62,7 +62,9 @@ def deployed(cluster, words):
 
     with contextlib.ExitStack() as stack:
         here = {
-            name: stack.enter_context(Lanes(lambda folder=folder: open_bundle(folder), LaneSettings(rows=4, most_waiting=4096)))
+            name: stack.enter_context(
+                Lanes(lambda folder=folder: open_bundle(folder), LaneSettings(rows=4, most_waiting=4096))
+            )
             for name, folder in folders.items()
         }
         yield SimpleNamespace(serve=cluster, source=source, here=here, address=f"http://127.0.0.1:{PORT}")
