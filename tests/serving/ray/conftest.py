@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import socket
 import tempfile
 from types import SimpleNamespace
 
@@ -11,8 +12,6 @@ from coupled_sampling import open_bundle
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from standins.ray_cluster import arguments
 from standins.serving import text_bundle
-
-PORT = 8173
 
 
 def pytest_collection_modifyitems(items):
@@ -34,13 +33,15 @@ def cluster():
     import ray
     from ray import serve
 
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     folder = tempfile.mkdtemp(prefix="ray-")  # a short path, as sockets lie in it
     try:
         ray.init(
             num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False, _temp_dir=folder
         )
-        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        yield serve
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield SimpleNamespace(serve=serve, address=f"http://127.0.0.1:{port}")
     finally:
         with contextlib.suppress(Exception):
             serve.shutdown()
@@ -54,11 +55,13 @@ def deployed(cluster, words):
     from coupled_sampling.serving.deployment import RaySource, app_builder
     from coupled_sampling.serving.replica import fingerprint
 
-    cluster.run(app_builder(arguments(words)), name="tests")
+    cluster.serve.run(app_builder(arguments(words)), name="tests")
     folders = {"fashion": "fashion", "words": words}
 
     def source(name):
-        return RaySource(cluster.get_deployment_handle(name, "tests"), name, fingerprint(open_bundle(folders[name])))
+        return RaySource(
+            cluster.serve.get_deployment_handle(name, "tests"), name, fingerprint(open_bundle(folders[name]))
+        )
 
     with contextlib.ExitStack() as stack:
         here = {
@@ -67,4 +70,4 @@ def deployed(cluster, words):
             )
             for name, folder in folders.items()
         }
-        yield SimpleNamespace(serve=cluster, source=source, here=here, address=f"http://127.0.0.1:{PORT}")
+        yield SimpleNamespace(serve=cluster.serve, source=source, here=here, address=cluster.address)

@@ -56,7 +56,7 @@ def test_models_that_share_a_replica_take_turns_and_have_their_own_tokens(deploy
         return ready, made, alone, still_open, sums
 
     try:
-        ready, made, alone, still_open, sums = asyncio.run(asyncio.wait_for(turns(), 90))
+        ready, made, alone, still_open, sums = asyncio.run(asyncio.wait_for(turns(), 240))
     finally:
         deployed.serve.delete("shared")
     assert ready == [True, True]
