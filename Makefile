@@ -13,7 +13,7 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants fuzz check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray bench bench-gpu train clean
+.PHONY: demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -68,6 +68,13 @@ test-javascript: $(VENV)/.dev
 # and a proxy on the loopback, and stops them.
 test-ray: $(VENV)-ray/bin/python
 	RAY_USAGE_STATS_ENABLED=0 $(VENV)-ray/bin/python -m pytest -rs -W ignore tests/serving/ray
+
+# A server under load: how many requests a second, whether each has its own tokens, and whether anything leaks. Half an hour.
+MINUTES ?= 20
+load: $(VENV)/.dev
+	$(BIN)/python tests/load/throughput.py
+	PYTHONPATH=tests $(BIN)/python tests/load/identity.py
+	$(BIN)/python tests/load/soak.py --minutes $(MINUTES)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/host_step.py

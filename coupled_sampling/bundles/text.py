@@ -21,11 +21,11 @@ from typing import Any
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.bundles.json_files import TOKENIZER, read_json_text
 from coupled_sampling.bundles.text_growth import find_endless
-from coupled_sampling.bundles.text_stream import StopStrings, TextStream
+from coupled_sampling.bundles.text_stream import NumberStream, StopStrings, TextStream
 from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
 from coupled_sampling.fields import check_path
 
-__all__ = ["StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
+__all__ = ["NumberStream", "StopStrings", "TextStream", "Tokenizer", "read_tokenizer", "require_tokenizers"]
 
 _TRIAL = string.printable + "\u00e9\u20ac\u4e2d\U0001f600"
 """What a tokenizer has to encode and decode before it is believed."""

@@ -1,4 +1,4 @@
-"""Text while it is made, and where it ends: `TextStream` and `StopStrings`.
+"""Text while it is made, and where it ends: `TextStream` and `StopStrings`; and `NumberStream` for models that have no text.
 
 Tokens are not characters. One character may need three of them, a space may belong to the token behind it, and a stop string may
 begin within one token and end within another. So text is told when no later token can change it:
@@ -23,7 +23,7 @@ from typing import Protocol
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
 
-__all__ = ["StopStrings", "TextStream"]
+__all__ = ["NumberStream", "StopStrings", "TextStream"]
 
 _HALF = "\ufffd"
 """What stands for bytes that are no character, or none yet."""
@@ -271,3 +271,28 @@ class TextStream:
         found = self._stop.find(shown)
         if found is not None:
             self._held, self.stopped = shown[: found[0]], found[1]
+
+
+class NumberStream:
+    """Tokens as numbers with commas between them, in place of a `TextStream`: for models without a tokenizer.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles.text_stream import NumberStream
+    >>> stream = NumberStream()
+    >>> stream.feed([7, 9]), stream.feed([]), stream.feed([8]), stream.finish()
+    ('7,9', '', ',8', '')
+    """
+
+    def __init__(self) -> None:
+        self._between = ""
+
+    def feed(self, tokens: Sequence[int] | Integers) -> str:
+        """Add ``tokens`` (n,); returns what they add to the text."""
+        text = "".join(f"{self._between if i == 0 else ','}{int(token)}" for i, token in enumerate(tokens))
+        self._between = "," if text else self._between
+        return text
+
+    def finish(self) -> str:
+        """The rest: there is never any."""
+        return ""

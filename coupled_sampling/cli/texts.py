@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TextIO
 
-from coupled_sampling.bundles.text import TextStream, Tokenizer
+from coupled_sampling.bundles.text import NumberStream, TextStream, Tokenizer
 from coupled_sampling.cli.output import write
 from coupled_sampling.cli.task import Task
-from coupled_sampling.contracts import Integers
 from coupled_sampling.decoding import Commit
 
 __all__ = ["Texts"]
-
-
-class _Numbers:
-    """Tokens as a text that ``--tokens`` takes; in place of a `TextStream`."""
-
-    def __init__(self) -> None:
-        self._between = ""
-
-    def feed(self, tokens: Sequence[int] | Integers) -> str:
-        text = "".join(f"{self._between if i == 0 else ','}{int(token)}" for i, token in enumerate(tokens))
-        self._between = "," if text else self._between
-        return text
-
-    def finish(self) -> str:
-        return ""
 
 
 class Texts:
@@ -74,5 +57,5 @@ class Texts:
             write(text, self._out)
 
 
-def _stream(tokenizer: Tokenizer | None, task: Task) -> TextStream | _Numbers:
-    return _Numbers() if tokenizer is None else TextStream(tokenizer, task.stop, task.after)
+def _stream(tokenizer: Tokenizer | None, task: Task) -> TextStream | NumberStream:
+    return NumberStream() if tokenizer is None else TextStream(tokenizer, task.stop, task.after)

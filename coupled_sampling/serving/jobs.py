@@ -16,7 +16,7 @@ from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, Tokenizer
 from coupled_sampling.decoding import Commit, Request
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import CoupledSamplingError, InvalidArgument
 from coupled_sampling.grammars import Grammar
 from coupled_sampling.processors import FrequencyPenalty, LogitBias, PresencePenalty, RepetitionPenalty
 from coupled_sampling.requests import Guidance
@@ -191,7 +191,13 @@ class Piece(NamedTuple):
         return cls(
             tuple(commit.tokens.tolist()),
             commit.reason,
-            None if commit.error is None else str(commit.error),
+            None if commit.error is None else _told(commit.error),
             None if commit.logprobs is None else tuple(commit.logprobs.tolist()),
             tuple(commit.trace.committed_per_step) if commit.finished else (),
         )
+
+
+def _told(error: Exception) -> str:
+    """What ended a request, without the number that it has within a decoder."""
+    cause = error.__cause__ or error
+    return str(cause) if isinstance(cause, CoupledSamplingError) else f"{type(cause).__name__}: {cause}"

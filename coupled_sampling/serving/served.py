@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling import __version__
 from coupled_sampling.backends import PixelDecoder
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.opening import Bundle
@@ -40,10 +42,24 @@ class ServedModel:
         self.tokenizer: Tokenizer | None = bundle.tokenizer()
         self.template: ChatTemplate | None = bundle.chat_template()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that a seed's tokens depend on and a client cannot see: the bundle, with its files' digests, and this library.
+
+        The kind of machine is not among it: another processor may round otherwise.
+        """
+        of = f"{__version__} {self.bundle.manifest!r}"
+        return f"fp_{hashlib.sha256(of.encode()).hexdigest()[:12]}"
+
     @property
     def makes_pictures(self) -> bool:
         """Whether its tokens are a picture."""
         return self.bundle.manifest.makes_pictures
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether its tokens are a text's."""
+        return self.tokenizer is not None and not self.makes_pictures
 
     def prompt_of_text(self, text: str) -> tuple[int, ...]:
         """Tokens of a text to be continued.
@@ -91,6 +107,16 @@ class ServedModel:
     @cached_property
     def _pixels(self) -> PixelDecoder:
         return PixelDecoder.open(self.bundle, threads=1)
+
+    async def open_pictures(self) -> None:
+        """Open what makes pictures, in a thread; else the first picture does.
+
+        Raises
+        ------
+        BundleError, MissingDependency
+            It cannot be opened.
+        """
+        await asyncio.to_thread(lambda: self._pixels)
 
     async def pictures(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
         """Pictures uint8 (B, height, width, channels) of as many tokens each as a picture has; in a thread."""

@@ -16,6 +16,7 @@ NEEDED = {"jax.md": "jax"}
 GUIDES = [
     pytest.param(guide, id=guide.name, marks=[pytest.mark.frameworks] if guide.name in NEEDED else [])
     for guide in sorted((ROOT / "docs").glob("*.md"))
+    if not guide.name.startswith("serving-")  # these ask a server, which tests of their own start
 ]
 
 

@@ -15,6 +15,7 @@ from coupled_sampling.serving.jobs import GrammarSource, Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from standins.serving import text_bundle
 
+pytestmark = pytest.mark.filterwarnings("ignore::coupled_sampling.errors.SharedNoise")  # guided jobs of one seed
 SHOE = (257,)
 
 

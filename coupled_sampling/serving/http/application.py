@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 
 from coupled_sampling import __version__
+from coupled_sampling.serving.http.chat import chat_routes
+from coupled_sampling.serving.http.completions import completion_routes
 from coupled_sampling.serving.http.errors import add_handlers
+from coupled_sampling.serving.http.images import image_routes
 from coupled_sampling.serving.http.listing import listing_routes
+from coupled_sampling.serving.http.page import page_routes
 from coupled_sampling.serving.http.service import HttpSettings, Service, Watch
 from coupled_sampling.serving.served import ServedModel
 
@@ -39,6 +43,6 @@ def make_app(models: Sequence[ServedModel], settings: HttpSettings | None = None
     service = Service(models, settings or HttpSettings(), watch)
     app = FastAPI(title="coupled-sampling", version=__version__, docs_url=None, redoc_url=None)
     add_handlers(app)
-    for routes in (listing_routes,):
+    for routes in (listing_routes, completion_routes, chat_routes, image_routes, page_routes):
         app.include_router(routes(service))
     return app

@@ -17,8 +17,11 @@ client sent, and what is about the server's own files goes to its log.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import re
+from collections.abc import Container, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,7 +32,7 @@ from starlette.exceptions import HTTPException
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 from coupled_sampling.serving.errors import DeadlineExceeded, Overloaded, ServingError
 
-__all__ = ["ApiError", "add_handlers", "as_api_error"]
+__all__ = ["ApiError", "add_handlers", "as_api_error", "naming"]
 
 _LOG = logging.getLogger("coupled_sampling.serving")
 
@@ -106,6 +109,27 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ServingError | BundleError):
         return ApiError(503, "the model cannot answer now; try again later, or ask another server", retry_after=_LATER)
     return ApiError(500, "the server made a mistake; its log says more")
+
+
+@contextlib.contextmanager
+def naming(fields: Container[str], **others: str) -> Iterator[None]:
+    """Turn an `InvalidArgument` whose message begins with the name of one of a request's ``fields`` into an error about it.
+
+    Parameters
+    ----------
+    fields
+        Names of the request's fields.
+    **others
+        The field behind a name that the library has for it, such as ``length="max_tokens"``.
+    """
+    try:
+        yield
+    except InvalidArgument as error:
+        word = re.match(r"\w+", str(error))
+        name = "" if word is None else others.get(word[0], word[0])
+        if word is None or name not in fields:
+            raise
+        raise ApiError(400, name + str(error)[word.end() :], param=name) from error
 
 
 def add_handlers(app: FastAPI) -> None:

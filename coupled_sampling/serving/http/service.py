@@ -167,6 +167,19 @@ class Service:
         allowed = self.settings.deadline
         return allowed if asked is None else asked if allowed is None else min(asked, allowed)
 
+    def check_count(self, count: int) -> None:
+        """Refuse a request that asks for ``count`` sequences if they are too many; before anything is made of it.
+
+        Raises
+        ------
+        ApiError
+            They are.
+        """
+        if count > self.settings.most_choices:
+            raise ApiError(
+                400, f"n: {count} sequences are asked for, expected at most {self.settings.most_choices}", param="n"
+            )
+
     async def begin(self, model: ServedModel, jobs: Sequence[Job]) -> Run:
         """Begin ``jobs`` of one request, all or none; use it as a context manager.
 
@@ -177,10 +190,7 @@ class Service:
         InvalidArgument, MissingDependency, ServingError
             One of them cannot be done, or not now.
         """
-        if len(jobs) > self.settings.most_choices:
-            raise ApiError(
-                400, f"n: {len(jobs)} sequences are asked for, expected at most {self.settings.most_choices}", param="n"
-            )
+        self.check_count(len(jobs))
         run = Run(model, self.watch)
         await run.begin(jobs)
         return run

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import httpx
@@ -14,6 +15,8 @@ from coupled_sampling.serving.http import HttpSettings, Service, make_app
 from coupled_sampling.serving.http.replies import events, unless_gone
 from coupled_sampling.serving.jobs import Job
 from standins.serving import on_loopback, served
+
+pytestmark = pytest.mark.filterwarnings("ignore::coupled_sampling.errors.SharedNoise")  # clients choose their seeds
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,14 @@ def address(model):
         return await unless_gone(request, gather(n))
 
     @app.get("/stream/{n}")
-    async def stream(n: int):
+    async def stream(n: int, request: Request):
         async def told():
             async with await service.begin(model, jobs(n)) as run:
                 async for index, piece in run:
                     yield None, {"index": index, "tokens": piece.tokens}
             yield None, "[DONE]"
 
-        return await events(told())
+        return await events(request, told())
 
     with on_loopback(app) as url:
         yield url
@@ -106,6 +109,40 @@ def test_a_client_that_goes_frees_its_rows(address, model, kind):
 
 async def _running(model):
     return sum(one.running + one.waiting for one in (await model.source.statistics()).values())
+
+
+@pytest.mark.parametrize("kind", ["whole", "stream"])
+def test_a_client_that_goes_while_it_waits_leaves_the_queue(address, model, kind):
+    async def leave():
+        async with httpx.AsyncClient(timeout=60) as client:
+            busy = asyncio.ensure_future(client.get(f"{address}/whole/4"))
+            until = time.monotonic() + 10
+            while (await _running(model)) < 4 and time.monotonic() < until:
+                await asyncio.sleep(0.001)
+            waiting = asyncio.ensure_future(client.get(f"{address}/{kind}/2"))
+            while (await _running(model)) < 6 and not busy.done() and time.monotonic() < until:
+                await asyncio.sleep(0.001)
+            seen = await _running(model)
+            waiting.cancel()
+            while (await _running(model)) > 4 and time.monotonic() < until:
+                await asyncio.sleep(0.001)
+            left_early = not busy.done()
+            await busy
+        return seen, left_early
+
+    assert asyncio.run(leave()) == (6, True)
+
+
+def test_a_client_that_reads_nothing_and_goes_frees_its_rows(address, model):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        deaf.sendall(b"GET /stream/4 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert httpx.get(f"{address}/whole/1", timeout=60).status_code == 200
+    until = time.monotonic() + 10
+    while asyncio.run(_running(model)):
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def test_what_is_refused_is_told_before_the_response_begins(address):
