@@ -64,7 +64,7 @@ test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py
 
-# An environment of its own: Ray brings some fifty packages, and pins a few of them. It starts a cluster on this machine, two replicas
+# An environment of its own, as Ray brings many packages. It starts a cluster on this machine, two replicas
 # and a proxy on the loopback, and stops them.
 test-ray: $(VENV)-ray/bin/python
 	RAY_USAGE_STATS_ENABLED=0 $(VENV)-ray/bin/python -m pytest -rs -W ignore tests/serving/ray
