@@ -13,10 +13,14 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray bench bench-gpu train clean
+.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray bench bench-gpu train clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
+
+# Starts a server, draws a picture through OpenAI's client, and stops the server.
+serve-demo: $(VENV)/.serve
+	$(BIN)/python examples/serve_demo.py --out served.png
 
 test: check docs
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -111,6 +115,10 @@ $(VENV)-ray/bin/python: pyproject.toml
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) -e ".[cpu,pictures]"
+	touch $@
+
+$(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e ".[serve]" "openai>=2"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

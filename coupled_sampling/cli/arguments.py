@@ -14,7 +14,18 @@ from coupled_sampling.bundles.settings import CORRECTIONS
 from coupled_sampling.cli.models import BACKENDS, STEPS
 from coupled_sampling.methods import METHODS
 
-__all__ = ["METHOD_NAMES", "add_model", "add_output", "add_place", "add_running", "add_sampling", "names"]
+__all__ = [
+    "METHOD_NAMES",
+    "add_foreign",
+    "add_model",
+    "add_output",
+    "add_place",
+    "add_running",
+    "add_sampling",
+    "add_where",
+    "names",
+    "window",
+]
 
 METHOD_NAMES = ", ".join(METHODS)
 """For help texts."""
@@ -41,18 +52,23 @@ def add_model(parser: argparse.ArgumentParser, *, foreign: bool = True) -> None:
         + f"a bundle's folder, or the name of an embedded model: {embedded} (default: %(default)s)",
     )
     if foreign:
-        parser.add_argument(
-            "--widen",
-            action="store_true",
-            help="let products take floats in an ONNX file that quantises activations; it is refused otherwise, since drafts would "
-            "change the tokens before them",
-        )
-        parser.add_argument(
-            "--max-length",
-            type=int,
-            metavar="N",
-            help="positions per sequence of an ONNX file (default: what the configuration beside it says)",
-        )
+        add_foreign(parser)
+
+
+def add_foreign(parser: argparse.ArgumentParser) -> None:
+    """What can be said of ONNX files of other people."""
+    parser.add_argument(
+        "--widen",
+        action="store_true",
+        help="let products take floats in an ONNX file that quantises activations; it is refused otherwise, since drafts would "
+        "change the tokens before them",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="positions per sequence of an ONNX file (default: what the configuration beside it says)",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None:
@@ -93,7 +109,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False) -> None
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same tokens (default: %(default)s)")
     add(
         "--window",
-        type=_window,
+        type=window,
         metavar="W",
         help="most tokens in one forward pass"
         + (
@@ -171,6 +187,13 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(batch_size=1, step="host")
 
 
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Where to run, for a command that says elsewhere how many sequences are decoded together."""
+    add = parser.add_argument_group("where it runs").add_argument
+    _add_step(add, ())
+    _add_place(add)
+
+
 def _add_place(add: Callable[..., object]) -> None:
     add(
         "--backend",
@@ -212,7 +235,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs instead of text for people")
 
 
-def _window(text: str) -> int | str:
+def window(text: str) -> int | str:
+    """A number of slots or "auto", as the type of an option."""
     if text == "auto" or text.lstrip("-").isdigit():
         return text if text == "auto" else int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no window, expected a number of tokens or auto")

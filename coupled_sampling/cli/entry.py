@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from coupled_sampling import __version__
-from coupled_sampling.cli import compare, export, fit_corrections, generate, inspect, step_graphs, verify
+from coupled_sampling.cli import compare, export, fit_corrections, generate, inspect, serve, step_graphs, verify
 from coupled_sampling.cli.completion import SHELLS, PrintCompletion
 from coupled_sampling.cli.output import tell, usable_streams, warnings_in_one_line, write
 from coupled_sampling.cli.stopping import Stopped, stopped_by_signals
@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": compare,
     "verify": verify,
     "inspect": inspect,
+    "serve": serve,
     "export": export,
     "step-graphs": step_graphs,
     "fit-corrections": fit_corrections,
@@ -119,7 +120,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _positionals(parser: argparse.ArgumentParser) -> str:
     """The arguments without a dash; the usage of thirty options is no help."""
     given = [action for action in parser._actions if not action.option_strings]
-    return " ".join(f"[{one.metavar}]" if one.nargs == "?" else str(one.metavar) for one in given)
+    shown = {"?": "[{0}]", "+": "{0} [{0} ...]"}
+    return " ".join(shown.get(str(one.nargs), "{0}").format(one.metavar) for one in given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,9 @@ A request's tokens are those it has alone: which requests share a batch changes 
 
 from coupled_sampling.serving.engine import Engine, Health
 from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded, ServingError
+from coupled_sampling.serving.jobs import GrammarSource, Job, Piece
+from coupled_sampling.serving.lanes import Lanes, LaneSettings
+from coupled_sampling.serving.served import ServedModel
 from coupled_sampling.serving.statistics import Statistics
 from coupled_sampling.serving.streams import CommitStream
 
@@ -21,8 +24,14 @@ __all__ = [
     "Engine",
     "EngineFailed",
     "EngineStopped",
+    "GrammarSource",
     "Health",
+    "Job",
+    "LaneSettings",
+    "Lanes",
     "Overloaded",
+    "Piece",
+    "ServedModel",
     "ServingError",
     "Statistics",
 ]

@@ -64,6 +64,19 @@ class Health:
         Its thread runs, and no step takes longer than a minute.
     why
         What is wrong, in words; None where nothing is.
+
+    Examples
+    --------
+    >>> import contextlib
+    >>> from coupled_sampling import Decoder
+    >>> from coupled_sampling.serving import Engine
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> decoder = Decoder(TableProvider(random_table(0, 4), 4))
+    >>> with Engine(lambda: contextlib.nullcontext(decoder)) as engine:
+    ...     engine.health
+    Health(ready=True, alive=True, why=None)
+    >>> engine.health.why
+    'the engine is closed'
     """
 
     ready: bool
@@ -298,7 +311,8 @@ class Engine:
         for attempt in itertools.count(1):
             began = self._stepping = time.monotonic()
             try:
-                guesses = decoder.window - 1
+                # Wider windows of a method without drafts are for reading prompts.
+                guesses = decoder.window - 1 if decoder.method.drafts else 0
                 commits = decoder.step()
                 self._counts.stepped(commits, time.monotonic() - began, guesses)
                 return commits

@@ -25,7 +25,14 @@ __all__ = ["GrammarSource", "Job", "Piece"]
 
 
 class GrammarSource(NamedTuple):
-    """What a grammar is made of."""
+    """What a grammar is made of.
+
+    Examples
+    --------
+    >>> from coupled_sampling.serving import GrammarSource, Job
+    >>> Job((1,), seed=0, grammar=GrammarSource("regex", "yes|no")).processed
+    True
+    """
 
     kind: Literal["json_schema", "regex", "lark"]
     """The constructor of `coupled_sampling.grammars.Grammar`."""
@@ -81,7 +88,7 @@ class Job:
 
     Examples
     --------
-    >>> from coupled_sampling.serving.jobs import Job
+    >>> from coupled_sampling.serving import Job
     >>> job = Job((257,), seed=3, settings={"temperature": 0.5})
     >>> job.resumed([7, 9]).generated
     (7, 9)
@@ -172,7 +179,15 @@ class Job:
 
 
 class Piece(NamedTuple):
-    """Newly committed tokens of a job."""
+    """Newly committed tokens of a job.
+
+    Examples
+    --------
+    >>> from coupled_sampling.serving import Piece
+    >>> pieces = [Piece((7, 9)), Piece((4,), "length", committed_per_pass=(2, 1))]
+    >>> [token for piece in pieces for token in piece.tokens], pieces[-1].reason
+    ([7, 9, 4], 'length')
+    """
 
     tokens: tuple[int, ...]
     """Never empty, save where ``error`` says why it ended."""

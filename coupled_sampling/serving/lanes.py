@@ -95,6 +95,12 @@ class LaneSettings:
     defaults
         How requests are decoded that do not say: names and values of `coupled_sampling.bundles.Bundle.settings`. The method is
         ``scd-match`` if nothing else is said: its tokens depend on no window, and it goes on exactly after an interruption.
+
+    Examples
+    --------
+    >>> from coupled_sampling.serving import LaneSettings
+    >>> LaneSettings(rows=16, defaults={"window": 24}).defaults
+    {'method': 'scd-match', 'window': 24}
     """
 
     place: Place = field(default_factory=Place)
@@ -163,8 +169,7 @@ class Lanes:
     --------
     >>> import asyncio
     >>> from coupled_sampling import open_bundle
-    >>> from coupled_sampling.serving.jobs import Job
-    >>> from coupled_sampling.serving.lanes import Lanes, LaneSettings
+    >>> from coupled_sampling.serving import Job, Lanes, LaneSettings
     >>> async def draw(lanes):
     ...     async with await lanes.submit(Job((257,), seed=1)) as pieces:
     ...         return sum([len(piece.tokens) async for piece in pieces])

@@ -34,6 +34,15 @@ class ServedModel:
         What it is.
     source
         Where its jobs are done.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.serving import Lanes, LaneSettings, ServedModel
+    >>> with Lanes(lambda: open_bundle("fashion"), LaneSettings(rows=1)) as lanes:
+    ...     model = ServedModel("clothes", lanes.bundle, lanes)
+    ...     model.name, model.makes_pictures, model.prompt_of_name("shoe") == lanes.bundle.manifest.find_prompt("shoe")
+    ('clothes', True, True)
     """
 
     def __init__(self, name: str, bundle: Bundle, source: Source) -> None:

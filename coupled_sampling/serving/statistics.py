@@ -39,12 +39,32 @@ class Statistics:
         Passes of sequences that committed something: a step of four sequences is four.
     tokens
         Committed tokens.
+    drafts
+        Those of them that had slots for guesses; none of ``ar``.
     drafted
         Slots for guesses in those passes; near the end of a sequence not all of them are filled.
     accepted
         How many commits had at least k + 1 accepted drafts, for k = 0, 1, ...; their sum is the number of accepted tokens.
     finished
         Sequences that ended, by reason: "length", "stop", "error", "removed".
+
+    Examples
+    --------
+    >>> import asyncio, contextlib
+    >>> from coupled_sampling import Decoder, Request
+    >>> from coupled_sampling.serving import Engine
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> async def draw(engine):
+    ...     async with await engine.submit(Request([0], length=12, seed=1)) as stream:
+    ...         return [commit async for commit in stream]
+    >>> decoder = Decoder(TableProvider(random_table(0, 4), 4), method="scd-match", window=4)
+    >>> with Engine(lambda: contextlib.nullcontext(decoder)) as engine:
+    ...     commits = asyncio.run(draw(engine))
+    >>> done = engine.statistics
+    >>> done.tokens, done.passes == len(commits), done.finished
+    (12, True, {'length': 1})
+    >>> sum(done.accepted) == done.tokens - done.passes
+    True
     """
 
     running: int
@@ -54,6 +74,7 @@ class Statistics:
     step_seconds: float
     passes: int
     tokens: int
+    drafts: int
     drafted: int
     accepted: tuple[int, ...]
     finished: dict[str, int]
@@ -71,7 +92,7 @@ class Statistics:
         mine, its = (list(s.accepted) + [0] * (most - len(s.accepted)) for s in (self, other))
         sums = {
             name: getattr(self, name) + getattr(other, name)
-            for name in ("running", "waiting", "rows", "steps", "step_seconds", "passes", "tokens", "drafted")
+            for name in ("running", "waiting", "rows", "steps", "step_seconds", "passes", "tokens", "drafts", "drafted")
         }
         finished = dict(Counter(self.finished) + Counter(other.finished))
         return Statistics(accepted=tuple(a + b for a, b in zip(mine, its, strict=True)), finished=finished, **sums)
@@ -86,7 +107,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._steps = self._passes = self._tokens = self._drafted = 0
+        self._steps = self._passes = self._tokens = self._drafts = self._drafted = 0
         self._step_seconds = 0.0
         self._committed: Counter[int] = Counter()
         """How many commits had that many tokens."""
@@ -102,6 +123,7 @@ class Counts:
                 self._committed[len(commit.tokens)] += 1
                 self._tokens += len(commit.tokens)
                 self._passes += 1
+                self._drafts += guesses > 0
                 self._drafted += guesses
                 if commit.finished:
                     self._finished[str(commit.reason)] += 1
@@ -130,6 +152,7 @@ class Counts:
                 self._step_seconds,
                 self._passes,
                 self._tokens,
+                self._drafts,
                 self._drafted,
                 tuple(counted),
                 dict(self._finished),

@@ -15,7 +15,24 @@ __all__ = ["CommitStream"]
 class CommitStream:
     """The commits of one request, an asynchronous iterator and context manager: leaving it early frees the rows.
 
-    Made by `coupled_sampling.serving.Engine.submit`. It ends with the last commit of the last sample, or raises what ended the
+    Made by `coupled_sampling.serving.Engine.submit`. It ends with the last commit of the last sample, or raises what ended it.
+
+    Examples
+    --------
+    >>> import asyncio, contextlib
+    >>> from coupled_sampling import Decoder, Request
+    >>> from coupled_sampling.serving import Engine
+    >>> from coupled_sampling.testing import TableProvider, random_table
+    >>> async def beginning(engine):
+    ...     async with await engine.submit(Request([0], length=1000, seed=1)) as stream:
+    ...         async for commit in stream:
+    ...             return commit.reason  # leaving the block frees the row
+    >>> decoder = Decoder(TableProvider(random_table(0, 4), 4, max_length=1001))
+    >>> with Engine(lambda: contextlib.nullcontext(decoder)) as engine:
+    ...     print(asyncio.run(beginning(engine)))
+    None
+    >>> engine.statistics.finished
+    {'removed': 1}
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, samples: int, cancel: Callable[[CommitStream], None]) -> None:

@@ -30,7 +30,7 @@ def said(action):
 def test_every_option_says_its_default(name):
     for action in options(name):
         assert len(said(action)) > 10, f"{name} {action.dest} has no help"
-        must_be_given = not action.option_strings and action.nargs is None
+        must_be_given = not action.option_strings and action.nargs in (None, "+")
         is_flag = action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction)
         if must_be_given or is_flag:
             assert "(default:" not in said(action)  # a flag that is not given is off
@@ -49,6 +49,8 @@ def test_settings_that_a_bundle_has_defaults_for_are_said_to_be_the_bundles(name
     of_bundles = {"method", "window", "drafting", "temperature", "top_k", "top_p", "min_p", "guidance"}
     if name == "fit-corrections":
         of_bundles.remove("window")  # a fit has its own: tables are for what wide windows ask
+    if name == "serve":
+        of_bundles.remove("method")  # the one whose tokens depend on no window, and that resumes exactly
     for action in options(name):
         if action.dest in of_bundles and name != "export":
             assert action.default is None
@@ -78,9 +80,22 @@ def test_the_examples_are_command_lines_that_parse():
             assert parser.parse_args(words[1:]).command == name
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["serve", "--help"], ["--version"]])
 def test_help_loads_no_runtime(arguments):
-    heavy = ("onnxruntime", "onnx", "torch", "matplotlib", "PIL", "tqdm", "scipy", "shtab", "tokenizers", "tensorrt")
+    heavy = (
+        "onnxruntime",
+        "onnx",
+        "torch",
+        "matplotlib",
+        "PIL",
+        "tqdm",
+        "scipy",
+        "shtab",
+        "tokenizers",
+        "tensorrt",
+        "fastapi",
+        "uvicorn",
+    )
     code = (
         "import sys\nfrom coupled_sampling.cli import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"

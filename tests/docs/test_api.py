@@ -36,6 +36,8 @@ NEEDED = {
     "coupled_sampling.testing.strategies": ("hypothesis",),
     "coupled_sampling.testing.tree_strategies": ("hypothesis",),
     "coupled_sampling.testing.plugin": ("hypothesis",),
+    "coupled_sampling.serving": ("onnxruntime",),
+    "coupled_sampling.serving.http": ("fastapi", "httpx", "prometheus_client"),
 }
 """Packages of extras that examples need, by module or by entry."""
 

@@ -5,6 +5,8 @@
 | 400 | a request that cannot work, told before the response begins | ``invalid_request_error`` |
 | 401 | no key, or a wrong one | ``authentication_error`` |
 | 404 | no such model or path | ``not_found_error`` |
+| 405 | a path that takes another method | ``invalid_request_error`` |
+| 408 | a body that did not arrive in time | ``invalid_request_error`` |
 | 413 | a body that is too large | ``invalid_request_error`` |
 | 422 | the request failed while it was decoded; others were not touched | ``generation_failed`` |
 | 429 | the queue is full; ``Retry-After`` says when to come back | ``overloaded_error`` |
@@ -27,12 +29,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 from coupled_sampling.serving.errors import DeadlineExceeded, Overloaded, ServingError
 
-__all__ = ["ApiError", "add_handlers", "as_api_error", "naming"]
+__all__ = ["RESPONSES", "ApiError", "add_handlers", "as_api_error", "naming"]
 
 _LOG = logging.getLogger("coupled_sampling.serving")
 
@@ -41,6 +44,7 @@ _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     422: "generation_failed",
     429: "overloaded_error",
@@ -50,6 +54,36 @@ _TYPES = {
 
 _LATER = 5
 """Seconds after which to come back, where nothing better is known."""
+
+
+class _Said(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class _Error(BaseModel):
+    error: _Said
+
+
+_MEANINGS = {
+    400: "The request cannot work.",
+    401: "No API key, or a wrong one.",
+    404: "No such model or path.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    422: "The request failed while it was decoded.",
+    429: "The queue is full; Retry-After says when to come back.",
+    500: "The server made a mistake.",
+    503: "The model cannot answer now; Retry-After says when to come back.",
+    504: "The deadline passed.",
+}
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": _Error, "description": meaning} for status, meaning in _MEANINGS.items()
+}
+"""What any route may answer beside its own responses, for the OpenAPI document."""
 
 
 class ApiError(Exception):
@@ -138,7 +172,13 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            where, reason = first["loc"][-1], first.get("ctx", {}).get("error", "it cannot be read")
+            return ApiError(400, f"the body is no JSON: {reason}, at character {where}").response
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        kind = request.headers.get("content-type", "")
+        if where == "body" and first["type"] != "missing" and "json" not in kind:
+            return ApiError(400, f"content-type is {kind[:100]!r}, expected application/json").response
         return ApiError(400, f"{where}: {first['msg']}", param=where).response
 
     @app.exception_handler(HTTPException)

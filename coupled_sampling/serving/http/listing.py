@@ -1,12 +1,14 @@
-"""``GET /v1/models`` and ``/health``."""
+"""``GET /v1/models``, ``/health`` and ``/health/live``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from coupled_sampling.serving.engine import Health
 from coupled_sampling.serving.http.service import Service
 from coupled_sampling.serving.served import ServedModel
 
@@ -29,12 +31,24 @@ def listing_routes(service: Service) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> JSONResponse:
-        """200 where every model takes requests, else 503 and why not."""
+        """200 where every model takes requests, else 503 and why not: whether to send requests here."""
         found = {name: await model.source.health() for name, model in service.models.items()}
-        body = {name: {"ready": one.ready, "alive": one.alive, "why": one.why} for name, one in found.items()}
-        return JSONResponse(body, 200 if all(one.ready for one in found.values()) else 503)
+        if service.traffic.draining:
+            found = {name: Health(False, one.alive, "the server is draining") for name, one in found.items()}
+        return _told(found, all(one.ready for one in found.values()))
+
+    @routes.get("/health/live")
+    async def live() -> JSONResponse:
+        """200 where every model works, even if it takes no requests, else 503: whether to start the server again."""
+        found = {name: await model.source.health() for name, model in service.models.items()}
+        return _told(found, all(one.alive for one in found.values()))
 
     return routes
+
+
+def _told(found: Mapping[str, Health], well: bool) -> JSONResponse:
+    body = {name: {"ready": one.ready, "alive": one.alive, "why": one.why} for name, one in found.items()}
+    return JSONResponse(body, 200 if well else 503)
 
 
 def _described(model: ServedModel) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
+import anyio
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -52,6 +53,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     finally:
         watching.cancel()
         working.cancel()
+        # The caller may be cancelled, too, as by a server that stops. What is worked on is closed next: it must be let go.
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()  # else asyncio complains that nobody has looked
 
 
 async def _gone(request: Request) -> None:
@@ -70,7 +76,8 @@ async def events(request: Request, made: AsyncGenerator[Event, None]) -> Respons
     try:
         first = await unless_gone(request, made.__anext__())
     except BaseException:
-        await made.aclose()
+        with anyio.CancelScope(shield=True):
+            await made.aclose()
         raise
     return _EventStream(_written(first, made), media_type="text/event-stream", headers=_HEADERS)
 
@@ -84,7 +91,8 @@ class _EventStream(StreamingResponse):
         except ApiError:
             pass
         finally:
-            await self.body_iterator.aclose()  # type: ignore[attr-defined]  # it is a generator
+            with anyio.CancelScope(shield=True):
+                await self.body_iterator.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
 async def _written(first: Event, made: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coupled_sampling.arguments import check_count, check_number
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.errors import DeadlineExceeded
 from coupled_sampling.serving.http.errors import ApiError
+from coupled_sampling.serving.http.guards import Traffic
 from coupled_sampling.serving.jobs import Job, Piece
 from coupled_sampling.serving.served import ServedModel
 
@@ -23,20 +26,39 @@ class HttpSettings:
 
     Parameters
     ----------
-    most_body
-        Bytes of a request.
+    most_body, body_seconds
+        Bytes of a request, and seconds in which they have to arrive.
     most_choices
         Sequences of one request: prompts times ``n``.
     deadline
         Seconds within which a request has to be done; a client may ask for fewer. None is no limit.
     keys
         API keys, any of which opens; none asks for no key.
+
+    Raises
+    ------
+    InvalidArgument
+        A value cannot work.
+
+    Examples
+    --------
+    >>> from coupled_sampling.serving.http import HttpSettings
+    >>> HttpSettings(deadline=30).most_body
+    1048576
     """
 
     most_body: int = 1 << 20
+    body_seconds: float = 30.0
     most_choices: int = 32
     deadline: float | None = 600.0
     keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_count("most_body", self.most_body)
+        check_count("most_choices", self.most_choices)
+        for name, seconds in (("body_seconds", self.body_seconds), ("deadline", self.deadline)):
+            if seconds is not None and check_number(name, seconds, "seconds") <= 0:
+                raise InvalidArgument(f"{name} is {seconds}, expected seconds > 0")
 
 
 class Watch(Protocol):
@@ -138,10 +160,33 @@ class Service:
         What is allowed.
     watch
         Told of runs.
+
+    Raises
+    ------
+    InvalidArgument
+        Two models have one name.
+
+    Examples
+    --------
+    A route of your own beside those of `make_app`:
+
+    >>> from coupled_sampling import open_bundle
+    >>> from coupled_sampling.serving import Lanes, LaneSettings, ServedModel
+    >>> from coupled_sampling.serving.http import make_app
+    >>> with Lanes(lambda: open_bundle("fashion"), LaneSettings(rows=1)) as lanes:
+    ...     app = make_app([ServedModel("fashion", lanes.bundle, lanes)])
+    ...     service = app.state.service
+    ...     list(service.models), service.deadline(30), service.deadline(None)
+    (['fashion'], 30, 600.0)
     """
 
     def __init__(self, models: Sequence[ServedModel], settings: HttpSettings, watch: Watch) -> None:
         self.models: Mapping[str, ServedModel] = {model.name: model for model in models}
+        if len(self.models) < len(models):
+            names = [model.name for model in models]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgument(f"two models are called {twice!r}; give one of them another name")
+        self.traffic = Traffic()
         self.settings, self.watch = settings, watch
 
     def find(self, name: str) -> ServedModel:
