@@ -188,8 +188,9 @@ def test_streams_of_a_killed_replica_go_on_in_the_other(deployed):
                 if any(one["running"] == one["rows"] and one["waiting"] > 1 for one in done_in(report).values())
             ]
 
-        await until(full)
-        killed = (await full())[0]
+        while not (victims := await full()):
+            await asyncio.sleep(0.02)
+        killed = victims[0]
         os.kill(killed, signal.SIGKILL)
         made = await asyncio.gather(*reading)
         await replicas(source, 2)  # Ray starts another one
