@@ -177,15 +177,23 @@ def test_streams_of_a_killed_replica_go_on_in_the_other(deployed):
     async def kill():
         source, begun = deployed.source("fashion"), asyncio.Event()
         await replicas(source, 2)
+        before = {
+            report["process"]: done_in(report).get("ar", {}).get("tokens", 0) for report in await source.reports()
+        }
         counted = Dying(source)  # nothing dies there: it keeps what is submitted
         reading = [asyncio.ensure_future(tokens_of(Resuming(counted), job, begun)) for job in jobs]
         await begun.wait()
 
         async def full():
+            """Processes of replicas in which streams are well under way, and others wait."""
+            found = [(report["process"], done_in(report).get("ar")) for report in await source.reports()]
             return [
-                report["process"]
-                for report in await source.reports()
-                if any(one["running"] == one["rows"] and one["waiting"] > 1 for one in done_in(report).values())
+                process
+                for process, ar in found
+                if ar
+                and ar["running"] == ar["rows"]
+                and ar["waiting"] > 1
+                and ar["tokens"] > before.get(process, 0) + 40
             ]
 
         while not (victims := await full()):
