@@ -76,6 +76,11 @@ test-javascript: $(VENV)/.dev
 test-triton: $(VENV)-triton/.done
 	$(VENV)-triton/bin/python -m pytest -rs tests/serving/triton
 
+# An environment of its own, as Ray brings many packages. It starts a cluster on this machine, two replicas
+# and a proxy on the loopback, and stops them.
+test-ray: $(VENV)-ray/bin/python
+	RAY_USAGE_STATS_ENABLED=0 $(VENV)-ray/bin/python -m pytest -rs -W ignore tests/serving/ray
+
 # A server under load: how many requests a second, whether each has its own tokens, and whether anything leaks. Half an hour.
 MINUTES ?= 20
 load: $(VENV)/.dev
@@ -101,7 +106,7 @@ train: $(VENV)/.dev
 	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/fashion
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -115,6 +120,11 @@ $(VENV)-triton/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-triton
 	$(VENV)-triton/bin/python -m pip install -q --no-compile -e ".[cpu,export,testing,text]" "tritonclient[grpc]>=2.51"
 	$(VENV)-triton/bin/python -m pip install -q --no-compile --no-deps nvidia-pytriton==0.7.0 numpy==1.26.4
+	touch $@
+
+$(VENV)-ray/bin/python: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install -q --no-compile -e ".[bulk,ray,export,testing]" httpx
 	touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
