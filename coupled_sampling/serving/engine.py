@@ -187,9 +187,18 @@ class Engine:
             stream.taken(range(first, first + request.samples))
             self._streams.update(dict.fromkeys(stream.handles, stream))
             if deadline is not None:
+                self._forget_deadlines()
                 heapq.heappush(self._deadlines, (time.monotonic() + deadline, next(self._order), stream))
             self._wake.notify()
         return stream
+
+    def _forget_deadlines(self) -> None:
+        """Drop deadlines of what has ended, once they are most of those that are kept: a long one would keep its stream as long."""
+        if len(self._deadlines) > 2 * len(self._streams) + 64:
+            self._deadlines = [
+                entry for entry in self._deadlines if any(handle in self._streams for handle in entry[2].handles)
+            ]
+            heapq.heapify(self._deadlines)
 
     def check(self, request: Request) -> None:
         """Refuse what cannot be decoded, as `submit` does, and queue nothing.

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -265,3 +267,19 @@ def test_a_loop_that_is_gone_stops_nobody():
     asyncio.run(engine.submit(Request([1], 100)))
     assert asyncio.run(read(engine, Request([2], 9, seed=5))) == alone(Request([2], 9, seed=5))
     engine.close()
+
+
+def test_streams_that_have_ended_are_not_kept_for_their_deadlines():
+    kept = weakref.WeakSet()
+
+    async def several(engine):
+        for seed in range(200):
+            async with await engine.submit(Request([1], 2, seed=seed), deadline=600) as stream:
+                kept.add(stream)
+                async for _ in stream:
+                    pass
+
+    with engine_of(Gated()) as engine:
+        asyncio.run(several(engine))
+        gc.collect()
+        assert len(kept) < 100
