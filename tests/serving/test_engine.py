@@ -125,6 +125,37 @@ def test_a_cancelled_reader_frees_its_row():
         assert asyncio.run(cancel(engine)) == alone(Request([2], 9, seed=5))
 
 
+class Slow:
+    """A processor that takes its time to begin."""
+
+    def __init__(self):
+        self.asked, self.free = threading.Event(), threading.Event()
+
+    def begin(self, prompt):
+        self.asked.set()
+        assert self.free.wait(20)
+        return lambda logits, tokens, positions: logits
+
+
+def test_a_reader_that_goes_while_its_request_is_prepared_leaves_nothing():
+    slow = Slow()
+
+    async def go(engine):
+        submitting = asyncio.ensure_future(engine.submit(Request([1], 200, sampling=Sampling(processors=(slow,)))))
+        await asyncio.to_thread(slow.asked.wait, 20)
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        slow.free.set()
+        until = time.monotonic() + 10
+        while engine.statistics.finished != {"removed": 1}:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.001)
+
+    with engine_of(Gated()) as engine:
+        asyncio.run(go(engine))
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back():
     model = Gated(rows=1)
     model.gate.clear()
