@@ -28,7 +28,7 @@ LONGEST_GRAMMAR = 16_384
 """Characters of a grammar. What a longer one costs to compile grows without bound: 60 000 of a regular expression may take 2 GB."""
 
 _STACK = 64 << 20
-"""Bytes of stack while a grammar compiles. Rules nested as deep as can be in one that long take 8 MB; without room the process dies."""
+"""Bytes of stack while a grammar compiles. Rules as deep as can be in one that long take 8 MB; without room the process dies."""
 
 _STACKS = threading.Lock()
 """Held while the size of new threads' stacks is another."""
