@@ -250,6 +250,11 @@ class Engine:
             self._thread.join()
 
     @property
+    def over(self) -> bool:
+        """Whether it takes nothing any more, and never will again: it has failed, or is closed."""
+        return self._failure is not None or not self._thread.is_alive()
+
+    @property
     def health(self) -> Health:
         """Whether it works."""
         began, failure = self._stepping, self._failure

@@ -173,7 +173,8 @@ class Lanes:
         self._failures: dict[Way, tuple[float, EngineFailed]] = {}
         self._done: dict[str, Statistics] = {}
         """By method, of lanes that were closed."""
-        self._retiring: list[threading.Thread] = []
+        self._retiring: dict[threading.Thread, tuple[Way, Engine]] = {}
+        """Lanes that made room, while they close."""
         self._closed = False
         decoding = self.bundle.settings(**self.settings.defaults)
         self._usual = Way.of(decoding, self.settings.step, on_host=decoding.guided or decoding.sampling.warps)
@@ -232,18 +233,20 @@ class Lanes:
             self._arrived(engine)
 
     async def health(self) -> Health:
-        """See `Source.health`: that of the usual lane."""
-        engine = self._lanes.get(self._usual)
-        if engine is None:
-            failed = self._failures.get(self._usual)
+        """See `Source.health`: that of the usual lane. One that made room for another is well: it opens when a job asks for it."""
+        with self._lock:
+            engine, failed = self._lanes.get(self._usual), self._failures.get(self._usual)
+        if engine is not None:
+            return engine.health
+        if self._closed or failed is not None:
             return Health(False, False, "the model is closed" if failed is None else str(failed[1]))
-        return engine.health
+        return Health(True, True)
 
     async def statistics(self) -> Mapping[str, Statistics]:
         """See `Source.statistics`."""
         with self._lock:
             sums = dict(self._done)
-            for way, engine in self._lanes.items():
+            for way, engine in (*self._lanes.items(), *self._retiring.values()):
                 sums[way.method] = engine.statistics.added_to(sums.get(way.method))
         return sums
 
@@ -251,11 +254,11 @@ class Lanes:
         """Take no more jobs, let those under way finish for up to ``drain`` seconds, and close the model."""
         with self._lock:
             self._closed = True
-            engines = list(self._lanes.values())
+            engines, retiring = list(self._lanes.values()), list(self._retiring)
         closing = [threading.Thread(target=engine.close, kwargs={"drain": drain}) for engine in engines]
         for thread in closing:
             thread.start()
-        for thread in (*closing, *self._retiring):
+        for thread in (*closing, *retiring):
             thread.join()
 
     def _lane(self, way: Way, decoding: DecodingSettings) -> Engine:
@@ -264,14 +267,16 @@ class Lanes:
             if self._closed:
                 raise EngineStopped("the model is closed; ask another server")
             engine = self._lanes.pop(way, None)
-            if engine is not None and not engine.health.alive and engine.health.why is not None:
-                self._failures[way] = (time.monotonic(), EngineFailed(engine.health.why))
+            if (
+                engine is not None and engine.over
+            ):  # not one that is stuck in a step: it still has its rows and its model
+                self._failures[way] = (time.monotonic(), EngineFailed(str(engine.health.why)))
                 self._forget(way, engine)
                 engine = None
             if engine is None:
                 failed = self._failures.get(way)
                 if failed is not None and time.monotonic() - failed[0] < _PAUSE:
-                    raise failed[1]
+                    raise EngineFailed(str(failed[1])) from failed[1].__cause__  # each has a traceback of its own
                 self._failures.pop(way, None)
                 self._make_room(way)
                 engine = Engine(
@@ -310,11 +315,12 @@ class Lanes:
         def close() -> None:
             engine.close()
             with self._lock:
+                del self._retiring[thread]
                 self._forget(way, engine)
 
         thread = threading.Thread(target=close, name=f"closing {engine.name}")
+        self._retiring[thread] = way, engine
         thread.start()
-        self._retiring = [*(one for one in self._retiring if one.is_alive()), thread]
 
     def _drop(self, way: Way, engine: Engine, error: EngineFailed) -> None:
         with self._lock:

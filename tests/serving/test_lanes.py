@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.engine import Engine, Health
 from coupled_sampling.serving.jobs import GrammarSource, Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from standins.serving import text_bundle
@@ -163,6 +165,45 @@ def test_an_idle_lane_makes_room_and_a_busy_one_does_not():
     assert len(made) == 196
     assert counted["ar"].finished == {"length": 1}
     assert counted["scd-match"].finished == {"removed": 1}
+
+
+def test_a_model_whose_usual_lane_made_room_is_well_and_takes_jobs():
+    """Else whoever asks for another method would have the server started again."""
+    with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
+        usual = run(lanes, Job(SHOE, 1))[0][0]
+        assert run(lanes, Job(SHOE, 1, settings={"method": "ar"}))[0][0] == usual
+        assert asyncio.run(lanes.health()) == Health(True, True)
+        assert run(lanes, Job(SHOE, 1))[0][0] == usual
+    assert not asyncio.run(lanes.health()).alive
+
+
+def test_what_a_lane_has_done_is_counted_while_it_closes(monkeypatch):
+    """A counter that falls is one that began anew, to whoever scrapes: all of it would be counted twice."""
+    closing, close = threading.Event(), Engine.close
+
+    def slowly(engine, **how):
+        assert closing.wait(20)
+        close(engine, **how)
+
+    monkeypatch.setattr(Engine, "close", slowly)
+    with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
+        run(lanes, Job(SHOE, 1))
+        run(lanes, Job(SHOE, 1, settings={"method": "ar"}))
+        assert asyncio.run(lanes.statistics())["scd-match"].tokens == 196
+        closing.set()
+    assert {method: done.tokens for method, done in asyncio.run(lanes.statistics()).items()} == {
+        "scd-match": 196,
+        "ar": 196,
+    }
+
+
+def test_a_lane_that_is_stuck_in_a_step_is_not_opened_once_more(monkeypatch):
+    opened = []
+    with Lanes(lambda: opened.append(1) or fashion(), LaneSettings(rows=1)) as lanes:
+        run(lanes, Job(SHOE, 1))
+        monkeypatch.setattr(Engine, "health", Health(False, False, "it has been in one step for 61 s"))
+        run(lanes, Job(SHOE, 1))
+    assert len(opened) == 2  # to look at it, and to run it
 
 
 def test_a_model_that_was_replaced_is_not_mixed_with_the_one_that_is_served(tmp_path):
