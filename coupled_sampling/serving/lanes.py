@@ -24,19 +24,22 @@ from typing import Any, Protocol
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
-from coupled_sampling.decoding import Decoder
+from coupled_sampling.decoding import Decoder, Request
 from coupled_sampling.errors import BundleError
 from coupled_sampling.serving.engine import Engine, Health
-from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded
 from coupled_sampling.serving.jobs import Job, Piece
 from coupled_sampling.serving.statistics import Statistics
-from coupled_sampling.serving.streams import CommitStream
+from coupled_sampling.serving.streams import CommitStream, in_thread
 from coupled_sampling.serving.ways import Way, job_settings
 
 __all__ = ["LaneSettings", "Lanes", "Pieces", "Source"]
 
 _PAUSE = 5.0
 """Seconds after a failure in which a lane is not opened anew."""
+
+_LEAST = 1e-3
+"""Seconds that a job has left when it is put into an engine, at least: there, too, they have to be more than none."""
 
 
 class Pieces(Protocol):
@@ -212,25 +215,36 @@ class Lanes:
         return job_settings(self.bundle, self.settings.defaults, job)
 
     async def submit(self, job: Job) -> Pieces:
-        """See `Source.submit`."""
-        return _CommitPieces(await CommitStream.from_thread(self._submit, asyncio.get_running_loop(), job))
+        """See `Source.submit`. A job's deadline counts from here, also while a model opens for it."""
+        loop = asyncio.get_running_loop()
+        ends = None if job.deadline is None else loop.time() + job.deadline
+        try:
+            async with asyncio.timeout_at(ends) as limit:
+                way, engine, request = await in_thread(lambda made: self._arrived(made[1]), self._prepare, job)
+                try:
+                    await engine.ready()
+                    left = None if ends is None else max(ends - loop.time(), _LEAST)
+                    return _CommitPieces(await in_thread(CommitStream.cancel, engine.put, loop, request, left))
+                except EngineFailed as error:
+                    self._drop(way, engine, error)
+                    raise
+                finally:
+                    self._arrived(engine)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(
+                "the request took longer than it was given before it was begun; ask for more time"
+            ) from None
 
-    def _submit(self, loop: asyncio.AbstractEventLoop, job: Job) -> CommitStream:
-        """Find or open the engine of ``job``, and put it there. It may take long: a model opens, a grammar compiles."""
+    def _prepare(self, job: Job) -> tuple[Way, Engine, Request]:
+        """What to ask of which engine, which may just be opening. It may take long: a grammar compiles."""
         decoding = self.decoding(job)
         way = Way.of_job(job, decoding, self.settings.step)
         request = job.request(decoding, self.bundle, self.tokenizer)
         if way not in self._lanes:
             way.check(self.bundle, self.settings.place, self.settings.rows, decoding)
-        engine = self._lane(way, decoding)
-        try:
-            engine.wait_until_ready()
-            return engine.put(loop, request, job.deadline)
-        except EngineFailed as error:
-            self._drop(way, engine, error)
-            raise
-        finally:
-            self._arrived(engine)
+        return way, self._lane(way, decoding), request
 
     async def health(self) -> Health:
         """See `Source.health`: that of the usual lane. One that made room for another is well: it opens when a job asks for it."""
@@ -283,6 +297,10 @@ class Lanes:
                     lambda: self._open(way, decoding), most_waiting=self.settings.most_waiting, name=f"engine ({way})"
                 )
             self._lanes[way] = engine
+            if self._coming[engine] >= self.settings.rows + self.settings.most_waiting:
+                raise Overloaded(
+                    f"as many requests as may come to the {engine.name} at once; come back later", retry_after=5.0
+                )
             self._coming[engine] += 1
             return engine
 

@@ -6,11 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from coupled_sampling.decoding import Commit
 
-__all__ = ["CommitStream"]
+__all__ = ["CommitStream", "in_thread"]
+
+_T = TypeVar("_T")
+
+
+async def in_thread(undo: Callable[[_T], object], work: Callable[..., _T], *arguments: Any) -> _T:
+    """What ``work(*arguments)`` returns, called in a thread. It cannot be cancelled: if the caller is, it is undone."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        working.add_done_callback(lambda done: undo(done.result()) if done.exception() is None else None)
+        raise
 
 
 class CommitStream:
@@ -53,16 +65,6 @@ class CommitStream:
         """Give it up: its rows are free at the next step, and no more commits come. From any thread, and more than once."""
         self._over = True
         self._cancel(self)
-
-    @classmethod
-    async def from_thread(cls, submit: Callable[..., CommitStream], *arguments: Any) -> CommitStream:
-        """What ``submit(*arguments)`` returns, called in a thread: preparing a request may take long, as a grammar compiles."""
-        submitting = asyncio.ensure_future(asyncio.to_thread(submit, *arguments))
-        try:
-            return await asyncio.shield(submitting)
-        except asyncio.CancelledError:  # a thread cannot be: what it submits is taken back
-            submitting.add_done_callback(lambda done: done.result().cancel() if done.exception() is None else None)
-            raise
 
     @staticmethod
     def hand_over(loop: asyncio.AbstractEventLoop, parts: Sequence[tuple[CommitStream, Commit]]) -> None:

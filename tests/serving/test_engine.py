@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -264,4 +266,25 @@ def test_a_loop_that_is_gone_stops_nobody():
     engine = engine_of(Gated(rows=1))
     asyncio.run(engine.submit(Request([1], 100)))
     assert asyncio.run(read(engine, Request([2], 9, seed=5))) == alone(Request([2], 9, seed=5))
+    engine.close()
+
+
+def test_a_stream_that_is_over_is_not_held_until_its_deadline():
+    async def begin(engine):
+        stream = await engine.submit(Request([2], 9), deadline=600)
+        async with stream:
+            _ = [commit async for commit in stream]
+        return weakref.ref(stream)
+
+    with engine_of(Gated()) as engine:
+        gone = asyncio.run(begin(engine))
+        gc.collect()
+        assert gone() is None
+
+
+def test_a_model_that_fails_is_not_said_to_have_failed_to_open():
+    engine = engine_of(Gated(failures=99))
+    for words in ("^the engine has failed: the cable is loose$",) * 2:
+        with pytest.raises(EngineFailed, match=words):
+            asyncio.run(read(engine, Request([2], 9)))
     engine.close()
