@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -34,7 +35,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
-from coupled_sampling.arguments import check_count, check_number
+from coupled_sampling.arguments import check_count, check_number, in_one_line
 from coupled_sampling.decoding import Commit, Decoder, Request
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded
@@ -42,6 +43,8 @@ from coupled_sampling.serving.statistics import Counts, Statistics
 from coupled_sampling.serving.streams import CommitStream, in_thread
 
 __all__ = ["TRIES", "Engine", "Health"]
+
+_LOG = logging.getLogger("coupled_sampling.serving")
 
 TRIES = 3
 """How often a step is tried before the engine gives up. A decoder loses nothing where its model raises."""
@@ -158,13 +161,7 @@ class Engine:
             raise EngineFailed(f"{what}: {self._failure}") from self._failure
 
     async def ready(self) -> None:
-        """What `wait_until_ready` does, for coroutines: no thread waits, however many of them do.
-
-        Raises
-        ------
-        EngineFailed
-            See `wait_until_ready`.
-        """
+        """What `wait_until_ready` does, for coroutines: no thread waits, however many of them do."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         with self._wake:
@@ -344,9 +341,10 @@ class Engine:
                 commits = decoder.step()
                 self._counts.stepped(commits, time.monotonic() - began, guesses)
                 return commits
-            except Exception:
+            except Exception as error:
                 if attempt == TRIES:
                     raise
+                _LOG.warning("a step of the %s failed, and is tried again: %s", self.name, in_one_line(error))
                 time.sleep(_PAUSE * 2**attempt)
             finally:
                 self._stepping = None

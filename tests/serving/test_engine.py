@@ -190,10 +190,11 @@ def test_what_fails_in_one_request_ends_that_one():
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_step_that_fails_is_tried_again(failures):
+def test_a_step_that_fails_is_tried_again_and_logged(failures, caplog):
     with engine_of(Gated(failures=failures)) as engine:
         assert asyncio.run(read(engine, Request([2], 9, seed=5))) == alone(Request([2], 9, seed=5))
         assert engine.health.ready
+    assert caplog.text.count("the cable is loose") == failures
 
 
 def test_a_model_that_fails_for_good_ends_all_and_is_unhealthy():
