@@ -38,9 +38,9 @@ from types import TracebackType
 from coupled_sampling.arguments import check_count, check_number, in_one_line
 from coupled_sampling.decoding import Commit, Decoder, Request
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
 from coupled_sampling.serving.statistics import Counts, Statistics
-from coupled_sampling.serving.streams import CommitStream, in_thread
+from coupled_sampling.serving.streams import CommitStream, in_thread, late
 
 __all__ = ["TRIES", "Engine", "Health"]
 
@@ -205,7 +205,7 @@ class Engine:
         """What `submit` does, for a thread that has prepared a request: its stream is read in ``loop``."""
         if deadline is not None and check_number("deadline", deadline, "seconds") <= 0:
             raise InvalidArgument(f"deadline is {deadline}, expected seconds > 0, or None")
-        stream = CommitStream(loop, request.samples, self._cancel)
+        stream = CommitStream(loop, request.samples, self._cancel, deadline)
         self._open_decoder()  # it waits, if the model is still opening
         with self._wake:
             decoder = self._open_decoder()
@@ -370,11 +370,7 @@ class Engine:
             stream = next(filter(None, map(self._streams.get, range(first, first + samples))), None)
             if stream is not None:
                 self._take_away(stream)
-                stream.end(
-                    DeadlineExceeded(
-                        "the request took longer than it was given; ask for fewer tokens, or for more time"
-                    )
-                )
+                stream.end(late())
 
     def _end_all(self) -> None:
         """End what is left, with the reason."""

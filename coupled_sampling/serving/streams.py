@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from coupled_sampling.decoding import Commit
+from coupled_sampling.serving.errors import DeadlineExceeded
 
-__all__ = ["CommitStream", "in_thread"]
+__all__ = ["CommitStream", "in_thread", "late"]
 
 _T = TypeVar("_T")
 
@@ -23,6 +24,11 @@ async def in_thread(undo: Callable[[_T], object], work: Callable[..., _T], *argu
     except asyncio.CancelledError:
         working.add_done_callback(lambda done: undo(done.result()) if done.exception() is None else None)
         raise
+
+
+def late() -> DeadlineExceeded:
+    """What ends a request whose deadline has passed."""
+    return DeadlineExceeded("the request took longer than it was given; ask for fewer tokens, or for more time")
 
 
 class CommitStream:
@@ -48,8 +54,16 @@ class CommitStream:
     {'removed': 1}
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, samples: int, cancel: Callable[[CommitStream], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        samples: int,
+        cancel: Callable[[CommitStream], None],
+        deadline: float | None = None,
+    ) -> None:
         self.loop = loop
+        self._due = None if deadline is None else loop.time() + deadline
+        """The engine ends what is late between its steps. This is for a step that takes too long, or never ends."""
         self.handles: Sequence[int] = ()
         """Of its samples, in order; what `Commit.handle` is."""
         self._open = samples
@@ -88,7 +102,12 @@ class CommitStream:
     async def __anext__(self) -> Commit:
         if self._over or not self._open:
             raise StopAsyncIteration
-        found = await self._queue.get()
+        try:
+            async with asyncio.timeout_at(self._due):
+                found = await self._queue.get()
+        except TimeoutError:
+            self.cancel()
+            found = late()
         if isinstance(found, Exception):
             self._over = True
             raise found

@@ -270,6 +270,24 @@ def test_a_loop_that_is_gone_stops_nobody():
     engine.close()
 
 
+def test_a_deadline_passes_while_a_step_is_stuck():
+    model = Gated()
+
+    async def stuck(engine):
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(read(engine, Request([1], 9), deadline=0.1), 10)
+        model.gate.set()
+        return await read(engine, Request([2], 9, seed=5), deadline=60)
+
+    with engine_of(model) as engine:
+        model.gate.clear()
+        try:
+            assert asyncio.run(stuck(engine)) == alone(Request([2], 9, seed=5))
+        finally:
+            model.gate.set()
+    assert engine.statistics.finished == {"removed": 1, "length": 1}
+
+
 def test_a_stream_that_is_over_is_not_held_until_its_deadline():
     async def begin(engine):
         stream = await engine.submit(Request([2], 9), deadline=600)
