@@ -204,6 +204,12 @@ def test_a_body_of_another_type_is_refused(address, kind):
     assert "application/json" in refused(reply, 400, "invalid_request_error")["message"]
 
 
+def test_a_length_in_digits_of_another_kind_is_none(model):
+    """Servers refuse it; what is mounted elsewhere may see it."""
+    reply = asked(make_app([model]), "POST", "/v1/completions", content=b"{}", headers={"content-length": b"\xb2"})
+    refused(reply, 400, "invalid_request_error")
+
+
 def test_who_drains_takes_no_more_and_says_so(model):
     app = make_app([model])
     app.state.service.traffic.draining = True
