@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from coupled_sampling.arguments import check_number, checked_tokens, is_whole, shown
@@ -64,8 +65,26 @@ class GrammarSource(NamedTuple):
             raise InvalidArgument(
                 f"{name} has {len(self.text)} characters, expected at most {LONGEST_GRAMMAR}; ask for something simpler"
             )
-        made: Grammar = _with_room(lambda: getattr(Grammar, self.kind)(self.text, bundle, stop or None))
-        return made
+        return _compiled(self, _ByIdentity(bundle), tuple(stop))
+
+
+class _ByIdentity(NamedTuple):
+    """A bundle as a key."""
+
+    bundle: Bundle
+
+    def __hash__(self) -> int:
+        return id(self.bundle)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self.bundle is other.bundle
+
+
+@lru_cache(maxsize=4)
+def _compiled(source: GrammarSource, of: _ByIdentity, stop: tuple[int, ...]) -> Grammar:
+    """The grammar; a request for many texts has it compiled once, and few are kept, as one may be large."""
+    made: Grammar = _with_room(lambda: getattr(Grammar, source.kind)(source.text, of.bundle, stop or None))
+    return made
 
 
 def _with_room(work: Callable[[], _T]) -> _T:

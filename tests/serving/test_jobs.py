@@ -57,3 +57,10 @@ def test_rules_nested_as_deep_as_can_be_need_no_stack_of_whoever_asks(bundle):
 def test_what_is_no_grammar_is_refused_as_ever(bundle):
     with pytest.raises(InvalidArgument, match=r"^regex is 'a\(b'"):
         GrammarSource("regex", "a(b").grammar(bundle, ())
+
+
+def test_a_grammar_is_compiled_once_for_all_that_a_request_asks_for(bundle):
+    one, again = (GrammarSource("regex", "a{1,3}b").grammar(bundle, ()) for _ in range(2))
+    assert one is again
+    assert GrammarSource("regex", "a{1,3}b").grammar(bundle, (7,)).stop == (7,)
+    assert GrammarSource("regex", "a{1,3}c").grammar(bundle, ()) is not one
