@@ -221,10 +221,11 @@ def test_what_fails_in_one_request_ends_that_one():
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_step_that_fails_is_tried_again(failures):
+def test_a_step_that_fails_is_tried_again_and_logged(failures, caplog):
     with engine_of(Gated(failures=failures)) as engine:
         assert asyncio.run(read(engine, Request([2], 9, seed=5))) == alone(Request([2], 9, seed=5))
         assert engine.health.ready
+    assert caplog.text.count("the cable is loose") == failures
 
 
 def test_a_model_that_fails_for_good_ends_all_and_is_unhealthy():
@@ -300,17 +301,40 @@ def test_a_loop_that_is_gone_stops_nobody():
     engine.close()
 
 
-def test_streams_that_have_ended_are_not_kept_for_their_deadlines():
-    kept = weakref.WeakSet()
+def test_a_deadline_passes_while_a_step_is_stuck():
+    model = Gated()
 
-    async def several(engine):
-        for seed in range(200):
-            async with await engine.submit(Request([1], 2, seed=seed), deadline=600) as stream:
-                kept.add(stream)
-                async for _ in stream:
-                    pass
+    async def stuck(engine):
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(read(engine, Request([1], 9), deadline=0.1), 10)
+        model.gate.set()
+        return await read(engine, Request([2], 9, seed=5), deadline=60)
+
+    with engine_of(model) as engine:
+        model.gate.clear()
+        try:
+            assert asyncio.run(stuck(engine)) == alone(Request([2], 9, seed=5))
+        finally:
+            model.gate.set()
+    assert engine.statistics.finished == {"removed": 1, "length": 1}
+
+
+def test_a_stream_that_is_over_is_not_held_until_its_deadline():
+    async def begin(engine):
+        stream = await engine.submit(Request([2], 9), deadline=600)
+        async with stream:
+            _ = [commit async for commit in stream]
+        return weakref.ref(stream)
 
     with engine_of(Gated()) as engine:
-        asyncio.run(several(engine))
+        gone = asyncio.run(begin(engine))
         gc.collect()
-        assert len(kept) < 100
+        assert gone() is None
+
+
+def test_a_model_that_fails_is_not_said_to_have_failed_to_open():
+    engine = engine_of(Gated(failures=99))
+    for words in ("^the engine has failed: the cable is loose$",) * 2:
+        with pytest.raises(EngineFailed, match=words):
+            asyncio.run(read(engine, Request([2], 9)))
+    engine.close()

@@ -11,9 +11,10 @@ from fastapi import Request
 
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import open_model
+from coupled_sampling.serving import EngineStopped, ServedModel
 from coupled_sampling.serving.http import HttpSettings, Service, make_app
 from coupled_sampling.serving.http.replies import events, unless_gone
-from coupled_sampling.serving.jobs import Job
+from coupled_sampling.serving.jobs import Job, Piece
 from standins.serving import on_loopback, served
 
 pytestmark = pytest.mark.filterwarnings("ignore::coupled_sampling.errors.SharedNoise")  # clients choose their seeds
@@ -168,3 +169,26 @@ def test_models_and_health(address):
     assert [model["id"] for model in httpx.get(f"{address}/v1/models").json()["data"]] == ["fashion"]
     assert httpx.get(f"{address}/v1/models/other").json()["error"]["code"] == "model_not_found"
     assert httpx.get(f"{address}/health").json()["fashion"]["ready"] is True
+
+
+def test_a_source_whose_stream_ends_early_leaves_nobody_waiting(model):
+    class Broken:
+        async def submit(self, job):
+            return self
+
+        async def __aiter__(self):
+            yield Piece((1, 2))
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *raised):
+            pass
+
+    async def whole():
+        broken = ServedModel("broken", model.bundle, Broken())
+        async with await Service([broken], HttpSettings(), _Nothing()).begin(broken, [Job((257,), seed=5)]) as run:
+            return [piece async for piece in run]
+
+    with pytest.raises(EngineStopped, match="ended before"):
+        asyncio.run(asyncio.wait_for(whole(), 5))
