@@ -232,12 +232,14 @@ class Lanes:
             self._arrived(engine)
 
     async def health(self) -> Health:
-        """See `Source.health`: that of the usual lane."""
-        engine = self._lanes.get(self._usual)
-        if engine is None:
-            failed = self._failures.get(self._usual)
-            return Health(False, False, "the model is closed" if failed is None else str(failed[1]))
-        return engine.health
+        """See `Source.health`: that of the usual lane; one that made room for another opens when it is asked for."""
+        with self._lock:
+            engine, failed = self._lanes.get(self._usual), self._failures.get(self._usual)
+        if engine is not None:
+            return engine.health
+        if failed is not None:
+            return Health(False, False, str(failed[1]))
+        return Health(False, False, "the model is closed") if self._closed else Health(True, True)
 
     async def statistics(self) -> Mapping[str, Statistics]:
         """See `Source.statistics`."""

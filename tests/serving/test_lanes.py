@@ -10,7 +10,7 @@ import pytest
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving import EngineFailed, EngineStopped, Health, Overloaded
 from coupled_sampling.serving.jobs import GrammarSource, Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from standins.serving import text_bundle
@@ -160,6 +160,8 @@ def test_an_idle_lane_makes_room_and_a_busy_one_does_not():
     with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
         made, _, _ = asyncio.run(crowded(lanes))
         counted = asyncio.run(lanes.statistics())
+        assert asyncio.run(lanes.health()) == Health(True, True), "the usual lane made room, so the model seems closed"
+    assert not asyncio.run(lanes.health()).ready
     assert len(made) == 196
     assert counted["ar"].finished == {"length": 1}
     assert counted["scd-match"].finished == {"removed": 1}
