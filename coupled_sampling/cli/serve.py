@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_foreign(parser)
     _add_listening(parser.add_argument_group("who is served").add_argument)
     _add_limits(parser.add_argument_group("how much").add_argument)
-    add = parser.add_argument_group("how requests are decoded that do not say").add_argument
+    add = parser.add_argument_group("how requests are decoded unless they say it themselves").add_argument
     add("--method", default="scd-match", metavar="METHOD", help=f"one of {METHOD_NAMES} (default: %(default)s)")
     add("--window", type=window, metavar="W", help="most tokens in one forward pass, or auto (default: the bundle's)")
     add("--branches", type=int, metavar="N", help="slots of the window for other guesses (default: the bundle's)")
@@ -108,17 +108,23 @@ def _add_limits(add: Any) -> None:
     add(
         "--timeout",
         type=float,
-        default=600.0,
+        default=600,
         metavar="SECONDS",
-        help="in which a request has to be done; later ones get 504 (default: %(default)s)",
+        help="time that a request may take; one that takes longer gets 504 (default: %(default)s)",
     )
-    add("--max-body", type=int, default=1 << 20, metavar="BYTES", help="largest request (default: %(default)s)")
+    add(
+        "--max-body",
+        type=int,
+        default=1 << 20,
+        metavar="BYTES",
+        help="most bytes of a request's body (default: %(default)s)",
+    )
     add(
         "--drain",
         type=float,
-        default=30.0,
+        default=30,
         metavar="SECONDS",
-        help="for requests under way once the server is told to stop (default: %(default)s)",
+        help="time for requests under way once the server is told to stop (default: %(default)s)",
     )
 
 

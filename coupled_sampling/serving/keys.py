@@ -16,14 +16,15 @@ def read_keys(file: Path, argument: str) -> tuple[str, ...]:
     Raises
     ------
     InvalidArgument
-        There are none: serving without a key has to be asked for by naming no file. Or one of them cannot stand in a header.
-    OSError
-        It cannot be read.
+        It cannot be read. There are none in it: serving without a key has to be asked for by naming no file. Or one of them cannot
+        stand in a header.
     """
     try:
         lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{argument} is {str(file)!r}, which is no text; write one key a line") from error
+    except OSError as error:
+        raise InvalidArgument(f"{argument} is {str(file)!r}, which cannot be read: {error.strerror}") from error
     if not any(lines):
         raise InvalidArgument(
             f"{argument} is {str(file)!r}, which has no keys in it; write one a line, or leave it out"

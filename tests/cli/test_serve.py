@@ -163,7 +163,7 @@ def test_a_second_signal_ends_the_server_at_once():
         (["fashion", "--device", "1"], "device is 1, but backend 'cpu' runs on no GPU"),
         (["fashion", "--host", "nowhere.invalid"], "host is 'nowhere.invalid', which is no address"),
         (["fashion", "--host", "192.0.2.1"], "host is '192.0.2.1', which is no address of this machine"),
-        (["fashion", "--api-key-file", "none"], "No such file"),
+        (["fashion", "--api-key-file", "none"], "api-key-file is 'none', which cannot be read: No such file"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(command, monkeypatch, tmp_path, arguments, words):

@@ -163,6 +163,8 @@ def test_an_idle_lane_makes_room_and_a_busy_one_does_not():
     with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
         made, _, _ = asyncio.run(crowded(lanes))
         counted = asyncio.run(lanes.statistics())
+        assert asyncio.run(lanes.health()) == Health(True, True), "the usual lane made room, so the model seems closed"
+    assert not asyncio.run(lanes.health()).ready
     assert len(made) == 196
     assert counted["ar"].finished == {"length": 1}
     assert counted["scd-match"].finished == {"removed": 1}

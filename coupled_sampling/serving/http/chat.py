@@ -73,6 +73,7 @@ class Message(BaseModel):
 class ChatFields(TextFields):
     """A request for replies."""
 
+    begins_with: ClassVar[str] = "messages"
     continued: ClassVar[bool] = False
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")

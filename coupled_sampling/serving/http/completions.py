@@ -46,6 +46,7 @@ def _are_tokens(value: object) -> bool:
 class CompletionFields(TextFields):
     """A request for completions."""
 
+    begins_with: ClassVar[str] = "prompt"
     continued: ClassVar[bool] = True
 
     prompt: Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator(_checked_prompt)] = Field(

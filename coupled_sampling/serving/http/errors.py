@@ -23,7 +23,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,6 +32,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from coupled_sampling.arguments import shown
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
 from coupled_sampling.serving.errors import DeadlineExceeded, Overloaded, ServingError
 
@@ -123,8 +124,10 @@ class ApiError(Exception):
     @property
     def response(self) -> JSONResponse:
         """As a response."""
-        after = {} if self.retry_after is None else {"Retry-After": str(math.ceil(self.retry_after))}
-        return JSONResponse(self.body, self.status, headers=after)
+        headers = {} if self.retry_after is None else {"Retry-After": str(math.ceil(self.retry_after))}
+        if self.status == 504:  # OpenAI's clients heed it; they would ask twice more for what takes too long
+            headers["x-should-retry"] = "false"
+        return JSONResponse(self.body, self.status, headers=headers)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -166,6 +169,32 @@ def naming(fields: Container[str], **others: str) -> Iterator[None]:
         raise ApiError(400, name + str(error)[word.end() :], param=name) from error
 
 
+def _field(path: Sequence[str | int], body: Any) -> str:
+    """A field of ``body``, such as ``messages.0.content``.
+
+    Pydantic's ``path`` also has the kinds that a value may be of, such as ``constrained-int``, which are in no body.
+    """
+    found: list[str] = []
+    for part in path:
+        has_index = isinstance(body, list) and isinstance(part, int) and part < len(body)
+        if has_index or (isinstance(body, dict) and part in body):
+            body = body[part]
+            found.append(str(part))
+    if isinstance(body, dict) and path and path[-1] not in found:  # a field that is missing
+        found.append(str(path[-1]))
+    return ".".join(found)
+
+
+def _in_words(where: str, found: Mapping[str, Any]) -> str:
+    """What pydantic has ``found`` wrong with the field ``where``."""
+    said, usual = found["msg"], "Input should be "
+    if found["type"] == "extra_forbidden":
+        return f"{where} is no field of this request; leave it out"
+    if said.startswith(usual):
+        return f"{where} is {shown(found['input'])}, but should be {said.removeprefix(usual)}"
+    return f"{where}: {said}"
+
+
 def add_handlers(app: FastAPI) -> None:
     """Have ``app`` answer every error so."""
 
@@ -175,11 +204,11 @@ def add_handlers(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             where, reason = first["loc"][-1], first.get("ctx", {}).get("error", "it cannot be read")
             return ApiError(400, f"the body is no JSON: {reason}, at character {where}").response
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        where = _field(first["loc"][1:], error.body) or "body"
         kind = request.headers.get("content-type", "")
         if where == "body" and first["type"] != "missing" and "json" not in kind:
             return ApiError(400, f"content-type is {kind[:100]!r}, expected application/json").response
-        return ApiError(400, f"{where}: {first['msg']}", param=where).response
+        return ApiError(400, _in_words(where, first), param=where).response
 
     @app.exception_handler(HTTPException)
     async def _refused(request: Request, error: HTTPException) -> JSONResponse:

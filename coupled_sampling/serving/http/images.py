@@ -28,11 +28,11 @@ from pydantic_core import PydanticCustomError
 
 from coupled_sampling.arguments import is_whole
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving.http.errors import ApiError
+from coupled_sampling.serving.http.errors import ApiError, naming
 from coupled_sampling.serving.http.fields import Acceptance, DecodingFields
 from coupled_sampling.serving.http.painting import Painter
 from coupled_sampling.serving.http.replies import Event, events, unless_gone
-from coupled_sampling.serving.http.service import Service
+from coupled_sampling.serving.http.service import Run, Service
 from coupled_sampling.serving.jobs import Job, Piece
 from coupled_sampling.serving.served import ServedModel
 
@@ -210,16 +210,18 @@ class _Asking:
         thresholds = painter.thresholds(asked.partial_images or 0)
         self._pictures = [_Picture(index, list(thresholds)) for index in range(asked.n or 1)]
 
-    def _jobs(self) -> list[Job]:
+    async def _begun(self) -> Run:
         asked, deadline = self._asked, self._service.deadline(self._asked.timeout)
-        return [
-            Job(self._prompt, self._seed, picture.index, asked.settings, deadline=deadline)
-            for picture in self._pictures
-        ]
+        with naming(ImageRequest.model_fields, deadline="timeout"):
+            jobs = [
+                Job(self._prompt, self._seed, picture.index, asked.settings, deadline=deadline)
+                for picture in self._pictures
+            ]
+            return await self._service.begin(self._model, jobs)
 
     async def gathered(self) -> dict[str, Any]:
         """The whole response."""
-        async with await self._service.begin(self._model, self._jobs()) as run:
+        async with await self._begun() as run:
             async for index, piece in run:
                 self._pictures[index].take(piece)
         data = [{"b64_json": await self.painter.whole(one.tokens), **self._details(one)} for one in self._pictures]
@@ -234,7 +236,7 @@ class _Asking:
 
     async def streamed(self) -> AsyncGenerator[Event, None]:
         """The events."""
-        async with await self._service.begin(self._model, self._jobs()) as run:
+        async with await self._begun() as run:
             async for index, piece in run:
                 picture = self._pictures[index]
                 first = len(picture.tokens)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.serving.http.errors import ApiError
 from coupled_sampling.serving.served import ServedModel
 
 __all__ = ["BLANK", "FORMATS", "Painter"]
@@ -48,7 +49,7 @@ class Painter:
 
     Raises
     ------
-    InvalidArgument
+    ApiError
         The model makes no pictures.
     MissingDependency
         Pillow is not installed, or writes no such files.
@@ -57,9 +58,11 @@ class Painter:
     def __init__(self, model: ServedModel, output_format: str) -> None:
         manifest = model.bundle.manifest
         if manifest.pixel_graph is None:
-            raise InvalidArgument(
+            raise ApiError(
+                400,
                 f"the model {model.name} makes no pictures; "
-                + ("it has no pixel graph" if model.makes_pictures else "continue a text with /v1/completions")
+                + ("it has no pixel graph" if model.makes_pictures else "continue a text with /v1/completions"),
+                param="model",
             )
         self._model, self._format = model, output_format
         self._length, self._grid = manifest.length, manifest.grid

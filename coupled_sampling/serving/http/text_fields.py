@@ -83,6 +83,8 @@ class TextFields(DecodingFields):
     grammar: str | None = Field(None, min_length=1, description="A grammar, in Lark's notation, of each text.")
     return_token_ids: bool | None = Field(False, description="Tell the tokens of each text, too, as `token_ids`.")
 
+    begins_with: ClassVar[str]
+    """The field that says what texts begin with."""
     continued: ClassVar[bool]
     """Whether texts go on from the prompt's."""
 

@@ -169,7 +169,7 @@ class Texts:
                 400,
                 f"a prompt of {len(prompt)} tokens leaves room for {max(0, room)} more in the model {self.model.name}, and "
                 f"{name} asks for {most or 'at least 1'}; shorten the prompt, or ask for fewer",
-                param=name if room > 0 else None,
+                param=name if room > 0 else self.fields.begins_with,
                 code="context_length_exceeded",
             )
         return self.fields.settings if most is None else {**self.fields.settings, "length": most}

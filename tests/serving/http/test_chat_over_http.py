@@ -154,7 +154,7 @@ REFUSED = [
         "messages.0.tool_calls",
         "not supported",
     ),
-    ({"messages": said("x" * 400)}, None, "leaves room for 0"),
+    ({"messages": said("x" * 400)}, "messages", "leaves room for 0"),
     ({"model": "fashion"}, "messages", "no tokenizer"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "mean the same"),
     ({"max_completion_tokens": 300}, "max_completion_tokens", "leaves room for"),
@@ -165,7 +165,7 @@ REFUSED = [
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}},
         *["response_format", "refuses"],
     ),
-    ({"prediction": {"type": "content", "content": "x"}}, "prediction", "not permitted"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction", "no field of this request"),
 ]
 
 

@@ -236,7 +236,7 @@ REFUSED = [
     ({"model": "fashion", "prompt": [257], "stop": "x"}, "stop", "no text"),
     ({"model": "fashion", "prompt": [257], "regex": "x"}, "response_format", "no text"),
     ({"max_tokens": 257}, "max_tokens", "leaves room for 256"),
-    ({"prompt": [5] * 300}, None, "leaves room for 0"),
+    ({"prompt": [5] * 300}, "prompt", "leaves room for 0"),
     ({"logprobs": 2}, "logprobs", "no alternatives"),
     ({"logprobs": 0, "echo": True}, "echo", "logprobs"),
     ({"n": 2, "best_of": 3}, "best_of", "expected n, 2"),
@@ -259,7 +259,7 @@ REFUSED = [
     ({"method": "beam"}, "method", "expected one of"),
     ({"window": 999}, "window", "at most 256"),
     ({"guidance": 2}, "guidance", "unconditional"),
-    ({"functions": []}, "functions", "not permitted"),
+    ({"functions": []}, "functions", "no field of this request"),
 ]
 
 

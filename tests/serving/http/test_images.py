@@ -190,6 +190,7 @@ def test_what_cannot_be_done_is_refused_before_the_response_begins(client, model
         client.post("/images/generations", body=fields, cast_to=object)
     assert told in caught.value.body["message"]
     assert caught.value.body["type"] == "invalid_request_error"
+    assert caught.value.body["param"] in change
 
 
 def test_values_that_change_nothing_are_taken(client, pixels):
