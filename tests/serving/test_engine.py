@@ -204,6 +204,19 @@ def test_a_deadline_ends_a_request_and_no_other():
         assert asyncio.run(late(engine)) == alone(Request([2], 9, seed=5))
 
 
+def test_a_deadline_frees_the_row_of_a_request_that_nobody_reads():
+    async def unread(engine):
+        await engine.submit(Request([1], 250), deadline=0.001)
+        until = time.monotonic() + 10
+        while not engine.statistics.finished:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.001)
+        return engine.statistics.finished
+
+    with engine_of(Gated()) as engine:
+        assert asyncio.run(unread(engine)) == {"removed": 1}
+
+
 def test_what_fails_in_one_request_ends_that_one():
     def poisoned(logits, tokens, positions):
         raise KeyError("poison")
