@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     from coupled_sampling.serving import ServedModel
 
     _check(arguments)
-    keys = () if arguments.api_key_file is None else read_keys(arguments.api_key_file)
+    keys = () if arguments.api_key_file is None else _keys(arguments.api_key_file)
     allowed = HttpSettings(most_body=arguments.max_body, deadline=arguments.timeout, keys=keys)
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -235,26 +235,11 @@ def _defaults(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def read_keys(file: Path) -> tuple[str, ...]:
-    """The keys in a file; a warning if everybody on this machine can read it.
+def _keys(file: Path) -> tuple[str, ...]:
+    """The keys in a file; a warning if everybody on this machine can read it."""
+    from coupled_sampling.serving.keys import read_keys
 
-    Raises
-    ------
-    InvalidArgument
-        It cannot be read, there are none in it, or one of them cannot stand in a header.
-    """
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"api-key-file is {str(file)!r}, which is no text; write one key a line") from error
-    except OSError as error:
-        raise InvalidArgument(f"api-key-file is {str(file)!r}, which cannot be read: {error.strerror}") from error
-    keys = tuple(line.strip() for line in lines if line.strip())
-    if not keys:
-        raise InvalidArgument(f"api-key-file is {str(file)!r}, which has no keys in it; write one a line")
-    for number, line in enumerate(lines, 1):
-        if not re.fullmatch(r"[\x21-\x7e]*", line.strip()):
-            raise InvalidArgument(f"line {number} of {file} is no key, expected ASCII without spaces")
+    keys = read_keys(file, "api-key-file")
     if file.stat().st_mode & stat.S_IROTH:
         tell(f"coupled-sampling: warning: everybody on this machine can read {file}; chmod 600 changes that")
     return keys

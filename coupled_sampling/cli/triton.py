@@ -119,13 +119,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _window(text: str | None) -> int | str | None:
     if text is None or text == "auto":
         return text
-    if not text.isdigit():
+    if not text.isdecimal():
         raise InvalidArgument(f"window is {text!r}, expected a number of tokens or auto")
     return int(text)
 
 
 def _gpus(text: str | None) -> tuple[int, ...]:
     numbers = [] if text is None else text.split(",")
-    if not all(number.strip().isdigit() for number in numbers):
+    if not all(number.strip().isdecimal() for number in numbers):
         raise InvalidArgument(f"gpus is {text!r}, expected numbers of GPUs separated by commas, such as 0,1")
     return tuple(map(int, numbers))

@@ -25,15 +25,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from coupled_sampling.bundles.opening import open_bundle
-from coupled_sampling.errors import CoupledSamplingError, InvalidArgument, MissingDependency
+from coupled_sampling.errors import CoupledSamplingError, MissingDependency
 from coupled_sampling.serving.crossing import pack_job, pack_statistics, unpack_message, unpack_statistics
 from coupled_sampling.serving.deployment_settings import DeploymentArgs, ModelArgs
 from coupled_sampling.serving.engine import Health
 from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.jobs import Job, Piece
+from coupled_sampling.serving.keys import read_keys
 from coupled_sampling.serving.lanes import Lanes, Pieces
 from coupled_sampling.serving.meters import Meters
-from coupled_sampling.serving.replica import ModelReplica, fingerprint
+from coupled_sampling.serving.replica import ModelReplica
 from coupled_sampling.serving.resuming import Resuming
 from coupled_sampling.serving.served import ServedModel
 from coupled_sampling.serving.statistics import Statistics
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
-__all__ = ["RaySource", "app_builder", "read_keys", "require_ray_serve"]
+__all__ = ["RaySource", "app_builder", "require_ray_serve"]
 
 _REPORT = 5.0
 """Seconds within which replicas have to report."""
@@ -188,20 +190,6 @@ class _Replica(ModelReplica):
             lanes.close(drain=0)
 
 
-def read_keys(file: Path) -> tuple[str, ...]:
-    """The API keys in a file, one a line.
-
-    Raises
-    ------
-    InvalidArgument
-        There are none: serving without a key has to be asked for by naming no file.
-    """
-    keys = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    if not keys:
-        raise InvalidArgument(f"http.key_file is {str(file)!r}, which has no key; write one a line, or leave it out")
-    return keys
-
-
 class _Ingress:
     """What Ray makes the ingress of: the application, in each of its replicas."""
 
@@ -211,7 +199,9 @@ class _Ingress:
         from coupled_sampling.serving.http import HttpSettings, make_app
 
         limits = {name: value for name, value in http.items() if name != "key_file"}
-        settings = HttpSettings(**limits, keys=() if http["key_file"] is None else read_keys(Path(http["key_file"])))
+        settings = HttpSettings(
+            **limits, keys=() if http["key_file"] is None else read_keys(Path(http["key_file"]), "http.key_file")
+        )
         models = []
         for name, folder in folders.items():
             bundle = open_bundle(folder)
@@ -235,7 +225,7 @@ class RaySource:
     name
         The model.
     version
-        Its `coupled_sampling.serving.replica.fingerprint`.
+        Its `coupled_sampling.serving.fingerprints.fingerprint`.
     shared
         Whether models share replicas; jobs then go to one that has the model open, if there is one.
     """

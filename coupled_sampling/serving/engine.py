@@ -24,8 +24,10 @@ It knows no network and no text: it is also for those who have a server of their
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -33,14 +35,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
-from coupled_sampling.arguments import check_count, check_number
+from coupled_sampling.arguments import check_count, check_number, in_one_line
 from coupled_sampling.decoding import Commit, Decoder, Request
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
 from coupled_sampling.serving.statistics import Counts, Statistics
-from coupled_sampling.serving.streams import CommitStream
+from coupled_sampling.serving.streams import CommitStream, in_thread, late
 
 __all__ = ["TRIES", "Engine", "Health"]
+
+_LOG = logging.getLogger("coupled_sampling.serving")
 
 TRIES = 3
 """How often a step is tried before the engine gives up. A decoder loses nothing where its model raises."""
@@ -120,11 +124,13 @@ class Engine:
         self._decoder: Decoder | None = None
         self._rows = 0
         self._streams: dict[int, CommitStream] = {}
-        self._deadlines: list[tuple[float, int, CommitStream]] = []
-        self._order = itertools.count()
+        self._deadlines: list[tuple[float, int, int]] = []
+        """When each is due, its first handle and how many it has: a stream that is over is not held until then."""
         self._wake = threading.Condition()
         """Guards what stands above; never held while the model runs."""
         self._ready = threading.Event()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        """Of coroutines that wait for it."""
         self._ends: float | None = None
         self._failure: BaseException | None = None
         self._stepping: float | None = None
@@ -142,16 +148,37 @@ class Engine:
         self.close(drain=None if error is None else 0)
 
     def wait_until_ready(self) -> None:
-        """Return once the model is open. A coroutine asks a thread to: ``await asyncio.to_thread(engine.wait_until_ready)``.
+        """Return once the model is open.
 
         Raises
         ------
         EngineFailed
-            It could not be opened.
+            It could not be opened, or has failed since.
         """
         self._ready.wait()
         if self._failure is not None:
-            raise EngineFailed(f"the model of the {self.name} could not be opened: {self._failure}") from self._failure
+            what = f"the {self.name} has failed" if self._rows else f"the model of the {self.name} could not be opened"
+            raise EngineFailed(f"{what}: {self._failure}") from self._failure
+
+    async def ready(self) -> None:
+        """What `wait_until_ready` does, for coroutines: no thread waits, however many of them do."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        with self._wake:
+            if self._ready.is_set():
+                waiter.set_result(None)
+            else:
+                self._waiters.append((loop, waiter))
+        await waiter
+        self.wait_until_ready()
+
+    def _tell_ready(self) -> None:
+        with self._wake:
+            self._ready.set()
+            waiters, self._waiters = self._waiters, []
+        for loop, waiter in waiters:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(_settle, waiter)
 
     async def submit(self, request: Request, *, deadline: float | None = None) -> CommitStream:
         """Queue ``request``; returns the stream of its commits.
@@ -172,13 +199,13 @@ class Engine:
         EngineStopped, EngineFailed
             The engine takes no more requests.
         """
-        return await CommitStream.from_thread(self.put, asyncio.get_running_loop(), request, deadline)
+        return await in_thread(CommitStream.cancel, self.put, asyncio.get_running_loop(), request, deadline)
 
     def put(self, loop: asyncio.AbstractEventLoop, request: Request, deadline: float | None = None) -> CommitStream:
         """What `submit` does, for a thread that has prepared a request: its stream is read in ``loop``."""
         if deadline is not None and check_number("deadline", deadline, "seconds") <= 0:
             raise InvalidArgument(f"deadline is {deadline}, expected seconds > 0, or None")
-        stream = CommitStream(loop, request.samples, self._cancel)
+        stream = CommitStream(loop, request.samples, self._cancel, deadline)
         self._open_decoder()  # it waits, if the model is still opening
         with self._wake:
             decoder = self._open_decoder()
@@ -187,7 +214,7 @@ class Engine:
             stream.taken(range(first, first + request.samples))
             self._streams.update(dict.fromkeys(stream.handles, stream))
             if deadline is not None:
-                heapq.heappush(self._deadlines, (time.monotonic() + deadline, next(self._order), stream))
+                heapq.heappush(self._deadlines, (time.monotonic() + deadline, first, request.samples))
             self._wake.notify()
         return stream
 
@@ -204,8 +231,6 @@ class Engine:
     def _open_decoder(self) -> Decoder:
         """The decoder, while requests are taken."""
         self.wait_until_ready()
-        if self._failure is not None:
-            raise EngineFailed(f"the {self.name} has failed: {self._failure}") from self._failure
         if self._ends is not None or self._decoder is None:
             raise EngineStopped(f"the {self.name} takes no more requests; ask another one")
         return self._decoder
@@ -250,6 +275,11 @@ class Engine:
             self._thread.join()
 
     @property
+    def over(self) -> bool:
+        """Whether it takes nothing any more, and never will again: it has failed, or is closed."""
+        return self._failure is not None or not self._thread.is_alive()
+
+    @property
     def health(self) -> Health:
         """Whether it works."""
         began, failure = self._stepping, self._failure
@@ -275,7 +305,7 @@ class Engine:
         try:
             with self._opened() as decoder:
                 self._decoder, self._rows = decoder, decoder.batch_size
-                self._ready.set()
+                self._tell_ready()
                 try:
                     while self._wait(decoder):
                         self._deliver(self._step(decoder))
@@ -287,7 +317,7 @@ class Engine:
             self._failure = self._failure or error
         finally:
             self._decoder = None
-            self._ready.set()
+            self._tell_ready()
 
     def _wait(self, decoder: Decoder) -> bool:
         """Wait until there is something to step; False at the end."""
@@ -311,9 +341,10 @@ class Engine:
                 commits = decoder.step()
                 self._counts.stepped(commits, time.monotonic() - began, guesses)
                 return commits
-            except Exception:
+            except Exception as error:
                 if attempt == TRIES:
                     raise
+                _LOG.warning("a step of the %s failed, and is tried again: %s", self.name, in_one_line(error))
                 time.sleep(_PAUSE * 2**attempt)
             finally:
                 self._stepping = None
@@ -335,14 +366,11 @@ class Engine:
     def _expire(self) -> None:
         """End what is too late."""
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            _, _, stream = heapq.heappop(self._deadlines)
-            if any(handle in self._streams for handle in stream.handles):
+            _, first, samples = heapq.heappop(self._deadlines)
+            stream = next(filter(None, map(self._streams.get, range(first, first + samples))), None)
+            if stream is not None:
                 self._take_away(stream)
-                stream.end(
-                    DeadlineExceeded(
-                        "the request took longer than it was given; ask for fewer tokens, or for more time"
-                    )
-                )
+                stream.end(late())
 
     def _end_all(self) -> None:
         """End what is left, with the reason."""
@@ -357,3 +385,8 @@ class Engine:
                     error.__cause__ = self._failure
                 stream.end(error)
             self._streams.clear()
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():  # as it is where whoever waited was cancelled
+        waiter.set_result(None)

@@ -7,9 +7,11 @@ whose tokens are ``ar``'s (``scd-match``), and in law for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from coupled_sampling.arguments import check_number, checked_tokens, is_whole, shown
 from coupled_sampling.bundles.opening import Bundle
@@ -21,7 +23,18 @@ from coupled_sampling.grammars import Grammar
 from coupled_sampling.processors import FrequencyPenalty, LogitBias, PresencePenalty, RepetitionPenalty
 from coupled_sampling.requests import Guidance
 
-__all__ = ["GrammarSource", "Job", "Piece"]
+__all__ = ["LONGEST_GRAMMAR", "GrammarSource", "Job", "Piece"]
+
+LONGEST_GRAMMAR = 16_384
+"""Characters of a grammar. What a longer one costs to compile grows without bound: 60 000 of a regular expression may take 2 GB."""
+
+_STACK = 64 << 20
+"""Bytes of stack while a grammar compiles. Rules as deep as can be in one that long take 8 MB; without room the process dies."""
+
+_STACKS = threading.Lock()
+"""Held while the size of new threads' stacks is another."""
+
+_T = TypeVar("_T")
 
 
 class GrammarSource(NamedTuple):
@@ -45,10 +58,57 @@ class GrammarSource(NamedTuple):
         Raises
         ------
         InvalidArgument, MissingDependency
-            It is none; the package ``llguidance`` is not installed.
+            It is none, or is too long; the package ``llguidance`` is not installed.
         """
-        made: Grammar = getattr(Grammar, self.kind)(self.text, bundle, stop or None)
-        return made
+        if len(self.text) > LONGEST_GRAMMAR:
+            name = {"json_schema": "schema", "lark": "grammar"}.get(self.kind, self.kind)
+            raise InvalidArgument(
+                f"{name} has {len(self.text)} characters, expected at most {LONGEST_GRAMMAR}; ask for something simpler"
+            )
+        return _compiled(self, _ByIdentity(bundle), tuple(stop))
+
+
+class _ByIdentity(NamedTuple):
+    """A bundle as a key."""
+
+    bundle: Bundle
+
+    def __hash__(self) -> int:
+        return id(self.bundle)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self.bundle is other.bundle
+
+
+@lru_cache(maxsize=4)
+def _compiled(source: GrammarSource, of: _ByIdentity, stop: tuple[int, ...]) -> Grammar:
+    """The grammar; a request for many texts has it compiled once, and few are kept, as one may be large."""
+    made: Grammar = _with_room(lambda: getattr(Grammar, source.kind)(source.text, of.bundle, stop or None))
+    return made
+
+
+def _with_room(work: Callable[[], _T]) -> _T:
+    """What ``work`` returns, called in a thread with a large stack: llguidance recurses into rules as deep as they are nested."""
+    made: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="compiling a grammar", daemon=True)
+    with _STACKS:
+        usual = threading.stack_size(_STACK)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,22 @@ from typing import Any, Protocol
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
-from coupled_sampling.decoding import Decoder
+from coupled_sampling.decoding import Decoder, Request
 from coupled_sampling.errors import BundleError
 from coupled_sampling.serving.engine import Engine, Health
-from coupled_sampling.serving.errors import EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded
 from coupled_sampling.serving.jobs import Job, Piece
 from coupled_sampling.serving.statistics import Statistics
-from coupled_sampling.serving.streams import CommitStream
+from coupled_sampling.serving.streams import CommitStream, in_thread
 from coupled_sampling.serving.ways import Way, job_settings
 
 __all__ = ["LaneSettings", "Lanes", "Pieces", "Source"]
 
 _PAUSE = 5.0
 """Seconds after a failure in which a lane is not opened anew."""
+
+_LEAST = 1e-3
+"""Seconds that a job has left when it is put into an engine, at least: there, too, they have to be more than none."""
 
 
 class Pieces(Protocol):
@@ -173,7 +176,8 @@ class Lanes:
         self._failures: dict[Way, tuple[float, EngineFailed]] = {}
         self._done: dict[str, Statistics] = {}
         """By method, of lanes that were closed."""
-        self._retiring: list[threading.Thread] = []
+        self._retiring: dict[threading.Thread, tuple[Way, Engine]] = {}
+        """Lanes that made room, while they close."""
         self._closed = False
         decoding = self.bundle.settings(**self.settings.defaults)
         self._usual = Way.of(decoding, self.settings.step, on_host=decoding.guided or decoding.sampling.warps)
@@ -211,41 +215,52 @@ class Lanes:
         return job_settings(self.bundle, self.settings.defaults, job)
 
     async def submit(self, job: Job) -> Pieces:
-        """See `Source.submit`."""
-        return _CommitPieces(await CommitStream.from_thread(self._submit, asyncio.get_running_loop(), job))
+        """See `Source.submit`. A job's deadline counts from here, also while a model opens for it."""
+        loop = asyncio.get_running_loop()
+        ends = None if job.deadline is None else loop.time() + job.deadline
+        try:
+            async with asyncio.timeout_at(ends) as limit:
+                way, engine, request = await in_thread(lambda made: self._arrived(made[1]), self._prepare, job)
+                try:
+                    await engine.ready()
+                    left = None if ends is None else max(ends - loop.time(), _LEAST)
+                    return _CommitPieces(await in_thread(CommitStream.cancel, engine.put, loop, request, left))
+                except EngineFailed as error:
+                    self._drop(way, engine, error)
+                    raise
+                finally:
+                    self._arrived(engine)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(
+                "the request took longer than it was given before it was begun; ask for more time"
+            ) from None
 
-    def _submit(self, loop: asyncio.AbstractEventLoop, job: Job) -> CommitStream:
-        """Find or open the engine of ``job``, and put it there. It may take long: a model opens, a grammar compiles."""
+    def _prepare(self, job: Job) -> tuple[Way, Engine, Request]:
+        """What to ask of which engine, which may just be opening. It may take long: a grammar compiles."""
         decoding = self.decoding(job)
         way = Way.of_job(job, decoding, self.settings.step)
         request = job.request(decoding, self.bundle, self.tokenizer)
         if way not in self._lanes:
             way.check(self.bundle, self.settings.place, self.settings.rows, decoding)
-        engine = self._lane(way, decoding)
-        try:
-            engine.wait_until_ready()
-            return engine.put(loop, request, job.deadline)
-        except EngineFailed as error:
-            self._drop(way, engine, error)
-            raise
-        finally:
-            self._arrived(engine)
+        return way, self._lane(way, decoding), request
 
     async def health(self) -> Health:
-        """See `Source.health`: that of the usual lane; one that made room for another opens when it is asked for."""
+        """See `Source.health`: that of the usual lane. One that made room for another is well: it opens when a job asks for it."""
         with self._lock:
             engine, failed = self._lanes.get(self._usual), self._failures.get(self._usual)
         if engine is not None:
             return engine.health
-        if failed is not None:
-            return Health(False, False, str(failed[1]))
-        return Health(False, False, "the model is closed") if self._closed else Health(True, True)
+        if self._closed or failed is not None:
+            return Health(False, False, "the model is closed" if failed is None else str(failed[1]))
+        return Health(True, True)
 
     async def statistics(self) -> Mapping[str, Statistics]:
         """See `Source.statistics`."""
         with self._lock:
             sums = dict(self._done)
-            for way, engine in self._lanes.items():
+            for way, engine in (*self._lanes.items(), *self._retiring.values()):
                 sums[way.method] = engine.statistics.added_to(sums.get(way.method))
         return sums
 
@@ -253,11 +268,11 @@ class Lanes:
         """Take no more jobs, let those under way finish for up to ``drain`` seconds, and close the model."""
         with self._lock:
             self._closed = True
-            engines = list(self._lanes.values())
+            engines, retiring = list(self._lanes.values()), list(self._retiring)
         closing = [threading.Thread(target=engine.close, kwargs={"drain": drain}) for engine in engines]
         for thread in closing:
             thread.start()
-        for thread in (*closing, *self._retiring):
+        for thread in (*closing, *retiring):
             thread.join()
 
     def _lane(self, way: Way, decoding: DecodingSettings) -> Engine:
@@ -266,20 +281,26 @@ class Lanes:
             if self._closed:
                 raise EngineStopped("the model is closed; ask another server")
             engine = self._lanes.pop(way, None)
-            if engine is not None and not engine.health.alive and engine.health.why is not None:
-                self._failures[way] = (time.monotonic(), EngineFailed(engine.health.why))
+            if (
+                engine is not None and engine.over
+            ):  # not one that is stuck in a step: it still has its rows and its model
+                self._failures[way] = (time.monotonic(), EngineFailed(str(engine.health.why)))
                 self._forget(way, engine)
                 engine = None
             if engine is None:
                 failed = self._failures.get(way)
                 if failed is not None and time.monotonic() - failed[0] < _PAUSE:
-                    raise failed[1]
+                    raise EngineFailed(str(failed[1])) from failed[1].__cause__  # each has a traceback of its own
                 self._failures.pop(way, None)
                 self._make_room(way)
                 engine = Engine(
                     lambda: self._open(way, decoding), most_waiting=self.settings.most_waiting, name=f"engine ({way})"
                 )
             self._lanes[way] = engine
+            if self._coming[engine] >= self.settings.rows + self.settings.most_waiting:
+                raise Overloaded(
+                    f"as many requests as may come to the {engine.name} at once; come back later", retry_after=5.0
+                )
             self._coming[engine] += 1
             return engine
 
@@ -312,11 +333,12 @@ class Lanes:
         def close() -> None:
             engine.close()
             with self._lock:
+                del self._retiring[thread]
                 self._forget(way, engine)
 
         thread = threading.Thread(target=close, name=f"closing {engine.name}")
+        self._retiring[thread] = way, engine
         thread.start()
-        self._retiring = [*(one for one in self._retiring if one.is_alive()), thread]
 
     def _drop(self, way: Way, engine: Engine, error: EngineFailed) -> None:
         with self._lock:

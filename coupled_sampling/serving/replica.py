@@ -6,24 +6,17 @@ Its methods take and give plain data (`coupled_sampling.serving.crossing`).
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
-from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.serving.crossing import TAKEN, Message, pack_error, pack_piece, pack_statistics, unpack_job
 from coupled_sampling.serving.engine import Health
 from coupled_sampling.serving.errors import EngineFailed, EngineStopped
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.lanes import Lanes
 
-__all__ = ["ModelReplica", "fingerprint"]
-
-
-def fingerprint(bundle: Bundle) -> str:
-    """What tells a model from another version of it: a digest of those of its files."""
-    files = sorted((name, record.sha256) for name, record in bundle.manifest.files.items())
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+__all__ = ["ModelReplica"]
 
 
 class ModelReplica:

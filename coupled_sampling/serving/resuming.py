@@ -31,6 +31,7 @@ from coupled_sampling.serving.errors import DeadlineExceeded, EngineFailed, Engi
 from coupled_sampling.serving.jobs import Job, Piece
 from coupled_sampling.serving.lanes import Pieces, Source
 from coupled_sampling.serving.statistics import Statistics
+from coupled_sampling.serving.streams import late
 
 __all__ = ["PAUSES", "Resuming"]
 
@@ -149,7 +150,7 @@ class _UnbrokenPieces:
 
     def _late(self) -> DeadlineExceeded:
         self._over = True
-        return DeadlineExceeded("the request took longer than it was given; ask for fewer tokens, or for more time")
+        return late()
 
     def __aiter__(self) -> _UnbrokenPieces:
         return self

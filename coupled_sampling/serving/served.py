@@ -18,6 +18,7 @@ from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.lanes import Source
 
 __all__ = ["ServedModel"]
@@ -57,7 +58,7 @@ class ServedModel:
 
         The kind of machine is not among it: another processor may round otherwise.
         """
-        of = f"{__version__} {self.bundle.manifest!r}"
+        of = f"{__version__} {fingerprint(self.bundle)}"
         return f"fp_{hashlib.sha256(of.encode()).hexdigest()[:12]}"
 
     @property

@@ -6,11 +6,29 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from coupled_sampling.decoding import Commit
+from coupled_sampling.serving.errors import DeadlineExceeded
 
-__all__ = ["CommitStream"]
+__all__ = ["CommitStream", "in_thread", "late"]
+
+_T = TypeVar("_T")
+
+
+async def in_thread(undo: Callable[[_T], object], work: Callable[..., _T], *arguments: Any) -> _T:
+    """What ``work(*arguments)`` returns, called in a thread. It cannot be cancelled: if the caller is, it is undone."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        working.add_done_callback(lambda done: undo(done.result()) if done.exception() is None else None)
+        raise
+
+
+def late() -> DeadlineExceeded:
+    """What ends a request whose deadline has passed."""
+    return DeadlineExceeded("the request took longer than it was given; ask for fewer tokens, or for more time")
 
 
 class CommitStream:
@@ -36,8 +54,16 @@ class CommitStream:
     {'removed': 1}
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, samples: int, cancel: Callable[[CommitStream], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        samples: int,
+        cancel: Callable[[CommitStream], None],
+        deadline: float | None = None,
+    ) -> None:
         self.loop = loop
+        self._due = None if deadline is None else loop.time() + deadline
+        """The engine ends what is late between its steps. This is for a step that takes too long, or never ends."""
         self.handles: Sequence[int] = ()
         """Of its samples, in order; what `Commit.handle` is."""
         self._open = samples
@@ -53,16 +79,6 @@ class CommitStream:
         """Give it up: its rows are free at the next step, and no more commits come. From any thread, and more than once."""
         self._over = True
         self._cancel(self)
-
-    @classmethod
-    async def from_thread(cls, submit: Callable[..., CommitStream], *arguments: Any) -> CommitStream:
-        """What ``submit(*arguments)`` returns, called in a thread: preparing a request may take long, as a grammar compiles."""
-        submitting = asyncio.ensure_future(asyncio.to_thread(submit, *arguments))
-        try:
-            return await asyncio.shield(submitting)
-        except asyncio.CancelledError:  # a thread cannot be: what it submits is taken back
-            submitting.add_done_callback(lambda done: done.result().cancel() if done.exception() is None else None)
-            raise
 
     @staticmethod
     def hand_over(loop: asyncio.AbstractEventLoop, parts: Sequence[tuple[CommitStream, Commit]]) -> None:
@@ -86,7 +102,12 @@ class CommitStream:
     async def __anext__(self) -> Commit:
         if self._over or not self._open:
             raise StopAsyncIteration
-        found = await self._queue.get()
+        try:
+            async with asyncio.timeout_at(self._due):
+                found = await self._queue.get()
+        except TimeoutError:
+            self.cancel()
+            found = late()
         if isinstance(found, Exception):
             self._over = True
             raise found

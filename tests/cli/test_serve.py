@@ -196,10 +196,10 @@ def test_keys_that_everybody_can_read_are_warned_of(tmp_path, capsys):
     keys = tmp_path / "keys"
     keys.write_text("one\n")
     keys.chmod(0o600)
-    assert serve.read_keys(keys) == ("one",)
+    assert serve._keys(keys) == ("one",)
     assert capsys.readouterr().err == ""
     keys.chmod(0o644)
-    assert serve.read_keys(keys) == ("one",)
+    assert serve._keys(keys) == ("one",)
     assert "everybody on this machine can read" in capsys.readouterr().err
 
 

@@ -44,6 +44,8 @@ def test_all_options_arrive(tmp_path, capsys):
         (["fashion", "models", "--gpus", "first"], "gpus is 'first', expected numbers"),
         (["fashion", "models", "--gpus", "0", "--backend", "cpu"], "'cpu' runs on no GPU"),
         (["fashion", "models", "--window", "wide"], "window is 'wide'"),
+        (["fashion", "models", "--window", "²"], "window is '²'"),
+        (["fashion", "models", "--gpus", "²"], "gpus is '²'"),
         (["fashion", "models", "--window", "500"], "window is 500"),
         (["fashion", "models", "--name", "../mine"], "name is '../mine'"),
         (["fashion", "nowhere/models"], "does not exist; create it first"),

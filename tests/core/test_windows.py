@@ -107,8 +107,12 @@ def law_of(method, rule, table, length, drafting=FILLED, model=TableProvider):
     return exact_law(run, max_paths=50_000)
 
 
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
+"""Of tables: others show the same again."""
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_law_is_autoregressive_when_widths_depend_on_counts(method, seed):
     table = random_table(seed, 2)
     law = law_of(method, ByCounts, table, 5)
@@ -118,11 +122,11 @@ def test_law_is_autoregressive_when_widths_depend_on_counts(method, seed):
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
 def test_a_rule_that_looks_at_drafts_is_caught(method):
     """Otherwise the test above would prove nothing."""
-    found = [
+    found = (
         total_variation(law_of(method, ByDrafts, table, 5), autoregressive_law(table, [1], 5))
         for table in (random_table(seed, 2) for seed in range(3))
-    ]
-    assert max(found) > 1e-3
+    )
+    assert any(distance > 1e-3 for distance in found)
 
 
 @pytest.fixture
@@ -140,20 +144,20 @@ def slow_passes(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
-def test_law_is_autoregressive_when_times_depend_on_drafts(method, slow_passes):
-    for seed in range(2):
-        table = random_table(seed, 2)
-        law = law_of(method, ByTimes, table, 5, model=slow_passes)
-        assert total_variation(law, autoregressive_law(table, [1], 5)) < 1e-12
+@pytest.mark.parametrize("seed", SEEDS[:2])
+def test_law_is_autoregressive_when_times_depend_on_drafts(method, seed, slow_passes):
+    table = random_table(seed, 2)
+    law = law_of(method, ByTimes, table, 5, model=slow_passes)
+    assert total_variation(law, autoregressive_law(table, [1], 5)) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
 def test_times_known_at_once_are_caught(method, slow_passes):
-    found = [
+    found = (
         total_variation(law_of(method, ByTimesAtOnce, table, 5, model=slow_passes), autoregressive_law(table, [1], 5))
         for table in (random_table(seed, 2) for seed in range(3))
-    ]
-    assert max(found) > 1e-3
+    )
+    assert any(distance > 1e-3 for distance in found)
 
 
 class Telling(HostStep):
@@ -214,7 +218,7 @@ def distance_of_rows(method, seed, monkeypatch, **settings):
 
 
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", SEEDS[:2])
 def test_joint_law_is_autoregressive_when_times_tell_all_that_is_open_in_any_row(method, seed, monkeypatch):
     assert distance_of_rows(method, seed, monkeypatch) < 1e-12
 
@@ -230,7 +234,7 @@ def test_telling_times_known_at_once_are_caught(method, monkeypatch):
             passed, self.seen = self.step.clock - self.seen, self.step.clock
             return 1 if passed > 3 else 3
 
-    assert max(distance_of_rows(method, seed, monkeypatch, rule=AtOnce) for seed in range(2)) > 0.02
+    assert any(distance_of_rows(method, seed, monkeypatch, rule=AtOnce) > 0.02 for seed in range(2))
 
 
 def test_times_do_reach_the_rule(slow_passes):

@@ -30,6 +30,7 @@ from bugs_of_quantised_weights import BUGS as QUANTISED_WEIGHTS
 from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
 from bugs_of_rows import BUGS as ROWS
+from bugs_of_serving import BUGS as SERVING
 from bugs_of_small_files import BUGS as SMALL_FILES
 from bugs_of_step_engines import BUGS as STEP_ENGINES
 from bugs_of_step_graphs import BUGS as STEP_GRAPHS
@@ -49,6 +50,7 @@ from planting import Bug
 __all__ = ["BUGS"]
 
 BUGS: tuple[Bug, ...] = (
+    *SERVING,
     *AUTO_BRANCHES,
     *CHECKPOINTS,
     *CORRECTIONS,

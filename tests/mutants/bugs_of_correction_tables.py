@@ -28,7 +28,7 @@ BUGS = (
     ),
     Bug(
         "fingerprint-without-weights",
-        "fingerprint",
+        "correction_tables:fingerprint",
         "(graph, *external_files(folder / graph))",
         "(graph,)",
         "Other weights under the same graph keep the tables of the weights before.",
@@ -36,7 +36,7 @@ BUGS = (
     ),
     Bug(
         "fingerprint-without-the-layout",
-        "fingerprint",
+        "correction_tables:fingerprint",
         "[[span.first, span.count, span.times] for span in manifest.layout]",
         "[]",
         "Tokens stand elsewhere, and the tables for where they stood are used.",

@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
-from coupled_sampling.serving.deployment import app_builder, read_keys
+from coupled_sampling.serving.deployment import app_builder
 from coupled_sampling.serving.deployment_settings import DeploymentArgs
+from coupled_sampling.serving.keys import read_keys
 
 
 def test_a_name_alone_is_a_model():
@@ -74,7 +75,8 @@ def test_without_ray_the_extra_is_named():
 def test_keys_are_lines_of_a_file_that_has_some(tmp_path):
     file = tmp_path / "keys"
     file.write_text("one\n\n  two \n")
-    assert read_keys(file) == ("one", "two")
-    file.write_text("\n")
-    with pytest.raises(InvalidArgument, match="which has no key"):
-        read_keys(file)
+    assert read_keys(file, "http.key_file") == ("one", "two")
+    for text, words in (("\n", "^http.key_file is .* which has no keys"), ("one\nnot one", "^line 2 of .* is no key")):
+        file.write_text(text)
+        with pytest.raises(InvalidArgument, match=words):
+            read_keys(file, "http.key_file")

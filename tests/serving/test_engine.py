@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -123,6 +125,37 @@ def test_a_cancelled_reader_frees_its_row():
         assert asyncio.run(cancel(engine)) == alone(Request([2], 9, seed=5))
 
 
+class Slow:
+    """A processor that takes its time to begin."""
+
+    def __init__(self):
+        self.asked, self.free = threading.Event(), threading.Event()
+
+    def begin(self, prompt):
+        self.asked.set()
+        assert self.free.wait(20)
+        return lambda logits, tokens, positions: logits
+
+
+def test_a_reader_that_goes_while_its_request_is_prepared_leaves_nothing():
+    slow = Slow()
+
+    async def go(engine):
+        submitting = asyncio.ensure_future(engine.submit(Request([1], 200, sampling=Sampling(processors=(slow,)))))
+        await asyncio.to_thread(slow.asked.wait, 20)
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        slow.free.set()
+        until = time.monotonic() + 10
+        while engine.statistics.finished != {"removed": 1}:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.001)
+
+    with engine_of(Gated()) as engine:
+        asyncio.run(go(engine))
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back():
     model = Gated(rows=1)
     model.gate.clear()
@@ -188,10 +221,11 @@ def test_what_fails_in_one_request_ends_that_one():
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_step_that_fails_is_tried_again(failures):
+def test_a_step_that_fails_is_tried_again_and_logged(failures, caplog):
     with engine_of(Gated(failures=failures)) as engine:
         assert asyncio.run(read(engine, Request([2], 9, seed=5))) == alone(Request([2], 9, seed=5))
         assert engine.health.ready
+    assert caplog.text.count("the cable is loose") == failures
 
 
 def test_a_model_that_fails_for_good_ends_all_and_is_unhealthy():
@@ -264,4 +298,43 @@ def test_a_loop_that_is_gone_stops_nobody():
     engine = engine_of(Gated(rows=1))
     asyncio.run(engine.submit(Request([1], 100)))
     assert asyncio.run(read(engine, Request([2], 9, seed=5))) == alone(Request([2], 9, seed=5))
+    engine.close()
+
+
+def test_a_deadline_passes_while_a_step_is_stuck():
+    model = Gated()
+
+    async def stuck(engine):
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(read(engine, Request([1], 9), deadline=0.1), 10)
+        model.gate.set()
+        return await read(engine, Request([2], 9, seed=5), deadline=60)
+
+    with engine_of(model) as engine:
+        model.gate.clear()
+        try:
+            assert asyncio.run(stuck(engine)) == alone(Request([2], 9, seed=5))
+        finally:
+            model.gate.set()
+    assert engine.statistics.finished == {"removed": 1, "length": 1}
+
+
+def test_a_stream_that_is_over_is_not_held_until_its_deadline():
+    async def begin(engine):
+        stream = await engine.submit(Request([2], 9), deadline=600)
+        async with stream:
+            _ = [commit async for commit in stream]
+        return weakref.ref(stream)
+
+    with engine_of(Gated()) as engine:
+        gone = asyncio.run(begin(engine))
+        gc.collect()
+        assert gone() is None
+
+
+def test_a_model_that_fails_is_not_said_to_have_failed_to_open():
+    engine = engine_of(Gated(failures=99))
+    for words in ("^the engine has failed: the cable is loose$",) * 2:
+        with pytest.raises(EngineFailed, match=words):
+            asyncio.run(read(engine, Request([2], 9)))
     engine.close()

@@ -3,6 +3,8 @@
 import asyncio
 import re
 import shutil
+import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving import EngineFailed, EngineStopped, Health, Overloaded
+from coupled_sampling.serving import DeadlineExceeded, EngineFailed, EngineStopped, Overloaded
+from coupled_sampling.serving.engine import Engine, Health
 from coupled_sampling.serving.jobs import GrammarSource, Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from standins.serving import text_bundle
@@ -165,6 +168,87 @@ def test_an_idle_lane_makes_room_and_a_busy_one_does_not():
     assert len(made) == 196
     assert counted["ar"].finished == {"length": 1}
     assert counted["scd-match"].finished == {"removed": 1}
+
+
+def test_a_model_whose_usual_lane_made_room_is_well_and_takes_jobs():
+    """Else whoever asks for another method would have the server started again."""
+    with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
+        usual = run(lanes, Job(SHOE, 1))[0][0]
+        assert run(lanes, Job(SHOE, 1, settings={"method": "ar"}))[0][0] == usual
+        assert asyncio.run(lanes.health()) == Health(True, True)
+        assert run(lanes, Job(SHOE, 1))[0][0] == usual
+    assert not asyncio.run(lanes.health()).alive
+
+
+def test_what_a_lane_has_done_is_counted_while_it_closes(monkeypatch):
+    """A counter that falls is one that began anew, to whoever scrapes: all of it would be counted twice."""
+    closing, close = threading.Event(), Engine.close
+
+    def slowly(engine, **how):
+        assert closing.wait(20)
+        close(engine, **how)
+
+    monkeypatch.setattr(Engine, "close", slowly)
+    with Lanes(fashion, LaneSettings(rows=1, lanes=1)) as lanes:
+        run(lanes, Job(SHOE, 1))
+        run(lanes, Job(SHOE, 1, settings={"method": "ar"}))
+        assert asyncio.run(lanes.statistics())["scd-match"].tokens == 196
+        closing.set()
+    assert {method: done.tokens for method, done in asyncio.run(lanes.statistics()).items()} == {
+        "scd-match": 196,
+        "ar": 196,
+    }
+
+
+def test_a_lane_that_is_stuck_in_a_step_is_not_opened_once_more(monkeypatch):
+    opened = []
+    with Lanes(lambda: opened.append(1) or fashion(), LaneSettings(rows=1)) as lanes:
+        run(lanes, Job(SHOE, 1))
+        monkeypatch.setattr(Engine, "health", Health(False, False, "it has been in one step for 61 s"))
+        run(lanes, Job(SHOE, 1))
+    assert len(opened) == 2  # to look at it, and to run it
+
+
+class _Opened:
+    """Opens the embedded model, and for a second lane only when it may."""
+
+    def __init__(self):
+        self.may, self.count = threading.Event(), 0
+
+    def __call__(self):
+        self.count += 1
+        assert self.count <= 2 or self.may.wait(20)
+        return fashion()
+
+
+def test_a_deadline_counts_while_a_model_opens():
+    opened = _Opened()
+    with Lanes(opened, LaneSettings(rows=1)) as lanes:
+        with pytest.raises(DeadlineExceeded):
+            run(lanes, Job(SHOE, 1, settings={"method": "ar"}, deadline=0.1))
+        opened.may.set()
+        run(
+            lanes, Job(SHOE, 1, settings={"method": "ar"})
+        )  # what is late takes no row, nor keeps the lane from being idle
+        assert not lanes._coming
+
+
+def test_jobs_whose_model_opens_keep_no_others_waiting_and_are_not_more_than_may_wait():
+    opened = _Opened()
+
+    async def crowd(lanes):
+        many = [asyncio.ensure_future(read(lanes, Job(SHOE, k, settings={"method": "ar"}))) for k in range(42)]
+        done = await asyncio.wait_for(read(lanes, Job(SHOE, 1)), 10)
+        for one in many:
+            one.cancel()
+        opened.may.set()
+        return done, await asyncio.gather(*many, return_exceptions=True)
+
+    with Lanes(opened, LaneSettings(rows=1, most_waiting=39)) as lanes:
+        done, made = asyncio.run(crowd(lanes))
+    assert len(done[0]) == 196
+    assert Counter(map(type, made)) == {asyncio.CancelledError: 40, Overloaded: 2}
+    assert not lanes._coming
 
 
 def test_a_model_that_was_replaced_is_not_mixed_with_the_one_that_is_served(tmp_path):

@@ -17,9 +17,10 @@ from coupled_sampling.serving.crossing import (
     unpack_message,
     unpack_statistics,
 )
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.jobs import GrammarSource, Job, Piece
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
-from coupled_sampling.serving.replica import ModelReplica, fingerprint
+from coupled_sampling.serving.replica import ModelReplica
 
 JOB = Job(
     (70, 71),

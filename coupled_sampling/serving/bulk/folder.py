@@ -25,10 +25,9 @@ from urllib.parse import quote
 from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.files import check_place, write_whole
 from coupled_sampling.bundles.hidden import PARTIAL, held_alone
-from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import OutputError
 
-__all__ = ["BULK", "RECORD", "Folder", "fingerprint", "opened_folder", "picture_path"]
+__all__ = ["BULK", "RECORD", "Folder", "opened_folder", "picture_path"]
 
 BULK = "bulk.json"
 RECORD = "record"
@@ -39,22 +38,6 @@ _PLAIN = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,99}")
 """Ids that are file names everywhere, also where upper and lower case are the same."""
 _KEPT = 60
 """Characters of another id that its file name shows."""
-
-
-def fingerprint(bundle: Bundle) -> str:
-    """SHA-256 over the names and contents of a model's files; of somebody else's ONNX file, which has no list of them, of that one.
-
-    Examples
-    --------
-    >>> from coupled_sampling import open_bundle
-    >>> len(fingerprint(open_bundle("fashion")))
-    64
-    """
-    records = {name: record.sha256 for name, record in bundle.manifest.files.items()}
-    if not records:
-        with bundle.window_graph.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
 
 
 def picture_path(name: str) -> str:

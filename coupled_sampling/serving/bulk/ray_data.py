@@ -23,11 +23,11 @@ from typing import Any
 from coupled_sampling.arguments import check_count, check_number, in_one_line
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, MissingDependency
-from coupled_sampling.serving.bulk.folder import fingerprint
 from coupled_sampling.serving.bulk.local import PER_ROW
 from coupled_sampling.serving.bulk.making import Made, Maker
 from coupled_sampling.serving.bulk.rows import Asked
 from coupled_sampling.serving.errors import EngineFailed
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 
 __all__ = ["RaySettings", "made_by_ray", "require_ray"]
@@ -122,7 +122,7 @@ def made_by_ray(
     opened
         Opens the model, on the actors' machines.
     wanted
-        `coupled_sampling.serving.bulk.folder.fingerprint` of the model.
+        `coupled_sampling.serving.fingerprints.fingerprint` of the model.
     lanes
         How an actor decodes.
     settings

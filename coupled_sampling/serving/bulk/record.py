@@ -61,7 +61,7 @@ def schema() -> Any:
         ("error", arrow.string(), "what went wrong, where that is the reason"),
         ("logprobs", numbers, "of the tokens under their target laws, where they were asked for"),
         ("model", arrow.string(), "name of the model"),
-        ("fingerprint", arrow.string(), "SHA-256 of its files"),
+        ("fingerprint", arrow.string(), "SHA-256 of all of the model that tokens depend on"),
         ("asked", arrow.uint64(), "a number of all that was asked but the id"),
     )
     return arrow.schema([arrow.field(name, kind, metadata={"description": what}) for name, kind, what in columns])

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import check_count
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.serving.bulk.folder import fingerprint, opened_folder
+from coupled_sampling.serving.bulk.folder import opened_folder
 from coupled_sampling.serving.bulk.local import made_here
 from coupled_sampling.serving.bulk.making import Made, Maker, require_pillow
 from coupled_sampling.serving.bulk.prompts import Prompts, prompts_file, remaining
 from coupled_sampling.serving.bulk.ray_data import RaySettings, made_by_ray
 from coupled_sampling.serving.bulk.record import Record, require_pyarrow
 from coupled_sampling.serving.bulk.rows import Asked, RowReader
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from coupled_sampling.serving.ways import JobCheck
 

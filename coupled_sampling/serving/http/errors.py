@@ -213,7 +213,9 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _refused(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code in (404, 405):
-            return ApiError(error.status_code, f"there is no {request.method} {request.url.path} here").response
+            response = ApiError(error.status_code, f"there is no {request.method} {request.url.path} here").response
+            response.headers.update(error.headers or {})  # such as which methods there are
+            return response
         return ApiError(error.status_code, str(error.detail)).response
 
     @app.exception_handler(Exception)

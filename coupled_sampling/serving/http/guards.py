@@ -202,7 +202,7 @@ class Bodies:
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         length = headers.get("content-length", "")
         if (
-            length.isdigit() and int(length[:20]) > self._most
+            length.isdecimal() and int(length[:20]) > self._most
         ):  # 20 digits are beyond any limit, and int() has one of its own
             raise self._too_large()
         parts, size = [], 0

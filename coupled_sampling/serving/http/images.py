@@ -195,9 +195,18 @@ class _Asking:
     """A request for pictures, under way."""
 
     def __init__(self, service: Service, model: ServedModel, asked: ImageRequest, painter: Painter) -> None:
+        service.check_count(asked.n or 1)
         asked.check(painter)
         self._service, self._model, self._asked, self.painter = service, model, asked, painter
         self._prompt, self._seed = _tokens(model, asked.prompt), asked.noise
+        held = model.bundle.manifest.window_graph.max_length
+        if len(self._prompt) > held:  # every job would check all of them, while other clients wait
+            raise ApiError(
+                400,
+                f"prompt has {len(self._prompt)} tokens, the model {model.name} holds {held}; shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         thresholds = painter.thresholds(asked.partial_images or 0)
         self._pictures = [_Picture(index, list(thresholds)) for index in range(asked.n or 1)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +16,27 @@ from coupled_sampling.serving.served import ServedModel
 
 __all__ = ["listing_routes"]
 
+_LOG = logging.getLogger("coupled_sampling.serving")
+
 
 def listing_routes(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter()
+    logged: dict[str, str | None] = {}
+
+    def told(found: Mapping[str, Health], well: bool) -> JSONResponse:
+        """What is told to anybody: what a model failed of may name files of this machine, and goes to the log."""
+        body = {}
+        for name, one in found.items():
+            why = one.why if one.alive else "the model does not work; the server's log says more"
+            body[name] = {"ready": one.ready, "alive": one.alive, "why": why}
+            kept = (
+                None if one.alive else re.sub(r"\d+ s\b", "", str(one.why))
+            )  # one that is stuck is so for longer each time
+            if kept is not None and kept != logged.get(name):
+                _LOG.error("%s: %s", name, one.why)
+            logged[name] = kept
+        return JSONResponse(body, 200 if well else 503)
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -35,20 +54,15 @@ def listing_routes(service: Service) -> APIRouter:
         found = {name: await model.source.health() for name, model in service.models.items()}
         if service.traffic.draining:
             found = {name: Health(False, one.alive, "the server is draining") for name, one in found.items()}
-        return _told(found, all(one.ready for one in found.values()))
+        return told(found, all(one.ready for one in found.values()))
 
     @routes.get("/health/live")
     async def live() -> JSONResponse:
         """200 where every model works, even if it takes no requests, else 503: whether to start the server again."""
         found = {name: await model.source.health() for name, model in service.models.items()}
-        return _told(found, all(one.alive for one in found.values()))
+        return told(found, all(one.alive for one in found.values()))
 
     return routes
-
-
-def _told(found: Mapping[str, Health], well: bool) -> JSONResponse:
-    body = {name: {"ready": one.ready, "alive": one.alive, "why": one.why} for name, one in found.items()}
-    return JSONResponse(body, 200 if well else 503)
 
 
 def _described(model: ServedModel) -> dict[str, Any]:

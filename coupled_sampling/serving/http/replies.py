@@ -79,11 +79,15 @@ async def events(request: Request, made: AsyncGenerator[Event, None]) -> Respons
         with anyio.CancelScope(shield=True):
             await made.aclose()
         raise
-    return _EventStream(_written(first, made), media_type="text/event-stream", headers=_HEADERS)
+    return _EventStream(first, made)
 
 
 class _EventStream(StreamingResponse):
     """Starlette's leaves it to some servers to notice that a client has gone, and what makes the body open."""
+
+    def __init__(self, first: Event, made: AsyncGenerator[Event, None]) -> None:
+        self._made = made
+        super().__init__(_written(first, made), media_type="text/event-stream", headers=_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -93,16 +97,16 @@ class _EventStream(StreamingResponse):
         finally:
             with anyio.CancelScope(shield=True):
                 await self.body_iterator.aclose()  # type: ignore[attr-defined]  # it is a generator
+                await self._made.aclose()  # by itself: where the body was not begun, nothing of it has run
 
 
 async def _written(first: Event, made: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
-    async with contextlib.aclosing(made):
-        yield _line(first)
-        try:
-            async for event in made:
-                yield _line(event)
-        except Exception as error:  # too late for a status
-            yield _line(("error", as_api_error(error).body))
+    yield _line(first)
+    try:
+        async for event in made:
+            yield _line(event)
+    except Exception as error:  # too late for a status
+        yield _line(("error", as_api_error(error).body))
 
 
 def _line(event: Event) -> str:

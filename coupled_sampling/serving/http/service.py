@@ -11,7 +11,7 @@ from typing import Protocol
 
 from coupled_sampling.arguments import check_count, check_number
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.serving.errors import DeadlineExceeded
+from coupled_sampling.serving.errors import DeadlineExceeded, EngineStopped
 from coupled_sampling.serving.http.errors import ApiError
 from coupled_sampling.serving.http.guards import Traffic
 from coupled_sampling.serving.jobs import Job, Piece
@@ -118,6 +118,8 @@ class Run:
                 told(name, now - before)
                 before, reason = now, piece.reason or reason
                 self._queue.put_nowait((index, piece))
+            if reason == "cancelled":  # or whoever reads the run would wait for good
+                raise EngineStopped("the stream of a sequence ended before the sequence did")
         except Exception as error:
             reason = "deadline" if isinstance(error, DeadlineExceeded) else "error"
             self._queue.put_nowait(error)

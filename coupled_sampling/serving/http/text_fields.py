@@ -192,4 +192,4 @@ def _schema(wanted: ResponseFormat) -> str:
             '"json_schema": {"name": ..., "schema": {...}}}',
             param="response_format",
         )
-    return json.dumps(wanted.json_schema.schema_)
+    return json.dumps(wanted.json_schema.schema_, ensure_ascii=False, separators=(",", ":"))

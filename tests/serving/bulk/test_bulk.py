@@ -12,10 +12,11 @@ from coupled_sampling import Decoder, open_bundle
 from coupled_sampling.backends import PixelDecoder, Place, open_model
 from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.serving.bulk import local, making
-from coupled_sampling.serving.bulk.folder import fingerprint, opened_folder, picture_path
+from coupled_sampling.serving.bulk.folder import opened_folder, picture_path
 from coupled_sampling.serving.bulk.rows import sequence_of
 from coupled_sampling.serving.bulk.running import BulkSettings, run_bulk
 from coupled_sampling.serving.errors import EngineFailed
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.jobs import Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
 from standins.serving import text_bundle

@@ -56,3 +56,32 @@ def test_a_cancelled_stream_is_closed(how, where):
 
     asyncio.run(asyncio.wait_for(respond(), 10))
     assert seen == ["closed"]
+
+
+def test_a_stream_whose_client_goes_before_its_body_begins_is_closed():
+    seen = []
+
+    async def respond():
+        async def made():
+            try:
+                yield None, 1
+                yield None, 2
+            finally:
+                seen.append("closed")
+
+        gone = asyncio.Event()
+
+        async def receive():
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            gone.set()
+            await asyncio.Event().wait()
+
+        kept = made()  # else it would be closed as nobody holds it
+        response = await events(Request(SCOPE, receive), kept)
+        await response(SCOPE, receive, send)
+        return list(seen)
+
+    assert asyncio.run(asyncio.wait_for(respond(), 10)) == ["closed"]

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving import ServedModel
+from coupled_sampling.serving.engine import Health
 from coupled_sampling.serving.http import HttpSettings, make_app
 from standins.drawing import drawing_app, tokens_of
 from standins.serving import on_loopback, served
@@ -205,6 +206,12 @@ def test_a_body_of_another_type_is_refused(address, kind):
     assert "application/json" in refused(reply, 400, "invalid_request_error")["message"]
 
 
+def test_a_length_in_digits_of_another_kind_is_none(model):
+    """Servers refuse it; what is mounted elsewhere may see it."""
+    reply = asked(make_app([model]), "POST", "/v1/completions", content=b"{}", headers={"content-length": b"\xb2"})
+    refused(reply, 400, "invalid_request_error")
+
+
 def test_who_drains_takes_no_more_and_says_so(model):
     app = make_app([model])
     app.state.service.traffic.draining = True
@@ -215,6 +222,24 @@ def test_who_drains_takes_no_more_and_says_so(model):
     health = asked(app, "GET", "/health")
     assert (health.status_code, health.json()["fashion"]["why"]) == (503, "the server is draining")
     assert [asked(app, "GET", path).status_code for path in ("/health/live", "/metrics")] == [200] * 2
+
+
+def test_why_a_model_fails_is_logged_once_and_not_told(model, monkeypatch, caplog):
+    class Failed:
+        async def health(self):
+            return Health(False, False, "the engine has failed: cannot read /srv/secret/window.onnx")
+
+    app = make_app([ServedModel("broken", model.bundle, Failed())])
+    for path in ("/health", "/health/live") * 2:
+        reply = asked(app, "GET", path)
+        assert reply.status_code == 503
+        assert "secret" not in reply.text
+        assert "log" in reply.json()["broken"]["why"]
+    assert caplog.text.count("/srv/secret/window.onnx") == 1
+
+
+def test_a_wrong_method_is_told_which_there_are(address):
+    assert httpx.get(f"{address}/v1/completions").headers["allow"] == "POST"
 
 
 def test_no_page_of_another_site_is_let_in(address):

@@ -25,6 +25,7 @@ from standins.serving import on_loopback, served, text_bundle
 openai = pytest.importorskip("openai", reason="needs the official client")
 
 SEED = 11
+GENERATIONS = "/v1/images/generations"
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +320,16 @@ def test_partial_pictures_of_a_model_with_row_ends():
     assert (found[:4] == 1).all()  # 7 * 2 / 3, rounded down: no pixel that a later row has a part in
     assert (found[4:] == BLANK).all()
     assert found.shape == (7, 28, 3)
+
+
+def test_what_is_too_much_is_refused_before_jobs_are_made_of_it(models, monkeypatch):
+    """A job checks its whole prompt: a thousand of them with as long a prompt as a body holds would stop the server for minutes."""
+    monkeypatch.setattr("coupled_sampling.serving.http.images.Job", None)
+
+    async def both():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(models)), base_url="http://here") as client:
+            many = await client.post(GENERATIONS, json={"model": "fashion", "prompt": "shoe", "n": 1000})
+            long = await client.post(GENERATIONS, json={"model": "fashion", "prompt": [257] * 300})
+        return [(one.status_code, one.json()["error"]["param"], one.json()["error"]["code"]) for one in (many, long)]
+
+    assert asyncio.run(both()) == [(400, "n", None), (400, "prompt", "context_length_exceeded")]

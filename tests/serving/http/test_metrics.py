@@ -1,5 +1,6 @@
 """The numbers at /metrics, beside a request whose passes are known."""
 
+import asyncio
 import re
 
 import httpx
@@ -8,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import open_model
-from coupled_sampling.serving.http import HttpSettings
+from coupled_sampling.serving import DeadlineExceeded, Job, Piece, ServedModel
+from coupled_sampling.serving.http import HttpSettings, Service
 from coupled_sampling.serving.http.metrics import Metrics
 from standins import ROOT
 from standins.drawing import drawing_app
@@ -117,9 +119,35 @@ def test_refusals_and_ends_are_counted_by_kind(address):
     found, model = samples(address), ("model_name", "fashion")
     assert found[("requests_refused_total", ("kind", "queue_full"), model)] == 1
     assert found[("requests_refused_total", ("kind", "invalid"), model)] == 1
-    assert found[("requests_finished_total", model, ("reason", "deadline"))] == 1
+    assert found[("requests_refused_total", ("kind", "deadline"), model)] == 1
     assert found[("requests_finished_total", model, ("reason", "error"))] == 1
     assert ("e2e_request_latency_seconds_count", model) not in found  # of those that finished
+
+
+def test_a_sequence_that_takes_too_long_has_ended_by_its_deadline():
+    class Late:
+        async def submit(self, job):
+            return self
+
+        async def __aiter__(self):
+            yield Piece((1, 2))
+            raise DeadlineExceeded("too late")
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *raised):
+            pass
+
+    async def read(metrics, model):
+        async with await Service([model], HttpSettings(), metrics).begin(model, [Job((257,), seed=5)]) as run:
+            return [piece async for piece in run]
+
+    metrics, bundle = Metrics(), open_bundle("fashion")
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(read(metrics, ServedModel("late", bundle, Late())))
+    ended = {"model_name": "late", "reason": "deadline"}
+    assert metrics.registry.get_sample_value("coupled_sampling_requests_finished_total", ended) == 1
 
 
 def test_names_and_kinds_are_those_of_vllm_and_of_the_guide(address):

@@ -11,9 +11,10 @@ from fastapi import Request
 
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import open_model
+from coupled_sampling.serving import EngineStopped, ServedModel
 from coupled_sampling.serving.http import HttpSettings, Service, make_app
 from coupled_sampling.serving.http.replies import events, unless_gone
-from coupled_sampling.serving.jobs import Job
+from coupled_sampling.serving.jobs import Job, Piece
 from standins.serving import on_loopback, served
 
 pytestmark = pytest.mark.filterwarnings("ignore::coupled_sampling.errors.SharedNoise")  # clients choose their seeds
@@ -91,6 +92,8 @@ def test_events_have_them_too_as_they_are_committed(address, wanted):
 
 @pytest.mark.parametrize("kind", ["whole", "stream"])
 def test_a_client_that_goes_frees_its_rows(address, model, kind):
+    before = _removed(model)
+
     async def leave():
         async with httpx.AsyncClient(timeout=60) as client:
             asking = asyncio.ensure_future(client.get(f"{address}/{kind}/4"))
@@ -104,7 +107,11 @@ def test_a_client_that_goes_frees_its_rows(address, model, kind):
             return time.monotonic() - began
 
     assert asyncio.run(leave()) < 1
-    assert sum(found.finished.get("removed", 0) for found in asyncio.run(model.source.statistics()).values()) >= 4
+    assert _removed(model) == before + 4
+
+
+def _removed(model):
+    return sum(one.finished.get("removed", 0) for one in asyncio.run(model.source.statistics()).values())
 
 
 async def _running(model):
@@ -113,6 +120,8 @@ async def _running(model):
 
 @pytest.mark.parametrize("kind", ["whole", "stream"])
 def test_a_client_that_goes_while_it_waits_leaves_the_queue(address, model, kind):
+    before = _removed(model)
+
     async def leave():
         async with httpx.AsyncClient(timeout=60) as client:
             busy = asyncio.ensure_future(client.get(f"{address}/whole/4"))
@@ -126,23 +135,26 @@ def test_a_client_that_goes_while_it_waits_leaves_the_queue(address, model, kind
             waiting.cancel()
             while (await _running(model)) > 4 and time.monotonic() < until:
                 await asyncio.sleep(0.001)
-            left_early = not busy.done()
+            left_early = await _running(model) == 4 and not busy.done()
             await busy
         return seen, left_early
 
     assert asyncio.run(leave()) == (6, True)
+    assert _removed(model) == before + 2
 
 
 def test_a_client_that_reads_nothing_and_goes_frees_its_rows(address, model):
+    before = _removed(model)
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         deaf.sendall(b"GET /stream/4 HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert httpx.get(f"{address}/whole/1", timeout=60).status_code == 200
-    until = time.monotonic() + 10
+        until = time.monotonic() + 10
+        while asyncio.run(_running(model)) < 4:
+            assert time.monotonic() < until
     while asyncio.run(_running(model)):
         assert time.monotonic() < until
-        time.sleep(0.005)
+    assert _removed(model) == before + 4
 
 
 def test_what_is_refused_is_told_before_the_response_begins(address):
@@ -157,3 +169,26 @@ def test_models_and_health(address):
     assert [model["id"] for model in httpx.get(f"{address}/v1/models").json()["data"]] == ["fashion"]
     assert httpx.get(f"{address}/v1/models/other").json()["error"]["code"] == "model_not_found"
     assert httpx.get(f"{address}/health").json()["fashion"]["ready"] is True
+
+
+def test_a_source_whose_stream_ends_early_leaves_nobody_waiting(model):
+    class Broken:
+        async def submit(self, job):
+            return self
+
+        async def __aiter__(self):
+            yield Piece((1, 2))
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *raised):
+            pass
+
+    async def whole():
+        broken = ServedModel("broken", model.bundle, Broken())
+        async with await Service([broken], HttpSettings(), _Nothing()).begin(broken, [Job((257,), seed=5)]) as run:
+            return [piece async for piece in run]
+
+    with pytest.raises(EngineStopped, match="ended before"):
+        asyncio.run(asyncio.wait_for(whole(), 5))

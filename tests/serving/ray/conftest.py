@@ -53,7 +53,7 @@ def cluster():
 def deployed(cluster, words):
     """The application, what makes sources of its models, and the same models in this process."""
     from coupled_sampling.serving.deployment import RaySource, app_builder
-    from coupled_sampling.serving.replica import fingerprint
+    from coupled_sampling.serving.fingerprints import fingerprint
 
     cluster.serve.run(app_builder(arguments(words)), name="tests")
     folders = {"fashion": "fashion", "words": words}

@@ -14,10 +14,10 @@ import pytest
 from coupled_sampling import open_bundle
 from coupled_sampling.backends import Place
 from coupled_sampling.errors import BundleError
-from coupled_sampling.serving.bulk.folder import fingerprint
 from coupled_sampling.serving.bulk.ray_data import RaySettings, made_by_ray
 from coupled_sampling.serving.bulk.rows import RowReader
 from coupled_sampling.serving.bulk.running import BulkSettings, run_bulk
+from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.lanes import LaneSettings
 from standins import ROOT
 from standins.serving import text_bundle

@@ -21,7 +21,7 @@ async def tokens_of(source, job):
 
 def test_models_that_share_a_replica_take_turns_and_have_their_own_tokens(deployed, words):
     from coupled_sampling.serving.deployment import RaySource, app_builder
-    from coupled_sampling.serving.replica import fingerprint
+    from coupled_sampling.serving.fingerprints import fingerprint
 
     folders = {"fashion": "fashion", "words": words}
     tiny = {"ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_wait_loop_s": 0.1}
