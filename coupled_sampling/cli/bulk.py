@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling
 from coupled_sampling.cli.models import open_asked
-from coupled_sampling.cli.output import say, say_json
+from coupled_sampling.cli.output import say, say_json, tell
 from coupled_sampling.cli.pictures import require_pictures
 from coupled_sampling.cli.settings import run_settings
 from coupled_sampling.errors import InvalidArgument, MissingDependency
@@ -90,8 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     settings = BulkSettings(arguments.seed, arguments.samples, arguments.part_rows, _ray(arguments))
     opened = functools.partial(open_asked, _model(arguments))
     lanes = LaneSettings(**_lanes(arguments, opened().manifest))
-    with _bars() as (checked, report):
-        tally = run_bulk(arguments.prompts, arguments.out, opened, lanes, settings, checked=checked, report=report)
+    try:
+        with _bars() as (checked, report):
+            tally = run_bulk(arguments.prompts, arguments.out, opened, lanes, settings, checked=checked, report=report)
+    except KeyboardInterrupt:
+        if (arguments.out / "bulk.json").is_file():
+            tell(f"what was finished is in {arguments.out}; the same command makes the rest")
+        raise
     figures = _figures(tally, arguments.out)
     if arguments.json:
         say_json(figures)

@@ -139,6 +139,8 @@ class DeploymentArgs(ServingArgs):
             wrong = error.errors()[0]
             where = ".".join(str(part) for part in wrong["loc"])
             what = wrong["msg"].removeprefix("Value error, ")
+            if wrong["type"] == "extra_forbidden":
+                what = "there is no such argument"
             shown = "" if isinstance(wrong["input"], Mapping) else f", got {wrong['input']!r}"
             raise InvalidArgument(f"args{'.' if where else ''}{where}: {what}{shown}") from None
         for model in made.models:
