@@ -90,19 +90,30 @@ def require_ray() -> Any:
 
 
 class _Copy:
-    """A copy of the model in an actor, called with blocks of one prompt, many at once."""
+    """A copy of the model in an actor, called with blocks of one prompt, many at once.
+
+    What goes wrong while it is opened is raised by the first call: of an actor that cannot be made, Ray does not always say why.
+    """
 
     def __init__(self, opened: Callable[[], Bundle], wanted: str, lanes: LaneSettings) -> None:
-        self._lanes = Lanes(opened, lanes)
-        bundle = self._lanes.bundle
-        if fingerprint(bundle) != wanted:
+        self._failure: CoupledSamplingError | None = None
+        try:
+            self._maker = self._opened(opened, wanted, lanes)
+        except CoupledSamplingError as error:
+            self._failure = error
+
+    def _opened(self, opened: Callable[[], Bundle], wanted: str, lanes: LaneSettings) -> Maker:
+        made = Lanes(opened, lanes)
+        if fingerprint(made.bundle) != wanted:
             raise BundleError(
-                f"the model {bundle.manifest.name} on one of the machines is not the one of this run; copy it there again"
+                f"the model {made.bundle.manifest.name} on one of the machines is not the one of this run; copy it there again"
             )
-        self._lanes.wait_until_ready()
-        self._maker = Maker(bundle, self._lanes, dict(lanes.defaults))
+        made.wait_until_ready()
+        return Maker(made.bundle, made, dict(lanes.defaults))
 
     async def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        if self._failure is not None:
+            raise self._failure
         (packed,) = block["asked"]
         made = await self._maker.make(pickle.loads(packed))
         return {"made": [pickle.dumps(made)]}
