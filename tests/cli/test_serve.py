@@ -126,7 +126,7 @@ def test_what_is_under_way_finishes_while_the_server_drains():
 def test_what_does_not_finish_in_time_ends_with_an_error():
     with started("fashion", "--drain", 0.1, command=SLOW, step_seconds=0.2) as (process, address, _):
         thread, found = drawing(address)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         code, lines = ended(process)
         thread.join(30)
         assert found["reply"].status_code == 503

@@ -155,7 +155,11 @@ def test_names_and_kinds_are_those_of_vllm_and_of_the_guide(address):
     found = {name.removeprefix("coupled_sampling_"): family.type for name, family in families(address).items()}
     assert {name: found[name] for name in VLLM} == VLLM
     table = set(
-        re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "serve.md").read_text().partition("## Metrics")[2], re.MULTILINE)
+        re.findall(
+            r"^\| `(\w+)`",
+            (ROOT / "docs" / "serve.md").read_text().partition("## Metrics")[2].partition("\n## ")[0],
+            re.MULTILINE,
+        )
     )
     told = {
         re.sub("_total$", "", name)
