@@ -5,8 +5,12 @@
 - `ways`: what jobs have to have in common to share an engine, and what is refused before one is open;
 - `lanes`: the engines of one model, one for each way to decode it, opened when they are asked for;
 - `served`: a model with its name, its words and its pictures, wherever its engines are;
+- `resuming`: jobs that go on elsewhere when the place where they were done dies;
+- `deployment`: many machines, by Ray Serve, with `deployment_settings`, `replica`, `crossing` and `meters`; needs the extra [ray];
 - `http`: the application that speaks OpenAI's API; needs the extra [serve];
 - `bulk`: many prompts, once, to a folder; needs the extra [bulk];
+- `triton`: a model repository for NVIDIA Triton Inference Server;
+- `keys`: the keys in a file; `fingerprints`: whether two places serve the same model;
 - `errors`: what is refused, and when to come back.
 
 A request's tokens are those it has alone: which requests share a batch changes none of them.

@@ -2,11 +2,11 @@
 
 A decoder has one method, one window and one kind of step. So requests that differ in these go to different engines, each with the
 model open: a lane. A lane opens when the first request asks for it. When as many are open as may be, one that is idle makes room;
-if none is, the request is refused with `Overloaded`. Everything else shares a lane: temperature, processors, grammars, stops.
+if none is, the request is refused with `Overloaded`. Temperatures, seeds, lengths and stops share a lane.
 
-Where steps are decided in the model's own graph, that graph knows no processors, no log-probabilities and no guidance of single
-requests; requests that ask for these go to a lane of the library's own steps. Which lane a request goes to depends on the request
-alone, so that its tokens do, too.
+Where steps are decided in the model's own graph, requests with top-k, top-p or min-p, with processors, grammars, log-probabilities
+or guidance go to another lane, of the library's own steps, which they share; by the step "host" all share one. Which lane a request
+goes to depends on the request alone, so that its tokens do, too.
 """
 
 from __future__ import annotations

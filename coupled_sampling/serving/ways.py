@@ -1,7 +1,8 @@
 """Ways to decode: what jobs have to have in common to share a decoder, and what can be refused before one is open.
 
-A decoder has one method, one window and one kind of step. Everything else may differ from job to job: temperature, processors,
-grammars, stops. Which way a job goes depends on the job alone, and not on what else is asked for, so that its tokens do, too.
+A decoder has one method, one window and one kind of step; temperatures, seeds, lengths and stops differ from job to job. A step in
+the model's own graph takes no more than these: jobs with top-k, processors, grammars and the like go another way, see `Way.of_job`.
+Which way a job goes depends on the job alone, and not on what else is asked for, so that its tokens do, too.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@
 - `service`: models by name, and `Run`: the pieces of several jobs as one stream, measured;
 - `replies`: a response as a whole or as server-sent events, which ends when its client goes;
 - `errors`: every error in OpenAI's shape;
-- `completions`, `chat`, `images`: what is generated; `painting`: tokens as files of pictures;
-- `listing`: models, health and metrics; `page`: the page at ``/``.
+- `fields`, `text_fields`: what requests may say;
+- `completions`, `chat`, `images`: what is generated; `texts`: tokens as texts; `painting`: tokens as files of pictures;
+- `listing`: models and health; `metrics`: numbers for Prometheus; `page`: the page at ``/``;
+- `guards`: keys, sizes of bodies, draining; `running`: the server, from its socket to its last request.
 """
 
 from coupled_sampling.serving.http.application import make_app
