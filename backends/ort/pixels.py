@@ -1,4 +1,4 @@
-"""`PixelDecoder`: a bundle's pixel graph, tokens to pictures, run by ONNX Runtime on the CPU."""
+"""`PixelDecoder`: a bundle's pixel graph, tokens to pictures or clips, run by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["PixelDecoder"]
 
 
 class PixelDecoder:
-    """Pictures of generated tokens. Make one with `open`.
+    """Pictures, or clips, of generated tokens. Make one with `open`.
 
     Attributes
     ----------
     shape
-        (height, width, channels) of a picture.
+        (height, width, channels) of a picture, (frames, height, width, channels) of a clip.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class PixelDecoder:
         if graph is None:
             raise BundleError(f"{bundle.folder} has no pixel graph: its model makes no pictures; use the tokens")
         self.bundle = bundle
-        self.shape = (graph.height, graph.width, graph.channels)
+        self.shape = graph.shape
         self._session = session
 
     @classmethod
@@ -60,7 +60,7 @@ class PixelDecoder:
         return cls(opened, None if graph is None else open_session(graph, threads))
 
     def __call__(self, tokens: Integers) -> NDArray[np.uint8]:
-        """Pictures uint8 (B, height, width, channels) of tokens int64 (B, N).
+        """Pictures uint8 (B, height, width, channels), or clips uint8 (B, frames, height, width, channels), of tokens int64 (B, N).
 
         Raises
         ------

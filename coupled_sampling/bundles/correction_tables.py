@@ -107,7 +107,7 @@ def neighbour_lags(manifest: Manifest) -> tuple[int, ...]:
     """How far before a position its neighbours stand, as the order of a model's tokens has it.
 
     In a picture they are the token to the left and the one above, which is a row before: its columns, and a row's end where the
-    layout has one. In a text it is the token to the left alone.
+    layout has one, and in a clip also the one in the same place of the frame before. In a text it is the token to the left alone.
 
     Examples
     --------
@@ -117,23 +117,10 @@ def neighbour_lags(manifest: Manifest) -> tuple[int, ...]:
     (1, 14)
     """
     grid = check_is("manifest", manifest, Manifest).grid
-    if grid is None or grid.rows == 1:
+    if grid is None:
         return (1,)
-    row = _free_position(manifest, grid.columns) - _free_position(manifest, 0)
-    # A grid of several frames would have the same place in the frame before as a third neighbour.
-    return tuple(dict.fromkeys((1, row)))
-
-
-def _free_position(manifest: Manifest, index: int) -> int:
-    """Where picture token ``index`` stands among the generated ones: forced tokens, such as a row's end, are none."""
-    position = left = 0
-    for span in manifest.layout:
-        if span.count > 1:
-            if left + span.times > index:
-                break
-            left += span.times
-        position += span.times
-    return position + index - left
+    row = manifest.free_position(grid.columns) - manifest.free_position(0) if grid.rows > 1 else 1
+    return tuple(dict.fromkeys((1, row, manifest.frame_tokens or 1)))
 
 
 def fingerprint(folder: Path, manifest: Manifest, lags: tuple[int, ...]) -> str:
@@ -149,7 +136,7 @@ def fingerprint(folder: Path, manifest: Manifest, lags: tuple[int, ...]) -> str:
         "files": [manifest.files[name].sha256 for name in (graph, *external_files(folder / graph))],
         "vocab_size": manifest.vocab_size,
         "generated_tokens": [manifest.generated_tokens.first, manifest.generated_tokens.count],
-        "grid": None if grid is None else [grid.rows, grid.columns],
+        "grid": None if grid is None else [grid.rows, grid.columns, *((grid.frames,) if grid.frames else ())],
         "layout": [[span.first, span.count, span.times] for span in manifest.layout],
         "lags": list(lags),
     }

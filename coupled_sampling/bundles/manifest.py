@@ -16,6 +16,7 @@ from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.records import (
     CorrectionsRecord,
     FileRecord,
+    Grid,
     PixelGraph,
     StepGraph,
     TreeGraph,
@@ -60,24 +61,6 @@ class GeneratedTokens:
 
     first: int
     count: int
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How the generated tokens lie in the picture, row by row.
-
-    Examples
-    --------
-    >>> from coupled_sampling import open_bundle
-    >>> open_bundle("fashion").manifest.grid
-    Grid(rows=14, columns=14)
-    """
-
-    rows: int
-    columns: int
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -165,7 +148,7 @@ class Manifest:
     length
         Tokens per generation.
     grid
-        Where they lie in the picture, if they make one.
+        Where they lie in the picture or clip, if they make one.
     prompts
         Prompts by name.
     unconditional_prompt
@@ -205,7 +188,7 @@ class Manifest:
     ('fashion', 267, 'Apache-2.0')
     >>> replace(manifest, length=300)
     Traceback (most recent call last):
-    coupled_sampling.errors.BundleError: grid is Grid(rows=14, columns=14), expected rows * columns equal to the 300 ...
+    coupled_sampling.errors.BundleError: grid is Grid(rows=14, columns=14, frames=0), expected frames, rows and columns that make...
     """
 
     name: str
@@ -249,6 +232,44 @@ class Manifest:
     def makes_pictures(self) -> bool:
         """Whether its tokens are a picture's, or some other thing's of a fixed length; else they are a text's."""
         return self.pixel_graph is not None or self.grid is not None or bool(self.layout)
+
+    @property
+    def frame_tokens(self) -> int:
+        """How far apart the tokens of a place in two frames are, forced ones between them included; 0 where there are no frames."""
+        if self.grid is None or self.grid.frames < 2:
+            return 0
+        return self.free_position(self.grid.rows * self.grid.columns) - self.free_position(0)
+
+    def free_position(self, index: int) -> int:
+        """Where token ``index`` of the picture stands among the generated ones: forced tokens, such as a row's end, are none."""
+        position = left = 0
+        for span in self.layout:
+            if span.count > 1:
+                if left + span.times > index:
+                    break
+                left += span.times
+            position += span.times
+        return position + index - left
+
+    def frames_of(self, tokens: int) -> int:
+        """How many frames of pixels the first ``tokens`` generated ones decide; their pixels then never change.
+
+        A frame of the grid makes one or several frames of pixels, alike but for the first one, where the decoder is causal in
+        time and its first frame stands alone.
+
+        Examples
+        --------
+        >>> from coupled_sampling import open_bundle
+        >>> manifest = open_bundle("moving").manifest
+        >>> manifest.grid.frames, manifest.length, manifest.frames_of(3 * 64 + 1)
+        (12, 768, 3)
+        """
+        grid, pixels = self.grid, self.pixel_graph
+        if grid is None or pixels is None or not pixels.frames:
+            return 0
+        each = grid.rows * grid.columns
+        whole = sum(self.free_position((i + 1) * each - 1) < tokens for i in range(grid.frames))
+        return max(0, pixels.frames - (grid.frames - whole) * -(-pixels.frames // grid.frames)) if whole else 0
 
     @property
     def why_no_trees(self) -> str:
@@ -343,8 +364,18 @@ def _check_tokens(manifest: Manifest) -> None:
         for i, span in enumerate(manifest.layout):
             inside = generated.first <= span.first and span.first + span.count <= generated.first + generated.count
             expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
-    covers = grid is None or (grid.rows >= 1 and grid.rows * grid.columns == picture)
-    expect(covers, "grid", grid, f"rows * columns equal to the {picture} generated positions that are not forced")
+    covers = grid is None or grid.count == picture
+    expect(
+        covers,
+        "grid",
+        grid,
+        f"frames, rows and columns that make the {picture} generated positions that are not forced",
+    )
+    if manifest.pixel_graph is not None and manifest.pixel_graph.frames:
+        clip = grid is not None and 1 <= grid.frames <= manifest.pixel_graph.frames
+        expect(
+            clip, "pixel_graph.frames", manifest.pixel_graph.frames, f"a grid with at most so many frames; it is {grid}"
+        )
     # A prompt has a token at least, and the last token generated is never an input.
     expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:

@@ -16,6 +16,7 @@ __all__ = [
     "USES",
     "CorrectionsRecord",
     "FileRecord",
+    "Grid",
     "GrowingGraph",
     "PixelGraph",
     "StepGraph",
@@ -216,8 +217,43 @@ class StepGraph:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """How the generated tokens lie in the picture, row by row; in a clip, frame by frame. ``frames`` is 0 for a picture.
+
+    Examples
+    --------
+    >>> from coupled_sampling import open_bundle
+    >>> open_bundle("fashion").manifest.grid
+    Grid(rows=14, columns=14, frames=0)
+    """
+
+    rows: int
+    columns: int
+    frames: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        sizes = {"rows": self.rows >= 1, "columns": self.columns >= 1, "frames": self.frames >= 0}
+        for name, right in sizes.items():
+            expect(
+                right,
+                f"grid.{name}",
+                getattr(self, name),
+                "an integer >= 1" + ", or 0 of a picture" * (name == "frames"),
+            )
+
+    @property
+    def count(self) -> int:
+        """How many tokens it has."""
+        return max(1, self.frames) * self.rows * self.columns
+
+
+@dataclass(frozen=True)
 class PixelGraph:
-    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels).
+    """A graph from ``tokens`` int64 (B, N) to ``pixels`` uint8 (B, height, width, channels), or of clips (B, frames, height, ...).
+
+    ``frames`` is 0 for pictures. What frame j of a clip shows depends on the tokens up to its own frame of the grid only, see
+    `coupled_sampling.bundles.Manifest.frames_of`.
 
     Examples
     --------
@@ -231,11 +267,18 @@ class PixelGraph:
     height: int
     width: int
     channels: int
+    frames: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("height", "width", "channels"):
             expect(getattr(self, name) >= 1, f"pixel_graph.{name}", getattr(self, name), "an integer >= 1")
+        expect(self.frames >= 0, "pixel_graph.frames", self.frames, "an integer >= 1 of a clip, or 0 of a picture")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture, (height, width, channels), or of one clip, (frames, height, width, channels)."""
+        return (*((self.frames,) if self.frames else ()), self.height, self.width, self.channels)
 
 
 USES = ("match", "rejection")

@@ -10,7 +10,7 @@ and a graph looks them up. Angles are computed in float32, as the models' own co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,33 +97,61 @@ class RotaryScaling:
 
 @dataclass(frozen=True)
 class GridRotary:
-    """Positions in a picture, row by row: half of the pairs turn with the row and half with the column (LlamaGen).
+    """Positions in a picture or a video, frame by frame and row by row: a pair turns with the frame, the row or the column.
+
+    Without frames, half of the pairs turn with the row and half with the column (LlamaGen). With frames, a head of D entries gives
+    2 (D // 6) of them to the row and as many to the column; the others, which come first, turn with the frame (Cosmos).
 
     Parameters
     ----------
     rows, columns
-        Of the picture's tokens.
+        Of a picture's tokens.
     prefix
-        Tokens before the picture. Their cos *and* sin are zero, as in LlamaGen's own code: they are not left unturned,
-        their queries and keys vanish.
+        Tokens before the picture.
+    frames
+        Of a video; 0 for a picture.
+    prefix_vanishes
+        Whether cos *and* sin of the prefix are zero, as in LlamaGen's own code: its queries and keys vanish. Else it does not turn.
+    trained
+        The frames, rows and columns that ``scaling`` takes for its ``original_positions``, each axis its own; empty without.
 
     Examples
     --------
     >>> from coupled_sampling.export import GridRotary, Rotary
     >>> Rotary("interleaved", grid=GridRotary(rows=16, columns=16)).grid.prefix
     1
+    >>> GridRotary(rows=40, columns=64, frames=5, prefix=0).axes(128)  # entries of a head for frame, row and column
+    (44, 42, 42)
     """
 
     rows: int
     columns: int
     prefix: int = 1
+    frames: int = 0
+    prefix_vanishes: bool = True
+    trained: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.rows < 1 or self.columns < 1 or self.prefix < 0:
+        if self.rows < 1 or self.columns < 1 or self.prefix < 0 or self.frames < 0:
             raise InvalidArgument(
-                f"a grid of {self.rows} by {self.columns} after {self.prefix} tokens, expected at least 1 by 1 after 0"
+                f"a grid of {self.rows} by {self.columns} in {self.frames} frames after {self.prefix} tokens, "
+                "expected at least 1 by 1 in 0 after 0"
             )
+        if self.trained and (len(self.trained) != len(self.sizes) or min(self.trained) < 1):
+            raise InvalidArgument(f"trained is {self.trained}, expected {len(self.sizes)} sizes >= 1, or none")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many positions each axis has: frames, if there are any, rows and columns."""
+        return (*((self.frames,) if self.frames else ()), self.rows, self.columns)
+
+    def axes(self, size: int) -> tuple[int, ...]:
+        """How many of ``size`` turned entries each axis has."""
+        if not self.frames:
+            return size // 2, size // 2
+        space = 2 * (size // 6)
+        return size - 2 * space, space, space
 
 
 @dataclass(frozen=True)
@@ -142,7 +170,7 @@ class Rotary:
     scaling
         None for none.
     grid
-        Two-dimensional positions; None for positions in a line.
+        Positions in a picture or a video; None for positions in a line.
     pictures
         Positions of text and pictures behind it; None for positions in a line.
 
@@ -168,16 +196,25 @@ class Rotary:
             raise InvalidArgument(f"pairs is {self.pairs!r}, expected 'half' or 'interleaved'")
         if not (math.isfinite(self.base) and self.base > 0):
             raise InvalidArgument(f"base of the rotary positions is {self.base}, expected a number > 0")
-        if self.size < 0 or self.size % (4 if self.grid else 2):
+        if self.size < 0 or self.size % self._multiple:
             raise InvalidArgument(
                 f"size of the rotary positions is {self.size}, expected 0 or an even number of entries"
             )
-        if self.scaling is not None and self.grid is not None:
-            raise InvalidArgument("scaling and grid are both given, expected at most one of them")
+        if self.grid is not None and (self.scaling is not None) != bool(self.grid.trained):
+            raise InvalidArgument(
+                "a grid has scaling without its field trained, or trained without scaling; expected both or neither"
+            )
+        if self.grid is not None and self.scaling is not None and self.scaling.kind != "llama3":
+            raise InvalidArgument(f"scaling of a grid is of the kind {self.scaling.kind!r}, expected 'llama3'")
         if self.grid is not None and self.pictures is not None:
             raise InvalidArgument("grid and pictures are both given, expected at most one of them")
         if self.scaling is not None and self.scaling.kind == "yarn" and self.base <= 1:
             raise InvalidArgument(f"base of the rotary positions is {self.base}, expected a number > 1 for yarn")
+
+    @property
+    def _multiple(self) -> int:
+        """What the number of entries that turn is a multiple of."""
+        return 4 if self.grid is not None and not self.grid.frames else 2
 
     def turned(self, head_size: int) -> int:
         """Entries of a head of ``head_size`` that turn."""
@@ -191,7 +228,7 @@ class Rotary:
         InvalidArgument
             More entries turn than there are, no whole number of pairs does, or pairs and factors are of different number.
         """
-        size, multiple = self.turned(head_size), 4 if self.grid else 2
+        size, multiple = self.turned(head_size), self._multiple
         if size > head_size or size % multiple:
             raise InvalidArgument(
                 f"rotary positions turn {size} entries of a head, expected a multiple of {multiple} up to head_size, {head_size}"
@@ -228,14 +265,18 @@ def rotary_tables(rotary: Rotary, size: int, positions: int) -> tuple[NDArray[np
         angles = np.outer(np.arange(positions, dtype=np.float32), _frequencies(rotary, size))
         strength = np.float32(1.0 if rotary.scaling is None else rotary.scaling.attention_factor)
         return np.cos(angles) * strength, np.sin(angles) * strength
-    grid, frequencies = rotary.grid, _frequencies(rotary, size // 2)
-    rows, columns = (np.outer(np.arange(count, dtype=np.float32), frequencies) for count in (grid.rows, grid.columns))
-    angles = np.concatenate([np.repeat(rows, grid.columns, axis=0), np.tile(columns, (grid.rows, 1))], axis=1)
-    zeros = np.zeros((grid.prefix, size // 2), np.float32)
+    grid = rotary.grid
+    places = np.indices(grid.sizes).reshape(len(grid.sizes), -1).astype(np.float32)
+    parts = []
+    for i, (place, entries) in enumerate(zip(places, grid.axes(size), strict=True)):
+        scaling = replace(rotary.scaling, original_positions=grid.trained[i]) if rotary.scaling is not None else None
+        parts.append(np.outer(place, _frequencies(replace(rotary, grid=None, scaling=scaling), entries)))
+    angles = np.concatenate(parts, axis=1)
+    before = np.full((grid.prefix, size // 2), 0 if grid.prefix_vanishes else 1, np.float32)
     beyond = max(0, positions - grid.prefix - len(angles))
     cos, sin = (
-        np.concatenate([zeros, table, np.full((beyond, size // 2), rest, np.float32)])[:positions]
-        for table, rest in ((np.cos(angles), 1), (np.sin(angles), 0))
+        np.concatenate([first, table, np.full((beyond, size // 2), rest, np.float32)])[:positions]
+        for first, table, rest in ((before, np.cos(angles), 1), (0 * before, np.sin(angles), 0))
     )
     return cos, sin
 

@@ -116,6 +116,8 @@ class VqDescription:
         Of the group norms.
     frame
         For decoders of videos, see `FirstFrame`; None for those of pictures.
+    frames
+        Of a clip, each decoded as a picture of its own; 0 for a picture.
 
     Raises
     ------
@@ -145,6 +147,7 @@ class VqDescription:
     groups: int = 32
     epsilon: float = 1e-6
     frame: FirstFrame | None = None
+    frames: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -159,6 +162,7 @@ class VqDescription:
                 raise InvalidArgument(
                     f"stages[{i}].width is {stage.width}, expected a multiple of groups, {self.groups}"
                 )
+        _at_least("frames", self.frames, 0)
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise InvalidArgument(f"epsilon is {self.epsilon}, expected a number > 0")
         if self.rounding not in ("floor", "nearest"):
@@ -168,6 +172,11 @@ class VqDescription:
             _at_least("frame.convolutions", self.frame.convolutions, 0)
             if self.latent != self.code_size:
                 raise InvalidArgument(f"latent is {self.latent}, expected code_size, {self.code_size}, with a frame")
+
+    @property
+    def grid_tokens(self) -> int:
+        """Codes of a picture, or of a clip."""
+        return max(1, self.frames) * self.rows * self.columns
 
     @property
     def scale(self) -> int:

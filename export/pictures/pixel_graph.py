@@ -41,6 +41,8 @@ def vq_pixel_graph(
 ) -> Any:
     """The graph from ``tokens`` int64 (B, tokens.length) to ``pixels`` uint8 (B, height, width, channels).
 
+    Of a clip, pixels are (B, frames, height, width, channels).
+
     Parameters
     ----------
     description
@@ -65,9 +67,10 @@ def vq_pixel_graph(
     MissingDependency
         ``onnx`` is not installed.
     """
-    if tokens.size != description.rows * description.columns:
+    if tokens.size != description.grid_tokens:
+        frames = f"{description.frames} frames of " * bool(description.frames)
         raise InvalidArgument(
-            f"tokens has {tokens.size} codes in a picture, expected {description.rows} rows of {description.columns}"
+            f"tokens has {tokens.size} codes in a picture, expected {frames}{description.rows} rows of {description.columns}"
         )
     most = max(tokens.codes, default=tokens.count - 1)
     if most >= description.codes or min(tokens.codes, default=0) < 0:
@@ -144,7 +147,8 @@ class _Writer:
     def write(self) -> Any:
         """The finished model."""
         description, graph = self.description, self.graph
-        shape: list[str | int] = ["B", description.height, description.width, description.channels]
+        frames = [description.frames] if description.frames else []
+        shape: list[str | int] = ["B", *frames, description.height, description.width, description.channels]
         tokens = graph.input("tokens", "int64", ["B", self.tokens.length])
         pixels = graph.output("pixels", "uint8", shape)
         x = self.latent(self.vectors(self.codes(tokens)))
@@ -186,7 +190,7 @@ class _Writer:
         return index
 
     def vectors(self, codes: str) -> str:
-        """Code vectors, float32 (B, code_size, rows, columns)."""
+        """Code vectors, float32 (B, code_size, rows, columns); frames of clips count as pictures from here to the pixels."""
         description, graph = self.description, self.graph
         codebook = self.weights["codebook"]
         book = _normalised(codebook) if description.normalised_codes else codebook
@@ -228,7 +232,13 @@ class _Writer:
         if self.description.rounding == "nearest":
             x = graph.op("Add", x, number(0.5))
         x = graph.op("Clip", x, number(0), number(255))
-        graph.op("Transpose", graph.op("Cast", x, to=_UINT8), perm=[0, 2, 3, 1], name=output)
+        cast, frames = graph.op("Cast", x, to=_UINT8), self.description.frames
+        last = graph.op("Transpose", cast, perm=[0, 2, 3, 1], name=None if frames else output)
+        if frames:
+            shape = graph.integers(
+                -1, frames, self.description.height, self.description.width, self.description.channels
+            )
+            graph.op("Reshape", last, shape, name=output)
 
     def block(self, name: str, x: str) -> str:
         """A residual block."""

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 def reference_pixels(
     description: VqDescription, weights: WeightSource, tokens: PictureTokens, generated: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 (B, height, width, channels) of the tokens int64 (B, tokens.length) of generations.
+    """Pixels uint8 (B, height, width, channels) of the tokens int64 (B, tokens.length) of generations; clips have frames behind B.
 
     Examples
     --------
@@ -35,8 +35,10 @@ def reference_pixels(
     >>> reference_pixels(description, weights, PictureTokens(4, 0, 16), np.array([[3, 0, 15, 7]])).shape
     (1, 2, 2, 3)
     """
-    picture = reference_picture(description, weights, tokens.codes_of(generated))
-    return np.asarray(np.floor(values_to_pixels(description, picture)), np.uint8)
+    codes = tokens.codes_of(generated)
+    picture = reference_picture(description, weights, codes.reshape(-1, description.rows * description.columns))
+    pixels = np.asarray(np.floor(values_to_pixels(description, picture)), np.uint8)
+    return pixels.reshape(len(codes), description.frames, *pixels.shape[1:]) if description.frames else pixels
 
 
 def values_to_pixels(description: VqDescription, picture: Floats) -> Floats:

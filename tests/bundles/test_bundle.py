@@ -308,7 +308,7 @@ def test_whole_numbers_are_accepted_where_numbers_are_wanted(folder):
         ({"generated_tokens": GeneratedTokens(3, 5)}, "generated_tokens is"),
         ({"generated_tokens": GeneratedTokens(0, 0)}, "generated_tokens is"),
         ({"length": 0}, "length is 0"),
-        ({"grid": Grid(2, 2)}, "equal to the 6 generated positions"),
+        ({"grid": Grid(2, 2)}, "that make the 6 generated positions"),
         ({"layout": (Span(0, 4, 5),)}, "layout is 5, expected spans that cover length, 6"),
         ({"layout": (Span(0, 99, 6),)}, r"layout\[0\] is .* inside generated_tokens"),
         ({"stop_tokens": (99,)}, "stop_tokens is 99"),
@@ -393,7 +393,7 @@ def test_sizes_that_would_keep_a_reader_busy_are_refused():
         dataclasses.replace(WINDOW, layers=10_001)
     endless = dataclasses.replace(WINDOW, cache_length=2**40, max_length=2**40)
     spans = (Span(0, 5, 2**40 - 3), Span(1, 1, 3))
-    with pytest.raises(BundleError, match=rf"equal to the {2**40 - 3} generated positions"):
+    with pytest.raises(BundleError, match=rf"that make the {2**40 - 3} generated positions"):
         a_manifest(window_graph=endless, length=2**40, layout=spans)
 
 

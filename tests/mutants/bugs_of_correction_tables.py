@@ -61,7 +61,7 @@ BUGS = (
     Bug(
         "rows-without-their-ends",
         "neighbour_lags",
-        "_free_position(manifest, grid.columns) - _free_position(manifest, 0)",
+        "manifest.free_position(grid.columns) - manifest.free_position(0)",
         "grid.columns",
         "In a layout with row ends the neighbour above is taken to be the one to the right of it.",
         READ,
@@ -69,8 +69,8 @@ BUGS = (
     Bug(
         "rows-from-the-first-position",
         "neighbour_lags",
-        "_free_position(manifest, grid.columns) - _free_position(manifest, 0)",
-        "_free_position(manifest, grid.columns)",
+        "manifest.free_position(grid.columns) - manifest.free_position(0)",
+        "manifest.free_position(grid.columns)",
         "Forced tokens before a picture count as if they were in its first row.",
         READ,
     ),

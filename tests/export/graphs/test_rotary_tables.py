@@ -86,7 +86,7 @@ def test_a_grid_turns_half_the_pairs_by_row_and_half_by_column():
         (lambda: Rotary("both"), "pairs is 'both'"),
         (lambda: Rotary(base=-1), "base of the rotary positions is -1"),
         (lambda: Rotary(size=3), "size of the rotary positions is 3"),
-        (lambda: Rotary(scaling=LLAMA3, grid=GridRotary(1, 1)), "at most one of them"),
+        (lambda: Rotary(scaling=LLAMA3, grid=GridRotary(1, 1)), "trained without scaling"),
         (lambda: RotaryScaling("dynamic", 2.0), "kind of rotary scaling is 'dynamic'"),
         (lambda: RotaryScaling("linear", 0.5), "factor of rotary scaling is 0.5"),
         (lambda: RotaryScaling("yarn", 2.0, 32.0, 1.0), "expected 0 < low < high"),
