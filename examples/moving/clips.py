@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-sys.path.append(str(Path(__file__).parents[1] / "fashion_mnist"))
+sys.path.insert(1, str(Path(__file__).parents[1] / "fashion_mnist"))
 from data import CLASSES, DATA, load
 
 __all__ = ["CLASSES", "DATA", "FRAMES", "MOTIONS", "SIDE", "Items", "load"]
@@ -80,7 +80,7 @@ class Items:
         drawn = drawn.view(count, frames, 2, SIDE, SIDE)
         item, alpha = drawn[:, :, 0], drawn[:, :, 1]
         shade = 0.36 * alpha + 0.64 * item
-        below = _texture(count, frames, generator)
+        below = _texture(count, generator)[:, None]
         return (255 * (shade + (1 - alpha) * below)).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -126,21 +126,17 @@ def _grid(place: torch.Tensor, angle: torch.Tensor, size: torch.Tensor) -> torch
     return torch.stack([(cos * right + sin * down) / half, (cos * down - sin * right) / half], -1).flatten(0, 1)
 
 
-def _texture(count: int, frames: int, generator: torch.Generator) -> torch.Tensor:
-    """Backgrounds (count, frames, SIDE, SIDE), dark, 0 to 0.35: three plane waves; they drift together, slowly."""
+def _texture(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Backgrounds (count, SIDE, SIDE), dark, 0 to 0.35: three plane waves."""
     middle = torch.arange(SIDE) + 0.5
     y, x = torch.meshgrid(middle, middle, indexing="ij")
-    drift = torch.stack([_uniform(count, -0.25, 0.25, generator) for _ in range(2)], -1)
-    time = torch.arange(frames)
-    total = torch.zeros(count, frames, SIDE, SIDE)
+    total = torch.zeros(count, SIDE, SIDE)
     for _ in range(3):
         length = _uniform(count, 6, 20, generator)
         heading = _uniform(count, 0, 2 * math.pi, generator)
         phase = _uniform(count, 0, 2 * math.pi, generator)
         wave = 2 * math.pi / length[:, None] * torch.stack([heading.cos(), heading.sin()], -1)
-        shift = phase[:, None] - (wave * drift).sum(-1)[:, None] * time
-        along = wave[:, 0, None, None] * x + wave[:, 1, None, None] * y
-        total += (along[:, None] + shift[:, :, None, None]).sin()
+        total += (wave[:, 0, None, None] * x + wave[:, 1, None, None] * y + phase[:, None, None]).sin()
     strength = _uniform(count, 0.025, 0.05, generator)
     base = _uniform(count, 0.13, 0.2, generator)
-    return base[:, None, None, None] + strength[:, None, None, None] * total
+    return base[:, None, None] + strength[:, None, None] * total

@@ -49,9 +49,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(1, 48, 4, stride=2, padding=1)
         self.second = nn.Conv2d(48, width, 4, stride=2, padding=1)
+        # Maps of one place at a time, so that a token depends on 10 by 10 pixels around its own 4 by 4.
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 1))
-            for _ in range(2)
+            nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1)) for _ in range(2)
         )
         self.last = nn.Conv2d(width, DIMENSIONS, 1)
 

@@ -44,8 +44,8 @@ class Shape:
         return self.codes + self.classes
 
     @property
-    def length(self) -> int:
-        """Tokens of a clip, and inputs: the class token is one, and the last frame token is none."""
+    def positions(self) -> int:
+        """Inputs, which are as many as the tokens of a clip: the class token is one, and the last frame token is none."""
         return self.frames * self.rows * self.columns
 
     def rotary(self) -> Rotary:
@@ -98,18 +98,18 @@ class Model(nn.Module):
             if parameter.ndim == 2:
                 scale = 0.02 / (2 * shape.layers) ** 0.5 if name.endswith("out.weight") else 0.02
                 nn.init.normal_(parameter, std=scale)
-        cos, sin = rotary_tables(shape.rotary(), shape.width // shape.heads, shape.length)
+        cos, sin = rotary_tables(shape.rotary(), shape.width // shape.heads, shape.positions)
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
     def positions(self) -> torch.Tensor:
-        """What is added at each position, float (length, width)."""
+        """What is added at each position, float (positions, width)."""
         shape = self.shape
         grid = self.frame.weight[:-1, None, None] + self.row.weight[:, None] + self.column.weight
-        return torch.cat([self.frame.weight[-1:], grid.view(shape.length, -1)[:-1]])
+        return torch.cat([self.frame.weight[-1:], grid.view(shape.positions, -1)[:-1]])
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits float (B, T, codes) for the token after each of ``tokens`` int64 (B, T), T <= length."""
+        """Logits float (B, T, codes) for the token after each of ``tokens`` int64 (B, T), T <= positions."""
         length = tokens.shape[1]
         x = self.embedding(tokens) + self.positions()[:length]
         for block in self.blocks:
