@@ -234,6 +234,11 @@ class Manifest:
         return self.pixel_graph is not None or self.grid is not None or bool(self.layout)
 
     @property
+    def makes_clips(self) -> bool:
+        """Whether its pixels are clips of several frames."""
+        return self.pixel_graph is not None and self.pixel_graph.frames > 0
+
+    @property
     def frame_tokens(self) -> int:
         """How far apart the tokens of a place in two frames are, forced ones between them included; 0 where there are no frames."""
         if self.grid is None or self.grid.frames < 2:

@@ -83,7 +83,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False, prompts
         "--length",
         type=int,
         metavar="N",
-        help="most tokens per sequence; a picture has a fixed number (default: the bundle's, or what fits behind the prompt)",
+        help="most tokens per sequence; pictures and clips have their own (default: the bundle's, or what fits behind the prompt)",
     )
     add(
         "--temperature",

@@ -26,10 +26,10 @@ __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 SUMMARY = "make what a file of many prompts asks for"
 DESCRIPTION = """\
 Make a sequence for every line of a file, several at a time, and write them to a
-folder: tokens and texts as parquet, pictures as PNG. A run that was stopped or
-killed goes on where it was when the same command is given again. A sequence's
-noise is keyed by its id and the seed, so that the order of the lines, the number
-of machines and interruptions change no token."""
+folder: tokens and texts as parquet, pictures as PNG, clips as animated WebP. A
+run that was stopped or killed goes on where it was when the same command is given
+again. A sequence's noise is keyed by its id and the seed, so that the order of the
+lines, the number of machines and interruptions change no token."""
 EXAMPLES = """\
   # every line such as {"id": "a", "prompt": "shoe"}, with the embedded model
   coupled-sampling bulk prompts.jsonl out

@@ -1,8 +1,9 @@
-"""``coupled-sampling generate``: pictures or texts by one method."""
+"""``coupled-sampling generate``: pictures, clips or texts by one method."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from coupled_sampling.animations import CLIPS, FPS, check_fps, require_kind
 from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling
+from coupled_sampling.cli.clips import FrameFiles, check_new_folder, write_clips
 from coupled_sampling.cli.comparison import MethodResult
 from coupled_sampling.cli.models import PixelDecoder, open_pixels
 from coupled_sampling.cli.output import say, say_json
@@ -21,17 +24,18 @@ from coupled_sampling.cli.pictures import PICTURES, require_pictures, write_grid
 from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.cli.texts import Texts
+from coupled_sampling.decoding import Commit
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
-SUMMARY = "make pictures or texts"
+SUMMARY = "make pictures, clips or texts"
 DESCRIPTION = """\
-Make pictures or texts with a model, several tokens in every forward pass. What
-comes out has exactly the law of ordinary sampling, one token at a time: only the
-number of passes differs. A picture model writes a PNG, a language model prints
-its text while it makes it."""
+Make pictures, clips or texts with a model, several tokens in every forward pass.
+What comes out has exactly the law of ordinary sampling, one token at a time: only
+the number of passes differs. A picture model writes a PNG, a video model a GIF,
+and a language model prints its text while it makes it."""
 EXAMPLES = """\
   # 16 pictures by the embedded model, in grid.png
   coupled-sampling generate
@@ -39,6 +43,8 @@ EXAMPLES = """\
   coupled-sampling generate --prompt shoe,bag --count 8
   # the very pictures that one token at a time gives, and how much sooner
   coupled-sampling generate --method scd-match --beside-ar
+  # clips, by a bundle that makes some, and every frame as soon as it is decided
+  coupled-sampling generate FOLDER --out clips.webp --stream frames
   # a text, by a language model that `coupled-sampling export` made a bundle of
   coupled-sampling generate FOLDER --prompt "Once upon a time"
   # a text by an ONNX file that somebody else exported and quantised
@@ -46,20 +52,35 @@ EXAMPLES = """\
   # a reply to a message, which ends before the word END
   coupled-sampling generate FOLDER --chat --prompt "Once upon a time" --stop END"""
 
-_SHEET = Path("grid.png")
+_SHEET, _CLIPS = Path("grid.png"), Path("clips.gif")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``generate``."""
     add_model(parser)
     add = parser.add_argument
-    add("--count", type=int, metavar="N", help="sequences to make (default: 16 pictures, or 1 text)")
+    add("--count", type=int, metavar="N", help="sequences to make (default: 16 pictures, 4 clips or 1 text)")
     add("--method", metavar="METHOD", help=f"how to decode: {METHOD_NAMES} (default: the bundle's)")
     add(
         "--out",
         type=Path,
         metavar="FILE",
-        help=f"picture to write, .png or .jpg, where the model makes pictures (default: {_SHEET})",
+        help="what to write, of the kind that its ending says: .png or .jpg where the model makes pictures; .gif, .webp, .png or "
+        ".apng (both an animated PNG), or .mp4, which is lossy, where it makes clips "
+        f"(default: {_SHEET} for pictures, {_CLIPS} for clips)",
+    )
+    add(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help=f"frames of a clip that are shown in a second (default: {FPS:g})",
+    )
+    add(
+        "--stream",
+        type=Path,
+        metavar="FOLDER",
+        help="new folder for the frames of clips, as clip-00-frame-00.png and so on: each is written, in its own size, once its "
+        "tokens are committed (default: none)",
     )
     add(
         "--trace",
@@ -86,14 +107,19 @@ def run(arguments: argparse.Namespace) -> int:
         check_output(arguments, arguments.trace)
     methods = () if arguments.method is None else (arguments.method,)
     task = prepare(arguments, count=arguments.count, methods=methods, stop=arguments.stop or ())
-    if task.bundle.manifest.makes_pictures:
-        arguments.out = arguments.out or _SHEET
-        results = _pictures(task, arguments)
+    manifest = task.bundle.manifest
+    if not manifest.makes_clips:
+        _refuse_what_is_for_clips(arguments, manifest.name)
+    if manifest.makes_pictures:
+        arguments.out = arguments.out or (_CLIPS if manifest.makes_clips else _SHEET)
+        results = (_clips if manifest.makes_clips else _pictures)(task, arguments)
         made: dict[str, Any] = {"out": str(arguments.out)}
+        if arguments.stream:
+            made["stream"] = str(arguments.stream)
     else:
         if arguments.out:
             raise InvalidArgument(
-                f"out is {str(arguments.out)!r}, but the model {task.bundle.manifest.name} makes no pictures; leave it out, or "
+                f"out is {str(arguments.out)!r}, but the model {manifest.name} makes no pictures; leave it out, or "
                 "write tokens with --trace FILE"
             )
         results, texts = _texts(task, arguments)
@@ -113,19 +139,55 @@ def run(arguments: argparse.Namespace) -> int:
             + (f", window auto ended at {row['last_window']}" if searched else "")
             + (f", {result.has_branches}" if result.branches else "")
         )
-    if "out" in made:
-        say(f"wrote {arguments.out}")
+    for name in ("out", "stream"):
+        if name in made:
+            say(f"wrote {made[name]}")
     return 0
+
+
+def _refuse_what_is_for_clips(arguments: argparse.Namespace, model: str) -> None:
+    for name in ("fps", "stream"):
+        given = getattr(arguments, name)
+        if given is not None:
+            raise InvalidArgument(f"{name} is {given}, but the model {model} makes no clips; leave it out")
 
 
 def _pictures(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     """Decode, and write the sheet of pictures."""
+    ending("out", arguments.out, PICTURES, f", since {task.bundle.manifest.name} makes pictures")
     # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
     pixels = _open_pixels(task, arguments)
-    with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
-        results = task.compare(task.settings.methods, against_ar=arguments.beside_ar, watch=counting(report))
+    results = _decode(task, arguments)
     write_grid(pixels(np.stack(results[-1].generation.tokens)), arguments.out)
     return results
+
+
+def _clips(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
+    """Decode, and write the sheet of clips; frames on the way, where they are wanted."""
+    out, stream = arguments.out, arguments.stream
+    kind = CLIPS[ending("out", out, CLIPS, f", since {task.bundle.manifest.name} makes clips")]
+    fps = check_fps(FPS if arguments.fps is None else arguments.fps, kind)
+    require_kind(kind)
+    pixels = _open_pixels(task, arguments)
+    frames = None
+    if stream:
+        check_new_folder(stream)
+        frames = FrameFiles(stream, pixels, len(task.prompts), task.settings.methods[-1])
+    results = _decode(task, arguments, frames)
+    write_clips(pixels(np.stack(results[-1].generation.tokens)), out, kind, fps)
+    return results
+
+
+def _decode(task: Task, arguments: argparse.Namespace, frames: FrameFiles | None = None) -> list[MethodResult]:
+    with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
+        count = counting(report)
+
+        def watch(method: str, commit: Commit) -> None:
+            count(method, commit)
+            if frames is not None:
+                frames.watch(method, commit)
+
+        return task.compare(task.settings.methods, against_ar=arguments.beside_ar, watch=watch)
 
 
 def _texts(task: Task, arguments: argparse.Namespace) -> tuple[list[MethodResult], list[str]]:
@@ -138,12 +200,12 @@ def _texts(task: Task, arguments: argparse.Namespace) -> tuple[list[MethodResult
 
 
 def _open_pixels(task: Task, arguments: argparse.Namespace) -> PixelDecoder:
-    """What makes pictures of tokens, once it is known that there will be a file."""
-    out, trace = arguments.out, arguments.trace
-    ending("out", out, PICTURES)
-    check_output(arguments, out)
-    if trace and same_file(trace, out):
-        raise InvalidArgument(f"out and trace are both {out}; name two files")
+    """What makes pixels of tokens, once it is known that there will be a file."""
+    check_output(arguments, arguments.out)
+    places = {name: place for name in ("out", "trace", "stream") if (place := getattr(arguments, name))}
+    for (one, place), (other, another) in itertools.combinations(places.items(), 2):
+        if same_file(place, another):
+            raise InvalidArgument(f"{one} and {other} are both {place}; name two files")
     require_pictures("PIL.Image")
     manifest = task.bundle.manifest
     if manifest.pixel_graph is None:

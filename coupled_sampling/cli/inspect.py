@@ -75,6 +75,10 @@ def _listed(value: Any) -> str:
     return ", ".join(f"{name} ({_listed(v)})" if isinstance(v, Mapping) else f"{name} {v}" for name, v in value.items())
 
 
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' * (count > 1)} of " if count else ""
+
+
 def _lines(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
@@ -94,8 +98,8 @@ def _lines(bundle: Bundle) -> dict[str, str]:
         "step graphs": ", ".join(steps) or "none",
         "corrections": _corrections(bundle),
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {columns}, {graph.head_size})",
-        "grid": f"{grid.rows} x {grid.columns} tokens" if grid else "none",
-        "pixels": f"{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
+        "grid": f"{_frames(grid.frames)}{grid.rows} x {grid.columns} tokens" if grid else "none",
+        "pixels": f"{_frames(pixels.frames)}{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
         "prompts": ", ".join(manifest.prompts) or "none by name",
         "text": _text(manifest),
         "unconditional": str(unconditional) if unconditional else "none (no guidance)",

@@ -51,7 +51,7 @@ def open_on_cpu(bundle: Bundle, *, rows: int) -> OpenProvider:
 
 
 def open_pixels(bundle: Bundle, place: Place) -> PixelDecoder:
-    """The decoder of pictures. It runs in ONNX Runtime on the CPU, wherever the model does."""
+    """The decoder of pictures or clips. It runs in ONNX Runtime on the CPU, wherever the model does."""
     return PixelDecoder.open(bundle, place.threads)
 
 

@@ -62,10 +62,10 @@ def check_output(arguments: argparse.Namespace, out: Path) -> None:
             raise OutputError(f"cannot write {out}: it is a file of the bundle {real.parent}; choose another name")
 
 
-def ending(name: str, path: Path, known: Collection[str]) -> str:
+def ending(name: str, path: Path, known: Collection[str], why: str = "") -> str:
     """The ending of ``path``, which says what kind of file it is to be: one of ``known``, the first of which also is that of none.
 
-    ``name`` is the option that it was given by.
+    ``name`` is the option that it was given by, and ``why`` may say why it is to be one of these.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def ending(name: str, path: Path, known: Collection[str]) -> str:
     """
     found = path.suffix.lower() or next(iter(known))
     if found not in known:
-        raise InvalidArgument(f"{name} is {str(path)!r}, expected a file that ends in {', '.join(known)}")
+        raise InvalidArgument(f"{name} is {str(path)!r}, expected a file that ends in {', '.join(known)}{why}")
     return found
 
 

@@ -18,7 +18,7 @@ from coupled_sampling.methods import find_method
 
 __all__ = ["RunSettings", "run_settings"]
 
-PICTURES, TEXTS = 16, 1
+PICTURES, CLIPS, TEXTS = 16, 4, 1
 """Sequences that are made where no number was asked for."""
 
 
@@ -92,7 +92,7 @@ def run_settings(
     manifest
         The bundle's manifest.
     count
-        Sequences to make; None is as many pictures as fill a sheet, or one text.
+        Sequences to make; None is as many pictures as fill a sheet, a few clips, or one text.
     methods
         Names of the methods that were asked for; by default the bundle's own.
 
@@ -135,10 +135,16 @@ def run_settings(
         place,
         methods=tuple(methods) or (decoding.method,),
         step=arguments.step,
-        count=(PICTURES if manifest.makes_pictures else TEXTS) if count is None else count,
+        count=_usual_count(manifest) if count is None else count,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
+
+
+def _usual_count(manifest: Manifest) -> int:
+    if manifest.makes_clips:
+        return CLIPS
+    return PICTURES if manifest.makes_pictures else TEXTS
 
 
 def _check_widths(decoding: DecodingSettings, methods: Sequence[str], manifest: Manifest) -> None:

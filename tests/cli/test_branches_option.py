@@ -7,6 +7,7 @@ import pytest
 
 from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import open_model
+from coupled_sampling.bundles.records import Grid
 from coupled_sampling.cli import task as task_module
 from coupled_sampling.cli.comparison import MethodResult
 from coupled_sampling.cli.entry import make_parser
@@ -156,7 +157,7 @@ def test_a_chart_shows_what_branches_guessed(tmp_path):
     def chart(name, branch_tokens):
         trace = Trace([4, 4, 4, 4], branch_tokens=branch_tokens)
         result = MethodResult("scd-match", Generation([np.zeros(16, int)], [trace]), 1.0, None, 12, 6)
-        draw_comparison([result], tmp_path / name, grid=(4, 4), images=None)
+        draw_comparison([result], tmp_path / name, grid=Grid(4, 4), images=None)
         return np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
 
     plain, branches = chart("plain.png", []), chart("branches.png", [1, 2, 9])

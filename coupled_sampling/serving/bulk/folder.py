@@ -4,7 +4,7 @@
 
     OUT/bulk.json                      the model and the settings that all of it was made with
     OUT/record/part-00000000.parquet   the record, in parts, each of which appears whole
-    OUT/pictures/ca/a.png              pictures, in 256 folders
+    OUT/pictures/ca/a.png              pictures, or clips that end in .webp, in 256 folders
 
 One run at a time has it. A run with another model or other settings is refused; nothing is ever removed but what a run that was
 killed left half-written.
@@ -40,8 +40,8 @@ _KEPT = 60
 """Characters of another id that its file name shows."""
 
 
-def picture_path(name: str) -> str:
-    """Where the picture of an id lies in the folder.
+def picture_path(name: str, ending: str = ".png") -> str:
+    """Where the picture of an id, or its clip, lies in the folder; names of such files have an ``ending`` in common.
 
     Ids of lower-case letters, digits, dots, dashes and underscores are file names as they are. Others are escaped, and have a
     number behind them, so that no two are the same.
@@ -54,7 +54,7 @@ def picture_path(name: str) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()
     plain = _PLAIN.fullmatch(name) is not None
     file = name if plain else f"{quote(name, safe='').replace('.', '%2E')[:_KEPT]}~{digest[:16]}"
-    return f"pictures/{digest[:2]}/{file}.png"
+    return f"pictures/{digest[:2]}/{file}{ending}"
 
 
 class Folder:
@@ -83,21 +83,21 @@ class Folder:
                 if name.startswith(".") and f".{PARTIAL}" in name:
                     (Path(place) / name).unlink(missing_ok=True)
 
-    def write_picture(self, name: str, png: bytes) -> str:
-        """Write the picture of an id, over what is there; returns where it lies in the folder.
+    def write_picture(self, name: str, picture: bytes, ending: str) -> str:
+        """Write the picture or clip of an id, over what is there; returns where it lies in the folder.
 
         Raises
         ------
         OutputError
             It cannot be written.
         """
-        where = picture_path(name)
+        where = picture_path(name, ending)
         path = self.path / where
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}") from error
-        write_whole(path, lambda partial: partial.write_bytes(png))
+        write_whole(path, lambda partial: partial.write_bytes(picture))
         return where
 
 

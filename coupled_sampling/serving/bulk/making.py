@@ -1,4 +1,4 @@
-"""A sequence that is wanted, made: its tokens, its text, its picture."""
+"""A sequence that is wanted, made: its tokens, its text, its picture or clip."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from coupled_sampling.animations import encode_clip, require_kind
 from coupled_sampling.backends import PixelDecoder
+from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import TextStream
 from coupled_sampling.errors import InvalidArgument, MissingDependency
@@ -19,7 +22,7 @@ from coupled_sampling.serving.jobs import Job
 from coupled_sampling.serving.lanes import Source
 from coupled_sampling.serving.ways import job_settings
 
-__all__ = ["Made", "Maker", "require_pillow"]
+__all__ = ["Made", "Maker", "picture_ending", "require_pillow"]
 
 _LONGEST_WAIT = 1.0
 """Seconds after which a lane is asked for again that had no room."""
@@ -40,6 +43,22 @@ def require_pillow() -> Any:
             "pictures need Pillow, which is not installed: pip install 'coupled-sampling[bulk]'"
         ) from error
     return PIL.Image
+
+
+def picture_ending(manifest: Manifest) -> str:
+    """How the names of files end that a model's pictures or clips are written to: both kinds keep every pixel.
+
+    Raises
+    ------
+    MissingDependency
+        What writes them is not installed; not asked for a model that makes neither.
+    """
+    if manifest.pixel_graph is not None:
+        require_pillow()
+    if not manifest.makes_clips:
+        return ".png"
+    require_kind("WEBP")
+    return ".webp"
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,7 @@ class Made:
     text
         Of a model that reads text: up to a stop string.
     picture
-        The bytes of a PNG, of a model that makes pictures.
+        The bytes of a PNG, of a model that makes pictures; of an animated WebP without loss, of one that makes clips.
     """
 
     asked: Asked
@@ -96,7 +115,7 @@ class Maker:
         self._tokenizer = bundle.tokenizer()
         self._pixels: PixelDecoder | None = None
         if bundle.manifest.pixel_graph is not None:
-            require_pillow()
+            picture_ending(bundle.manifest)
             self._pixels = PixelDecoder.open(bundle, threads=1)
 
     async def make(self, asked: Asked) -> Made:
@@ -147,14 +166,18 @@ class Maker:
                 await asyncio.sleep(min(full.retry_after, _LONGEST_WAIT))
 
     def _shown(self, job: Job, tokens: list[int]) -> tuple[str | None, bytes | None]:
-        """The text, and the picture as PNG."""
+        """The text, and the picture or clip as a file."""
         text = picture = None
         if self._tokenizer is not None:
             stream = TextStream(self._tokenizer, job.stop, job.prompt if job.continued else ())
             text = stream.feed(tokens) + stream.finish()
         if self._pixels is not None:
             (pixels,) = self._pixels(np.array([tokens], np.int64))
-            written = io.BytesIO()
-            require_pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
-            picture = written.getvalue()
+            picture = encode_clip(pixels, "WEBP") if self._bundle.manifest.makes_clips else _png(pixels)
         return text, picture
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    written = io.BytesIO()
+    require_pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
+    return written.getvalue()

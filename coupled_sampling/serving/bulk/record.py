@@ -50,7 +50,7 @@ def schema() -> Any:
         ("prompt", tokens, "tokens that it begins with"),
         ("tokens", tokens, "tokens that were generated"),
         ("text", arrow.string(), "their text, of a model that reads text"),
-        ("picture", arrow.string(), "path of their picture in this folder"),
+        ("picture", arrow.string(), "path of their picture or clip in this folder"),
         ("seed", arrow.uint64(), "key of its noise"),
         ("sequence", arrow.uint64(), "key of its noise, by default the first 8 bytes of SHA-256 of the id"),
         ("method", arrow.string(), "how it was decoded"),
@@ -78,10 +78,13 @@ class Record:
         What is written into every row.
     part_rows
         Most rows of a part.
+    picture_ending
+        How the names of pictures or clips end.
     """
 
-    def __init__(self, folder: Folder, model: str, fingerprint: str, part_rows: int) -> None:
+    def __init__(self, folder: Folder, model: str, fingerprint: str, part_rows: int, picture_ending: str) -> None:
         self._folder, self._model, self._fingerprint, self._part_rows = folder, model, fingerprint, part_rows
+        self._picture_ending = picture_ending
         self._arrow = require_pyarrow()
         self._parts = sorted(path for path in (folder.path / RECORD).iterdir() if _PART.fullmatch(path.name))
         self._rows: list[Mapping[str, Any]] = []
@@ -108,14 +111,16 @@ class Record:
             yield table.column("id").to_pylist(), table.column("asked").to_pylist(), errors
 
     def add(self, made: Made) -> None:
-        """Take ``made``; its picture is written now, and its row with its part.
+        """Take ``made``; its picture or clip is written now, and its row with its part.
 
         Raises
         ------
         OutputError
             It cannot be written.
         """
-        picture = None if made.picture is None else self._folder.write_picture(made.asked.id, made.picture)
+        picture = None
+        if made.picture is not None:
+            picture = self._folder.write_picture(made.asked.id, made.picture, self._picture_ending)
         self._rows.append(self._row(made, picture))
         if len(self._rows) >= self._part_rows or time.monotonic() - self._written >= _SECONDS:
             self.write()

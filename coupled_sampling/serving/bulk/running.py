@@ -21,7 +21,7 @@ from coupled_sampling.arguments import check_count
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.serving.bulk.folder import opened_folder
 from coupled_sampling.serving.bulk.local import made_here
-from coupled_sampling.serving.bulk.making import Made, Maker, require_pillow
+from coupled_sampling.serving.bulk.making import Made, Maker, picture_ending
 from coupled_sampling.serving.bulk.prompts import Prompts, prompts_file, remaining
 from coupled_sampling.serving.bulk.ray_data import RaySettings, made_by_ray
 from coupled_sampling.serving.bulk.record import Record, require_pyarrow
@@ -168,8 +168,7 @@ def run_bulk(
     """
     require_pyarrow()
     bundle = opened()
-    if bundle.manifest.pixel_graph is not None:
-        require_pillow()
+    ending = picture_ending(bundle.manifest)
     tokenizer = bundle.tokenizer()
     check = JobCheck(bundle, tokenizer, lanes.place, lanes.rows, lanes.step, lanes.defaults)
     reader = RowReader(bundle, tokenizer, seed=settings.seed, samples=settings.samples, check=check)
@@ -177,7 +176,7 @@ def run_bulk(
     with opened_folder(out, facts) as folder, prompts_file(prompts) as file:
         asked = Prompts(file, reader, checked)
         folder.begin()
-        record = Record(folder, facts["model"], facts["fingerprint"], settings.part_rows)
+        record = Record(folder, facts["model"], facts["fingerprint"], settings.part_rows, ending)
         tally = Tally(total=len(asked))
         for ids, digests, errors in record.done():
             tally.errors += errors

@@ -15,7 +15,7 @@ from coupled_sampling.bundles.manifest import Manifest
 
 __all__ = ["INPUTS", "OUTPUTS", "Tensor", "inputs_of", "outputs_of"]
 
-_TEXT, _CHAT, _GUIDED, _PICTURES = "text", "chat", "guided", "pictures"
+_TEXT, _CHAT, _GUIDED, _PIXELS, _PICTURES, _CLIPS = "text", "chat", "guided", "pixels", "pictures", "clips"
 """What a model has to have for some tensors."""
 
 
@@ -39,7 +39,7 @@ INPUTS = (
     Tensor("messages", "BYTES", (1,), "a conversation as JSON, instead of a prompt", _CHAT),
     Tensor("seed", "UINT64", (1,), "the same seed gives the same tokens; none draws one"),
     Tensor("sequence", "UINT64", (1,), "which sequence of the seed"),
-    Tensor("max_tokens", "INT64", (1,), "most tokens to make; a picture has a fixed number"),
+    Tensor("max_tokens", "INT64", (1,), "most tokens to make; a picture or clip has a fixed number"),
     Tensor("temperature", "FP64", (1,), "0 is greedy"),
     Tensor("top_k", "INT64", (1,), "draw from that many likeliest tokens only"),
     Tensor("top_p", "FP64", (1,), "draw from the likeliest tokens of that probability together"),
@@ -61,7 +61,7 @@ INPUTS = (
     ),
     Tensor("timeout", "FP64", (1,), "seconds within which it has to be done"),
     Tensor("logprobs", "BOOL", (1,), "whether answers have logprobs"),
-    Tensor("pixels", "BOOL", (1,), "whether the last answer has the picture", _PICTURES),
+    Tensor("pixels", "BOOL", (1,), "whether the last answer has the picture or clip", _PIXELS),
     Tensor("stream", "BOOL", (1,), "false: one answer at the end, instead of one for every commit"),
 )
 """What a request may have; every one is optional, but there has to be one prompt."""
@@ -79,8 +79,15 @@ OUTPUTS = (
         "height, width, channels: with the last answer, where it was asked for",
         _PICTURES,
     ),
+    Tensor(
+        "pixels",
+        "UINT8",
+        (-1, -1, -1, -1),
+        "frames, height, width, channels: with the last answer, where it was asked for",
+        _CLIPS,
+    ),
 )
-"""What an answer has."""
+"""What an answer has; a model has no two of the same name."""
 
 
 def inputs_of(manifest: Manifest) -> tuple[Tensor, ...]:
@@ -99,6 +106,8 @@ def _of(manifest: Manifest, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         _TEXT: manifest.tokenizer is not None,
         _CHAT: manifest.tokenizer is not None and manifest.chat_template is not None,
         _GUIDED: manifest.unconditional_prompt is not None,
-        _PICTURES: manifest.makes_pictures and manifest.pixel_graph is not None,
+        _PIXELS: manifest.pixel_graph is not None,
+        _PICTURES: manifest.pixel_graph is not None and not manifest.makes_clips,
+        _CLIPS: manifest.makes_clips,
     }
     return tuple(tensor for tensor in tensors if has[tensor.needs])

@@ -19,6 +19,7 @@ from coupled_sampling.serving.errors import EngineFailed
 from coupled_sampling.serving.fingerprints import fingerprint
 from coupled_sampling.serving.jobs import Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
+from standins.codebook_clips import clip_of, write_clip_bundle
 from standins.serving import text_bundle
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [bulk]")
@@ -101,6 +102,24 @@ def test_pictures_and_their_record_are_those_of_each_prompt_alone(tmp_path):
             drawn = pixels(pyarrow.array(row["tokens"]).to_numpy()[None])
             assert (picture.size, picture.tobytes()) == ((28, 28), drawn.tobytes())
     assert len(list((tmp_path / "out" / "record").iterdir())) == 2
+
+
+def test_clips_are_files_that_keep_every_frame(tmp_path):
+    opened = functools.partial(open_bundle, write_clip_bundle(tmp_path / "clips"))
+    lines = [{"id": "Run 1", "prompt": "run"}, {"id": "fall", "prompt": "fall", "samples": 2}]
+    assert run(tmp_path, lines, opened).errors == 0
+    found = rows_in(tmp_path / "out")
+    assert set(found) == {"Run 1", "fall/0", "fall/1"}
+    for name, row in found.items():
+        assert row["picture"] == picture_path(name, ".webp")
+        with image.open(tmp_path / "out" / row["picture"]) as clip:
+            frames, expected = [], [frame.tobytes() for frame in clip_of(row["tokens"])[..., 0]]
+            for i in range(clip.n_frames):
+                clip.seek(i)
+                frames += [clip.convert("L").tobytes()]
+            # A frame like the one before it is shown longer.
+            assert frames == [key for key, _ in itertools.groupby(expected)]
+    assert len(list((tmp_path / "out").rglob("*.webp"))) == 3
 
 
 def test_texts_end_where_they_are_told_to_and_settings_are_each_lines_own(tmp_path, text):

@@ -15,6 +15,7 @@ from coupled_sampling.serving.triton.answers import Answer, refusal
 from coupled_sampling.serving.triton.backend import TritonPythonModel
 from coupled_sampling.serving.triton.repository import write_model
 from coupled_sampling.serving.triton.settings import TritonSettings
+from standins.codebook_clips import clip_of, write_clip_bundle
 from standins.text_bundles import write_text_bundle
 from standins.tokenizers_of_text import byte_level
 from standins.triton_server import Request, arguments, make_server
@@ -54,6 +55,9 @@ def repository(tmp_path_factory):
         open_bundle("fashion"), folder / "models", TritonSettings(rows=1, most_waiting=0, drain=0), name="narrow"
     )
     write_model(open_bundle(write_text_bundle(folder, byte_level())), folder / "models", name="words")
+    write_model(
+        open_bundle(write_clip_bundle(folder / "clips")), folder / "models", TritonSettings(threads=1), name="clips"
+    )
     return folder / "models"
 
 
@@ -114,6 +118,14 @@ def test_one_answer_with_the_picture_where_no_stream_is_wanted(shared):
     assert found.tensors["logprobs"].max() <= 0
     assert found.tensors["pixels"].shape == (28, 28, 1)
     assert found.tensors["pixels"].std() > 10
+
+
+def test_a_clip_has_its_frames(repository, server):
+    with running(repository / "clips", server) as model:
+        request = Request(prompt=text("run"), stream=np.array([False]), pixels=np.array([True]))
+        model.execute([request])
+        (found,) = request.responses()
+    np.testing.assert_array_equal(found.tensors["pixels"], clip_of(found.tensors["tokens"]))
 
 
 def test_texts_are_streamed_up_to_a_stop_and_go_on_after_an_interruption(repository, server):

@@ -10,6 +10,7 @@ from coupled_sampling.errors import InvalidArgument, OutputError
 from coupled_sampling.serving.triton.repository import write_model
 from coupled_sampling.serving.triton.settings import PARAMETERS, TritonSettings
 from coupled_sampling.serving.triton.tensors import INPUTS, OUTPUTS
+from standins.codebook_clips import write_clip_bundle
 from standins.pbtxt import read_pbtxt
 from standins.text_bundles import write_text_bundle
 from standins.tokenizers_of_text import byte_level
@@ -74,6 +75,14 @@ def test_tensors_are_those_that_the_model_can_have(fashion, tmp_path):
     assert only < named(texts["input"]).keys() & named(pictures["input"]).keys()
     assert "text" in named(texts["output"])
     assert "text" not in named(pictures["output"])
+
+
+def test_pixels_of_clips_have_frames(fashion, tmp_path):
+    clips = open_bundle(write_clip_bundle(tmp_path / "clips"))
+    fields = [config(write_model(one, tmp_path / "models", name=one.manifest.name)) for one in (fashion, clips)]
+    for one, sizes in zip(fields, (3, 4), strict=True):
+        assert [output["dims"] for output in one["output"] if output["name"] == ["pixels"]] == [[-1] * sizes]
+        assert named(one["input"])["pixels"]["dims"] == [1]
 
 
 def test_a_link_names_the_bundle_whatever_its_path(fashion, tmp_path):
