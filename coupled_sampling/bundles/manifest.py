@@ -274,7 +274,12 @@ class Manifest:
             return 0
         each = grid.rows * grid.columns
         whole = sum(self.free_position((i + 1) * each - 1) < tokens for i in range(grid.frames))
-        return max(0, pixels.frames - (grid.frames - whole) * -(-pixels.frames // grid.frames)) if whole else 0
+        if whole in (0, grid.frames):
+            return pixels.frames if whole else 0
+        (alike, uneven), (later, odd) = divmod(pixels.frames, grid.frames), divmod(pixels.frames - 1, grid.frames - 1)
+        # Both may be possible, as of 9 from 3: the smaller number is right for both.
+        possible = [] if uneven else [whole * alike]
+        return min(possible if odd else [*possible, 1 + (whole - 1) * later], default=0)
 
     @property
     def why_no_trees(self) -> str:

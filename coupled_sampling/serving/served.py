@@ -1,4 +1,4 @@
-"""`ServedModel`: a model with its name, its words and its pictures, wherever its engines are."""
+"""`ServedModel`: a model with its name, its words and its pictures or clips, wherever its engines are."""
 
 from __future__ import annotations
 
@@ -67,6 +67,12 @@ class ServedModel:
         return self.bundle.manifest.makes_pictures
 
     @property
+    def frames(self) -> int:
+        """How many frames of pixels its clips have; 0 where it makes none."""
+        graph = self.bundle.manifest.pixel_graph
+        return 0 if graph is None else graph.frames
+
+    @property
     def writes_text(self) -> bool:
         """Whether its tokens are a text's."""
         return self.tokenizer is not None and not self.makes_pictures
@@ -129,5 +135,8 @@ class ServedModel:
         await asyncio.to_thread(lambda: self._pixels)
 
     async def pictures(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
-        """Pictures uint8 (B, height, width, channels) of as many tokens each as a picture has; in a thread."""
+        """Pictures uint8 (B, height, width, channels) of as many tokens each as a picture has; in a thread.
+
+        Of a model of clips they are clips, uint8 (B, frames, height, width, channels).
+        """
         return await asyncio.to_thread(lambda: self._pixels(np.asarray(tokens, np.int64)))

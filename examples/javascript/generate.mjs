@@ -1,4 +1,4 @@
-/** Generate one picture with a bundle's step graph: node generate.mjs --help */
+/** Generate one picture or clip with a bundle's step graph: node generate.mjs --help */
 
 import { writeFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
@@ -6,7 +6,7 @@ import { parseArgs } from "node:util";
 import { openBundle } from "./core/bundle.js";
 import { decode } from "./core/decoder.js";
 import { BundleError, UnusableLogits } from "./core/errors.js";
-import { drawPixels } from "./core/pixels.js";
+import { drawFrames } from "./core/pixels.js";
 import { EMBEDDED, folderReader } from "./folder.mjs";
 import { png } from "./png.mjs";
 
@@ -21,8 +21,9 @@ const USAGE = `usage: node generate.mjs [options]
   --temperature T     0 is greedy
   --seed N            integer in [0, 2^64), default 0
   --sequence N        which sequence of the seed, default 0
-  --out FILE.png      write the picture
+  --out FILE.png      write the picture; a clip is an animated PNG
   --zoom N            size of a pixel in it, default 8
+  --fps N             frames of a clip in a second, 1 to 60, default 8
   --json              print tokens, committed_per_step and figures as JSON
 
 What is not given is the bundle's own default.`;
@@ -30,7 +31,7 @@ What is not given is the bundle's own default.`;
 const text = { type: "string" }, flag = { type: "boolean" };
 const OPTIONS = {
   ...{ bundle: text, prompt: text, method: text, window: text, branches: text, drafting: text },
-  ...{ temperature: text, seed: text, sequence: text, out: text, zoom: text, json: flag, help: flag },
+  ...{ temperature: text, seed: text, sequence: text, out: text, zoom: text, fps: text, json: flag, help: flag },
 };
 
 function number(name, value) {
@@ -52,6 +53,8 @@ async function main() {
   const method = values.method ?? manifest.defaults.method, promptName = values.prompt ?? Object.keys(manifest.prompts)[0];
   const zoom = number("zoom", values.zoom) ?? 8;
   if (!Number.isInteger(zoom) || zoom < 1) throw new RangeError(`zoom is ${zoom}, expected an integer >= 1`);
+  const fps = number("fps", values.fps) ?? 8;
+  if (!Number.isInteger(fps) || fps < 1 || fps > 60) throw new RangeError(`fps is ${fps}, expected an integer from 1 to 60`);
   const window = number("window", values.window);
   const branches = number("branches", values.branches) ?? bundle.usualBranches(method, window);
   const settings = {
@@ -73,8 +76,8 @@ async function main() {
     milliseconds += last.milliseconds;
   }
   if (values.out) {
-    const pixels = await drawPixels(await bundle.openPixels(), manifest, last.tokens);
-    await writeFile(values.out, png(pixels, manifest.pixel_graph, zoom));
+    const frames = await drawFrames(await bundle.openPixels(), manifest, last.tokens);
+    await writeFile(values.out, png(frames, manifest.pixel_graph, zoom, fps));
   }
   const { tokens, nfe } = last;
   if (values.json) {

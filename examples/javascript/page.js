@@ -3,6 +3,7 @@
 import { openBundle } from "./core/bundle.js";
 import { decode } from "./core/decoder.js";
 import { Panel } from "./panel.js";
+import { isPaused, pause } from "./player.js";
 
 const find = (id) => document.getElementById(id);
 const controls = ["prompt", "method", "window", "seed", "draw", "another"].map(find); // branches by method
@@ -101,6 +102,10 @@ function suit() {
   showWindow();
 }
 
+function sayPaused() {
+  find("pause").textContent = isPaused() ? "Play" : "Pause";
+}
+
 /** Fill the controls from the manifest, then from the page's address. */
 function fillControls() {
   const { prompts, defaults, window_graph } = bundle.manifest;
@@ -124,6 +129,13 @@ async function main() {
   find("drawing").hidden = false;
   panels = ["ar", "coupled"].map((id) => new Panel(find(id), manifest, pixels));
   fillControls();
+  find("prompt-label").textContent = manifest.pixel_graph.frames ? "Clip of" : "Picture of";
+  find("pause").hidden = !manifest.pixel_graph.frames;
+  sayPaused();
+  find("pause").addEventListener("click", () => {
+    pause(!isPaused());
+    sayPaused();
+  });
   find("controls").addEventListener("submit", (event) => {
     event.preventDefault();
     start();

@@ -1,9 +1,11 @@
-/** One of the two drawings: a picture that grows, its figures, a bar for every step, and the drafts of one. */
+/** One of the two drawings: a picture or a clip that grows, its figures, a bar for every step, and the drafts of one. */
 
-import { drawPixels } from "./core/pixels.js";
+import { drawFrames } from "./core/pixels.js";
+import { play } from "./player.js";
 import { drawTree } from "./tree.js";
 
-const ZOOM = 10;
+const ZOOM = 10; // of a picture; several frames share the width
+const GAP = 2; // canvas pixels between frames
 
 export class Panel {
   /**
@@ -12,20 +14,29 @@ export class Panel {
    * @param pixels a session of its pixel graph
    */
   constructor(section, manifest, pixels) {
-    const { height, width } = manifest.pixel_graph;
+    const { height, width, frames } = manifest.pixel_graph, { grid } = manifest;
     section.replaceChildren(document.querySelector("#panel").content.cloneNode(true));
     this.find = (selector) => section.querySelector(selector);
     this.find(".title").id = `${section.id}-title`;
     this.manifest = manifest;
     this.pixels = pixels;
     this.canvas = this.find("canvas");
-    this.canvas.width = width * ZOOM;
-    this.canvas.height = height * ZOOM;
+    // A clip's frames of tokens lie side by side, in as many columns as rows or one more.
+    this.frames = grid.frames || 1;
+    this.across = Math.ceil(Math.sqrt(this.frames));
+    const zoom = Math.ceil(ZOOM / this.across);
+    this.wide = width * zoom;
+    this.tall = height * zoom;
+    this.canvas.width = this.across * (this.wide + GAP) - GAP;
+    this.canvas.height = Math.ceil(this.frames / this.across) * (this.tall + GAP) - GAP;
+    this.clip = this.find(".clip");
+    this.clip.hidden = !frames;
+    [this.clip.width, this.clip.height] = [width, height];
     this.bars = this.find(".bars");
     this.section = section;
   }
 
-  /** Begin a picture. */
+  /** Begin a picture or a clip. */
   clear(method, prompt, window, branches) {
     Object.assign(this, { method, prompt, window, branches, steps: [], milliseconds: 0, best: null });
     this.find(".drafts").hidden = !branches;
@@ -35,6 +46,7 @@ export class Panel {
     for (const name of ["rate", "time"]) this.find(`.${name}`).textContent = "–";
     for (const name of ["steps", "count"]) this.find(`.${name}`).textContent = "0";
     this.find("progress").value = 0;
+    this.clip.width = this.clip.width; // which empties it
     this.#paint([], []);
     this.#drawBars();
     this.#describe(0);
@@ -52,7 +64,12 @@ export class Panel {
     this.#drawBars();
     this.#describe(tokens.length);
     if (this.branches) this.#showTree(tree, nfe, finished);
-    await this.#paint(tokens, drafts);
+    const { steps } = this, images = await this.#paint(tokens, drafts);
+    if (finished && images.length > 1) play(images, (image) => this.#showFrame(image), () => steps === this.steps);
+  }
+
+  #showFrame(image) {
+    this.clip.getContext("2d").drawImage(image, 0, 0);
   }
 
   /** Show the drafts of a step; at the end, when there is time to look, those of the step to which branches gave most. */
@@ -82,6 +99,7 @@ export class Panel {
 
   #describe(count) {
     this.canvas.setAttribute("aria-label", `${this.prompt} by ${this.method}, ${count} of ${this.manifest.length} tokens`);
+    this.clip.setAttribute("aria-label", `The clip by ${this.method}`);
     const most = Math.max(0, ...this.steps);
     this.bars.setAttribute("aria-label", `${this.steps.length} steps, at most ${most} tokens in one`);
   }
@@ -90,27 +108,40 @@ export class Panel {
     return getComputedStyle(document.documentElement).getPropertyValue(name);
   }
 
-  /** Final cells as they are, drafts veiled, the rest empty. A grid of cells covers the picture. */
+  /** Show tokens, and return all frames of pixels; none where nothing is to be shown. */
   async #paint(tokens, drafts) {
-    const { grid, generated_tokens, pixel_graph, length } = this.manifest, { width, height } = this.canvas;
-    const context = this.canvas.getContext("2d"), filled = [...tokens, ...drafts].slice(0, length);
+    const { generated_tokens, length } = this.manifest, filled = [...tokens, ...drafts].slice(0, length);
     const { steps } = this, count = steps.length;
     const rest = new Array(length - filled.length).fill(generated_tokens.first);
-    const image = filled.length ? await picture(this.pixels, this.manifest, [...filled, ...rest]) : null;
-    if (steps !== this.steps || count !== steps.length) return; // Something newer is to be shown.
+    const images = filled.length ? await bitmaps(this.pixels, this.manifest, [...filled, ...rest]) : [];
+    if (steps !== this.steps || count !== steps.length) return []; // Something newer is to be shown.
+    // A frame of tokens may make several of pixels, the first one fewer than others: one of each is shown.
+    const step = (images.length - 1) / Math.max(1, this.frames - 1);
+    const shown = Array.from({ length: this.frames }, (_, frame) => images[Math.round(frame * step)]);
+    this.#drawCells(filled.length, tokens.length, shown);
+    const whole = Math.floor((tokens.length * this.frames) / length);
+    if (whole) this.#showFrame(shown[whole - 1]);
+    return images;
+  }
+
+  /** Final cells as they are, drafts veiled, the rest empty. A grid of cells covers every frame of tokens. */
+  #drawCells(filled, final, images) {
+    const { grid, pixel_graph, length } = this.manifest, context = this.canvas.getContext("2d");
     context.fillStyle = this.#colour("--open");
-    context.fillRect(0, 0, width, height);
+    context.fillRect(0, 0, this.canvas.width, this.canvas.height);
     context.imageSmoothingEnabled = false;
-    const wide = width / grid.columns, tall = height / grid.rows;
+    const wide = this.wide / grid.columns, tall = this.tall / grid.rows, each = length / this.frames;
     const sourceWide = pixel_graph.width / grid.columns, sourceTall = pixel_graph.height / grid.rows;
     context.fillStyle = this.#colour("--veil");
-    filled.forEach((_, i) => {
-      const column = i % grid.columns, row = Math.floor(i / grid.columns);
+    for (let i = 0; i < filled; i++) {
+      const frame = Math.floor(i / each), within = i % each;
+      const column = within % grid.columns, row = Math.floor(within / grid.columns);
+      const left = (frame % this.across) * (this.wide + GAP), top = Math.floor(frame / this.across) * (this.tall + GAP);
       const source = [column * sourceWide, row * sourceTall, sourceWide, sourceTall];
-      const cell = [column * wide, row * tall, wide, tall];
-      context.drawImage(image, ...source, ...cell);
-      if (i >= tokens.length) context.fillRect(...cell);
-    });
+      const cell = [left + column * wide, top + row * tall, wide, tall];
+      context.drawImage(images[frame], ...source, ...cell);
+      if (i >= final) context.fillRect(...cell);
+    }
   }
 
   #drawBars() {
@@ -126,13 +157,17 @@ export class Panel {
   }
 }
 
-/** An ImageBitmap of all tokens. */
-async function picture(session, manifest, tokens) {
-  const { height, width, channels } = manifest.pixel_graph;
-  const values = await drawPixels(session, manifest, tokens), image = new ImageData(width, height);
-  for (let i = 0; i < height * width; i++) {
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = values[channels * i + (channels === 3 ? c : 0)];
-    image.data[4 * i + 3] = 255;
-  }
-  return createImageBitmap(image);
+/** An ImageBitmap of each frame of all tokens. */
+async function bitmaps(session, manifest, tokens) {
+  const { height, width, channels } = manifest.pixel_graph, frames = await drawFrames(session, manifest, tokens);
+  return Promise.all(
+    frames.map((values) => {
+      const image = new ImageData(width, height);
+      for (let i = 0; i < height * width; i++) {
+        for (let c = 0; c < 3; c++) image.data[4 * i + c] = values[channels * i + (channels === 3 ? c : 0)];
+        image.data[4 * i + 3] = 255;
+      }
+      return createImageBitmap(image);
+    }),
+  );
 }

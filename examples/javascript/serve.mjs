@@ -12,7 +12,7 @@ import { EMBEDDED } from "./folder.mjs";
 
 const HERE = fileURLToPath(new URL(".", import.meta.url));
 const RUNTIME = path.join(HERE, "node_modules", "onnxruntime-web", "dist");
-const PAGE = ["index.html", "page.js", "panel.js", "tree.js", "style.css"];
+const PAGE = ["index.html", "page.js", "panel.js", "player.js", "tree.js", "style.css"];
 const CORE = ["bundle.js", "decoder.js", "drafting.js", "errors.js", "philox.js", "pixels.js", "step.js", "trees.js"];
 const WASM = ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"];
 

@@ -5,7 +5,7 @@
 - `replies`: a response as a whole or as server-sent events, which ends when its client goes;
 - `errors`: every error in OpenAI's shape;
 - `fields`, `text_fields`: what requests may say;
-- `completions`, `chat`, `images`: what is generated; `texts`: tokens as texts; `painting`: tokens as files of pictures;
+- `completions`, `chat`, `images`: what is generated; `texts`: tokens as texts; `painting`, `files`: tokens as pictures and clips;
 - `listing`: models and health; `metrics`: numbers for Prometheus; `page`: the page at ``/``;
 - `guards`: keys, sizes of bodies, draining; `running`: the server, from its socket to its last request.
 """

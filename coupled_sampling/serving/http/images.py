@@ -1,23 +1,23 @@
-"""``POST /v1/images/generations``: pictures, whole or as a stream in which they grow.
+"""``POST /v1/images/generations``: pictures and clips, whole or as a stream in which they grow.
 
 The shape is OpenAI's. Picture k of a request is the sequence k of its seed, so n pictures are those of
-``generate([prompt] * n, seed=seed)``, whoever else is served.
+``generate([prompt] * n, seed=seed)``, whoever else is served. A clip is one picture that moves.
 
 | event of a stream | when | data beyond OpenAI's |
 |---|---|---|
 | ``image_generation.tokens`` | with every commit, where ``progress`` asks for it | ``tokens``, ``first``, ``passes`` |
 | ``image_generation.partial_image`` | as rows are committed, ``partial_images`` times | ``rows`` |
+| the same of a clip | as frames are final, ``partial_images`` times | ``frame`` |
 | ``image_generation.completed`` | a picture is done | ``token_ids``, ``acceptance`` where asked for |
 
-Every event has the ``index`` of its picture. A partial picture's tokens are final; where the pixels of a row depend on its own
-tokens alone, so are its pixels. `coupled_sampling.serving.http.painting` says more.
+Every event has the ``index`` of its picture. `coupled_sampling.serving.http.painting` says what is final of a partial one.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from coupled_sampling.arguments import is_whole
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.http.errors import ApiError, naming
 from coupled_sampling.serving.http.fields import Acceptance, DecodingFields
-from coupled_sampling.serving.http.painting import Painter
+from coupled_sampling.serving.http.painting import FPS, Painter, painter_of
 from coupled_sampling.serving.http.replies import Event, events, unless_gone
 from coupled_sampling.serving.http.service import Run, Service
 from coupled_sampling.serving.jobs import Job, Piece
@@ -44,7 +44,7 @@ _LONGEST = 32_000
 """Characters of a prompt; OpenAI's."""
 
 _PARTIAL_IMAGES = 3
-"""As many as OpenAI sends. A model with more rows of tokens sends up to one for each."""
+"""As many as OpenAI sends. A model with more rows of tokens, or frames, sends up to one for each."""
 
 
 def _checked_prompt(value: object) -> object:
@@ -73,7 +73,11 @@ class ImageRequest(DecodingFields):
     n: int | None = Field(1, ge=1, le=1024, description="How many pictures; the server may allow fewer.")
     size: str | None = Field(None, max_length=40, description='"auto", or the WIDTHxHEIGHT that the model has.')
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json; there are no addresses.")
-    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="PNG and WebP keep every pixel.")
+    output_format: Literal["png", "jpeg", "webp", "gif"] | None = Field(
+        None,
+        description="PNG and WebP keep every pixel, and move where the model makes clips. JPEG is for pictures, GIF for clips.",
+    )
+    fps: int | None = Field(None, ge=1, le=60, description=f"Frames of a clip in a second; {FPS} if not given.")
     output_compression: Literal[100] | None = None
     quality: Literal["auto", "standard"] | None = None
     style: Literal["natural"] | None = None
@@ -101,30 +105,31 @@ class ImageRequest(DecodingFields):
         if self.size not in (None, "auto", painter.size):
             raise ApiError(
                 400,
-                f"size is {self.size!r}, but this model makes pictures of {painter.size}; ask for that, or 'auto'",
+                f"size is {self.size!r}, but this model makes {painter.noun}s of {painter.size}; ask for that, or 'auto'",
                 param="size",
             )
         for name in ("partial_images", "progress"):
             if getattr(self, name) and not self.stream:
                 raise ApiError(400, f"{name} is about a stream; give stream: true, or leave it out", param=name)
         if self.partial_images:
-            most = max(_PARTIAL_IMAGES, painter.grid.rows)
+            most = max(_PARTIAL_IMAGES, painter.count)
             if self.partial_images > most:
                 raise ApiError(
                     400,
-                    f"partial_images is {self.partial_images}, expected at most {most}: the model has "
-                    f"{painter.grid.rows} rows of tokens",
+                    f"partial_images is {self.partial_images}, expected at most {most}: the {painter.noun} has "
+                    f"{painter.count} {painter.part_noun}",
                     param="partial_images",
                 )
 
 
 @dataclass
 class _Picture:
-    """One picture while it grows."""
+    """One picture, or clip, while it grows."""
 
+    noun: str
     index: int
     thresholds: list[int]
-    """How many rows the partial pictures have that are still to be sent."""
+    """After how many parts the partial pictures come that are still to be sent."""
     tokens: list[int] = field(default_factory=list)
     passes: int = 0
     partials: int = 0
@@ -144,7 +149,7 @@ class _Picture:
             return
         if piece.reason != "length":
             why = piece.error or f"it ended after {len(self.tokens)} tokens"
-            raise ApiError(422, f"picture {self.index} could not be made: {why}")
+            raise ApiError(422, f"{self.noun} {self.index} could not be made: {why}")
         # A pass that only read a part of the prompt committed nothing.
         self.passes, self.last = len(piece.committed_per_pass) or self.passes, piece
 
@@ -157,7 +162,7 @@ def image_routes(service: Service) -> APIRouter:
     async def generations(asked: ImageRequest, request: Request) -> Response:
         """Make pictures."""
         model = _found(service, asked.model)
-        asking = _Asking(service, model, asked, Painter(model, asked.output_format or "png"))
+        asking = _Asking(service, model, asked, painter_of(model, asked.output_format, asked.fps))
         await asking.painter.open()
         if asked.stream:
             return await events(request, asking.streamed())
@@ -208,7 +213,7 @@ class _Asking:
                 code="context_length_exceeded",
             )
         thresholds = painter.thresholds(asked.partial_images or 0)
-        self._pictures = [_Picture(index, list(thresholds)) for index in range(asked.n or 1)]
+        self._pictures = [_Picture(painter.noun, index, list(thresholds)) for index in range(asked.n or 1)]
 
     async def _begun(self) -> Run:
         asked, deadline = self._asked, self._service.deadline(self._asked.timeout)
@@ -229,8 +234,7 @@ class _Asking:
             "created": int(time.time()),
             "data": data,
             "background": "opaque",
-            "output_format": self._asked.output_format or "png",
-            "size": self.painter.size,
+            **self.painter.told,
             "usage": self._usage(self._pictures),
         }
 
@@ -244,23 +248,22 @@ class _Asking:
                 if self._asked.progress:
                     more = {"tokens": list(piece.tokens), "first": first, "passes": picture.passes}
                     yield self._event("tokens", picture, more)
-                for rows in self._due(picture):
-                    more = {
-                        "b64_json": await self.painter.partial(picture.tokens, rows),
-                        "partial_image_index": picture.partials,
-                        "rows": rows,
-                        **self._describing(),
-                    }
+                for partial in await self.painter.partials(picture.tokens, self._due(picture)):
+                    more = {**self._describing(), "partial_image_index": picture.partials, **partial}
                     picture.partials += 1
                     yield self._event("partial_image", picture, more)
                 if picture.last is not None:
                     more = {"b64_json": await self.painter.whole(picture.tokens), "usage": self._usage([picture])}
                     yield self._event("completed", picture, {**more, **self._describing(), **self._details(picture)})
 
-    def _due(self, picture: _Picture) -> Iterator[int]:
-        """Rows of the partial pictures that can be made now. One pass may commit several rows: each has its own."""
-        while picture.thresholds and picture.thresholds[0] <= self.painter.rows(len(picture.tokens)):
-            yield picture.thresholds.pop(0)
+    def _due(self, picture: _Picture) -> list[int]:
+        """Thresholds of the partial pictures that can be made now. One pass may decide several parts: each has its own."""
+        if not picture.thresholds:
+            return []
+        ready = self.painter.ready(len(picture.tokens))
+        due = [threshold for threshold in picture.thresholds if threshold <= ready]
+        del picture.thresholds[: len(due)]
+        return due
 
     @staticmethod
     def _event(kind: str, picture: _Picture, more: dict[str, Any]) -> Event:
@@ -272,9 +275,8 @@ class _Asking:
         return {
             "created_at": int(time.time()),
             "background": "opaque",
-            "output_format": self._asked.output_format or "png",
             "quality": "auto",
-            "size": self.painter.size,
+            **self.painter.told,
         }
 
     def _details(self, picture: _Picture) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from coupled_sampling.serving.engine import Health
+from coupled_sampling.serving.http.painting import FPS
 from coupled_sampling.serving.http.service import Service
 from coupled_sampling.serving.served import ServedModel
 
@@ -67,6 +68,7 @@ def listing_routes(service: Service) -> APIRouter:
 
 def _described(model: ServedModel) -> dict[str, Any]:
     manifest = model.bundle.manifest
+    grid = manifest.grid
     return {
         "id": model.name,
         "object": "model",
@@ -74,7 +76,10 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "owned_by": "coupled-sampling",
         "makes_pictures": model.makes_pictures,
         "prompts": list(manifest.prompts),
-        "grid": None if manifest.grid is None else [manifest.grid.rows, manifest.grid.columns],
+        "grid": None if grid is None else [grid.rows, grid.columns],
+        "token_frames": 0 if grid is None else grid.frames,
+        "frames": model.frames,
+        "fps": FPS if model.frames else None,
         "length": manifest.length,
         "chat": model.template is not None,
     }

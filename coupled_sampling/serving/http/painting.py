@@ -1,61 +1,95 @@
-"""`Painter`: tokens as files of pictures, whole, or as far as they are committed.
+"""`Painter`: tokens as files of pictures or of clips, whole, or in parts as far as they are committed.
 
-A partial picture has the pixels of whole rows of tokens, and grey below. They come from the pixel decoder that also makes the final
-picture, which gets the committed rows and arbitrary tokens for the rest. The tokens of a partial picture are final: committed ones
-never change. Its pixels are final, too, where those of a row come from its own tokens, as in the embedded model. A convolutional
-decoder looks across the edge: there the pixels next to the grey may still change when more rows come.
+| | a part is | a part is sent as | formats; the first one if none is asked for |
+|---|---|---|---|
+| `PicturePainter` | a row of tokens | the rows so far, and grey below | PNG, WebP, JPEG |
+| `ClipPainter` | a frame of pixels | this frame alone | WebP, PNG and GIF, animated; a frame alone is no GIF, but PNG |
+
+All pixels come from the pixel decoder that also makes the whole, which gets the committed tokens and arbitrary ones for the rest.
+The tokens of a part are final: committed ones never change. A frame's pixels are final, too: nothing that comes later has a part in
+them. So are those of a row where they come from its own tokens, as in the embedded model of pictures. A convolutional decoder looks
+across the edge: there the pixels next to the grey may still change when more rows come.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
-from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.http.errors import ApiError
+from coupled_sampling.serving.http.files import CLIPS, PICTURES, clip_file, picture_file, require
 from coupled_sampling.serving.served import ServedModel
 
-__all__ = ["BLANK", "FORMATS", "Painter"]
+__all__ = ["BLANK", "FPS", "ClipPainter", "Painter", "PicturePainter", "painter_of"]
 
 BLANK = 128
 """The grey of rows that are not committed."""
 
-FORMATS: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG"},
-    "jpeg": {"format": "JPEG", "quality": 100, "subsampling": 0},
-    "webp": {"format": "WEBP", "lossless": True},
-}
-"""What Pillow is told of each. PNG and WebP keep every pixel; JPEG does not, and is as good as it can be."""
+FPS = 8
+"""Frames of a clip in a second, if nobody says."""
+
+_SHORTEST_IN_GIF = 20
+"""Milliseconds. Browsers show shorter frames of a GIF for 100."""
 
 
-class Painter:
-    """Makes files of one model's pictures.
+def painter_of(model: ServedModel, output_format: str | None, fps: int | None) -> Painter:
+    """What makes files of what ``model`` makes.
 
     Parameters
     ----------
     model
         A model with a pixel graph.
     output_format
-        One of `FORMATS`.
+        Of the files; None leaves it to the painter.
+    fps
+        Frames of a clip in a second; None is `FPS`.
 
     Raises
     ------
     ApiError
-        The model makes no pictures.
+        The model makes no pictures, or none of that format, or it makes pictures, which have no frames.
     MissingDependency
         Pillow is not installed, or writes no such files.
     """
+    if model.frames:
+        return ClipPainter(model, output_format, fps)
+    painter = PicturePainter(model, output_format)
+    if fps is not None:
+        raise ApiError(
+            400,
+            f"fps is {fps}, but the model {model.name} makes pictures, which do not move; leave it out",
+            param="fps",
+        )
+    return painter
 
-    def __init__(self, model: ServedModel, output_format: str) -> None:
+
+class Painter(ABC):
+    """Makes files of what one model makes.
+
+    Attributes
+    ----------
+    noun, part_noun
+        What it makes, and in what parts it is sent, in words.
+    size
+        ``WIDTHxHEIGHT``.
+    told
+        What a response says of its files.
+    """
+
+    noun: ClassVar[str]
+    part_noun: ClassVar[str]
+    formats: ClassVar[Collection[str]]
+
+    def __init__(self, model: ServedModel, output_format: str | None) -> None:
         manifest = model.bundle.manifest
         if manifest.pixel_graph is None:
             raise ApiError(
@@ -64,11 +98,18 @@ class Painter:
                 + ("it has no pixel graph" if model.makes_pictures else "continue a text with /v1/completions"),
                 param="model",
             )
-        self._model, self._format = model, output_format
-        self._length, self._grid = manifest.length, manifest.grid
-        self._height = manifest.pixel_graph.height
-        self.size = f"{manifest.pixel_graph.width}x{manifest.pixel_graph.height}"
-        """``WIDTHxHEIGHT``."""
+        self._format = output_format or next(iter(self.formats))
+        if self._format not in self.formats:
+            raise ApiError(
+                400,
+                f"output_format is {output_format!r}, but the model {model.name} makes {self.noun}s; "
+                f"expected one of {', '.join(self.formats)}",
+                param="output_format",
+            )
+        require(self._format)
+        self._model, self._manifest, self._graph = model, manifest, manifest.pixel_graph
+        self.size = f"{self._graph.width}x{self._graph.height}"
+        self.told: dict[str, Any] = {"output_format": self._format, "size": self.size}
         if manifest.layout:  # every first token is allowed where it stands, and forced ones are as they have to be
             self._fill = np.repeat([s.first for s in manifest.layout], [s.times for s in manifest.layout]).astype(
                 np.int64
@@ -77,7 +118,6 @@ class Painter:
         else:
             self._fill = np.full(manifest.length, manifest.generated_tokens.first, np.int64)
             self._places = np.arange(manifest.length)
-        _require(output_format)
 
     async def open(self) -> None:
         """Open what makes the pixels, so that what is wrong with it is told before anything is decoded.
@@ -90,71 +130,121 @@ class Painter:
         await self._model.open_pictures()
 
     @property
-    def grid(self) -> Grid:
-        """Rows and columns of the picture's tokens.
+    @abstractmethod
+    def count(self) -> int:
+        """How many parts there are.
 
         Raises
         ------
         InvalidArgument
             The model does not say.
         """
-        if self._grid is None:
-            raise InvalidArgument(
-                f"partial_images: the bundle of the model {self._model.name} does not say in which rows its tokens lie; "
-                "leave partial_images out"
-            )
-        return self._grid
+
+    @abstractmethod
+    def ready(self, tokens: int) -> int:
+        """How many parts the first ``tokens`` committed ones decide."""
+
+    @abstractmethod
+    async def partials(self, tokens: Sequence[int], due: Sequence[int]) -> list[dict[str, Any]]:
+        """For each number of parts in ``due``, of which all are in ``tokens``, what its event says: ``b64_json`` and more."""
+
+    @abstractmethod
+    async def whole(self, tokens: Sequence[int]) -> str:
+        """The file of all tokens, in base 64."""
 
     def thresholds(self, partial_images: int) -> list[int]:
-        """How many rows each of so many partial pictures has: evenly spread, none of them empty.
+        """After how many parts each of so many partial images is sent: evenly spread, none of them empty.
 
         Raises
         ------
         InvalidArgument
-            The model does not say in which rows its tokens lie.
+            The model does not say in which parts its tokens lie.
         """
         if not partial_images:
             return []
-        rows = self.grid.rows
-        return sorted({math.ceil(rows * (i + 1) / (partial_images + 1)) for i in range(partial_images)})
+        return sorted({math.ceil(self.count * (i + 1) / (partial_images + 1)) for i in range(partial_images)})
 
-    def rows(self, tokens: int) -> int:
-        """How many rows the first ``tokens`` committed ones fill."""
-        return int(np.searchsorted(self._places, tokens)) // self.grid.columns
+    async def _pixels(self, tokens: Sequence[int], known: int) -> NDArray[np.uint8]:
+        """Of the first ``known`` tokens, and arbitrary ones for the rest."""
+        filled = self._fill.copy()
+        filled[:known] = tokens[:known]
+        pixels: NDArray[np.uint8] = (await self._model.pictures([filled.tolist()]))[0]
+        return pixels
+
+
+class PicturePainter(Painter):
+    """Makes files of pictures."""
+
+    noun, part_noun, formats = "picture", "rows of tokens", PICTURES
+
+    @property
+    def _grid(self) -> Grid:
+        if self._manifest.grid is None:
+            raise InvalidArgument(
+                f"partial_images: the bundle of the model {self._model.name} does not say in which rows its tokens lie; "
+                "leave partial_images out"
+            )
+        return self._manifest.grid
+
+    @property
+    def count(self) -> int:
+        return self._grid.rows
+
+    def ready(self, tokens: int) -> int:
+        return int(np.searchsorted(self._places, tokens)) // self._grid.columns
+
+    async def partials(self, tokens: Sequence[int], due: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"b64_json": await self._first(tokens, rows), "rows": rows} for rows in due]
 
     async def whole(self, tokens: Sequence[int]) -> str:
-        """The picture of all its tokens, in base 64."""
-        return await self._written(np.asarray(tokens, np.int64), self._height)
+        return await asyncio.to_thread(picture_file, await self._pixels(tokens, len(tokens)), self._format)
 
-    async def partial(self, tokens: Sequence[int], rows: int) -> str:
-        """The first ``rows`` rows of a picture of which at least these are in ``tokens``, in base 64."""
-        grid, filled = self.grid, self._fill.copy()
-        known = int(self._places[rows * grid.columns - 1]) + 1
-        filled[:known] = tokens[:known]
-        return await self._written(filled, self._height * rows // grid.rows)
-
-    async def _written(self, tokens: NDArray[np.int64], height: int) -> str:
-        (pixels,) = await self._model.pictures([tokens.tolist()])
-        return await asyncio.to_thread(_encoded, pixels, height, FORMATS[self._format])
+    async def _first(self, tokens: Sequence[int], rows: int) -> str:
+        pixels = (await self._pixels(tokens, int(self._places[rows * self._grid.columns - 1]) + 1)).copy()
+        pixels[self._graph.height * rows // self._grid.rows :] = BLANK
+        return await asyncio.to_thread(picture_file, pixels, self._format)
 
 
-def _encoded(pixels: NDArray[np.uint8], height: int, settings: dict[str, Any]) -> str:
-    from PIL import Image
+class ClipPainter(Painter):
+    """Makes files of clips; ``fps`` of their frames are shown in a second.
 
-    shown = pixels.copy()
-    shown[height:] = BLANK
-    written = io.BytesIO()
-    Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown).save(written, **settings)
-    return base64.b64encode(written.getvalue()).decode()
+    Raises
+    ------
+    ApiError
+        No file of that format can have so many.
+    """
 
+    noun, part_noun, formats = "clip", "frames", CLIPS
 
-def _require(output_format: str) -> None:
-    try:
-        from PIL import features
-    except ImportError as error:
-        raise MissingDependency(
-            "pictures need Pillow, which is not installed: pip install 'coupled-sampling[serve]'"
-        ) from error
-    codec = {"png": "zlib", "jpeg": "jpg", "webp": "webp"}[output_format]
-    if not features.check(codec):
-        raise MissingDependency(f"output_format: the installed Pillow writes no {output_format}; ask for png")
+    def __init__(self, model: ServedModel, output_format: str | None, fps: int | None) -> None:
+        super().__init__(model, output_format)
+        self._fps = fps or FPS
+        most = 1000 // _SHORTEST_IN_GIF
+        if self._format == "gif" and self._fps > most:
+            raise ApiError(
+                400,
+                f"fps is {fps}, expected at most {most} of a GIF: browsers slow faster ones down; ask for webp or png",
+                param="fps",
+            )
+        self._frame_format = self._format if self._format in PICTURES else "png"
+        self.told |= {"frames": self.count, "fps": self._fps}
+
+    @property
+    def count(self) -> int:
+        return self._graph.frames
+
+    def ready(self, tokens: int) -> int:
+        return self._manifest.frames_of(tokens)
+
+    async def partials(self, tokens: Sequence[int], due: Sequence[int]) -> list[dict[str, Any]]:
+        if not due:
+            return []
+        pixels = await self._pixels(tokens, len(tokens))  # once: a frame of tokens may be several of pixels
+        files = await asyncio.to_thread(lambda: [picture_file(pixels[n - 1], self._frame_format) for n in due])
+        return [
+            {"b64_json": file, "frame": frames - 1, "output_format": self._frame_format}
+            for file, frames in zip(files, due, strict=True)
+        ]
+
+    async def whole(self, tokens: Sequence[int]) -> str:
+        return await asyncio.to_thread(clip_file, await self._pixels(tokens, len(tokens)), self._format, self._fps)

@@ -17,7 +17,7 @@ from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import PixelDecoder, open_model
 from coupled_sampling.bundles import Grid, Layout
 from coupled_sampling.serving.http import make_app
-from coupled_sampling.serving.http.painting import BLANK, Painter
+from coupled_sampling.serving.http.painting import BLANK, PicturePainter
 from coupled_sampling.serving.jobs import Piece
 from coupled_sampling.serving.served import ServedModel
 from standins.serving import on_loopback, served, text_bundle
@@ -312,10 +312,11 @@ class _Looks:
 
 def test_partial_pictures_of_a_model_with_row_ends():
     model = _Looks()
-    painter = Painter(model, "png")
-    assert [painter.rows(tokens) for tokens in range(16)] == [0] * 4 + [1] * 5 + [2] * 5 + [3] * 2
+    painter = PicturePainter(model, "png")
+    assert [painter.ready(tokens) for tokens in range(16)] == [0] * 4 + [1] * 5 + [2] * 5 + [3] * 2
     assert [painter.thresholds(count) for count in range(4)] == [[], [2], [1, 2], [1, 2, 3]]
-    found = opened(asyncio.run(painter.partial([2, 3, 4, 5, 9, 6, 7, 8, 2, 9, 3], 2)))
+    (partial,) = asyncio.run(painter.partials([2, 3, 4, 5, 9, 6, 7, 8, 2, 9, 3], [2]))
+    found = opened(partial["b64_json"])
     assert model.seen == [[2, 3, 4, 5, 9, 6, 7, 8, 2, 9, 1, 1, 1, 1, 9]]
     assert (found[:4] == 1).all()  # 7 * 2 / 3, rounded down: no pixel that a later row has a part in
     assert (found[4:] == BLANK).all()

@@ -2,6 +2,8 @@
 
 import { getJson, postForEvents } from "./events.js";
 import { imageOf, Panel } from "./panel.js";
+import { isPaused, pause } from "./player.js";
+import { sheetOf } from "./sheet.js";
 
 const MOST_PARTIALS = 13;
 const find = (id) => document.getElementById(id);
@@ -39,6 +41,9 @@ function suit() {
   const model = chosen(), names = hasNames(model);
   find("name").replaceChildren(...model.prompts.map((name) => new Option(name)));
   find("name-field").hidden = !names;
+  find("name-label").textContent = model.frames ? "Clip of" : "Picture of";
+  find("pause").hidden = !model.frames;
+  sayPaused();
   find("text-field").hidden = names;
   find("text").required = !names; // a field that is not shown must not hold the form back
   find("length-field").hidden = model.makes_pictures;
@@ -50,31 +55,29 @@ function suit() {
 async function follow(panel, model, asked, signal) {
   const { method, prompt, seed, length, key } = asked, picture = model.makes_pictures;
   const common = { model: model.id, prompt, seed, method, stream: true, acceptance: true };
-  panel.clear({ method, prompt, picture, cells: cellsOf(model), length });
+  panel.clear({ method, prompt, picture, sheet: sheetOf(model), length });
   if (!picture) {
     const body = { ...common, max_tokens: length, return_token_ids: true };
     return followText(panel, postForEvents("v1/completions", key, body, signal));
   }
-  // Every row but the last, which the picture itself brings; fewer of large pictures, which take a while to make.
-  const partials = model.grid ? Math.min(model.grid[0] - 1, MOST_PARTIALS) : 0;
+  // Of a clip every frame, of a picture every row but the last, which it brings itself; fewer of large ones, which take a while to make.
+  const partials = model.frames || (model.grid ? Math.min(model.grid[0] - 1, MOST_PARTIALS) : 0);
   const body = { ...common, progress: true, partial_images: partials };
   for await (const event of postForEvents("v1/images/generations", key, body, signal)) {
     if (event.type === "image_generation.tokens") {
       panel.commit(event.tokens, event.passes);
       continue;
     }
-    const image = await imageOf(event.b64_json, `image/${event.output_format}`);
-    signal.throwIfAborted(); // another run may have the panel by now
-    panel.paint(image);
-    if (event.type === "image_generation.completed") panel.finish(event.acceptance);
+    const completed = event.type === "image_generation.completed";
+    if (completed && model.frames) {
+      panel.play(event.fps); // all of its frames have come
+    } else {
+      const image = await imageOf(event.b64_json, `image/${event.output_format}`);
+      signal.throwIfAborted(); // another run may have the panel by now
+      panel.paint(image);
+    }
+    if (completed) panel.finish(event.acceptance);
   }
-}
-
-/** [rows, columns] of the drawing of a picture's tokens, forced ones such as row ends included; null if nobody knows its rows. */
-function cellsOf({ grid, length }) {
-  if (!grid) return null;
-  const columns = Math.floor(length / grid[0]);
-  return [Math.ceil(length / columns), columns];
 }
 
 async function followText(panel, events) {
@@ -108,6 +111,7 @@ async function run() {
     if (!prompt) throw new Error("There is no prompt: write one, and run again.");
     const length = model.makes_pictures ? model.length : whole("length", 1, "The number of tokens");
     for (const id of ["panels", "legend", "all-tokens"]) find(id).hidden = false;
+    find("legend-of-clips").hidden = !model.token_frames;
     find("coupled-tokens-title").textContent = method;
     find("status").textContent = `Running: ${names ? prompt : "your prompt"}, seed ${seed} …`;
     find("stop").disabled = false;
@@ -138,12 +142,20 @@ find("stop").addEventListener("click", () => {
   find("status").textContent = "Stopped.";
   find("stop").disabled = true;
 });
+find("pause").addEventListener("click", () => {
+  pause(!isPaused());
+  sayPaused();
+});
 find("model").addEventListener("change", suit);
 find("key").addEventListener("change", () => {
   if (models.length) return;
   find("failure").hidden = true;
   load().then(ready, fail);
 });
+
+function sayPaused() {
+  find("pause").textContent = isPaused() ? "Play" : "Pause";
+}
 
 function ready() {
   find("status").textContent = "Ready.";

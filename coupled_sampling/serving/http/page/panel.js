@@ -1,4 +1,6 @@
-/** One side: a picture or a text that grows, its tokens coloured by the pass that committed them, and its figures. */
+/** One side: a picture, a clip or a text that grows, its tokens coloured by the pass that committed them, and its figures. */
+
+import { Player } from "./player.js";
 
 const CELL = 12; // canvas pixels of a token
 const TURN = 137.5; // degrees of hue between passes: neighbours differ, and no two near each other are alike
@@ -9,21 +11,23 @@ export class Panel {
     section.replaceChildren(document.querySelector("#panel").content.cloneNode(true));
     this.find = (selector) => section.querySelector(selector);
     this.find(".title").id = `${section.id}-title`;
+    this.player = new Player((frame) => this.#draw(frame));
   }
 
-  /** Begin. `cells` is [rows, columns] of a drawing of its tokens, or null; `length` is how many tokens there may be. */
-  clear({ method, prompt, picture, cells, length }) {
-    Object.assign(this, { method, prompt, cells, length, tokens: [], passes: 0, began: null, done: false });
+  /** Begin. `sheet` says where its tokens are drawn, or is null; `length` is how many tokens there may be. */
+  clear({ method, prompt, picture, sheet, length }) {
+    Object.assign(this, { method, prompt, sheet, length, tokens: [], frames: [], passes: 0, began: null, done: false });
+    this.player.stop();
     this.find(".title").textContent = method;
     this.find(".canvases").hidden = !picture;
     this.find(".text").hidden = picture;
     this.find(".text").replaceChildren();
     this.find(".text").setAttribute("aria-label", `Text by ${method}`);
     const drawing = this.find(".cells");
-    drawing.hidden = !cells;
-    if (cells) [drawing.height, drawing.width] = cells.map((count) => count * CELL);
+    drawing.hidden = !sheet;
+    if (sheet) [drawing.height, drawing.width] = [sheet.height * CELL, sheet.width * CELL];
     const shown = this.find(".picture");
-    [shown.height, shown.width] = cells ?? [1, 1]; // which empties it
+    [shown.height, shown.width] = sheet?.frame ?? [1, 1]; // which empties it
     this.find("progress").setAttribute("aria-label", `${method}: part that is final`);
     this.find(".seconds").textContent = "–";
     this.#figures();
@@ -32,12 +36,12 @@ export class Panel {
   /** Show what a pass committed; `passes` are those so far. */
   commit(tokens, passes) {
     this.began ??= performance.now();
-    if (this.cells) {
-      const context = this.find(".cells").getContext("2d"), columns = this.cells[1];
+    if (this.sheet) {
+      const context = this.find(".cells").getContext("2d");
       context.fillStyle = colour(passes);
       tokens.forEach((_, i) => {
-        const at = this.tokens.length + i;
-        context.fillRect((at % columns) * CELL, Math.floor(at / columns) * CELL, CELL - 1, CELL - 1);
+        const [x, y] = this.sheet.at(this.tokens.length + i);
+        context.fillRect(x * CELL, y * CELL, CELL - 1, CELL - 1);
       });
     }
     this.tokens.push(...tokens);
@@ -53,8 +57,18 @@ export class Panel {
     this.find(".text").append(piece);
   }
 
-  /** Show a picture, whole or partial: what `imageOf` makes. */
+  /** Show a picture, whole or partial, or the next frame of a clip: what `imageOf` makes. */
   paint(image) {
+    this.frames.push(image);
+    this.#draw(image);
+  }
+
+  /** Repeat all that was painted, from now on. */
+  play(fps) {
+    this.player.play(this.frames, fps);
+  }
+
+  #draw(image) {
     const canvas = this.find(".picture");
     [canvas.width, canvas.height] = [image.width, image.height];
     canvas.getContext("2d").drawImage(image, 0, 0);
