@@ -26,11 +26,12 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from coupled_sampling.animations import FPS
 from coupled_sampling.arguments import is_whole
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.http.errors import ApiError, naming
 from coupled_sampling.serving.http.fields import Acceptance, DecodingFields
-from coupled_sampling.serving.http.painting import FPS, Painter, painter_of
+from coupled_sampling.serving.http.painting import Painter, painter_of
 from coupled_sampling.serving.http.replies import Event, events, unless_gone
 from coupled_sampling.serving.http.service import Run, Service
 from coupled_sampling.serving.jobs import Job, Piece
@@ -77,7 +78,7 @@ class ImageRequest(DecodingFields):
         None,
         description="PNG and WebP keep every pixel, and move where the model makes clips. JPEG is for pictures, GIF for clips.",
     )
-    fps: int | None = Field(None, ge=1, le=60, description=f"Frames of a clip in a second; {FPS} if not given.")
+    fps: int | None = Field(None, ge=1, le=60, description=f"Frames of a clip in a second; {FPS:g} if not given.")
     output_compression: Literal[100] | None = None
     quality: Literal["auto", "standard"] | None = None
     style: Literal["natural"] | None = None
@@ -162,7 +163,9 @@ def image_routes(service: Service) -> APIRouter:
     async def generations(asked: ImageRequest, request: Request) -> Response:
         """Make pictures."""
         model = _found(service, asked.model)
-        asking = _Asking(service, model, asked, painter_of(model, asked.output_format, asked.fps))
+        with naming(ImageRequest.model_fields):
+            painter = painter_of(model, asked.output_format, asked.fps)
+        asking = _Asking(service, model, asked, painter)
         await asking.painter.open()
         if asked.stream:
             return await events(request, asking.streamed())

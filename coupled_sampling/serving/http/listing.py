@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from coupled_sampling.animations import FPS
 from coupled_sampling.serving.engine import Health
-from coupled_sampling.serving.http.painting import FPS
 from coupled_sampling.serving.http.service import Service
 from coupled_sampling.serving.served import ServedModel
 
@@ -79,7 +79,7 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "grid": None if grid is None else [grid.rows, grid.columns],
         "token_frames": 0 if grid is None else grid.frames,
         "frames": model.frames,
-        "fps": FPS if model.frames else None,
+        "fps": int(FPS) if model.frames else None,
         "length": manifest.length,
         "chat": model.template is not None,
     }

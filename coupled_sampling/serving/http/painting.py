@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.animations import FPS, check_fps
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import InvalidArgument
@@ -29,16 +30,10 @@ from coupled_sampling.serving.http.errors import ApiError
 from coupled_sampling.serving.http.files import CLIPS, PICTURES, clip_file, picture_file, require
 from coupled_sampling.serving.served import ServedModel
 
-__all__ = ["BLANK", "FPS", "ClipPainter", "Painter", "PicturePainter", "painter_of"]
+__all__ = ["BLANK", "ClipPainter", "Painter", "PicturePainter", "painter_of"]
 
 BLANK = 128
 """The grey of rows that are not committed."""
-
-FPS = 8
-"""Frames of a clip in a second, if nobody says."""
-
-_SHORTEST_IN_GIF = 20
-"""Milliseconds. Browsers show shorter frames of a GIF for 100."""
 
 
 def painter_of(model: ServedModel, output_format: str | None, fps: int | None) -> Painter:
@@ -210,7 +205,7 @@ class ClipPainter(Painter):
 
     Raises
     ------
-    ApiError
+    InvalidArgument
         No file of that format can have so many.
     """
 
@@ -218,14 +213,8 @@ class ClipPainter(Painter):
 
     def __init__(self, model: ServedModel, output_format: str | None, fps: int | None) -> None:
         super().__init__(model, output_format)
-        self._fps = fps or FPS
-        most = 1000 // _SHORTEST_IN_GIF
-        if self._format == "gif" and self._fps > most:
-            raise ApiError(
-                400,
-                f"fps is {fps}, expected at most {most} of a GIF: browsers slow faster ones down; ask for webp or png",
-                param="fps",
-            )
+        self._fps = fps or int(FPS)
+        check_fps(self._fps, CLIPS[self._format])
         self._frame_format = self._format if self._format in PICTURES else "png"
         self.told |= {"frames": self.count, "fps": self._fps}
 
