@@ -16,10 +16,11 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray test-triton bench bench-gpu train clean
+.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
+	$(BIN)/coupled-sampling generate moving --count 1 --beside-ar --out demo.gif
 
 # Starts a server, draws a picture through OpenAI's client, and stops the server.
 serve-demo: $(VENV)/.serve
@@ -69,7 +70,7 @@ test-openvino: $(VENV)/.dev
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py
+	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py tests/examples/test_javascript_clips.py
 
 # A real tritonserver: the one in nvidia-pytriton, whose Python is not used, nor what it depends on. It is from before Triton took
 # NumPy 2, so that its Python backend, which runs in this environment, has NumPy 1.
@@ -104,6 +105,21 @@ train: $(VENV)/.dev
 	$(BIN)/python examples/fashion_mnist/train.py --out build/fashion
 	$(BIN)/python examples/fashion_mnist/export.py --checkpoint build/fashion/checkpoint.pt
 	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/fashion
+
+# The model of clips, likewise; a tokeniser of frames comes first.
+train-moving: $(VENV)/.dev
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python examples/moving/train_moving.py --out build/moving
+	$(BIN)/python examples/moving/export_moving.py --build build/moving
+	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/moving
+
+# What its speed depends on: the same model, taught clips in which nothing moves, and clips of cuts. Bundles in build/ only.
+train-moving-variants: $(VENV)/.dev
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	for motion in still cuts; do \
+	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 400 --rate 1e-3 \
+	  && $(BIN)/python examples/moving/export_moving.py --build build/$$motion --out build/$$motion/bundle || exit 1; done
+	$(BIN)/python benchmarks/video.py depends build/still/bundle build/cuts/bundle
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
