@@ -5,8 +5,8 @@
     python benchmarks/video.py depends BUNDLE ... [--json FILE]               # the same figures of models of other clips
 
 Passes are free of noise: they depend on the model, the seed and nothing else. Every row of ``scd-match`` says whether its tokens
-are those of ``ar``. Only `time` times anything; it states the load. `depends` takes bundles that ``make train-moving-variants`` makes:
-models of clips in which nothing moves, and of clips in which every frame is another shot.
+are those of ``ar``. Only `time` times anything; it states the load. `depends` takes bundles that ``make train-moving-variants``
+makes: models of clips in which nothing moves, and of clips in which every frame is another shot.
 """
 
 from __future__ import annotations
