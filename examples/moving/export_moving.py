@@ -9,6 +9,7 @@ of the pixel graph must equal the trained model's. Only then does the bundle (--
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def main() -> None:
             )
     if arguments.out.exists() and not (arguments.out / "manifest.json").exists():
         raise SystemExit(f"{arguments.out} exists and is not a bundle; it is left alone: choose another --out")
-    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+    partial = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         written = export(arguments.build, partial)

@@ -3,9 +3,9 @@
     python examples/moving/novelty_moving.py [--count 200]
 
 A model that looked training items up would come as near to them as clips of the training split do, which were drawn from them; one
-that did not stays as far off as clips of items that it has never seen. Items are cut out of a clip's middle frame by their brightness,
-moved to the middle, brought to one size and compared at angles from -70 to 70 degrees. Distances are root mean square differences of
-brightness (0 to 255); what is compared with the model's clips goes through the tokeniser first, as the model's own do.
+that did not stays as far off as clips of items that it has never seen. Items are cut out of a clip's middle frame by their
+brightness, moved to the middle, brought to one size and compared at angles from -70 to 70 degrees. Distances are root mean square
+differences of brightness (0 to 255); what is compared with the model's clips goes through the tokeniser first, as these do.
 """
 
 from __future__ import annotations

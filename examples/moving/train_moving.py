@@ -18,12 +18,13 @@ import argparse
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from clips import DATA, MOTIONS, Items
+from clips import DATA, FRAMES, MOTIONS, Items
 from tokeniser import CODES, GRID, Tokeniser
 from train import bits_per_token, optimisers, rate_at, save, sequences
 from transformer import Model, Shape
@@ -95,7 +96,11 @@ def main() -> None:
     )
     parser.add_argument("--tokeniser-steps", type=int, default=2400)
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="clips in a step; two fewer beside single frames")
+    parser.add_argument("--stills", type=int, default=32, help="single frames in a step")
+    parser.add_argument(
+        "--stills-from", type=int, default=500, metavar="STEP", help="the first step with single frames"
+    )
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--class-dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
@@ -111,6 +116,31 @@ def main() -> None:
     tokens, labels, figures = held_out(tokeniser, arguments.data, arguments.motion)
     print(f"held out: {figures}", flush=True)
     train(arguments, items, tokeniser, (tokens, labels, figures))
+
+
+def batches(
+    arguments: argparse.Namespace, step: int, items: Items, tokeniser: Tokeniser, shape: Shape
+) -> Iterator[torch.Tensor]:
+    """What a step learns from: clips, and from ``--stills-from`` on also first frames, which are as hard and much rarer."""
+    generator = seeded(arguments.seed, step)
+    late = step >= arguments.stills_from
+    counts = ((arguments.batch - 2 * late, FRAMES), (arguments.stills * late, 1))
+    for count, frames in counts:
+        if count:
+            clips, classes = items.clips(count, generator, arguments.motion, frames)
+            drop = torch.rand(count, generator=generator) < arguments.class_dropout
+            yield sequences(tokeniser.encode(clips).flatten(1), classes, shape, drop)
+
+
+def backward(model: torch.nn.Module, parts: list[torch.Tensor]) -> float:
+    """Mean bits per token over all ``parts``, each (B, T) of its own length; gradients are left in the model."""
+    total = sum(part[:, 1:].numel() for part in parts)
+    losses = []
+    for part in parts:
+        loss = bits_per_token(model, part) * (part[:, 1:].numel() / total)
+        loss.backward()
+        losses.append(loss.item())
+    return sum(losses)
 
 
 def train(
@@ -134,7 +164,7 @@ def train(
         model.load_state_dict(state["model"])
         for stepper, saved in zip(steppers, state["optimisers"], strict=True):
             stepper.load_state_dict(saved)
-    run = torch.compile(model) if arguments.compile else model
+    run = torch.compile(model, dynamic=False) if arguments.compile else model
     count = sum(p.numel() for p in model.parameters())
     print(f"model: {count:,} parameters; {arguments.steps} steps of {arguments.batch} clips", flush=True)
     smooth, begun = None, time.perf_counter()
@@ -142,16 +172,12 @@ def train(
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = arguments.rate * rate_at(step / arguments.steps)
-        generator = seeded(arguments.seed, step)
-        clips, classes = items.clips(arguments.batch, generator, arguments.motion)
-        drop = torch.rand(arguments.batch, generator=generator) < arguments.class_dropout
-        loss = bits_per_token(run, sequences(tokeniser.encode(clips).flatten(1), classes, shape, drop))
-        loss.backward()
+        loss = backward(run, list(batches(arguments, step, items, tokeniser, shape)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad()
-        smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
+        smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
         if step % 20 == 0:
             print(f"step {step}: {smooth:.3f} bits, {time.perf_counter() - begun:.0f} s", flush=True)
         if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
@@ -167,6 +193,8 @@ def train(
                     "parameters": count,
                     "steps": step + 1,
                     "batch": arguments.batch,
+                    "stills": arguments.stills,
+                    "stills_from": arguments.stills_from,
                     "motion": arguments.motion,
                     "bits_per_token_test": held_bits,
                     "seed": arguments.seed,
