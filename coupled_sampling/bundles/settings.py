@@ -369,7 +369,10 @@ def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
 
 def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
-    longer = len(manifest.unconditional_prompt or (0,)) - 1 if guided else 0
+    prompt = manifest.unconditional_prompt
+    longer = (
+        len(prompt) - 1 if guided and isinstance(prompt, tuple) else 0
+    )  # one that is made of the prompt is no longer
     return manifest.window_graph.max_length - longer
 
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from coupled_sampling.bundles.manifest import Grid
+from coupled_sampling.bundles.manifest import Grid, PaddedPrompt
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
 from coupled_sampling.export.checkpoints import open_checkpoint
@@ -292,7 +292,8 @@ def test_decoding_of_janus(tmp_path):
     safetensors.save_file(MODELS["janus"][1], str(tmp_path / "model.safetensors"))
     with open_checkpoint(tmp_path) as checkpoint:
         decoding = find_family(checkpoint).load(checkpoint).decoding
-    assert decoding.unconditional_prompt == (0, *([2] * 24), 6)
+    assert decoding.unconditional_prompt == PaddedPrompt(2)
+    assert decoding.prompts["empty"].tokens == (0, *([2] * 24), 6)
     assert decoding.guidance == 5.0
 
 
