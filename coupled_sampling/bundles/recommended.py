@@ -14,6 +14,7 @@ from coupled_sampling.contracts import Sampling
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
+from coupled_sampling.requests import read_interval
 
 __all__ = ["TEXT_DEFAULTS", "Defaults", "PaddedPrompt", "Prompt"]
 
@@ -83,6 +84,8 @@ class PaddedPrompt:
 class Defaults:
     """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text.
 
+    ``guidance_interval`` is "FIRST:END", the generated tokens that are guided; None is all of them.
+
     Examples
     --------
     >>> from coupled_sampling.bundles import Defaults
@@ -99,12 +102,15 @@ class Defaults:
     min_p: float = 0.0
     guidance: float = 1.0
     branches: int = 0
+    guidance_interval: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         try:
             method = find_method(self.method)
             self.sampling()
+            if self.guidance_interval is not None:
+                read_interval(self.guidance_interval)
         except InvalidArgument as error:
             raise BundleError(f"defaults: {error}") from error
         expect(self.window >= 1, "defaults.window", self.window, "an integer >= 1")
