@@ -117,3 +117,4 @@ def test_what_a_step_graph_is_said_to_be_is_held_against_it():
 def test_kernels_refuse_a_scale_that_changes():
     with pytest.raises(InvalidArgument, match="kernels', which have one guidance scale for a row"):
         check_model(FASHION, Place("cuda"), method="scd-match", guidance=WITHIN.scale, step="kernels")
+    assert check_model(FASHION, Place("cuda"), method="scd-match", guidance=WITHIN.scale) == "host"
