@@ -32,6 +32,7 @@ from coupled_sampling.corrections import Corrector, check_corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_is
 from coupled_sampling.guidance import GuidedProvider
+from coupled_sampling.guided_rows import Scale
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
 
@@ -92,7 +93,7 @@ class _Asked(NamedTuple):
     rows: int
     method: str | Method | None
     step: str
-    guidance: float
+    guidance: Scale
 
 
 @overload
@@ -103,7 +104,7 @@ def open_model(
     *,
     method: None = None,
     step: str = ...,
-    guidance: float = ...,
+    guidance: Scale = ...,
     **settings: Unpack[OpeningSettings],
 ) -> OpenProvider: ...
 
@@ -116,7 +117,7 @@ def open_model(
     *,
     method: str | Method,
     step: str = ...,
-    guidance: float = ...,
+    guidance: Scale = ...,
     **settings: Unpack[OpeningSettings],
 ) -> OpenStep: ...
 
@@ -128,7 +129,7 @@ def open_model(
     *,
     method: str | Method | None = None,
     step: str = "auto",
-    guidance: float = 1.0,
+    guidance: Scale = 1.0,
     **settings: Unpack[OpeningSettings],
 ) -> OpenProvider | OpenStep:
     """Open a bundle: without a ``method`` as a logits provider, with one as a coupled step. Both go to `generate` and `Decoder`.
@@ -147,7 +148,8 @@ def open_model(
         Where steps are decided: "host" by the library, "graph" in the model's own graph, "kernels" by CUDA kernels where the logits
         lie. "auto" is on the CPU the bundle's step graph, if it has one that fits, and on a GPU the kernels; else the host.
     guidance
-        Classifier-free guidance scale, with the bundle's unconditional prompt; 1 is none.
+        Classifier-free guidance scale, with the bundle's unconditional prompt; 1 is none. Or a function of the index of the
+        generated token, such as `coupled_sampling.Guidance.within` makes: ``Guidance.within(10, 100, 4.0).scale``.
     **settings
         ``warped=False``, ``corrections="auto"``, ``trees=False`` and ``progress=None``, see `OpeningSettings`.
 
@@ -238,7 +240,7 @@ def check_model(
     *,
     method: str | Method | None = None,
     step: str = "auto",
-    guidance: float = 1.0,
+    guidance: Scale = 1.0,
     **settings: Unpack[ModelSettings],
 ) -> str:
     """Refuse what `open_model` would refuse with these arguments, as far as that shows before anything is opened.
@@ -291,8 +293,10 @@ def _wanted(asked: _Asked, settings: OpeningSettings | ModelSettings, known: typ
         raise InvalidArgument(f"trees is True, for branches, but {method.refuses_branches}, or leave branches out")
     if method is None and step not in ("auto", "host"):
         raise InvalidArgument(f"step is {step!r}, but method is None; name the method whose steps are to be decided so")
-    if not (isinstance(guidance, int | float) and math.isfinite(guidance)):
-        raise InvalidArgument(f"guidance is {guidance!r}, expected a finite number; 1 is none")
+    if not callable(guidance) and not (isinstance(guidance, int | float) and math.isfinite(guidance)):
+        raise InvalidArgument(
+            f"guidance is {guidance!r}, expected a finite number or a function of the index; 1 is none"
+        )
     bundle = asked.bundle if isinstance(asked.bundle, Bundle) else open_bundle_or_onnx(asked.bundle)
     if guidance != 1 and bundle.manifest.unconditional_prompt is None:
         raise InvalidArgument(
@@ -353,6 +357,8 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
             f"{what} is {getattr(wanted, what, backend)!r}, but {wanted.bundle.manifest.name} is an ONNX file of somebody "
             f"else's, whose caches grow: it runs with {instead} only; use that, or export the checkpoint that it was made of"
         )
+    if step == "kernels" and wanted.varied:
+        return "step is 'kernels', which have one guidance scale for a row, but it changes with the position; leave step at 'auto'"
     if step != "host" and wanted.bundle.manifest.layout:
         return (
             f"step is {step!r}, but the bundle {wanted.bundle.manifest.name} has a layout, which needs the host; leave step at "

@@ -37,6 +37,7 @@ from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
+from coupled_sampling.guided_rows import Scale
 from coupled_sampling.methods import Method
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Wanted:
     rows: int
     method: Method | None = None
     step: str = "host"
-    guidance: float = 1.0
+    guidance: Scale = 1.0
     warped: bool = False
     progress: Progress | None = None
     corrections: Corrector | None = None
@@ -157,6 +158,11 @@ class Wanted:
     def guided(self) -> bool:
         """Whether two of the model's rows are joined for each sequence."""
         return self.guidance != 1
+
+    @property
+    def varied(self) -> bool:
+        """Whether the guidance scale changes with the position."""
+        return callable(self.guidance)
 
     @property
     def model_rows(self) -> int:

@@ -143,7 +143,7 @@ def fitted_there(
     """Rows of ``setting`` with a table of their own, fitted as ``plan`` says; its samples are thrown away."""
     decoding = bundle.settings(window=32, **given)
     prompts = [prompt.tokens for prompt in bundle.manifest.prompts.values()]
-    with tempfile.TemporaryDirectory() as work, open_model(bundle, guidance=decoding.guidance) as model:
+    with tempfile.TemporaryDirectory() as work, open_model(bundle, guidance=decoding.scale) as model:
         tables = fit_corrections(model, bundle, decoding, prompts, Path(work) / "fit", settings=plan).tables.fitted
     by_method = {"scd-maximal": tables["rejection"], "scd-match": tables["match"]}
     count, seed = arguments.count, arguments.seed

@@ -343,7 +343,8 @@ def _length(model: Exportable, asked: int | None) -> int:
     """Tokens to generate where nothing else is said."""
     decoding, positions = model.decoding, model.description.positions
     prompts = [prompt.tokens for prompt in decoding.prompts.values()]
-    prompts += [] if decoding.unconditional_prompt is None else [decoding.unconditional_prompt]
+    if isinstance(decoding.unconditional_prompt, tuple):
+        prompts.append(decoding.unconditional_prompt)
     # Where no prompt is known, half of a very short sequence is left for one.
     longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, positions // 2))
     length = asked or min(decoding.length or 128, max(1, positions + 1 - longest))

@@ -190,7 +190,9 @@ def _variants(method: str, *, guided: bool, trees: bool) -> list[StepGraph]:
             plain = StepGraph(f"{name}.onnx", method, corrected=corrected, tree=tree)
             graphs += [plain, replace(plain, file=f"{name}-warped.onnx", warped=True)]
             if guided and not tree:
-                graphs.append(replace(plain, file=f"{name}-warped-guided.onnx", warped=True, guided=True))
+                graphs.append(
+                    replace(plain, file=f"{name}-warped-guided.onnx", warped=True, guided=True, scales="slot")
+                )
         if method == WINDOW_NOISE_METHOD:
             graphs.append(StepGraph(f"step-{method}{'-tree' * tree}-tensorrt.onnx", method, noise="window", tree=tree))
     return graphs

@@ -42,7 +42,7 @@ from coupled_sampling.bundles.records import default_chunk
 from coupled_sampling.contracts import Integers, Outcome, Runs, Window
 from coupled_sampling.corrections import LowRank
 from coupled_sampling.errors import InvalidArgument, ProviderError
-from coupled_sampling.guided_rows import GuidedRows, PairedWindow
+from coupled_sampling.guided_rows import GuidedRows, PairedWindow, Scale
 from coupled_sampling.noise import CounterNoise
 from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
@@ -65,7 +65,8 @@ class OrtStep(Closing):
     max_window
         Most slots of a window; None allows all of the model's positions.
     guidance, unconditional
-        For a guided graph, both: the scale, and the unconditional prompt or a function from a row's prompt to it.
+        For a guided graph, both: the scale, which may change with the position where each slot of the graph has its own, and the
+        unconditional prompt or a function from a row's prompt to it.
     binding
         Where its tensors lie; None is the CPU.
     prompt_chunk
@@ -113,7 +114,7 @@ class OrtStep(Closing):
         batch_size: int = 1,
         max_window: int | None = None,
         *,
-        guidance: float | None = None,
+        guidance: Scale | None = None,
         unconditional: Sequence[int] | Callable[[Integers], Sequence[int]] | None = None,
         binding: HostBinding | None = None,
         prompt_chunk: int | None = None,
@@ -137,7 +138,7 @@ class OrtStep(Closing):
             self.max_length = self._guided.max_length
         self.max_window = min(max_window or self.max_length, self.max_length)
         self.prompt_chunk = min(prompt_chunk or default_chunk(self.vocab_size, self.max_window), self.max_window)
-        self._warped = facts.warped
+        self._warped, self._slot_scales = facts.warped, facts.slot_scales
         self._refusals = refusals_of(facts)
         self._model_rows = 1 if self._guided is None else 2
         self.binding = HostBinding(session) if binding is None else binding
@@ -166,7 +167,7 @@ class OrtStep(Closing):
         """What the graph cannot do. See `coupled_sampling.contracts.CoupledStep.takes`."""
         reason = self._refusals.takes(request)
         if reason is None and self._guided is not None:
-            return self._guided.takes(request, constant_for="a step graph")
+            return self._guided.takes(request, constant_for=None if self._slot_scales else "this step graph")
         return reason
 
     @property
@@ -287,7 +288,10 @@ class OrtStep(Closing):
         """
         rows, width = len(draws), paired.tokens.shape[1]
         put, put_tokens = self._tensors.put, self._tensors.put_tokens
-        put("guidance", paired.scale[:, 0], rows)  # the same for all slots, see `takes`
+        if self._slot_scales:
+            put("guidance", paired.scale, rows, width)
+        else:
+            put("guidance", paired.scale[:, 0], rows)  # the same for all slots, see `takes`
         put("guidance_lag", paired.lag, rows)
         for tokens, start in guided.openings(paired):
             put("draws", False, rows)

@@ -13,6 +13,7 @@ from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.guided_rows import Scale
 from coupled_sampling.methods import Method, find_method
 from coupled_sampling.refusals import Refusals
 
@@ -28,14 +29,14 @@ __all__ = [
 ]
 
 _FORMAT = "coupled-sampling step graph"
-_NEWEST = 1
+_NEWEST = 2
 _Kind = tuple[str, tuple[int | None, ...]]
 """Element type and sizes, None for one that is free."""
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
 class StepGraphFacts(NamedTuple):
-    """What a step graph says of itself."""
+    """What a step graph says of itself, and what its inputs do."""
 
     method: Method
     vocab_size: int
@@ -44,6 +45,8 @@ class StepGraphFacts(NamedTuple):
     guided: bool
     corrected: bool = False
     tree: bool = False
+    slot_scales: bool = False
+    """Whether each slot has a guidance scale of its own; else each row has one."""
 
 
 def refusals_of(facts: StepGraphFacts) -> Refusals:
@@ -58,14 +61,14 @@ def refusals_of(facts: StepGraphFacts) -> Refusals:
     )
 
 
-def check_guidance(facts: StepGraphFacts, guidance: float | None, unconditional: object) -> None:
+def check_guidance(facts: StepGraphFacts, guidance: Scale | None, unconditional: object) -> None:
     """Refuse guidance that does not go with the graph: `InvalidArgument`."""
     if facts.guided != (guidance is not None and unconditional is not None):
         raise InvalidArgument(
             f"guidance is {guidance} and unconditional {unconditional}, the step graph is "
             f"{'guided and needs both' if facts.guided else 'not guided and takes neither'}"
         )
-    if guidance is not None and not math.isfinite(guidance):
+    if guidance is not None and not callable(guidance) and not math.isfinite(guidance):
         raise InvalidArgument(f"guidance is {guidance}, expected a finite number")
 
 
@@ -87,7 +90,12 @@ def missing_step_graph(wanted: Wanted) -> str | None:
     if wanted.trees and wanted.guided:
         return "step is 'graph', but step graphs for trees are not guided; leave step at 'auto', for the host"
     if _path(wanted) is not None:
-        return None
+        if not wanted.varied or step_graph_record(wanted).scales == "slot":
+            return None
+        return (
+            f"step is 'graph', but guidance changes with the position, and the step graph of {bundle.manifest.name} has one scale "
+            f"for a row; write it anew with `{step_graphs_command(bundle, method)}`, or leave step at 'auto'"
+        )
     variant = " warped" * wanted.warped + " guided" * wanted.guided + " corrected" * _is_corrected(wanted)
     asked = f"{method}{variant}{' for trees' * wanted.trees}"
     kinds = ", ".join(map(str, bundle.manifest.step_graphs)) or "none"
@@ -154,6 +162,8 @@ def step_graph_facts(session: Any, name: str = "the graph") -> StepGraphFacts:
         raise BundleError(
             f"{name} is a step graph of format version {version}, this library runs up to {_NEWEST}; upgrade coupled-sampling"
         )
+    scales = next((value for value in session.get_inputs() if value.name == "guidance"), None)
+    facts = facts._replace(slot_scales=scales is not None and len(scales.shape) == 2)
     _check_values(session, facts, name)
     return facts
 
@@ -172,6 +182,7 @@ def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, re
         ("method", facts.method.name, record.method),
         ("warped", facts.warped, record.warped),
         ("guided", facts.guided, record.guided),
+        ("scales", "slot" if facts.slot_scales else "row", record.scales),
         ("corrected", facts.corrected, record.corrected),
         ("tree", facts.tree, record.tree),
         ("vocab_size", facts.vocab_size, manifest.vocab_size),
@@ -220,7 +231,7 @@ def _expected(facts: StepGraphFacts) -> tuple[dict[str, _Kind], dict[str, _Kind]
         inputs |= {"parents": ("int64", (None, None)), "branches": rows, "best_count": ("int64", (1,))}
         outputs |= {"best_tokens": ("int64", best), "best_scores": ("float", best)}
     if facts.guided:
-        inputs |= {"guidance": ("double", (None,)), "guidance_lag": rows}
+        inputs |= {"guidance": ("double", (None, None) if facts.slot_scales else (None,)), "guidance_lag": rows}
     if facts.corrected:
         inputs |= {
             f"{CORRECTION}lags": rows,

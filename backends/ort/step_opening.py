@@ -10,6 +10,7 @@ from coupled_sampling.backends.ort.step_checks import check_against_bundle, step
 from coupled_sampling.bundles.manifest import StepGraph
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.corrections import Corrector, LowRank
+from coupled_sampling.guided_rows import Scale
 
 __all__ = ["step_of_bundle"]
 
@@ -19,7 +20,7 @@ def step_of_bundle(
     record: StepGraph,
     session: Any,
     rows: int,
-    guidance: float,
+    guidance: Scale,
     binding: HostBinding | None = None,
     corrections: Corrector | None = None,
 ) -> OrtStep:

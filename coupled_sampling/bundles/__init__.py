@@ -2,7 +2,7 @@
 
 - `opening`: `open_bundle`, which believes nothing it has not checked;
 - `manifest_file`: the file `manifest.json`, read and written;
-- `manifest`: what a manifest says, `parsing`: JSON as such records;
+- `manifest`: what a manifest says, `recommended`: prompts and settings among it, `parsing`: JSON as such records;
 - `layouts`: which tokens may stand where;
 - `correction_tables`: what predicts laws under changed neighbours, `correction_writing`: putting it into a bundle;
 - `settings`: how a bundle's model is decoded;
@@ -22,6 +22,7 @@ from coupled_sampling.bundles.manifest import (
     GeneratedTokens,
     Grid,
     Manifest,
+    PaddedPrompt,
     PixelGraph,
     Prompt,
     StepGraph,
@@ -45,6 +46,7 @@ __all__ = [
     "Grid",
     "Layout",
     "Manifest",
+    "PaddedPrompt",
     "PixelGraph",
     "Prompt",
     "Span",

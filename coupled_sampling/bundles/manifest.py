@@ -7,12 +7,12 @@ reference.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout, Span
+from coupled_sampling.bundles.recommended import TEXT_DEFAULTS, Defaults, PaddedPrompt, Prompt
 from coupled_sampling.bundles.records import (
     CorrectionsRecord,
     FileRecord,
@@ -24,10 +24,8 @@ from coupled_sampling.bundles.records import (
     default_chunk,
     expect,
 )
-from coupled_sampling.contracts import Sampling
-from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
-from coupled_sampling.methods import find_method
 
 __all__ = [
     "MANIFEST",
@@ -38,6 +36,7 @@ __all__ = [
     "GeneratedTokens",
     "Grid",
     "Manifest",
+    "PaddedPrompt",
     "PixelGraph",
     "Prompt",
     "StepGraph",
@@ -67,67 +66,6 @@ class GeneratedTokens:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt with a name: its tokens, other names it goes by, and a title for people.
-
-    Examples
-    --------
-    >>> from coupled_sampling.bundles import Prompt
-    >>> Prompt(tokens=(263,), aliases=("shoe",), title="Sneaker").tokens
-    (263,)
-    """
-
-    tokens: tuple[int, ...]
-    aliases: tuple[str, ...]
-    title: str
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Settings the exporter recommends. ``drafting`` is what ``coupled_sampling.generate`` takes, as text.
-
-    Examples
-    --------
-    >>> from coupled_sampling.bundles import Defaults
-    >>> Defaults(method="scd-gumbel", window=16, drafting="copy:14", top_k=100).sampling().top_k
-    100
-    """
-
-    method: str
-    window: int
-    drafting: str
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    guidance: float = 1.0
-    branches: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        try:
-            method = find_method(self.method)
-            self.sampling()
-        except InvalidArgument as error:
-            raise BundleError(f"defaults: {error}") from error
-        expect(self.window >= 1, "defaults.window", self.window, "an integer >= 1")
-        most = max(0, self.window - 2) if method.refuses_branches is None else 0
-        expect(0 <= self.branches <= most, "defaults.branches", self.branches, f"an integer from 0 to {most}")
-        expect(math.isfinite(self.guidance), "defaults.guidance", self.guidance, "a finite number; 1 is none")
-
-    def sampling(self) -> Sampling:
-        """The settings that shape the target law."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
-
-
-TEXT_DEFAULTS = Defaults(method="scd-match", window=4, drafting="ngram")
-"""What suits text, where drafts are seldom right: few of them, looked up, and the tokens that one at a time would give."""
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle but its graphs.
 
@@ -152,7 +90,8 @@ class Manifest:
     prompts
         Prompts by name.
     unconditional_prompt
-        The prompt that says nothing, for classifier-free guidance; None if the model was not trained for it.
+        The prompt that says nothing, for classifier-free guidance; or how it is made of the prompt itself, a `PaddedPrompt`. None
+        if the model was not trained for it.
     layout
         Which tokens may stand at which generated positions, as `coupled_sampling.bundles.layouts.Span` records; empty if all may
         everywhere. A span of one token is forced, and is no part of the picture.
@@ -204,7 +143,7 @@ class Manifest:
     provenance: Mapping[str, Any]
     pixel_graph: PixelGraph | None = None
     grid: Grid | None = None
-    unconditional_prompt: tuple[int, ...] | None = None
+    unconditional_prompt: tuple[int, ...] | PaddedPrompt | None = None
     layout: tuple[Span, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     tokenizer: str | None = None
@@ -391,8 +330,11 @@ def _check_tokens(manifest: Manifest) -> None:
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}
-    if manifest.unconditional_prompt is not None:
-        prompts["unconditional_prompt"] = manifest.unconditional_prompt
+    said = manifest.unconditional_prompt
+    if isinstance(said, PaddedPrompt):
+        expect(0 <= said.pad < vocab_size, "unconditional_prompt.pad", said.pad, f"a token in [0, {vocab_size})")
+    elif said is not None:
+        prompts["unconditional_prompt"] = said
     for field, tokens in prompts.items():
         usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
         expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")

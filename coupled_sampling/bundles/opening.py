@@ -125,8 +125,9 @@ class Bundle:
         Parameters
         ----------
         **given
-            Any of ``method``, ``window``, ``branches``, ``drafting``, ``prompt_chunk``, ``guidance``, ``length``, ``temperature``,
-            ``top_k``, ``top_p``, ``min_p`` and ``corrections``. None, too, leaves a setting to the bundle.
+            Any of ``method``, ``window``, ``branches``, ``drafting``, ``prompt_chunk``, ``guidance``, ``guidance_interval``,
+            ``length``, ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``corrections``. None, too, leaves one to
+            the bundle.
 
         Raises
         ------

@@ -24,7 +24,10 @@ def parse(kind: Any, value: Any, field: str) -> Any:
     if kind is Any:
         return value
     if origin is types.UnionType:
-        return None if value is None else parse(inner[0], value, field)
+        if value is None:
+            return None
+        records = [one for one in inner if is_dataclass(one)]  # of a list or a record, an object is the record
+        return parse(records[0] if records and isinstance(value, dict) else inner[0], value, field)
     if origin is tuple:
         expect(isinstance(value, list), field, value, "a list")
         return tuple(parse(inner[0], item, f"{field}[{i}]") for i, item in enumerate(value))

@@ -180,6 +180,9 @@ class StepGraph:
         Whether rows may have top-k, top-p and min-p.
     guided
         Whether it is for classifier-free guidance.
+    scales
+        What has a guidance scale of its own: each "row", or each "slot", so that scales may change with the position. Graphs that
+        are not guided have neither, and say "row".
     noise
         Where race noise comes from: "ring" is a memory inside the graph, "window" an input with noise for each slot, which is how
         TensorRT takes it.
@@ -202,6 +205,7 @@ class StepGraph:
     noise: str = "ring"
     corrected: bool = False
     tree: bool = False
+    scales: str = "row"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -210,6 +214,8 @@ class StepGraph:
         except InvalidArgument as error:
             raise BundleError(f"step_graphs: {error}") from error
         expect(self.noise in ("ring", "window"), "step_graphs: noise", self.noise, "'ring' or 'window'")
+        usable = self.scales == "row" or (self.scales == "slot" and self.guided)
+        expect(usable, "step_graphs: scales", self.scales, "'row', or 'slot' of a guided graph")
 
     def __str__(self) -> str:
         variant = " warped" * self.warped + " guided" * self.guided + " corrected" * self.corrected

@@ -19,8 +19,9 @@ from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.drafting import Copy, Drafting, NGram, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.guided_rows import Scale
 from coupled_sampling.methods import Method, find_method
-from coupled_sampling.requests import Request, StopRule
+from coupled_sampling.requests import Guidance, Request, StopRule, read_interval
 from coupled_sampling.windows import find_window_rule
 
 __all__ = [
@@ -55,6 +56,8 @@ class Given(TypedDict, total=False):
     """Most tokens of a long prompt to read in one call."""
     guidance: float | None
     """Classifier-free guidance scale; 1 is none."""
+    guidance_interval: str | None
+    """"FIRST:END", the generated tokens that are guided, a slice as in Python; ":" is all of them."""
     length: int | None
     """Most tokens per sequence."""
     temperature: float | None
@@ -70,7 +73,7 @@ class ModelPart(TypedDict):
     """What `coupled_sampling.backends.open_model` takes of the settings."""
 
     method: str
-    guidance: float
+    guidance: Scale
     warped: bool
     corrections: str
     trees: bool | None
@@ -109,6 +112,8 @@ class DecodingSettings:
         Where first guesses come from.
     guidance
         Classifier-free guidance scale; 1 is none.
+    guidance_interval
+        "FIRST:END": the generated tokens FIRST, ..., END - 1 are guided, others drawn as without guidance. None is all of them.
     sampling
         What shapes the target law, but for the layout.
     layout
@@ -161,6 +166,7 @@ class DecodingSettings:
     positions: int | None = None
     corrections: str = "auto"
     branches: int | None = 0
+    guidance_interval: str | None = None
 
     def __post_init__(self) -> None:
         find_window_rule(self.window, sys.maxsize)  # how wide the model's graphs are is asked when there is a model
@@ -171,11 +177,24 @@ class DecodingSettings:
             check_count("prompt_chunk", self.prompt_chunk)
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance):
             raise InvalidArgument(f"guidance is {self.guidance!r}, expected a finite number; 1 is none")
+        read_interval(self.guidance_interval or ":")
+        if self.guidance_interval is not None and not self.guided:
+            raise InvalidArgument(
+                f"guidance_interval is {self.guidance_interval!r}, but guidance is 1: none; give it, too"
+            )
 
     @property
     def guided(self) -> bool:
         """Whether there is guidance."""
         return self.guidance != 1
+
+    @property
+    def scale(self) -> Scale:
+        """The guidance scale: a number, or with an interval a function of the index of a generated token."""
+        if self.guidance_interval is None:
+            return self.guidance
+        within = Guidance.within(*read_interval(self.guidance_interval), self.guidance).scale
+        return self.guidance if within is None else within
 
     @property
     def trees(self) -> bool | None:
@@ -187,7 +206,7 @@ class DecodingSettings:
         """Keywords for `coupled_sampling.backends.open_model`."""
         return {
             "method": self.method,
-            "guidance": self.guidance,
+            "guidance": self.scale,
             "warped": self.sampling.warps,
             "corrections": self.corrections,
             "trees": self.trees,
@@ -300,6 +319,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         branches=branches,
         drafting=drafting,
         guidance=guidance,
+        guidance_interval=_or(chosen.get("guidance_interval"), defaults.guidance_interval if guidance != 1 else None),
         sampling=Sampling(
             temperature=_or(chosen.get("temperature"), defaults.temperature),
             top_k=_or(chosen.get("top_k"), defaults.top_k),
@@ -369,7 +389,10 @@ def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
 
 def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
-    longer = len(manifest.unconditional_prompt or (0,)) - 1 if guided else 0
+    prompt = manifest.unconditional_prompt
+    longer = (
+        len(prompt) - 1 if guided and isinstance(prompt, tuple) else 0
+    )  # one that is made of the prompt is no longer
     return manifest.window_graph.max_length - longer
 
 

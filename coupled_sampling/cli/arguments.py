@@ -110,6 +110,12 @@ def add_sampling(parser: argparse.ArgumentParser, *, fits: bool = False, prompts
         metavar="SCALE",
         help="classifier-free guidance: how strongly the prompt counts; 1 is none (default: the bundle's)",
     )
+    add(
+        "--guidance-interval",
+        metavar="FIRST:END",
+        help="guide the generated tokens FIRST, ..., END - 1 only, counted from 0; others are drawn as without guidance, and "
+        "either number may be left out (default: the bundle's)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same tokens (default: %(default)s)")
     add(
         "--window",

@@ -131,6 +131,7 @@ def _lanes(arguments: argparse.Namespace, manifest: Any) -> dict[str, Any]:
             "branches",
             "drafting",
             "guidance",
+            "guidance_interval",
             "length",
             "temperature",
             "top_k",

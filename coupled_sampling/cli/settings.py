@@ -112,6 +112,7 @@ def run_settings(
             "branches": arguments.branches,
             "drafting": arguments.drafting,
             "guidance": arguments.guidance,
+            "guidance_interval": arguments.guidance_interval,
             "length": arguments.length,
             "temperature": arguments.temperature,
             "top_k": arguments.top_k,

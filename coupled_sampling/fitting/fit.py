@@ -326,6 +326,7 @@ class _Fitting:
             "window": self._decoding.window,
             "temperature": temperature,
             "guidance": self._decoding.guidance,
+            "guidance_interval": self._decoding.guidance_interval,
             "samples": settings.first + settings.samples,
             "seed": settings.seed,
             "rank": int(table.basis.shape[1]),

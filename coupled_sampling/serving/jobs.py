@@ -206,7 +206,7 @@ class Job:
                 )
             changes["stop_rule"] = StopStrings(tokenizer, self.stop, self.prompt if self.continued else ())
         if settings.guided:
-            changes["guidance"] = Guidance(settings.guidance)
+            changes["guidance"] = Guidance(settings.scale)
         (sampling,) = settings.samplings([self.prompt])
         processors = [*self._processors(), *sampling.processors]
         stop = settings.stop

@@ -364,7 +364,7 @@ class Lanes:
             self.settings.rows,
             method=way.method,
             step=way.step,
-            guidance=decoding.guidance,
+            guidance=decoding.scale,
             corrections=way.corrections,
             trees=decoding.trees,
         ) as model:

@@ -69,7 +69,7 @@ class Way(NamedTuple):
             rows,
             method=self.method,
             step=self.step,
-            guidance=decoding.guidance,
+            guidance=decoding.scale,
             corrections=self.corrections,
             trees=decoding.trees,
         )

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.layouts import Layout
-from coupled_sampling.bundles.manifest import Grid, Prompt
+from coupled_sampling.bundles.manifest import Grid, PaddedPrompt, Prompt
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.pictures.contract import PictureDecoder
@@ -60,7 +60,7 @@ class Decoding:
     grid: Grid | None = None
     layout: Layout | None = None
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    unconditional_prompt: tuple[int, ...] | None = None
+    unconditional_prompt: tuple[int, ...] | PaddedPrompt | None = None
     stop_tokens: tuple[int, ...] = ()
     drafting: str = "random"
     temperature: float = 1.0

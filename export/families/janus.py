@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.json_files import TOKENIZER, read_object
-from coupled_sampling.bundles.manifest import Grid
+from coupled_sampling.bundles.manifest import Grid, PaddedPrompt
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, read_places
@@ -53,7 +53,7 @@ LLAMA_DEFAULTS: dict[str, Any] = {
 
 IMAGE_TOKENS, GUIDANCE = 576, 5.0
 PADS = 24
-"""Padding tokens of the unconditional prompt; the authors take as many as the prompt has, about this many for a sentence."""
+"""Padding tokens of the prompt that says nothing, as many as stand in place of the words of a sentence."""
 
 BEGIN, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
 _ROWS_AT_ONCE = 1024
@@ -238,13 +238,11 @@ _LINEAR = ("weight", "bias")
 def _decoding(checkpoint: Checkpoint, description: DecoderDescription, picture: _Picture) -> Decoding:
     words, side = description.generated_first, math.isqrt(picture.count)
     draft = f"random:{words}:{picture.codes}"
-    unconditional = _unconditional(checkpoint)
+    special = _special(checkpoint)
     notes = [
-        f"A prompt is the conversation as text and {BEGIN_OF_IMAGE} as its last token; token {words} + c is code c.",
-        "The authors' unconditional prompt is the prompt itself with padding in place of all but its first and last token: "
-        "from Python, give `GuidedProvider` a function that does so.",
+        f"A prompt is the conversation as text and {BEGIN_OF_IMAGE} as its last token; token {words} + c is code c."
     ]
-    if unconditional is None:
+    if special is None:
         notes.append(
             f"The authors use guidance {GUIDANCE:g}; without tokenizer.json its unconditional prompt is not known."
         )
@@ -252,25 +250,34 @@ def _decoding(checkpoint: Checkpoint, description: DecoderDescription, picture: 
         raise CheckpointError(
             f"{checkpoint.path}: num_image_tokens is {picture.count}, expected those of a square picture"
         )
-    fits = picture.count + len(unconditional or ()) <= description.positions
+    empty = special and (special.begin, *([special.pad] * PADS), special.begin_of_image)
+    fits = picture.count + len(empty or ()) <= description.positions
     return Decoding(
         length=picture.count if fits else 0,
         grid=Grid(side, side) if fits else None,
-        prompts=empty_prompt(unconditional),
-        unconditional_prompt=unconditional,
+        prompts=empty_prompt(empty),
+        unconditional_prompt=special and PaddedPrompt(special.pad),
         drafting=f"copy:{side}" if fits else draft,
-        guidance=1.0 if unconditional is None else GUIDANCE,
+        guidance=1.0 if special is None else GUIDANCE,
         notes=tuple(notes),
     )
 
 
-def _unconditional(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-    """Start, padding and start of picture, whose numbers only the tokenizer beside the checkpoint has."""
+class _Special(NamedTuple):
+    """Numbers of special tokens."""
+
+    begin: int
+    pad: int
+    begin_of_image: int
+
+
+def _special(checkpoint: Checkpoint) -> _Special | None:
+    """What only the tokenizer beside the checkpoint tells."""
     home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     try:
         added = read_object(home / "tokenizer.json", TOKENIZER, CheckpointError)["added_tokens"]
         numbers = {token["content"]: int(token["id"]) for token in added}
-        return (numbers[BEGIN], *([numbers[PAD]] * PADS), numbers[BEGIN_OF_IMAGE])
+        return _Special(numbers[BEGIN], numbers[PAD], numbers[BEGIN_OF_IMAGE])
     except (CheckpointError, ValueError, KeyError, TypeError, OverflowError):
         return None
 

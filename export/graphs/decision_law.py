@@ -79,12 +79,12 @@ class TargetLaw(NamedTuple):
 def guided_logits(graph: DecisionBuilder, logits: str, slots: str) -> str:
     """Guided logits (B, W, V) of ``logits`` (2B, W, V), row 2b conditional and 2b + 1 unconditional.
 
-    See `coupled_sampling.guidance`. ``slots`` is int64 (W,): 0, 1, ... Declares ``guidance`` float64 (B,), the scale, and
-    ``guidance_lag`` int64 (B,): the unconditional row shows the token of slot j in slot j - lag. It is 0 but while an
+    See `coupled_sampling.guidance`. ``slots`` is int64 (W,): 0, 1, ... Declares ``guidance`` float64 (B, W), the scale of each
+    slot, and ``guidance_lag`` int64 (B,): the unconditional row shows the token of slot j in slot j - lag. It is 0 but while an
     unconditional prompt shorter than the row's own has not begun, or where the window is wider than what the model has left
     (negative); slots without a partner have nothing to decide.
     """
-    scale = graph.op("Unsqueeze", graph.input("guidance", "float64", ["B"]), graph.integers(1, 2))
+    scale = graph.op("Unsqueeze", graph.input("guidance", "float64", ["B", "W"]), graph.integers(2))
     lag = graph.op("Unsqueeze", graph.input("guidance_lag", "int64", ["B"]), graph.integers(1))
     pairs = graph.op("Range", graph.number(0, "int64"), graph.op("Size", lag), graph.number(1, "int64"))
     even = graph.op("Unsqueeze", graph.op("Mul", pairs, graph.number(2, "int64")), graph.integers(1))

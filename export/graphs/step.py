@@ -23,8 +23,9 @@ from coupled_sampling.methods import Method
 __all__ = ["STEP_FORMAT", "STEP_FORMAT_VERSION", "step_graph"]
 
 STEP_FORMAT = "coupled-sampling step graph"
-STEP_FORMAT_VERSION = 1
-"""Raised when a loop written for the version before would go wrong."""
+STEP_FORMAT_VERSION = 2
+"""Raised when a loop written for the version before would go wrong. 1, which graphs without guidance still are, had one guidance
+scale for a row."""
 
 
 def step_graph(
@@ -100,7 +101,7 @@ def step_graph(
     graph.name = "step_graph"
     graph.doc_string = model.doc_string = "One step. See docs/step-graph.md of coupled-sampling."
     metadata = {entry.key: entry.value for entry in (*window_model.metadata_props, *decision.metadata_props)}
-    metadata |= {"format": STEP_FORMAT, "format_version": str(STEP_FORMAT_VERSION)}
+    metadata |= {"format": STEP_FORMAT, "format_version": str(STEP_FORMAT_VERSION if guided else 1)}
     onnx.helper.set_model_props(model, metadata)
     return model
 

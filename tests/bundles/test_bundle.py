@@ -352,7 +352,15 @@ def test_a_bundle_that_says_nothing_of_prompts_reads_them_as_wide_as_it_can():
 
 
 @pytest.mark.parametrize(
-    "change", [{"method": "magic"}, {"window": 0}, {"temperature": -1}, {"top_p": 0}, {"guidance": float("nan")}]
+    "change",
+    [
+        {"method": "magic"},
+        {"window": 0},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"guidance": float("nan")},
+        {"guidance_interval": "9:3"},
+    ],
 )
 def test_defaults_that_cannot_work_are_refused(change):
     with pytest.raises(BundleError, match="defaults"):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from coupled_sampling import Decoder, Request, Sampling, open_bundle
+from coupled_sampling import Decoder, Guidance, Request, Sampling, open_bundle
 from coupled_sampling.bundles import DecodingSettings, GeneratedTokens
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.settings import decoding_settings
@@ -107,6 +107,11 @@ MATCH = {"method": "scd-match"}
         ({"window": 197}, "window is 197, the model takes at most 196"),
         ({"drafting": "guess"}, "drafting is 'guess'"),
         ({"guidance": float("inf")}, "guidance is inf, expected a finite number"),
+        ({"guidance_interval": "3:9"}, "guidance_interval is '3:9', but guidance is 1"),
+        ({"guidance": 2.0, "guidance_interval": "9:3"}, "guidance_interval is '9:3', expected FIRST:END"),
+        ({"guidance": 2.0, "guidance_interval": "3"}, "guidance_interval is '3', expected FIRST:END"),
+        ({"guidance": 2.0, "guidance_interval": "-3:9"}, "guidance_interval is '-3:9', expected FIRST:END"),
+        ({"guidance": 2.0, "guidance_interval": 3}, "guidance_interval is 3, expected FIRST:END"),
         ({"length": 195}, "length is 195, but this model makes exactly 196"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_k": 0}, "top_k is 0"),
@@ -142,6 +147,26 @@ def test_guidance_needs_an_unconditional_prompt(manifest):
     assert decoding_settings(without, {"guidance": 1.0}).guidance == 1
     with pytest.raises(InvalidArgument, match="has no unconditional prompt; leave it at 1"):
         decoding_settings(without, {"guidance": 0.0})
+
+
+def test_an_interval_makes_a_scale_that_is_one_outside(manifest):
+    settings = decoding_settings(manifest, {"guidance": 3.0, "guidance_interval": "2:5"})
+    assert settings.model["guidance"] == settings.scale == Guidance.within(2, 5, 3.0).scale
+    np.testing.assert_array_equal(settings.scale(np.arange(6)), [1, 1, 3, 3, 3, 1])
+    for text, first, end in ((":5", 0, 5), ("2:", 2, 2**63 - 1), (":", 0, 2**63 - 1)):
+        assert (
+            decoding_settings(manifest, {"guidance": 3.0, "guidance_interval": text}).scale
+            == Guidance.within(first, end, 3.0).scale
+        )
+
+
+def test_a_bundles_interval_is_for_its_guidance_and_for_others_but_not_for_none(manifest):
+    defaults = dataclasses.replace(manifest.defaults, guidance=4.0, guidance_interval="2:5")
+    own = dataclasses.replace(manifest, defaults=defaults)
+    assert decoding_settings(own).scale == Guidance.within(2, 5, 4.0).scale
+    assert decoding_settings(own, {"guidance": 3.0}).scale == Guidance.within(2, 5, 3.0).scale
+    assert decoding_settings(own, {"guidance_interval": ":"}).scale(np.array([99])) == 4
+    assert decoding_settings(own, {"guidance": 1.0}).scale == 1
 
 
 def test_none_leaves_a_setting_to_the_bundle(manifest):

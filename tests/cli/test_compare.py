@@ -43,6 +43,13 @@ def test_greedy_with_guidance_gives_the_same_tokens_by_every_method(command):
     assert all(row["identical_to_ar"] for row in json.loads(text))
 
 
+def test_guidance_of_an_interval_gives_the_tokens_of_ar(command):
+    asked = ("--count", 1, "--guidance", 4, "--guidance-interval", "20:60", "--step", "graph", "--json")
+    code, text, error = command("compare", "--methods", "scd-match", *asked)
+    assert code == 0, error
+    assert all(row["identical_to_ar"] for row in json.loads(text))
+
+
 def test_a_method_that_does_not_exist_is_refused_before_the_others_run(command):
     code, text, error = command("compare", "--methods", "ar,magic", "--count", 5000)
     assert (code, text, error.count("\n")) == (2, "", 1)

@@ -85,6 +85,8 @@ def test_where_an_automatic_window_ended_is_said_and_other_windows_are_not(tmp_p
         (["--temperature", "1e39"], "temperature"),
         (["--seed", "-3"], "seed"),
         (["--guidance", "nan"], "guidance is nan, expected a finite number"),
+        (["--guidance-interval", "3:9"], "guidance_interval is '3:9', but guidance is 1"),
+        (["--guidance", "2", "--guidance-interval", "9"], "guidance_interval is '9', expected FIRST:END"),
         (["no/such/model"], "no/such/model"),
     ],
 )

@@ -46,7 +46,17 @@ def test_every_option_says_its_default(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_settings_that_a_bundle_has_defaults_for_are_said_to_be_the_bundles(name):
-    of_bundles = {"method", "window", "drafting", "temperature", "top_k", "top_p", "min_p", "guidance"}
+    of_bundles = {
+        "method",
+        "window",
+        "drafting",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "guidance",
+        "guidance_interval",
+    }
     if name == "fit-corrections":
         of_bundles.remove("window")  # a fit has its own: tables are for what wide windows ask
     if name in ("bulk", "serve", "triton"):

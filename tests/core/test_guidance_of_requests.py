@@ -66,7 +66,16 @@ def falling(index):
     return np.maximum(3.0 - 0.75 * index, 0.0)
 
 
-SCALES = [None, 0.0, 1.0, 2.5, falling, Guidance.until(2, 3.0).scale, lambda index: np.where(index == 1, 0.0, 1.0)]
+SCALES = [
+    None,
+    0.0,
+    1.0,
+    2.5,
+    falling,
+    Guidance.until(2, 3.0).scale,
+    Guidance.within(1, 3, 3.0).scale,
+    lambda index: np.where(index == 1, 0.0, 1.0),
+]
 TOKENS = st.integers(0, V - 1)
 SIZES = st.integers(1, 10)
 

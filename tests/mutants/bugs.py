@@ -27,6 +27,7 @@ from bugs_of_networks import BUGS as NETWORKS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_openvino import BUGS as OPENVINO
 from bugs_of_processors import BUGS as PROCESSORS
+from bugs_of_published_settings import BUGS as PUBLISHED_SETTINGS
 from bugs_of_quantised_weights import BUGS as QUANTISED_WEIGHTS
 from bugs_of_readers import BUGS as READERS
 from bugs_of_requests import BUGS as REQUESTS
@@ -72,6 +73,7 @@ BUGS: tuple[Bug, ...] = (
     *NOISE,
     *OPENVINO,
     *PROCESSORS,
+    *PUBLISHED_SETTINGS,
     *QUANTISED_WEIGHTS,
     *READERS,
     *REQUESTS,

@@ -330,9 +330,9 @@ for each in self._pairs:
     ),
     Bug(
         "until-one-token-too-many",
-        "_Until.__call__",
-        "index < self.tokens",
-        "index <= self.tokens",
+        "_Within.__call__",
+        "index < self.end",
+        "index <= self.end",
         "Guidance for the first n tokens is for n + 1.",
         OF_REQUESTS,
     ),

@@ -85,7 +85,7 @@ BUGS = (
     Bug(
         "guidance-of-the-first",
         "Job.request",
-        'changes["guidance"] = Guidance(settings.guidance)',
+        'changes["guidance"] = Guidance(settings.scale)',
         "pass",
         "A guided request is guided as the first one of its lane was.",
         LANES,

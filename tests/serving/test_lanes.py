@@ -105,6 +105,14 @@ def test_a_guided_job_has_its_own_scale(pictures):
     assert wanted[0] != wanted[1]
 
 
+def test_a_guided_job_has_its_own_interval(pictures):
+    asked = [{"guidance": 4.0, "guidance_interval": text} for text in (":", ":60", "60:")]
+    wanted = [alone(pictures.bundle, SHOE, 4, method="scd-match", **settings) for settings in asked]
+    assert [made for made, _, _ in run(pictures, *(Job(SHOE, 4, settings=settings) for settings in asked))] == wanted
+    assert wanted[0][:60] == wanted[1][:60] != wanted[2][:60]
+    assert wanted[0] != wanted[1]
+
+
 def test_a_resumed_job_ends_with_the_same_tokens(pictures):
     whole, _, last = run(pictures, Job(SHOE, 5))[0]
     assert sum(last.committed_per_pass) == 196

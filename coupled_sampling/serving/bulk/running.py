@@ -119,6 +119,7 @@ def facts_of(bundle: Bundle, lanes: LaneSettings, settings: BulkSettings) -> dic
         "branches": decoding.branches,
         "drafting": repr(decoding.drafting),
         "guidance": decoding.guidance,
+        **({} if decoding.guidance_interval is None else {"guidance_interval": decoding.guidance_interval}),
         "length": decoding.length,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,

@@ -30,6 +30,11 @@ class DecodingFields(BaseModel):
     top_k: int | None = Field(None, ge=1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     guidance: float | None = Field(None, allow_inf_nan=False, description="Classifier-free guidance scale; 1 is none.")
+    guidance_interval: str | None = Field(
+        None,
+        max_length=40,
+        description='"FIRST:END": the generated tokens that are guided; others are drawn as without.',
+    )
     method: str | None = Field(None, max_length=40, description="How to decode: ar, scd-match, ...")
     window: Annotated[int, Field(ge=1, lt=2**31)] | str | None = Field(None, description='Slots per pass, or "auto".')
     branches: int | None = Field(None, ge=0, lt=2**31, description="Slots of each window that are for branches.")
@@ -48,7 +53,17 @@ class DecodingFields(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of a job."""
-        names = ("method", "window", "branches", "guidance", "temperature", "top_k", "top_p", "min_p")
+        names = (
+            "method",
+            "window",
+            "branches",
+            "guidance",
+            "guidance_interval",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+        )
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property

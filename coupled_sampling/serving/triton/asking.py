@@ -20,7 +20,7 @@ __all__ = ["Asked", "read_asked"]
 
 _PROMPTS = ("prompt_tokens", "prompt", "messages")
 
-_SETTINGS = ("method", "window", "branches", "guidance", "temperature", "top_k", "top_p", "min_p")
+_SETTINGS = ("method", "window", "branches", "guidance", "guidance_interval", "temperature", "top_k", "top_p", "min_p")
 
 _FIELDS = {"frequency_penalty", "presence_penalty", "repetition_penalty", "sequence", "logprobs"}
 """Inputs that are fields of a job of the same name."""

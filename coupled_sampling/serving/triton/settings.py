@@ -28,6 +28,7 @@ _DEFAULTS: Mapping[str, Callable[[str], Any]] = {
     "drafting": str,
     "corrections": str,
     "guidance": float,
+    "guidance_interval": str,
     "temperature": float,
     "top_k": int,
     "top_p": float,

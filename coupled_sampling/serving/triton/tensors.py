@@ -45,6 +45,7 @@ INPUTS = (
     Tensor("top_p", "FP64", (1,), "draw from the likeliest tokens of that probability together"),
     Tensor("min_p", "FP64", (1,), "drop tokens less likely than this times the likeliest"),
     Tensor("guidance", "FP64", (1,), "classifier-free guidance scale; 1 is none", _GUIDED),
+    Tensor("guidance_interval", "BYTES", (1,), "FIRST:END, the generated tokens that are guided", _GUIDED),
     Tensor("method", "BYTES", (1,), "how to decode"),
     Tensor("window", "INT64", (1,), "slots per pass"),
     Tensor("branches", "INT64", (1,), "slots of each window that are for branches"),

@@ -210,9 +210,9 @@ def test_a_newer_graph_and_one_with_a_missing_output_are_refused(bundle, tmp_pat
     model = onnx.load(path, load_external_data=False)
     newer = onnx.ModelProto()
     newer.CopyFrom(model)
-    onnx.helper.set_model_props(newer, {p.key: p.value for p in model.metadata_props} | {"format_version": "2"})
+    onnx.helper.set_model_props(newer, {p.key: p.value for p in model.metadata_props} | {"format_version": "3"})
     onnx.save(newer, path)
-    with pytest.raises(BundleError, match="format version 2, this library runs up to 1; upgrade"):
+    with pytest.raises(BundleError, match="format version 3, this library runs up to 2; upgrade"):
         OrtStep(open_session(path))
     del model.graph.output[[value.name for value in model.graph.output].index("laws")]
     onnx.save(model, path)

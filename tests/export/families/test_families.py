@@ -19,6 +19,7 @@ from coupled_sampling.export.graphs.decoder import decoder_graph, write_decoder_
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import RotaryScaling
 from standins.checkpoints import checkpoint_of, interleaved_rotary
+from standins.published import published, recommended
 from standins.text_models import (
     HEADS,
     HIDDEN,
@@ -284,6 +285,7 @@ def test_decoding_of_imagegpt():
     decoding = load(tensors, IMAGEGPT).decoding
     assert decoding.prompts["start"].tokens == (VOCABULARY - 1,)
     assert (decoding.length, decoding.grid, decoding.drafting) == (16, Grid(4, 4), "copy:4")
+    assert recommended(decoding) == published("ImageGPT")
     assert load(tensors, IMAGEGPT, positions=8).decoding.grid == Grid(2, 4)
     assert load(tensors, IMAGEGPT, positions=7).decoding.grid is None
 

@@ -8,6 +8,7 @@ from coupled_sampling.errors import CheckpointError
 from coupled_sampling.export import PicturePositions, Rotary
 from coupled_sampling.export.families import find_family
 from standins.checkpoints import checkpoint_of
+from standins.published import published, recommended
 from standins.tree_windows import furthest_of_trees
 
 WIDTH, SIZE, HIDDEN, WORDS, HEAD = 16, 8, 20, 16600, 16512
@@ -75,8 +76,8 @@ def test_tensors_of_pictures_are_left_out_and_others_refused():
 def test_decoding_is_both_pictures_and_their_end():
     decoding = load().decoding
     assert decoding.layout.spans == (Span(0, 16384, 256), Span(0, 16384, 1024), Span(16385, 1))
-    assert (decoding.length, decoding.drafting, decoding.temperature, decoding.top_p) == (1281, "copy:32", 0.9, 0.75)
-    assert (decoding.stop_tokens, decoding.grid, decoding.guidance) == ((16385,), None, 1.0)
+    assert (decoding.length, decoding.drafting, recommended(decoding)) == (1281, "copy:32", published("GLM-Image"))
+    assert (decoding.stop_tokens, decoding.grid) == ((16385,), None)
     assert "<sop>32 32<eop><sop>16 16<eop> and token 16384" in decoding.notes[0]
     short = load(positions=1281).decoding
     assert (short.length, short.layout, short.drafting) == (0, None, "random:0:16384")

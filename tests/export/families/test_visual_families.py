@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from coupled_sampling.bundles.manifest import Grid
+from coupled_sampling.bundles.manifest import Grid, PaddedPrompt
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.bundles import ExportSettings, export_checkpoint
 from coupled_sampling.export.checkpoints import open_checkpoint
@@ -34,6 +34,7 @@ from standins.picture_models import (
     llamagen_logits,
     llamagen_tensors,
 )
+from standins.published import published, recommended
 from standins.tree_windows import furthest_of_trees
 from standins.wrong_configurations import what_goes_wrong
 
@@ -280,6 +281,13 @@ def test_decoding_of_baais_emu3():
     assert list(allowed(decoding, WORDS)) == [*(published_row(3, range(25, 37), 17) * 3), {18}, {24}]
 
 
+@pytest.mark.parametrize(
+    ("model", "name"), [("chameleon", "Chameleon"), ("lumina", "Lumina-mGPT"), ("emu3", "Emu3"), ("emu3, own", "Emu3")]
+)
+def test_settings_are_those_that_were_published(model, name):
+    assert recommended(load(model).decoding) == published(name)
+
+
 def test_decoding_of_janus(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     decoding = load("janus").decoding
@@ -292,8 +300,9 @@ def test_decoding_of_janus(tmp_path):
     safetensors.save_file(MODELS["janus"][1], str(tmp_path / "model.safetensors"))
     with open_checkpoint(tmp_path) as checkpoint:
         decoding = find_family(checkpoint).load(checkpoint).decoding
-    assert decoding.unconditional_prompt == (0, *([2] * 24), 6)
-    assert decoding.guidance == 5.0
+    assert decoding.unconditional_prompt == PaddedPrompt(2)
+    assert decoding.prompts["empty"].tokens == (0, *([2] * 24), 6)
+    assert recommended(decoding) == published("Janus")
 
 
 def test_decoding_of_llamagen():
@@ -301,6 +310,8 @@ def test_decoding_of_llamagen():
     assert (decoding.length, decoding.grid, decoding.drafting, decoding.top_k) == (9, Grid(3, 3), "copy:3", CODES)
     assert [decoding.prompts[str(k)].tokens for k in range(6)] == [(CODES + k,) for k in range(6)]
     assert (len(decoding.prompts), decoding.unconditional_prompt, decoding.guidance) == (6, (CODES + 6,), 4.0)
+    temperature, top_k, top_p, guidance = published("LlamaGen")
+    assert recommended(decoding) == (temperature, min(top_k, CODES), top_p, guidance)
     untrained = load("llamagen", tensors=llamagen_tensors(classes=6)).decoding
     assert (len(untrained.prompts), untrained.unconditional_prompt, untrained.guidance) == (6, None, 1.0)
 

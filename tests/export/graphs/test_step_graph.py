@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, Sampling
+from coupled_sampling import Decoder, Guidance, GuidedProvider, HostStep, Request, Sampling
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.ort.step import OrtStep
 from coupled_sampling.contracts import RowInfo, Window
@@ -257,13 +257,13 @@ def test_too_few_candidates_are_noticed_and_the_step_done_again():
     assert tensors.out("nucleus_short", 1, 3).all()
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.7])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.7, Guidance.within(2, 8, 1.7).scale])
 def test_guided_logits_are_those_of_guided_provider(scale):
     """Same laws from the same doubled logits, -inf and a lagging unconditional row included."""
     random = np.random.default_rng(5)
     logits = random.standard_normal((4, 6, VOCAB)).astype(np.float32)
     logits[::2][random.random((2, 6, VOCAB)) < 0.2] = -np.inf
-    if scale <= 1:
+    if not callable(scale) and scale <= 1:
         logits[1::2][random.random((2, 6, VOCAB)) < 0.2] = -np.inf
     logits[..., 0] = 1.0
 
@@ -278,10 +278,13 @@ def test_guided_logits_are_those_of_guided_provider(scale):
     guided.begin(1, Request([1], length=9))
     expected = guided.forward(np.zeros((2, 6), np.int64), np.array([0, 4]))
     session = session_of(decision_graph("scd-match", VOCAB, guided=True))
+    # Of each slot, by the index of the token that it is for: the first request has three tokens, the second nine.
+    index = np.array([[0, 0, 0, 1, 2, 2], [4, 5, 6, 7, 8, 8]])
+    scales = scale(index) if callable(scale) else np.full(index.shape, scale)
     feeds = {
         "logits": logits, "input_ids": np.zeros((4, 6), np.int64), "start": np.array([0, 0, 4, 4]),
         "known": np.array([3, 1]), "recycled": np.array([3, 5]), "fresh": np.zeros(2, np.int64),
-        "draws": np.array([True, True]), "temperature": np.ones(2, np.float32), "guidance": np.full(2, scale),
+        "draws": np.array([True, True]), "temperature": np.ones(2, np.float32), "guidance": scales,
         "guidance_lag": np.array([2, 0]), "noise": np.ones((2, 1, VOCAB), np.float32), "noise_start": np.zeros(2, np.int64),
         "past_noise": np.ones((2, 14, VOCAB), np.float32),
     }  # fmt: skip

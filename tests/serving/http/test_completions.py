@@ -259,6 +259,7 @@ REFUSED = [
     ({"method": "beam"}, "method", "expected one of"),
     ({"window": 999}, "window", "at most 256"),
     ({"guidance": 2}, "guidance", "unconditional"),
+    ({"guidance_interval": "3:9"}, "guidance_interval", "guidance is 1"),
     ({"functions": []}, "functions", "no field of this request"),
 ]
 

@@ -54,6 +54,7 @@ def test_all_of_it_arrives_exactly():
         window=np.array([2]),
         branches=np.array([0]),
         guidance=np.array([2.5]),
+        guidance_interval=text("3:9"),
         stop=text("\u00e4", "b"),
         regex=text("a+"),
         bias_tokens=np.array([1, 2]),
@@ -71,7 +72,7 @@ def test_all_of_it_arrives_exactly():
     assert (job.seed, job.sequence, job.generated, job.deadline) == (2**64 - 1, 3, (8, 9), 1.5)
     assert job.settings == {
         **{"length": 7, "temperature": 0.9, "top_k": 4, "top_p": 0.7, "min_p": 0.1},
-        **{"method": "ar", "window": 2, "branches": 0, "guidance": 2.5},
+        **{"method": "ar", "window": 2, "branches": 0, "guidance": 2.5, "guidance_interval": "3:9"},
     }
     assert job.stop == ("\u00e4", "b")
     assert tuple(job.grammar) == ("regex", "a+")

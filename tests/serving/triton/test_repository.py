@@ -70,7 +70,7 @@ def test_tensors_are_those_that_the_model_can_have(fashion, tmp_path):
         config(write_model(one, tmp_path / "models", name=name)) for one, name in ((fashion, "a"), (words, "b"))
     )
     only = {"prompt_tokens", "prompt", "seed", "stream"}
-    assert named(pictures["input"]).keys() - named(texts["input"]).keys() == {"guidance", "pixels"}
+    assert named(pictures["input"]).keys() - named(texts["input"]).keys() == {"guidance", "guidance_interval", "pixels"}
     assert named(texts["input"]).keys() - named(pictures["input"]).keys() == {"stop", "json_schema", "regex"}
     assert only < named(texts["input"]).keys() & named(pictures["input"]).keys()
     assert "text" in named(texts["output"])
