@@ -91,7 +91,7 @@ def _has_pictures(task: Task) -> bool:
 def _draw(task: Task, results: Sequence[MethodResult], pixels: PixelDecoder | None, path: Path) -> None:
     shape = task.bundle.manifest.grid
     grid = (shape.rows, shape.columns) if shape else None
-    images = None if pixels is None else pixels(np.stack([result.generation.tokens[0] for result in results]))
+    images = None if pixels is None else pixels(np.stack([task.picture_tokens(result)[0] for result in results]))
     draw_comparison(results, path, grid=grid, images=images)
 
 

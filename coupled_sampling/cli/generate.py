@@ -124,7 +124,7 @@ def _pictures(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     pixels = _open_pixels(task, arguments)
     with token_bars(len(task.prompts) * task.settings.decoding.length) as report:
         results = task.compare(task.settings.methods, against_ar=arguments.beside_ar, watch=counting(report))
-    write_grid(pixels(np.stack(results[-1].generation.tokens)), arguments.out)
+    write_grid(pixels(task.picture_tokens(results[-1])), arguments.out)
     return results
 
 

@@ -151,17 +151,17 @@ class _Archive:
         if entry is None:
             raise self._refusal(name, f"its elements, data/{storage.key}, are missing")
         size = np.dtype(storage.dtype).itemsize
-        if storage.count * size != entry.file_size:
+        if storage.elements * size != entry.file_size:
             raise self._refusal(
-                name, f"data/{storage.key} has {entry.file_size} bytes, expected {storage.count} of {storage.dtype}"
+                name, f"data/{storage.key} has {entry.file_size} bytes, expected {storage.elements} of {storage.dtype}"
             )
         if len(tensor.shape) > _MOST_AXES:
             raise self._refusal(name, f"it has {len(tensor.shape)} axes, expected at most {_MOST_AXES}")
         elements = math.prod(tensor.shape)
-        if elements and (tensor.first + _reach(tensor) > storage.count or elements > storage.count):
+        if elements and (tensor.first + _reach(tensor) > storage.elements or elements > storage.elements):
             raise self._refusal(
                 name,
-                f"{elements} elements of shape {tensor.shape} reach beyond the {storage.count} of data/{storage.key}, or are "
+                f"{elements} elements of shape {tensor.shape} reach beyond the {storage.elements} of data/{storage.key}, or are "
                 "some of these several times, as in an expanded tensor; save it after .contiguous()",
             )
         self._place(entry)

@@ -47,7 +47,7 @@ class Storage(NamedTuple):
     dtype: str
     key: str
     """Name of its entry, under ``data/``."""
-    count: int
+    elements: int
 
 
 class StoredTensor(NamedTuple):
@@ -263,11 +263,17 @@ class _Machine:
 
     def persistent(self, _: Any) -> None:
         given = self.pop()
-        kind, storage, key, _, count = given if isinstance(given, tuple) and len(given) == 5 else (None,) * 5
-        known = isinstance(storage, _Global) and storage.name in STORAGES
-        if kind != "storage" or not known or not isinstance(key, str) or not _is_size(count):
+        if (
+            not isinstance(given, tuple)
+            or len(given) != 5
+            or given[0] != "storage"
+            or not isinstance(given[1], _Global)
+        ):
             raise _DamagedError("a storage is not described as one")
-        self._stack.append(Storage(STORAGES[storage.name], key, count))
+        _, storage, key, _, elements = given
+        if storage.name not in STORAGES or not isinstance(key, str) or not _is_size(elements):
+            raise _DamagedError("a storage is not described as one")
+        self._stack.append(Storage(STORAGES[storage.name], key, elements))
 
 
 def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:

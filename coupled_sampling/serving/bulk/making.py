@@ -7,8 +7,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from coupled_sampling.backends import PixelDecoder
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import TextStream
@@ -153,7 +151,7 @@ class Maker:
             stream = TextStream(self._tokenizer, job.stop, job.prompt if job.continued else ())
             text = stream.feed(tokens) + stream.finish()
         if self._pixels is not None:
-            (pixels,) = self._pixels(np.array([tokens], np.int64))
+            (pixels,) = self._pixels(self._bundle.manifest.picture_tokens(job.prompt, tokens)[None])
             written = io.BytesIO()
             require_pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
             picture = written.getvalue()
