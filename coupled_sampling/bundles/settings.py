@@ -376,11 +376,10 @@ def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
     tokens, fill = manifest.generated_tokens, manifest.fill_token
     if rule == Random():
         return Random(tokens.first, tokens.count)
-    if isinstance(rule, Copy):
-        some = (tokens.first, tokens.count) if manifest.prompt_frames else None
-        return replace(rule, fill=_or(rule.fill, fill), generated=_or(rule.generated, some))
-    if isinstance(rule, NGram):
-        some = None if tokens.count == manifest.vocab_size else (tokens.first, tokens.count)
+    if isinstance(rule, Copy | NGram):
+        # A lookup searches every prompt. A copy takes nothing of one but frames that go on.
+        told = manifest.prompt_frames > 0 if isinstance(rule, Copy) else tokens.count != manifest.vocab_size
+        some = (tokens.first, tokens.count) if told else None
         return replace(rule, fill=_or(rule.fill, fill), generated=_or(rule.generated, some))
     return rule
 
