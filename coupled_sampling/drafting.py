@@ -15,7 +15,8 @@ specification       guess for position i
 =================== ==========================================================================================
 
 Where ``copy`` or ``ngram`` have nothing to go by, they repeat the token before. ``copy`` and ``repeat`` guess nothing but generated
-tokens: the last token of a picture's prompt, such as its class, cannot stand in the picture. Where nothing was generated yet they
+tokens: the last token of a picture's prompt, such as its class, cannot stand in the picture. Of a video's first frames as a prompt
+they copy, if they are told which tokens can be generated, as a bundle's rules are. Where nothing was generated yet they
 guess a *fill* token if they have one, as a bundle's rules do where its manifest names one. Else they wait for the first token: that
 costs one pass. ``ngram`` looks a text's prompt up, and may repeat its last token.
 """
@@ -111,7 +112,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Copy:
-    """Guess the token ``lag`` positions before, if that was generated, else the token before.
+    """Guess the token ``lag`` positions before, if that was generated or could have been, else the token before.
 
     Parameters
     ----------
@@ -120,6 +121,9 @@ class Copy:
     fill
         What to guess where nothing was generated yet. Without one the rule waits for the first token, see `WaitsForTokens`; whoever
         asks it all the same gets the token before, whatever that is.
+    generated
+        For prompts that what is generated goes on from, as a video does from its first frames: the tokens that the model can
+        generate, as ``(first, count)``. Those of a prompt are then copied, too. None copies nothing of a prompt.
 
     Examples
     --------
@@ -136,14 +140,22 @@ class Copy:
     >>> context = context._replace(tokens=np.array([9]))
     >>> Copy(lag=3, fill=2).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
     array([2, 2, 2, 2, 2])
+
+    Of a prompt of two frames of three tokens:
+
+    >>> context = context._replace(tokens=np.array([1, 2, 3, 4, 5, 6]), prompt_length=6)
+    >>> Copy(lag=3, generated=(0, 10)).propose([context], CounterNoise(), vocab_size=10, shared=False)[0].tokens
+    array([4, 5, 6, 4, 5])
     """
 
     lag: int
     fill: int | None = None
+    generated: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_count("drafting copy: the lag", self.lag)
         _check_fill(self.fill)
+        _check_generated("copy", self.generated)
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """See `SelectiveDrafting.takes`."""
@@ -151,7 +163,10 @@ class Copy:
 
     def waits(self, tokens: Integers, prompt_length: int) -> bool:
         """See `WaitsForTokens.waits`."""
-        return self.fill is None and len(tokens) <= prompt_length
+        if self.fill is not None or len(tokens) > prompt_length:
+            return False
+        source = len(tokens) - self.lag
+        return source < 0 or not _can_stand(int(tokens[source]), self.generated, otherwise=False)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -165,8 +180,11 @@ class Copy:
         tokens = context.tokens[first:].tolist()  # no earlier one is asked for
         for position in range(length, length + context.wanted):
             source = position - self.lag
-            if source >= context.prompt_length:
-                tokens.append(tokens[source - first])
+            found = tokens[source - first] if source >= 0 else None
+            if found is not None and (
+                source >= context.prompt_length or _can_stand(found, self.generated, otherwise=False)
+            ):
+                tokens.append(found)
             else:
                 tokens.append(_before(tokens[-1], position, context.prompt_length, self.fill))
         return Proposal(np.array(tokens[length - first :], np.int64))
@@ -225,11 +243,7 @@ class NGram:
     def __post_init__(self) -> None:
         check_count("drafting ngram: the size", self.size)
         _check_fill(self.fill)
-        span = self.generated
-        if span is not None and not (isinstance(span, tuple) and len(span) == 2 and all(is_whole(n) for n in span)):
-            raise InvalidArgument(
-                f"drafting ngram: generated is {span!r}, expected (first, count), or None for all tokens"
-            )
+        _check_generated("ngram", self.generated)
 
     def takes(self, request: Request, vocab_size: int, rows: int) -> str | None:
         """See `SelectiveDrafting.takes`."""
@@ -239,7 +253,7 @@ class NGram:
         """See `WaitsForTokens.waits`."""
         if self.generated is None or self.fill is not None or len(tokens) > prompt_length:
             return False
-        return not self._can_stand(int(self._guesses(tokens, prompt_length, 1)[0]))
+        return not _can_stand(int(self._guesses(tokens, prompt_length, 1)[0]), self.generated, otherwise=True)
 
     def propose(
         self, contexts: Sequence[DraftContext], noise: Noise, *, vocab_size: int, shared: bool
@@ -254,14 +268,10 @@ class NGram:
         for position in range(length, len(tokens)):
             # A copy of a guess of its own once it reaches past the end.
             found = int(tokens[position - lag]) if lag else None
-            if found is None or not self._can_stand(found):
+            if found is None or not _can_stand(found, self.generated, otherwise=True):
                 found = _before(int(tokens[position - 1]), position, prompt_length, self.fill)
             tokens[position] = found
         return tokens[length:]
-
-    def _can_stand(self, token: int) -> bool:
-        """Whether the model can generate ``token``."""
-        return self.generated is None or 0 <= token - self.generated[0] < self.generated[1]
 
     def _lag(self, tokens: Integers) -> int:
         """How far back the most recent earlier occurrence of the longest matching suffix ends; 0 where there is none."""
@@ -277,6 +287,18 @@ class NGram:
 def _before(token: int, position: int, prompt_length: int, fill: int | None) -> int:
     """The guess for ``position`` where there is nothing better: the ``token`` before, if that was generated, else ``fill``."""
     return token if position > prompt_length or fill is None else fill
+
+
+def _can_stand(token: int, generated: tuple[int, int] | None, *, otherwise: bool) -> bool:
+    """Whether the model can generate ``token``; ``otherwise`` where nothing is said of that."""
+    return otherwise if generated is None else 0 <= token - generated[0] < generated[1]
+
+
+def _check_generated(rule: str, span: object) -> None:
+    if span is not None and not (isinstance(span, tuple) and len(span) == 2 and all(is_whole(n) for n in span)):
+        raise InvalidArgument(
+            f"drafting {rule}: generated is {span!r}, expected (first, count), or None where nothing is said of it"
+        )
 
 
 def _check_fill(fill: int | None) -> None:
@@ -302,7 +324,7 @@ def find_drafting(specification: str | Drafting) -> Drafting:
     --------
     >>> from coupled_sampling.drafting import find_drafting
     >>> find_drafting("copy:14")
-    Copy(lag=14, fill=None)
+    Copy(lag=14, fill=None, generated=None)
     >>> find_drafting("ngram")
     NGram(size=3, fill=None, generated=None)
     """

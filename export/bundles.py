@@ -65,6 +65,9 @@ class ExportSettings:
         vocabulary.
     length
         Tokens per generation; None takes the family's, or 128.
+    prompt_frames
+        Of a model of clips whose prompts are a clip's first frames: how many of them, in the tokenizer's frames; the others are
+        generated. None takes the family's.
     vq
         A checkpoint of the decoder of pictures, as for `coupled_sampling.export.open_checkpoint`, for families that keep it apart;
         None takes the one in the checkpoint itself, if there is one.
@@ -92,6 +95,7 @@ class ExportSettings:
     windows: tuple[int, ...] = (1, 16, 32)
     prompt_chunk: int | None = None
     length: int | None = None
+    prompt_frames: int | None = None
     vq: str | Path | None = None
     tokenizer: str | Path | None = None
     step_graphs: tuple[str, ...] = ()
@@ -105,7 +109,7 @@ class ExportSettings:
             raise InvalidArgument(f"windows is {self.windows}, expected one or more integers >= 1")
         if self.step_graphs:
             checked_methods(self.step_graphs)
-        for name in ("max_length", "length", "prompt_chunk"):
+        for name in ("max_length", "length", "prompt_chunk", "prompt_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidArgument(f"{name} is {value}, expected an integer >= 1")
@@ -206,6 +210,8 @@ def export_checkpoint(
     with open_checkpoint(source, lambda path, config: family_of(path, config, chosen.family)) as checkpoint:
         family = find_family(checkpoint, chosen.family)
         model = family.load(checkpoint, chosen.max_length)
+        if chosen.prompt_frames is not None:
+            model = replace(model, decoding=model.decoding.after(chosen.prompt_frames))
         _check_sizes(model.description, chosen)
         with (
             open_picture_decoder(family, model, checkpoint, chosen.vq) as pictures,
@@ -301,6 +307,7 @@ def _manifest(
     widest = max(*settings.windows, chunk)
     plain = decoding.grid is None and decoding.layout is None and pictures is None
     usual = TEXT_DEFAULTS if plain else Defaults(method="scd-gumbel", window=16, drafting=decoding.drafting)
+    window = min(usual.window, max(settings.windows)) if decoding.window is None else min(decoding.window, widest)
     stop = dict.fromkeys([*decoding.stop_tokens, *text.stop_tokens])
     return Manifest(
         name=name,
@@ -313,7 +320,7 @@ def _manifest(
         prompts=dict(decoding.prompts),
         defaults=replace(
             usual,
-            window=min(usual.window, max(settings.windows)),
+            window=window,
             temperature=decoding.temperature,
             top_k=decoding.top_k,
             top_p=decoding.top_p,
@@ -325,12 +332,15 @@ def _manifest(
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
             "storage": _storage_record(storage),
-            "buckets": {"window": sorted({*settings.windows, chunk})},
+            "buckets": {
+                "window": sorted({*settings.windows, chunk} | (set() if decoding.window is None else {window}))
+            },
             "notes": list(decoding.notes),
             **({} if pictures is None else {"pixels": {"source": pictures.source.name}}),
         },
         pixel_graph=_pixel_graph(pictures),
-        grid=decoding.grid,
+        grid=decoding.generated_grid,
+        prompt_frames=decoding.prompt_frames,
         unconditional_prompt=decoding.unconditional_prompt,
         layout=decoding.layout.spans if decoding.layout else (),
         stop_tokens=tuple(token for token in stop if 0 <= token < description.vocab_size),
@@ -347,6 +357,8 @@ def _length(model: Exportable, asked: int | None) -> int:
         prompts.append(decoding.unconditional_prompt)
     # Where no prompt is known, half of a very short sequence is left for one.
     longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, positions // 2))
+    if decoding.grid is not None and decoding.prompt_frames:
+        longest = decoding.prompt_frames * decoding.grid.rows * decoding.grid.columns
     length = asked or min(decoding.length or 128, max(1, positions + 1 - longest))
     if decoding.layout is not None and length != decoding.layout.length:
         raise InvalidArgument(

@@ -24,6 +24,7 @@ __all__ = [
     "GGUF_HEADER",
     "INDEX_OF_SHARDS",
     "MANIFEST_FILE",
+    "PICKLE_OF_TENSORS",
     "SAFETENSORS_HEADER",
     "TOKENIZER",
     "SmallFile",
@@ -66,6 +67,7 @@ INDEX_OF_SHARDS = SmallFile("an index of shards", 32 * _MIB)
 TOKENIZER = SmallFile("a tokenizer", 48 * _MIB)
 SAFETENSORS_HEADER = SmallFile("a safetensors header", 32 * _MIB)
 GGUF_HEADER = SmallFile("a GGUF header", 48 * _MIB)
+PICKLE_OF_TENSORS = SmallFile("a pickle of tensors' names and places", 4 * _MIB, "save the model's state_dict alone")
 
 MOST_VALUES = 4_000_000
 """Values in a JSON file: each takes 70 bytes or more of memory, and may take three in the file."""

@@ -7,10 +7,13 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from coupled_sampling.bundles.clips import PromptFrames, decided_frames
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.recommended import TEXT_DEFAULTS, Defaults, PaddedPrompt, Prompt
 from coupled_sampling.bundles.records import (
@@ -24,6 +27,7 @@ from coupled_sampling.bundles.records import (
     default_chunk,
     expect,
 )
+from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
 
@@ -87,6 +91,9 @@ class Manifest:
         Tokens per generation.
     grid
         Where they lie in the picture or clip, if they make one.
+    prompt_frames
+        How many frames like those of ``grid`` every prompt ends with, in tokens of the same kind: the beginning of the clip, which
+        goes into the pixel graph with what is generated. 0 where prompts are no part of what is seen.
     prompts
         Prompts by name.
     unconditional_prompt
@@ -152,6 +159,7 @@ class Manifest:
     corrections: CorrectionsRecord | None = None
     fill_token: int | None = None
     tree_graph: TreeGraph | None = None
+    prompt_frames: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -180,7 +188,7 @@ class Manifest:
     @property
     def frame_tokens(self) -> int:
         """How far apart the tokens of a place in two frames are, forced ones between them included; 0 where there are no frames."""
-        if self.grid is None or self.grid.frames < 2:
+        if self.grid is None or self.grid.frames + self.prompt_frames < 2:
             return 0
         return self.free_position(self.grid.rows * self.grid.columns) - self.free_position(0)
 
@@ -199,7 +207,7 @@ class Manifest:
         """How many frames of pixels the first ``tokens`` generated ones decide; their pixels then never change.
 
         A frame of the grid makes one or several frames of pixels, alike but for the first one, where the decoder is causal in
-        time and its first frame stands alone.
+        time and its first frame stands alone. Frames of the prompt are decided before anything is generated.
 
         Examples
         --------
@@ -213,12 +221,30 @@ class Manifest:
             return 0
         each = grid.rows * grid.columns
         whole = sum(self.free_position((i + 1) * each - 1) < tokens for i in range(grid.frames))
-        if whole in (0, grid.frames):
-            return pixels.frames if whole else 0
-        (alike, uneven), (later, odd) = divmod(pixels.frames, grid.frames), divmod(pixels.frames - 1, grid.frames - 1)
-        # Both may be possible, as of 9 from 3: the smaller number is right for both.
-        possible = [] if uneven else [whole * alike]
-        return min(possible if odd else [*possible, 1 + (whole - 1) * later], default=0)
+        return decided_frames(pixels.frames, grid.frames + self.prompt_frames, whole + self.prompt_frames)
+
+    @property
+    def frames_of_prompt(self) -> PromptFrames | None:
+        """The frames that every prompt ends with, if they do; see ``prompt_frames``."""
+        if self.grid is None or not self.prompt_frames:
+            return None
+        tokens = self.prompt_frames * self.grid.rows * self.grid.columns
+        first, count = self.generated_tokens.first, self.generated_tokens.count
+        return PromptFrames(tokens, first, first + count - 1)
+
+    def picture_tokens(self, prompt: Sequence[int], tokens: Sequence[int] | Integers) -> Integers:
+        """What the pixel graph takes: the generated ``tokens``, after those of the frames that ``prompt`` ends with.
+
+        Examples
+        --------
+        >>> from coupled_sampling import open_bundle
+        >>> manifest = open_bundle("fashion").manifest  # whose prompts are a class
+        >>> manifest.picture_tokens([257], [3, 1, 4])
+        array([3, 1, 4])
+        """
+        frames = self.frames_of_prompt
+        begun = prompt[len(prompt) - frames.tokens :] if frames is not None else ()
+        return np.concatenate([np.asarray(begun, np.int64), np.asarray(tokens, np.int64)])
 
     @property
     def why_no_trees(self) -> str:
@@ -321,10 +347,17 @@ def _check_tokens(manifest: Manifest) -> None:
         f"frames, rows and columns that make the {picture} generated positions that are not forced",
     )
     if manifest.pixel_graph is not None and manifest.pixel_graph.frames:
-        clip = grid is not None and 1 <= grid.frames <= manifest.pixel_graph.frames
-        expect(
-            clip, "pixel_graph.frames", manifest.pixel_graph.frames, f"a grid with at most so many frames; it is {grid}"
-        )
+        made = manifest.pixel_graph.frames
+        clip = grid is not None and 1 <= grid.frames <= made - manifest.prompt_frames
+        expect(clip, "pixel_graph.frames", made, f"a grid with at most so many frames; it is {grid}")
+    begun = manifest.prompt_frames
+    possible = begun > 0 and grid is not None and grid.frames > 0 and not manifest.layout
+    expect(
+        begun == 0 or possible,
+        "prompt_frames",
+        begun,
+        "0, or frames of a clip, which has a grid with frames and no layout",
+    )
     # A prompt has a token at least, and the last token generated is never an input.
     expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:
@@ -338,6 +371,9 @@ def _check_tokens(manifest: Manifest) -> None:
     for field, tokens in prompts.items():
         usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
         expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
+        frames = manifest.frames_of_prompt
+        refusal = None if frames is None else frames.refusal(tokens)
+        expect(refusal is None, field, f"{len(tokens)} tokens", refusal or "")
         room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
         reason = f"length is {manifest.length}, max_length {graph.max_length}"
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, TypeVar
 
 from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.branching import check_room
+from coupled_sampling.bundles.clips import PromptFrames
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.contracts import Sampling
@@ -127,6 +128,8 @@ class DecodingSettings:
     corrections
         What predicts the laws of redrafts whose neighbours changed, one of `CORRECTIONS`; see `Bundle.corrector`. No law and no
         losslessness depends on it. A table holds for the temperature it was fitted at and below; above it gains less.
+    prompt_frames
+        The frames that every prompt ends with; None where prompts hold none. A prompt that ends otherwise is refused.
     positions
         The model's positions, where ``length`` is only a wish: a longer prompt then leaves fewer tokens. None where the length is
         fixed, or was asked for.
@@ -143,7 +146,7 @@ class DecodingSettings:
     >>> bundle = open_bundle("fashion")
     >>> settings = bundle.settings(method="scd-match", temperature=0.9)
     >>> settings.window, settings.drafting, settings.sampling.temperature
-    (16, Copy(lag=14, fill=0), 0.9)
+    (16, Copy(lag=14, fill=0, generated=None), 0.9)
     >>> with open_model(bundle, **settings.model) as model:
     ...     decoder = Decoder(model, **settings.decoder)
     ...     _ = decoder.add(settings.request(bundle.manifest.find_prompt("shoe"), seed=1))
@@ -167,6 +170,7 @@ class DecodingSettings:
     corrections: str = "auto"
     branches: int | None = 0
     guidance_interval: str | None = None
+    prompt_frames: PromptFrames | None = None
 
     def __post_init__(self) -> None:
         find_window_rule(self.window, sys.maxsize)  # how wide the model's graphs are is asked when there is a model
@@ -267,7 +271,19 @@ class DecodingSettings:
         return max(1, min(self.length, self.positions + 1 - prompt))
 
     def samplings(self, prompts: Sequence[Sequence[int]]) -> list[Sampling]:
-        """What shapes the target law of each prompt's continuation: a layout begins where its prompt ends."""
+        """What shapes the target law of each prompt's continuation: a layout begins where its prompt ends.
+
+        Raises
+        ------
+        InvalidArgument
+            A prompt has not the frames that the model goes on from.
+        """
+        for prompt in prompts:
+            refusal = None if self.prompt_frames is None else self.prompt_frames.refusal(prompt)
+            if refusal is not None:
+                raise InvalidArgument(
+                    f"prompt has {len(prompt)} tokens, expected {refusal}; give the tokens of a clip's beginning"
+                )
         if not self.layout:
             return [self.sampling] * len(prompts)
         layout, others = Layout(self.layout), self.sampling.processors
@@ -281,7 +297,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
     ----------
     manifest
         The bundle's manifest. Drafting rules guess what its model can generate: ``random`` draws from these tokens, and ``copy``,
-        ``repeat`` and ``ngram`` begin with its fill token.
+        ``repeat`` and ``ngram`` begin with its fill token. Where prompts hold frames, ``copy`` and ``repeat`` copy these, too.
     given
         What the user set; by default nothing.
 
@@ -330,6 +346,7 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         stop=manifest.stop_tokens,
         prompt_chunk=chunk,
         corrections=_or(chosen.get("corrections"), "auto"),
+        prompt_frames=manifest.frames_of_prompt,
         positions=_positions(manifest, guided=guidance != 1)
         if length is None and not manifest.makes_pictures
         else None,
@@ -379,10 +396,10 @@ def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
     tokens, fill = manifest.generated_tokens, manifest.fill_token
     if rule == Random():
         return Random(tokens.first, tokens.count)
-    if isinstance(rule, Copy) and rule.fill is None:
-        return replace(rule, fill=fill)
-    if isinstance(rule, NGram):
-        some = None if tokens.count == manifest.vocab_size else (tokens.first, tokens.count)
+    if isinstance(rule, Copy | NGram):
+        # A lookup searches every prompt. A copy takes nothing of one but frames that go on.
+        told = manifest.prompt_frames > 0 if isinstance(rule, Copy) else tokens.count != manifest.vocab_size
+        some = (tokens.first, tokens.count) if told else None
         return replace(rule, fill=_or(rule.fill, fill), generated=_or(rule.generated, some))
     return rule
 

@@ -169,6 +169,12 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     )
     add("--tokens", metavar="IDS", help="tokens as numbers, separated by commas, instead of a text (default: none)")
     add(
+        "--tokens-file",
+        metavar="FILE",
+        help="a file with tokens: numbers, a prompt a line; or NumPy's .npy, a prompt a row, or a single one such as the frames "
+        "of a clip (default: none)",
+    )
+    add(
         "--raw",
         action="store_true",
         help="take the text as it stands, without the special tokens that the tokenizer puts before one",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,20 @@ class FrameFiles:
         Where they go; it is made with the first of them.
     pixels
         What makes frames of tokens.
-    count
-        How many clips there are.
+    prompts
+        What each clip goes on from.
     method
         Whose clips they are, where several methods run.
     """
 
-    def __init__(self, folder: Path, pixels: PixelDecoder, count: int, method: str) -> None:
+    def __init__(self, folder: Path, pixels: PixelDecoder, prompts: Sequence[Sequence[int]], method: str) -> None:
         self._folder, self._pixels, self._method = folder, pixels, method
         self._manifest = pixels.bundle.manifest
-        self._tokens = np.tile(_undecided(self._manifest), (count, 1))
-        self._committed = [0] * count
-        self._written = [0] * count
+        undecided = _undecided(self._manifest)
+        self._tokens = np.stack([self._manifest.picture_tokens(prompt, undecided) for prompt in prompts])
+        self._begun = self._tokens.shape[1] - len(undecided)
+        self._committed = [0] * len(prompts)
+        self._written = [0] * len(prompts)
 
     def watch(self, method: str, commit: Commit) -> None:
         """Write the frames that a commit has decided.
@@ -85,7 +88,7 @@ class FrameFiles:
             return
         clip, begin = commit.handle, self._committed[commit.handle]
         self._committed[clip] = end = begin + len(commit.tokens)
-        self._tokens[clip, begin:end] = commit.tokens
+        self._tokens[clip, self._begun + begin : self._begun + end] = commit.tokens
         decided = self._manifest.frames_of(end)
         if decided == self._written[clip]:
             return

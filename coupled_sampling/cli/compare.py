@@ -91,7 +91,7 @@ def _has_pictures(task: Task) -> bool:
 def _draw(task: Task, results: Sequence[MethodResult], pixels: PixelDecoder | None, path: Path) -> None:
     manifest = task.bundle.manifest
     grid = manifest.grid
-    images = None if pixels is None else pixels(np.stack([result.generation.tokens[0] for result in results]))
+    images = None if pixels is None else pixels(np.stack([task.picture_tokens(result)[0] for result in results]))
     if images is not None and grid is not None and manifest.makes_clips:
         # A frame of tokens may make several of pixels: the last one of each is shown.
         ends = [manifest.free_position((i + 1) * grid.rows * grid.columns - 1) + 1 for i in range(grid.frames)]

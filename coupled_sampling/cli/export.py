@@ -22,9 +22,9 @@ __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
 SUMMARY = "make a bundle from a checkpoint"
 DESCRIPTION = """\
 Make a bundle, the folder that all other commands work on, from a checkpoint: a
-folder of Hugging Face, a .safetensors file with config.json beside it, or a .gguf
-file. Nothing is downloaded, PyTorch is not needed, and a bundle appears whole or
-not at all."""
+folder of Hugging Face, a .safetensors file with config.json beside it, a .gguf
+file, or an archive of PyTorch (.pt, .bin), of which nothing is run. Nothing is
+downloaded, PyTorch is not needed, and a bundle appears whole or not at all."""
 EXAMPLES = """\
   # a folder of Hugging Face, and a look at whether the logits are right
   coupled-sampling export CHECKPOINT OUT --check
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="CHECKPOINT",
         type=Path,
-        help="a Hugging Face folder, a .safetensors file with config.json beside it, or a .gguf file",
+        help="a Hugging Face folder, a .safetensors file with config.json beside it, a .gguf file, or PyTorch's .pt and .bin",
     )
     add("out", metavar="OUT", type=Path, help="the bundle's folder, to be made")
     add(
@@ -63,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-length", type=int, metavar="N", help="positions per sequence (default: the checkpoint's)")
     add("--length", type=int, metavar="N", help="tokens per generation (default: the family's)")
+    add(
+        "--prompt-frames",
+        type=int,
+        metavar="N",
+        help="latent frames that a prompt holds, where a model goes on from the first frames of a clip: Cosmos (default: the "
+        "family's)",
+    )
     add(
         "--vq",
         type=Path,
@@ -163,6 +170,7 @@ def _settings(arguments: argparse.Namespace) -> ExportSettings:
         max_length=arguments.max_length,
         windows=_integers("window", arguments.window),
         length=arguments.length,
+        prompt_frames=arguments.prompt_frames,
         vq=arguments.vq,
         tokenizer=arguments.tokenizer,
         step_graphs=() if arguments.step_graphs is None else named_methods(arguments.step_graphs),

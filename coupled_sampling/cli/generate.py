@@ -158,7 +158,7 @@ def _pictures(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
     pixels = _open_pixels(task, arguments)
     results = _decode(task, arguments)
-    write_grid(pixels(np.stack(results[-1].generation.tokens)), arguments.out)
+    write_grid(pixels(task.picture_tokens(results[-1])), arguments.out)
     return results
 
 
@@ -172,9 +172,9 @@ def _clips(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     frames = None
     if stream:
         check_new_folder(stream)
-        frames = FrameFiles(stream, pixels, len(task.prompts), task.settings.methods[-1])
+        frames = FrameFiles(stream, pixels, task.prompts, task.settings.methods[-1])
     results = _decode(task, arguments, frames)
-    write_clips(pixels(np.stack(results[-1].generation.tokens)), out, kind, fps)
+    write_clips(pixels(task.picture_tokens(results[-1])), out, kind, fps)
     return results
 
 

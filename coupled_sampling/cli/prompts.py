@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import Tokenizer
@@ -18,6 +20,8 @@ __all__ = ["Asked", "Prompts", "find_prompts"]
 
 _INPUT = "-"
 """What stands for standard input."""
+_MOST_BYTES = 64 * 2**20
+"""Of a file of tokens."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Asked:
     prompt: str | None = None
     prompt_file: str | None = None
     tokens: str | None = None
+    tokens_file: str | None = None
     raw: bool = False
     chat: bool = False
     system: str | None = None
@@ -37,12 +42,13 @@ class Asked:
         return cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
 
     def __post_init__(self) -> None:
-        given = [name for name in ("prompt", "prompt_file", "tokens") if getattr(self, name) is not None]
+        given = [name for name in ("prompt", "prompt_file", "tokens", "tokens_file") if getattr(self, name) is not None]
         if len(given) > 1:
             named = " and ".join(name.replace("_", "-") for name in given)
             raise InvalidArgument(f"{named} are given, expected one of them: what to begin with")
-        if self.chat and (self.raw or self.tokens is not None):
-            other = "raw" if self.raw else "tokens"
+        numbers = [name for name in ("tokens", "tokens_file") if getattr(self, name) is not None]
+        if self.chat and (self.raw or numbers):
+            other = "raw" if self.raw else numbers[0].replace("_", "-")
             raise InvalidArgument(
                 f"chat and {other} are given, but a chat template writes the prompt; leave {other} out"
             )
@@ -94,7 +100,8 @@ def find_prompts(bundle: Bundle, tokenizer: Tokenizer | None, asked: Asked, coun
     tokenizer
         Of the model, if it reads text.
     asked
-        Names separated by commas, nothing for all of them; a text or a message for a model that reads text; or tokens.
+        Names separated by commas, nothing for all of them; a text or a message for a model that reads text; or tokens, in a file
+        a prompt a row or a line, but for arrays of other than two axes, which are one prompt in row-major order.
     count
         How many are wanted.
 
@@ -105,6 +112,8 @@ def find_prompts(bundle: Bundle, tokenizer: Tokenizer | None, asked: Asked, coun
     """
     if asked.tokens is not None:
         tokens: Sequence[tuple[int, ...]] = [_tokens(asked.tokens)]
+    elif asked.tokens_file is not None:
+        tokens = _tokens_in(Path(asked.tokens_file))
     elif tokenizer is not None:
         tokens = [_text(bundle, tokenizer, asked)]
     else:
@@ -117,6 +126,44 @@ def _tokens(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise InvalidArgument(f"tokens is {text!r}, expected integers separated by commas, such as 1,2,3") from error
+
+
+def _tokens_in(path: Path) -> Sequence[tuple[int, ...]]:
+    """The prompts in a file: an array of NumPy's, or a text of integers.
+
+    Raises
+    ------
+    InvalidArgument
+        It is neither, or larger than any prompt.
+    OSError
+        It cannot be read.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise InvalidArgument(
+            f"tokens-file {path} has more than {_MOST_BYTES} bytes, expected the tokens of prompts alone"
+        )
+    if path.suffix != ".npy":
+        try:
+            text = path.read_text(encoding="utf-8")
+            lines = [line.replace(",", " ").split() for line in text.splitlines()]
+            prompts = [tuple(int(part) for part in parts) for parts in lines if parts]
+        except ValueError as error:
+            raise InvalidArgument(
+                f"tokens-file {path} is no text of integers ({error}), expected a prompt a line, such as 1,2,3; or .npy"
+            ) from error
+        if not prompts:
+            raise InvalidArgument(f"tokens-file {path} is empty, expected a prompt a line, such as 1,2,3")
+        return prompts
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InvalidArgument(f"tokens-file {path} is no array in NumPy's format: {error}") from error
+    if not (isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size):
+        raise InvalidArgument(
+            f"tokens-file {path} holds {getattr(array, 'dtype', 'several arrays')}, expected some integers"
+        )
+    rows = array.reshape(len(array) if array.ndim == 2 else 1, -1)
+    return [tuple(row) for row in rows.tolist()]
 
 
 def _text(bundle: Bundle, tokenizer: Tokenizer, asked: Asked) -> tuple[int, ...]:
@@ -145,7 +192,8 @@ def _names(manifest: Manifest, asked: Asked) -> Sequence[tuple[int, ...]]:
             )
     if not manifest.prompts:
         raise InvalidArgument(
-            f"the bundle {manifest.name} has no tokenizer, and no prompts by name: give tokens with --tokens 1,2,3"
+            f"the bundle {manifest.name} has no tokenizer, and no prompts by name: give tokens with --tokens 1,2,3 or "
+            "--tokens-file FILE"
         )
     text = asked.text()
     names = list(manifest.prompts) if text is None else text.split(",")

@@ -7,6 +7,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, Tokenizer
@@ -128,6 +131,11 @@ class Task:
             warm_up=warm_up,
             watch=watch,
         )
+
+    def picture_tokens(self, result: MethodResult) -> NDArray[np.int64]:
+        """What the pixel graph takes for every sequence, int64 (sequences, N)."""
+        pairs = zip(self.prompts, result.generation.tokens, strict=True)
+        return np.stack([self.bundle.manifest.picture_tokens(prompt, tokens) for prompt, tokens in pairs])
 
     @property
     def decoding(self) -> DecodingSettings:

@@ -91,7 +91,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        kind: Literal["safetensors", "gguf"],
+        kind: Literal["safetensors", "gguf", "torch"],
         config: Mapping[str, Any],
         tensors: Mapping[str, TensorInfo],
         load: Callable[[str], NDArray[Any]],

@@ -9,14 +9,17 @@ from typing import Any
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.gguf_checkpoint import open_gguf
 from coupled_sampling.export.checkpoints.safetensors_reader import CONFIG, INDEX, SINGLE, open_safetensors
+from coupled_sampling.export.checkpoints.torch_archive import is_archive, open_torch_archive
 from coupled_sampling.fields import check_path
 
 __all__ = ["open_checkpoint"]
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".jit")
+USUAL = ("model.pt", "pytorch_model.bin")
+"""Names of the weights where a folder has other things in such files, too."""
 EXPECTED = (
     f"expected a Hugging Face folder ({CONFIG} with {SINGLE} or {INDEX} and its shards), one .safetensors file with "
-    f"{CONFIG} beside it, or one .gguf file"
+    f"{CONFIG} beside it, one .gguf file, or an archive of PyTorch such as {USUAL[0]}"
 )
 EXPORTED = (
     "already exported by somebody else: the commands inspect, generate, compare and verify take it as it is, as does "
@@ -30,15 +33,16 @@ def open_checkpoint(source: str | Path, check: Callable[[Path, Mapping[str, Any]
     Parameters
     ----------
     source
-        A Hugging Face folder, a ``.safetensors`` file with ``config.json`` beside it, or a ``.gguf`` file.
+        A Hugging Face folder, a ``.safetensors`` file with ``config.json`` beside it, a ``.gguf`` file, or an archive of PyTorch
+        (``.pt``, ``.pth``, ``.bin``, ``.jit``) or the folder of one. Nothing in it is run, and ``config.json`` may be missing.
     check
         Called with the path and the configuration of a folder or ``.safetensors`` file before any weights are looked at. What it
-        raises comes before what may be wrong with these. The architectures of GGUF files that can be read are known here.
+        raises comes before what may be wrong with these. It is not called for GGUF files and archives.
 
     Returns
     -------
     Checkpoint
-        Under Hugging Face's tensor names and configuration keys, whatever the format.
+        Under Hugging Face's tensor names and configuration keys; those of an archive are its own.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def open_checkpoint(source: str | Path, check: Callable[[Path, Mapping[str, Any]
     if source.suffix == ".gguf":
         return open_gguf(source)
     if source.suffix in PICKLED:
-        raise _pickled(source, source.name)
+        return _open_pickled(source)
     if source.suffix == ".onnx":
         raise CheckpointError(f"{source} is an ONNX graph, {EXPORTED}")
     raise CheckpointError(f"{source} is no checkpoint that this library reads: {EXPECTED}")
@@ -88,16 +92,24 @@ def _open_folder(folder: Path, check: Callable[[Path, Mapping[str, Any]], object
         )
     pickled = [name for name in names if name.endswith(PICKLED)]
     if pickled:
-        raise _pickled(folder, ", ".join(pickled[:4]))
+        usual = [name for name in USUAL if name in pickled]
+        if not usual and len(pickled) > 1:
+            raise CheckpointError(
+                f"{folder} holds {len(pickled)} files of PyTorch ({', '.join(pickled[:4])}), expected one, or one that is called "
+                f"{' or '.join(USUAL)}; name one of them. Where they are shards of one model, take its safetensors files"
+            )
+        return _open_pickled(folder / (usual or pickled)[0])
     if any(True for part in (folder, folder / "onnx") for _ in part.glob("*.onnx")):
         raise CheckpointError(f"{folder} holds ONNX graphs and no weights beside them, {EXPORTED}")
     found = ", ".join(names[:4]) if names else "an empty folder"
     raise CheckpointError(f"{folder} is no checkpoint, found {found}; {EXPECTED}")
 
 
-def _pickled(source: Path, names: str) -> CheckpointError:
-    return CheckpointError(
-        f"{source} holds pickled weights ({names}), which are not read: loading a pickle runs whatever code is in it. "
+def _open_pickled(source: Path) -> Checkpoint:
+    if is_archive(source):
+        return open_torch_archive(source)
+    raise CheckpointError(
+        f"{source} is a pickle and no archive of PyTorch 1.6 or later, and is not read: loading it runs whatever code is in it. "
         "Take the model's safetensors files, or convert where PyTorch is at hand and you trust the file: "
         "model = AutoModelForCausalLM.from_pretrained(folder); model.save_pretrained(new_folder, safe_serialization=True)"
     )

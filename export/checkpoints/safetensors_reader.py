@@ -30,7 +30,7 @@ from coupled_sampling.bundles.json_files import (
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError, TensorInfo
 
-__all__ = ["CONFIG", "INDEX", "SINGLE", "open_safetensors"]
+__all__ = ["CONFIG", "INDEX", "SINGLE", "open_safetensors", "read_config", "refuse_quantised_config"]
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -78,11 +78,10 @@ def open_safetensors(source: Path, check: Callable[[Path, Mapping[str, Any]], ob
         ``safetensors`` is not installed.
     """
     folder = source if source.is_dir() else source.parent
-    config = _read_object(folder / CONFIG, CONFIGURATION, "the model's configuration")
-    _check_identity(folder / CONFIG, config)
+    config = read_config(folder)
     if check is not None:
         check(source, config)
-    _refuse_quantised_config(folder / CONFIG, config)
+    refuse_quantised_config(folder / CONFIG, config)
     index: Mapping[str, str] = {}
     if source.is_dir() and not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         index = _read_index(folder / INDEX)
@@ -114,6 +113,19 @@ def open_safetensors(source: Path, check: Callable[[Path, Mapping[str, Any]], ob
         metadata,
         handles.clear,
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder, whose entries that say what the model is are of the right type.
+
+    Raises
+    ------
+    CheckpointError
+        It is missing, or damaged.
+    """
+    config = _read_object(folder / CONFIG, CONFIGURATION, "the model's configuration")
+    _check_identity(folder / CONFIG, config)
+    return config
 
 
 def _load(handle: Any, name: str) -> NDArray[Any]:
@@ -231,7 +243,8 @@ def _check_identity(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
+def refuse_quantised_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that says that weights are parts of numbers: `CheckpointError`."""
     quantisation = config.get("quantization_config")
     if quantisation is None:
         return

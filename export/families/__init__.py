@@ -14,7 +14,7 @@ from typing import Any, cast
 from coupled_sampling.arguments import shown
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
-from coupled_sampling.export.families.contract import Decoding, Exportable, Family
+from coupled_sampling.export.families.contract import Decoding, Exportable, Family, NamedByTensors
 
 __all__ = [
     "FAMILIES",
@@ -38,6 +38,7 @@ FAMILIES: dict[str, str] = {
     "chameleon": "Chameleon",
     "emu3": "Emu3",
     "glm_image": "GlmImage",
+    "cosmos": "Cosmos",
 }
 """Class of every family, by the name that ``--family`` takes and its file has."""
 
@@ -73,7 +74,7 @@ def _family(name: str) -> Family:
 
 
 def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
-    """The family called ``name``, or the one that recognises the checkpoint's configuration.
+    """The family called ``name``, or the one that recognises the checkpoint's configuration, or else the names of its tensors.
 
     Raises
     ------
@@ -97,7 +98,14 @@ def find_family(checkpoint: Checkpoint, name: str = "auto") -> Family:
     ...     find_family(checkpoint).name
     'llama'
     """
-    return family_of(checkpoint.path, checkpoint.config, name)
+    try:
+        return family_of(checkpoint.path, checkpoint.config, name)
+    except CheckpointError:
+        names = frozenset(checkpoint.names())
+        for candidate in map(_family, FAMILIES):
+            if isinstance(candidate, NamedByTensors) and candidate.recognises_tensors(names):
+                return candidate
+        raise
 
 
 def family_of(path: Path, config: Mapping[str, Any], name: str = "auto") -> Family:

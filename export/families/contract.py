@@ -9,19 +9,20 @@ there into the bundle's manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid, PaddedPrompt, Prompt
+from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.pictures.contract import PictureDecoder
 
-__all__ = ["Decoding", "Exportable", "Family", "PictureFamily"]
+__all__ = ["Decoding", "Exportable", "Family", "NamedByTensors", "PictureFamily"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Decoding:
     length
         Tokens per generation; 0 if the family has no usual length, as text has none.
     grid
-        Rows and columns of the picture, if there is one.
+        Rows and columns of the picture, if there is one; of a clip, with all its frames.
+    prompt_frames
+        Of a clip, how many of its first frames a prompt holds. The manifest's grid has the others.
     layout
         Which tokens may stand where; None where all may everywhere.
     prompts
@@ -42,8 +45,8 @@ class Decoding:
         For classifier-free guidance; None if the model was not trained for it.
     stop_tokens
         Tokens that end a sequence.
-    drafting, temperature, top_k, top_p, guidance
-        Recommended settings, those of the model's authors where they are known.
+    window, drafting, temperature, top_k, top_p, guidance
+        Recommended settings, those of the model's authors where they are known. Without a window it is that of other models.
     notes
         What a user must know and the manifest has no entry for, one sentence each.
 
@@ -58,16 +61,52 @@ class Decoding:
 
     length: int = 0
     grid: Grid | None = None
+    prompt_frames: int = 0
     layout: Layout | None = None
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     unconditional_prompt: tuple[int, ...] | PaddedPrompt | None = None
     stop_tokens: tuple[int, ...] = ()
+    window: int | None = None
     drafting: str = "random"
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     guidance: float = 1.0
     notes: tuple[str, ...] = ()
+
+    @property
+    def generated_grid(self) -> Grid | None:
+        """The part of ``grid`` that is generated."""
+        if self.grid is None or not self.prompt_frames:
+            return self.grid
+        return replace(self.grid, frames=self.grid.frames - self.prompt_frames)
+
+    def after(self, prompt_frames: int) -> Decoding:
+        """The same after prompts of so many frames: the others of the clip are generated.
+
+        Raises
+        ------
+        InvalidArgument
+            This model's prompts hold no frames, or there are not so many.
+
+        Examples
+        --------
+        >>> from coupled_sampling.bundles import Grid
+        >>> from coupled_sampling.export.families import Decoding
+        >>> Decoding(length=12, grid=Grid(2, 2, frames=5), prompt_frames=2).after(1).length
+        16
+        """
+        if self.grid is None or not self.prompt_frames:
+            raise InvalidArgument(
+                f"prompt_frames is {prompt_frames}, but the prompts of this model, as it is exported, hold no frames; leave it out"
+            )
+        if not 1 <= prompt_frames < self.grid.frames:
+            raise InvalidArgument(
+                f"prompt_frames is {prompt_frames}, expected 1 to {self.grid.frames - 1} of the {self.grid.frames} frames of a clip"
+            )
+        changed = replace(self, prompt_frames=prompt_frames)
+        assert changed.generated_grid is not None
+        return replace(changed, length=changed.generated_grid.count)
 
 
 @dataclass(frozen=True)
@@ -133,6 +172,15 @@ class Family(Protocol):
             A key of the configuration is unknown or has a value that is not supported, or a tensor is missing, has another
             shape, or is left over.
         """
+        ...
+
+
+@runtime_checkable
+class NamedByTensors(Family, Protocol):
+    """A family that tells its checkpoints by the names of their tensors, where the configuration does not say what they are."""
+
+    def recognises_tensors(self, names: Collection[str]) -> bool:
+        """Whether a checkpoint with tensors of these names is of the family."""
         ...
 
 

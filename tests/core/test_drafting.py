@@ -36,11 +36,26 @@ def test_where_nothing_was_generated_the_fill_token_is_guessed_and_never_the_pro
     assert guesses(Copy(1, fill=4), [9, 1], 2) == [1, 1]
 
 
+def test_copy_copies_a_prompt_that_could_have_been_generated():
+    """A video goes on from its first frames, behind a token that cannot stand in them."""
+    rule = Copy(3, generated=(0, 8))
+    assert guesses(rule, [9, 1, 2, 3, 4, 5, 6], 5, prompt_length=7) == [4, 5, 6, 4, 5]
+    assert guesses(rule, [9, 1, 2, 3, 4, 5, 6, 7], 3, prompt_length=7) == [5, 6, 7]
+    assert guesses(replace(rule, fill=7), [9, 8, 2], 4, prompt_length=3) == [7, 7, 2, 7]
+    assert guesses(Copy(3, generated=(0, 0), fill=7), [1, 2, 3], 2, prompt_length=3) == [7, 7]
+    assert guesses(Repeat(generated=(0, 8)), [9, 4], 2, prompt_length=2) == [4, 4]
+    with pytest.raises(InvalidArgument, match=r"drafting copy: generated is 8, expected \(first, count\)"):
+        Copy(3, generated=8)
+
+
 @pytest.mark.parametrize(
     ("rule", "prompt", "waits"),
     [
         (Copy(3), [9], True),
         (Copy(3, fill=0), [9], False),
+        (Copy(3, generated=(0, 8)), [9, 1, 2], True),
+        (Copy(3, generated=(0, 8)), [9, 1, 2, 3], False),
+        (Copy(4, generated=(0, 8)), [1, 2, 3], True),
         (Repeat(), [9, 9], True),
         (NGram(), [9], False),
         (NGram(generated=(0, 5)), [9], True),

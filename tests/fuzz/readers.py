@@ -42,6 +42,7 @@ from standins.picture_models import (
     llamagen_tensors,
 )
 from standins.tokenizers_of_text import byte_level, sentencepiece
+from standins.torch_archives import archive_of
 
 __all__ = ["READERS", "Reader"]
 
@@ -167,6 +168,26 @@ def safetensors(random: Random, folder: Path) -> list[list[str]]:
         header = damaged_json(random, json.loads(whole[8 : 8 + length]))
         content = struct.pack("<Q", len(header)) + header + whole[8 + length :]
     (folder / "model.safetensors").write_bytes(content)
+    return _exported(folder, folder)
+
+
+@functools.cache
+def _archived() -> bytes:
+    tensors = _models()[0][1]
+    return archive_of({"model": {name: np.asarray(array, np.float16) for name, array in tensors.items()}})
+
+
+def archive(random: Random, folder: Path) -> list[list[str]]:
+    """A PyTorch archive: its pickle, or any byte of the file."""
+    (folder / "config.json").write_text(json.dumps(_models()[0][0]))
+    content = _archived()
+    if random.random() < 0.3:
+        content = damaged_bytes(random, content)
+    else:
+        with zipfile.ZipFile(io.BytesIO(content)) as whole:
+            names = {name.partition("/")[2]: whole.read(name) for name in whole.namelist()}
+        content = archive_of({}, pickle=damaged_bytes(random, names.pop("data.pkl")), more=names)
+    (folder / "pytorch_model.bin").write_bytes(content)
     return _exported(folder, folder)
 
 
@@ -345,6 +366,7 @@ def _damaged_archive(random: Random, path: Path) -> bytes:
 
 
 READERS: dict[str, Reader] = {
+    "archive": archive,
     "manifest": manifest,
     "config": configuration,
     "corrections": corrections,

@@ -11,7 +11,7 @@ for package in ("onnx", "onnxruntime", "safetensors", "gguf", "tokenizers", "jin
 
 COUNT = 50
 HERE = Path(__file__).parent
-NAMES = ("manifest", "config", "corrections", "gguf", "safetensors", "graph", "tokenizer")
+NAMES = ("archive", "manifest", "config", "corrections", "gguf", "safetensors", "graph", "tokenizer")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="workers are forked")

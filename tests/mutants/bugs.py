@@ -12,6 +12,7 @@ from bugs_of_clips_http import BUGS as CLIPS_HTTP
 from bugs_of_corrected_step_graphs import BUGS as CORRECTED_STEP_GRAPHS
 from bugs_of_correction_tables import BUGS as CORRECTION_TABLES
 from bugs_of_corrections import BUGS as CORRECTIONS
+from bugs_of_cosmos import BUGS as COSMOS
 from bugs_of_drafts_and_models import BUGS as DRAFTS_AND_MODELS
 from bugs_of_encoder_decoders import BUGS as ENCODER_DECODERS
 from bugs_of_families import BUGS as FAMILIES
@@ -58,6 +59,7 @@ BUGS: tuple[Bug, ...] = (
     *CLIPS_HTTP,
     *CORRECTIONS,
     *CORRECTION_TABLES,
+    *COSMOS,
     *FITTING,
     *DRAFTS_AND_MODELS,
     *FAMILIES,

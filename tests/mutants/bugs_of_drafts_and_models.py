@@ -47,8 +47,8 @@ BUGS = (
     Bug(
         "copy-never-waits",
         "Copy.waits",
-        "len(tokens) <= prompt_length",
-        "len(tokens) < prompt_length",
+        "len(tokens) > prompt_length",
+        "len(tokens) >= prompt_length",
         "A copy without a fill token guesses the prompt's last token, which cannot come, for a whole window.",
         RULES,
     ),
@@ -71,7 +71,7 @@ BUGS = (
     Bug(
         "ngram-guesses-what-cannot-come",
         "NGram._guesses",
-        "not self._can_stand(found)",
+        "not _can_stand(found, self.generated, otherwise=True)",
         "False",
         "The n-gram lookup proposes tokens of a picture's prompt, which the model cannot generate.",
         RULES,
@@ -79,8 +79,8 @@ BUGS = (
     Bug(
         "fill-token-forgotten",
         "_suited",
-        "replace(rule, fill=fill)",
-        "rule",
+        "replace(rule, fill=_or(rule.fill, fill), generated=_or(rule.generated, some))",
+        "replace(rule, generated=_or(rule.generated, some))",
         "The fill token of a bundle reaches no copy.",
         ("test_bundle_settings",),
     ),

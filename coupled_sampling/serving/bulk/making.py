@@ -172,7 +172,7 @@ class Maker:
             stream = TextStream(self._tokenizer, job.stop, job.prompt if job.continued else ())
             text = stream.feed(tokens) + stream.finish()
         if self._pixels is not None:
-            (pixels,) = self._pixels(np.array([tokens], np.int64))
+            (pixels,) = self._pixels(self._bundle.manifest.picture_tokens(job.prompt, tokens)[None])
             picture = encode_clip(pixels, "WEBP") if self._bundle.manifest.makes_clips else _png(pixels)
         return text, picture
 

@@ -207,6 +207,7 @@ class _Asking:
         asked.check(painter)
         self._service, self._model, self._asked, self.painter = service, model, asked, painter
         self._prompt, self._seed = _tokens(model, asked.prompt), asked.noise
+        painter.prompt = self._prompt
         held = model.bundle.manifest.window_graph.max_length
         if len(self._prompt) > held:  # every job would check all of them, while other clients wait
             raise ApiError(

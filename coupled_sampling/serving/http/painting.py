@@ -78,6 +78,8 @@ class Painter(ABC):
         ``WIDTHxHEIGHT``.
     told
         What a response says of its files.
+    prompt
+        What is gone on from: a clip begins with the frames that it holds.
     """
 
     noun: ClassVar[str]
@@ -103,6 +105,7 @@ class Painter(ABC):
             )
         require(self._format)
         self._model, self._manifest, self._graph = model, manifest, manifest.pixel_graph
+        self.prompt: Sequence[int] = ()
         self.size = f"{self._graph.width}x{self._graph.height}"
         self.told: dict[str, Any] = {"output_format": self._format, "size": self.size}
         if manifest.layout:  # every first token is allowed where it stands, and forced ones are as they have to be
@@ -163,7 +166,8 @@ class Painter(ABC):
         """Of the first ``known`` tokens, and arbitrary ones for the rest."""
         filled = self._fill.copy()
         filled[:known] = tokens[:known]
-        pixels: NDArray[np.uint8] = (await self._model.pictures([filled.tolist()]))[0]
+        every = self._manifest.picture_tokens(self.prompt, filled)
+        pixels: NDArray[np.uint8] = (await self._model.pictures([every.tolist()]))[0]
         return pixels
 
 

@@ -93,7 +93,8 @@ class Answer:
                 elif piece.reason is not None:
                     tensors = sent.tensors()
                     if asked.pixels:
-                        tensors["pixels"] = (await model.pictures([sent.tokens]))[0]
+                        shown = model.bundle.manifest.picture_tokens(asked.job.prompt, sent.tokens)
+                        tensors["pixels"] = (await model.pictures([shown.tolist()]))[0]
                     self._send(tensors, last=True)
 
     def _send(self, tensors: dict[str, Any], *, last: bool = False) -> None:

@@ -1,0 +1,52 @@
+"""Frames of clips: which of their pixels are decided, and the ones that a prompt holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["PromptFrames", "decided_frames"]
+
+
+def decided_frames(pixel_frames: int, frames: int, whole: int) -> int:
+    """How many of ``pixel_frames`` frames of pixels the first ``whole`` of ``frames`` frames of tokens decide.
+
+    Each makes equally many, but for the first one, which makes a single one where the decoder is causal in time. Where both come
+    out even, this is what holds for both.
+
+    >>> decided_frames(12, 12, whole=3), decided_frames(33, 5, whole=2)
+    (3, 9)
+    """
+    if not whole:
+        return 0
+    alone = frames > 1 and (pixel_frames - 1) % (frames - 1) == 0
+    more = (pixel_frames - 1) // (frames - 1) if alone else -(-pixel_frames // frames)
+    return max(0, pixel_frames - (frames - whole) * more)
+
+
+class PromptFrames(NamedTuple):
+    """The frames that every prompt of a model ends with, as tokens that the model could have generated.
+
+    What comes before them, such as a token that begins a video, cannot be generated.
+
+    >>> frames = PromptFrames(tokens=2, first=0, last=7)
+    >>> frames.refusal([9, 1, 2]) is None, frames.refusal([0, 1, 2])
+    (True, '2 tokens from 0 to 7 at its end, the frames to go on from, and none of these before')
+    """
+
+    tokens: int
+    """How many there are."""
+    first: int
+    last: int
+    """The tokens that can be generated: from ``first`` to ``last``."""
+
+    def refusal(self, prompt: Sequence[int]) -> str | None:
+        """What is expected of a ``prompt`` that does not end so; None of one that does."""
+        given = np.asarray(prompt, np.int64)
+        frames = (given >= self.first) & (given <= self.last)
+        if frames.sum() == self.tokens and frames[-self.tokens :].all():
+            return None
+        which = f"{self.tokens} tokens from {self.first} to {self.last}"
+        return f"{which} at its end, the frames to go on from, and none of these before"

@@ -1,0 +1,254 @@
+"""NVIDIA's Cosmos-Predict1 autoregressive video models without text, 4B and 12B: frames of tokens after one or two that are given.
+
+A Llama with grouped heads whose queries and keys are normalised, head by head, with a weight that all heads of a layer share. Each
+query and key turns with the frame, the row and the column of its token; in 12B these angles are stretched. Tokens are codes of a
+video tokenizer, 40 rows by 64 columns to a latent frame: 5 latent frames are a clip of 33 frames of 640 by 1024 pixels. A prompt
+is the codes of the first latent frames and nothing else: there is no special token, no start without a video, no guidance.
+
+A checkpoint is ``model.pt``, a PyTorch archive of named tensors, with ``model.`` before all names or without. Sizes are read off
+the tensors, and so is which model it is: in 4B the heads together are as wide as the model, in 12B they are not. The published code
+does not read ``config.json``, and what the published ones hold is not known. So keys of it that the code's own settings have are
+compared with what is exported, and all others are passed over. ``video_latent_shape``, [frames, rows, columns], is where to
+say that a model was trained further for clips of another size.
+
+5B and 13B, with text, add vectors of positions before every layer and attend to vectors of T5 in every layer: `refuse_text` refuses
+them.
+
+Source: nvidia-cosmos/cosmos-predict1 at 4ed35fa, under ``cosmos_predict1/autoregressive``: ``networks/transformer.py``,
+``modules/attention.py``, ``modules/embedding.py``, ``configs/base/model_config.py``, ``inference/world_generation_pipeline.py``,
+``utils/sampling.py``. No published weights were seen. Not known: what their ``config.json`` holds, whether their names begin with
+``model.``, and 12B's top-p, which is that of the predecessor, Cosmos 1.0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coupled_sampling.bundles.manifest import Grid
+from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
+from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places
+from coupled_sampling.export.families.config import ConfigReader
+from coupled_sampling.export.families.contract import Decoding, Exportable
+from coupled_sampling.export.families.settings import choose_positions, describe
+from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
+
+__all__ = ["Cosmos", "refuse_text"]
+
+EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
+QUERY_NORM = "layers.0.attention.q_norm.weight"
+LAYER_NAMES = {
+    "attention_norm": "attention_norm",
+    "attention.query": "attention.wq",
+    "attention.key": "attention.wk",
+    "attention.value": "attention.wv",
+    "attention.query_norm": "attention.q_norm",
+    "attention.key_norm": "attention.k_norm",
+    "attention.output": "attention.wo",
+    "mlp_norm": "ffn_norm",
+    "mlp.gate": "feed_forward.w1",
+    "mlp.up": "feed_forward.w3",
+    "mlp.down": "feed_forward.w2",
+}
+CLIP = [5, 40, 64]
+"""Frames, rows and columns of tokens of the published models."""
+
+BASE, EPSILON = 500_000.0, 1e-5
+STRETCH, BETA_FAST, BETA_SLOW, FIRST_TRAINED = 2, 4, 1, [3, 40, 64]
+"""How 12B's angles are stretched; of the last the published code takes the rows for the columns, too."""
+
+_LAYER = re.compile(r"layers\.(\d+)\.")
+_HARMLESS_TENSORS = ("_extra_state",)
+_WINDOW = 64
+_PROMPT_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the tensors say."""
+
+    width: int
+    words: int
+    codes: int
+    layers: int
+    head_size: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+
+    @property
+    def stretched(self) -> bool:
+        """Whether it is built as 12B is."""
+        return self.width != self.heads * self.head_size
+
+
+class Cosmos:
+    """Cosmos-Predict1 autoregressive, without text."""
+
+    name = "cosmos"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``model_type`` is ``cosmos``."""
+        return bool(config.get("model_type") == "cosmos")
+
+    def recognises_tensors(self, names: Collection[str]) -> bool:
+        """Whether tensors are named as in the published code, with ``model.`` before all or without."""
+        return any(
+            all(f"{prefix}{name}" in names for name in (EMBEDDING, HEAD, QUERY_NORM)) for prefix in ("", "model.")
+        )
+
+    def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
+        """Understand ``checkpoint``; ``positions`` keeps the first tokens of a clip only, None keeps all."""
+        prefix = "model." if f"model.{EMBEDDING}" in checkpoint else ""
+        refuse_text(checkpoint, prefix)
+        sizes = _sizes(checkpoint, prefix)
+        reader = ConfigReader(checkpoint.config, f"the configuration of {checkpoint.path}")
+        clip = reader.counts("video_latent_shape", CLIP, least=1)
+        if len(clip) != len(CLIP):
+            raise reader.refusal("video_latent_shape", clip, "three numbers: frames, rows and columns of tokens")
+        _compare(reader, sizes)
+        description = _description(checkpoint, sizes, clip, positions)
+        weights = read_places(checkpoint, _places(description, prefix), _HARMLESS_TENSORS)
+        return Exportable(self.name, description, weights, _decoding(description, clip, stretched=sizes.stretched))
+
+
+def refuse_text(checkpoint: Checkpoint, prefix: str) -> None:
+    """Refuse 5B and 13B: they have cross-attention, and tokens that are fed and never generated.
+
+    Raises
+    ------
+    CheckpointError
+        It is one of them.
+    """
+    rows = [_shape(checkpoint, f"{prefix}{name}", 2)[0] for name in (EMBEDDING, HEAD)]
+    if rows[0] != rows[1] or any(".cross_attention" in name for name in checkpoint.names()):
+        raise CheckpointError(
+            f"{checkpoint.path} is a Cosmos model with text (5B or 13B), which adds positions before every layer and attends to "
+            "vectors of T5 in every layer, and cannot be exported; 4B and 12B, without text, can"
+        )
+
+
+def _sizes(checkpoint: Checkpoint, prefix: str) -> _Sizes:
+    def shape(name: str, axes: int = 2) -> tuple[int, ...]:
+        return _shape(checkpoint, f"{prefix}{name}", axes)
+
+    (head_size,) = shape(QUERY_NORM, 1)
+    (width,) = shape("norm.weight", 1)
+    rows = {name: shape(f"layers.0.attention.{name}.weight")[0] for name in ("wq", "wk")}
+    for name, count in rows.items():
+        if not head_size or not count or count % head_size:
+            raise CheckpointError(
+                f"{checkpoint.path}: layers.0.attention.{name}.weight has {count} rows, expected a multiple of the size of a head, "
+                f"{head_size}, as {QUERY_NORM} has it"
+            )
+    numbers = (_LAYER.match(name.removeprefix(prefix)) for name in checkpoint.names())
+    return _Sizes(
+        width=width,
+        words=shape(EMBEDDING)[0],
+        codes=shape(HEAD)[0],
+        layers=len({int(found[1]) for found in numbers if found}),
+        head_size=head_size,
+        heads=rows["wq"] // head_size,
+        kv_heads=rows["wk"] // head_size,
+        mlp_width=shape("layers.0.feed_forward.w1.weight")[0],
+    )
+
+
+def _shape(checkpoint: Checkpoint, name: str, axes: int) -> tuple[int, ...]:
+    shape = checkpoint.info(name).shape
+    if len(shape) != axes:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name!r} has shape {shape}, expected {axes} axes; is it Cosmos'?"
+        )
+    return shape
+
+
+def _compare(reader: ConfigReader, sizes: _Sizes) -> None:
+    """Refuse a configuration that says something else than what is exported, in a key that the published code's settings have."""
+    for key, found in (
+        ("dim", sizes.width),
+        ("n_layers", sizes.layers),
+        ("n_heads", sizes.heads),
+        ("n_kv_heads", sizes.kv_heads),
+        ("head_dim", sizes.head_size),
+        ("ffn_hidden_size", sizes.mlp_width),
+        ("vocab_size", sizes.words),
+        ("norm_type", "rmsnorm"),
+        ("rope_dim", "3D"),
+        ("pytorch_rope_version", "v2"),
+        ("use_qk_normalization", True),
+        ("causal_mask", True),
+        ("insert_cross_attn", False),
+        ("apply_abs_pos_emb", False),
+        ("apply_yarn", sizes.stretched),
+        ("original_latent_shape", FIRST_TRAINED),
+    ):
+        reader.take(key, found, accepted=(found,))
+    for key, value in (
+        ("norm_eps", EPSILON),
+        ("rope_theta", BASE),
+        ("yarn_scale", STRETCH),
+        ("yarn_beta_fast", BETA_FAST),
+        ("yarn_beta_slow", BETA_SLOW),
+    ):
+        said = reader.number(key, value)
+        if said != value:
+            raise reader.refusal(key, said, f"{value}, which is what the published code has")
+
+
+def _description(checkpoint: Checkpoint, sizes: _Sizes, clip: list[int], positions: int | None) -> DecoderDescription:
+    frames, rows, columns = clip
+    grid = GridRotary(rows, columns, prefix=0, frames=frames, prefix_vanishes=False)
+    scaling = None
+    if sizes.stretched:
+        first, space, _ = FIRST_TRAINED
+        grid = replace(grid, trained=(first, space, space))
+        scaling = RotaryScaling("llama3", STRETCH, low_frequency_factor=BETA_SLOW, high_frequency_factor=BETA_FAST)
+    return describe(
+        checkpoint,
+        vocab_size=sizes.words,
+        positions=choose_positions(positions, math.prod(clip)),
+        width=sizes.width,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_size=sizes.head_size,
+        mlp_width=sizes.mlp_width,
+        norm=Norm("rms", EPSILON),
+        rotary=Rotary("half", BASE, scaling=scaling, grid=grid),
+        query_key_norm=QueryKeyNorm(Norm("rms", EPSILON)),
+        generated=sizes.codes,
+    )
+
+
+def _places(description: DecoderDescription, prefix: str) -> dict[str, Place]:
+    names = {"embedding.weight": EMBEDDING, "norm.weight": "norm.weight", "head.weight": HEAD}
+    places = {}
+    for name, shape in description.weight_shapes().items():
+        if name not in names:
+            layer, rest = layer_name(name)
+            names[name] = f"layers.{layer}.{LAYER_NAMES[rest.removesuffix('.weight')]}.weight"
+        places[name] = Place(f"{prefix}{names[name]}", shape)
+    return places
+
+
+def _decoding(description: DecoderDescription, clip: list[int], *, stretched: bool) -> Decoding:
+    frames, rows, columns = clip
+    whole = description.positions == math.prod(clip) and frames > 1
+    given = min(_PROMPT_FRAMES, frames - 1) if whole else 0
+    notes = ["A prompt is the tokens of the first latent frames of a clip, as the published encoder makes them."]
+    if stretched:
+        notes.append("top_p is that of the predecessor, Cosmos 1.0; what the authors use for Predict1 is not known.")
+    return Decoding(
+        length=(frames - given) * rows * columns if whole else 0,
+        grid=Grid(rows, columns, frames) if whole else None,
+        prompt_frames=given,
+        drafting=f"copy:{rows * columns}",
+        window=_WINDOW,
+        top_p=0.9 if stretched else 0.8,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,78 @@
+"""Prompts that are the first frames of a clip: what a manifest says of them, what is refused, and what the pixel graph takes."""
+
+from dataclasses import replace
+
+import pytest
+
+from coupled_sampling.bundles import Grid, PixelGraph, Prompt, open_bundle
+from coupled_sampling.bundles.clips import decided_frames
+from coupled_sampling.bundles.settings import decoding_settings
+from coupled_sampling.drafting import Copy, Repeat
+from coupled_sampling.errors import BundleError, InvalidArgument
+
+FASHION = open_bundle("fashion").manifest
+FRAME = list(range(28))
+
+
+def clip(**changes):
+    """A manifest of clips of 3 frames of 2 by 14 tokens, the first of them given."""
+    pixels = replace(FASHION.pixel_graph, frames=17)
+    plain = {"grid": Grid(2, 14, 2), "prompt_frames": 1, "length": 56, "pixel_graph": pixels, "prompts": {}}
+    return replace(FASHION, **plain | {"unconditional_prompt": None, "corrections": None, "step_graphs": ()} | changes)
+
+
+def test_the_pixel_graph_takes_the_prompts_frames_too():
+    manifest = clip()
+    assert manifest.picture_tokens([260, *FRAME], [1] * 56).tolist() == FRAME + [1] * 56
+    assert FASHION.picture_tokens([260], [1, 2]).tolist() == [1, 2]
+    assert manifest.frame_tokens == 28
+    assert clip(grid=Grid(2, 14, 1), length=28).frame_tokens == 28  # to the prompt's
+
+
+def test_the_prompts_frames_are_decided_first():
+    assert [clip().frames_of(tokens) for tokens in (0, 27, 28, 55, 56)] == [1, 1, 9, 9, 17]
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [((12, 12), range(13)), ((33, 5), (0, 1, 9, 17, 25, 33)), ((24, 12), range(0, 25, 2)), ((1, 1), (0, 1)), ((4, 1), (0, 4))],
+)  # fmt: skip
+def test_frames_of_pixels_that_frames_of_tokens_decide(made, expected):
+    pixel_frames, frames = made
+    assert [decided_frames(pixel_frames, frames, whole) for whole in range(frames + 1)] == list(expected)
+
+
+def test_where_both_readings_come_out_even_less_is_promised():
+    assert decided_frames(49, 7, 3) == min(3 * 7, 1 + 2 * 8)
+
+
+def test_a_prompt_has_to_end_with_its_frames():
+    for prompt in (FRAME, [260, *FRAME], [266, 260, *FRAME]):
+        assert clip().frames_of_prompt.refusal(prompt) is None
+    for prompt in ([], FRAME[1:], [3, *FRAME], [*FRAME[1:], 260], [*FRAME, 260], [*FRAME[:9], 260, *FRAME[9:]], [260]):
+        assert "28 tokens from 0 to 255" in clip().frames_of_prompt.refusal(prompt)
+    with pytest.raises(BundleError, match=r"prompts\['a'\]\.tokens is '2 tokens', expected 28 tokens"):
+        clip(prompts={"a": Prompt((260, 3), (), "A")})
+    clip(prompts={"a": Prompt((260, *FRAME), (), "A")})
+
+
+def test_frames_of_prompts_need_a_clip():
+    for changes in (
+        {"grid": None, "length": 196, "pixel_graph": None},
+        {"grid": Grid(14, 14), "length": 196, "pixel_graph": None},
+        {"prompt_frames": -1},
+        {"pixel_graph": PixelGraph(FASHION.pixel_graph.file, 28, 28, 1, frames=2)},
+    ):
+        with pytest.raises(BundleError, match=r"prompt_frames|pixel_graph\.frames"):
+            clip(**changes)
+
+
+def test_drafts_are_copied_from_the_prompts_frames_where_there_are_some():
+    manifest = clip(defaults=replace(FASHION.defaults, guidance=1.0))
+    settings = decoding_settings(manifest, {"drafting": "copy:28"})
+    assert settings.drafting == Copy(28, FASHION.fill_token, (0, 256))
+    assert decoding_settings(manifest, {"drafting": "repeat"}).drafting == Repeat(FASHION.fill_token, (0, 256))
+    assert decoding_settings(FASHION, {"drafting": "copy:28"}).drafting == Copy(28, FASHION.fill_token)
+    with pytest.raises(InvalidArgument, match="prompt has 1 tokens, expected 28 tokens from 0 to 255"):
+        settings.request([260])
+    assert settings.request([260, *FRAME]).length == 56
