@@ -10,13 +10,14 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.branching import check_room
 from coupled_sampling.bundles.clips import PromptFrames
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import Manifest
+from coupled_sampling.bundles.settings_parts import DecoderPart, Given, ModelPart
 from coupled_sampling.contracts import Sampling
 from coupled_sampling.drafting import Copy, Drafting, NGram, Random, find_drafting
 from coupled_sampling.errors import InvalidArgument
@@ -40,58 +41,6 @@ CORRECTIONS = ("auto", "none", "plain", "fitted", "network")
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
-
-
-class Given(TypedDict, total=False):
-    """Settings as a user writes them, all of them optional; None, too, leaves one to the bundle."""
-
-    method: str | None
-    """Name of a method."""
-    window: int | str | None
-    """Slots per pass, or "auto"."""
-    branches: int | None
-    """Slots of each window that are for branches."""
-    drafting: str | Drafting | None
-    """Where first guesses come from."""
-    prompt_chunk: int | None
-    """Most tokens of a long prompt to read in one call."""
-    guidance: float | None
-    """Classifier-free guidance scale; 1 is none."""
-    guidance_interval: str | None
-    """"FIRST:END", the generated tokens that are guided, a slice as in Python; ":" is all of them."""
-    length: int | None
-    """Most tokens per sequence."""
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    """These four shape the target law, see `coupled_sampling.Sampling`."""
-    corrections: str | None
-    """One of `CORRECTIONS`."""
-
-
-class ModelPart(TypedDict):
-    """What `coupled_sampling.backends.open_model` takes of the settings."""
-
-    method: str
-    guidance: Scale
-    warped: bool
-    corrections: str
-    trees: bool | None
-
-
-class DecoderPart(TypedDict):
-    """What `coupled_sampling.Decoder` takes of the settings. A model that is a step has a method of its own.
-
-    Corrections are not among it: they belong to the step, which is opened with them, and a decoder refuses others beside it. To
-    decode a provider, give ``corrections=bundle.corrector(settings.method, settings.corrections)`` beside this.
-    """
-
-    method: str
-    window: int | str
-    drafting: str | Drafting
-    prompt_chunk: int | None
-    branches: int | None
 
 
 @dataclass(frozen=True)
@@ -407,9 +356,8 @@ def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
 def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
     prompt = manifest.unconditional_prompt
-    longer = (
-        len(prompt) - 1 if guided and isinstance(prompt, tuple) else 0
-    )  # one that is made of the prompt is no longer
+    # One that is made of the prompt is no longer than it.
+    longer = len(prompt) - 1 if guided and isinstance(prompt, tuple) else 0
     return manifest.window_graph.max_length - longer
 
 
