@@ -8,12 +8,13 @@ Which decoder belongs to a checkpoint is for its family to say (`coupled_samplin
 into tokens, are not exported.
 """
 
-from coupled_sampling.export.pictures.description import FirstFrame, Stage, VqDescription
+from coupled_sampling.export.pictures.description import CausalFrames, FirstFrame, Stage, VqDescription
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 from coupled_sampling.export.pictures.pixel_graph import write_vq_pixel_graph
 from coupled_sampling.export.pictures.reference import reference_pixels
 
 __all__ = [
+    "CausalFrames",
     "FirstFrame",
     "PictureTokens",
     "Stage",
