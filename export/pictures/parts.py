@@ -52,8 +52,8 @@ class PictureParts:
     ----------
     weights
         Of the decoder.
-    rows, columns, frames
-        Its grid of codes; ``frames`` is 1 for pictures. They grow as the graph doubles them.
+    grid
+        Frames, rows and columns that it begins with; frames are 1 for pictures. They change as the graph does.
     groups, epsilon
         Of its norms.
     stored
@@ -164,11 +164,12 @@ class PictureParts:
         choices = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return self.graph.op("Resize", x, "", scales, mode="nearest", **choices)
 
-    def with_frames(self, x: str, order: list[int], width: int) -> str:
+    def with_frames(self, x: str, order: list[int], width: int, output: str | None = None) -> str:
         """Frames ``order`` of every clip, instead of all in their order; there are so many from then on."""
         clips = self.graph.op("Gather", self.clips(x, width), self.graph.integers(*order), axis=1)
         self.frames = len(order)
-        return self.graph.op("Reshape", clips, self.graph.integers(-1, width, self.rows, self.columns))
+        shape = self.graph.integers(-1, width, self.rows, self.columns)
+        return self.graph.op("Reshape", clips, shape, name=output)
 
     def clips(self, x: str, width: int) -> str:
         """``x`` as (B, frames, width * height * width of the picture)."""

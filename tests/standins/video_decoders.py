@@ -1,0 +1,26 @@
+"""Small tokenizers of videos with random weights, for tests of the exporter."""
+
+import numpy as np
+
+from coupled_sampling.export.pictures.video_description import CausalVideoDescription, VideoStage
+from standins.picture_decoders import random_weights
+
+STAGES = (VideoStage(8, 1, space=True), VideoStage(8, 2, space=True, time=True), VideoStage(4, 2))
+VIDEO = CausalVideoDescription(frames=3, rows=2, columns=3, stages=STAGES, latent=5)
+"""Cosmos' decoder, narrow: 3 frames of 2 by 3 codes become 17 of 32 by 48 pixels."""
+
+
+def video_weights(description, seed=0):
+    """Weights of a decoder whose frames have a spread of about one half, float32."""
+    weights = random_weights(description, seed)
+    for part in ("weight", "bias"):
+        # Each transform adds up eight coefficients.
+        weights[f"conv_out.time.{part}"] /= np.float32(8 ** (description.transforms / 2))
+    return weights
+
+
+def archive(places, weights):
+    """``weights`` under the names of an archive, with some that no decoder needs."""
+    tensors = {place.tensor: weights[name] for name, place in places.items()}
+    others = ("encoder.conv_in.0.conv3d.weight", "quant_conv.conv3d.bias", "inv_quant.quantizer._levels")
+    return tensors | {name: np.zeros(6, np.float32) for name in (*others, "decoder.unpatcher3d.wavelets")}
