@@ -58,8 +58,8 @@ def cosmos_picture_decoder(
     shape = checkpoint.info(_LATENT).shape
     if len(shape) != 5 or shape[1] != len(LEVELS):
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {_LATENT!r} has shape {shape}, expected 5 axes and {len(LEVELS)} inputs, one for each digit "
-            "of a code; this tokenizer is not of the discrete kind"
+            f"{checkpoint.path}: tensor {_LATENT!r} has shape {shape}, expected 5 axes and {len(LEVELS)} inputs, one for each "
+            "digit of a code; this tokenizer is not of the discrete kind"
         )
     try:
         description = CausalVideoDescription(

@@ -177,7 +177,7 @@ class CausalVideoDescription:
         places = np.cumprod([1, *self.levels[:-1]])
         half = levels // 2
         digits = np.arange(self.codes)[:, None] // places % levels
-        return ((digits - half) / half).astype(np.float32)
+        return np.asarray((digits - half) / half, np.float32)
 
     def weight_shapes(self) -> Shapes:
         """Names and shapes of the decoder's weights, in the order in which they are used.

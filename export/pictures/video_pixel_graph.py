@@ -112,7 +112,7 @@ def write_video_pixel_graph(
 def haar_signs() -> NDArray[np.float32]:
     """(8, 8): the share of coefficient k in value v of a block of 2 frames, rows and columns, both numbered time, row, column."""
     bits = np.array(list(itertools.product((0, 1), repeat=3)))
-    return ((-1.0) ** (bits @ bits.T)).astype(np.float32)
+    return np.asarray((-1.0) ** (bits @ bits.T), np.float32)
 
 
 class VideoParts(PictureParts):

@@ -1,6 +1,7 @@
 """A causal tokenizer of videos in numpy and float64: what its graph is checked against, and readable as its definition.
 
-It is slow, and it shares nothing with the graph but the description and the weights. Values are (B, channels, frames, rows, columns).
+It is slow, and it shares nothing with the graph but the description and the weights. Values are
+(B, channels, frames, rows, columns).
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class _Parts:
     def norm(self, name: str, x: Floats) -> Floats:
         axes = (1, 3, 4)
         centred = x - x.mean(axes, keepdims=True)
-        scaled = centred / np.sqrt(x.var(axes, keepdims=True) + self.epsilon)
+        scaled: Floats = centred / np.sqrt(x.var(axes, keepdims=True) + self.epsilon)
         return scaled * self.column(f"{name}.weight") + self.column(f"{name}.bias")
 
     def convolution(self, name: str, x: Floats) -> Floats:
