@@ -1,13 +1,18 @@
-"""Cosmos' discrete tokenizer of videos, DV8x16x16: from an archive of its decoder to a `PictureDecoder`.
+"""Cosmos' discrete tokenizer of videos, DV8x16x16: from archives of its halves to graphs.
 
-The decoder is published as ``decoder.jit``, an archive of tensors without a configuration, and ``autoencoder.jit`` has it beside
-the encoder. Sizes are read off the tensors; the levels of the codes are in no tensor that must be there.
+The decoder is published as ``decoder.jit``, an archive of tensors without a configuration, the encoder as ``encoder.jit``, and
+``autoencoder.jit`` has both. Sizes are read off the tensors; the levels of the codes are in no tensor that must be there.
 
 Sources: nvidia-cosmos/cosmos-predict1 at 4ed35fa, ``cosmos_predict1/autoregressive/tokenizer`` and
 ``configs/base/tokenizer.py``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
 
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
@@ -18,13 +23,11 @@ from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 from coupled_sampling.export.pictures.video_description import CausalVideoDescription, VideoStage
 from coupled_sampling.export.pictures.video_names import read_video_stages, video_places
 
-__all__ = ["cosmos_picture_decoder"]
+__all__ = ["cosmos_picture_decoder", "cosmos_video_encoder"]
 
 LEVELS = (8, 8, 8, 5, 5, 5)
-_OTHERS = ("encoder.", "quant_conv.", "quantizer.", "inv_quant.", "decoder.unpatcher3d.")
-"""Beginnings of tensors that decoding does not need: the encoder, and tables that follow from the levels."""
-
-_LATENT = "post_quant_conv.conv3d.weight"
+_TABLES = ("quantizer.", "inv_quant.", "decoder.unpatcher3d.", "encoder.patcher3d.")
+"""Beginnings of tables that follow from the sizes."""
 
 
 def cosmos_picture_decoder(
@@ -55,22 +58,65 @@ def cosmos_picture_decoder(
         raise InvalidArgument(f"grid is {grid}, expected one with frames")
     stages = read_video_stages(checkpoint)
     _refuse_legacy(checkpoint, stages)
-    shape = checkpoint.info(_LATENT).shape
-    if len(shape) != 5 or shape[1] != len(LEVELS):
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {_LATENT!r} has shape {shape}, expected 5 axes and {len(LEVELS)} inputs, one for each "
-            "digit of a code; this tokenizer is not of the discrete kind"
-        )
-    try:
-        description = CausalVideoDescription(
-            grid.frames, grid.rows, grid.columns, stages, LEVELS, latent=shape[0], rounding=rounding
-        )
-    except InvalidArgument as error:
-        raise CheckpointError(f"{checkpoint.path} makes no decoder of videos: {error}") from error
-    left = [name for name in checkpoint.names() if name.startswith(_OTHERS)]
-    read = read_places(checkpoint, video_places(description), left)
+    latent = _latent(checkpoint, "post_quant_conv.conv3d.weight", 1)
+    description = _described(checkpoint, grid, stages, latent=latent, rounding=rounding)
+    read = read_places(checkpoint, video_places(description), _left(checkpoint, "encoder.", "quant_conv."))
     tokens = PictureTokens(description.grid_tokens, first, description.codes)
     return PictureDecoder(description, read, tokens, checkpoint.path)
+
+
+def cosmos_video_encoder(
+    checkpoint: Checkpoint, grid: Grid
+) -> tuple[CausalVideoDescription, Callable[[str], NDArray[Any]]]:
+    """The encoder in ``checkpoint`` for clips whose codes make ``grid``: what `write_video_token_graph` takes.
+
+    Parameters
+    ----------
+    checkpoint
+        An archive of the encoder, or of encoder and decoder.
+    grid
+        Frames, rows and columns of codes: 1 and 2 frames are those of prompts of 1 and 9 frames of pixels.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing, left over or of another shape.
+    InvalidArgument
+        The grid has no frames.
+    """
+    if grid.frames < 1:
+        raise InvalidArgument(f"grid is {grid}, expected one with frames")
+    stages = read_video_stages(checkpoint, encoder=True)
+    latent = _latent(checkpoint, "quant_conv.conv3d.weight", 0)
+    base = checkpoint.info("encoder.conv_in.0.conv3d.weight").shape[0]
+    description = _described(checkpoint, grid, stages, latent=latent, base=base)
+    left = _left(checkpoint, "decoder.", "post_quant_conv.")
+    return description, read_places(checkpoint, video_places(description, encoder=True), left)
+
+
+def _latent(checkpoint: Checkpoint, name: str, axis: int) -> int:
+    """Channels on the other side of the kernel ``name`` than the digits of a code, which are its ``axis``."""
+    shape = checkpoint.info(name).shape
+    if len(shape) != 5 or shape[axis] != len(LEVELS):
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name!r} has shape {shape}, expected 5 axes and {len(LEVELS)} entries in axis {axis}, one "
+            "for each digit of a code; this tokenizer is not of the discrete kind"
+        )
+    return shape[1 - axis]
+
+
+def _described(
+    checkpoint: Checkpoint, grid: Grid, stages: tuple[VideoStage, ...], **sizes: Any
+) -> CausalVideoDescription:
+    try:
+        return CausalVideoDescription(grid.frames, grid.rows, grid.columns, stages, LEVELS, **sizes)
+    except InvalidArgument as error:
+        raise CheckpointError(f"{checkpoint.path} makes no tokenizer of videos: {error}") from error
+
+
+def _left(checkpoint: Checkpoint, *other: str) -> list[str]:
+    """Names of tensors that one half does not need: those of the ``other`` half, and tables."""
+    return [name for name in checkpoint.names() if name.startswith((*other, *_TABLES))]
 
 
 def _refuse_legacy(checkpoint: Checkpoint, stages: tuple[VideoStage, ...]) -> None:

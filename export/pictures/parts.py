@@ -23,7 +23,7 @@ __all__ = ["PICTURE", "PictureParts", "check_tokens"]
 PICTURE = "picture"
 """Name of the value that holds a decoder's output before it is made pixels."""
 
-FLOAT32, UINT8 = 1, 2
+FLOAT32, UINT8, INT64 = 1, 2, 7
 """ONNX's numbers of these types."""
 
 
@@ -109,11 +109,7 @@ class PictureParts:
 
     def pixels(self, picture: str, output: str, shape: tuple[int, ...], *, nearest: bool) -> None:
         """From values in [-1, 1] and beyond to bytes of ``shape``, (height, width, channels), after frames if it is a clip."""
-        graph = self.graph
-
-        def number(value: float) -> str:
-            return graph.constant(f"number.{value:g}", np.array(value, np.float32))
-
+        graph, number = self.graph, self.number
         x = graph.op("Mul", graph.op("Add", picture, number(1)), number(0.5))
         x = graph.op("Mul", x, number(255))
         if nearest:
@@ -123,6 +119,10 @@ class PictureParts:
         last = graph.op("Transpose", cast, perm=[0, 2, 3, 1], name=None if clip else output)
         if clip:
             graph.op("Reshape", last, graph.integers(-1, *shape), name=output)
+
+    def number(self, value: float) -> str:
+        """A constant float32."""
+        return self.graph.constant(f"number.{value:g}", np.array(value, np.float32))
 
     def norm(self, name: str, x: str) -> str:
         """A group norm of each frame, scaled and shifted per channel."""
@@ -179,16 +179,19 @@ class PictureParts:
         """The shape (B * frames, width, height, width) at the present resolution; B is that of the input."""
         return self.graph.integers(0, width, self.rows, self.columns)
 
-    def convolution(self, name: str, x: str, output: str | None = None) -> str:
-        """A convolution that keeps the size, by the kernel called ``name``; kernels of five axes have taps in time, the third."""
+    def convolution(self, name: str, x: str, output: str | None = None, **attributes: Any) -> str:
+        """A convolution by the kernel called ``name``; kernels of five axes have taps in time, the third.
+
+        It keeps the size, unless ``attributes`` of the operator say otherwise.
+        """
         kernel = self.weights[f"{name}.weight"]
         if kernel.ndim == 5:
             outputs, inputs, taps, *size = kernel.shape
             kernel = kernel.swapaxes(1, 2).reshape(outputs, taps * inputs, *size)
             x = self.with_past(x, taps, inputs)
-        pads = [kernel.shape[-1] // 2] * 4
+        attributes = {"pads": [kernel.shape[-1] // 2] * 4} | attributes
         weight = self.widened(self.graph.weight(f"{name}.weight", converted(f"{name}.weight", kernel, self.stored)))
-        return self.graph.op("Conv", x, weight, self.vector(f"{name}.bias"), pads=pads, name=output)
+        return self.graph.op("Conv", x, weight, self.vector(f"{name}.bias"), name=output, **attributes)
 
     def with_past(self, x: str, taps: int, width: int) -> str:
         """Every frame of ``width`` channels below the ``taps - 1`` frames before it, as channels."""

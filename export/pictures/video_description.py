@@ -32,7 +32,10 @@ __all__ = ["CausalVideoDescription", "VideoStage"]
 HAAR = 8
 """Channels that a wavelet transform of one level makes of one: low and high in time, row and column."""
 
-_LEAST = ("frames", "rows", "columns", "latent", "channels")
+MARGIN = 1e-3
+"""What the encoder's range of a digit exceeds its values by, as a share."""
+
+_LEAST = ("frames", "rows", "columns", "latent", "channels", "base")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class CausalVideoDescription:
         "floor" or "nearest": how a pixel's value becomes an integer.
     epsilon
         Of the norms.
+    base
+        Channels that the encoder begins with.
 
     Raises
     ------
@@ -110,6 +115,7 @@ class CausalVideoDescription:
     channels: int = 3
     rounding: str = "floor"
     epsilon: float = 1e-6
+    base: int = 128
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -162,6 +168,29 @@ class CausalVideoDescription:
         """Columns of pixels."""
         return self.columns * self.scale
 
+    @property
+    def encoder_stages(self) -> tuple[VideoStage, ...]:
+        """Stages of the encoder, in the order in which they run; ``space`` and ``time`` say what is halved afterwards.
+
+        They are the decoder's backwards with a block less each, and halve what the decoder's stage before doubles.
+
+        Raises
+        ------
+        InvalidArgument
+            The decoder has no such counterpart: its last stage doubles something, or a stage has one block only.
+        """
+        last = self.stages[-1]
+        if last.space or last.time or min(stage.blocks for stage in self.stages) < 2:
+            raise InvalidArgument(
+                f"stages is {self.stages}, expected two blocks or more in each, and a last one that doubles nothing, for an encoder"
+            )
+        backwards = self.stages[::-1]
+        following = (*backwards[1:], VideoStage(1, 1))
+        return tuple(
+            VideoStage(stage.width, stage.blocks - 1, space=after.space, time=after.time)
+            for stage, after in zip(backwards, following, strict=True)
+        )
+
     def codebook(self) -> NDArray[np.float32]:
         """The vector of every code, (codes, digits): digit d of L levels is (d - L // 2) / (L // 2).
 
@@ -178,6 +207,24 @@ class CausalVideoDescription:
         half = levels // 2
         digits = np.arange(self.codes)[:, None] // places % levels
         return np.asarray((digits - half) / half, np.float32)
+
+    def encoder_shapes(self) -> Shapes:
+        """Names and shapes of the encoder's weights, in the order in which they are used.
+
+        Raises
+        ------
+        InvalidArgument
+            As for `encoder_stages`.
+        """
+        inner, stages = self.base, self.encoder_stages
+        shapes = _pair("conv_in", inner, self.channels * HAAR**self.transforms)
+        for i, stage in enumerate(stages):
+            for j in range(stage.blocks):
+                shapes |= _block(f"stages.{i}.block.{j}", stage.width, inner)
+                inner = stage.width
+            shapes |= _resampling(f"stages.{i}.downsample", inner, space=stage.space, time=stage.time)
+        shapes |= _middle(inner) | _norm("norm_out", inner) | _pair("conv_out", self.latent, inner)
+        return shapes | _kernel("quant", len(self.levels), self.latent)
 
     def weight_shapes(self) -> Shapes:
         """Names and shapes of the decoder's weights, in the order in which they are used.

@@ -23,18 +23,22 @@ _PARTS = {
     "attention": "attn_1",
 }
 _AXES = {"space": "0", "time": "1"}
-_RESAMPLING = {"time": "conv1", "space": "conv2", "mix": "conv3"}
+_RESAMPLING = {
+    "upsample": {"time": "conv1", "space": "conv2", "mix": "conv3"},
+    "downsample": {"space": "conv1", "time": "conv2", "mix": "conv3"},
+}
+"""Each in the order in which they run."""
 
 
-def video_places(description: CausalVideoDescription, prefix: str = "") -> dict[str, Place]:
-    """The place of every weight of the decoder in an archive whose names begin with ``prefix``."""
-    stages = len(description.stages)
-    shapes = description.weight_shapes()
+def video_places(description: CausalVideoDescription, prefix: str = "", *, encoder: bool = False) -> dict[str, Place]:
+    """The place of every weight of the decoder, or of the encoder, in an archive whose names begin with ``prefix``."""
+    shapes = description.encoder_shapes() if encoder else description.weight_shapes()
+    stages = 0 if encoder else len(description.stages)
     return {name: Place(f"{prefix}{_tensor(name, stages)}", shape) for name, shape in shapes.items()}
 
 
-def read_video_stages(checkpoint: Checkpoint, prefix: str = "") -> tuple[VideoStage, ...]:
-    """The stages, read off the names and shapes of tensors.
+def read_video_stages(checkpoint: Checkpoint, prefix: str = "", *, encoder: bool = False) -> tuple[VideoStage, ...]:
+    """The decoder's stages, read off the names and shapes of its own tensors or of the encoder's.
 
     Raises
     ------
@@ -42,17 +46,22 @@ def read_video_stages(checkpoint: Checkpoint, prefix: str = "") -> tuple[VideoSt
         There are none, or a kernel has another number of axes.
     """
     names = frozenset(checkpoint.names())
-    count = _count(names, f"{prefix}decoder.up.{{}}.block.0.conv1.0.conv3d.weight")
+    level, kernel = f"{prefix}{'encoder.down' if encoder else 'decoder.up'}.{{}}", "conv1.0.conv3d.weight"
+    count = max(1, _count(names, f"{level}.block.0.{kernel}"))
     stages = []
-    for i in range(max(1, count)):
-        stage = f"{prefix}decoder.up.{max(1, count) - 1 - i}"
-        kernel = f"{stage}.block.0.conv1.0.conv3d.weight"
-        shape = checkpoint.info(kernel).shape  # refuses where there is none, and names what is near
+    for number in reversed(range(count)):
+        first = f"{level.format(number)}.block.0.{kernel}"
+        shape = checkpoint.info(first).shape  # refuses where there is none, and names what is near
         if len(shape) != 5:
-            raise CheckpointError(f"{checkpoint.path}: tensor {kernel!r} has shape {shape}, expected 5 axes")
-        blocks = _count(names, f"{stage}.block.{{}}.conv1.0.conv3d.weight")
-        time, space = (f"{stage}.upsample.{_RESAMPLING[axis]}.conv3d.weight" in names for axis in ("time", "space"))
-        stages.append(VideoStage(shape[0], blocks, space=space, time=time))
+            raise CheckpointError(f"{checkpoint.path}: tensor {first!r} has shape {shape}, expected 5 axes")
+        blocks = _count(names, f"{level.format(number)}.block.{{}}.{kernel}")
+        # What the encoder halves before this level, the decoder doubles after it.
+        kind, owner = ("downsample", number - 1) if encoder else ("upsample", number)
+        space, time = (
+            f"{level.format(owner)}.{kind}.{_RESAMPLING[kind][axis]}.conv3d.weight" in names
+            for axis in ("space", "time")
+        )
+        stages.append(VideoStage(shape[0], blocks + encoder, space=space, time=time))
     return tuple(stages)
 
 
@@ -64,17 +73,18 @@ def _count(names: frozenset[str], pattern: str) -> int:
 
 
 def _tensor(name: str, stages: int) -> str:
-    """Name in the archive, without its prefix, of the weight ``name``."""
+    """Name in the archive, without its prefix, of the weight ``name`` of a decoder of ``stages``; of 0, of the encoder."""
     stem, part = name.rsplit(".", 1)
     head, *rest = stem.split(".")
-    if head == "post_quant":
-        return f"post_quant_conv.conv3d.{part}"
+    if head in ("quant", "post_quant"):
+        return f"{head}_conv.conv3d.{part}"
     if head == "stages":
         number, kind, *below = rest
-        path = [f"up.{stages - 1 - int(number)}", kind]
-        path += [_RESAMPLING[below[0]]] if kind == "upsample" else below
+        path = [f"up.{stages - 1 - int(number)}" if stages else f"down.{number}", kind]
+        path += [_RESAMPLING[kind][below[0]]] if kind in _RESAMPLING else below
     else:
         path = [head, *rest]
     # The two of a pair are in a list, and so are the attentions in space and in time.
     path = [_PARTS.get(one, _AXES.get(one, one)) for one in path]
-    return f"decoder.{'.'.join(path)}.{'norm' if 'norm' in path[-1] else 'conv3d'}.{part}"
+    owner = "decoder" if stages else "encoder"
+    return f"{owner}.{'.'.join(path)}.{'norm' if 'norm' in path[-1] else 'conv3d'}.{part}"

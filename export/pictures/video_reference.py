@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
-from coupled_sampling.export.pictures.video_description import CausalVideoDescription
+from coupled_sampling.export.pictures.video_description import MARGIN, CausalVideoDescription
 
-__all__ = ["reference_video", "reference_video_pixels", "video_values_to_pixels"]
+__all__ = ["reference_digits", "reference_video", "reference_video_pixels", "video_values_to_pixels"]
 
 Floats = NDArray[np.float64]
 
@@ -81,6 +81,60 @@ def reference_video(description: CausalVideoDescription, weights: WeightSource, 
     for _ in range(description.transforms):
         x = _inverse_haar(x)
     return x[:, :, 2**description.transforms - 1 :]
+
+
+def reference_digits(description: CausalVideoDescription, weights: WeightSource, pixels: NDArray[np.uint8]) -> Floats:
+    """Digits before they are rounded and counted from 0, float64 (B, digits, frames, rows, columns).
+
+    Parameters
+    ----------
+    description, weights, pixels
+        As for `coupled_sampling.export.pictures.video_token_graph.video_token_graph`.
+    """
+    parts = _Parts(WeightReader(description.encoder_shapes(), weights), description.epsilon)
+    x = pixels.astype(np.float64).transpose(0, 4, 1, 2, 3) / 255 * 2 - 1
+    x = _later(x, 2**description.transforms - 1)
+    for _ in range(description.transforms):
+        x = _haar(x)
+    x = parts.pair("conv_in", x)
+    for i, stage in enumerate(description.encoder_stages):
+        name = f"stages.{i}.downsample"
+        for j in range(stage.blocks):
+            x = parts.block(f"stages.{i}.block.{j}", x)
+        if stage.space:
+            padded = np.pad(x, ((0, 0),) * 3 + ((0, 1),) * 2)
+            mean = sum(x[:, :, :, a::2, b::2] for a in (0, 1) for b in (0, 1)) / 4
+            # A kernel that keeps the size looks at a place and its neighbours, and this one at a place and what follows.
+            x = parts.convolution(f"{name}.space", padded)[:, :, :, 1::2, 1::2] + mean
+        if stage.time:
+            doubled = _later(x, 1)
+            mean = (doubled[:, :, ::2] + doubled[:, :, 1::2]) / 2
+            x = parts.convolution(f"{name}.time", x)[:, :, ::2] + mean
+        if stage.space or stage.time:
+            x = parts.convolution(f"{name}.mix", x)
+    x = parts.pair("conv_out", _swish(parts.norm("norm_out", parts.middle(x))))
+    x = parts.convolution("quant", x)
+    digits = []
+    for level, one in zip(description.levels, x.swapaxes(0, 1), strict=True):
+        width, offset = (level - 1) * (1 + MARGIN) / 2, 0.0 if level % 2 else 0.5
+        digits.append(np.tanh(one + np.arctanh(offset / width)) * width - offset + level // 2)
+    return np.stack(digits, axis=1)
+
+
+def _later(x: Floats, frames: int) -> Floats:
+    """``x`` with its first frame ``frames`` more times in front."""
+    return np.concatenate([x[:, :, :1]] * frames + [x], axis=2)
+
+
+def _haar(x: Floats) -> Floats:
+    """Eight times the channels of half as many frames, rows and columns."""
+    blocks = []
+    for i, j, k in itertools.product((0, 1), repeat=3):
+        total = np.zeros_like(x[:, :, ::2, ::2, ::2])
+        for a, b, c in itertools.product((0, 1), repeat=3):
+            total += (-1) ** (a * i + b * j + c * k) * x[:, :, a::2, b::2, c::2] / 8
+        blocks.append(total)
+    return np.concatenate(blocks, axis=1)
 
 
 def _digits(description: CausalVideoDescription, codes: NDArray[np.int64]) -> Floats:

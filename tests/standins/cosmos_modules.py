@@ -185,3 +185,44 @@ class VideoDecoder(nn.Module):
         digits = codes[..., None] // places % levels
         vectors = digits / (levels // 2) - 1
         return self.decoder(self.post_quant_conv(vectors.permute(0, 4, 1, 2, 3)))
+
+
+class Encoder(nn.Module):
+    """``stages`` are those of the description's encoder."""
+
+    def __init__(self, latent, base, stages):
+        super().__init__()
+        self.conv_in, width = pair(192, base), base
+        self.down = nn.ModuleList()
+        for stage in stages:
+            halves = stage.space or stage.time
+            resample = Downsample(stage.width, space=stage.space, time=stage.time) if halves else None
+            self.down.append(level([width, *[stage.width] * stage.blocks], resample))
+            width = stage.width
+        self.mid = Middle(width)
+        self.norm_out, self.conv_out = FrameNorm(width), pair(width, latent)
+
+    def forward(self, x):
+        x = self.conv_in(haar(haar(torch.cat([x[:, :, :1]] * 3 + [x], dim=2))))
+        for stage in self.down:
+            for block in stage.block:
+                x = block(x)
+            x = stage.downsample(x) if hasattr(stage, "downsample") else x
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class VideoEncoder(nn.Module):
+    """What ``encoder.jit`` holds."""
+
+    levels = (8, 8, 8, 5, 5, 5)
+
+    def __init__(self, latent, base, stages):
+        super().__init__()
+        self.encoder, self.quant_conv = Encoder(latent, base, stages), Causal(latent, 6)
+
+    def forward(self, pixels):
+        """Digits from 0 on, before they are rounded, (B, 6, frames, rows, columns), of uint8 (B, frames, height, width, 3)."""
+        x = self.quant_conv(self.encoder(pixels.permute(0, 4, 1, 2, 3) / 255.0 * 2 - 1))
+        levels = torch.tensor(self.levels)[:, None, None, None]
+        half, offset = (levels - 1) * 1.001 / 2, torch.where(levels % 2 == 0, 0.5, 0.0)
+        return torch.tanh(x + torch.atanh(offset / half)) * half - offset + levels // 2

@@ -1,5 +1,8 @@
 """Small tokenizers of videos with random weights, for tests of the exporter."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 
 from coupled_sampling.export.pictures.video_description import CausalVideoDescription, VideoStage
@@ -19,8 +22,21 @@ def video_weights(description, seed=0):
     return weights
 
 
+ENCODED = dataclasses.replace(VIDEO, stages=tuple(dataclasses.replace(stage, blocks=2) for stage in STAGES), base=6)
+"""A tokenizer with an encoder, whose stages have a block less."""
+
+
+def encoder_weights(description, seed=0):
+    """Weights of an encoder, float32, whose digits are not all alike."""
+    weights = random_weights(SimpleNamespace(weight_shapes=description.encoder_shapes), seed)
+    for axis in ("space", "time"):
+        # Coefficients are small, and what differs between frames would be lost beside a bias.
+        weights[f"conv_in.{axis}.bias"] *= np.float32(0.02)
+    return weights | {"quant.weight": 2 * weights["quant.weight"]}
+
+
 def archive(places, weights):
-    """``weights`` under the names of an archive, with some that no decoder needs."""
+    """``weights`` under the names of an archive, with tables that nobody needs."""
     tensors = {place.tensor: weights[name] for name, place in places.items()}
-    others = ("encoder.conv_in.0.conv3d.weight", "quant_conv.conv3d.bias", "inv_quant.quantizer._levels")
-    return tensors | {name: np.zeros(6, np.float32) for name in (*others, "decoder.unpatcher3d.wavelets")}
+    others = ("quantizer._levels", "inv_quant.quantizer._levels", "decoder.unpatcher3d.wavelets")
+    return tensors | {name: np.zeros(6, np.float32) for name in (*others, "encoder.patcher3d._arange")}

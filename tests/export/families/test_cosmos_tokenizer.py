@@ -8,13 +8,13 @@ import pytest
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export import Storage
-from coupled_sampling.export.families.cosmos_tokenizer import cosmos_picture_decoder
+from coupled_sampling.export.families.cosmos_tokenizer import cosmos_picture_decoder, cosmos_video_encoder
 from coupled_sampling.export.pictures import VideoStage, reference_video_pixels
 from coupled_sampling.export.pictures.video_description import CausalVideoDescription
 from coupled_sampling.export.pictures.video_names import video_places
 from standins import checkpoints
 from standins.picture_decoders import session
-from standins.video_decoders import VIDEO, archive, video_weights
+from standins.video_decoders import ENCODED, VIDEO, archive, encoder_weights, video_weights
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -67,6 +67,49 @@ def test_an_archive_gives_the_decoder_and_its_frames(rounding, tmp_path):
     assert (pixels != expected).mean() < 0.01
 
 
+ENCODER = video_places(ENCODED, encoder=True)
+
+SPELT_IN_ENCODERS = {
+    "encoder.conv_in.1.conv3d.weight": "conv_in.time.weight",
+    "encoder.down.0.block.1.conv1.0.conv3d.bias": "stages.0.block.1.conv1.space.bias",
+    "encoder.down.0.downsample.conv1.conv3d.weight": "stages.0.downsample.space.weight",
+    "encoder.down.0.downsample.conv2.conv3d.weight": "stages.0.downsample.time.weight",
+    "encoder.down.1.downsample.conv3.conv3d.weight": "stages.1.downsample.mix.weight",
+    "encoder.mid.attn_1.1.norm.norm.bias": "mid.attention.time.norm.bias",
+    "encoder.norm_out.norm.weight": "norm_out.weight",
+    "encoder.conv_out.1.conv3d.bias": "conv_out.time.bias",
+    "quant_conv.conv3d.weight": "quant.weight",
+}
+
+
+def test_names_in_the_published_archive_of_the_encoder():
+    published = video_places(CausalVideoDescription(5, 40, 64), encoder=True)
+    found = {place.tensor: name for name, place in published.items()}
+    assert {tensor: found[tensor] for tensor in SPELT_IN_ENCODERS} == SPELT_IN_ENCODERS
+    assert not [
+        tensor for tensor in found if tensor.startswith(("encoder.down.1.downsample.conv2", "encoder.down.2.down"))
+    ]
+    assert published["stages.1.block.0.shortcut.weight"].shape == (512, 256, 1, 1, 1)
+
+
+def test_an_archive_of_both_halves_gives_each():
+    weights = encoder_weights(ENCODED)
+    both = archive(ENCODER, weights) | archive(video_places(ENCODED), video_weights(ENCODED))
+    for tensors in (archive(ENCODER, weights), both):
+        description, read = cosmos_video_encoder(checkpoint_of(tensors), GRID)
+        assert description == ENCODED
+        for name, value in weights.items():
+            np.testing.assert_array_equal(read(name), value)
+    assert cosmos_picture_decoder(checkpoint_of(both), GRID).description == dataclasses.replace(ENCODED, base=128)
+    tensor = "encoder.down.1.downsample.conv1.conv3d.bias"
+    with pytest.raises(CheckpointError, match=tensor.replace(".", r"\.")):
+        cosmos_video_encoder(checkpoint_of({name: both[name] for name in both if name != tensor}), GRID)
+    with pytest.raises(
+        CheckpointError, match=r"quant_conv.*\(16, 5, 1, 1, 1\), expected 5 axes and 6 entries in axis 0"
+    ):
+        cosmos_video_encoder(checkpoint_of(both | {"quant_conv.conv3d.weight": np.zeros((16, 5, 1, 1, 1))}), GRID)
+
+
 def test_missing_left_over_and_wrong_tensors_are_refused():
     needed = [place.tensor for place in video_places(VIDEO).values()]
     for tensor in [needed[0], needed[-1], *np.random.default_rng(0).choice(needed[2:-1], 6).tolist()]:
@@ -96,5 +139,6 @@ def test_a_decoder_that_doubles_frames_first_is_refused():
 
 
 def test_a_grid_of_a_picture_is_refused():
-    with pytest.raises(InvalidArgument, match="expected one with frames"):
-        cosmos_picture_decoder(checkpoint_of(STORED), Grid(2, 3))
+    for make in (cosmos_picture_decoder, cosmos_video_encoder):
+        with pytest.raises(InvalidArgument, match="expected one with frames"):
+            make(checkpoint_of(STORED), Grid(2, 3))
