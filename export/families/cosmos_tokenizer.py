@@ -53,6 +53,26 @@ def cosmos_picture_decoder(
         rows are (``legacy_mode``).
     InvalidArgument
         The grid has no frames.
+
+    Examples
+    --------
+    A narrow tokenizer of the same kind, without its weights' values:
+
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.bundles import Grid
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> stages = (VideoStage(4, 2, space=True), VideoStage(4, 2, space=True, time=True), VideoStage(4, 2))
+    >>> places = video_places(CausalVideoDescription(3, 2, 4, stages))
+    >>> Path("tokenizer").mkdir()
+    >>> _ = Path("tokenizer/config.json").write_text("{}")
+    >>> tensors = {place.tensor: np.zeros(place.shape, np.float32) for place in places.values()}
+    >>> save_file(tensors, "tokenizer/model.safetensors")
+    >>> with open_checkpoint("tokenizer") as checkpoint:
+    ...     video = cosmos_picture_decoder(checkpoint, Grid(2, 4, 3)).description
+    >>> video.pixel_frames, video.height, video.width
+    (17, 32, 64)
     """
     if grid.frames < 1:
         raise InvalidArgument(f"grid is {grid}, expected one with frames")
@@ -83,6 +103,26 @@ def cosmos_video_encoder(
         A tensor is missing, left over or of another shape.
     InvalidArgument
         The grid has no frames.
+
+    Examples
+    --------
+    A narrow tokenizer of the same kind, without its weights' values:
+
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from safetensors.numpy import save_file
+    >>> from coupled_sampling.bundles import Grid
+    >>> from coupled_sampling.export import open_checkpoint
+    >>> stages = (VideoStage(4, 2, space=True), VideoStage(4, 2, space=True, time=True), VideoStage(4, 2))
+    >>> places = video_places(CausalVideoDescription(3, 2, 4, stages), encoder=True)
+    >>> Path("tokenizer").mkdir()
+    >>> _ = Path("tokenizer/config.json").write_text("{}")
+    >>> tensors = {place.tensor: np.zeros(place.shape, np.float32) for place in places.values()}
+    >>> save_file(tensors, "tokenizer/model.safetensors")
+    >>> with open_checkpoint("tokenizer") as checkpoint:
+    ...     video, weights = cosmos_video_encoder(checkpoint, Grid(2, 4, 1))
+    >>> video.pixel_frames, video.encoder_stages[0].width
+    (1, 4)
     """
     if grid.frames < 1:
         raise InvalidArgument(f"grid is {grid}, expected one with frames")

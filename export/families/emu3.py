@@ -7,10 +7,9 @@ ends, the end of the frame and the end of the picture are forced, as in its own 
 Sources: baaivision/Emu3, ``image_generation.py``, ``emu3/mllm/utils_emu3.py`` and ``emu3/mllm/configuration_emu3.py``.
 
 The picture decoder is one of videos, of which a picture is the first frame; `FirstFrame` says what is left of its convolutions
-in time, and `emu3_video_decoder` decodes all frames. The authors have not published how a video lies in tokens, what stands
-between its frames and what its prompt is, so bundles are of pictures. transformers' checkpoints hold the decoder; BAAI's is a
-checkpoint of its own, Emu3-VisionTokenizer. Sources: baaivision/Emu3, ``emu3/tokenizer/modeling_emu3visionvq.py`` and
-``image_processing_emu3visionvq.py``, which cuts fractions of pixels off, and ``autoencode.py``; ``Emu3VQVAE`` of transformers.
+in time, and `coupled_sampling.export.families.emu3_video` decodes all frames. transformers' checkpoints hold the decoder; BAAI's
+is a checkpoint of its own, Emu3-VisionTokenizer. Sources: baaivision/Emu3, ``emu3/tokenizer/modeling_emu3visionvq.py`` and
+``image_processing_emu3visionvq.py``, which cuts fractions of pixels off; ``Emu3VQVAE`` of transformers.
 """
 
 from __future__ import annotations
@@ -37,14 +36,13 @@ from coupled_sampling.export.families.backbone import (
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.settings import describe
-from coupled_sampling.export.families.vqgan import picture_decoder, read_decoder, stages
+from coupled_sampling.export.families.vqgan import picture_decoder, stages
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.pictures.contract import PictureDecoder
-from coupled_sampling.export.pictures.description import CausalFrames, FirstFrame
+from coupled_sampling.export.pictures.description import FirstFrame
 from coupled_sampling.export.pictures.names import TAMING, TRANSFORMERS_EMU3
-from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 
-__all__ = ["Emu3", "emu3_video_decoder"]
+__all__ = ["Emu3", "inner_vq_choices", "own_vq_choices", "vq_prefixes"]
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 184622,
@@ -156,68 +154,25 @@ class Emu3:
         """The picture decoder in ``checkpoint`` or in ``separate``; None if there is none."""
         where = f"the configuration of {checkpoint.path}"
         codes = _codes(ConfigReader(checkpoint.config, where).tokens("vocabulary_map", {}))
-        prefixes = _prefixes(checkpoint)
+        prefixes = vq_prefixes(checkpoint)
         if separate is not None:
             if prefixes:
                 raise InvalidArgument(
                     f"vq is {str(separate.path)!r}, but {checkpoint.path} holds a picture decoder itself; leave vq out"
                 )
-            return picture_decoder(model, separate, TAMING, _own_choices(separate), codes=codes)
+            return picture_decoder(model, separate, TAMING, own_vq_choices(separate), codes=codes)
         if not prefixes:
             return None
-        choices = _inner_choices(checkpoint)
+        choices = inner_vq_choices(checkpoint)
         return picture_decoder(model, checkpoint, TRANSFORMERS_EMU3, choices, prefix=prefixes[0], codes=codes)
 
 
-def emu3_video_decoder(checkpoint: Checkpoint, grid: Grid, tokens: PictureTokens | None = None) -> PictureDecoder:
-    """The decoder of clips in ``checkpoint``; each frame of codes becomes four of pixels.
-
-    Parameters
-    ----------
-    checkpoint
-        transformers' Emu3, or BAAI's Emu3-VisionTokenizer.
-    grid
-        Frames, rows and columns of codes. The authors' own ``autoencode.py`` decodes clips of one frame of codes each.
-    tokens
-        Where the codes are among the tokens; None takes codes and nothing else, frame by frame and row by row.
-
-    Raises
-    ------
-    CheckpointError
-        A key of the configuration is unknown or has a value that is not supported, or a tensor is missing, has another shape,
-        or is left over.
-    InvalidArgument
-        The grid has no frames.
-
-    Examples
-    --------
-    Where codes stand if rows end with a token, and frames with another one, as rows of pictures do:
-
-    >>> from coupled_sampling.export.pictures import PictureTokens
-    >>> frames, rows, columns = 2, 2, 3
-    >>> row, frame = columns + 1, rows * (columns + 1) + 1
-    >>> codes = tuple(f * frame + r * row + c for f in range(frames) for r in range(rows) for c in range(columns))
-    >>> PictureTokens(length=frames * frame, first=151854, count=32768, positions=codes).positions
-    (0, 1, 2, 4, 5, 6, 9, 10, 11, 13, 14, 15)
-    """
-    if grid.frames < 1:
-        raise InvalidArgument(f"grid is {grid}, expected one with frames")
-    prefixes = _prefixes(checkpoint)
-    choices = _inner_choices(checkpoint) if prefixes else _own_choices(checkpoint)
-    first: FirstFrame = choices["frame"]
-    choices["frame"] = CausalFrames(first.blocks, first.convolutions, first.epsilon)
-    naming = TRANSFORMERS_EMU3 if prefixes else TAMING
-    description, read = read_decoder(checkpoint, naming, grid, choices, prefixes[0] if prefixes else "")
-    plain = PictureTokens(description.grid_tokens, 0, description.codes)
-    return PictureDecoder(description, read, plain if tokens is None else tokens, checkpoint.path)
-
-
-def _prefixes(checkpoint: Checkpoint) -> list[str]:
+def vq_prefixes(checkpoint: Checkpoint) -> list[str]:
     """Beginnings of the picture decoder's tensors in a checkpoint that holds the model, too."""
     return [p for p in _VQ_PREFIXES if any(name.startswith(f"{p}decoder.") for name in checkpoint.names())]
 
 
-def _own_choices(separate: Checkpoint) -> dict[str, Any]:
+def own_vq_choices(separate: Checkpoint) -> dict[str, Any]:
     """What the configuration of BAAI's checkpoint of the decoder says."""
     reader = ConfigReader(separate.config, f"the configuration of {separate.path}")
     choices = _vq_choices(reader, "z_channels", "ch", "ch_mult")
@@ -226,7 +181,7 @@ def _own_choices(separate: Checkpoint) -> dict[str, Any]:
     return choices
 
 
-def _inner_choices(checkpoint: Checkpoint) -> dict[str, Any]:
+def inner_vq_choices(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the configuration of transformers' checkpoint of the model says of the decoder."""
     reader = ConfigReader(checkpoint.config, f"the configuration of {checkpoint.path}").part("vq_config", default={})
     choices = _vq_choices(reader, "latent_channels", "base_channels", "channel_multiplier")

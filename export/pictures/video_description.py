@@ -50,6 +50,14 @@ class VideoStage:
         How many there are.
     space, time
         Whether rows and columns, and frames, are doubled afterwards.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.pictures import CausalVideoDescription, VideoStage
+    >>> stages = (VideoStage(width=8, blocks=3, space=True), VideoStage(width=4, blocks=3))
+    >>> video = CausalVideoDescription(frames=2, rows=4, columns=4, stages=stages)
+    >>> video.time_scale, video.scale
+    (4, 8)
     """
 
     width: int

@@ -8,7 +8,7 @@ import pytest
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export import Storage
-from coupled_sampling.export.families.emu3 import emu3_video_decoder
+from coupled_sampling.export.families.emu3_video import emu3_video_decoder
 from coupled_sampling.export.pictures import CausalFrames, PictureTokens, Stage, reference_pixels
 from coupled_sampling.export.pictures.names import TAMING, TRANSFORMERS_EMU3, places
 from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph

@@ -11,7 +11,7 @@ import pytest
 
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.export.families.cosmos_tokenizer import cosmos_picture_decoder, cosmos_video_encoder
-from coupled_sampling.export.families.emu3 import emu3_video_decoder
+from coupled_sampling.export.families.emu3_video import emu3_video_decoder
 from coupled_sampling.export.pictures import CausalVideoDescription, VideoStage
 from coupled_sampling.export.pictures.pixel_graph import vq_pixel_graph
 from coupled_sampling.export.pictures.reference import reference_picture
