@@ -12,10 +12,10 @@ from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.families.emu3 import inner_vq_choices, own_vq_choices, vq_prefixes
-from coupled_sampling.export.families.vqgan import read_decoder
+from coupled_sampling.export.families.vqgan import UNUSED, described
 from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.pictures.description import CausalFrames, FirstFrame
-from coupled_sampling.export.pictures.names import TAMING, TRANSFORMERS_EMU3
+from coupled_sampling.export.pictures.names import TAMING, TRANSFORMERS_EMU3, weights
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 
 __all__ = ["emu3_video_decoder"]
@@ -59,6 +59,7 @@ def emu3_video_decoder(checkpoint: Checkpoint, grid: Grid, tokens: PictureTokens
     first: FirstFrame = choices["frame"]
     choices["frame"] = CausalFrames(first.blocks, first.convolutions, first.epsilon)
     naming = TRANSFORMERS_EMU3 if prefixes else TAMING
-    description, read = read_decoder(checkpoint, naming, grid, choices, prefixes[0] if prefixes else "")
+    description = described(checkpoint, grid, choices)
+    read = weights(checkpoint, description, naming, prefixes[0] if prefixes else "", UNUSED)
     plain = PictureTokens(description.grid_tokens, 0, description.codes)
     return PictureDecoder(description, read, plain if tokens is None else tokens, checkpoint.path)

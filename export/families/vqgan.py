@@ -6,12 +6,10 @@ which. The family reads the configuration and names the tensors, `picture_decode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
@@ -23,9 +21,9 @@ from coupled_sampling.export.pictures.description import Stage, VqDescription
 from coupled_sampling.export.pictures.names import Naming, read_stages, weights
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 
-__all__ = ["open_picture_decoder", "picture_decoder", "read_decoder", "read_sizes", "stages"]
+__all__ = ["UNUSED", "described", "open_picture_decoder", "picture_decoder", "read_sizes", "stages"]
 
-_UNUSED = ("encoder.", "quant_conv.", "loss.", "quantize.codebook_used")
+UNUSED = ("encoder.", "quant_conv.", "loss.", "quantize.codebook_used")
 """Beginnings of tensors that decoding does not need: the encoder, the training's discriminator and statistics."""
 
 
@@ -103,25 +101,24 @@ def picture_decoder(
     grid = model.decoding.grid
     if grid is None:
         raise InvalidArgument("model has no grid, expected one that makes pictures")
-    description, read = read_decoder(checkpoint, naming, grid, choices, prefix)
+    description = described(checkpoint, grid, choices)
     tokens = _picture_tokens(model, codes)
     if tokens.count != description.codes:
         raise CheckpointError(
             f"{checkpoint.path} has {description.codes} codes, expected one for each of the {tokens.count} picture tokens of the "
             "model; it belongs to another one"
         )
+    read = weights(checkpoint, description, naming, prefix, UNUSED)
     return PictureDecoder(description, read, tokens, checkpoint.path)
 
 
-def read_decoder(
-    checkpoint: Checkpoint, naming: Naming, grid: Grid, choices: Mapping[str, Any], prefix: str = ""
-) -> tuple[VqDescription, Callable[[str], NDArray[Any]]]:
-    """The decoder of ``grid`` in ``checkpoint``, and what reads its weights; parameters as for `picture_decoder`.
+def described(checkpoint: Checkpoint, grid: Grid, choices: Mapping[str, Any]) -> VqDescription:
+    """The decoder of ``grid`` that ``choices`` make, as for `picture_decoder`.
 
     Raises
     ------
     CheckpointError
-        The choices make no decoder, or a tensor is missing, left over or of another shape.
+        They make none, or one that cannot be in ``checkpoint``.
     """
     tensors = len(checkpoint.names())
     if sum(stage.blocks for stage in choices["stages"]) > tensors:  # before anything is made for each
@@ -130,10 +127,9 @@ def read_decoder(
             "weights are not of the same model, or one of them is damaged"
         )
     try:
-        description = VqDescription(rows=grid.rows, columns=grid.columns, frames=grid.frames, **choices)
+        return VqDescription(rows=grid.rows, columns=grid.columns, frames=grid.frames, **choices)
     except (InvalidArgument, TypeError) as error:
         raise CheckpointError(f"the configuration of {checkpoint.path} makes no picture decoder: {error}") from error
-    return description, weights(checkpoint, description, naming, prefix, _UNUSED)
 
 
 def _picture_tokens(model: Exportable, codes: Mapping[int, int] | None = None) -> PictureTokens:
