@@ -34,7 +34,6 @@ from coupled_sampling.export.fill_token import find_fill_token
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.storage import Storage
-from coupled_sampling.export.pictures import write_vq_pixel_graph
 from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.step_bundle import checked_methods, write_step_graphs, write_tree_graph
 from coupled_sampling.fields import check_fields, check_is, check_path
@@ -223,7 +222,7 @@ def export_checkpoint(
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
             if pictures is not None:
                 weights = _Counted(pictures.weights, checkpoint, progress)
-                write_vq_pixel_graph(pictures.description, weights, pictures.tokens, folder / _PIXELS, chosen.storage)
+                pictures.write(weights, folder / _PIXELS, chosen.storage)
             manifest = _manifest(model, checkpoint, folder, chosen, pictures, text)
             write_manifest(folder, manifest)
             steps = chosen.step_graphs
@@ -377,4 +376,4 @@ def _pixel_graph(pictures: PictureDecoder | None) -> PixelGraph | None:
     if pictures is None:
         return None
     decoder = pictures.description
-    return PixelGraph(_PIXELS, decoder.height, decoder.width, decoder.channels)
+    return PixelGraph(_PIXELS, decoder.height, decoder.width, decoder.channels, decoder.pixel_frames)

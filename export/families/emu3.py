@@ -7,9 +7,9 @@ ends, the end of the frame and the end of the picture are forced, as in its own 
 Sources: baaivision/Emu3, ``image_generation.py``, ``emu3/mllm/utils_emu3.py`` and ``emu3/mllm/configuration_emu3.py``.
 
 The picture decoder is one of videos, of which a picture is the first frame; `FirstFrame` says what is left of its convolutions
-in time. transformers' checkpoints hold it; BAAI's is a checkpoint of its own, Emu3-VisionTokenizer. Sources: baaivision/Emu3,
-``emu3/tokenizer/modeling_emu3visionvq.py`` and ``image_processing_emu3visionvq.py``, which cuts fractions of pixels off;
-``Emu3VQVAE`` of transformers.
+in time, and `coupled_sampling.export.families.emu3_video` decodes all frames. transformers' checkpoints hold the decoder; BAAI's
+is a checkpoint of its own, Emu3-VisionTokenizer. Sources: baaivision/Emu3, ``emu3/tokenizer/modeling_emu3visionvq.py`` and
+``image_processing_emu3visionvq.py``, which cuts fractions of pixels off; ``Emu3VQVAE`` of transformers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from coupled_sampling.export.pictures.contract import PictureDecoder
 from coupled_sampling.export.pictures.description import FirstFrame
 from coupled_sampling.export.pictures.names import TAMING, TRANSFORMERS_EMU3
 
-__all__ = ["Emu3"]
+__all__ = ["Emu3", "inner_vq_choices", "own_vq_choices", "vq_prefixes"]
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 184622,
@@ -154,25 +154,41 @@ class Emu3:
         """The picture decoder in ``checkpoint`` or in ``separate``; None if there is none."""
         where = f"the configuration of {checkpoint.path}"
         codes = _codes(ConfigReader(checkpoint.config, where).tokens("vocabulary_map", {}))
-        prefixes = [p for p in _VQ_PREFIXES if any(name.startswith(f"{p}decoder.") for name in checkpoint.names())]
+        prefixes = vq_prefixes(checkpoint)
         if separate is not None:
             if prefixes:
                 raise InvalidArgument(
                     f"vq is {str(separate.path)!r}, but {checkpoint.path} holds a picture decoder itself; leave vq out"
                 )
-            reader = ConfigReader(separate.config, f"the configuration of {separate.path}")
-            choices = _vq_choices(reader, "z_channels", "ch", "ch_mult")
-            reader.ignore("double_z", "in_channels", "dropout")
-            reader.finish()
-            return picture_decoder(model, separate, TAMING, choices, codes=codes)
+            return picture_decoder(model, separate, TAMING, own_vq_choices(separate), codes=codes)
         if not prefixes:
             return None
-        reader = ConfigReader(checkpoint.config, where).part("vq_config", default={})
-        choices = _vq_choices(reader, "latent_channels", "base_channels", "channel_multiplier")
-        reader.take("num_attention_heads", 1, accepted=(1,))
-        reader.ignore("hidden_size", "attention_dropout", "double_latent", "in_channels")
-        reader.finish()
+        choices = inner_vq_choices(checkpoint)
         return picture_decoder(model, checkpoint, TRANSFORMERS_EMU3, choices, prefix=prefixes[0], codes=codes)
+
+
+def vq_prefixes(checkpoint: Checkpoint) -> list[str]:
+    """Beginnings of the picture decoder's tensors in a checkpoint that holds the model, too."""
+    return [p for p in _VQ_PREFIXES if any(name.startswith(f"{p}decoder.") for name in checkpoint.names())]
+
+
+def own_vq_choices(separate: Checkpoint) -> dict[str, Any]:
+    """What the configuration of BAAI's checkpoint of the decoder says."""
+    reader = ConfigReader(separate.config, f"the configuration of {separate.path}")
+    choices = _vq_choices(reader, "z_channels", "ch", "ch_mult")
+    reader.ignore("double_z", "in_channels", "dropout")
+    reader.finish()
+    return choices
+
+
+def inner_vq_choices(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the configuration of transformers' checkpoint of the model says of the decoder."""
+    reader = ConfigReader(checkpoint.config, f"the configuration of {checkpoint.path}").part("vq_config", default={})
+    choices = _vq_choices(reader, "latent_channels", "base_channels", "channel_multiplier")
+    reader.take("num_attention_heads", 1, accepted=(1,))
+    reader.ignore("hidden_size", "attention_dropout", "double_latent", "in_channels")
+    reader.finish()
+    return choices
 
 
 def _named_tokens(checkpoint: Checkpoint, where: str, side: int) -> _Tokens:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.checkpoints.contract import Checkpoint
 from coupled_sampling.export.checkpoints.opening import open_checkpoint
@@ -20,9 +21,9 @@ from coupled_sampling.export.pictures.description import Stage, VqDescription
 from coupled_sampling.export.pictures.names import Naming, read_stages, weights
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
 
-__all__ = ["open_picture_decoder", "picture_decoder", "read_sizes", "stages"]
+__all__ = ["UNUSED", "described", "open_picture_decoder", "picture_decoder", "read_sizes", "stages"]
 
-_UNUSED = ("encoder.", "quant_conv.", "loss.", "quantize.codebook_used")
+UNUSED = ("encoder.", "quant_conv.", "loss.", "quantize.codebook_used")
 """Beginnings of tensors that decoding does not need: the encoder, the training's discriminator and statistics."""
 
 
@@ -100,6 +101,25 @@ def picture_decoder(
     grid = model.decoding.grid
     if grid is None:
         raise InvalidArgument("model has no grid, expected one that makes pictures")
+    description = described(checkpoint, grid, choices)
+    tokens = _picture_tokens(model, codes)
+    if tokens.count != description.codes:
+        raise CheckpointError(
+            f"{checkpoint.path} has {description.codes} codes, expected one for each of the {tokens.count} picture tokens of the "
+            "model; it belongs to another one"
+        )
+    read = weights(checkpoint, description, naming, prefix, UNUSED)
+    return PictureDecoder(description, read, tokens, checkpoint.path)
+
+
+def described(checkpoint: Checkpoint, grid: Grid, choices: Mapping[str, Any]) -> VqDescription:
+    """The decoder of ``grid`` that ``choices`` make, as for `picture_decoder`.
+
+    Raises
+    ------
+    CheckpointError
+        They make none, or one that cannot be in ``checkpoint``.
+    """
     tensors = len(checkpoint.names())
     if sum(stage.blocks for stage in choices["stages"]) > tensors:  # before anything is made for each
         raise CheckpointError(
@@ -107,17 +127,9 @@ def picture_decoder(
             "weights are not of the same model, or one of them is damaged"
         )
     try:
-        description = VqDescription(rows=grid.rows, columns=grid.columns, **choices)
+        return VqDescription(rows=grid.rows, columns=grid.columns, frames=grid.frames, **choices)
     except (InvalidArgument, TypeError) as error:
         raise CheckpointError(f"the configuration of {checkpoint.path} makes no picture decoder: {error}") from error
-    tokens = _picture_tokens(model, codes)
-    if tokens.count != description.codes:
-        raise CheckpointError(
-            f"{checkpoint.path} has {description.codes} codes, expected one for each of the {tokens.count} picture tokens of the "
-            "model; it belongs to another one"
-        )
-    read = weights(checkpoint, description, naming, prefix, _UNUSED)
-    return PictureDecoder(description, read, tokens, checkpoint.path)
 
 
 def _picture_tokens(model: Exportable, codes: Mapping[int, int] | None = None) -> PictureTokens:

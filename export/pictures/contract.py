@@ -9,15 +9,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from coupled_sampling.export.graphs.storage import Storage
+from coupled_sampling.export.graphs.weights import WeightSource
 from coupled_sampling.export.pictures.description import VqDescription
 from coupled_sampling.export.pictures.picture_tokens import PictureTokens
+from coupled_sampling.export.pictures.pixel_graph import write_vq_pixel_graph
+from coupled_sampling.export.pictures.video_description import CausalVideoDescription
+from coupled_sampling.export.pictures.video_pixel_graph import write_video_pixel_graph
 
 __all__ = ["PictureDecoder"]
 
 
 @dataclass(frozen=True)
 class PictureDecoder:
-    """A decoder of pictures, understood.
+    """A decoder of pictures or videos, understood.
 
     Parameters
     ----------
@@ -31,7 +36,13 @@ class PictureDecoder:
         The checkpoint that holds it.
     """
 
-    description: VqDescription
+    description: VqDescription | CausalVideoDescription
     weights: Callable[[str], NDArray[Any]]
     tokens: PictureTokens
     source: Path
+
+    def write(self, weights: WeightSource, path: Path, storage: Storage) -> tuple[Path, ...]:
+        """Write the pixel graph of ``weights``, which are those of this decoder, perhaps counted on their way."""
+        if isinstance(self.description, CausalVideoDescription):
+            return write_video_pixel_graph(self.description, weights, self.tokens, path, storage)
+        return write_vq_pixel_graph(self.description, weights, self.tokens, path, storage)

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
 
-__all__ = ["FirstFrame", "Stage", "VqDescription"]
+__all__ = ["CausalFrames", "FirstFrame", "Stage", "VqDescription"]
 
 Shapes = dict[str, tuple[int, ...]]
+
+TAPS = 3
+"""Of kernels in time."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,25 @@ class FirstFrame:
 
 
 @dataclass(frozen=True)
+class CausalFrames(FirstFrame):
+    """What a decoder of videos does to all its frames (Emu3); the first one of each clip is that of `FirstFrame`.
+
+    Its convolutions have three taps in time: of two frames before, of the one before and of the frame itself. Before the first
+    frame there are zeros. In front of each of ``convolutions`` all frames are doubled, so that a frame of codes becomes
+    2^convolutions frames of pixels. What follows, from ``conv_in`` on, is a decoder of pictures, frame by frame.
+
+    Examples
+    --------
+    >>> from coupled_sampling.export.pictures import CausalFrames, Stage, VqDescription
+    >>> frame = CausalFrames(blocks=1, convolutions=2)
+    >>> stages = (Stage(width=4, blocks=1),)
+    >>> description = VqDescription(16, 4, latent=4, stages=stages, rows=2, columns=2, groups=2, frame=frame, frames=3)
+    >>> description.pixel_frames, description.weight_shapes()["frame.convolution.1.weight"]
+    (12, (4, 4, 3, 3, 3))
+    """
+
+
+@dataclass(frozen=True)
 class VqDescription:
     """A VQGAN decoder.
 
@@ -115,9 +137,9 @@ class VqDescription:
     groups, epsilon
         Of the group norms.
     frame
-        For decoders of videos, see `FirstFrame`; None for those of pictures.
+        For decoders of videos, see `FirstFrame` and `CausalFrames`; None for those of pictures.
     frames
-        Of a clip, each decoded as a picture of its own; 0 for a picture.
+        Of codes, in a clip, each decoded as a picture of its own, but for `CausalFrames`; 0 for a picture.
 
     Raises
     ------
@@ -172,11 +194,24 @@ class VqDescription:
             _at_least("frame.convolutions", self.frame.convolutions, 0)
             if self.latent != self.code_size:
                 raise InvalidArgument(f"latent is {self.latent}, expected code_size, {self.code_size}, with a frame")
+        if self.in_time and not self.frames:
+            raise InvalidArgument("frames is 0, expected an integer >= 1 with CausalFrames; FirstFrame is for pictures")
 
     @property
     def grid_tokens(self) -> int:
         """Codes of a picture, or of a clip."""
         return max(1, self.frames) * self.rows * self.columns
+
+    @property
+    def in_time(self) -> bool:
+        """Whether frames depend on those before."""
+        return isinstance(self.frame, CausalFrames)
+
+    @property
+    def pixel_frames(self) -> int:
+        """Frames of pixels of a clip; 0 for a picture."""
+        doublings = self.frame.convolutions if isinstance(self.frame, CausalFrames) else 0
+        return int(self.frames * 2**doublings)
 
     @property
     def scale(self) -> int:
@@ -196,11 +231,12 @@ class VqDescription:
     def weight_shapes(self) -> Shapes:
         """Names and shapes of all weights, in the order in which they are used.
 
-        Convolutions are (outputs, inputs, height, width); maps of an attention are 1x1 convolutions.
+        Convolutions are (outputs, inputs, height, width), those in time (outputs, inputs, time, height, width); maps of an
+        attention are 1x1 convolutions.
         """
         inner = self.stages[0].width
         shapes: Shapes = {"codebook": (self.codes, self.code_size)}
-        shapes |= _convolution("post_quant", self.latent, self.code_size, 1)
+        shapes |= self._in_time(_convolution("post_quant", self.latent, self.code_size, 1))
         shapes |= self._frame_shapes()
         shapes |= _convolution("conv_in", inner, self.latent)
         shapes |= self._block_shapes("mid.block_1", inner, inner)
@@ -247,7 +283,13 @@ class VqDescription:
                 shapes |= _convolution(f"frame.block.{i}.conv{half}", self.latent, self.latent)
         for i in range(self.frame.convolutions):
             shapes |= _convolution(f"frame.convolution.{i}", self.latent, self.latent)
-        return shapes
+        return self._in_time(shapes)
+
+    def _in_time(self, shapes: Shapes) -> Shapes:
+        """``shapes`` with kernels that have taps in time, if there is time."""
+        if not self.in_time:
+            return shapes
+        return {name: (*shape[:2], TAPS, *shape[2:]) if len(shape) == 4 else shape for name, shape in shapes.items()}
 
 
 def _convolution(name: str, outputs: int, inputs: int, size: int = 3) -> Shapes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointError
 from coupled_sampling.export.checkpoints.places import Place, read_places
-from coupled_sampling.export.pictures.description import Stage, VqDescription
+from coupled_sampling.export.pictures.description import TAPS, Stage, VqDescription
 
 __all__ = [
     "LLAMAGEN",
@@ -97,8 +97,8 @@ def places(description: VqDescription, naming: Naming, prefix: str) -> dict[str,
     for name, shape in description.weight_shapes().items():
         tensor = _tensor(name, naming, len(description.stages), frame=description.frame is not None)
         stored, weight = shape, _as_stored
-        if description.frame is not None and tensor.endswith(".conv.weight") and _is_in_time(name):
-            stored = (*shape[:2], 3, *shape[2:])
+        if description.frame is not None and len(shape) == 4 and name.startswith(("frame.", "post_quant.")):
+            stored = (*shape[:2], TAPS, *shape[2:])
             weight = _last_tap
         elif naming.linear and tensor.endswith(tuple(f"{part}.weight" for part in _LINEAR_PARTS.values())):
             stored, weight = shape[:2], partial(_reshaped, shape)
@@ -206,10 +206,6 @@ def _frame_tensor(path: list[str], part: str) -> str:
         return f"decoder.time_conv.{number}.conv.conv.{part}"
     inner = f"{below[0]}.conv" if below[0].startswith("conv") else below[0]
     return f"decoder.time_res_stack.{number}.{inner}.{part}"
-
-
-def _is_in_time(name: str) -> bool:
-    return name.startswith(("frame.", "post_quant."))
 
 
 def _as_stored(array: NDArray[Any]) -> NDArray[Any]:

@@ -5,8 +5,6 @@ It is slow, and it shares nothing with the graph but the description and the wei
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +36,7 @@ def reference_pixels(
     codes = tokens.codes_of(generated)
     picture = reference_picture(description, weights, codes.reshape(-1, description.rows * description.columns))
     pixels = np.asarray(np.floor(values_to_pixels(description, picture)), np.uint8)
-    return pixels.reshape(len(codes), description.frames, *pixels.shape[1:]) if description.frames else pixels
+    return pixels.reshape(len(codes), description.pixel_frames, *pixels.shape[1:]) if description.frames else pixels
 
 
 def values_to_pixels(description: VqDescription, picture: Floats) -> Floats:
@@ -55,7 +53,7 @@ def reference_picture(description: VqDescription, weights: WeightSource, codes: 
     description, weights
         As for `coupled_sampling.export.pictures.pixel_graph.vq_pixel_graph`.
     codes
-        int64 (B, rows * columns).
+        int64 (B, rows * columns); of clips, frame by frame, (B * frames, rows * columns), and so is what comes back.
 
     Raises
     ------
@@ -72,6 +70,7 @@ class _Decoder:
         self.description = description
         self.weights = WeightReader(description.weight_shapes(), weights)
         self.condition: Floats | None = None
+        self.frames = description.frames
 
     def picture(self, codes: NDArray[np.int64]) -> Floats:
         description = self.description
@@ -94,8 +93,9 @@ class _Decoder:
         x, frame = self.convolution("post_quant", vectors), self.description.frame
         if frame is None:
             return x
-        halves = []
+        halves, frames = [], self.frames
         for half in (x, vectors):
+            self.frames = frames
             for i in range(frame.blocks):
                 inner = half
                 for part in ("1", "2"):
@@ -103,6 +103,8 @@ class _Decoder:
                     inner = self.convolution(f"frame.block.{i}.conv{part}", _swish(inner))
                 half = half + inner
             for i in range(frame.convolutions):
+                if self.description.in_time:
+                    half, self.frames = half.repeat(2, axis=0), 2 * self.frames
                 half = _swish(self.convolution(f"frame.convolution.{i}", half))
             halves.append(half)
         x, self.condition = halves
@@ -139,17 +141,31 @@ class _Decoder:
 
     def convolution(self, name: str, x: Floats) -> Floats:
         kernel = self.weights[f"{name}.weight"].astype(np.float64)
-        height, width, edge = x.shape[2], x.shape[3], kernel.shape[-1] // 2
-        padded = np.pad(x, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
-        out: Any = self.column(f"{name}.bias")
-        for i in range(kernel.shape[2]):
-            for j in range(kernel.shape[3]):
-                part = padded[:, :, i : i + height, j : j + width]
-                out = out + np.einsum("oc,bchw->bohw", kernel[:, :, i, j], part, optimize=True)
-        return np.asarray(out, np.float64)
+        if kernel.ndim == 4:
+            return _convolved(kernel, x) + self.column(f"{name}.bias")
+        clips = x.reshape(-1, self.frames, *x.shape[1:])
+        out = np.zeros((*clips.shape[:2], len(kernel), *x.shape[2:]))
+        for frame in range(self.frames):
+            for tap in range(kernel.shape[2]):
+                seen = frame - (kernel.shape[2] - 1 - tap)
+                if seen >= 0:
+                    out[:, frame] += _convolved(kernel[:, :, tap], clips[:, seen])
+        return out.reshape(-1, *out.shape[2:]) + self.column(f"{name}.bias")
 
     def column(self, name: str) -> Floats:
         return self.weights[name].astype(np.float64)[:, None, None]
+
+
+def _convolved(kernel: Floats, x: Floats) -> Floats:
+    """A convolution of pictures that keeps the size, without a bias."""
+    height, width, edge = x.shape[2], x.shape[3], kernel.shape[-1] // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
+    out = np.zeros((len(x), len(kernel), height, width))
+    for i in range(kernel.shape[2]):
+        for j in range(kernel.shape[3]):
+            part = padded[:, :, i : i + height, j : j + width]
+            out += np.einsum("oc,bchw->bohw", kernel[:, :, i, j], part, optimize=True)
+    return out
 
 
 def _swish(x: Floats) -> Floats:

@@ -47,6 +47,7 @@ from bugs_of_tree_step_graphs import BUGS as TREE_STEP_GRAPHS
 from bugs_of_trees import BUGS as TREES
 from bugs_of_trees_in_graphs import BUGS as TREES_IN_GRAPHS
 from bugs_of_trees_on_ort import BUGS as TREES_ON_ORT
+from bugs_of_video_pixels import BUGS as VIDEO_PIXELS
 from bugs_of_windows_and_step_graphs import BUGS as WINDOWS_AND_STEP_GRAPHS
 from planting import Bug
 
@@ -94,5 +95,6 @@ BUGS: tuple[Bug, ...] = (
     *TREES_ON_ORT,
     *TREES,
     *TREE_KERNELS,
+    *VIDEO_PIXELS,
     *WINDOWS_AND_STEP_GRAPHS,
 )

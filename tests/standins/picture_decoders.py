@@ -151,7 +151,7 @@ def random_weights(description, seed=0):
     """Weights of a decoder whose pictures have a spread of about one half, float32."""
     random, drawn = np.random.default_rng(seed), {}
     for name, shape in description.weight_shapes().items():
-        if len(shape) == 4:
+        if len(shape) >= 4:
             # Scores of attentions must be large enough for their weights to show.
             factor = 2 if name.endswith(("query.weight", "key.weight")) else 1
             value = random.normal(0, factor / np.sqrt(np.prod(shape[1:])), shape)

@@ -211,5 +211,9 @@ class Emu3VisionVq(nn.Module):
 
     def decode_code(self, codes):
         """Pictures (B, 3, H, W) of codes (B, rows, columns)."""
-        vectors = self.quantize.embedding(codes).permute(0, 3, 1, 2)[:, :, None]
-        return self.decoder(self.post_quant_conv(vectors), vectors)[:, 0]
+        return self.decode_clip(codes[:, None])[:, 0]
+
+    def decode_clip(self, codes):
+        """Frames (B, 4 * frames, 3, H, W) of codes (B, frames, rows, columns)."""
+        vectors = self.quantize.embedding(codes).permute(0, 4, 1, 2, 3)
+        return self.decoder(self.post_quant_conv(vectors), vectors)
