@@ -14,16 +14,16 @@ def decided_frames(pixel_frames: int, frames: int, whole: int) -> int:
     """How many of ``pixel_frames`` frames of pixels the first ``whole`` of ``frames`` frames of tokens decide.
 
     Each makes equally many, but for the first one, which makes a single one where the decoder is causal in time. Where both come
-    out even, this is what holds for both.
+    out even, the smaller number is right for both; where neither does, none is known before the end.
 
     >>> decided_frames(12, 12, whole=3), decided_frames(33, 5, whole=2)
     (3, 9)
     """
-    if not whole:
-        return 0
-    alone = frames > 1 and (pixel_frames - 1) % (frames - 1) == 0
-    more = (pixel_frames - 1) // (frames - 1) if alone else -(-pixel_frames // frames)
-    return max(0, pixel_frames - (frames - whole) * more)
+    if whole in (0, frames):
+        return pixel_frames if whole else 0
+    (alike, uneven), (later, odd) = divmod(pixel_frames, frames), divmod(pixel_frames - 1, frames - 1)
+    possible = [] if uneven else [whole * alike]
+    return min(possible if odd else [*possible, 1 + (whole - 1) * later], default=0)
 
 
 class PromptFrames(NamedTuple):

@@ -34,8 +34,10 @@ from coupled_sampling.export.checkpoints.places import Place, layer_name, read_p
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.settings import choose_positions, describe
+from coupled_sampling.export.families.cosmos_tokenizer import cosmos_picture_decoder
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
+from coupled_sampling.export.pictures.contract import PictureDecoder
 
 __all__ = ["Cosmos", "refuse_text"]
 
@@ -114,6 +116,11 @@ class Cosmos:
         description = _description(checkpoint, sizes, clip, positions)
         weights = read_places(checkpoint, _places(description, prefix), _HARMLESS_TENSORS)
         return Exportable(self.name, description, weights, _decoding(description, clip, stretched=sizes.stretched))
+
+    def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
+        """The decoder of clips in ``separate``, which also shows the frames of the prompt; None if there is none."""
+        grid = model.decoding.grid
+        return None if separate is None or grid is None else cosmos_picture_decoder(separate, grid)
 
 
 def refuse_text(checkpoint: Checkpoint, prefix: str) -> None:

@@ -95,7 +95,7 @@ def test_streamed_frames_are_those_of_the_clips(clips, tmp_path, command):
 def test_a_frame_is_there_once_its_tokens_are(clips, tmp_path):
     from coupled_sampling.backends import PixelDecoder
 
-    files = FrameFiles(tmp_path / "frames", PixelDecoder.open(clips), 2, "scd-match")
+    files = FrameFiles(tmp_path / "frames", PixelDecoder.open(clips), [[8]] * 2, "scd-match")
     tokens = np.random.default_rng(0).integers(0, 8, (2, 12))
     there, seen = {0: 0, 1: 0}, {}
     for clip, end in [(0, 3), (1, 1), (0, 4), (1, 9), (0, 5), (0, 12), (1, 12)]:
@@ -122,7 +122,7 @@ def test_what_is_not_decided_is_filled_with_tokens_that_may_stand_there(clips, t
     layout = (Span(2, 3, 4), Span(7, 1), Span(2, 3, 4), Span(7, 1), Span(2, 3, 4))
     pixels.bundle = SimpleNamespace(manifest=dataclasses.replace(manifest, length=14, layout=layout))
     pixels.shape = (3, 4, 4, 1)
-    files = FrameFiles(tmp_path / "frames", pixels, 1, "ar")
+    files = FrameFiles(tmp_path / "frames", pixels, [[8]], "ar")
     files.watch("ar", SimpleNamespace(handle=0, tokens=np.array([4, 3, 4])))
     files.watch("ar", SimpleNamespace(handle=0, tokens=np.array([3, 7])))
     assert [one.tolist() for one in asked] == [[4, 3, 4, 3, 7, 2, 2, 2, 2, 7, 2, 2, 2, 2]]
