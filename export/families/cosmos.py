@@ -33,8 +33,8 @@ from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointE
 from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
-from coupled_sampling.export.families.settings import choose_positions, describe
 from coupled_sampling.export.families.cosmos_tokenizer import cosmos_picture_decoder
+from coupled_sampling.export.families.settings import choose_positions, describe
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
 from coupled_sampling.export.pictures.contract import PictureDecoder
