@@ -191,10 +191,11 @@ def _opened_by_host(
     """A provider, or a step that the library decides, by a network if that pays; or nothing unless it does."""
     with contextlib.ExitStack() as undo:
         model = undo.enter_context(cast(OpenProvider, found.open(wanted)))
-        unconditional = wanted.bundle.manifest.unconditional_prompt
-        provider: OpenProvider = (
-            GuidedProvider(model, wanted.guidance, unconditional) if wanted.guided and unconditional else model
-        )
+        manifest, provider = wanted.bundle.manifest, model
+        if wanted.guided and (prompt := manifest.unconditional_prompt):
+            # A fixed one keeps room for prompts of one token; where all are longer, each is asked whether it fits.
+            fixed = manifest.shortest_prompt == 1
+            provider = GuidedProvider(model, wanted.guidance, prompt if fixed else lambda _: prompt)
         pays = candidates is not None and candidates.pays(provider, table_is_free=only_if_it_pays)
         if only_if_it_pays and not pays:
             return None
@@ -347,12 +348,16 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
         refusal = refused_trees(wanted)
         if refusal is not None:
             return refusal
-    if wanted.bundle.manifest.window_graph.caches == "growing" and (backend, step) != ("cpu", "host"):
+    manifest, special, otherwise = wanted.bundle.manifest, "", ""
+    if manifest.window_graph.caches == "growing":
+        special = "is an ONNX file of somebody else's, whose caches grow"
+        otherwise = ", or export the checkpoint that it was made of"
+    elif manifest.condition_graph is not None:
+        special = "takes a condition"
+    if special and (backend, step) != ("cpu", "host"):
         what, instead = ("step", "host") if backend == "cpu" else ("backend", "cpu")
-        return (
-            f"{what} is {getattr(wanted, what, backend)!r}, but {wanted.bundle.manifest.name} is an ONNX file of somebody "
-            f"else's, whose caches grow: it runs with {instead} only; use that, or export the checkpoint that it was made of"
-        )
+        asked = getattr(wanted, what, backend)
+        return f"{what} is {asked!r}, but {manifest.name} {special}: it runs with {instead} only; use that{otherwise}"
     if step != "host" and wanted.bundle.manifest.layout:
         return (
             f"step is {step!r}, but the bundle {wanted.bundle.manifest.name} has a layout, which needs the host; leave step at "

@@ -14,6 +14,7 @@ from typing import Any
 
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.records import (
+    ConditionGraph,
     CorrectionsRecord,
     FileRecord,
     Grid,
@@ -32,6 +33,7 @@ from coupled_sampling.methods import find_method
 __all__ = [
     "MANIFEST",
     "TEXT_DEFAULTS",
+    "ConditionGraph",
     "CorrectionsRecord",
     "Defaults",
     "FileRecord",
@@ -169,6 +171,8 @@ class Manifest:
     fill_token
         What to guess at a sequence's first positions, where rules that copy have nothing to go by: the token that the model is
         likeliest to begin with. None if nobody knows. It changes how many passes are needed, and no law.
+    condition_graph
+        What makes inputs of the window graph of a request's ``condition``; None for a model that looks at its tokens only.
     licence
         SPDX identifier.
     provenance
@@ -213,6 +217,7 @@ class Manifest:
     corrections: CorrectionsRecord | None = None
     fill_token: int | None = None
     tree_graph: TreeGraph | None = None
+    condition_graph: ConditionGraph | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -227,6 +232,12 @@ class Manifest:
         """Most tokens of a prompt to read in one call: what the window graph's record says, or what suits most models."""
         graph = self.window_graph
         return graph.prompt_chunk or default_chunk(self.vocab_size, graph.max_window)
+
+    @property
+    def shortest_prompt(self) -> int:
+        """Fewest tokens of a prompt."""
+        graph = self.condition_graph
+        return 1 if graph is None or graph.token is None else graph.length
 
     @property
     def makes_pictures(self) -> bool:
@@ -314,15 +325,22 @@ def _check_files(manifest: Manifest) -> None:
         digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
         expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
         expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
-    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | None] = {
+    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | ConditionGraph | None] = {
         "window_graph": manifest.window_graph,
         "pixel_graph": manifest.pixel_graph,
         "tree_graph": manifest.tree_graph,
+        "condition_graph": manifest.condition_graph,
     }
     graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
     for field, graph in graphs.items():
         if graph is not None:
             expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
+    expect(
+        manifest.condition_graph is None or not manifest.step_graphs,
+        "step_graphs",
+        [one.file for one in manifest.step_graphs],
+        "none beside condition_graph: a step cannot be told a condition",
+    )
     kinds: set[tuple[object, ...]] = set()
     for i, one in enumerate(manifest.step_graphs):
         kind = (one.method, one.warped, one.guided, one.noise, one.corrected, one.tree)
@@ -380,6 +398,10 @@ def _check_tokens(manifest: Manifest) -> None:
     expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
+    stands = None if manifest.condition_graph is None else manifest.condition_graph.token
+    if stands is not None:
+        apart = 0 <= stands < vocab_size and not 0 <= stands - generated.first < generated.count
+        expect(apart, "condition_graph.token", stands, f"a token in [0, {vocab_size}) that is not generated")
     prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}
     if manifest.unconditional_prompt is not None:
         prompts["unconditional_prompt"] = manifest.unconditional_prompt
@@ -389,6 +411,9 @@ def _check_tokens(manifest: Manifest) -> None:
         room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
         reason = f"length is {manifest.length}, max_length {graph.max_length}"
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
+        condition = manifest.condition_graph
+        problem = None if condition is None else condition.problem_of_prompt(tokens)
+        expect(problem is None, field, tokens, f"a prompt that fits: it {problem}")
 
 
 def _check_fill(manifest: Manifest) -> None:

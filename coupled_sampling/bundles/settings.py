@@ -369,7 +369,8 @@ def _suited(rule: Drafting, manifest: Manifest) -> Drafting:
 
 def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
-    longer = len(manifest.unconditional_prompt or (0,)) - 1 if guided else 0
+    unconditional = manifest.unconditional_prompt if guided else None
+    longer = 0 if unconditional is None else max(0, len(unconditional) - manifest.shortest_prompt)
     return manifest.window_graph.max_length - longer
 
 
