@@ -119,6 +119,8 @@ class DecodingSettings:
         A function that ends a sequence, such as `coupled_sampling.bundles.StopStrings`.
     prompt_chunk
         Most tokens of a long prompt to read in one call; None is the model's own width.
+    condition
+        What the model is told besides, see `coupled_sampling.Request`.
     corrections
         What predicts the laws of redrafts whose neighbours changed, one of `CORRECTIONS`; see `Bundle.corrector`. No law and no
         losslessness depends on it. A table holds for the temperature it was fitted at and below; above it gains less.
@@ -161,6 +163,7 @@ class DecodingSettings:
     positions: int | None = None
     corrections: str = "auto"
     branches: int | None = 0
+    condition: object = field(default=None, compare=False)  # arrays are neither equal nor unequal
 
     def __post_init__(self) -> None:
         find_window_rule(self.window, sys.maxsize)  # how wide the model's graphs are is asked when there is a model
@@ -238,7 +241,7 @@ class DecodingSettings:
         """
         (sampling,) = self.samplings([prompt])
         fields: dict[str, Any] = {"length": self.length_after(len(prompt)), "stop": self.stop, "sampling": sampling}
-        return Request(prompt, **{**fields, "stop_rule": self.stop_rule, **changes})
+        return Request(prompt, **{**fields, "stop_rule": self.stop_rule, "condition": self.condition, **changes})
 
     def length_after(self, prompt: int) -> int:
         """Most tokens to generate after a prompt of that many: what fits, where no length was asked for."""
