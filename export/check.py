@@ -114,15 +114,17 @@ def check_reference(
 
 
 def _condition(description: DecoderDescription, tokens: NDArray[np.int64], vectors: int) -> NDArray[np.float64] | None:
-    """Random vectors, if the model takes some: fewer than it could. Where they have positions, the first tokens stand for them."""
+    """Random vectors, if the model takes some: fewer than it could. Where they have positions, the first half of ``tokens`` stand
+    for them, behind those that nobody attends to."""
     wanted = description.condition
     if wanted is None:
         return None
+    given = max(1, wanted.length - vectors // 2)
     if wanted.token is not None:
-        others = tokens == wanted.token
-        tokens[others] = description.generated_first
-        tokens[: min(vectors, wanted.length)] = wanted.token
-    return np.random.default_rng(1).normal(size=(max(1, wanted.length - vectors // 2), wanted.size))
+        tokens[tokens == wanted.token] = description.generated_first
+        # A position that stands for none holds zeros, whose logits are all alike and compare with nothing.
+        tokens[wanted.length - given : min(vectors, wanted.length)] = wanted.token
+    return np.random.default_rng(1).normal(size=(given, wanted.size))
 
 
 def _prompt(description: DecoderDescription, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
