@@ -1,7 +1,7 @@
 """Decoders that take a request's vectors: window graph and condition graph together against the numpy reference.
 
 What the reference shares with the graphs, the tables of the layers' positions, is checked here against a formula of its own; its
-reading of Cosmos' structure beside PyTorch's in ``tests/export/families/test_cosmos_structure_torch.py``.
+reading of Cosmos' structure beside PyTorch's in ``tests/export/families/test_conditioned_clips_torch.py``.
 """
 
 import dataclasses
