@@ -25,13 +25,12 @@ from coupled_sampling.arguments import check_count, shown
 from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
 from coupled_sampling.backends.network_choice import Candidates, candidates_of
 from coupled_sampling.backends.ort.network_correction import NetworkCorrection
-from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end, refused_trees
+from coupled_sampling.backends.place import BACKENDS, BackEnd, Place, Wanted, back_end, guided_provider, refused_trees
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.corrections import Corrector, check_corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_is
-from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.guided_rows import Scale
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
@@ -193,10 +192,7 @@ def _opened_by_host(
     """A provider, or a step that the library decides, by a network if that pays; or nothing unless it does."""
     with contextlib.ExitStack() as undo:
         model = undo.enter_context(cast(OpenProvider, found.open(wanted)))
-        unconditional = wanted.bundle.manifest.unconditional_prompt
-        provider: OpenProvider = (
-            GuidedProvider(model, wanted.guidance, unconditional) if wanted.guided and unconditional else model
-        )
+        provider = guided_provider(model, wanted)
         pays = candidates is not None and candidates.pays(provider, table_is_free=only_if_it_pays)
         if only_if_it_pays and not pays:
             return None
@@ -347,22 +343,23 @@ def _refusal(wanted: Wanted, found: BackEnd) -> str | None:
             f"step is {step!r}, but backend is {backend!r}, which decides steps by {' or '.join(found.STEPS)}; choose one of "
             f"{', '.join(others)}, or leave step at 'auto'"
         )
-    if wanted.trees:
-        refusal = refused_trees(wanted)
-        if refusal is not None:
-            return refusal
-    if wanted.bundle.manifest.window_graph.caches == "growing" and (backend, step) != ("cpu", "host"):
+    if wanted.trees and (refusal := refused_trees(wanted)) is not None:
+        return refusal
+    manifest, special, otherwise = wanted.bundle.manifest, "", ""
+    if manifest.window_graph.caches == "growing":
+        special = "is an ONNX file of somebody else's, whose caches grow"
+        otherwise = ", or export the checkpoint that it was made of"
+    elif manifest.condition_graph is not None:
+        special = "takes a condition"
+    if special and (backend, step) != ("cpu", "host"):
         what, instead = ("step", "host") if backend == "cpu" else ("backend", "cpu")
-        return (
-            f"{what} is {getattr(wanted, what, backend)!r}, but {wanted.bundle.manifest.name} is an ONNX file of somebody "
-            f"else's, whose caches grow: it runs with {instead} only; use that, or export the checkpoint that it was made of"
-        )
+        asked = getattr(wanted, what, backend)
+        return f"{what} is {asked!r}, but {manifest.name} {special}: it runs with {instead} only; use that{otherwise}"
     if step == "kernels" and wanted.varied:
         return "step is 'kernels', which have one guidance scale for a row, but it changes with the position; leave step at 'auto'"
-    if step != "host" and wanted.bundle.manifest.layout:
+    if step != "host" and manifest.layout:
         return (
-            f"step is {step!r}, but the bundle {wanted.bundle.manifest.name} has a layout, which needs the host; leave step at "
-            "'auto'"
+            f"step is {step!r}, but the bundle {manifest.name} has a layout, which needs the host; leave step at 'auto'"
         )
     return found.takes(wanted)
 

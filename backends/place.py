@@ -37,13 +37,23 @@ from coupled_sampling.contracts import OpenProvider, OpenStep
 from coupled_sampling.corrections import Corrector
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
+from coupled_sampling.guidance import GuidedProvider
 from coupled_sampling.guided_rows import Scale
 from coupled_sampling.methods import Method
 
 if TYPE_CHECKING:
     from coupled_sampling.backends.trt.progress import Progress
 
-__all__ = ["BACKENDS", "BackEnd", "Place", "Wanted", "back_end", "step_graphs_command", "unknown_operators"]
+__all__ = [
+    "BACKENDS",
+    "BackEnd",
+    "Place",
+    "Wanted",
+    "back_end",
+    "guided_provider",
+    "step_graphs_command",
+    "unknown_operators",
+]
 
 _MODULES = {
     "cpu": "coupled_sampling.backends.ort.cpu",
@@ -242,3 +252,15 @@ def step_graphs_command(bundle: Bundle, method: str) -> str:
 def _having(setting: str) -> list[str]:
     """The back ends that have a setting of `Place`."""
     return [name for name in _MODULES if setting in back_end(name).SETTINGS]
+
+
+def guided_provider(model: OpenProvider, wanted: Wanted) -> OpenProvider:
+    """``model``, with guidance if that is wanted and the bundle says by which unconditional prompt."""
+    manifest, prompt = wanted.bundle.manifest, wanted.bundle.manifest.unconditional_prompt
+    if not wanted.guided or not prompt:
+        return model
+    if isinstance(prompt, tuple) and manifest.shortest_prompt > 1:
+        # A fixed one would keep room for prompts of one token; here each prompt is asked whether it fits.
+        fixed = prompt
+        return GuidedProvider(model, wanted.guidance, lambda _: fixed)
+    return GuidedProvider(model, wanted.guidance, prompt)

@@ -18,8 +18,11 @@ from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
 from coupled_sampling.export.fill_token import find_fill_token
 from coupled_sampling.export.graphs.builder import save_graph
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
+from coupled_sampling.export.graphs.condition_graph import write_condition_graph
+from coupled_sampling.export.graphs.conditions import CrossAttention, PrefixVectors
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm, QueryKeyNorm
+from coupled_sampling.export.graphs.layer_positions import LayerPositions
 from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary, RotaryScaling
@@ -31,13 +34,16 @@ from coupled_sampling.export.step_bundle import add_step_graphs
 __all__ = [
     "CheckedText",
     "Checkpoint",
+    "CrossAttention",
     "DecoderDescription",
     "ExportSettings",
     "Exported",
     "GridRotary",
     "LayerKind",
+    "LayerPositions",
     "Norm",
     "PicturePositions",
+    "PrefixVectors",
     "QueryKeyNorm",
     "Rotary",
     "RotaryScaling",
@@ -51,5 +57,6 @@ __all__ = [
     "save_graph",
     "step_graph",
     "tree_window",
+    "write_condition_graph",
     "write_decoder_graph",
 ]

@@ -31,6 +31,7 @@ from coupled_sampling.export.families import family_of, find_family
 from coupled_sampling.export.families.contract import Exportable
 from coupled_sampling.export.families.vqgan import open_picture_decoder
 from coupled_sampling.export.fill_token import find_fill_token
+from coupled_sampling.export.graphs.condition_graph import write_condition_graph
 from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.storage import Storage
@@ -40,7 +41,7 @@ from coupled_sampling.fields import check_fields, check_is, check_path
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
 
-_GRAPH, _PIXELS = "window.onnx", "pixels.onnx"
+_GRAPH, _PIXELS, _CONDITION = "window.onnx", "pixels.onnx", "condition.onnx"
 _ROOM_FOR_PROMPTS = 16
 
 
@@ -220,6 +221,8 @@ def export_checkpoint(
             text = write_text_files(checkpoint, folder, chosen.tokenizer, model.description.vocab_size)
             weights = _Counted(model.weights, checkpoint, progress)
             write_decoder_graph(model.description, weights, folder / _GRAPH, chosen.storage)
+            if model.description.condition is not None:
+                write_condition_graph(model.description, weights, folder / _CONDITION, chosen.storage)
             if pictures is not None:
                 weights = _Counted(pictures.weights, checkpoint, progress)
                 pictures.write(weights, folder / _PIXELS, chosen.storage)
@@ -278,6 +281,11 @@ class _Counted:
 
 
 def _check_sizes(description: DecoderDescription, settings: ExportSettings) -> None:
+    if description.condition is not None and settings.step_graphs:
+        raise InvalidArgument(
+            f"step_graphs is {settings.step_graphs}, but this model takes a condition, which step graphs cannot be told; leave out "
+            "step_graphs"
+        )
     if max(settings.windows) > description.positions:
         raise InvalidArgument(
             f"windows has {max(settings.windows)}, more than the {description.positions} positions of a sequence; "
@@ -345,6 +353,7 @@ def _manifest(
         stop_tokens=tuple(token for token in stop if 0 <= token < description.vocab_size),
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
+        condition_graph=None if description.condition is None else description.condition.record(_CONDITION),
     )
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coupled_sampling.arrays import to_host
 from coupled_sampling.bundles.opening import Bundle
-from coupled_sampling.contracts import LogitsProvider
+from coupled_sampling.contracts import LogitsProvider, RequestObserver
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.reference import reference_logits
 from coupled_sampling.export.graphs.rounded import rounded_model
 from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.graphs.weights import WeightSource
+from coupled_sampling.requests import Request
 
 __all__ = ["Opener", "check_opener", "check_reference", "check_stored"]
 
@@ -84,8 +86,11 @@ def check_reference(
     tokens = np.random.default_rng(0).integers(0, description.vocab_size, count)
     if description.pictures is not None:  # by chance none would begin
         tokens[count // 4] = description.pictures.begin
-    expected = reference_logits(description, weights, tokens)
     half = count // 2
+    condition = _condition(description, tokens, half)
+    if isinstance(provider, RequestObserver):
+        provider.begin(0, Request(_prompt(description, tokens), length=1, condition=condition))
+    expected = reference_logits(description, weights, tokens, condition=condition)
     found = np.concatenate(
         [
             # The next call may reuse the memory of this one's logits.
@@ -106,6 +111,26 @@ def check_reference(
             f"{_TOLERANCE}; nothing was written. Please report this with the checkpoint's configuration"
         )
     return largest
+
+
+def _condition(description: DecoderDescription, tokens: NDArray[np.int64], vectors: int) -> NDArray[np.float64] | None:
+    """Random vectors, if the model takes some: fewer than it could. Where they have positions, the first half of ``tokens`` stand
+    for them, behind those that nobody attends to."""
+    wanted = description.condition
+    if wanted is None:
+        return None
+    given = max(1, wanted.length - vectors // 2)
+    if wanted.token is not None:
+        tokens[tokens == wanted.token] = description.generated_first
+        # A position that stands for none holds zeros, whose logits are all alike and compare with nothing.
+        tokens[wanted.length - given : min(vectors, wanted.length)] = wanted.token
+    return np.random.default_rng(1).normal(size=(given, wanted.size))
+
+
+def _prompt(description: DecoderDescription, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``tokens`` as a prompt with as many as vectors need."""
+    missing = 0 if description.prefix is None else max(0, description.prefix.length - len(tokens))
+    return np.pad(tokens, (0, missing), constant_values=description.generated_first)
 
 
 def check_stored(

@@ -39,7 +39,8 @@ def find_fill_token(provider: LogitsProvider, manifest: Manifest) -> int | None:
     Returns
     -------
     int or None
-        For ``Manifest.fill_token``; None where no prompt has a name, as those of a text have none.
+        For ``Manifest.fill_token``; None where no prompt has a name, as those of a text have none, or where none says what comes
+        without a condition.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def find_fill_token(provider: LogitsProvider, manifest: Manifest) -> int | None:
     """
     check_is("manifest", manifest, Manifest)
     prompts = [np.array(prompt.tokens, np.int64) for prompt in manifest.prompts.values()]
-    if not prompts:
+    if not prompts or manifest.condition_graph is not None:
         return None
     chosen = np.unique(np.linspace(0, len(prompts) - 1, min(len(prompts), _PROMPTS)).round().astype(int))
     laws = [_first_law(provider, manifest, prompts[i]) for i in chosen]

@@ -116,6 +116,10 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     """
     names = checked_methods(methods)
     bundle = open_bundle(folder.absolute())
+    if bundle.manifest.condition_graph is not None:
+        raise InvalidArgument(
+            f"the bundle {bundle.manifest.name} takes a condition, which step graphs cannot be told; leave step graphs out"
+        )
     manifest, tables = bundle.manifest, bundle.correction_tables()
     window = _with_weights_outside(folder, manifest.window_graph.file)
     kept = tuple(graph for graph in manifest.step_graphs if graph.method not in names)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.backends.conditions import problem_of_vectors
+
 __all__ = ["Reading", "problem_of_condition"]
 
 
@@ -33,14 +35,4 @@ def problem_of_condition(condition: Any, states: tuple[int | None, int | None]) 
     """
     length, size = states
     wanted = f"the encoder's output of one input, floating ({length or 'S'}, {size or 'D'})"
-    if condition is None:
-        return f"has no condition, expected {wanted}; encode the input first"
-    if not isinstance(condition, np.ndarray) or not np.issubdtype(condition.dtype, np.floating):
-        kind = condition.dtype if isinstance(condition, np.ndarray) else type(condition).__name__
-        return f"has a condition of {kind}, expected a numpy array: {wanted}"
-    shape = condition.shape
-    if condition.ndim != 2 or 0 in shape or shape != (length or shape[0], size or shape[1]):
-        return f"has a condition of shape {shape}, expected {wanted}, without an axis for a batch"
-    if not np.isfinite(condition).all():
-        return f"has a condition with NaN or infinity, expected {wanted}"
-    return None
+    return problem_of_vectors(condition, (length, length), size, wanted, "encode the input first")

@@ -13,13 +13,16 @@ many columns as they need.
 The tree graph takes one input more, the parent of every slot, and has caches of more columns than the model has positions: slots
 side by side need a column each. A window without branches is a chain of parents to it.
 
+A bundle with a condition graph takes vectors with a request (`coupled_sampling.backends.ort.condition`): the provider is then told
+each row's request before its first window (`coupled_sampling.contracts.RequestObserver`), and refuses one without.
+
 The arguments of every call are checked here, before the graph sees them: runtimes differ in what they do about a write
 beyond the cache, and some do it silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +30,7 @@ import numpy as np
 
 from coupled_sampling.arguments import check_count, check_flag, in_one_line
 from coupled_sampling.backends.ort.binding import HostBinding
+from coupled_sampling.backends.ort.condition import RowConditions
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, tree_window_graph, window_tensors
@@ -34,6 +38,8 @@ from coupled_sampling.bounds import check_fork, check_rows, check_tree_window, c
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
+from coupled_sampling.refusals import missing_offers
+from coupled_sampling.requests import Request
 from coupled_sampling.running import Closing
 from coupled_sampling.trees import chain
 
@@ -105,9 +111,12 @@ class OrtProvider(Closing):
     (True, (1, 3, 267))
     """
 
-    def __new__(cls, *arguments: object, trees: bool = False, **settings: object) -> Self:
-        # Whether windows may be trees is asked by a Protocol, so that a class that cannot must not have the method.
-        return super().__new__(_OrtTrees if trees and cls is OrtProvider else cls)  # type: ignore[return-value]
+    def __new__(cls, bundle: Bundle, *arguments: object, trees: bool = False, **settings: object) -> Self:
+        # What can be done is asked by Protocols, so that a class that cannot must not have the method.
+        if cls is not OrtProvider:
+            return super().__new__(cls)
+        kinds = {(True, False): _OrtTrees, (False, True): _OrtConditioned, (True, True): _OrtConditionedTrees}
+        return super().__new__(kinds.get((trees, bundle.manifest.condition_graph is not None), cls))  # type: ignore[return-value]
 
     def __init__(
         self,
@@ -120,14 +129,18 @@ class OrtProvider(Closing):
         trees: bool = False,
     ) -> None:
         graph = tree_window_graph(bundle.manifest) if trees else bundle.manifest.window_graph
-        _check_graph(bundle, session, trees=trees)
+        binding = HostBinding(session) if binding is None else binding
+        self._conditions = (
+            None if bundle.manifest.condition_graph is None else RowConditions(bundle, session, binding, batch_size)
+        )
+        _check_graph(bundle, session, {} if self._conditions is None else self._conditions.inputs, trees=trees)
         self.bundle = bundle
         self.vocab_size = bundle.manifest.vocab_size
         self.batch_size = batch_size
         self.max_length = graph.max_length
         self.max_window = graph.max_window
         self.prompt_chunk = bundle.manifest.prompt_chunk
-        self.binding = HostBinding(session) if binding is None else binding
+        self.binding = binding
         self.column_buckets = tuple(column_buckets)
         self.runs = Runs(session.get_providers()[0], self.binding.device, self.binding.cuda_graphs)
         self._graph, self._trees = graph, trees
@@ -234,14 +247,18 @@ class OrtProvider(Closing):
         self._refuse_if_closed()
         check_fork(self, source, targets, length)
         self._caches.fork(source, targets, length)
+        if self._conditions is not None:
+            self._conditions.fork(source, targets)
 
     def _forward(self, tokens: Integers, start: Integers, rows: range, parents: Integers | None = None) -> Array:
         """Run the graph on ``rows``; without ``parents`` each slot follows the one before it."""
         count, width = tokens.shape
         binding, logits = self.binding, (count, width, self.vocab_size)
         self._columns[0] = self._columns_for(int(start.max()) + width)
+        self._caches.choose(rows)
+        if self._conditions is not None:
+            self._conditions.bind(rows)
         try:
-            self._caches.choose(rows)
             binding.feed("input_ids", tokens)
             binding.feed("start", start)
             if self._trees:
@@ -260,7 +277,7 @@ class OrtProvider(Closing):
     def close(self) -> None:
         """Give back all memory, on the GPU too; the provider cannot be used afterwards. Twice does no harm."""
         self._is_closed = True
-        for name in ("_caches", "binding"):
+        for name in ("_caches", "_conditions", "binding"):
             vars(self).pop(name, None)
 
     def _columns_for(self, needed: int) -> int:
@@ -286,6 +303,33 @@ class _OrtTrees(OrtProvider):
         return self._forward(tokens, start, rows, parents)
 
 
+class _OrtConditioned(OrtProvider):
+    """A provider over a graph that takes a condition."""
+
+    _conditions: RowConditions
+
+    def takes(self, request: Request) -> str | None:
+        """Why ``request`` cannot be decoded. See `coupled_sampling.contracts.Selective.takes`."""
+        return missing_offers(self, request) or self._conditions.problem(request)
+
+    def begin(self, row: int, request: Request) -> None:
+        """Row ``row`` starts ``request``: read its condition. See `coupled_sampling.contracts.RequestObserver.begin`.
+
+        Raises
+        ------
+        InvalidArgument
+            ``row`` is none, or the request has no condition, or one that cannot be read.
+        ProviderError
+            ONNX Runtime failed on it, or the provider was closed.
+        """
+        self._refuse_if_closed()
+        self._conditions.begin(row, request)
+
+
+class _OrtConditionedTrees(_OrtConditioned, _OrtTrees):
+    """Both."""
+
+
 def graph_path(bundle: Bundle, *, trees: bool = False) -> Path:
     """The graph to open, with ``trees`` the one whose windows may be trees.
 
@@ -306,14 +350,17 @@ def check_dtype(bundle: Bundle, execution_provider: str) -> None:
         )
 
 
-def _check_graph(bundle: Bundle, session: Any, *, trees: bool) -> None:
-    """Refuse a graph whose inputs and outputs are not what the manifest promises."""
+def _check_graph(
+    bundle: Bundle, session: Any, told: Mapping[str, tuple[str, tuple[int | None, ...]]], *, trees: bool
+) -> None:
+    """Refuse a graph whose inputs and outputs are not what the manifest promises, and ``told``, what the condition graph makes."""
     check_dtype(bundle, session.get_providers()[0])
     types = {"int64": "tensor(int64)", "float32": "tensor(float)", CACHE: "tensor(float)"}
     expected = {
         name: (types[tensor.dtype], tuple(size if isinstance(size, int) else None for size in tensor.axes))
         for name, tensor in window_tensors(bundle.manifest, trees=trees).items()
     }
+    expected |= told
     found = {
         value.name: (value.type, tuple(size if isinstance(size, int) else None for size in value.shape))
         for value in (*session.get_inputs(), *session.get_outputs())

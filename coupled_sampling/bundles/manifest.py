@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from coupled_sampling.bundles.clips import PromptFrames, decided_frames
-from coupled_sampling.bundles.layouts import Layout, Span
+from coupled_sampling.bundles.layouts import Span
+from coupled_sampling.bundles.manifest_checks import MANIFEST, check_manifest
 from coupled_sampling.bundles.recommended import TEXT_DEFAULTS, Defaults, PaddedPrompt, Prompt
 from coupled_sampling.bundles.records import (
+    ConditionGraph,
     CorrectionsRecord,
     FileRecord,
     Grid,
@@ -34,6 +36,7 @@ from coupled_sampling.fields import check_fields
 __all__ = [
     "MANIFEST",
     "TEXT_DEFAULTS",
+    "ConditionGraph",
     "CorrectionsRecord",
     "Defaults",
     "FileRecord",
@@ -47,8 +50,6 @@ __all__ = [
     "TreeGraph",
     "WindowGraph",
 ]
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Manifest:
     fill_token
         What to guess at a sequence's first positions, where rules that copy have nothing to go by: the token that the model is
         likeliest to begin with. None if nobody knows. It changes how many passes are needed, and no law.
+    condition_graph
+        What makes inputs of the window graph of a request's ``condition``; None for a model that looks at its tokens only.
     licence
         SPDX identifier.
     provenance
@@ -160,20 +163,24 @@ class Manifest:
     fill_token: int | None = None
     tree_graph: TreeGraph | None = None
     prompt_frames: int = 0
+    condition_graph: ConditionGraph | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         expect(self.name.strip() != "", "name", self.name, "a name")
-        _check_files(self)
-        _check_tokens(self)
-        _check_fill(self)
-        _check_names(self.prompts)
+        check_manifest(self)
 
     @property
     def prompt_chunk(self) -> int:
         """Most tokens of a prompt to read in one call: what the window graph's record says, or what suits most models."""
         graph = self.window_graph
         return graph.prompt_chunk or default_chunk(self.vocab_size, graph.max_window)
+
+    @property
+    def shortest_prompt(self) -> int:
+        """Fewest tokens of a prompt."""
+        graph = self.condition_graph
+        return 1 if graph is None or graph.token is None else graph.length
 
     @property
     def makes_pictures(self) -> bool:
@@ -278,122 +285,3 @@ class Manifest:
                 f"prompt is {name!r}, but the bundle {self.name} has no prompts by name; give tokens instead"
             )
         raise InvalidArgument(f"prompt is {name!r}, expected one of: {', '.join(listed)}")
-
-
-def _check_files(manifest: Manifest) -> None:
-    if manifest.window_graph.caches == "growing":
-        return  # somebody else's files: named where they are, and promised by nobody
-    for file, record in manifest.files.items():
-        plain = file not in ("", ".", "..", MANIFEST) and not set(file) & set("/\\:\0")
-        expect(plain, "a name in files", file, "a plain file name inside the folder")
-        digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
-        expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
-        expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
-    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | None] = {
-        "window_graph": manifest.window_graph,
-        "pixel_graph": manifest.pixel_graph,
-        "tree_graph": manifest.tree_graph,
-    }
-    graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
-    for field, graph in graphs.items():
-        if graph is not None:
-            expect(graph.file in manifest.files, f"{field}.file", graph.file, "a file that is listed in files")
-    kinds: set[tuple[object, ...]] = set()
-    for i, one in enumerate(manifest.step_graphs):
-        kind = (one.method, one.warped, one.guided, one.noise, one.corrected, one.tree)
-        expect(kind not in kinds, f"step_graphs[{i}]", manifest.step_graphs[i], "another method or variant")
-        caches = manifest.tree_graph is not None or not one.tree
-        expect(
-            caches,
-            f"step_graphs[{i}]",
-            manifest.step_graphs[i],
-            "a tree_graph beside it, which says what caches it has",
-        )
-        kinds.add(kind)
-    named = {"tokenizer": manifest.tokenizer, "chat_template": manifest.chat_template}
-    if manifest.corrections is not None:
-        named |= {"corrections.file": manifest.corrections.file, "corrections.network": manifest.corrections.network}
-    for field, name in named.items():
-        expect(name is None or name in manifest.files, field, name, "a file that is listed in files")
-
-
-def _check_tokens(manifest: Manifest) -> None:
-    vocab_size, generated, graph = manifest.vocab_size, manifest.generated_tokens, manifest.window_graph
-    expect(vocab_size >= 1, "vocab_size", vocab_size, "an integer >= 1")
-    inside = generated.first >= 0 and generated.count >= 1 and generated.first + generated.count <= vocab_size
-    expect(inside, "generated_tokens", generated, f"a range inside [0, {vocab_size})")
-    expect(manifest.length >= 1, "length", manifest.length, "an integer >= 1")
-    if manifest.defaults.branches:
-        expect(
-            manifest.tree_graph is not None, "defaults.branches", manifest.defaults.branches, "0 without a tree_graph"
-        )
-    if manifest.tree_graph is not None:
-        columns, least = manifest.tree_graph.cache_length, graph.max_length
-        expect(columns >= least, "tree_graph.cache_length", columns, f"at least max_length, {least}")
-    grid, picture = manifest.grid, manifest.length
-    if manifest.layout:
-        layout = Layout(manifest.layout)
-        expect(layout.length == manifest.length, "layout", layout.length, f"spans that cover length, {manifest.length}")
-        # Counted, not listed: `Layout.free` makes an entry for each.
-        picture = sum(span.times for span in manifest.layout if span.count > 1)
-        for i, span in enumerate(manifest.layout):
-            inside = generated.first <= span.first and span.first + span.count <= generated.first + generated.count
-            expect(inside, f"layout[{i}]", span, "a range inside generated_tokens")
-    covers = grid is None or grid.count == picture
-    expect(
-        covers,
-        "grid",
-        grid,
-        f"frames, rows and columns that make the {picture} generated positions that are not forced",
-    )
-    if manifest.pixel_graph is not None and manifest.pixel_graph.frames:
-        made = manifest.pixel_graph.frames
-        clip = grid is not None and 1 <= grid.frames <= made - manifest.prompt_frames
-        expect(clip, "pixel_graph.frames", made, f"a grid with at most so many frames; it is {grid}")
-    begun = manifest.prompt_frames
-    possible = begun > 0 and grid is not None and grid.frames > 0 and not manifest.layout
-    expect(
-        begun == 0 or possible,
-        "prompt_frames",
-        begun,
-        "0, or frames of a clip, which has a grid with frames and no layout",
-    )
-    # A prompt has a token at least, and the last token generated is never an input.
-    expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
-    for token in manifest.stop_tokens:
-        expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
-    prompts = {f"prompts[{name!r}].tokens": prompt.tokens for name, prompt in manifest.prompts.items()}
-    said = manifest.unconditional_prompt
-    if isinstance(said, PaddedPrompt):
-        expect(0 <= said.pad < vocab_size, "unconditional_prompt.pad", said.pad, f"a token in [0, {vocab_size})")
-    elif said is not None:
-        prompts["unconditional_prompt"] = said
-    for field, tokens in prompts.items():
-        usable = len(tokens) >= 1 and all(0 <= token < vocab_size for token in tokens)
-        expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
-        frames = manifest.frames_of_prompt
-        refusal = None if frames is None else frames.refusal(tokens)
-        expect(refusal is None, field, f"{len(tokens)} tokens", refusal or "")
-        room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
-        reason = f"length is {manifest.length}, max_length {graph.max_length}"
-        expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
-
-
-def _check_fill(manifest: Manifest) -> None:
-    token, generated = manifest.fill_token, manifest.generated_tokens
-    if token is None:
-        return
-    possible = 0 <= token - generated.first < generated.count
-    expect(possible, "fill_token", token, f"one of generated_tokens, {generated.count} from {generated.first} on")
-    if manifest.layout:
-        first = manifest.layout[0]
-        begins = 0 <= token - first.first < first.count
-        expect(begins, "fill_token", token, f"what layout[0] lets begin, {first.count} from {first.first} on")
-
-
-def _check_names(prompts: Mapping[str, Prompt]) -> None:
-    owners: dict[str, str] = {}
-    for name, prompt in prompts.items():
-        for alias in {word.casefold() for word in (name, *prompt.aliases)}:
-            expect(alias not in owners, f"prompts[{name!r}]", alias, f"a name {owners.get(alias)!r} does not have")
-            owners[alias] = name

@@ -74,6 +74,12 @@ class Bundle:
         graph = self.manifest.tree_graph
         return None if graph is None else self.folder / graph.file
 
+    @property
+    def condition_graph(self) -> Path | None:
+        """Path of the graph that reads conditions, None if the model takes none."""
+        graph = self.manifest.condition_graph
+        return None if graph is None else self.folder / graph.file
+
     def step_graph(
         self,
         method: str,
@@ -287,7 +293,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     """Refuse files that are not what the manifest says."""
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
-    for graph in (manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, *manifest.step_graphs):
+    parts = (manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, manifest.condition_graph)
+    for graph in (*parts, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)
     if manifest.corrections is not None and manifest.corrections.network is not None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from coupled_sampling.arguments import shown
 from coupled_sampling.corrections import check_lags
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_fields
 from coupled_sampling.methods import find_method
+from coupled_sampling.sampling import Integers
 
 __all__ = [
     "USES",
+    "ConditionGraph",
     "CorrectionsRecord",
     "FileRecord",
     "Grid",
@@ -164,6 +168,57 @@ class TreeGraph:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(frozen=True)
+class ConditionGraph:
+    """From a request's ``condition``, float (n, size), to further inputs of the window graph; see ``docs/bundle-format.md``.
+
+    Parameters
+    ----------
+    file
+        Name of the ONNX file in the bundle.
+    length
+        Most vectors of a condition.
+    size
+        Entries of a vector.
+    token
+        Stands for a vector in prompts, which then begin with ``length`` tokens: there and nowhere else. None where vectors have no
+        positions of their own.
+
+    Examples
+    --------
+    >>> from coupled_sampling.bundles import ConditionGraph
+    >>> graph = ConditionGraph("condition.onnx", length=3, size=2048, token=9)
+    >>> graph.problem_of_prompt([9, 9, 9, 4]) is None
+    True
+    >>> print(graph.problem_of_prompt([9, 4]))
+    has a prompt of 2 tokens, expected 3 or more: the first 3 positions are for the condition, where the token 9 stands for a vector
+    """
+
+    file: str
+    length: int
+    size: int
+    token: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("length", "size"):
+            expect(getattr(self, name) >= 1, f"condition_graph.{name}", getattr(self, name), "an integer >= 1")
+
+    def problem_of_prompt(self, prompt: Sequence[int] | Integers) -> str | None:
+        """What is wrong with a prompt's tokens (L,), as a sentence without its subject; None if nothing is."""
+        if self.token is None:
+            return None
+        first = (
+            f"the first {self.length} positions are for the condition, where the token {self.token} stands for a vector"
+        )
+        if len(prompt) < self.length:
+            return f"has a prompt of {len(prompt)} tokens, expected {self.length} or more: {first}"
+        late = np.flatnonzero(np.asarray(prompt)[self.length :] == self.token)
+        if late.size:
+            return f"has the token {self.token} at position {self.length + int(late[0])}, expected it before {self.length}: {first}"
+        return None
 
 
 @dataclass(frozen=True)

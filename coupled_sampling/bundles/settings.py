@@ -74,6 +74,8 @@ class DecodingSettings:
         A function that ends a sequence, such as `coupled_sampling.bundles.StopStrings`.
     prompt_chunk
         Most tokens of a long prompt to read in one call; None is the model's own width.
+    condition
+        What the model is told besides, see `coupled_sampling.Request`.
     corrections
         What predicts the laws of redrafts whose neighbours changed, one of `CORRECTIONS`; see `Bundle.corrector`. No law and no
         losslessness depends on it. A table holds for the temperature it was fitted at and below; above it gains less.
@@ -120,6 +122,7 @@ class DecodingSettings:
     branches: int | None = 0
     guidance_interval: str | None = None
     prompt_frames: PromptFrames | None = None
+    condition: object = field(default=None, compare=False)  # arrays are neither equal nor unequal
 
     def __post_init__(self) -> None:
         find_window_rule(self.window, sys.maxsize)  # how wide the model's graphs are is asked when there is a model
@@ -210,7 +213,7 @@ class DecodingSettings:
         """
         (sampling,) = self.samplings([prompt])
         fields: dict[str, Any] = {"length": self.length_after(len(prompt)), "stop": self.stop, "sampling": sampling}
-        return Request(prompt, **{**fields, "stop_rule": self.stop_rule, **changes})
+        return Request(prompt, **{**fields, "stop_rule": self.stop_rule, "condition": self.condition, **changes})
 
     def length_after(self, prompt: int) -> int:
         """Most tokens to generate after a prompt of that many: what fits, where no length was asked for."""
@@ -357,7 +360,7 @@ def _positions(manifest: Manifest, *, guided: bool) -> int:
     """Positions that a sequence may have: beside it, an unconditional prompt of several tokens may need more of them."""
     prompt = manifest.unconditional_prompt
     # One that is made of the prompt is no longer than it.
-    longer = len(prompt) - 1 if guided and isinstance(prompt, tuple) else 0
+    longer = max(0, len(prompt) - manifest.shortest_prompt) if guided and isinstance(prompt, tuple) else 0
     return manifest.window_graph.max_length - longer
 
 

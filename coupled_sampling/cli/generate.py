@@ -17,6 +17,7 @@ from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling
 from coupled_sampling.cli.clips import FrameFiles, check_new_folder, write_clips
 from coupled_sampling.cli.comparison import MethodResult
+from coupled_sampling.cli.conditions import add_condition
 from coupled_sampling.cli.models import PixelDecoder, open_pixels
 from coupled_sampling.cli.output import say, say_json
 from coupled_sampling.cli.outputs import add_clean, check_output, ending, same_file
@@ -45,6 +46,8 @@ EXAMPLES = """\
   coupled-sampling generate --method scd-match --beside-ar
   # clips, by a bundle that makes some, and every frame as soon as it is decided
   coupled-sampling generate FOLDER --out clips.webp --stream frames
+  # a picture of a text, by a model that looks at the vectors of the text's encoder
+  coupled-sampling generate FOLDER --condition vectors.npy --count 4
   # a text, by a language model that `coupled-sampling export` made a bundle of
   coupled-sampling generate FOLDER --prompt "Once upon a time"
   # a text by an ONNX file that somebody else exported and quantised
@@ -95,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="end a text before this one; can be given several times (default: none but the bundle's stop tokens)",
     )
     add("--beside-ar", action="store_true", help="also decode the same prompts one token at a time, and print both")
+    add_condition(parser)
     add_clean(parser)
     add_output(parser)
     add_sampling(parser)

@@ -83,7 +83,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
     columns = "growing" if graph.caches == "growing" else graph.cache_length
-    tree = manifest.tree_graph
+    tree, told = manifest.tree_graph, manifest.condition_graph
     steps = [str(graph) for graph in manifest.step_graphs]
     unconditional = manifest.unconditional_prompt
     return {
@@ -98,6 +98,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
         "step graphs": ", ".join(steps) or "none",
         "corrections": _corrections(bundle),
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {columns}, {graph.head_size})",
+        "condition": f"up to {told.length} vectors of {told.size}, {told.file}" if told else "none",
         "grid": f"{_frames(grid.frames)}{grid.rows} x {grid.columns} tokens" if grid else "none",
         "pixels": f"{_frames(pixels.frames)}{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
         "prompts": ", ".join(manifest.prompts) or "none by name",

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import StopStrings, Tokenizer
 from coupled_sampling.cli.comparison import MethodResult, compare
+from coupled_sampling.cli.conditions import find_condition
 from coupled_sampling.cli.models import check_model, host_corrector, open_asked, open_model, progress_bar
 from coupled_sampling.cli.prompts import Asked, Prompts, find_prompts
 from coupled_sampling.cli.settings import RunSettings, run_settings
@@ -41,6 +43,8 @@ class Task:
         What every sequence begins with.
     stop
         Stop strings, of a model that reads text.
+    condition
+        What every sequence is made for, besides, of a model that takes a condition.
 
     Attributes
     ----------
@@ -55,9 +59,10 @@ class Task:
         tokenizer: Tokenizer | None,
         prompts: Prompts,
         stop: Sequence[str] = (),
+        condition: NDArray[Any] | None = None,
     ) -> None:
         self.bundle, self.settings, self.tokenizer, self.prompts = bundle, settings, tokenizer, prompts.tokens
-        self.stop = tuple(stop)
+        self.stop, self.condition = tuple(stop), condition
         self.after: Sequence[int] = self.prompts[0] if prompts.continued else ()
         """Tokens of the text that goes on; none where it is a text of its own."""
         self.ran: dict[str, Runs] = {}
@@ -140,9 +145,10 @@ class Task:
     @property
     def decoding(self) -> DecodingSettings:
         """How sequences are decoded, and where they end."""
+        told = replace(self.settings.decoding, condition=self.condition)
         if self.tokenizer is None or not self.stop:
-            return self.settings.decoding
-        return replace(self.settings.decoding, stop_rule=StopStrings(self.tokenizer, self.stop, self.after))
+            return told
+        return replace(told, stop_rule=StopStrings(self.tokenizer, self.stop, self.after))
 
     def step_of(self, method: str) -> str:
         """Where steps of ``method`` are decided: "host", "graph" or "kernels"; where the model is, unless a network pays."""
@@ -199,6 +205,7 @@ def prepare(
         raise InvalidArgument(
             f"stop is {stop[0]!r}, a text, but the bundle {bundle.manifest.name} {what}; leave it out"
         )
-    task = Task(bundle, settings, tokenizer, prompts, stop)
+    condition = find_condition(bundle.manifest, getattr(arguments, "condition", None))
+    task = Task(bundle, settings, tokenizer, prompts, stop, condition)
     task.check()
     return task

@@ -63,6 +63,12 @@ class Way(NamedTuple):
         BundleError, InvalidArgument, MissingDependency, ProviderError
             The model cannot be decoded so.
         """
+        told = bundle.manifest.condition_graph
+        if told is not None:
+            raise InvalidArgument(
+                f"the model {bundle.manifest.name} looks at vectors that come with a request (up to {told.length} of {told.size} "
+                "numbers), which a server cannot be given so far; use `coupled-sampling generate --condition`, or the library"
+            )
         check_model(
             bundle,
             place,

@@ -1,7 +1,7 @@
-"""LlamaGen (arXiv 2406.06525), class to picture: Llama with positions in two dimensions and a class as the only prompt.
+"""LlamaGen (arXiv 2406.06525), class or text to picture: Llama with positions in two dimensions behind a class or a caption.
 
-The vocabulary here is the codebook followed by the classes and the one that means none: the prompt of class k is the token
-``codes + k``, and only codes are generated. Half of the rotary pairs turn with the row and half with the column; the class
+From classes, the vocabulary here is the codebook followed by the classes and the one that means none: the prompt of class k is the
+token ``codes + k``, and only codes are generated. Half of the rotary pairs turn with the row and half with the column; the class
 has cos = sin = 0, so that its query and key vanish. Source: FoundationVision/LlamaGen, ``autoregressive/models/gpt.py``,
 ``generate.py`` and ``autoregressive/sample/sample_c2i.py``.
 
@@ -10,8 +10,8 @@ Its checkpoints are ``.pt`` files without a configuration. Convert the state dic
 ``block_size`` is the number of tokens in a picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may
 be said besides.
 
-Text to picture is not exported: its prompt is not tokens but 120 vectors of T5, projected, of which some are masked, and a
-window graph takes tokens only.
+Text to picture, whose prompt is vectors of T5 and not tokens, is told by its tensors; see
+`coupled_sampling.export.families.llamagen_captions`.
 
 The picture decoders, VQ-16 and VQ-8, are checkpoints of their own. They are published as ``.pt`` files whose entry "model" is
 the state dict; saved with safetensors it keeps its names: ``quantize.embedding.weight``, ``post_quant_conv.*``,
@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from coupled_sampling.export.checkpoints.contract import Checkpoint, CheckpointE
 from coupled_sampling.export.checkpoints.places import Place, layer_name, read_places
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
+from coupled_sampling.export.families.llamagen_captions import Captions, caption_weights
 from coupled_sampling.export.families.settings import choose_positions, describe
 from coupled_sampling.export.families.vqgan import picture_decoder, read_sizes
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
@@ -48,14 +49,14 @@ __all__ = ["KEYS", "LlamaGen"]
 
 KEYS = {
     "block_size": "tokens in a picture; required",
-    "gpt_type": "'c2i'",
+    "gpt_type": "'c2i' or 't2i'; as the tensors say",
     "n_head": "heads; known for the published widths",
     "n_kv_head": "heads of keys and values; default as many",
     "num_classes": "default 1000",
-    "cls_token_num": "1",
+    "cls_token_num": "1, or the vectors of a caption; as the tensors say",
     "rope_base": "default 10000",
     "norm_eps": "default 1e-5",
-    "dim, n_layer, vocab_size": "checked against the tensors",
+    "dim, n_layer, vocab_size, caption_dim": "checked against the tensors",
 }
 """Keys of the configuration, under the names of the published code's ``ModelArgs``."""
 
@@ -99,10 +100,16 @@ class _Sizes:
     rows_of_classes: int
     layers: int
     mlp_width: int
+    captions: Captions | None
+
+    @property
+    def prefix(self) -> int:
+        """Positions before the picture."""
+        return 1 if self.captions is None else self.captions.length
 
 
 class LlamaGen:
-    """LlamaGen, class to picture."""
+    """LlamaGen, class or text to picture."""
 
     name = "llamagen"
 
@@ -111,11 +118,12 @@ class LlamaGen:
         return bool(config.get("model_type") == "llamagen")
 
     def load(self, checkpoint: Checkpoint, positions: int | None = None) -> Exportable:
-        """Understand ``checkpoint``; ``positions`` keeps the class and the first tokens only, None keeps all."""
+        """Understand ``checkpoint``; ``positions`` keeps the prompt and the first tokens only, None keeps all."""
         where = f"the configuration of {checkpoint.path}"
         reader = ConfigReader(checkpoint.config, where)
-        reader.take("gpt_type", "c2i", accepted=("c2i",))
         sizes = _sizes(checkpoint)
+        kind = "c2i" if sizes.captions is None else "t2i"
+        reader.take("gpt_type", kind, accepted=(kind,))
         for key, found in (("dim", sizes.width), ("n_layer", sizes.layers), ("vocab_size", sizes.codes)):
             reader.take(key, found, accepted=(found,))
         block = reader.count("block_size")
@@ -125,7 +133,9 @@ class LlamaGen:
                 f"{where}: block_size is {block}, expected the tokens of a square picture, such as 576"
             )
         classes = reader.count("num_classes", 1000)
-        if sizes.rows_of_classes not in (classes, classes + 1):
+        if sizes.captions is not None:
+            reader.take("caption_dim", sizes.captions.size, accepted=(sizes.captions.size,))
+        elif sizes.rows_of_classes not in (classes, classes + 1):
             raise CheckpointError(
                 f"{checkpoint.path}: {CLASSES!r} has {sizes.rows_of_classes} rows, expected {classes} or {classes + 1}; say "
                 "num_classes in config.json if they are not 1000"
@@ -133,8 +143,10 @@ class LlamaGen:
         description = _description(checkpoint, reader, sizes, side, positions)
         reader.ignore(*_DROPOUTS, "multiple_of", "ffn_dim_multiplier", "max_batch_size", "max_seq_len")
         reader.finish()
-        weights = read_places(checkpoint, _places(description), _HARMLESS_TENSORS)
-        return Exportable(self.name, description, weights, _decoding(description, side, classes))
+        weights = read_places(checkpoint, _places(description, sizes.captions), _HARMLESS_TENSORS)
+        if sizes.captions is not None:
+            weights = caption_weights(weights, description.width)
+        return Exportable(self.name, description, weights, _decoding(description, side, classes, sizes.captions))
 
     def pictures(self, model: Exportable, checkpoint: Checkpoint, separate: Checkpoint | None) -> PictureDecoder | None:
         """The picture decoder in ``separate``; None without one."""
@@ -145,18 +157,15 @@ class LlamaGen:
 
 def _sizes(checkpoint: Checkpoint) -> _Sizes:
     names = checkpoint.names()
-    if any(name.startswith("cls_embedding.cap_proj.") for name in names):
-        raise CheckpointError(
-            f"{checkpoint.path} is LlamaGen from text: its prompt is vectors of T5 and not tokens, and only prompts of tokens can "
-            "be exported. Class-conditional checkpoints (c2i) can"
-        )
+    captions = Captions.of(checkpoint)
     layers = {int(found[1]) for found in map(_LAYER.match, names) if found}
     return _Sizes(
         width=_rows_of(checkpoint, "norm.weight", 1),
         codes=_rows_of(checkpoint, EMBEDDING, 2),
-        rows_of_classes=_rows_of(checkpoint, CLASSES, 2),
+        rows_of_classes=_rows_of(checkpoint, CLASSES, 2) if captions is None else 0,
         layers=len(layers),
         mlp_width=_rows_of(checkpoint, "layers.0.feed_forward.w1.weight", 2),
+        captions=captions,
     )
 
 
@@ -172,7 +181,8 @@ def _rows_of(checkpoint: Checkpoint, name: str, axes: int) -> int:
 def _description(
     checkpoint: Checkpoint, reader: ConfigReader, sizes: _Sizes, side: int, positions: int | None
 ) -> DecoderDescription:
-    prefix = reader.take("cls_token_num", 1, accepted=(1,))
+    prefix, captions = reader.take("cls_token_num", sizes.prefix, accepted=(sizes.prefix,)), sizes.captions
+    rows = (sizes.codes, sizes.rows_of_classes) if captions is None else (sizes.codes, captions.length, 1)
     heads = reader.count("n_head", HEADS.get(sizes.width, 0), least=0)
     if not heads or sizes.width % heads:
         raise CheckpointError(
@@ -181,7 +191,7 @@ def _description(
         )
     return describe(
         checkpoint,
-        vocab_size=sizes.codes + sizes.rows_of_classes,
+        vocab_size=sum(rows),
         positions=choose_positions(positions, prefix + side**2),
         width=sizes.width,
         layers=sizes.layers,
@@ -190,16 +200,20 @@ def _description(
         mlp_width=sizes.mlp_width,
         norm=Norm("rms", reader.number("norm_eps", 1e-5)),
         rotary=Rotary("interleaved", reader.number("rope_base", 10000.0), grid=GridRotary(side, side, prefix=prefix)),
-        embedding_segments=(sizes.codes, sizes.rows_of_classes),
+        embedding_segments=rows,
         generated=sizes.codes,
+        condition=None if captions is None else captions.prefix(sizes.codes),
     )
 
 
-def _places(description: DecoderDescription) -> dict[str, Place]:
+def _places(description: DecoderDescription, captions: Captions | None) -> dict[str, Place]:
     shapes = description.weight_shapes()
-    places = {
+    if captions is None:
+        others = {"embedding.1.weight": Place(CLASSES, shapes["embedding.1.weight"])}
+    else:
+        others = captions.places(description.width)
+    places = others | {
         "embedding.0.weight": Place(EMBEDDING, shapes["embedding.0.weight"]),
-        "embedding.1.weight": Place(CLASSES, shapes["embedding.1.weight"]),
         "norm.weight": Place("norm.weight", shapes["norm.weight"]),
         "head.weight": Place("output.weight", shapes["head.weight"]),
     }
@@ -207,7 +221,7 @@ def _places(description: DecoderDescription) -> dict[str, Place]:
     joined = (query + 2 * key, description.width)
     parts = {"query": slice(query), "key": slice(query, query + key), "value": slice(query + key, joined[0])}
     for name, shape in shapes.items():
-        if name in places:
+        if name in places or not name.startswith("layers."):
             continue
         layer, rest = layer_name(name)
         stem = rest.removesuffix(".weight")
@@ -223,16 +237,21 @@ def _rows(part: slice, array: NDArray[Any]) -> NDArray[Any]:
     return array[part]
 
 
-def _decoding(description: DecoderDescription, side: int, classes: int) -> Decoding:
+def _decoding(description: DecoderDescription, side: int, classes: int, captions: Captions | None) -> Decoding:
     codes = description.generated
+    length = min(side**2, description.positions + 1 - (1 if captions is None else captions.length))
+    whole = Decoding(length=length, grid=Grid(side, side) if length == side**2 else None, drafting=f"copy:{side}")
+    if captions is not None:
+        prompts, nothing = captions.prompts(codes)
+        notes = "Guidance and top_k are those of the authors' sampling script."
+        return replace(
+            whole, prompts=prompts, unconditional_prompt=nothing, top_k=min(1000, codes), guidance=7.5, notes=(notes,)
+        )
     none = codes + classes if codes + classes < description.vocab_size else None
-    length = min(side**2, description.positions)
-    return Decoding(
-        length=length,
-        grid=Grid(side, side) if length == side**2 else None,
+    return replace(
+        whole,
         prompts={str(k): Prompt((codes + k,), (), f"Class {k}") for k in range(classes)},
         unconditional_prompt=None if none is None else (none,),
-        drafting=f"copy:{side}",
         top_k=min(2000, codes),
         guidance=1.0 if none is None else 4.0,
         notes=(

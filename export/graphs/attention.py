@@ -19,7 +19,7 @@ from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.picture_positions import PicturePositions, mark_columns, picture_places
 from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
 
-__all__ = ["AttentionGraph", "Window"]
+__all__ = ["AttentionGraph", "Window", "normed_heads"]
 
 _CACHE_AXIS = 2
 
@@ -106,8 +106,11 @@ class AttentionGraph:
         sizes = graph.integers(turned + still, description.head_size)
         heads = graph.op("Reshape", joined, graph.op("Concat", window.shape, sizes, axis=0))
         heads = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
+        counts = (("query", description.heads), ("key", description.kv_heads))
         both, value = graph.ops("Split", heads, graph.integers(turned, still), names=(None, None), axis=1)
-        both = self.rotated(self.kinds[layer].rotary, self.normed(prefix, both), window)
+        both = self.rotated(
+            self.kinds[layer].rotary, normed_heads(description, self.linear, prefix, counts, both), window
+        )
         query, key = graph.ops("Split", both, graph.integers(description.heads, still), names=(None, None), axis=1)
         mixed = graph.op(
             "Attention",
@@ -150,35 +153,6 @@ class AttentionGraph:
             read.append(graph.op("Slice", present, graph.integers(0), kv_length, graph.integers(_CACHE_AXIS)))
         return read
 
-    def normed(self, prefix: str, heads: str) -> str:
-        """Queries and keys (B, heads + kv_heads, W, head_size), each head normalised if the model does that.
-
-        One normalisation without weights for all, then each head's own weights.
-        """
-        wanted = self.description.query_key_norm
-        if wanted is None or wanted.whole:
-            return heads
-        counts = (("query", self.description.heads), ("key", self.description.kv_heads))
-        size = self.description.head_size
-
-        def vectors(part: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-            each = [
-                np.broadcast_to(
-                    np.asarray(self.linear.weights[f"{prefix}.{name}_norm.{part}"], np.float32), (count, size)
-                )
-                for name, count in counts
-            ]
-            return np.concatenate(each)[:, None]
-
-        ones = self.linear.vector("ones", np.ones(size, np.float32))
-        heads = self.graph.op(wanted.norm.operator, heads, ones, axis=-1, epsilon=wanted.norm.epsilon)
-        scale = vectors("weight") + np.float32(wanted.norm.one_plus)
-        heads = self.graph.op("Mul", heads, self.linear.vector(f"{prefix}.query_key_norm.weight", scale))
-        if wanted.norm.has_bias:
-            shift = self.linear.vector(f"{prefix}.query_key_norm.bias", vectors("bias"))
-            heads = self.graph.op("Add", heads, shift)
-        return heads
-
     def normed_whole(self, prefix: str, joined: str) -> str:
         """Queries, keys and values side by side (B * W, all heads), the first two normalised as a whole if the model does that."""
         wanted, description = self.description.query_key_norm, self.description
@@ -205,6 +179,34 @@ class AttentionGraph:
             interleaved=int(rotary.pairs == "interleaved"),
             rotary_embedding_dim=partial,
         )
+
+
+def normed_heads(
+    description: DecoderDescription, linear: Linear, prefix: str, counts: Sequence[tuple[str, int]], heads: str
+) -> str:
+    """Heads (B, n, W, head_size), each normalised if the model does that.
+
+    ``counts`` names what they are, "query" or "key", and how many of each: one normalisation without weights for all, then each
+    head's own weights.
+    """
+    wanted, graph, size = description.query_key_norm, linear.graph, description.head_size
+    if wanted is None or wanted.whole:
+        return heads
+
+    def vectors(part: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        each = [
+            np.broadcast_to(np.asarray(linear.weights[f"{prefix}.{name}_norm.{part}"], np.float32), (count, size))
+            for name, count in counts
+        ]
+        return np.concatenate(each)[:, None]
+
+    ones, name = linear.vector("ones", np.ones(size, np.float32)), "_".join(name for name, _ in counts)
+    heads = graph.op(wanted.norm.operator, heads, ones, axis=-1, epsilon=wanted.norm.epsilon)
+    scale = vectors("weight") + np.float32(wanted.norm.one_plus)
+    heads = graph.op("Mul", heads, linear.vector(f"{prefix}.{name}_norm.weight", scale))
+    if wanted.norm.has_bias:
+        heads = graph.op("Add", heads, linear.vector(f"{prefix}.{name}_norm.bias", vectors("bias")))
+    return heads
 
 
 def _cache_names(layer: int) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -9,13 +9,16 @@ That the graph computes the model is not promised but checked: compare with `ref
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coupled_sampling.export.graphs.attention import AttentionGraph
+from coupled_sampling.export.graphs.attention import AttentionGraph, Window
 from coupled_sampling.export.graphs.builder import GraphBuilder, write_graph
+from coupled_sampling.export.graphs.conditions import CROSS_ATTENTION
+from coupled_sampling.export.graphs.cross_attention import cross_attention, prefix_mask, with_vectors
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.storage import Storage, TensorFile
@@ -115,11 +118,12 @@ def write_decoder_graph(
     check_is("description", description, DecoderDescription)
     stored = check_is("storage", storage, Storage | None) or Storage()
     path = check_path("path", path)
-    size = _stored_bytes(description, stored)
+    size = stored_bytes(description, stored)
     return write_graph(path, lambda tensors: decoder_graph(description, weights, stored, tensors), size, inline)
 
 
-def _stored_bytes(description: DecoderDescription, storage: Storage) -> int:
+def stored_bytes(description: DecoderDescription, storage: Storage) -> int:
+    """How many bytes all weights of a decoder take."""
     matrices = description.matrices()
     return sum(storage.bytes_of(shape, name in matrices) for name, shape in description.weight_shapes().items())
 
@@ -145,13 +149,17 @@ class _Writer:
         graph.output("logits", "float32", ["B", "W", description.vocab_size])
         window = self.attention.window(tokens, start, kv_length)
         x = self.embedded(tokens, window.position)
+        if description.prefix is not None:
+            masks = {reach: prefix_mask(self.linear, mask, window.position) for reach, mask in window.masks.items()}
+            window = replace(window, masks=masks)
+        place = self.layer_positions(window.position)
         for layer in range(description.layers):
-            prefix = f"layers.{layer}"
-            graph.scope(f"{prefix}.")
-            y = self.attention.write(layer, self.input_norm(f"{prefix}.attention", x), window)
-            x = self.added(x, self.output_norm(f"{prefix}.attention", y))
-            y = self.mlp(f"{prefix}.mlp", self.input_norm(f"{prefix}.mlp", x))
-            x = self.added(x, self.output_norm(f"{prefix}.mlp", y))
+            graph.scope(f"layers.{layer}.")
+            x = x if place is None else graph.op("Add", x, place)
+            for name in description.parts:
+                part = f"layers.{layer}.{name}"
+                y = self.part(layer, name, self.input_norm(part, x), window)
+                x = self.added(x, self.output_norm(part, y))
         graph.scope("")
         self.head(self.norm("norm", x), window.shape)
         return graph.build(
@@ -176,7 +184,30 @@ class _Writer:
             rows = np.pad(rows, ((0, description.cache_length - len(rows)), (0, 0)))
             added = graph.op("Gather", linear.table("position.weight", rows), position)
             x = graph.op("Add", x, linear.widened(added, self.storage.embeddings))
+        if description.prefix is not None:
+            x = with_vectors(description.prefix, linear, description.width, x, tokens, position)
         return graph.op("Reshape", x, graph.integers(-1, description.width))
+
+    def layer_positions(self, position: str) -> str | None:
+        """What is added where every layer begins, (B * W, width), by each slot's frame, row and column."""
+        wanted, graph = self.description.layer_positions, self.graph
+        if wanted is None:
+            return None
+        tables, places = wanted.tables(self.description.width), wanted.places(self.description.cache_length)
+        added = []
+        for axis, table, place in zip(("frame", "row", "column"), tables, places.T.copy(), strict=True):
+            numbers = graph.constant(f"layer_positions.{axis}", place)
+            rows = self.linear.vector(f"layer_positions.{axis}.weight", table)
+            added.append(graph.op("Gather", rows, graph.op("Gather", numbers, position)))
+        return graph.op("Reshape", graph.op("Concat", *added, axis=-1), graph.integers(-1, self.description.width))
+
+    def part(self, layer: int, name: str, x: str, window: Window) -> str:
+        """What a part of a layer makes of ``x`` (B * W, width)."""
+        if name == "attention":
+            return self.attention.write(layer, x, window)
+        if name == CROSS_ATTENTION:
+            return cross_attention(self.description, self.linear, layer, x, window)
+        return self.mlp(f"layers.{layer}.{name}", x)
 
     def added(self, x: str, y: str) -> str:
         """``x`` and what a part of a layer made of it."""

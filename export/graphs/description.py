@@ -6,8 +6,15 @@ which positions and so on; `decoder_graph` writes the graph of any description, 
 and a family of models is a function from its own configuration to a description and names of weights. Descriptions
 hold no weights: `weight_shapes` says which they want.
 
-Layers are alike but for what their attention sees (`LayerKind`). What is not described: mixtures of experts, recurrent or
-state-space layers, cross attention, encoders, and parallel attention and MLP.
+Layers are alike but for what their attention sees (`LayerKind`). What a model looks at beside its tokens comes with the request
+as vectors (`coupled_sampling.export.graphs.conditions`). What is not described: mixtures of experts, recurrent or state-space
+layers, encoders, and parallel attention and MLP.
+
+**Tokens that go in but never come out** are of the one vocabulary: `vocab_size` counts all, and the head scores a range of them
+(``generated_first``, ``generated``), the others having logits of -inf. Classes, a word for "no class" and Cosmos' begin of a video
+are such. A second size for inputs alone would save these numbers, one in 64,001 for Cosmos (whose embedding ends after that token:
+the rows behind it are never used), and would have to be told from the first one wherever a token is checked: in prompts, guesses,
+processors, grammars, tables, windows and step graphs.
 """
 
 from __future__ import annotations
@@ -18,6 +25,8 @@ from dataclasses import dataclass, field
 from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET
+from coupled_sampling.export.graphs.conditions import CROSS_ATTENTION, CrossAttention, PrefixVectors
+from coupled_sampling.export.graphs.layer_positions import LayerPositions
 from coupled_sampling.export.graphs.parts import (
     LayerKind,
     Norm,
@@ -28,14 +37,13 @@ from coupled_sampling.export.graphs.parts import (
 )
 from coupled_sampling.export.graphs.picture_positions import PicturePositions
 from coupled_sampling.export.graphs.rotary import Rotary
+from coupled_sampling.export.graphs.weight_shapes import Shapes, weight_shapes
 from coupled_sampling.fields import check_fields
 
 __all__ = ["ACTIVATIONS", "DecoderDescription", "LayerKind", "Norm", "QueryKeyNorm"]
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu")
 """silu: x sigmoid(x); gelu: exact, by erf; gelu_tanh: its approximation by tanh; quick_gelu: x sigmoid(1.702 x)."""
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,10 @@ class DecoderDescription:
     cache_length
         Columns of the caches, at least ``positions``; 0 means ``positions``. More gives backends that pad their
         windows room to write.
+    layer_positions
+        Positions that are added where every layer begins; None for none.
+    condition
+        How vectors of a request enter; None if none do.
 
     Raises
     ------
@@ -152,6 +164,8 @@ class DecoderDescription:
     tied_head: bool = False
     head_hidden: int = 0
     cache_length: int = 0
+    layer_positions: LayerPositions | None = None
+    condition: CrossAttention | PrefixVectors | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -177,6 +191,7 @@ class DecoderDescription:
             )
         if self.position_offset and not self.learned_positions:
             raise InvalidArgument("position_offset is given without learned_positions, expected both or neither")
+        self._check_condition()
 
     def _fill_in(self) -> None:
         """Replace the zeros that mean something else."""
@@ -227,6 +242,34 @@ class DecoderDescription:
         if self.tied_head and self.head_hidden:
             raise InvalidArgument("tied_head and head_hidden are both given, expected at most one of them")
 
+    def _check_condition(self) -> None:
+        if self.layer_positions is not None and self.width % 2:
+            raise InvalidArgument(
+                f"width is {self.width}, expected an even number with layer_positions: sines and cosines"
+            )
+        if isinstance(self.condition, PrefixVectors):
+            generated = range(self.generated_first, self.generated_first + self.generated)
+            self.condition.check_fits(self.positions, self.vocab_size, generated)
+        if self.cross_attention is not None and self.query_key_norm is not None and self.query_key_norm.whole:
+            raise InvalidArgument(
+                "query_key_norm is of whole queries and keys, expected one of each head with cross attention"
+            )
+
+    @property
+    def cross_attention(self) -> CrossAttention | None:
+        """Its cross attention, if it has one."""
+        return self.condition if isinstance(self.condition, CrossAttention) else None
+
+    @property
+    def prefix(self) -> PrefixVectors | None:
+        """What its first positions hold, if that is vectors."""
+        return self.condition if isinstance(self.condition, PrefixVectors) else None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a layer, in their order."""
+        return ("attention", *((CROSS_ATTENTION,) if self.cross_attention else ()), "mlp")
+
     def kinds(self) -> tuple[LayerKind, ...]:
         """What each layer's attention sees."""
         return self.layer_kinds or (LayerKind(self.attention_window, self.rotary),) * self.layers
@@ -259,20 +302,7 @@ class DecoderDescription:
 
     def weight_shapes(self) -> Shapes:
         """Names and shapes of all weights, in the order in which a graph wants them; matrices are (outputs, inputs)."""
-        shapes: Shapes = {name: (rows, self.width) for name, rows in self.embedding_names().items()}
-        if self.learned_positions:
-            shapes["position.weight"] = (self.position_offset + self.positions, self.width)
-        for layer in range(self.layers):
-            shapes |= {f"layers.{layer}.{name}": shape for name, shape in self._layer_shapes().items()}
-        shapes |= self._norm_shapes("norm")
-        inputs = self.width
-        if self.head_hidden:
-            shapes |= _linear("head.hidden", self.head_hidden, inputs, bias=True)
-            inputs = self.head_hidden
-        head = _linear("head", self.generated, inputs, self.head_bias)
-        if self.tied_head:
-            del head["head.weight"]
-        return shapes | head
+        return weight_shapes(self)
 
     def matrices(self) -> frozenset[str]:
         """Names of the weights that linear maps multiply by: those that `Storage` may quantise."""
@@ -283,33 +313,6 @@ class DecoderDescription:
             for name, shape in self.weight_shapes().items()
             if len(shape) == 2 and name not in tables and "_norm." not in name
         )
-
-    def _layer_shapes(self) -> Shapes:
-        width, query, key = self.width, self.heads * self.head_size, self.kv_heads * self.head_size
-        shapes = self._norm_shapes("attention_norm") if self.input_norm else {}
-        for name, outputs in (("query", query), ("key", key), ("value", key)):
-            shapes |= _linear(f"attention.{name}", outputs, width, self.query_key_value_bias)
-        if self.query_key_norm is not None:
-            for name, heads in (("query", self.heads), ("key", self.kv_heads)):
-                shape = self.query_key_norm.shape(heads, self.head_size)
-                shapes[f"attention.{name}_norm.weight"] = shape
-                if self.query_key_norm.norm.has_bias:
-                    shapes[f"attention.{name}_norm.bias"] = shape
-        shapes |= _linear("attention.output", width, query, self.attention_output_bias)
-        if self.output_norm:
-            shapes |= self._norm_shapes("attention_output_norm")
-        if self.input_norm:
-            shapes |= self._norm_shapes("mlp_norm")
-        for name in ("gate", "up") if self.mlp == "gated" else ("up",):
-            shapes |= _linear(f"mlp.{name}", self.mlp_width, width, self.mlp_bias)
-        shapes |= _linear("mlp.down", width, self.mlp_width, self.mlp_bias)
-        if self.output_norm:
-            shapes |= self._norm_shapes("mlp_output_norm")
-        return shapes
-
-    def _norm_shapes(self, name: str) -> Shapes:
-        parts = ("weight", "bias") if self.norm.has_bias else ("weight",)
-        return {f"{name}.{part}": (self.width,) for part in parts}
 
     def manifest(
         self, file: str, dtype: str = "float32", max_window: int = 0, prompt_chunk: int | None = None
@@ -341,8 +344,3 @@ class DecoderDescription:
             has_kv_length=True,
             prompt_chunk=prompt_chunk,
         )
-
-
-def _linear(name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
-    shapes: Shapes = {f"{name}.weight": (outputs, inputs)}
-    return shapes | {f"{name}.bias": (outputs,)} if bias else shapes

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from coupled_sampling.arguments import checked_tokens
 from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.export.graphs.conditions import CROSS_ATTENTION
 from coupled_sampling.export.graphs.description import DecoderDescription, LayerKind, Norm
 from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
 from coupled_sampling.export.graphs.weights import WeightReader, WeightSource
@@ -25,7 +26,11 @@ Array = NDArray[Any]
 
 
 def reference_logits(
-    description: DecoderDescription, weights: WeightSource, tokens: NDArray[np.int64], dtype: DTypeLike = np.float64
+    description: DecoderDescription,
+    weights: WeightSource,
+    tokens: NDArray[np.int64],
+    dtype: DTypeLike = np.float64,
+    condition: NDArray[np.floating[Any]] | None = None,
 ) -> Array:
     """Logits of every position of one sequence.
 
@@ -39,6 +44,8 @@ def reference_logits(
         int64 (T,), T at most ``description.positions``.
     dtype
         Type to compute in.
+    condition
+        (n, size), the vectors of a request, where ``description.condition`` wants some.
 
     Returns
     -------
@@ -66,13 +73,30 @@ def reference_logits(
         raise InvalidArgument(
             f"tokens has {len(tokens)} tokens, expected at most the {description.positions} positions of a sequence"
         )
-    return _Reference(description, weights, np.dtype(dtype)).logits(tokens)
+    wanted = description.condition
+    shape = None if condition is None else np.shape(condition)
+    if (wanted is None) != (shape is None) or (
+        wanted is not None
+        and (shape is None or len(shape) != 2 or not 0 < shape[0] <= wanted.length or shape[1] != wanted.size)
+    ):
+        raise InvalidArgument(
+            f"condition has the shape {shape}, expected "
+            + (
+                "None: the description takes none"
+                if wanted is None
+                else f"(n, {wanted.size}) with n up to {wanted.length}"
+            )
+        )
+    return _Reference(description, weights, np.dtype(dtype), condition).logits(tokens)
 
 
 class _Reference:
-    def __init__(self, description: DecoderDescription, weights: WeightSource, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, description: DecoderDescription, weights: WeightSource, dtype: np.dtype[Any], condition: Array | None
+    ) -> None:
         self.description = description
         self.dtype = dtype
+        self.condition = None if condition is None else np.asarray(condition, dtype)
         self.weights = WeightReader(description.weight_shapes(), weights)
 
     def logits(self, tokens: NDArray[np.int64]) -> Array:
@@ -82,11 +106,14 @@ class _Reference:
         if description.learned_positions:
             first = description.position_offset
             x = x + self.weight("position.weight")[first : first + len(tokens)]
+        x = self.with_vectors(x, tokens)
         for layer, kind in enumerate(description.kinds()):
-            for part in ("attention", "mlp"):
+            if description.layer_positions is not None:
+                x = x + description.layer_positions.rows_of(description.width, len(tokens)).astype(self.dtype)
+            for part in description.parts:
                 prefix = f"layers.{layer}.{part}"
                 y = self.norm(f"{prefix}_norm", x) if description.input_norm else x
-                y = self.attention(prefix, y, kind, tokens) if part == "attention" else self.mlp(prefix, y)
+                y = self.part(part, prefix, y, kind, tokens)
                 y = self.norm(f"{prefix}_output_norm", y) if description.output_norm else y
                 x = x + y * self.dtype.type(description.residual_scale)
         x = self.norm("norm", x)
@@ -115,6 +142,37 @@ class _Reference:
         bias = self.weight(f"{name}.bias") if norm.has_bias else None
         return _normalise(norm, x, self.weight(f"{name}.weight"), bias)
 
+    def with_vectors(self, x: Array, tokens: NDArray[np.int64]) -> Array:
+        """Embeddings with the request's vectors where their token stands; the last vector is right before what follows them."""
+        prefix = self.description.prefix
+        if prefix is None or self.condition is None:
+            return x
+        vectors = self.linear("prefix.down", activation("gelu_tanh", self.linear("prefix.up", self.condition)))
+        x, first = x.copy(), prefix.length - len(vectors)
+        for position in np.flatnonzero(tokens == prefix.token):
+            if position >= prefix.length:
+                raise InvalidArgument(f"tokens has {prefix.token} at position {position}, where no vector can stand")
+            x[position] = vectors[position - first] if position >= first else 0
+        return x
+
+    def part(self, name: str, prefix: str, x: Array, kind: LayerKind, tokens: NDArray[np.int64]) -> Array:
+        if name == CROSS_ATTENTION:
+            return self.cross_attention(prefix, x)
+        return self.attention(prefix, x, kind, tokens) if name == "attention" else self.mlp(prefix, x)
+
+    def cross_attention(self, prefix: str, x: Array) -> Array:
+        description, wanted, given = self.description, self.description.cross_attention, self.condition
+        assert wanted is not None
+        assert given is not None
+        context = np.concatenate([given, np.zeros((wanted.length - len(given), wanted.size), self.dtype)])
+        query, key, value = (
+            self.linear(f"{prefix}.{name}", source).reshape(len(source), -1, description.head_size)
+            for name, source in (("query", x), ("key", context), ("value", context))
+        )
+        if description.query_key_norm is not None:
+            query, key = self.normed_heads(f"{prefix}.query_norm", query), self.normed_heads(f"{prefix}.key_norm", key)
+        return self.mixed(prefix, query, key, value, np.ones((len(x), len(context)), bool))
+
     def attention(self, prefix: str, x: Array, kind: LayerKind, tokens: NDArray[np.int64]) -> Array:
         description, length = self.description, len(x)
         query, key, value = (
@@ -127,14 +185,20 @@ class _Reference:
             query, key = (_rotate(kind.rotary, heads, tokens) for heads in (query, key))
         distance = np.arange(length)[:, None] - np.arange(length)
         allowed = (distance >= 0) & (distance < (kind.window or length))
-        mixed = np.zeros_like(query)
+        if description.prefix is not None and self.condition is not None:
+            allowed &= (np.arange(length) >= description.prefix.length - len(self.condition)) | (distance == 0)
+        return self.mixed(prefix, query, key, value, allowed)
+
+    def mixed(self, prefix: str, query: Array, key: Array, value: Array, allowed: NDArray[np.bool_]) -> Array:
+        """What queries (T, heads, head_size) make of keys and values (S, kv_heads, head_size); ``allowed`` is (T, S)."""
+        description, mixed = self.description, np.zeros_like(query)
         for head in range(description.heads):
             shared = head * description.kv_heads // description.heads
             scores = query[:, head] @ key[:, shared].T * self.dtype.type(description.attention_scale)
             scores = np.where(allowed, _softcap(scores, description.attention_softcap), -np.inf)
             shares = np.exp(scores - scores.max(-1, keepdims=True))
             mixed[:, head] = shares / shares.sum(-1, keepdims=True) @ value[:, shared]
-        return self.linear(f"{prefix}.output", mixed.reshape(length, -1))
+        return self.linear(f"{prefix}.output", mixed.reshape(len(query), -1))
 
     def normed_heads(self, name: str, heads: Array) -> Array:
         """``heads`` is (T, heads, head_size); weights are (head_size,), (heads, head_size), or all heads' as one."""

@@ -85,6 +85,11 @@ def step_graph(
     graph, added = model.graph, decision.graph
     held = {value.name for value in graph.input}
     inside = {name for node in graph.node for name in node.output}
+    told = next((value.name for value in graph.input if value.name.startswith("condition.")), None)
+    if told is not None:
+        raise InvalidArgument(
+            f"window_model takes {told!r}, of a request's condition, which a step cannot be told; expected a window graph without"
+        )
     _check_takes_trees(window_model, tree, held, inside)
     taken = inside | held | {value.name for value in graph.initializer}
     clashes = {name for node in added.node for name in node.output} & taken

@@ -14,6 +14,7 @@ from coupled_sampling.export.graphs.builder import OPSET
 
 __all__ = ["Pictures", "WindowParts", "replace_values"]
 
+_CONDITION = "condition."
 _FORMAT = "coupled-sampling window graph"
 _EXPECTED = "a window graph that this library's exporter wrote from a description"
 
@@ -75,11 +76,18 @@ class _Reading:
 
     def parts(self, max_length: int) -> WindowParts:
         attention = [node for node in self.graph.node if node.op_type == "Attention"]
+        # Attention to a request's vectors, which all slots see, is no affair of how they follow one another.
+        attention = [node for node in attention if not node.input[1].startswith(_CONDITION)]
         if not attention or any(len(node.input) != 4 for node in attention):
             raise _unknown("its attention has no mask")
         position = self.position()
-        masks = {node.input[3]: 0 for node in attention}
+        masks = {self.of_columns(node.input[3]): 0 for node in attention}
         return WindowParts(position, {mask: self.reach(mask, position) for mask in masks}, self.pictures(), max_length)
+
+    def of_columns(self, mask: str) -> str:
+        """The part of a mask that says how far slots see, where another one leaves out what is before a request's vectors."""
+        both = self.inputs(mask, "And", ("Unsqueeze", "Or"))
+        return both[0] if both else mask
 
     def position(self) -> str:
         """The sum of ``start`` and the slots' numbers."""

@@ -85,7 +85,7 @@ def test_optional_parts_may_be_absent_or_null(folder):
 def test_the_manifest_is_plain_json_with_format_and_version(folder):
     document = json.loads((folder / "manifest.json").read_text())
     assert document["format"] == "coupled-sampling-bundle"
-    assert document["format_version"] == 6
+    assert document["format_version"] == 7
     assert document["window_graph"]["cache_length"] == 16
     assert document["prompts"]["sneaker"] == {"tokens": [5], "aliases": ["shoe", "Trainer"], "title": "Sneaker"}
 
@@ -218,8 +218,8 @@ def test_a_fill_token_that_cannot_come_first_is_refused(token, changes, message)
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder):
-    edit(folder, lambda document: document.update(format_version=7, something_new=1))
-    with pytest.raises(BundleError, match=r"format_version is 7.*up to 6.*upgrade"):
+    edit(folder, lambda document: document.update(format_version=8, something_new=1))
+    with pytest.raises(BundleError, match=r"format_version is 8.*up to 7.*upgrade"):
         open_bundle(folder)
 
 

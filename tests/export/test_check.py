@@ -8,6 +8,8 @@ import pytest
 from coupled_sampling.errors import CheckpointError
 from coupled_sampling.export import DecoderDescription, PicturePositions, Rotary, reference_logits
 from coupled_sampling.export.check import check_reference
+from standins.conditioned import COSMOS, VECTORS
+from standins.tree_windows import random_weights
 
 DECODER = DecoderDescription(
     vocab_size=29,
@@ -64,3 +66,39 @@ def test_a_picture_begins_in_what_is_tried():
     with pytest.raises(CheckpointError, match="differ from the reference"):
         check_reference(replace(DECODER, rotary=PICTURES), WEIGHTS, without, exact=True)
     assert 28 in without.tokens
+
+
+@pytest.mark.parametrize("description", [COSMOS, VECTORS], ids=["attended to", "first"])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_models_that_take_a_condition_are_checked_with_one(description, wrong):
+    """Of fewer vectors than there is room for; a graph that takes them for others is found."""
+    weights = random_weights(description)
+    provider = Conditioned(description, weights, wrong=wrong)
+    if wrong:
+        with pytest.raises(CheckpointError, match="differ from the reference"):
+            check_reference(description, weights, provider, exact=True)
+    else:
+        assert check_reference(description, weights, provider, exact=True) < 1e-12
+    assert 1 < len(provider.told.condition) < description.condition.length
+
+
+class Conditioned:
+    """The reference as a provider that is told a condition."""
+
+    batch_size = 1
+
+    def __init__(self, description, weights, *, wrong):
+        self.description, self.weights, self.wrong, self.tokens = description, weights, wrong, np.zeros(0, np.int64)
+        self.vocab_size, self.max_length, self.told = description.vocab_size, description.positions, None
+
+    def begin(self, row, request):
+        assert row == 0
+        assert self.description.condition.record("x").problem_of_prompt(request.prompt) is None
+        self.told = request
+
+    def forward(self, tokens, start):
+        self.tokens = np.concatenate([self.tokens[: start[0]], tokens[0]])
+        vectors = self.told.condition[::-1] if self.wrong else self.told.condition
+        if self.wrong and self.description.cross_attention:  # which knows no order
+            vectors = vectors * 1.1
+        return reference_logits(self.description, self.weights, self.tokens, condition=vectors)[None, start[0] :]

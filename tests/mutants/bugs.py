@@ -9,6 +9,7 @@ from __future__ import annotations
 from bugs_of_auto_branches import BUGS as AUTO_BRANCHES
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_clips_http import BUGS as CLIPS_HTTP
+from bugs_of_context import BUGS as CONTEXT
 from bugs_of_corrected_step_graphs import BUGS as CORRECTED_STEP_GRAPHS
 from bugs_of_correction_tables import BUGS as CORRECTION_TABLES
 from bugs_of_corrections import BUGS as CORRECTIONS
@@ -58,6 +59,7 @@ BUGS: tuple[Bug, ...] = (
     *AUTO_BRANCHES,
     *CHECKPOINTS,
     *CLIPS_HTTP,
+    *CONTEXT,
     *CORRECTIONS,
     *CORRECTION_TABLES,
     *COSMOS,

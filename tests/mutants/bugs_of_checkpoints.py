@@ -22,7 +22,7 @@ BUGS = (
     Bug(
         "window-graph-alone-looked-into",
         "opening:_check_files",
-        "(manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, *manifest.step_graphs)",
+        "(*parts, *manifest.step_graphs)",
         "(manifest.window_graph,)",
         "A step graph runs with weights that no hash covers.",
         GRAPHS,

@@ -86,7 +86,7 @@ BUGS = (
     ),
     Bug(
         "fill-token-cannot-come-first",
-        "manifest:_check_fill",
+        "manifest_checks:_check_fill",
         "0 <= token - first.first < first.count",
         "True",
         "A manifest whose fill token the layout forbids at the first position is taken.",

@@ -62,8 +62,8 @@ BUGS = (
     Bug(
         "residuals-of-the-mlp-not-scaled",
         "decoder:_Writer.write",
-        "self.added(x, self.output_norm(f'{prefix}.mlp', y))",
-        "graph.op('Add', x, self.output_norm(f'{prefix}.mlp', y))",
+        "self.added(x, self.output_norm(part, y))",
+        "(self.added if name == 'attention' else lambda x, y: graph.op('Add', x, y))(x, self.output_norm(part, y))",
         "Granite's multiplier holds for attention only.",
         KINDS,
     ),

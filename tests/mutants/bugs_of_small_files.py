@@ -260,7 +260,7 @@ BUGS = (
     ),
     Bug(
         "forced-positions-in-the-picture",
-        "manifest:_check_tokens",
+        "manifest_checks:_check_tokens",
         "sum(span.times for span in manifest.layout if span.count > 1)",
         "sum(span.times for span in manifest.layout)",
         "Row ends are counted as tokens of the picture.",

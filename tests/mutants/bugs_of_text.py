@@ -174,8 +174,8 @@ BUGS = (
     Bug(
         "stop-rule-forgotten",
         "DecodingSettings.request",
-        "{**fields, 'stop_rule': self.stop_rule, **changes}",
-        "{**fields, **changes}",
+        "{**fields, 'stop_rule': self.stop_rule, 'condition': self.condition, **changes}",
+        "{**fields, 'condition': self.condition, **changes}",
         "Stop strings of the settings end nothing.",
         SETTINGS,
     ),

@@ -6,7 +6,14 @@ import numpy as np
 
 from coupled_sampling.bundles.manifest import Defaults, GeneratedTokens, Manifest, PixelGraph, Prompt
 from coupled_sampling.bundles.manifest_file import file_record, write_manifest
-from coupled_sampling.export import DecoderDescription, Norm, pixel_graph, save_graph, write_decoder_graph
+from coupled_sampling.export import (
+    DecoderDescription,
+    Norm,
+    pixel_graph,
+    save_graph,
+    write_condition_graph,
+    write_decoder_graph,
+)
 
 
 def toy_gpt(positions, **changes):
@@ -37,7 +44,7 @@ def toy_weights(description, seed=0):
     return {name: random.normal(0, 0.5, shape) for name, shape in description.weight_shapes().items()}
 
 
-def write_toy_bundle(path, description, *, max_window, seed=0, change=None, codebook=None, grid=(0, 0)):
+def write_toy_bundle(path, description, *, max_window, seed=0, change=None, codebook=None, grid=(0, 0), prompts=None):
     """A bundle in the folder ``path``; ``change`` may spoil its window graph, ``codebook`` and ``grid`` give it pixels."""
     path.mkdir(exist_ok=True)
     write_decoder_graph(description, toy_weights(description, seed), path / "window.onnx")
@@ -47,7 +54,11 @@ def write_toy_bundle(path, description, *, max_window, seed=0, change=None, code
         model = onnx.load(path / "window.onnx")
         change(model)
         onnx.save(model, path / "window.onnx")
-    files, pixels = ["window.onnx"], None
+    files, pixels, condition = ["window.onnx"], None, None
+    if description.condition is not None:
+        write_condition_graph(description, toy_weights(description, seed), path / "condition.onnx")
+        files.append("condition.onnx")
+        condition = description.condition.record("condition.onnx")
     if codebook is not None:
         files.append("pixels.onnx")
         save_graph(pixel_graph(codebook, *grid), path / "pixels.onnx")
@@ -61,11 +72,12 @@ def write_toy_bundle(path, description, *, max_window, seed=0, change=None, code
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(0, description.generated),
         length=6,
-        prompts={"sneaker": Prompt((8,), (), "Sneaker")},
+        prompts=prompts or {"sneaker": Prompt((8,), (), "Sneaker")},
         defaults=Defaults("ar", 1, "random"),
         licence="Apache-2.0",
         provenance={},
         pixel_graph=pixels,
+        condition_graph=condition,
     )
     write_manifest(path, manifest)
     return path

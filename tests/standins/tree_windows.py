@@ -38,9 +38,13 @@ class TreeRun:
         inputs = {"input_ids": tokens, "start": np.asarray(start, np.int64), "kv_length": kv_length}
         if self.takes_trees:
             inputs["parents"] = chain(*tokens.shape) if parents is None else np.asarray(parents, np.int64)
-        logits, *present = self.session.run(None, inputs | self.caches)
+        logits, *present = self.session.run(None, inputs | self.inputs())
         self.caches = dict(zip(self.caches, present, strict=True))
         return logits
+
+    def inputs(self):
+        """What every call is given besides."""
+        return self.caches
 
 
 def random_weights(description, seed=0):

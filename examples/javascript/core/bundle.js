@@ -8,7 +8,7 @@ import * as ort from "onnxruntime-web";
 import { BundleError } from "./errors.js";
 
 const FORMAT = "coupled-sampling-bundle";
-const NEWEST = 6;
+const NEWEST = 7;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
 // More threads would need a cross-origin isolated page.
@@ -43,6 +43,7 @@ function check(manifest) {
   const window = manifest.window_graph;
   expect(window?.dtype === "float32", "window_graph.dtype", window?.dtype, `"float32", which the CPU computes in`);
   expect(!manifest.layout?.length, "layout", manifest.layout, "none: a step graph has no logits processors");
+  expect(!manifest.condition_graph, "condition_graph", manifest.condition_graph, "none: a step graph is told no vectors");
   expect(Array.isArray(manifest.step_graphs), "step_graphs", manifest.step_graphs, "a list; export the bundle again");
   const { top_k = null, top_p = 1, min_p = 0, guidance = 1 } = manifest.defaults;
   const plain = top_k === null && top_p === 1 && min_p === 0 && guidance === 1;

@@ -193,12 +193,6 @@ def test_what_is_not_understood_is_refused_by_name(case):
         load(model, config)
 
 
-def test_llamagen_from_text_is_refused_with_the_reason():
-    tensors = llamagen_tensors() | {"cls_embedding.cap_proj.fc1.weight": np.zeros((2, 2), np.float32)}
-    with pytest.raises(CheckpointError, match="vectors of T5"):
-        load("llamagen", tensors=tensors)
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_more_positions_than_the_checkpoint_has_are_refused(model):
     with pytest.raises(InvalidArgument, match="positions is 9999"):
