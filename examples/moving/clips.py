@@ -1,13 +1,14 @@
 """Clips of clothes that move: pictures of Fashion-MNIST, drawn anew in every frame over a background with texture.
 
 An item glides across the frame at a steady speed and comes back from the borders, while it turns and grows or shrinks as
-steadily. What is random is drawn once per clip: the item, its path, the texture. Items of the train split are for training and
+steadily. The item, its path and the texture are drawn once per clip. Grain, as a camera's, is drawn for every frame anew: without
+it most tokens of the background would be those of the frame before, as in no film. Items of the train split are for training and
 those of the test split for figures, and no clip is ever made twice.
 
 ``motion`` says what the drawing does to the frames of a clip:
 
 ``moving``   as above;
-``still``    the first frame again and again;
+``still``    the first frame again and again, each time with its own grain;
 ``cuts``     every frame is of another clip (of the same class), as if each were a new shot.
 """
 
@@ -23,10 +24,12 @@ from torch.nn import functional
 sys.path.insert(1, str(Path(__file__).parents[1] / "fashion_mnist"))
 from data import CLASSES, DATA, load
 
-__all__ = ["CLASSES", "DATA", "FRAMES", "MOTIONS", "SIDE", "Items", "load"]
+__all__ = ["CLASSES", "DATA", "FRAMES", "GRAIN", "MOTIONS", "SIDE", "Items", "load"]
 
 FRAMES, SIDE = 12, 32
 """Frames of a clip, and pixels of a frame in each direction."""
+GRAIN = 3.0
+"""Standard deviation of the grain, in levels of 255."""
 MOTIONS = ("moving", "still", "cuts")
 _MARGIN = 11.0
 """How near to the border an item's middle comes, in pixels."""
@@ -49,19 +52,23 @@ class Items:
         self.pictures = torch.tensor(pixels)
 
     def clips(
-        self, count: int, generator: torch.Generator, motion: str = "moving", frames: int = FRAMES
+        self, count: int, generator: torch.Generator, motion: str = "moving", frames: int = FRAMES, grain: float = GRAIN
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips uint8 (count, frames, SIDE, SIDE) and the classes int64 (count,) of their items."""
         chosen = torch.randint(len(self.labels), (count,), generator=generator)
         labels = self.labels[chosen]
         if motion == "moving":
-            return self._drawn(chosen, frames, generator), labels
-        if motion == "still":
-            return self._drawn(chosen, 1, generator).expand(-1, frames, -1, -1).contiguous(), labels
-        if motion != "cuts":
+            drawn = self._drawn(chosen, frames, generator)
+        elif motion == "still":
+            drawn = self._drawn(chosen, 1, generator).expand(-1, frames, -1, -1)
+        elif motion == "cuts":
+            shots = torch.stack([self._another(label, frames, generator) for label in labels.tolist()])
+            drawn = self._drawn(shots.flatten(), 1, generator).view(count, frames, SIDE, SIDE)
+        else:
             raise ValueError(f"motion is {motion!r}, expected one of {', '.join(map(repr, MOTIONS))}")
-        shots = torch.stack([self._another(label, frames, generator) for label in labels.tolist()])
-        return self._drawn(shots.flatten(), 1, generator).view(count, frames, SIDE, SIDE), labels
+        if grain:
+            drawn = drawn + grain * torch.randn(drawn.shape, generator=generator)
+        return drawn.round().clamp(0, 255).to(torch.uint8), labels
 
     def _another(self, label: int, count: int, generator: torch.Generator) -> torch.Tensor:
         """``count`` items of the class ``label``."""
@@ -69,7 +76,7 @@ class Items:
         return same[torch.randint(len(same), (count,), generator=generator)]
 
     def _drawn(self, chosen: torch.Tensor, frames: int, generator: torch.Generator) -> torch.Tensor:
-        """A clip of each of the items ``chosen``."""
+        """A clip of each of the items ``chosen``, in levels of 255."""
         count = len(chosen)
         place, angle, size = _paths(count, frames, generator)
         item = self.pictures[chosen].float()[:, None] / 255
@@ -81,7 +88,7 @@ class Items:
         item, alpha = drawn[:, :, 0], drawn[:, :, 1]
         shade = 0.36 * alpha + 0.64 * item
         below = _texture(count, generator)[:, None]
-        return (255 * (shade + (1 - alpha) * below)).round().clamp(0, 255).to(torch.uint8)
+        return 255 * (shade + (1 - alpha) * below)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:

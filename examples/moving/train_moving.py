@@ -9,7 +9,7 @@ About an hour on two CPU cores.
 What the model's speed depends on is shown by two others, of clips in which nothing moves and in which every frame is another shot.
 They go on from this model, in some minutes each:
 
-    python examples/moving/train_moving.py --motion still --begin-with build/moving --out build/still --steps 400 --rate 1e-3
+    python examples/moving/train_moving.py --motion still --begin-with build/moving --out build/still --steps 300 --rate 1e-3 --grain-from 0
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clips import DATA, FRAMES, MOTIONS, Items
+from clips import DATA, FRAMES, GRAIN, MOTIONS, Items
 from tokeniser import CODES, GRID, Tokeniser
 from train import bits_per_token, optimisers, rate_at, save, sequences
 from transformer import Model, Shape
@@ -49,7 +49,7 @@ def train_tokeniser(
     for step in range(steps):
         for group in stepper.param_groups:
             group["lr"] = rate * rate_at(step / steps, warmup=0.05)
-        frames = items.clips(batch, seeded(seed, step), frames=1)[0][:, 0]
+        frames = items.clips(batch, seeded(seed, step), frames=1, grain=0)[0][:, 0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             drawn = tokeniser(frames)
         difference = drawn.float() - (frames.float() / 127.5 - 1)
@@ -68,9 +68,11 @@ def train_tokeniser(
     return tokeniser.eval()
 
 
-def held_out(tokeniser: Tokeniser, folder: Path, motion: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+def held_out(
+    tokeniser: Tokeniser, folder: Path, motion: str, grain: float
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Tokens and classes of clips of the test split, and figures of the data."""
-    clips, labels = Items("t10k", folder).clips(HELD_CLIPS, seeded(99, 0), motion)
+    clips, labels = Items("t10k", folder).clips(HELD_CLIPS, seeded(99, 0), motion, grain=grain)
     tokens = tokeniser.encode(clips)
     error = (tokeniser.decode(tokens).float() - clips.float()).square().mean().item()
     figures = {
@@ -101,6 +103,10 @@ def main() -> None:
     parser.add_argument(
         "--stills-from", type=int, default=500, metavar="STEP", help="the first step with single frames"
     )
+    parser.add_argument("--grain", type=float, default=GRAIN, help="of the frames, in levels of 255")
+    parser.add_argument(
+        "--grain-from", type=int, default=1400, metavar="STEP", help="the first step with grain: items come first"
+    )
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--class-dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
@@ -113,7 +119,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     items = Items("train", arguments.data)
     tokeniser = train_tokeniser(items, arguments.out / "tokeniser.pt", arguments.tokeniser_steps, arguments.seed)
-    tokens, labels, figures = held_out(tokeniser, arguments.data, arguments.motion)
+    tokens, labels, figures = held_out(tokeniser, arguments.data, arguments.motion, arguments.grain)
     print(f"held out: {figures}", flush=True)
     train(arguments, items, tokeniser, (tokens, labels, figures))
 
@@ -124,10 +130,11 @@ def batches(
     """What a step learns from: clips, and from ``--stills-from`` on also first frames, which are as hard and much rarer."""
     generator = seeded(arguments.seed, step)
     late = step >= arguments.stills_from
+    grain = arguments.grain if step >= arguments.grain_from else 0.0
     counts = ((arguments.batch - 2 * late, FRAMES), (arguments.stills * late, 1))
     for count, frames in counts:
         if count:
-            clips, classes = items.clips(count, generator, arguments.motion, frames)
+            clips, classes = items.clips(count, generator, arguments.motion, frames, grain)
             drop = torch.rand(count, generator=generator) < arguments.class_dropout
             yield sequences(tokeniser.encode(clips).flatten(1), classes, shape, drop)
 
@@ -196,6 +203,8 @@ def train(
                     "stills": arguments.stills,
                     "stills_from": arguments.stills_from,
                     "motion": arguments.motion,
+                    "grain": arguments.grain,
+                    "grain_from": arguments.grain_from,
                     "bits_per_token_test": held_bits,
                     "seed": arguments.seed,
                     **figures,
