@@ -33,6 +33,9 @@ from export import weights as shared_weights
 STORAGE = Storage(weights="float16")
 """Half the bytes: the shipped model is the trained one with its weights rounded, and its law is that of the rounded ones."""
 
+METHODS = ("ar", "scd-maximal", "scd-match")
+"""Methods with step graphs, of which all take a megabyte more; the library decides the steps of others."""
+
 
 def description(shape: Shape, epsilon: float) -> DecoderDescription:
     return DecoderDescription(
@@ -138,7 +141,7 @@ def export(build: Path, folder: Path) -> Manifest:
     worst, frame = worst_difference(model, folder), worst_frame(tokeniser, folder)
     written = replace(written, fill_token=find_fill_token(OrtProvider.open(folder), written))
     write_manifest(folder, written)
-    written = write_step_graphs(folder)
+    written = write_step_graphs(folder, METHODS)
     print(
         f"largest difference between graphs and PyTorch: logits {worst:.1e} (allowed {TOLERANCE:.0e}), pixels {frame} (allowed 1)"
     )

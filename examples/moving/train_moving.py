@@ -9,7 +9,8 @@ About an hour on two CPU cores.
 What the model's speed depends on is shown by two others, of clips in which nothing moves and in which every frame is another shot.
 They go on from this model, in some minutes each:
 
-    python examples/moving/train_moving.py --motion still --begin-with build/moving --out build/still --steps 300 --rate 1e-3 --grain-from 0
+    python examples/moving/train_moving.py --motion still --begin-with build/moving --out build/still \
+        --steps 300 --rate 1e-3 --grain-from 0
 """
 
 from __future__ import annotations
