@@ -117,7 +117,7 @@ train-moving: $(VENV)/.dev
 train-moving-variants: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	for motion in still cuts; do \
-	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 300 --rate 1e-3 --grain-from 0 \
+	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 300 --rate 1e-3 --grain-from 0 --long-from 0 \
 	  && $(BIN)/python examples/moving/export_moving.py --build build/$$motion --out build/$$motion/bundle || exit 1; done
 	$(BIN)/python benchmarks/video.py depends build/still/bundle build/cuts/bundle
 

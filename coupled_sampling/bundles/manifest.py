@@ -221,7 +221,7 @@ class Manifest:
         >>> from coupled_sampling import open_bundle
         >>> manifest = open_bundle("moving").manifest
         >>> manifest.grid.frames, manifest.length, manifest.frames_of(3 * 64 + 1)
-        (12, 768, 3)
+        (16, 1024, 3)
         """
         grid, pixels = self.grid, self.pixel_graph
         if grid is None or pixels is None or not pixels.frames:

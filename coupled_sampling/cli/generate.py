@@ -44,8 +44,8 @@ EXAMPLES = """\
   coupled-sampling generate --prompt shoe,bag --count 8
   # the very pictures that one token at a time gives, and how much sooner
   coupled-sampling generate --method scd-match --beside-ar
-  # clips, by a bundle that makes some, and every frame as soon as it is decided
-  coupled-sampling generate FOLDER --out clips.webp --stream frames
+  # clips, and every frame as soon as it is decided
+  coupled-sampling generate moving --out clips.webp --stream frames
   # a picture of a text, by a model that looks at the vectors of the text's encoder
   coupled-sampling generate FOLDER --condition vectors.npy --count 4
   # a text, by a language model that `coupled-sampling export` made a bundle of

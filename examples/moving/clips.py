@@ -26,7 +26,7 @@ from data import CLASSES, DATA, load
 
 __all__ = ["CLASSES", "DATA", "FRAMES", "GRAIN", "MOTIONS", "SIDE", "Items", "load"]
 
-FRAMES, SIDE = 12, 32
+FRAMES, SIDE = 16, 32
 """Frames of a clip, and pixels of a frame in each direction."""
 GRAIN = 3.0
 """Standard deviation of the grain, in levels of 255."""

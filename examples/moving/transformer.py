@@ -27,7 +27,7 @@ class Shape:
 
     codes: int = 512
     classes: int = 10
-    frames: int = 12
+    frames: int = 16
     rows: int = 8
     columns: int = 8
     width: int = 224

@@ -40,16 +40,16 @@ def test_it_is_small_and_says_where_it_is_from(bundle):
 
 def test_its_grid_has_frames_and_drafts_come_from_the_one_before(bundle):
     manifest = bundle.manifest
-    assert (manifest.grid.frames, manifest.frame_tokens, manifest.pixel_graph.shape) == (12, FRAME, (12, 32, 32, 1))
+    assert (manifest.grid.frames, manifest.frame_tokens, manifest.pixel_graph.shape) == (16, FRAME, (16, 32, 32, 1))
     assert manifest.defaults.drafting == f"copy:{FRAME}"
-    assert [manifest.frames_of(n) for n in (0, FRAME - 1, FRAME, 12 * FRAME)] == [0, 0, 1, 12]
+    assert [manifest.frames_of(n) for n in (0, FRAME - 1, FRAME, 16 * FRAME)] == [0, 0, 1, 16]
 
 
 @pytest.mark.parametrize(("window", "least"), [(128, 9), pytest.param(7, 3, marks=pytest.mark.long)])
 def test_match_gives_the_very_clip_of_ar_in_far_fewer_passes(bundle, ar, window, least):
     made = decoded(bundle, [bundle.manifest.find_prompt("bag")], "scd-match", window)
     np.testing.assert_array_equal(made.tokens[0], ar[0])
-    assert 12 * FRAME / made.traces[0].nfe > least
+    assert 16 * FRAME / made.traces[0].nfe > least
 
 
 def test_guidance_gives_the_same_clip_too(bundle):

@@ -8,13 +8,11 @@ import pytest
 
 from standins import ROOT
 from standins.blocks import run_blocks
-from standins.clip_bundles import write_clip_bundle
 
 pytest.importorskip("openai", reason="needs the official client")
 
 GUIDE = ROOT / "docs" / "serving-pictures.md"
 ADDRESS = "http://127.0.0.1:8000"
-MOVING = ROOT / "coupled_sampling" / "bundles" / "models" / "moving"
 COMMANDS = re.compile(r"^```console\n(curl .*?)^```\n\n```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -24,12 +22,7 @@ def guide(tmp_path_factory):
     from coupled_sampling.serving.http import make_app
     from standins.serving import on_loopback, served
 
-    clips = "moving"
-    if not MOVING.is_dir():  # a random model of the same shape
-        clips = write_clip_bundle(
-            tmp_path_factory.mktemp("clips") / "moving", name="moving", frames=12, side=8, stages=3
-        )
-    with served("fashion", clips, rows=4) as models, on_loopback(make_app(models)) as url:
+    with served("fashion", "moving", rows=4) as models, on_loopback(make_app(models)) as url:
         copy = tmp_path_factory.mktemp("guide") / GUIDE.name
         copy.write_text(GUIDE.read_text().replace(ADDRESS, url))
         yield copy
@@ -41,7 +34,7 @@ def test_its_python(guide, tmp_path, monkeypatch):
     assert len(shown) == 4
     for printed, expected in shown:
         assert printed == expected
-    frames = [f"frame-{i:02}.png" for i in range(12)]
+    frames = [f"frame-{i:02}.png" for i in range(16)]
     files = [*frames, "shoe-0.png", "shoe-1.png", "shoe.png", "shoe.webp"]
     assert sorted(file.name for file in (tmp_path / "build").iterdir()) == files
 
