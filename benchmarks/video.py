@@ -43,7 +43,7 @@ DRAFTS = ("random:0:512", "repeat", "copy:8")
 def measured(
     bundle: Bundle, prompts: Sequence[Sequence[int]], seed: int, method: str, corrector: Corrector | None, **given: Any
 ) -> Row:
-    """One row: passes of every clip, tokens, and how much of a clip's passes its first frame takes."""
+    """One row, with the tokens."""
     settings = bundle.settings(method=method, **given)
     with open_model(bundle, trees=bool(settings.branches)) as model:
         return {
