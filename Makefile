@@ -111,7 +111,6 @@ train-moving: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python examples/moving/train_moving.py --out build/moving
 	$(BIN)/python examples/moving/export_moving.py --build build/moving
-	$(BIN)/coupled-sampling fit-corrections ./coupled_sampling/bundles/models/moving
 
 # What its speed depends on: the same model, taught clips in which nothing moves, and clips of cuts. Bundles in build/ only.
 train-moving-variants: $(VENV)/.dev

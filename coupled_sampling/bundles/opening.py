@@ -236,7 +236,7 @@ def embedded_names() -> tuple[str, ...]:
     --------
     >>> from coupled_sampling.bundles import embedded_names
     >>> embedded_names()
-    ('fashion',)
+    ('fashion', 'moving')
     """
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{MANIFEST}") if path.parent.name[0] != "."))
 
