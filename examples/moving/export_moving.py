@@ -27,11 +27,14 @@ from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.export import DecoderDescription, Norm, Storage, find_fill_token, write_decoder_graph
 from coupled_sampling.export.pictures import PictureTokens, write_vq_pixel_graph
 from coupled_sampling.export.step_bundle import write_step_graphs
-from export import ALIASES, CLASSES, PIXEL_GRAPH, TITLES, TOLERANCE, WINDOW_GRAPH, replace_folder, worst_difference
+from export import ALIASES, CLASSES, PIXEL_GRAPH, TITLES, WINDOW_GRAPH, replace_folder, worst_difference
 from export import weights as shared_weights
 
 STORAGE = Storage(weights="float16")
 """Half the bytes: the shipped model is the trained one with its weights rounded, and its law is that of the rounded ones."""
+
+TOLERANCE = 3e-4
+"""Of logits, which reach 30 where nothing moves: a hundred thousandth."""
 
 METHODS = ("ar", "scd-maximal", "scd-match")
 """Methods with step graphs, of which all take a megabyte more; the library decides the steps of others."""
