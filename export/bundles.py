@@ -25,7 +25,7 @@ from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.check import Opener, check_opener, check_stored
 from coupled_sampling.export.check_text import CheckedText, check_text
 from coupled_sampling.export.checkpoints.contract import Checkpoint
-from coupled_sampling.export.checkpoints.opening import open_checkpoint
+from coupled_sampling.export.checkpoints.opening import USUAL, open_checkpoint
 from coupled_sampling.export.checkpoints.text import TextFiles, write_text_files
 from coupled_sampling.export.families import family_of, find_family
 from coupled_sampling.export.families.contract import Exportable
@@ -307,7 +307,8 @@ def _manifest(
     text: TextFiles,
 ) -> Manifest:
     description, decoding = model.description, model.decoding
-    name, storage = settings.name or checkpoint.path.stem, settings.storage
+    source = _source(checkpoint.path)
+    name, storage = settings.name or (source.name if source.is_dir() else source.stem), settings.storage
     chunk = min(
         settings.prompt_chunk or default_chunk(description.vocab_size, description.positions), description.positions
     )
@@ -335,7 +336,7 @@ def _manifest(
         ),
         licence=settings.licence or "NOASSERTION",
         provenance={
-            "source": checkpoint.path.name,
+            "source": source.name,
             "family": model.family,
             "exporter": f"coupled-sampling {__version__}",
             "storage": _storage_record(storage),
@@ -348,6 +349,7 @@ def _manifest(
         pixel_graph=_pixel_graph(pictures),
         grid=decoding.generated_grid,
         prompt_frames=decoding.prompt_frames,
+        prompt_begin=decoding.prompt_begin,
         unconditional_prompt=decoding.unconditional_prompt,
         layout=decoding.layout.spans if decoding.layout else (),
         stop_tokens=tuple(token for token in stop if 0 <= token < description.vocab_size),
@@ -355,6 +357,12 @@ def _manifest(
         chat_template=text.chat_template,
         condition_graph=None if description.condition is None else description.condition.record(_CONDITION),
     )
+
+
+def _source(path: Path) -> Path:
+    """What a checkpoint is known by: its file, or the folder of a file that is called as in every other folder."""
+    folder = path.absolute().parent
+    return folder if path.name in USUAL and folder.name else path
 
 
 def _length(model: Exportable, asked: int | None) -> int:
@@ -366,7 +374,7 @@ def _length(model: Exportable, asked: int | None) -> int:
     # Where no prompt is known, half of a very short sequence is left for one.
     longest = max(map(len, prompts)) if prompts else max(1, min(_ROOM_FOR_PROMPTS, positions // 2))
     if decoding.grid is not None and decoding.prompt_frames:
-        longest = decoding.prompt_frames * decoding.grid.rows * decoding.grid.columns
+        longest = len(decoding.prompt_begin) + decoding.prompt_frames * decoding.grid.rows * decoding.grid.columns
     length = asked or min(decoding.length or 128, max(1, positions + 1 - longest))
     if decoding.layout is not None and length != decoding.layout.length:
         raise InvalidArgument(

@@ -68,10 +68,11 @@ class PixelDecoder:
             The shape or type is wrong, or a token has no pixels.
         """
         manifest = self.bundle.manifest
-        shape = getattr(tokens, "shape", None)
-        if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int64 or tokens.shape[1:] != (manifest.length,):
+        shape, wanted = getattr(tokens, "shape", None), manifest.pixel_tokens
+        if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int64 or tokens.shape[1:] != (wanted,):
             found = f"{getattr(tokens, 'dtype', type(tokens).__name__)} {shape}"
-            raise InvalidArgument(f"tokens is {found}, expected a numpy int64 array (pictures, {manifest.length})")
+            begun = ", of Manifest.picture_tokens: those of the prompt's frames first" if manifest.prompt_frames else ""
+            raise InvalidArgument(f"tokens is {found}, expected a numpy int64 array (pictures, {wanted}){begun}")
         first, count = manifest.generated_tokens.first, manifest.generated_tokens.count
         outside = np.argwhere((tokens < first) | (tokens >= first + count))
         if len(outside):

@@ -29,24 +29,37 @@ def decided_frames(pixel_frames: int, frames: int, whole: int) -> int:
 class PromptFrames(NamedTuple):
     """The frames that every prompt of a model ends with, as tokens that the model could have generated.
 
-    What comes before them, such as a token that begins a video, cannot be generated.
+    What comes before them cannot be generated. Where the model wants certain tokens there, such as one that begins a video, these
+    are all that comes before.
 
     >>> frames = PromptFrames(tokens=2, first=0, last=7)
     >>> frames.refusal([9, 1, 2]) is None, frames.refusal([0, 1, 2])
     (True, '2 tokens from 0 to 7 at its end, the frames to go on from, and none of these before')
+    >>> PromptFrames(tokens=2, first=0, last=7, begin=(8,)).refusal([1, 2])
+    '8 first, and then 2 tokens from 0 to 7, the frames to go on from'
     """
 
     tokens: int
-    """How many there are."""
+    """How many there are; 0 where a prompt only has to begin in some way."""
     first: int
     last: int
     """The tokens that can be generated: from ``first`` to ``last``."""
+    begin: tuple[int, ...] = ()
+    """What every prompt begins with; empty where any tokens that are never generated may come before the frames."""
 
     def refusal(self, prompt: Sequence[int]) -> str | None:
-        """What is expected of a ``prompt`` that does not end so; None of one that does."""
+        """What is expected of a ``prompt`` that is not made so; None of one that is."""
         given = np.asarray(prompt, np.int64)
         frames = (given >= self.first) & (given <= self.last)
-        if frames.sum() == self.tokens and frames[-self.tokens :].all():
+        begun = tuple(given[: len(self.begin)].tolist()) == self.begin
+        whole = frames.sum() == self.tokens and frames[-self.tokens :].all()
+        nothing_else = not self.begin or len(given) == len(self.begin) + self.tokens
+        if begun and (not self.tokens or (whole and nothing_else)):
             return None
+        first = f"{', '.join(map(str, self.begin))} first"
+        if not self.tokens:
+            return first
         which = f"{self.tokens} tokens from {self.first} to {self.last}"
+        if self.begin:
+            return f"{first}, and then {which}, the frames to go on from"
         return f"{which} at its end, the frames to go on from, and none of these before"

@@ -95,6 +95,9 @@ class Manifest:
     prompt_frames
         How many frames like those of ``grid`` every prompt ends with, in tokens of the same kind: the beginning of the clip, which
         goes into the pixel graph with what is generated. 0 where prompts are no part of what is seen.
+    prompt_begin
+        Tokens that every prompt begins with and that are never generated, such as one that begins a video. The frames, if there are
+        any, come right behind them. Empty where nobody wants certain ones.
     prompts
         Prompts by name.
     unconditional_prompt
@@ -163,6 +166,7 @@ class Manifest:
     fill_token: int | None = None
     tree_graph: TreeGraph | None = None
     prompt_frames: int = 0
+    prompt_begin: tuple[int, ...] = ()
     condition_graph: ConditionGraph | None = None
 
     def __post_init__(self) -> None:
@@ -232,12 +236,18 @@ class Manifest:
 
     @property
     def frames_of_prompt(self) -> PromptFrames | None:
-        """The frames that every prompt ends with, if they do; see ``prompt_frames``."""
-        if self.grid is None or not self.prompt_frames:
+        """The frames that every prompt ends with and what it begins with, if anything; see ``prompt_frames``, ``prompt_begin``."""
+        if not self.prompt_frames and not self.prompt_begin:
             return None
-        tokens = self.prompt_frames * self.grid.rows * self.grid.columns
+        tokens = 0 if self.grid is None else self.prompt_frames * self.grid.rows * self.grid.columns
         first, count = self.generated_tokens.first, self.generated_tokens.count
-        return PromptFrames(tokens, first, first + count - 1)
+        return PromptFrames(tokens, first, first + count - 1, self.prompt_begin)
+
+    @property
+    def pixel_tokens(self) -> int:
+        """How many tokens the pixel graph takes: a generation, and the frames of the prompt, if it holds some."""
+        frames = self.frames_of_prompt
+        return self.length + (0 if frames is None else frames.tokens)
 
     def picture_tokens(self, prompt: Sequence[int], tokens: Sequence[int] | Integers) -> Integers:
         """What the pixel graph takes: the generated ``tokens``, after those of the frames that ``prompt`` ends with.

@@ -116,6 +116,9 @@ def _check_tokens(manifest: Manifest) -> None:
         begun,
         "0, or frames of a clip, which has a grid with frames and no layout",
     )
+    for token in manifest.prompt_begin:
+        apart = 0 <= token < vocab_size and not 0 <= token - generated.first < generated.count
+        expect(apart, "prompt_begin", token, f"tokens in [0, {vocab_size}) that are not generated")
     # A prompt has a token at least, and the last token generated is never an input.
     expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
     for token in manifest.stop_tokens:

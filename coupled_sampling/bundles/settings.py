@@ -80,7 +80,7 @@ class DecodingSettings:
         What predicts the laws of redrafts whose neighbours changed, one of `CORRECTIONS`; see `Bundle.corrector`. No law and no
         losslessness depends on it. A table holds for the temperature it was fitted at and below; above it gains less.
     prompt_frames
-        The frames that every prompt ends with; None where prompts hold none. A prompt that ends otherwise is refused.
+        The frames that every prompt ends with, and what it begins with; None where it may be anything. Other prompts are refused.
     positions
         The model's positions, where ``length`` is only a wish: a longer prompt then leaves fewer tokens. None where the length is
         fixed, or was asked for.

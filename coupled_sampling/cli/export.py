@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vq",
         type=Path,
         metavar="PATH",
-        help="a folder or .safetensors file with the decoder of pictures, where the model's own has none: LlamaGen, Chameleon, "
-        "Emu3 (default: the checkpoint's own, if it has one)",
+        help="a folder, .safetensors file or archive of PyTorch with the decoder of pictures or clips, where the model's own has "
+        "none: LlamaGen, Chameleon, Emu3, Cosmos (default: the checkpoint's own, if it has one)",
     )
     add(
         "--tokenizer",

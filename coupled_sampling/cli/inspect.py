@@ -75,6 +75,17 @@ def _listed(value: Any) -> str:
     return ", ".join(f"{name} ({_listed(v)})" if isinstance(v, Mapping) else f"{name} {v}" for name, v in value.items())
 
 
+def _prompts(manifest: Manifest) -> str:
+    named, begun = ", ".join(manifest.prompts) or "none by name", manifest.prompt_begin
+    parts = [f"begins with {', '.join(map(str, begun))}"] if begun else []
+    if manifest.prompt_frames and manifest.grid is not None:
+        grid = manifest.grid
+        parts.append(
+            f"ends with {_frames(manifest.prompt_frames)}{grid.rows} x {grid.columns} tokens, which the clip goes on from"
+        )
+    return f"{named}; each {' and '.join(parts)}" if parts else named
+
+
 def _frames(count: int) -> str:
     return f"{count} frame{'s' * (count > 1)} of " if count else ""
 
@@ -101,7 +112,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
         "condition": f"up to {told.length} vectors of {told.size}, {told.file}" if told else "none",
         "grid": f"{_frames(grid.frames)}{grid.rows} x {grid.columns} tokens" if grid else "none",
         "pixels": f"{_frames(pixels.frames)}{pixels.height} x {pixels.width} x {pixels.channels}" if pixels else "none",
-        "prompts": ", ".join(manifest.prompts) or "none by name",
+        "prompts": _prompts(manifest),
         "text": _text(manifest),
         "unconditional": str(unconditional) if unconditional else "none (no guidance)",
         "defaults": ", ".join(f"{k} {v}" for k, v in asdict(manifest.defaults).items()),

@@ -12,13 +12,30 @@ from typing import Any, NamedTuple
 
 from coupled_sampling.arguments import checked_tokens
 from coupled_sampling.backends import Place, check_model
+from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.settings import DecodingSettings
 from coupled_sampling.bundles.text import Tokenizer
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.serving.jobs import Job
 
-__all__ = ["JobCheck", "Way", "job_settings"]
+__all__ = ["JobCheck", "Way", "check_servable", "job_settings"]
+
+
+def check_servable(manifest: Manifest) -> None:
+    """Refuse a model that must be told what no request to a server can say.
+
+    Raises
+    ------
+    InvalidArgument
+        It takes a condition.
+    """
+    told = manifest.condition_graph
+    if told is not None:
+        raise InvalidArgument(
+            f"the model {manifest.name} looks at vectors that come with a request (up to {told.length} of {told.size} "
+            "numbers), which a server cannot be given so far; use `coupled-sampling generate --condition`, or the library"
+        )
 
 
 class Way(NamedTuple):
@@ -63,12 +80,7 @@ class Way(NamedTuple):
         BundleError, InvalidArgument, MissingDependency, ProviderError
             The model cannot be decoded so.
         """
-        told = bundle.manifest.condition_graph
-        if told is not None:
-            raise InvalidArgument(
-                f"the model {bundle.manifest.name} looks at vectors that come with a request (up to {told.length} of {told.size} "
-                "numbers), which a server cannot be given so far; use `coupled-sampling generate --condition`, or the library"
-            )
+        check_servable(bundle.manifest)
         check_model(
             bundle,
             place,

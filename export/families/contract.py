@@ -37,6 +37,8 @@ class Decoding:
         Rows and columns of the picture, if there is one; of a clip, with all its frames.
     prompt_frames
         Of a clip, how many of its first frames a prompt holds. The manifest's grid has the others.
+    prompt_begin
+        Tokens that every prompt begins with; never generated.
     layout
         Which tokens may stand where; None where all may everywhere.
     prompts
@@ -62,6 +64,7 @@ class Decoding:
     length: int = 0
     grid: Grid | None = None
     prompt_frames: int = 0
+    prompt_begin: tuple[int, ...] = ()
     layout: Layout | None = None
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     unconditional_prompt: tuple[int, ...] | PaddedPrompt | None = None

@@ -5,18 +5,17 @@ token ``codes + k``, and only codes are generated. Half of the rotary pairs turn
 has cos = sin = 0, so that its query and key vanish. Source: FoundationVision/LlamaGen, ``autoregressive/models/gpt.py``,
 ``generate.py`` and ``autoregressive/sample/sample_c2i.py``.
 
-Its checkpoints are ``.pt`` files without a configuration. Convert the state dict (the entry "model", "module" or
-"state_dict") with safetensors and write a ``config.json`` beside it: ``{"model_type": "llamagen", "block_size": 576}``, where
-``block_size`` is the number of tokens in a picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may
-be said besides.
+Its checkpoints are ``.pt`` files without a configuration, whose entry "model", "module" or "state_dict" has the tensors. They need
+a ``config.json`` beside them: ``{"model_type": "llamagen", "block_size": 576}``, where ``block_size`` is the number of tokens in a
+picture, 256 or 576. Other sizes are read off the tensors; `KEYS` lists what may be said besides.
 
 Text to picture, whose prompt is vectors of T5 and not tokens, is told by its tensors; see
 `coupled_sampling.export.families.llamagen_captions`.
 
-The picture decoders, VQ-16 and VQ-8, are checkpoints of their own. They are published as ``.pt`` files whose entry "model" is
-the state dict; saved with safetensors it keeps its names: ``quantize.embedding.weight``, ``post_quant_conv.*``,
+The picture decoders, VQ-16 and VQ-8, are checkpoints of their own. They are published as ``.pt`` files, too, whose entry "model"
+has the tensors: ``quantize.embedding.weight``, ``post_quant_conv.*``,
 ``decoder.conv_in.*``, ``decoder.mid.0``, ``.1`` and ``.2``, ``decoder.conv_blocks.N`` with ``res.N``, ``attn.N`` and
-``upsample.conv``, ``decoder.norm_out.*`` and ``decoder.conv_out.*``. ``config.json`` beside it may be ``{}``, or hold keys of the
+``upsample.conv``, ``decoder.norm_out.*`` and ``decoder.conv_out.*``. ``config.json`` beside it may be missing, or hold keys of the
 published ``ModelArgs``; sizes are read off the tensors. Source: FoundationVision/LlamaGen,
 ``tokenizer/tokenizer_image/vq_model.py``; pixels are rounded as in ``autoregressive/sample/sample_c2i.py``, to the nearest.
 """

@@ -26,6 +26,7 @@ def test_the_pixel_graph_takes_the_prompts_frames_too():
     assert manifest.picture_tokens([260, *FRAME], [1] * 56).tolist() == FRAME + [1] * 56
     assert FASHION.picture_tokens([260], [1, 2]).tolist() == [1, 2]
     assert manifest.frame_tokens == 28
+    assert (manifest.pixel_tokens, FASHION.pixel_tokens) == (84, 196)
     assert clip(grid=Grid(2, 14, 1), length=28).frame_tokens == 28  # to the prompt's
 
 
@@ -54,6 +55,33 @@ def test_a_prompt_has_to_end_with_its_frames():
     with pytest.raises(BundleError, match=r"prompts\['a'\]\.tokens is '2 tokens', expected 28 tokens"):
         clip(prompts={"a": Prompt((260, 3), (), "A")})
     clip(prompts={"a": Prompt((260, *FRAME), (), "A")})
+
+
+def test_what_a_prompt_begins_with_is_all_that_comes_before_its_frames():
+    frames = clip(prompt_begin=(260,)).frames_of_prompt
+    assert frames.refusal([260, *FRAME]) is None
+    for prompt in (
+        [],
+        FRAME,
+        [261, *FRAME],
+        [260, 260, *FRAME],
+        [261, 260, *FRAME],
+        [260, *FRAME[1:]],
+        [260, *FRAME, 1],
+        [260],
+    ):
+        assert frames.refusal(prompt) == "260 first, and then 28 tokens from 0 to 255, the frames to go on from"
+    alone = replace(FASHION, prompts={}, unconditional_prompt=None, corrections=None, prompt_begin=(260, 259))
+    assert (alone.frames_of_prompt.refusal([260, 259, 3]), alone.frames_of_prompt.refusal([260, 259])) == (None, None)
+    assert alone.frames_of_prompt.refusal([259, 260, 3]) == alone.frames_of_prompt.refusal([260]) == "260, 259 first"
+    assert (alone.pixel_tokens, alone.picture_tokens([260, 259], [1, 2]).tolist()) == (196, [1, 2])
+    with pytest.raises(InvalidArgument, match="prompt has 1 tokens, expected 260, 259 first"):
+        decoding_settings(alone, {}).request([260])
+    with pytest.raises(BundleError, match=r"prompts\['a'\]\.tokens is '1 tokens', expected 260, 259 first"):
+        replace(alone, prompts={"a": Prompt((260,), (), "A")})
+    for token in (-1, 3, FASHION.vocab_size):
+        with pytest.raises(BundleError, match=r"prompt_begin is .*, expected tokens in .* that are not generated"):
+            clip(prompt_begin=(260, token))
 
 
 def test_frames_of_prompts_need_a_clip():

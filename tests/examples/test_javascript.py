@@ -225,6 +225,7 @@ def test_a_decided_token_without_a_law_ends_the_request_by_name(method, tmp_path
         (lambda m: m.update(format="other"), 'format is "other"'),
         (lambda m: m.update(format_version=99), "format_version is 99, expected at most"),
         (lambda m: m.update(condition_graph={"file": "x.onnx"}), "condition_graph is .*, expected none"),
+        (lambda m: m.update(prompt_frames=1), "prompt_frames is 1, expected none"),
         (lambda m: m.update(step_graphs=[]), "this bundle has"),
         (lambda m: m.update(layout=[{"first": 0, "count": 1, "times": 1}]), "logits processors"),
         (lambda m: m["defaults"].update(top_p=0.9), '"top_p":0.9'),

@@ -4,7 +4,7 @@ from planting import Bug
 
 __all__ = ["BUGS"]
 
-FAMILY = ("test_cosmos",)
+FAMILY, TEXT = ("test_cosmos",), ("test_cosmos_text",)
 FRAMES = ("test_prompt_frames",)
 ARCHIVES = ("test_torch_archives",)
 
@@ -47,6 +47,38 @@ BUGS = (
         "frames.sum() == self.tokens",
         "frames.sum() >= self.tokens",
         "A prompt of one token more is taken, and every token turns as the one before it should.",
+        FRAMES,
+    ),
+    Bug(
+        "a-video-begins-anyhow",
+        "PromptFrames.refusal",
+        "begun and (not self.tokens or (whole and nothing_else))",
+        "not self.tokens or (whole and nothing_else)",
+        "Another token takes the place of the one that begins a video.",
+        FRAMES,
+    ),
+    Bug(
+        "what-begins-a-video-comes-late",
+        "PromptFrames.refusal",
+        "not self.begin or len(given) == len(self.begin) + self.tokens",
+        "True",
+        "A video may begin twice, and every token turns as the one after it should.",
+        FRAMES,
+    ),
+    Bug(
+        "what-begins-a-video-has-a-position",
+        "cosmos:_description",
+        "LayerPositions(frames, rows, columns, prefix=before)",
+        "LayerPositions(frames, rows, columns)",
+        "Layers add to each token the position of the one after it.",
+        TEXT,
+    ),
+    Bug(
+        "pixels-of-generated-tokens-alone",
+        "Manifest.pixel_tokens",
+        "self.length + (0 if frames is None else frames.tokens)",
+        "self.length",
+        "Clips that go on from a prompt have no pixels.",
         FRAMES,
     ),
     Bug(

@@ -5,7 +5,9 @@ Nothing of the library's own descriptions, rotary tables or reference is used he
 
 import numpy as np
 
-__all__ = ["CLIP", "LARGE", "SMALL", "cosmos_logits", "cosmos_tensors"]
+from coupled_sampling.export.checkpoints.contract import Checkpoint, TensorInfo
+
+__all__ = ["CLIP", "LARGE", "LARGE_TEXT", "SMALL", "SMALL_TEXT", "cosmos_logits", "cosmos_tensors", "published"]
 
 CLIP = (3, 2, 3)
 """Frames, rows and columns."""
@@ -14,12 +16,17 @@ SMALL = {"width": 48, "heads": 4, "kv_heads": 2, "head": 12, "mlp": 40, "layers"
 LARGE = SMALL | {"width": 60, "stretched": True}
 """Built as 4B and as 12B: heads together are as wide as the model, or not."""
 
+SMALL_TEXT, LARGE_TEXT = ({**sizes, "context": 20} for sizes in (SMALL, LARGE))
+"""Built as 5B and as 13B: with vectors of a text, of so many entries. The token behind the codes begins a video."""
+
 
 def cosmos_tensors(sizes, prefix=""):
     """Random tensors by their names; no norm's weights are near 1, and outputs depend on all of it."""
     random = np.random.default_rng(7)
     width, queries, keys = sizes["width"], sizes["heads"] * sizes["head"], sizes["kv_heads"] * sizes["head"]
-    shapes = {"tok_embeddings": (sizes["codes"], width)}
+    text = sizes.get("context", 0)
+    # With text there is a row more, and rows that nothing uses up to a multiple of 64.
+    shapes = {"tok_embeddings": (sizes["codes"] + (64 - sizes["codes"] % 64 if text else 0), width)}
     for i in range(sizes["layers"]):
         shapes |= {
             f"layers.{i}.attention_norm": (width,),
@@ -34,6 +41,16 @@ def cosmos_tensors(sizes, prefix=""):
             f"layers.{i}.feed_forward.w2": (width, sizes["mlp"]),
             f"layers.{i}.feed_forward.w3": (sizes["mlp"], width),
         }
+        if text:
+            shapes |= {
+                f"layers.{i}.cross_attention_norm": (width,),
+                f"layers.{i}.cross_attention.wq": (queries, width),
+                f"layers.{i}.cross_attention.wk": (keys, text),
+                f"layers.{i}.cross_attention.wv": (keys, text),
+                f"layers.{i}.cross_attention.wo": (width, queries),
+                f"layers.{i}.cross_attention.q_norm": (sizes["head"],),
+                f"layers.{i}.cross_attention.k_norm": (sizes["head"],),
+            }
     shapes |= {"norm": (width,), "output": (sizes["codes"], width)}
     made = {}
     for name, shape in shapes.items():
@@ -45,8 +62,24 @@ def cosmos_tensors(sizes, prefix=""):
     return made
 
 
-def cosmos_logits(sizes, tensors, tokens, clip=CLIP, prefix=""):
-    """Logits (T, codes) of one sequence, in float64."""
+def published(width, layers, *, text=False, rows=None):
+    """A checkpoint of the published sizes, of which nothing can be read."""
+    rows = rows or (64064 if text else 64000)
+    shapes = {"tok_embeddings": (rows, width), "norm": (width,), "output": (64000, width)}
+    for i in range(layers):
+        own = {"attention_norm": (width,), "ffn_norm": (width,), "feed_forward.w2": (width, 14336)}
+        own |= dict.fromkeys(("feed_forward.w1", "feed_forward.w3"), (14336, width))
+        for part, source in (("attention", width), *((("cross_attention", 1024),) if text else ())):
+            own |= {f"{part}.wq": (4096, width), f"{part}.wk": (1024, source), f"{part}.wv": (1024, source)}
+            own |= {f"{part}.wo": (width, 4096), f"{part}.q_norm": (128,), f"{part}.k_norm": (128,)}
+        own |= {"cross_attention_norm": (width,)} if text else {}
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
+    table = {f"{name}.weight": TensorInfo(shape, "bfloat16", 0, None) for name, shape in shapes.items()}
+    return Checkpoint("published", "torch", {}, table, None)
+
+
+def cosmos_logits(sizes, tensors, tokens, clip=CLIP, prefix="", vectors=None):
+    """Logits (T, codes) of one sequence, in float64; with ``vectors`` (n, context) of a text, it begins with the token for that."""
 
     def tensor(name):
         return tensors[f"{prefix}{name}.weight"].astype(np.float64)
@@ -54,22 +87,37 @@ def cosmos_logits(sizes, tensors, tokens, clip=CLIP, prefix=""):
     def normed(x, name):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * tensor(name)
 
-    angles = np.array([_angles(s, sizes, clip) for s in range(len(tokens))])
-    x = tensor("tok_embeddings")[tokens]
-    for i in range(sizes["layers"]):
-        y = normed(x, f"layers.{i}.attention_norm")
-        heads = {
-            name: (y @ tensor(f"layers.{i}.attention.w{name}").T).reshape(len(x), -1, sizes["head"]) for name in "qkv"
-        }
+    def attended(part, x, source, turned, seen):
+        """What a part's attention to the first ``seen(t)`` rows of ``source`` adds."""
+        heads = {}
+        for name, rows in (("q", x), ("k", source), ("v", source)):
+            heads[name] = (rows @ tensor(f"{part}.w{name}").T).reshape(len(rows), -1, sizes["head"])
         for name in "qk":
-            heads[name] = _turned(normed(heads[name], f"layers.{i}.attention.{name}_norm"), angles)
+            heads[name] = turned(normed(heads[name], f"{part}.{name}_norm"))
         mixed = np.zeros_like(heads["q"])
         for h in range(sizes["heads"]):
             own = h // (sizes["heads"] // sizes["kv_heads"])
             for t in range(len(x)):
-                scores = np.exp(heads["k"][: t + 1, own] @ heads["q"][t, h] / np.sqrt(sizes["head"]))
-                mixed[t, h] = scores / scores.sum() @ heads["v"][: t + 1, own]
-        x = x + mixed.reshape(len(x), -1) @ tensor(f"layers.{i}.attention.wo").T
+                scores = np.exp(heads["k"][: seen(t), own] @ heads["q"][t, h] / np.sqrt(sizes["head"]))
+                mixed[t, h] = scores / scores.sum() @ heads["v"][: seen(t), own]
+        return mixed.reshape(len(x), -1) @ tensor(f"{part}.wo").T
+
+    before = 0 if vectors is None else 1
+    places = range(len(tokens) - before)
+    angles = np.array([[0] * (sizes["head"] // 2)] * before + [_angles(s, sizes, clip) for s in places])
+    if vectors is not None:
+        added = np.array([[0] * sizes["width"], *(_position(s, sizes["width"], clip) for s in places)])
+        context = np.zeros((512, sizes["context"]))
+        context[: len(vectors)] = vectors
+    x = tensor("tok_embeddings")[tokens]
+    for i in range(sizes["layers"]):
+        if vectors is not None:
+            x = x + added
+        y = normed(x, f"layers.{i}.attention_norm")
+        x = x + attended(f"layers.{i}.attention", y, y, lambda heads: _turned(heads, angles), lambda t: t + 1)
+        if vectors is not None:
+            y = normed(x, f"layers.{i}.cross_attention_norm")
+            x = x + attended(f"layers.{i}.cross_attention", y, context, lambda heads: heads, lambda _: 512)
         y = normed(x, f"layers.{i}.ffn_norm")
         gate = y @ tensor(f"layers.{i}.feed_forward.w1").T
         up = y @ tensor(f"layers.{i}.feed_forward.w3").T
@@ -77,13 +125,28 @@ def cosmos_logits(sizes, tensors, tokens, clip=CLIP, prefix=""):
     return normed(x, "norm") @ tensor("output").T
 
 
+def _parts(s, size, clip):
+    """Of place ``s`` of a clip, and of ``size`` entries that tell it: each axis, its index and how many of them are its."""
+    _, rows, columns = clip
+    space = 2 * (size // 6)
+    yield "frame", s // (rows * columns), size - 2 * space
+    yield "row", s // columns % rows, space
+    yield "column", s % columns, space
+
+
+def _position(s, width, clip):
+    """What every layer adds at place ``s`` of a clip: sines, then cosines, for each axis."""
+    found = []
+    for _, index, entries in _parts(s, width, clip):
+        angles = [index * 10_000.0 ** (-2 * k / entries) for k in range(entries // 2)]
+        found += [np.sin(angle) for angle in angles] + [np.cos(angle) for angle in angles]
+    return found
+
+
 def _angles(s, sizes, clip):
     """The angles of a head's pairs at place ``s`` of a clip: first those of the frame, then the row's, then the column's."""
-    _, rows, columns = clip
-    place = {"frame": s // (rows * columns), "row": s // columns % rows, "column": s % columns}
-    space = 2 * (sizes["head"] // 6)
     found = []
-    for axis, entries in (("frame", sizes["head"] - 2 * space), ("row", space), ("column", space)):
+    for axis, index, entries in _parts(s, sizes["head"], clip):
         for i in range(entries // 2):
             frequency = 500_000.0 ** (-2 * i / entries)
             if sizes["stretched"]:
@@ -91,7 +154,7 @@ def _angles(s, sizes, clip):
                 high, low = 2 * np.pi * 4 / first, 2 * np.pi / first
                 kept = min(max((frequency - low) / (high - low), 0), 1)
                 frequency *= (1 - kept) / 2 + kept
-            found.append(place[axis] * frequency)
+            found.append(index * frequency)
     return found
 
 

@@ -62,11 +62,12 @@ def without(ending):
     return wrong
 
 
-def assert_they_show(exportable, wrong_readings, tokens, expected, generated, tolerance):
+def assert_they_show(exportable, wrong_readings, tokens, expected, generated, tolerance, condition=None):
     """The right reading gives the ``expected`` logits of the ``generated`` tokens, every wrong one others."""
-    right = reference_logits(exportable.description, exportable.weights, tokens)
+    right = reference_logits(exportable.description, exportable.weights, tokens, condition=condition)
     assert np.abs(right[:, generated] - expected).max() <= tolerance
     for i, wrong_reading in enumerate(wrong_readings):
         description, weights = wrong_reading(exportable.description, exportable.weights)
-        wrong = reference_logits(description, weights, tokens)[:, generated]
+        told = condition if description.condition is not None else None
+        wrong = reference_logits(description, weights, tokens, condition=told)[:, generated]
         assert np.abs(wrong - expected).max() > 20 * tolerance, f"wrong reading {i} does not show"

@@ -29,6 +29,7 @@ from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from coupled_sampling.serving.triton.configuration import CONFIG, as_written, configuration, sealed
 from coupled_sampling.serving.triton.settings import BUNDLE, TritonSettings
+from coupled_sampling.serving.ways import check_servable
 
 __all__ = ["MODEL", "write_model"]
 
@@ -98,6 +99,7 @@ def write_model(
     ['1/bundle', '1/model.py']
     """
     settings = settings or TritonSettings()
+    check_servable(bundle.manifest)
     bundle.settings(**settings.defaults)
     name = bundle.manifest.name if name is None else name
     if not _NAME.fullmatch(name):

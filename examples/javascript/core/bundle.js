@@ -43,6 +43,7 @@ function check(manifest) {
   const window = manifest.window_graph;
   expect(window?.dtype === "float32", "window_graph.dtype", window?.dtype, `"float32", which the CPU computes in`);
   expect(!manifest.layout?.length, "layout", manifest.layout, "none: a step graph has no logits processors");
+  expect(!manifest.prompt_frames, "prompt_frames", manifest.prompt_frames, "none: these scripts show what is generated alone");
   expect(!manifest.condition_graph, "condition_graph", manifest.condition_graph, "none: a step graph is told no vectors");
   expect(Array.isArray(manifest.step_graphs), "step_graphs", manifest.step_graphs, "a list; export the bundle again");
   const { top_k = null, top_p = 1, min_p = 0, guidance = 1 } = manifest.defaults;

@@ -1,4 +1,4 @@
-"""The structure of Cosmos-Predict1 Video2World in PyTorch, small and random, beside exported graphs.
+"""The structure of Cosmos-Predict1 Video2World in PyTorch, small and random, beside graphs exported from what PyTorch saves.
 
 It is read anew from the published description of the model (nvidia-cosmos/cosmos-predict1, cosmos_predict1/autoregressive/networks/
 transformer.py and modules/attention.py, embedding.py), under the checkpoint's own names: text by cross attention in every layer to
@@ -18,6 +18,8 @@ from coupled_sampling.export import (
     QueryKeyNorm,
     Rotary,
 )
+from coupled_sampling.export.checkpoints import open_checkpoint
+from coupled_sampling.export.families import find_family
 from coupled_sampling.export.graphs.condition_graph import condition_graph
 from coupled_sampling.export.graphs.decoder import decoder_graph
 from standins.conditioned import ConditionedRun, some_vectors
@@ -27,8 +29,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-WIDTH, LAYERS, HEADS, KV_HEADS, SIZE, HIDDEN = 40, 3, 4, 2, 12, 56
-CODES, BEGIN, CONTEXT, CONTEXT_SIZE = 30, 30, 11, 20
+WIDTH, LAYERS, HEADS, KV_HEADS, SIZE, HIDDEN = 56, 3, 4, 2, 14, 40
+CODES, BEGIN, CONTEXT, CONTEXT_SIZE = 30, 30, 512, 20
 CLIP = FRAMES, ROWS, COLUMNS = 2, 3, 4
 LENGTH = 1 + FRAMES * ROWS * COLUMNS
 GRID = {"frames": FRAMES, "rows": ROWS, "columns": COLUMNS, "prefix": 1}
@@ -75,10 +77,12 @@ def cosmos_name(name):
 
 
 def random_weights():
+    """By Cosmos' names; the embedding has rows that nothing uses."""
     random, made = np.random.default_rng(0), {}
     for name, shape in DESCRIPTION.weight_shapes().items():
         spread = random.normal(size=shape)
         made[cosmos_name(name)] = 1 + 0.3 * spread if len(shape) == 1 else 1.5 * spread / shape[-1] ** 0.5
+    made["tok_embeddings.weight"] = np.pad(made["tok_embeddings.weight"], ((0, 33), (0, 0)), constant_values=9.0)
     return {name: value.astype(np.float32) for name, value in made.items()}
 
 
@@ -149,10 +153,15 @@ def cosmos_logits(weights, tokens, context):
 
 
 @pytest.mark.parametrize("given", [CONTEXT, 4])
-def test_windows_are_scored_as_by_pytorch(given):
-    weights, random = random_weights(), np.random.default_rng(1)
-    ours = {name: weights[cosmos_name(name)] for name in DESCRIPTION.weight_shapes()}
-    run = ConditionedRun(decoder_graph(DESCRIPTION, ours), condition_graph(DESCRIPTION, ours), 2)
+def test_windows_are_scored_as_by_pytorch(given, tmp_path):
+    weights, random, furthest = random_weights(), np.random.default_rng(1), 0.0
+    torch.save({f"model.{name}": torch.as_tensor(value) for name, value in weights.items()}, tmp_path / "model.pt")
+    (tmp_path / "config.json").write_text(f'{{"video_latent_shape": {list(CLIP)}}}')
+    with open_checkpoint(tmp_path) as checkpoint:
+        found = find_family(checkpoint).load(checkpoint)
+        assert found.description == DESCRIPTION
+        graphs = [write(DESCRIPTION, found.weights) for write in (decoder_graph, condition_graph)]
+    run = ConditionedRun(*graphs, 2)
     contexts = [some_vectors(given, CONTEXT_SIZE, seed=row).astype(np.float32) for row in range(2)]
     for row, context in enumerate(contexts):
         run.begin(row, context)
@@ -162,10 +171,12 @@ def test_windows_are_scored_as_by_pytorch(given):
         for row, start in enumerate(starts):
             fresh = max(start, 1)
             tokens[row, fresh:] = random.integers(0, CODES, LENGTH - fresh)
-        found = run(np.stack([tokens[row, start : start + width] for row, start in enumerate(starts)]), starts)
-        assert np.isneginf(found[..., BEGIN]).all()
+        scores = run(np.stack([tokens[row, start : start + width] for row, start in enumerate(starts)]), starts)
+        assert np.isneginf(scores[..., BEGIN]).all()
         for row, start in enumerate(starts):
             sequence = torch.as_tensor(tokens[row, : start + width])
             expected = cosmos_logits(weights, sequence, torch.as_tensor(contexts[row])).numpy()[start:]
             assert expected.std() > 0.5
-            np.testing.assert_allclose(found[row][:, :CODES], expected, atol=1e-4)
+            furthest = max(furthest, float(np.abs(scores[row][:, :CODES] - expected).max()))
+    print(f"as 5B, {given} vectors: logits differ from PyTorch's by at most {furthest:.1e}")
+    assert furthest <= 1e-4

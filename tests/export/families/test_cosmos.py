@@ -9,12 +9,11 @@ from coupled_sampling.bundles import Grid, open_bundle
 from coupled_sampling.drafting import Copy
 from coupled_sampling.errors import CheckpointError, InvalidArgument
 from coupled_sampling.export import ExportSettings, GridRotary, Norm, QueryKeyNorm, export_checkpoint, open_checkpoint
-from coupled_sampling.export.checkpoints.contract import Checkpoint, TensorInfo
 from coupled_sampling.export.families import find_family
 from coupled_sampling.export.families.settings import MOST_POSITIONS
 from coupled_sampling.export.graphs.rotary import rotary_tables
 from standins.checkpoints import checkpoint_of
-from standins.cosmos_models import CLIP, LARGE, SMALL, cosmos_logits, cosmos_tensors
+from standins.cosmos_models import CLIP, LARGE, SMALL, cosmos_logits, cosmos_tensors, published
 from standins.opening import on_cpu
 from standins.torch_archives import archive_of
 from standins.tree_windows import furthest_of_trees
@@ -30,20 +29,6 @@ TOKENS = np.random.default_rng(0).integers(0, SMALL["codes"], 18)
 def load(sizes=SMALL, config=CONFIG, tensors=None, positions=None, prefix=""):
     checkpoint = checkpoint_of(tensors or cosmos_tensors(sizes, prefix), config)
     return find_family(checkpoint).load(checkpoint, positions)
-
-
-def published(width, layers, rows=64000, head=64000, more=None):
-    """A checkpoint of the published sizes, of which nothing can be read."""
-    shapes = {"tok_embeddings": (rows, width), "norm": (width,), "output": (head, width)}
-    for i in range(layers):
-        own = {"attention_norm": (width,), "ffn_norm": (width,), "attention.q_norm": (128,), "attention.k_norm": (128,)}
-        own |= {"attention.wq": (4096, width), "attention.wk": (1024, width), "attention.wv": (1024, width)}
-        own |= {"attention.wo": (width, 4096), "feed_forward.w2": (width, 14336)}
-        own |= dict.fromkeys(("feed_forward.w1", "feed_forward.w3"), (14336, width))
-        shapes |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
-    shapes |= more or {}
-    table = {f"{name}.weight": TensorInfo(shape, "bfloat16", 0, None) for name, shape in shapes.items()}
-    return Checkpoint("published", "torch", {}, table, None)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
@@ -154,13 +139,6 @@ def test_windows_may_be_trees(model):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     assert furthest_of_trees(load(MODELS[model]).description) <= 1e-4
-
-
-def test_models_with_text_are_refused():
-    cross = {f"layers.0.cross_attention.{name}": (8, 8) for name in ("wq", "wk", "wv", "wo")}
-    for checkpoint in (published(4096, 1, rows=64064), published(4096, 1, more=cross)):
-        with pytest.raises(CheckpointError, match=r"with text \(5B or 13B\)"):
-            find_family(checkpoint).load(checkpoint)
 
 
 def test_missing_left_over_and_wrong_tensors_are_refused():

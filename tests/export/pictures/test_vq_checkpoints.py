@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coupled_sampling.backends.ort.pixels import PixelDecoder
+from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.cli import main
 from coupled_sampling.errors import CheckpointError, InvalidArgument
@@ -39,6 +40,7 @@ from standins.picture_decoders import (
     write,
 )
 from standins.picture_models import CODES, LLAMAGEN_CONFIG, SIDE, llamagen_tensors
+from standins.torch_archives import archive_of
 from standins.wrong_configurations import what_goes_wrong
 
 pytest.importorskip("safetensors")
@@ -276,6 +278,24 @@ def test_an_exported_bundle_makes_pictures(name, tmp_path):
             == 0
         )
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_llamagen_is_exported_from_the_files_that_are_published(tmp_path):
+    """Both are archives of PyTorch, whose tensors are in the entry ``model``; only the model needs a configuration beside it."""
+    pytest.importorskip("ml_dtypes", reason="needs the extra [export]")
+    tensors, decoder = llamagen_tensors(), stored(NEAREST, LLAMAGEN)
+    for folder, file, content in (("c2i", "c2i_B_256.pt", tensors), ("vq", "vq_ds16_c2i.pt", decoder)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_bytes(archive_of({"model": content, "steps": 3}))
+    (tmp_path / "c2i" / "config.json").write_text(json.dumps(LLAMAGEN_CONFIG))
+    converted = write(tmp_path / "model", LLAMAGEN_CONFIG, tensors), write(tmp_path / "decoder", {}, decoder)
+    made = []
+    for source, vq in ((tmp_path / "c2i" / "c2i_B_256.pt", tmp_path / "vq" / "vq_ds16_c2i.pt"), converted):
+        done = export_checkpoint(source, tmp_path / f"bundle-{source.stem}", ExportSettings(windows=(1,), vq=vq))
+        made.append(open_bundle(done.folder).manifest)
+    assert made[0].files == made[1].files
+    assert made[0].pixel_graph.file in made[0].files
+    assert (made[0].name, made[0].grid) == ("c2i_B_256", Grid(SIDE, SIDE))
 
 
 def test_a_refused_decoder_leaves_no_bundle(tmp_path):
