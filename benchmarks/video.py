@@ -30,12 +30,10 @@ from coupled_sampling.corrections import Corrector
 
 Row = dict[str, Any]
 
-WINDOWS = (64, 128)
 TIMED = ("ar", "scd-maximal", "scd-match")
 """Those that have step graphs."""
 COMPARED = ("sjd", "scd-maximal", "scd-match")
 METHODS = ("sjd", "scd-maximal", "scd-gumbel", "scd-match")
-BRANCHES = {64: 16, 128: 32}
 DRAFTS = ("random:0:512", "repeat", "copy:8")
 """Beside the bundle's own, which copies the frame before."""
 
@@ -81,7 +79,8 @@ def passes(arguments: argparse.Namespace) -> list[Row]:
         rows.append({"corrections": kind, "branches": given.get("branches", 0), **row, "identical_to_ar": same})
         shown(rows[-1], rows)
 
-    for window in WINDOWS:
+    windows = [int(window) for window in arguments.windows.split(",")]
+    for window in windows:
         for method in METHODS:
             add(method, "none", None, window=window)
         for method in ("scd-maximal", "scd-match"):
@@ -89,9 +88,9 @@ def passes(arguments: argparse.Namespace) -> list[Row]:
                 add(method, kind, corrector, window=window)
         kinds = correctors(bundle, "scd-match")
         for kind, corrector in (kinds[0], kinds[-1]):
-            add("scd-match", kind, corrector, window=window, branches=BRANCHES[window])
+            add("scd-match", kind, corrector, window=window, branches=window // 4)
     for drafting in DRAFTS:
-        add("scd-match", "none", None, window=WINDOWS[-1], drafting=drafting)
+        add("scd-match", "none", None, window=windows[-1], drafting=drafting)
     return rows
 
 
@@ -162,6 +161,7 @@ def main() -> None:
         kind.set_defaults(work=work)
         kind.add_argument("--bundle", default="moving")
         kind.add_argument("--count", type=int, default=6 if name == "time" else 20)
+        kind.add_argument("--windows", default="64,128")
         kind.add_argument("--seed", type=int, default=7)
         kind.add_argument("--repeats", type=int, default=3)
         kind.add_argument("--threads", type=int)
