@@ -233,7 +233,9 @@ def test_whatever_goes_wrong_nothing_half_written_remains(source, tmp_path, monk
 
 
 def test_a_graph_that_is_not_the_reference_is_not_given_a_name(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "reference_logits", lambda *_: np.random.default_rng(0).normal(size=(8, len(WORDS))))
+    monkeypatch.setattr(
+        check, "reference_logits", lambda *_, **__: np.random.default_rng(0).normal(size=(8, len(WORDS)))
+    )
     with pytest.raises(CheckpointError, match="differ from the reference"):
         export_checkpoint(source, tmp_path / "b", check=on_cpu)
     assert names(tmp_path) == []

@@ -49,9 +49,9 @@ BUGS = (
     ),
     Bug(
         "first-frames-alike",
-        "Manifest.frames_of",
+        "decided_frames",
         "return min(possible if odd else [*possible, 1 + (whole - 1) * later], default=0)",
-        "return whole * -(-pixels.frames // grid.frames)",
+        "return whole * -(-pixel_frames // frames)",
         "A decoder whose first frame stands alone is said to have decided frames that it has not.",
         ("test_frames_of_clips",),
     ),

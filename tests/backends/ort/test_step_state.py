@@ -100,15 +100,10 @@ def test_a_window_wider_than_what_an_unconditional_row_has_left():
     assert found[0] == found[1]
 
 
-def test_a_scale_that_changes_with_the_position_is_for_host_steps():
+def test_requests_that_cannot_be_guided_are_refused_with_what_to_do():
     session = session_of(step_graph(window_model(table(3)), "scd-match", guided=True))
     step = OrtStep(session, ROWS, guidance=1.8, unconditional=[3])
-    reason = step.takes(Request([0], 4, guidance=Guidance.until(2, 3.0)))
-    assert reason == (
-        "has a guidance scale that changes with the position, but a step graph has one scale for a row; use HostStep over a "
-        'GuidedProvider, which open_model makes with step="host"'
-    )
-    assert step.takes(Request([0], 2, guidance=Guidance.until(2, 3.0))) is None
+    assert step.takes(Request([0], 4, guidance=Guidance.until(2, 3.0))) is None  # each slot has a scale of its own
     assert "cannot be guided: unconditional prompt token 0 is" in step.takes(
         Request([0], 4, guidance=Guidance(unconditional=[VOCAB]))
     )
