@@ -16,6 +16,9 @@ PARALLEL = -n $(JOBS) --dist worksteal
 GPU_EXTRAS ?= gpu,export,pictures,testing,text
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
+# What a target stands on, such as checks and documentation, is made side by side.
+MAKEFLAGS += --jobs=2
+
 .PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
 
 demo: $(VENV)/.demo
@@ -154,6 +157,6 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.docs: pyproject.toml | $(VENV)/.dev
 	$(INSTALL) -e ".[docs]"
 	touch $@

@@ -52,6 +52,7 @@ def test_match_gives_the_very_clip_of_ar_in_far_fewer_passes(bundle, ar, window,
     assert 16 * FRAME / made.traces[0].nfe > least
 
 
+@pytest.mark.long
 def test_guidance_gives_the_same_clip_too(bundle):
     from coupled_sampling.backends import open_model
 
