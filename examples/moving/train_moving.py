@@ -4,7 +4,7 @@
 
 Writes ``tokeniser.pt`` and ``checkpoint.pt`` into --out, each atomically, every --save-every steps, and goes on from there when
 started again. ``export_moving.py`` turns them into the shipped bundle. Clips are drawn as they are needed, none of them twice.
-About an hour on two CPU cores.
+An hour to an hour and a half on two CPU cores.
 
 What the model's speed depends on is shown by two others, of clips in which nothing moves and in which every frame is another shot.
 They go on from this model, in some minutes each:

@@ -105,6 +105,7 @@ def test_batches_and_windows_stay_in_their_ranges(batch, window):
     assert 1 <= window <= 7
 
 
+@pytest.mark.long
 def test_a_planted_bug_shrinks_to_a_small_world():
     """The bug: a decoder that is wrong if the window is wider than 2 and a law forbids a token."""
     wrong = lambda world: world.window > 2 and any(0 in row for row in world.table.weights)  # noqa: E731
