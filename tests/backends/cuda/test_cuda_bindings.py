@@ -76,6 +76,7 @@ def test_the_kernels_tests_for_gpus_pass_on_it(run):
     expect_passed(run(*PYTEST, *chosen, HERE / "test_cuda_kernels.py"), 10)
 
 
+@pytest.mark.long
 def test_the_other_tests_for_gpus_pass_on_it(run):
     expect_passed(run(*PYTEST, "-k", "not onnx_runtime", HERE / "test_gpu.py"), 14)
 

@@ -177,6 +177,7 @@ def test_the_order_of_threads_does_not_matter(order):
     assert compare(lambda: Float32Table(150, 3), "scd-maximal", PLAIN, order=order, **settings).differences == []
 
 
+@pytest.mark.long
 def test_real_threads_do_not_race():
     """Thresholds are left out: their phases are many, and those of other kernels, where they are tried."""
     found = []

@@ -120,6 +120,7 @@ def test_a_bound_too_tight_is_noticed(old, new):
     assert tokens != winners
 
 
+@pytest.mark.long
 def test_real_threads_do_not_race_over_several_chunks():
     logits = np.random.default_rng(2).standard_normal((2, 4500), np.float32)
     for method in ("scd-gumbel", "sjd"):

@@ -239,6 +239,7 @@ def test_what_the_bindings_do_not_take_is_noticed_behind_them(name):
         assert re.match(expected, found), call
 
 
+@pytest.mark.long
 def test_the_tests_of_the_backend_pass_behind_the_bindings(name, request):
     """Those of building, of the provider and of the step, without the slowest."""
     if (
