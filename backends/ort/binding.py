@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from coupled_sampling.contracts import Array
 from coupled_sampling.errors import ProviderError
 
-__all__ = ["TYPES", "HostBinding", "Kept"]
+__all__ = ["CACHE_TYPES", "TYPES", "HostBinding", "Kept"]
 
 
 TYPES = {
@@ -32,9 +32,16 @@ TYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
+    "tensor(bfloat16)": np.uint16,
 }
-"""numpy's types by ONNX Runtime's names."""
+"""numpy's types by ONNX Runtime's names. numpy has no bfloat16: caches of it are kept as numbers of as many bits, which is all that
+zeroing and copying them needs."""
 
+CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
+"""ONNX Runtime's names of the types that caches may have, by those in manifests."""
+
+_TOLD = {"tensor(bfloat16)": 16}
+"""What bindings are told that memory of a type holds, where that is not its numpy type: ONNX's number of the type."""
 
 _HOST = ("cpu", 0)
 
@@ -73,6 +80,8 @@ class HostBinding:
     def __init__(self, session: Any) -> None:
         self._session = session
         self._inputs = frozenset(value.name for value in session.get_inputs())
+        values = (*session.get_inputs(), *session.get_outputs())
+        self._told = {value.name: _TOLD[value.type] for value in values if value.type in _TOLD}
         self._chosen: dict[tuple[int, int], tuple[Any, dict[str, tuple[tuple[int, ...], int]]]] = {}
         """What is bound for which rows, those used last at the end."""
         self._reserved: dict[str, NDArray[Any]] = {}
@@ -169,5 +178,5 @@ class HostBinding:
         key = (shape, address)
         if self._bound.get(name) != key:
             bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
-            bind(name, *place, dtype, shape, address)
+            bind(name, *place, self._told.get(name, dtype), shape, address)
             self._bound[name] = key

@@ -79,7 +79,7 @@ def open_provider(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtProvide
     Raises
     ------
     BundleError
-        The graph cannot be loaded, is not what its manifest promises, or its caches are not float32.
+        The graph cannot be loaded, or is not what its manifest promises.
     InvalidArgument
         An option is none of the values it can have.
     MissingDependency, ProviderError

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coupled_sampling.backends.ort.session import check_threads, require_onnxruntime, session_options
+from coupled_sampling.backends.ort.session import check_threads, missing_kernel, require_onnxruntime, session_options
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
 __all__ = ["CPU_NODES", "CUDA", "SHAPE_OPERATORS", "CudaSession", "open_cuda_session"]
@@ -141,6 +141,12 @@ def _require_cuda() -> Any:
 def _explained(error: Exception, onnxruntime: Any, graph: Path, device: int, cpu_nodes: str) -> Exception:
     """``error``, of a session that could not be made, as one of ours."""
     said, version = str(error), f"ONNX Runtime {onnxruntime.__version__}"
+    missing = missing_kernel(said)
+    if missing is not None:
+        return ProviderError(
+            f"{version} has no kernel for a node of {graph}, neither on CUDA nor on the CPU: {missing}, with the types that it has "
+            "there; install a newer onnxruntime-gpu, or export with --compute float16 or float32, integers with --form nbits"
+        )
     if cpu_nodes == "none" and "fallback to CPU EP" in said:
         return ProviderError(
             f"{version} would run nodes of {graph} on the CPU, which cpu_nodes='none' forbids; "

@@ -211,7 +211,7 @@ class GraphBinding(DeviceBinding):
             kept, shape, row = self._wanted[name]
             bind = binding.bind_input if name in self._inputs else binding.bind_output
             first = row * math.prod(shape[1:]) * np.dtype(kept.dtype).itemsize
-            bind(name, *self._place, kept.dtype, shape, kept.address + first)
+            bind(name, *self._place, self._told.get(name, kept.dtype), shape, kept.address + first)
         columns = None if self._columns is None else self._columns.copy()
         if columns is not None:
             binding.bind_cpu_input(_ON_THE_HOST, columns)

@@ -29,7 +29,7 @@ from typing import Any, Self
 import numpy as np
 
 from coupled_sampling.arguments import check_count, check_flag, in_one_line
-from coupled_sampling.backends.ort.binding import HostBinding
+from coupled_sampling.backends.ort.binding import CACHE_TYPES, TYPES, HostBinding
 from coupled_sampling.backends.ort.condition import RowConditions
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
@@ -86,7 +86,7 @@ class OrtProvider(Closing):
     Raises
     ------
     BundleError
-        The graph is not what the manifest promises, or its caches are not float32.
+        The graph is not what the manifest promises, or its caches are of no type that is known here.
 
     Notes
     -----
@@ -145,7 +145,8 @@ class OrtProvider(Closing):
         self.runs = Runs(session.get_providers()[0], self.binding.device, self.binding.cuda_graphs)
         self._graph, self._trees = graph, trees
         row = cache_shape(graph, 1)[1:]
-        tensors = {past: CacheTensor(present, row, np.float32) for past, present in cache_names(graph)}
+        dtype = TYPES[CACHE_TYPES[graph.dtype]]
+        tensors = {past: CacheTensor(present, row, dtype) for past, present in cache_names(graph)}
         self._caches = RowCaches(self.binding, tensors, batch_size)
         self._columns = np.zeros(1, np.int64)
         most = graph.cache_length if trees else self.max_window
@@ -342,11 +343,12 @@ def graph_path(bundle: Bundle, *, trees: bool = False) -> Path:
 
 
 def check_dtype(bundle: Bundle, execution_provider: str) -> None:
-    """Refuse a bundle whose caches are not of the one type that ONNX Runtime's buffers are made of here: `BundleError`."""
+    """Refuse a bundle whose caches are of no type that is known here: `BundleError`."""
     dtype = bundle.manifest.window_graph.dtype
-    if dtype != "float32":
+    if dtype not in CACHE_TYPES:
+        expected = ", ".join(map(repr, CACHE_TYPES))
         raise BundleError(
-            f"window_graph.dtype is {dtype!r}, expected 'float32' on {execution_provider}; export the bundle again, or use TensorRT"
+            f"window_graph.dtype is {dtype!r}, expected one of {expected} on {execution_provider}; export the bundle again"
         )
 
 
@@ -355,7 +357,8 @@ def _check_graph(
 ) -> None:
     """Refuse a graph whose inputs and outputs are not what the manifest promises, and ``told``, what the condition graph makes."""
     check_dtype(bundle, session.get_providers()[0])
-    types = {"int64": "tensor(int64)", "float32": "tensor(float)", CACHE: "tensor(float)"}
+    caches = CACHE_TYPES[bundle.manifest.window_graph.dtype]
+    types = {"int64": "tensor(int64)", "float32": "tensor(float)", CACHE: caches}
     expected = {
         name: (types[tensor.dtype], tuple(size if isinstance(size, int) else None for size in tensor.axes))
         for name, tensor in window_tensors(bundle.manifest, trees=trees).items()

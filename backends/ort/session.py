@@ -10,12 +10,23 @@ from typing import Any
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
-__all__ = ["EXECUTION_PROVIDER", "check_threads", "open_session", "require_onnxruntime", "session_options"]
+__all__ = [
+    "EXECUTION_PROVIDER",
+    "check_threads",
+    "missing_kernel",
+    "open_session",
+    "require_onnxruntime",
+    "session_options",
+]
 
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 OLDEST = (1, 28)
 FLAVOURS = ("onnxruntime", "onnxruntime-gpu")
 INSTALL = "pip install 'coupled-sampling[cpu]'"
+_MISSING = re.compile(
+    r"Could not find an implementation for (\w+)\(\d+\) node with name '(.*?)'|"
+    r"Provider type for (\w+) node with name '(.*?)' is not set"
+)
 
 
 def require_onnxruntime(install: str = INSTALL) -> Any:
@@ -80,6 +91,15 @@ def session_options(onnxruntime: Any, threads: int | None) -> Any:
     return options
 
 
+def missing_kernel(said: str) -> str | None:
+    """The operator and the node that have no kernel, if that is what ONNX Runtime ``said`` when a session could not be made."""
+    found = _MISSING.search(in_one_line(said))
+    if found is None:
+        return None
+    operator, node = found.group(1, 2) if found.group(1) else found.group(3, 4)
+    return f"{operator} ({node!r})"
+
+
 def open_session(graph: Path | bytes, threads: int | None = None, *, beside: Path | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` of ``graph`` on the CPU.
 
@@ -95,7 +115,7 @@ def open_session(graph: Path | bytes, threads: int | None = None, *, beside: Pat
     Raises
     ------
     BundleError
-        ONNX Runtime cannot load the file.
+        ONNX Runtime cannot load the file, or has no kernel on the CPU for one of its nodes.
     InvalidArgument
         ``threads`` is not a number of threads.
     MissingDependency
@@ -114,6 +134,13 @@ def open_session(graph: Path | bytes, threads: int | None = None, *, beside: Pat
         session = onnxruntime.InferenceSession(source, options, providers=[EXECUTION_PROVIDER], enable_fallback=0)
     except Exception as error:
         # Its exceptions share no base class but Exception.
+        missing = missing_kernel(str(error))
+        if missing is not None:
+            raise BundleError(
+                f"ONNX Runtime {onnxruntime.__version__} has no kernel on the CPU for a node of {name}: {missing}, with the types "
+                "that it has there; bfloat16 is for GPUs and has few here: export with --compute float32 or float16, or open the "
+                'bundle with Place("cuda")'
+            ) from error
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {in_one_line(error)}; export the bundle again"
         ) from error

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coupled_sampling.backends.ort.binding import CACHE_TYPES
 from coupled_sampling.backends.ort.step_corrections import CORRECTION, refused_corrector
 from coupled_sampling.backends.place import Wanted, step_graphs_command
 from coupled_sampling.backends.window_tensors import tree_window_graph
@@ -192,13 +193,15 @@ def check_against_bundle(session: Any, facts: StepGraphFacts, bundle: Bundle, re
             raise BundleError(
                 f"{name} has {what} {found!r}, the manifest promises {expected!r}; export the bundle again"
             )
-    cache = [graph.kv_heads, graph.cache_length, graph.head_size]
+    cache = (CACHE_TYPES.get(graph.dtype), [graph.kv_heads, graph.cache_length, graph.head_size])
     parts = sorted(f"{_PAST}{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value"))
-    found_caches = {value.name: list(value.shape[1:]) for value in session.get_inputs() if value.name.startswith(_PAST)}
+    pasts = [value for value in session.get_inputs() if value.name.startswith(_PAST)]
+    found_caches = {value.name: (value.type, list(value.shape[1:])) for value in pasts}
     if found_caches != dict.fromkeys(parts, cache):
+        kinds = sorted({f"{kind} {sizes}" for kind, sizes in found_caches.values()})
         raise BundleError(
-            f"{name} has {len(found_caches)} caches of sizes {sorted(map(list, set(map(tuple, found_caches.values()))))}, the "
-            f"manifest promises {len(parts)} of {cache}; export the bundle again"
+            f"{name} has {len(found_caches)} caches of {', '.join(kinds)}, the manifest promises {len(parts)} of "
+            f"{cache[0]} {cache[1]}; export the bundle again"
         )
 
 
@@ -262,13 +265,13 @@ def _check_values(session: Any, facts: StepGraphFacts, name: str) -> None:
                     f"{name}: {key!r} is {found.get(key, 'missing')}, a step graph of {facts.method.name} has "
                     f"{expected.get(key, 'none of that name')}; export it again"
                 )
-    caches = {
-        value.name[len(_PAST) :]: value.shape[1:] for value in session.get_inputs() if value.name.startswith(_PAST)
-    }
-    written = {
-        value.name[len(_PRESENT) :]: value.shape[1:]
-        for value in session.get_outputs()
-        if value.name.startswith(_PRESENT)
-    }
-    if caches != written or any(not isinstance(size, int) for shape in caches.values() for size in shape):
-        raise BundleError(f"{name}: caches in are {caches}, out {written}; expected the same, of static sizes")
+    caches, written = (
+        {value.name[len(prefix) :]: (value.type, value.shape[1:]) for value in values if value.name.startswith(prefix)}
+        for values, prefix in ((session.get_inputs(), _PAST), (session.get_outputs(), _PRESENT))
+    )
+    static = all(isinstance(size, int) for _, shape in caches.values() for size in shape)
+    if caches != written or not static or not {kind for kind, _ in caches.values()} <= set(CACHE_TYPES.values()):
+        raise BundleError(
+            f"{name}: caches in are {caches}, out {written}; expected the same, of static sizes and one of the types "
+            f"{', '.join(CACHE_TYPES.values())}"
+        )

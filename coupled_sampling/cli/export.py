@@ -106,9 +106,15 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--dtype",
+        choices=_TYPES,
+        help="the type that weights are stored in (default: that of --compute)",
+    )
+    add(
+        "--compute",
         default="float32",
         choices=_TYPES,
-        help="the type that weights are stored in (default: %(default)s)",
+        help="the type of caches and of everything between embeddings and logits: float16 and bfloat16 are for GPUs, with weights "
+        "of the same type or --quantize (default: %(default)s)",
     )
     add(
         "--quantize",
@@ -162,11 +168,21 @@ def _settings(arguments: argparse.Namespace) -> ExportSettings:
     from coupled_sampling.export.bundles import ExportSettings
     from coupled_sampling.export.graphs.storage import Storage
 
-    if arguments.quantize and arguments.dtype != "float32":
+    if arguments.quantize and arguments.dtype not in (None, "float32"):
         raise InvalidArgument(f"quantize is {arguments.quantize} and dtype {arguments.dtype}; give one of them")
+    if arguments.check and arguments.compute == "bfloat16":
+        raise InvalidArgument(
+            "check is given and compute bfloat16, for which ONNX Runtime has too few kernels on the CPU, where logits are "
+            "compared; leave out --check, or check an export with --dtype bfloat16 alone, which has the same weights"
+        )
     return ExportSettings(
         family=arguments.family,
-        storage=Storage(arguments.quantize or arguments.dtype, block=arguments.block, form=arguments.form),
+        storage=Storage(
+            arguments.quantize or arguments.dtype or arguments.compute,
+            arguments.compute,
+            arguments.block,
+            arguments.form,
+        ),
         max_length=arguments.max_length,
         windows=_integers("window", arguments.window),
         length=arguments.length,

@@ -18,6 +18,7 @@ from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.linear import Linear
 from coupled_sampling.export.graphs.picture_positions import PicturePositions, mark_columns, picture_places
 from coupled_sampling.export.graphs.rotary import Rotary, rotary_tables
+from coupled_sampling.export.graphs.storage import ONNX_TYPES, stored_type
 
 __all__ = ["AttentionGraph", "Window", "normed_heads"]
 
@@ -131,15 +132,18 @@ class AttentionGraph:
         columns stay until they are written again. So a draft whose context the model cannot compute would take with it the slots
         to its left, which must not depend on it. Its keys and values become 0, and its query NaN, so that its own logits are NaN.
         """
-        graph, description, dtype = self.graph, self.description, np.dtype(self.linear.storage.compute)
-        size = description.head_size
+        graph, description, storage = self.graph, self.description, self.linear.storage
+        size, dtype = description.head_size, stored_type(storage.compared)
+        if storage.compared != storage.compute:
+            joined = graph.op("Cast", joined, to=ONNX_TYPES[storage.compared])
         fill = np.zeros((description.heads + 2 * description.kv_heads) * size, dtype)
         fill[: description.heads * size] = np.nan
         # The mean is finite where all are, and it takes one read of them. The bound is float16's largest number in every type, so
         # that graphs can be converted.
         mean = graph.op("Abs", graph.op("ReduceMean", joined, graph.integers(-1), keepdims=1))
         finite = graph.op("LessOrEqual", mean, graph.constant("attention.largest", np.array(65504, dtype)))
-        return graph.op("Where", finite, joined, graph.constant("attention.not_finite", fill))
+        joined = graph.op("Where", finite, joined, graph.constant("attention.not_finite", fill))
+        return self.linear.as_computed(joined, storage.compared)
 
     def cached(self, layer: int, updates: tuple[str, str], start: str, kv_length: str) -> list[str]:
         """Keys and values of columns below ``kv_length``, the window's among them."""

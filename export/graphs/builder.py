@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coupled_sampling import __version__
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, OutputError
-from coupled_sampling.export.graphs.storage import TensorFile
+from coupled_sampling.export.graphs.storage import TensorFile, stored_type
 from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["OPSET", "GraphBuilder", "load_graph", "require_onnx", "save_graph", "write_graph"]
@@ -121,7 +121,7 @@ class GraphBuilder:
         value = np.ascontiguousarray(value) if value.ndim else value
         held = self._constants.setdefault(name, value)
         if held is not value and (
-            held.dtype != value.dtype or not np.array_equal(held, value, equal_nan=value.dtype.kind == "f")
+            held.dtype != value.dtype or held.shape != value.shape or held.tobytes() != value.tobytes()
         ):
             raise InvalidArgument(f"constant {name!r} is already defined with another value; give it its own name")
         return name
@@ -146,7 +146,7 @@ class GraphBuilder:
         return self.constant("integers." + "_".join(map(str, values)), np.array(values, np.int64))
 
     def input(self, name: str, dtype: str, shape: Sequence[str | int]) -> str:
-        """A graph input of numpy type ``dtype``; text in ``shape`` names a symbolic dimension."""
+        """A graph input of type ``dtype``, such as "int64" or "bfloat16"; text in ``shape`` names a symbolic dimension."""
         self._inputs.append(self._value(name, dtype, shape))
         return name
 
@@ -195,7 +195,7 @@ class GraphBuilder:
         return tensor
 
     def _value(self, name: str, dtype: str, shape: Sequence[str | int]) -> Any:
-        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(stored_type(dtype))
         return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))
 
 

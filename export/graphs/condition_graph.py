@@ -24,8 +24,6 @@ from coupled_sampling.fields import check_is, check_path
 
 __all__ = ["condition_graph", "write_condition_graph"]
 
-_FLOAT16 = 10
-
 
 def condition_graph(
     description: DecoderDescription,
@@ -94,7 +92,7 @@ class _Writer:
         count = graph.op("Shape", vectors, start=0, end=1)
         missing = graph.op("Sub", graph.integers(condition.length), count)
         if self.storage.compute != "float32":
-            vectors = graph.op("Cast", vectors, to=_FLOAT16)
+            vectors = graph.op("Cast", vectors, to=self.storage.onnx_type)
         if isinstance(condition, CrossAttention):
             self.cross_attention(
                 graph.op("Pad", vectors, graph.op("Concat", graph.integers(0, 0), missing, graph.integers(0), axis=0))

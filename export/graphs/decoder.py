@@ -174,7 +174,7 @@ class _Writer:
         tables = [self.weights[name] for name in description.embedding_names()]
         table = linear.table("embedding.weight", tables[0] if len(tables) == 1 else np.concatenate(tables))
         del tables
-        x = linear.widened(graph.op("Gather", table, tokens), self.storage.embeddings)
+        x = linear.as_computed(graph.op("Gather", table, tokens), self.storage.embeddings)
         if description.embedding_scale != 1:
             x = graph.op(
                 "Mul", x, linear.vector("embedding.scale", np.array([description.embedding_scale], np.float32))
@@ -183,7 +183,7 @@ class _Writer:
             rows = self.weights["position.weight"][description.position_offset :]
             rows = np.pad(rows, ((0, description.cache_length - len(rows)), (0, 0)))
             added = graph.op("Gather", linear.table("position.weight", rows), position)
-            x = graph.op("Add", x, linear.widened(added, self.storage.embeddings))
+            x = graph.op("Add", x, linear.as_computed(added, self.storage.embeddings))
         if description.prefix is not None:
             x = with_vectors(description.prefix, linear, description.width, x, tokens, position)
         return graph.op("Reshape", x, graph.integers(-1, description.width))
@@ -271,7 +271,7 @@ class _Writer:
             return self.linear("head", x)
         bias = self.weights["head.bias"] if description.head_bias else None
         if description.generated == description.vocab_size and not self.storage.bits:
-            shared = self.linear.widened("embedding.weight", self.storage.embeddings)
+            shared = self.linear.as_computed("embedding.weight", self.storage.embeddings)
             return self.linear.shared_product("head", shared, bias, x)
         table = np.concatenate([self.weights[name] for name in description.embedding_names()])
         first = description.generated_first

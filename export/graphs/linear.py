@@ -21,8 +21,6 @@ from coupled_sampling.export.graphs.weights import WeightReader
 
 __all__ = ["Linear"]
 
-_ONNX_TYPES = {"float32": 1, "float16": 10}
-
 
 class Linear:
     """Writes linear maps, each weight read once."""
@@ -47,20 +45,21 @@ class Linear:
         """``x @ matrix.T + bias`` with a matrix (outputs, inputs)."""
         storage, graph = self.storage, self.graph
         if storage.bits:
-            codes, scales = quantised(matrix, storage.bits, storage.block)
+            codes, scales = quantised(matrix, storage.bits, storage.block, storage.compute)
+            kept = converted(f"{name}.scale", scales, storage.compute)
             if storage.is_nbits:
                 added = None if bias is None else self.vector(f"{name}.bias", bias)
-                return nbits_product(graph, name, codes, scales, added, x)
+                return nbits_product(graph, name, codes, kept, added, x)
             weight = graph.op(
                 "DequantizeLinear",
                 graph.weight(f"{name}.weight", codes),
-                graph.weight(f"{name}.scale", converted(f"{name}.scale", scales, storage.compute)),
+                graph.weight(f"{name}.scale", kept),
                 axis=0,
                 block_size=storage.block,
             )
             return self.shared_product(name, weight, bias, x, transposed=False)
         weight = graph.weight(f"{name}.weight", converted(f"{name}.weight", matrix, storage.weights))
-        return self.shared_product(name, self.widened(weight, storage.weights), bias, x)
+        return self.shared_product(name, self.as_computed(weight, storage.weights), bias, x)
 
     def shared_product(
         self, name: str, weight: str, bias: NDArray[Any] | None, x: str, *, transposed: bool = True
@@ -85,11 +84,11 @@ class Linear:
         """A constant to look rows up in, of the type of embeddings."""
         return self.graph.weight(name, converted(name, value, self.storage.embeddings))
 
-    def widened(self, value: str, dtype: str) -> str:
+    def as_computed(self, value: str, dtype: str) -> str:
         """A value of type ``dtype`` in the type of the arithmetic."""
         if dtype == self.storage.compute:
             return value
-        return self.graph.op("Cast", value, to=_ONNX_TYPES[self.storage.compute])
+        return self.graph.op("Cast", value, to=self.storage.onnx_type)
 
 
 def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

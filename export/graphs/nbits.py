@@ -1,15 +1,17 @@
 """Products with quantised matrices by MatMulNBits, an operator of ONNX Runtime's own (domain com.microsoft).
 
-It reads codes of 4 bits as they lie in the file, widens them in registers and multiplies by float32 activations. Its
-``accuracy_level`` of 1 says that activations stay float32. (Level 4 rounds them to int8, which is faster; but then what one
-position gets depends on how tokens are cut into windows, by a few hundredths of the logits' spread.)
+It reads codes as they lie in the file, widens them in registers and multiplies by activations. Its ``accuracy_level`` of 1 says
+that these are not rounded. (Level 4 rounds them to int8, which is faster; but then what one position gets depends on how tokens are
+cut into windows, by a few hundredths of the logits' spread.)
 
-A matrix of 8 bits is written as two of 4 bits, for ONNX Runtime 1.32 widens a whole matrix of 8 bits at every call unless it may
-round activations, which takes ten times as long as float32. With code = 16 * high + low, high in [-8, 7] and low in [0, 15],
+With float32 activations a matrix of 8 bits is written as two of 4 bits, for ONNX Runtime 1.32 widens a whole matrix of 8 bits at
+every call on the CPU unless it may round activations, which takes ten times as long as float32. With code = 16 * high + low, high
+in [-8, 7] and low in [0, 15],
 
     x @ W.T = 16 * (x @ (high * scale).T) + x @ (low * scale).T
 
-where both products use the same scales, and a factor of 16 is exact in floating point.
+where both products use the same scales, and a factor of 16 is exact in floating point. In float16 and bfloat16, which are for GPUs,
+it is one matrix of 8 bits: the two products would be rounded before they are added, and may be larger than their sum.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _OFFSET = 8
 
 
 def nbits_product(
-    graph: GraphBuilder, name: str, codes: NDArray[Any], scales: NDArray[np.float32], bias: str | None, x: str
+    graph: GraphBuilder, name: str, codes: NDArray[Any], scales: NDArray[Any], bias: str | None, x: str
 ) -> str:
     """``x`` (N, inputs) times a quantised matrix, plus ``bias``.
 
@@ -40,11 +42,12 @@ def nbits_product(
     name
         Of the map, for its constants.
     codes, scales
-        As from `coupled_sampling.export.graphs.storage.quantised`: (inputs, outputs) int8 or int4, (inputs / block, outputs).
+        As from `coupled_sampling.export.graphs.storage.quantised`: (inputs, outputs) int8 or int4, (inputs / block, outputs), these
+        of the type of the activations.
     bias
         Name of a constant (outputs,), or None.
     x
-        Name of the activations, float32.
+        Name of the activations.
     """
     block = len(codes) // len(scales)
     # One axis: every version of the operator takes scales so.
@@ -52,6 +55,9 @@ def nbits_product(
     if codes.dtype.name == "int4":
         whole = graph.weight(f"{name}.weight", packed_nibbles(codes.astype(np.int8) + _OFFSET, block))
         return _product(graph, x, whole, scale, codes.shape, block, bias=bias)
+    if scales.dtype != np.float32:
+        whole = graph.weight(f"{name}.weight", _packed_bytes(codes, block))
+        return _product(graph, x, whole, scale, codes.shape, block, bias=bias, bits=8)
     high, low = codes >> 4, codes & 15
     packed = [
         graph.weight(f"{name}.weight.{part}", packed_nibbles(values, block))
@@ -81,6 +87,14 @@ def packed_nibbles(codes: NDArray[Any], block: int) -> NDArray[np.uint8]:
     return np.asarray(rows[..., ::2] | rows[..., 1::2] << 4, np.uint8)
 
 
+def _packed_bytes(codes: NDArray[np.int8], block: int) -> NDArray[np.uint8]:
+    """Codes of 8 bits, (inputs, outputs), as MatMulNBits takes them: uint8 (outputs, inputs / block, block)."""
+    inputs, outputs = codes.shape
+    return (
+        np.ascontiguousarray(codes.T.astype(np.int16) + 128).astype(np.uint8).reshape(outputs, inputs // block, block)
+    )
+
+
 def _product(
     graph: GraphBuilder,
     x: str,
@@ -90,12 +104,13 @@ def _product(
     block: int,
     zeros: str = "",
     bias: str | None = None,
+    bits: int = 4,
 ) -> str:
     given = [x, packed, scale, zeros, "", bias or ""]  # the fifth would reorder inputs
     while not given[-1]:  # optional inputs are empty names, or left out at the end
         given.pop()
     inputs, outputs = shape
-    settings: dict[str, Any] = {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": 1}
+    settings: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 1}
     return graph.op("MatMulNBits", *given, domain=NBITS_DOMAIN, **settings)
 
 

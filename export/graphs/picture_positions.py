@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import GraphBuilder
+from coupled_sampling.export.graphs.storage import stored_type
 from coupled_sampling.fields import check_fields
 
 __all__ = ["PicturePositions", "mark_columns", "picture_places"]
+
+_FLOAT32 = 1
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def mark_columns(graph: GraphBuilder, tokens: str, begin: int, shape: tuple[int,
     ``tokens`` is (B, W), ``shape`` heads and size of the caches, ``dtype`` their type.
     """
     found = graph.op("Equal", tokens, graph.integers(begin))
-    ones = graph.constant("marks.one", np.ones((1, shape[0], 1, shape[1]), dtype))
-    nothing = graph.constant("marks.none", np.zeros((1, 1, 1, 1), dtype))
+    ones = graph.constant("marks.one", np.ones((1, shape[0], 1, shape[1]), stored_type(dtype)))
+    nothing = graph.constant("marks.none", np.zeros((1, 1, 1, 1), stored_type(dtype)))
     return graph.op("Where", graph.op("Unsqueeze", found, graph.integers(1, 3)), ones, nothing)
 
 
@@ -112,7 +115,9 @@ def picture_places(
     """
     numbers, count = columns
     one = graph.op("Slice", marks, graph.integers(0, 0), graph.integers(1, 1), graph.integers(1, 3))
-    marked = graph.op("Greater", one, graph.constant("marks.half", np.array(0.5, dtype)))
+    if dtype != "float32":
+        one = graph.op("Cast", one, to=_FLOAT32)  # CUDA's kernels compare no bfloat16
+    marked = graph.op("Greater", one, graph.constant("marks.half", np.array(0.5, np.float32)))
     numbers = graph.op("Unsqueeze", numbers, graph.integers(1))
     # A mark beyond a slot's own column, of a sequence that was rolled back, is beyond all that it sees: it takes itself for text.
     first = graph.op("Where", marked, numbers, graph.integers(count))

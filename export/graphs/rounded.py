@@ -55,16 +55,16 @@ def rounded_model(description: DecoderDescription, weights: WeightSource, storag
     """
     reader, matrices = WeightReader(description.weight_shapes(), weights), description.matrices()
     tables = (*description.embedding_names(), "position.weight")
-    own_head = description.tied_head and storage.bits > 0
+    own_head, settings = description.tied_head and storage.bits > 0, (storage.bits, storage.block, storage.compute)
 
     def rounded(name: str) -> NDArray[Any]:
         if own_head and name == "head.weight":
             table = np.concatenate([reader[part] for part in description.embedding_names()])
             first = description.generated_first
-            return dequantised(*quantised(table[first : first + description.generated], storage.bits, storage.block))
+            return dequantised(*quantised(table[first : first + description.generated], *settings))
         value = reader[name]
         if name in matrices and storage.bits:
-            return dequantised(*quantised(value, storage.bits, storage.block))
+            return dequantised(*quantised(value, *settings))
         return converted(name, value, storage.embeddings) if name in matrices or name in tables else value
 
     return RoundedModel(replace(description, tied_head=False) if own_head else description, rounded)

@@ -6,9 +6,13 @@ then and vectors are never narrowed. Rounding weights changes the model: decodin
 the graph, and how far that is from the original is for `reference_logits` to say.
 
 The same codes and scales can be written in two forms. ``"nbits"`` is ONNX Runtime's own operator MatMulNBits, which multiplies
-float32 activations by codes as they are: memory stays that of the file. ``"standard"`` is ONNX's operator DequantizeLinear, for
+activations by codes as they are: memory stays that of the file. ``"standard"`` is ONNX's operator DequantizeLinear, for
 every other runtime; this library's CPU back end widens such codes to float32 when it opens the model, see
 `coupled_sampling.backends.ort.session`.
+
+Arithmetic in float16 or bfloat16 is for GPUs: half the memory of weights and caches, and their fast units for products. In what
+type a kernel sums is its own affair. Logits, and the laws that a step graph makes of them, are float32 in the graph. bfloat16 has
+the range of float32 and 8 bits of precision, float16 ends at 65504 and has 11 bits: take the one that the checkpoint is in.
 
 Graphs of more than 2 GB must keep their weights in a second file (a limit of protobuf). `TensorFile` writes each weight
 there as soon as it is known, so that no two of them need be in memory at a time.
@@ -26,13 +30,16 @@ from numpy.typing import NDArray
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 from coupled_sampling.fields import check_fields
 
-__all__ = ["NBITS_DOMAIN", "Storage", "TensorFile", "converted", "quantised", "stored_type"]
+__all__ = ["NBITS_DOMAIN", "ONNX_TYPES", "Storage", "TensorFile", "converted", "quantised", "stored_type"]
 
 NBITS_DOMAIN = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
 
+ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+"""ONNX's numbers of the types that a graph may compute in."""
+
 _BITS = {"int8": 8, "int4": 4}
-_FLOATS = ("float32", "float16", "bfloat16")
+_FLOATS = tuple(ONNX_TYPES)
 _ALIGNMENT = 4096
 _SMALLEST = 1024
 
@@ -46,13 +53,12 @@ class Storage:
     weights
         Type of matrices and embeddings: "float32", "float16", "bfloat16", "int8" or "int4".
     compute
-        Type of everything between the embedding and the logits, caches included: "float32", or "float16" for devices
-        that compute in it (logits are always float32). It cannot be narrower than float weights.
+        Type of everything between the embedding and the logits, caches included: "float32", or "float16" or "bfloat16" for devices
+        that compute in it (logits are always float32). Float weights are then of the same type.
     block
         Inputs that share a scale, for "int8" and "int4": a power of two from 16 to 256.
     form
-        How products with "int8" and "int4" are written: "nbits" or "standard", see above. "auto" is "nbits" where the
-        arithmetic is float32, and "standard" else.
+        How products with "int8" and "int4" are written: "nbits" or "standard", see above. "auto" is "nbits".
 
     Raises
     ------
@@ -81,20 +87,20 @@ class Storage:
             raise InvalidArgument(
                 f"weights is {self.weights!r}, expected one of {', '.join(map(repr, (*_FLOATS, *_BITS)))}"
             )
-        if self.compute not in ("float32", "float16"):
-            raise InvalidArgument(f"compute is {self.compute!r}, expected 'float32' or 'float16'")
-        if self.compute == "float16" and self.weights in ("float32", "bfloat16"):
+        if self.compute not in _FLOATS:
+            raise InvalidArgument(f"compute is {self.compute!r}, expected one of {', '.join(map(repr, _FLOATS))}")
+        if self.compute != "float32" and self.weights not in (self.compute, *_BITS):
             raise InvalidArgument(
-                f"compute is 'float16' and weights {self.weights!r}, expected weights 'float16', 'int8' or 'int4' with it"
+                f"compute is {self.compute!r} and weights {self.weights!r}, expected weights {self.compute!r}, 'int8' or 'int4' "
+                "with it"
             )
         if self.block not in (16, 32, 64, 128, 256):
             raise InvalidArgument(f"block is {self.block}, expected a power of two from 16 to 256")
         if self.form not in ("auto", "nbits", "standard"):
             raise InvalidArgument(f"form is {self.form!r}, expected 'auto', 'nbits' or 'standard'")
-        if self.form == "nbits" and not (self.bits and self.compute == "float32"):
+        if self.form == "nbits" and not self.bits:
             raise InvalidArgument(
-                f"form is 'nbits', weights {self.weights!r} and compute {self.compute!r}, expected weights 'int8' or 'int4' and "
-                "compute 'float32' with it; leave form at 'auto'"
+                f"form is 'nbits' and weights {self.weights!r}, expected weights 'int8' or 'int4' with it; leave form at 'auto'"
             )
 
     @property
@@ -105,7 +111,7 @@ class Storage:
     @property
     def is_nbits(self) -> bool:
         """Whether products are written as MatMulNBits."""
-        return self.bits > 0 and self.form != "standard" and self.compute == "float32"
+        return self.bits > 0 and self.form != "standard"
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -115,7 +121,9 @@ class Storage:
     @property
     def embeddings(self) -> str:
         """Type of embeddings."""
-        return "float16" if self.bits else self.weights
+        if not self.bits:
+            return self.weights
+        return "float16" if self.compute == "float32" else self.compute
 
     def bytes_of(self, shape: tuple[int, ...], matrix: bool) -> int:
         """About how many bytes a weight takes."""
@@ -123,6 +131,16 @@ class Storage:
         if matrix and self.bits:
             return count * self.bits // 8 + 4 * count // self.block
         return count * (4 if self.embeddings == "float32" else 2)
+
+    @property
+    def compared(self) -> str:
+        """The type in which numbers are compared and chosen: ONNX Runtime's CUDA kernels for that, up to 1.31, know no bfloat16."""
+        return "float32" if self.compute == "bfloat16" else self.compute
+
+    @property
+    def onnx_type(self) -> int:
+        """ONNX's number of ``compute``."""
+        return ONNX_TYPES[self.compute]
 
 
 def stored_type(name: str) -> np.dtype[Any]:
@@ -163,7 +181,9 @@ def converted(name: str, value: NDArray[Any], dtype: str) -> NDArray[Any]:
     return narrowed
 
 
-def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+def quantised(
+    matrix: NDArray[Any], bits: int, block: int, dtype: str = "float32"
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """A matrix as codes and scales.
 
     Parameters
@@ -174,6 +194,8 @@ def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any]
         8 or 4.
     block
         Inputs that share a scale; it divides the number of inputs.
+    dtype
+        Type that scales are kept in: they are numbers of it, and codes are the nearest to the weights with these.
 
     Returns
     -------
@@ -192,8 +214,10 @@ def quantised(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[Any]
     most = 2 ** (bits - 1) - 1
     blocks = np.asarray(matrix, np.float32).reshape(outputs, inputs // block, block)
     scales = np.abs(blocks).max(-1) / np.float32(most)
+    scales = converted("scale", scales, dtype).astype(np.float32)
     inverse = 1 / np.where(scales > 0, scales, 1)
-    codes = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(outputs, inputs)
+    # A scale that float16 rounds down by half would give codes beyond the last.
+    codes = np.rint(blocks * inverse[..., None]).clip(-most, most).astype(np.int8).reshape(outputs, inputs)
     return np.ascontiguousarray(codes.T).astype(stored_type(f"int{bits}")), np.ascontiguousarray(scales.T)
 
 

@@ -152,10 +152,16 @@ def signatures(graph):
     """By node name, the signatures of an ONNX file."""
     import onnx
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False))
+    model = onnx.load(graph, load_external_data=False)
+    constants = {value.name: value.data_type for value in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":  # which onnx does not know: what it makes is of the type of its scales
+            made = onnx.helper.make_tensor_value_info(node.output[0], constants[node.input[2]], None)
+            model.graph.value_info.append(made)
+    model = onnx.shape_inference.infer_shapes(model)
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     kinds = {value.name: value.type.tensor_type.elem_type for value in values}
-    kinds |= {value.name: value.data_type for value in model.graph.initializer}
+    kinds |= constants
     types = {name: onnx.TensorProto.DataType.Name(kind).lower() for name, kind in kinds.items()}
     return {node.name: signature(node, types) for node in model.graph.node}
 
