@@ -88,7 +88,7 @@ def guided_logits(graph: DecisionBuilder, logits: str, slots: str) -> str:
     lag = graph.op("Unsqueeze", graph.input("guidance_lag", "int64", ["B"]), graph.integers(1))
     pairs = graph.op("Range", graph.number(0, "int64"), graph.op("Size", lag), graph.number(1, "int64"))
     even = graph.op("Unsqueeze", graph.op("Mul", pairs, graph.number(2, "int64")), graph.integers(1))
-    last = graph.op("Sub", graph.op("Size", slots), graph.number(1, "int64"))
+    last = graph.op("ReduceMax", slots, keepdims=1)  # one less than a size would be computed on the CPU and copied
     shifted = graph.op("Min", graph.op("Max", graph.op("Sub", slots, lag), graph.number(0, "int64")), last)
     own = graph.op("Expand", slots, graph.op("Shape", shifted))
     conditional = _rows_of_pairs(graph, logits, even, own)
