@@ -22,6 +22,7 @@ from bugs_of_fitting import BUGS as FITTING
 from bugs_of_foreign_graphs import BUGS as FOREIGN_GRAPHS
 from bugs_of_grammars import BUGS as GRAMMARS
 from bugs_of_guidance import BUGS as GUIDANCE
+from bugs_of_half_precision import BUGS as HALF_PRECISION
 from bugs_of_kernels import BUGS as KERNELS
 from bugs_of_laws import BUGS as LAWS
 from bugs_of_learning import BUGS as LEARNING
@@ -71,6 +72,7 @@ BUGS: tuple[Bug, ...] = (
     *FOREIGN_GRAPHS,
     *GRAMMARS,
     *GUIDANCE,
+    *HALF_PRECISION,
     *KERNELS,
     *LAWS,
     *LEARNING,

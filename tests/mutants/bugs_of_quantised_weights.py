@@ -18,8 +18,8 @@ BUGS = (
     Bug(
         "activations-are-rounded",
         "nbits:_product",
-        "{'K': inputs, 'N': outputs, 'bits': 4, 'block_size': block, 'accuracy_level': 1}",
-        "{'K': inputs, 'N': outputs, 'bits': 4, 'block_size': block, 'accuracy_level': 4}",
+        "{'K': inputs, 'N': outputs, 'bits': bits, 'block_size': block, 'accuracy_level': 1}",
+        "{'K': inputs, 'N': outputs, 'bits': bits, 'block_size': block, 'accuracy_level': 4}",
         "Logits of a position depend on the width of the window that it was scored in.",
         NBITS,
     ),

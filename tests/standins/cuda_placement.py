@@ -1,5 +1,7 @@
 """Where ONNX Runtime's CUDA execution provider would place the nodes of the shipped graphs, found without a GPU.
 
+So of small graphs of every way of storing weights, and of every type to compute in: `write_narrow_graphs`.
+
 ``python tests/standins/cuda_placement.py FOLDER...`` reads unpacked wheels of ``onnxruntime-gpu`` (each holds ``onnxruntime/``)
 and writes ``cuda_placement.json`` beside this file. CUDA's libraries are replaced by ones whose functions do nothing, so that
 a session gets as far as placing nodes: which kernels there are, which nodes ONNX Runtime prefers on the CPU, and which
@@ -20,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 GRAPHS = ROOT / "coupled_sampling" / "bundles" / "models" / "fashion"
 RECORD = Path(__file__).with_suffix(".json")
 PROVIDER = "CUDAExecutionProvider"
+INLINED = ("Swish",)
+"""Operators that ONNX Runtime has no kernel for and writes as others, whose nodes have no names."""
 FIXED = {"B": 2, "2B": 4, "W": 8, "R": 40, "N": 5, "draft_slots": 8}
 """A length for every axis that the graphs leave free."""
 
@@ -80,6 +84,31 @@ def placed_graphs():
     return [path for path in sorted(GRAPHS.glob("*.onnx")) if not left_out & set(path.stem.split("-"))]
 
 
+def write_narrow_graphs(folder):
+    """Small graphs in ``folder`` by how they are stored and what they compute in: windows of two kinds of decoder, and steps."""
+    import numpy as np
+
+    from coupled_sampling.export import DecoderDescription, Norm, QueryKeyNorm, Rotary, Storage, save_graph, step_graph
+    from coupled_sampling.export.graphs.decoder import decoder_graph
+
+    sizes = {"vocab_size": 32, "positions": 64, "width": 32, "layers": 1, "heads": 2, "mlp_width": 32}
+    rotary = DecoderDescription(**sizes, kv_heads=1, rotary=Rotary(), query_key_norm=QueryKeyNorm())
+    plain = {"norm": Norm("layer"), "mlp": "plain", "activation": "gelu_tanh", "mlp_bias": True, "tied_head": True}
+    learned = DecoderDescription(**sizes, **plain, learned_positions=True, query_key_value_bias=True, generated=20)
+    halves, made = ("float16", "bfloat16"), []
+    kept = [(half, half) for half in halves] + [("int4", "float32")]
+    kept += [(weights, half) for weights in ("int4", "int8") for half in halves]
+    for weights, compute in kept:
+        for kind, description in (("rotary", rotary), ("learned", learned)):
+            values = {name: np.ones(shape, np.float32) for name, shape in description.weight_shapes().items()}
+            model = decoder_graph(description, values, Storage(weights, compute))
+            made.append(save_graph(model, folder / f"{kind}-{weights}-{compute}.onnx"))
+            if kind == "rotary" and weights == compute:
+                step = step_graph(model, "scd-gumbel", warped=True, guided=True)
+                made.append(save_graph(step, folder / f"step-{compute}.onnx"))
+    return made
+
+
 def write_libraries(provider, folder):
     """Libraries in ``folder`` that define whatever ``provider`` wants of CUDA's."""
     dynamic = subprocess.run(["readelf", "-d", provider], capture_output=True, text=True, check=True).stdout
@@ -135,7 +164,8 @@ def print_placement(graph, sizes):
         nodes = onnx.load(optimized, load_external_data=False).graph.node
     assert session.get_providers()[0] == PROVIDER
     parts = session.get_provider_graph_assignment_info()
-    placed = {node.name: part.ep_name for part in parts for node in part.get_nodes()}
+    nodes_of = [(node, part.ep_name) for part in parts for node in part.get_nodes()]
+    placed = {node.name or f"{node.op_type} without a name, {i}": where for i, (node, where) in enumerate(nodes_of)}
     copies = sum(node.op_type.startswith("Memcpy") for node in nodes)
     print(json.dumps([onnxruntime.__version__, placed, copies]), flush=True)
     os._exit(0)  # what was never initialised cannot be torn down
@@ -167,30 +197,40 @@ def signatures(graph):
 
 
 def placement(package):
-    """What one version does: its name, and by graph what it puts on the CPU and how many tensors it would copy.
+    """What one version does: its name, and what it does with the shipped graphs and with ``narrow`` ones."""
+    with tempfile.TemporaryDirectory() as libraries, tempfile.TemporaryDirectory() as narrow:
+        environment = environment_of(package, Path(libraries))
+        version, shipped = placement_of(placed_graphs(), environment)
+        _, others = placement_of(write_narrow_graphs(Path(narrow)), environment)
+    others["kernels"] = sorted(set(others["kernels"]) - set(shipped["kernels"]))
+    return version, {**shipped, "narrow": others}
+
+
+def placement_of(graphs, environment):
+    """The version, and by graph what it puts on the CPU and how many tensors it would copy.
 
     With free axes: the kernels it has for the graphs, and ``on_cpu``. With all axes fixed no node may be on the CPU, or this fails.
     """
-    kernels, graphs, copied, version = set(), {}, {}, ""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        environment = environment_of(package, folder)
-        for graph in placed_graphs():
-            known, copied[graph.name] = signatures(graph), []
-            for sizes in ({}, FIXED):
-                command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
-                result = subprocess.run(command, env=environment, capture_output=True, text=True)
-                if result.returncode:
-                    raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
-                version, placed, copies = json.loads(result.stdout)
-                copied[graph.name].append(copies)
-                if not sizes:
-                    kernels |= {known[node] for node, provider in placed.items() if provider == PROVIDER}
-                    on_cpu = collections.Counter(known[node] for node, where in placed.items() if where != PROVIDER)
-                    graphs[graph.name] = dict(sorted(on_cpu.items()))
-                elif set(placed.values()) != {PROVIDER}:
-                    raise SystemExit(f"{graph.name} has nodes on the CPU although all its axes are fixed: {placed}")
-    return version, {"kernels": sorted(kernels), "on_cpu": graphs, "copies, axes free and fixed": copied}
+    kernels, left, copied, version = set(), {}, {}, ""
+    for graph in graphs:
+        known, copied[graph.name] = signatures(graph), []
+        for sizes in ({}, FIXED):
+            command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
+            result = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if result.returncode:
+                raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
+            version, placed, copies = json.loads(result.stdout)
+            copied[graph.name].append(copies)
+            if not sizes:
+                kernels |= {known[node] for node, where in placed.items() if where == PROVIDER and node in known}
+                on_cpu = collections.Counter(
+                    known.get(node, node) for node, where in placed.items() if where != PROVIDER
+                )
+                kernels |= {one for node, one in known.items() if node not in placed and one.startswith(INLINED)}
+                left[graph.name] = dict(sorted(on_cpu.items()))
+            elif set(placed.values()) != {PROVIDER}:
+                raise SystemExit(f"{graph.name} has nodes on the CPU although all its axes are fixed: {placed}")
+    return version, {"kernels": sorted(kernels), "on_cpu": left, "copies, axes free and fixed": copied}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A stand-in for the package ``onnxruntime-gpu`` that keeps the rules of bindings and of captured graphs, and computes on the CPU.
 
 It has device memory at addresses of its own, copies an input from the host when it is bound and not again, and computes the graph
-with the real ``onnxruntime``. What ONNX Runtime would do wrong in silence raises `RuleBroken`:
+with the real ``onnxruntime``, or, where it has bfloat16, with ``onnx``'s reference implementation. What ONNX Runtime would do wrong
+in silence raises `RuleBroken`:
 
 - an input or output that is not bound, a binding beyond its memory or of another type, a cache or noise ring whose past and present
   are not at one address, an output over an input that is read;
@@ -20,8 +21,10 @@ import onnxruntime
 
 from coupled_sampling.backends.ort.binding import TYPES
 from standins.fake_cuda import RuleBroken
+from standins.reference_sessions import ReferenceSession, uses_bfloat16
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+BFLOAT16 = 16
 ON_THE_HOST = ("kv_length",)
 """Inputs that CUDA's kernels read on the host."""
 SHAPES = ("Shape", "Slice", "Concat")
@@ -191,7 +194,8 @@ class Session:
         plain = onnxruntime.SessionOptions()
         plain.intra_op_num_threads, plain.log_severity_level = 1, 3
         plain.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        self.real = onnxruntime.InferenceSession(path, plain, providers=[CPU])
+        reference = uses_bfloat16(path)
+        self.real = ReferenceSession(path) if reference else onnxruntime.InferenceSession(path, plain, providers=[CPU])
         self.get_inputs, self.get_outputs = self.real.get_inputs, self.real.get_outputs
         self.get_modelmeta = self.real.get_modelmeta
 
@@ -263,7 +267,9 @@ class Session:
 class Binding:
     def __init__(self, session):
         self.runtime, self.device, self.inputs, self.outputs = session.runtime, session.device, {}, {}
-        self.types = {value.name: TYPES[value.type] for value in (*session.get_inputs(), *session.get_outputs())}
+        values = (*session.get_inputs(), *session.get_outputs())
+        self.types = {value.name: TYPES[value.type] for value in values}
+        self.told = {value.name: BFLOAT16 for value in values if value.type == "tensor(bfloat16)"}
         self.from_host, self.to_host, self.values = set(), set(), {}
 
     def bind_cpu_input(self, name, values):
@@ -273,15 +279,23 @@ class Binding:
         self.inputs[name] = values.copy()  # as ONNX Runtime does: later changes of the array are not seen
         self.from_host.add(name)
 
+    def held(self, name, told):
+        """The type in which memory lies that is said to hold ``told``: bfloat16, which numpy has not, is told by ONNX's number."""
+        if told != self.told.get(name, self.types[name]):
+            raise RuleBroken(f"{name} is bound as {told}, expected {self.told.get(name, self.types[name])}")
+        return self.types[name]
+
     def bind_input(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (self.device, self.types[name])
+        assert device == self.device
+        dtype = self.held(name, dtype)
         if kind != "cuda":
             raise RuleBroken(f"{name} is bound from the host and would be copied once, at binding")
         self.inputs[name] = self.runtime.at(address, shape, dtype)
         self.from_host.discard(name)
 
     def bind_output(self, name, kind, device, dtype, shape, address):
-        assert (device, dtype) == (self.device if kind == "cuda" else 0, self.types[name])
+        assert device == (self.device if kind == "cuda" else 0)
+        dtype = self.held(name, dtype)
         self.to_host.discard(name)
         if kind == "cuda":
             self.outputs[name] = self.runtime.at(address, shape, dtype)

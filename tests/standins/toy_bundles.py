@@ -9,6 +9,7 @@ from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.export import (
     DecoderDescription,
     Norm,
+    Storage,
     pixel_graph,
     save_graph,
     write_condition_graph,
@@ -44,10 +45,13 @@ def toy_weights(description, seed=0):
     return {name: random.normal(0, 0.5, shape) for name, shape in description.weight_shapes().items()}
 
 
-def write_toy_bundle(path, description, *, max_window, seed=0, change=None, codebook=None, grid=(0, 0), prompts=None):
+def write_toy_bundle(
+    path, description, *, max_window, seed=0, change=None, codebook=None, grid=(0, 0), prompts=None, storage=None
+):
     """A bundle in the folder ``path``; ``change`` may spoil its window graph, ``codebook`` and ``grid`` give it pixels."""
     path.mkdir(exist_ok=True)
-    write_decoder_graph(description, toy_weights(description, seed), path / "window.onnx")
+    storage = storage or Storage()
+    write_decoder_graph(description, toy_weights(description, seed), path / "window.onnx", storage)
     if change is not None:
         import onnx
 
@@ -68,7 +72,9 @@ def write_toy_bundle(path, description, *, max_window, seed=0, change=None, code
         name="toy",
         description="A toy.",
         files={name: file_record(path / name) for name in files},
-        window_graph=description.manifest("window.onnx", max_window=max_window),
+        window_graph=dataclasses.replace(
+            description.manifest("window.onnx", storage.compute, max_window=max_window), domains=storage.domains
+        ),
         vocab_size=description.vocab_size,
         generated_tokens=GeneratedTokens(0, description.generated),
         length=6,

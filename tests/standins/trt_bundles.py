@@ -20,12 +20,13 @@ from standins.toy_bundles import toy_gpt, write_toy_bundle
 LENGTH = 40
 
 
-def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=(), trees=False):
+def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=(), trees=False, storage=None):
     """A bundle at ``path`` with weights of ``seed``; ``change`` may spoil its graph; step graphs for the methods ``steps``.
 
     With these, or with ``trees``, it has a graph for trees.
     """
-    write_toy_bundle(path, toy_gpt(LENGTH, cache_length=LENGTH + 4), max_window=max_window, change=change, seed=seed)
+    settings = {"max_window": max_window, "change": change, "seed": seed, "storage": storage}
+    write_toy_bundle(path, toy_gpt(LENGTH, cache_length=LENGTH + 4), **settings)
     if steps:
         write_step_graphs(path, steps)
     elif trees:

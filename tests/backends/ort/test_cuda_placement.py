@@ -14,13 +14,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from coupled_sampling.backends.ort.cuda_session import SHAPE_OPERATORS
 from coupled_sampling.export.graphs.decision import STEP_METHODS
+from coupled_sampling.export.graphs.storage import Storage
 from standins import ROOT
-from standins.cuda_placement import GRAPHS, RECORD, environment_of, placed_graphs, placement, signatures
+from standins.cuda_placement import (
+    GRAPHS,
+    RECORD,
+    environment_of,
+    placed_graphs,
+    placement,
+    signatures,
+    write_narrow_graphs,
+)
 
 onnx = pytest.importorskip("onnx")
 
@@ -44,18 +54,70 @@ def operators(placed):
     return dict(counts)
 
 
+class Graph(NamedTuple):
+    """Signatures of a graph's nodes, and of those that ONNX Runtime computes on the CPU: what follows from sizes alone."""
+
+    nodes: collections.Counter
+    of_sizes: dict
+
+
+def read(path):
+    known, on_host, of_sizes = signatures(path), set(), collections.Counter()
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        if node.op_type in ("Shape", "Size"):
+            on_host.update(node.output)
+        elif node.op_type in SHAPE_OPERATORS and node.input[0] in on_host:
+            on_host.update(node.output)
+            of_sizes[known[node.name]] += 1
+    return Graph(collections.Counter(known.values()), dict(of_sizes))
+
+
 @pytest.fixture(scope="module")
 def graphs():
-    return {name: collections.Counter(signatures(GRAPHS / name).values()) for name in NAMES}
+    return {name: read(GRAPHS / name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """The small graphs by how they are stored and what they compute in."""
+    return {path.name: read(path) for path in write_narrow_graphs(tmp_path_factory.mktemp("narrow"))}
+
+
+def placed_narrow(version):
+    """The record of these: shipped graphs have kernels in common with them."""
+    record = VERSIONS[version]
+    return record["narrow"] | {"kernels": record["kernels"] + record["narrow"]["kernels"]}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_graphs_of_every_type_are_on_cuda_but_for_shapes_and_copy_nothing(narrow, version):
+    record = placed_narrow(version)
+    assert set(record["on_cpu"]) == set(narrow), AGAIN
+    for name, found in narrow.items():
+        assert unknown(record, name, found.nodes) == [], AGAIN
+        assert set(operators(record["on_cpu"][name])) <= SHAPE_OPERATORS
+        assert found.of_sizes == record["on_cpu"][name], AGAIN
+        assert record["copies, axes free and fixed"][name] == [0, 0]
+    types = {part for one in record["kernels"] for part in re.findall(r"\w+", one.partition("(")[2])}
+    assert {"float", "float16", "bfloat16", "uint8"} <= types
+
+
+def test_what_is_compared_in_bfloat16_would_be_noticed(tmp_path, monkeypatch):
+    """ONNX Runtime has no CUDA kernel for it, up to 1.31 at least, which is why graphs compare in float32."""
+    monkeypatch.setattr(Storage, "compared", property(lambda storage: storage.compute))
+    found = {path.name: path for path in write_narrow_graphs(tmp_path)}["rotary-bfloat16-bfloat16.onnx"]
+    for version in VERSIONS:
+        missing = unknown(placed_narrow(version), found.name, read(found).nodes)
+        assert "LessOrEqual(bfloat16, bfloat16)" in missing
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_node_was_placed(graphs, version, name):
     record = VERSIONS[version]
-    assert unknown(record, name, graphs[name]) == [], AGAIN
-    for one, count in record["on_cpu"][name].items():
-        assert graphs[name][one] >= count, AGAIN
+    assert unknown(record, name, graphs[name].nodes) == [], AGAIN
+    # Else it would be computed on the CPU and copied, by kernels that the record has.
+    assert graphs[name].of_sizes == record["on_cpu"][name], AGAIN
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -68,7 +130,7 @@ def test_the_window_graph_leaves_only_arithmetic_on_shapes_to_the_cpu(version):
 
 @pytest.mark.parametrize("change", ["another operator", "another type"])
 def test_a_node_that_was_never_placed_is_noticed(graphs, change):
-    found = copy.copy(graphs["window.onnx"])
+    found = copy.copy(graphs["window.onnx"].nodes)
     added = "Tanh(float)" if change == "another operator" else "Gemm(double, double, double)"
     found[added] += 1
     assert unknown(next(iter(VERSIONS.values())), "window.onnx", found) == [added]
@@ -194,6 +256,48 @@ def test_the_package_takes_the_bindings(environment):
     opened = "CUDAExecutionProvider ['Concat', 'Slice']"
     expected = [opened, *["ndarray True"] * 4, opened, *["DevicePointer True"] * 4, "True"]
     assert result.stdout.splitlines() == expected
+
+
+HALF = """
+import os, sys
+import numpy as np
+from coupled_sampling.backends import Place, open_model
+from coupled_sampling.backends.ort import session
+from coupled_sampling.contracts import RowInfo, Sampling, Window
+from standins.on_cuda import cuda_provider
+from standins.trt_bundles import write_bundle
+from coupled_sampling.export import Storage
+
+session._is_installed = lambda name: name == "onnxruntime-gpu"
+for kind in ("float16", "bfloat16"):
+    bundle = write_bundle(os.path.join(sys.argv[1], kind), steps=("scd-match",), storage=Storage(kind, kind))
+    for captures in (False, True):
+        provider = cuda_provider(bundle, 3, cuda_graphs=captures)
+        for rows, width, start in 3 * ((3, 5, 0),) + ((2, 1, 5),):
+            logits = provider.forward(np.full((rows, width), 7), np.full(rows, start))
+            assert logits.shape == (rows, width, 11), logits.shape
+        print(kind, sorted(provider.binding.on_cpu), len(provider.binding.captured) if captures else "")
+    step = open_model(bundle, Place("cuda"), 2, method="scd-match", step="graph")
+    each = lambda value: np.full(2, value)
+    step.step(Window(
+        np.full((2, 4), 7), each(0), each(1), each(0), each(3), np.ones(2, bool), each(0),
+        [RowInfo(0, b, Sampling()) for b in range(2)], [np.zeros(0, int)] * 2, [None] * 2,
+    ))
+    print(kind, sorted(step.binding.on_cpu))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_the_package_takes_bindings_of_half_precision(environment, tmp_path):
+    """bfloat16 by ONNX's number: that numpy has no such type stops nobody."""
+    bundles, command = tmp_path, [sys.executable, "-c", HALF]
+    for kind in ("float16", "bfloat16"):
+        (bundles / kind).mkdir()
+    result = subprocess.run([*command, str(bundles)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    opened = ["['Concat', 'Slice'] ", "['Concat', 'Slice'] 1", "['Concat', 'Slice']"]
+    assert result.stdout.splitlines() == [f"{kind} {said}" for kind in ("float16", "bfloat16") for said in opened]
 
 
 STEPS = """

@@ -238,7 +238,8 @@ def test_a_graph_that_is_no_graph_is_a_bundle_error(folder, tmp_path):
         ({"head_size": 5}, r"'past_key_values\.0\.key' is .*80, 4\).*80, 5\)"),
         ({"cache_length": 81}, "promises .*81"),
         ({"has_kv_length": False}, "'kv_length' is .*none of that name"),
-        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"dtype": "float16"}, r"tensor\(float16\)"),
     ],
 )
 def test_a_graph_that_is_not_what_the_manifest_promises_is_refused(folder, change, message):

@@ -82,7 +82,8 @@ def test_every_shipped_window_graph_is_built_with_all_its_masks_and_caches(flavo
         (Storage("float16", "float16"), "float16"),
         (Storage("bfloat16"), "bfloat16"),
         (Storage("int4", form="standard"), "float32"),
-        (Storage("int8", "float16"), "float16"),
+        (Storage("int8", "float16", form="standard"), "float16"),
+        pytest.param(Storage("bfloat16", "bfloat16"), "bfloat16", marks=pytest.mark.long),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.weights}-{value.compute}",
 )
@@ -183,7 +184,7 @@ def test_a_step_of_every_shipped_model_is_built_with_all_its_masks_and_caches(fl
 
 
 def test_a_step_of_an_exported_decoder_is_built(flavour, tmp_path):
-    window = load_graph(write_decoder(tmp_path, Storage("int8", "float16")))
+    window = load_graph(write_decoder(tmp_path, Storage("int8", "float16", form="standard")))
     path = save_converted(step_graph(window, STEP_METHOD, noise="window"), tmp_path)
     engine, _ = build_engine(path, flavour, BuildOptions((2,), (4,), (20,), "float16"))
     assert len(engine) > 100_000
