@@ -141,6 +141,22 @@ def test_the_form_of_quantised_products_is_chosen_and_recorded(source, tmp_path,
     assert "expected weights 'int8' or 'int4'" in error
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ([], {"weights": "bfloat16", "compute": "bfloat16"}),
+        (["--quantize", "int8"], {"weights": "int8", "compute": "bfloat16", "form": "nbits"}),
+    ],
+)
+def test_the_type_of_the_arithmetic_is_chosen_and_recorded(source, tmp_path, capsys, options, kept):
+    """Weights follow it where nothing is said of them."""
+    out = tmp_path / "bundle"
+    assert run(capsys, "export", source, out, "--compute", "bfloat16", *options)[0] == 0
+    manifest = open_bundle(out).manifest
+    assert manifest.provenance["storage"] == kept
+    assert manifest.window_graph.dtype == "bfloat16"
+
+
 def test_progress_is_told_of_every_byte(source, tmp_path):
     told = []
     export_checkpoint(source, tmp_path / "b", progress=lambda count, total: told.append((count, total)))
@@ -249,6 +265,11 @@ def test_a_graph_that_is_not_the_reference_is_not_given_a_name(source, tmp_path,
         (["--window", "64"], "more than the 48 positions"),
         (["--max-length", "64"], "48"),
         (["--quantize", "int4", "--dtype", "float16"], "give one of them"),
+        (
+            ["--compute", "float16", "--dtype", "bfloat16"],
+            "compute is 'float16' and weights 'bfloat16', expected weights",
+        ),
+        (["--compute", "bfloat16", "--check"], "leave out --check, or check an export with --dtype bfloat16 alone"),
         (["--window", "0"], "windows is (0,), expected one or more integers >= 1"),
         (["--block", "33", "--quantize", "int8"], "block is 33"),
     ],

@@ -105,6 +105,37 @@ def test_on_cuda_a_window_graph_and_a_step_graph_give_the_tokens_of_ar(bundles, 
     assert drawn(step, "scd-match") == expected
 
 
+DEAD = 10
+
+
+def with_a_dead_token(model):
+    """A change of a graph: the embedding of a token is infinite."""
+    import onnx
+
+    table = next(one for one in model.graph.initializer if one.name == "embedding.weight")
+    numbers = onnx.numpy_helper.to_array(table).copy()
+    numbers[DEAD] = np.inf
+    table.CopyFrom(onnx.numpy_helper.from_array(numbers, table.name))
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_a_token_that_cannot_be_computed_says_so_and_disturbs_nobody(bundles, cuda, tmp_path, kind):
+    """Also where numbers are compared in another type than they are kept in."""
+    tokens = np.random.default_rng(2).integers(0, DEAD, (2, 9))
+    expected = open_model(bundles[kind], Place("cuda"), 2).forward(tokens, np.zeros(2, np.int64))[..., :8].copy()
+    spoilt = write_bundle(tmp_path / "dead", change=with_a_dead_token, storage=Storage(kind, kind))
+    model, dead = open_model(spoilt, Place("cuda"), 2), tokens.copy()
+    dead[0, 6] = DEAD
+    with np.errstate(invalid="ignore"):
+        found = model.forward(dead, np.zeros(2, np.int64))[..., :8].copy()
+    assert np.isnan(found[0, 6]).all()
+    others = np.ones((2, 9), bool)
+    others[0, 6:] = False
+    np.testing.assert_allclose(found[others], expected[others], atol=FURTHEST[kind])
+    again = model.forward(tokens[:, 3:5], np.full(2, 3))[..., :8]  # beside columns that it wrote
+    np.testing.assert_allclose(again, expected[:, 3:5], atol=FURTHEST[kind])
+
+
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_memory_is_bound_as_what_it_holds(bundles, cuda, monkeypatch, cuda_graphs):
     """The control: bfloat16 caches lie in memory of numpy's uint16, and a binding that says so is refused."""
