@@ -260,6 +260,7 @@ def test_the_package_takes_the_bindings(environment):
 
 HALF = """
 import os, sys
+from pathlib import Path
 import numpy as np
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.backends.ort import session
@@ -270,7 +271,7 @@ from coupled_sampling.export import Storage
 
 session._is_installed = lambda name: name == "onnxruntime-gpu"
 for kind in ("float16", "bfloat16"):
-    bundle = write_bundle(os.path.join(sys.argv[1], kind), steps=("scd-match",), storage=Storage(kind, kind))
+    bundle = write_bundle(Path(sys.argv[1], kind), steps=("scd-match",), storage=Storage(kind, kind))
     for captures in (False, True):
         provider = cuda_provider(bundle, 3, cuda_graphs=captures)
         for rows, width, start in 3 * ((3, 5, 0),) + ((2, 1, 5),):
@@ -291,10 +292,8 @@ os._exit(0)
 
 def test_the_package_takes_bindings_of_half_precision(environment, tmp_path):
     """bfloat16 by ONNX's number: that numpy has no such type stops nobody."""
-    bundles, command = tmp_path, [sys.executable, "-c", HALF]
-    for kind in ("float16", "bfloat16"):
-        (bundles / kind).mkdir()
-    result = subprocess.run([*command, str(bundles)], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", HALF, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     opened = ["['Concat', 'Slice'] ", "['Concat', 'Slice'] 1", "['Concat', 'Slice']"]
     assert result.stdout.splitlines() == [f"{kind} {said}" for kind in ("float16", "bfloat16") for said in opened]
