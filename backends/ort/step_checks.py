@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coupled_sampling.backends.ort.binding import CACHE_TYPES
+from coupled_sampling.backends.ort.binding import CACHE_TYPES, TYPES
 from coupled_sampling.backends.ort.step_corrections import CORRECTION, refused_corrector
 from coupled_sampling.backends.place import Wanted, step_graphs_command
 from coupled_sampling.backends.window_tensors import tree_window_graph
@@ -270,8 +270,8 @@ def _check_values(session: Any, facts: StepGraphFacts, name: str) -> None:
         for values, prefix in ((session.get_inputs(), _PAST), (session.get_outputs(), _PRESENT))
     )
     static = all(isinstance(size, int) for _, shape in caches.values() for size in shape)
-    if caches != written or not static or not {kind for kind, _ in caches.values()} <= set(CACHE_TYPES.values()):
+    if caches != written or not static or not {kind for kind, _ in caches.values()} <= set(TYPES):
         raise BundleError(
             f"{name}: caches in are {caches}, out {written}; expected the same, of static sizes and one of the types "
-            f"{', '.join(CACHE_TYPES.values())}"
+            f"{', '.join(TYPES)}"
         )
