@@ -278,11 +278,11 @@ def test_what_kernels_need_is_looked_for_before_an_engine_is_built(machine, step
     assert machine.tensorrt.built == 0
 
 
-def test_half_precision_is_refused_where_caches_are_float32(machine, bundle):
+def test_caches_of_an_unknown_type_are_refused_before_anything_is_opened(machine, bundle):
     opened = open_bundle(bundle)
-    half = dataclasses.replace(opened.manifest.window_graph, dtype="float16")
-    spoiled = dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, window_graph=half))
-    message = "dtype is 'float16', expected 'float32' on CUDAExecutionProvider.*use TensorRT"
+    quarter = dataclasses.replace(opened.manifest.window_graph, dtype="float8e4m3fn")
+    spoiled = dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, window_graph=quarter))
+    message = "dtype is 'float8e4m3fn', expected one of 'float32', 'float16', 'bfloat16' on CUDAExecutionProvider"
     with pytest.raises(BundleError, match=message):
         open_model(spoiled, Place("cuda"))
     assert machine.onnxruntime.sessions == []
