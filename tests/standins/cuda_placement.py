@@ -84,7 +84,13 @@ def placed_graphs():
     return [path for path in sorted(GRAPHS.glob("*.onnx")) if not left_out & set(path.stem.split("-"))]
 
 
-def write_narrow_graphs(folder):
+HALVES = ("float16", "bfloat16")
+STORED = (*zip(HALVES, HALVES, strict=True), ("int4", "float32"))
+STORED += tuple((weights, half) for weights in ("int4", "int8") for half in HALVES)
+"""Types of weights and arithmetic that narrow graphs have."""
+
+
+def write_narrow_graphs(folder, stored=STORED):
     """Small graphs in ``folder`` by how they are stored and what they compute in: windows of two kinds of decoder, and steps."""
     import numpy as np
 
@@ -95,10 +101,8 @@ def write_narrow_graphs(folder):
     rotary = DecoderDescription(**sizes, kv_heads=1, rotary=Rotary(), query_key_norm=QueryKeyNorm())
     plain = {"norm": Norm("layer"), "mlp": "plain", "activation": "gelu_tanh", "mlp_bias": True, "tied_head": True}
     learned = DecoderDescription(**sizes, **plain, learned_positions=True, query_key_value_bias=True, generated=20)
-    halves, made = ("float16", "bfloat16"), []
-    kept = [(half, half) for half in halves] + [("int4", "float32")]
-    kept += [(weights, half) for weights in ("int4", "int8") for half in halves]
-    for weights, compute in kept:
+    made = []
+    for weights, compute in stored:
         for kind, description in (("rotary", rotary), ("learned", learned)):
             values = {name: np.ones(shape, np.float32) for name, shape in description.weight_shapes().items()}
             model = decoder_graph(description, values, Storage(weights, compute))

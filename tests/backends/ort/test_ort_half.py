@@ -67,7 +67,7 @@ def some_windows(model):
     return np.concatenate(parts, axis=1)[..., :8]
 
 
-@pytest.mark.parametrize("method", ["scd-match", "scd-gumbel"])
+@pytest.mark.parametrize("method", ["scd-match", pytest.param("scd-gumbel", marks=pytest.mark.long)])
 def test_float16_on_the_cpu_gives_one_law_by_the_window_graph_and_the_step_graph(bundles, method):
     bundle = bundles["float16"]
     by_host = drawn(on_the_cpu(bundle, method, step="host"), method)
@@ -93,7 +93,7 @@ def test_on_cuda_logits_are_near_those_of_float32_and_caches_take_half(bundles, 
     assert sizes == {2 * 2 * graph.kv_heads * graph.cache_length * graph.head_size}
 
 
-@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("kind", [pytest.param("float16", marks=pytest.mark.long), "bfloat16"])
 def test_on_cuda_a_window_graph_and_a_step_graph_give_the_tokens_of_ar(bundles, cuda, kind):
     bundle = bundles[kind]
     expected = drawn(open_model(bundle, Place("cuda"), 2), "ar")
