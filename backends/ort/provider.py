@@ -256,8 +256,7 @@ class OrtProvider(Closing):
         binding, logits = self.binding, (count, width, self.vocab_size)
         self._columns[0] = self._columns_for(int(start.max()) + width)
         self._caches.choose(rows)
-        if self._conditions is not None:
-            self._conditions.bind(rows)
+        idle = [] if self._conditions is None else self._conditions.bind(rows)
         try:
             binding.feed("input_ids", tokens)
             binding.feed("start", start)
@@ -272,7 +271,10 @@ class OrtProvider(Closing):
             raise ProviderError(
                 f"ONNX Runtime failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
             ) from error
-        return binding.made("logits", logits)
+        found = binding.made("logits", logits)
+        if idle:
+            found[idle] = np.nan
+        return found
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the provider cannot be used afterwards. Twice does no harm."""

@@ -129,6 +129,56 @@ class _Counting:
         return self.session.run(*arguments)
 
 
+class _FailingOnOne:
+    """ONNX Runtime as it is for all conditions but those of one vector."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def run(self, names, feeds):
+        if len(feeds["condition"]) == 1:
+            raise RuntimeError("out of memory")
+        return self.session.run(names, feeds)
+
+
+@pytest.mark.parametrize("kind", ["windows", "trees", "guided"])
+def test_a_request_that_cannot_begin_stops_no_other_one(folders, kind):
+    """Its row stands idle between two that go on, and is forwarded with them."""
+    made, settings, others = {}, {"branches": 2} if kind == "trees" else {}, requests("cosmos", 4)[1:]
+    others = [dataclasses.replace(one, length=length) for one, length in zip(others, (12, 2, 12), strict=True)]
+    inner = opened(folders, rows=6 if kind == "guided" else 3, trees=kind == "trees")
+    inner._conditions._session = _FailingOnOne(inner._conditions._session)
+    model = GuidedProvider(inner, 2.0, [21]) if kind == "guided" else inner
+    decoder = Decoder(model, method="scd-match", window=5, **settings)
+    for request in (*others, requests("cosmos", 1)[0]):
+        decoder.add(request)
+    while decoder.active or decoder.waiting:
+        for commit in decoder.step():
+            made.setdefault(commit.handle, []).append(commit.error or commit.tokens)
+    (error,) = made.pop(3)
+    assert "ONNX Runtime failed on a condition of 1 vectors: out of memory" in str(error)
+    alone = opened(folders, rows=2)
+    expected = decoded(GuidedProvider(alone, 2.0, [21]) if kind == "guided" else alone, others)
+    assert {handle: np.concatenate(tokens).tolist() for handle, tokens in made.items()} == expected
+
+
+def test_a_row_whose_request_could_not_begin_has_no_logits(folders):
+    """Not those under the condition before, which would be silence."""
+    model, tokens = opened(folders, rows=2), np.array([[22, 3], [22, 3]])
+    for row in range(2):
+        model.begin(row, Request([22], 5, condition=CONDITIONS[row]))
+    expected = np.array(model.forward(tokens, np.array([0, 0])))
+    with pytest.raises(InvalidArgument, match="no condition"):
+        model.begin(1, Request([22], 5))
+    found = np.array(model.forward(tokens, np.array([0, 0])))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert np.isnan(found[1]).all()
+    with pytest.raises(InvalidArgument, match="row 1 has begun no request"):
+        model.forward_rows(tokens[1:], np.array([0]), range(1, 2))
+    model.fork(0, [1], 2)
+    np.testing.assert_allclose(model.forward(tokens, np.array([0, 0]))[1], expected[0], atol=1e-5)
+
+
 def test_a_fork_takes_the_condition_along(folders):
     model, tokens = opened(folders, rows=2), np.array([[22, 3, 1]])
     for row, vectors in enumerate(CONDITIONS[:2]):
@@ -183,6 +233,7 @@ def test_the_unconditional_row_has_its_own_tokens_and_the_vectors_mask(folders):
         ("cosmos", {"condition": np.zeros((7, 9))}, r"has a condition of shape \(7, 9\)"),
         ("cosmos", {"condition": np.zeros((1, 7, 10))}, r"has a condition of shape \(1, 7, 10\)"),
         ("cosmos", {"condition": np.full((2, 10), np.nan)}, "has a condition with NaN or infinity"),
+        ("cosmos", {"condition": np.full((2, 10), -1e39)}, "has a condition with numbers that float32 cannot hold"),
         ("vectors", {"prompt": (22,) * 4}, "has a prompt of 4 tokens, expected 5 or more"),
         ("vectors", {"prompt": (*CAPTION, 1, 22)}, "has the token 22 at position 6, expected it before 5"),
     ],
