@@ -158,7 +158,8 @@ class _Archive:
         if len(tensor.shape) > _MOST_AXES:
             raise self._refusal(name, f"it has {len(tensor.shape)} axes, expected at most {_MOST_AXES}")
         elements = math.prod(tensor.shape)
-        if not elements and math.prod(filter(None, tensor.shape)) * size > sys.maxsize:  # numpy makes none, empty or not
+        # Numpy makes no such array, empty or not.
+        if not elements and math.prod(filter(None, tensor.shape)) * size > sys.maxsize:
             raise self._refusal(name, f"it is empty, and of shape {tensor.shape}")
         if elements and (tensor.first + _reach(tensor) > storage.elements or elements > storage.elements):
             raise self._refusal(
