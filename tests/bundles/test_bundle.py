@@ -312,6 +312,11 @@ def test_whole_numbers_are_accepted_where_numbers_are_wanted(folder):
         ({"layout": (Span(0, 4, 5),)}, "layout is 5, expected spans that cover length, 6"),
         ({"layout": (Span(0, 99, 6),)}, r"layout\[0\] is .* inside generated_tokens"),
         ({"stop_tokens": (99,)}, "stop_tokens is 99"),
+        ({"stop_tokens": (1,), "grid": Grid(2, 3)}, "none that can be generated before the end of a picture"),
+        (
+            {"stop_tokens": (3,), "grid": None, "layout": (Span(0, 3, 4), Span(3, 1, 2))},
+            "none that can be generated before the end",
+        ),
         ({"tokenizer": "t.json"}, "tokenizer is 't.json', expected a file that is listed"),
         ({"prompts": {"bag": Prompt((7,), (), "Bag")}}, r"prompts\['bag'\]\.tokens is \(7,\)"),
         ({"prompts": {"bag": Prompt((), (), "Bag")}}, r"prompts\['bag'\]\.tokens is \(\)"),
@@ -324,6 +329,12 @@ def test_whole_numbers_are_accepted_where_numbers_are_wanted(folder):
 def test_a_manifest_that_contradicts_itself_cannot_be_made(changes, message):
     with pytest.raises(BundleError, match=message):
         a_manifest(**changes)
+
+
+def test_a_picture_may_end_with_a_token_that_would_end_it():
+    a_manifest(stop_tokens=(3,), grid=None, layout=(Span(0, 3, 5), Span(3, 1)))
+    a_manifest(stop_tokens=(5,))  # is never generated
+    a_manifest(stop_tokens=(1,), grid=None, pixel_graph=None)  # a text
 
 
 @pytest.mark.parametrize(
