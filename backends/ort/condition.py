@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.conditions import problem_of_vectors
-from coupled_sampling.backends.ort.binding import TYPES, HostBinding
+from coupled_sampling.backends.ort.binding import TYPES, HostBinding, Kept
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.manifest import ConditionGraph
 from coupled_sampling.bundles.opening import Bundle
@@ -65,7 +65,7 @@ class RowConditions:
         """The condition of each row."""
         self._failed: set[int] = set()
         """Rows whose last request could not begin."""
-        self._kept = {}
+        self._kept: dict[str, Kept] = {}
         self.inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         """Type and shape of every input that the window graph must have for them; None is for rows."""
         for value in self._session.get_outputs():
@@ -76,7 +76,12 @@ class RowConditions:
                     "bundle again"
                 )
             self.inputs[value.name] = value.type, (None, *shape)
-            self._kept[value.name] = binding.keep(np.zeros((rows, *shape), TYPES[value.type]))
+
+    def reserve(self) -> None:
+        """Make room for what rows are told, once it is known that the window graph takes it: a graph may promise any size."""
+        for name, (kind, shape) in self.inputs.items():
+            sizes = [size for size in shape if size is not None]
+            self._kept[name] = self._binding.keep(np.zeros((len(self._told), *sizes), TYPES[kind]))
 
     def problem(self, request: Request) -> str | None:
         """Why ``request`` cannot be decoded, as a sentence without its subject; None if it can."""

@@ -134,6 +134,8 @@ class OrtProvider(Closing):
             None if bundle.manifest.condition_graph is None else RowConditions(bundle, session, binding, batch_size)
         )
         _check_graph(bundle, session, {} if self._conditions is None else self._conditions.inputs, trees=trees)
+        if self._conditions is not None:
+            self._conditions.reserve()
         self.bundle = bundle
         self.vocab_size = bundle.manifest.vocab_size
         self.batch_size = batch_size

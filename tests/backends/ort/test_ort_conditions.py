@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, open_bundle
 from coupled_sampling.backends import OrtProvider, Place, check_model, open_model
 from coupled_sampling.bundles import ConditionGraph, Prompt
+from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.contracts import RequestObserver, Selective, Trees
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export import add_step_graphs, reference_logits
@@ -331,6 +333,29 @@ def test_a_manifest_that_promises_something_else_is_refused(folders, tmp_path, c
     change(document)
     (path / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
+        OrtProvider.open(path, threads=1)
+
+
+def test_a_graph_that_promises_exabytes_is_refused_before_there_is_room_for_them(folders, tmp_path):
+    """What it makes must be what the window graph takes."""
+    from onnx import TensorProto, helper
+
+    path, shape = shutil.copytree(folders["cosmos"], tmp_path / "toy"), [1, 10**9, 10**9]
+    nodes = [
+        helper.make_node("Constant", [], ["zero"], value=helper.make_tensor("", TensorProto.FLOAT, [1], [0])),
+        helper.make_node("Constant", [], ["shape"], value=helper.make_tensor("", TensorProto.INT64, [3], shape)),
+        helper.make_node("Expand", ["zero", "shape"], ["condition.0.key"]),
+    ]
+    taken = helper.make_tensor_value_info("condition", TensorProto.FLOAT, ["S", 10])
+    made = helper.make_tensor_value_info("condition.0.key", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "condition", [taken], [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (path / "condition.onnx").write_bytes(model.SerializeToString())
+    document = json.loads((path / "manifest.json").read_text())
+    record = file_record(path / "condition.onnx")
+    document["files"]["condition.onnx"] = {"sha256": record.sha256, "bytes": record.bytes}
+    (path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"'condition.0.key' is .*, the manifest promises .*1000000000"):
         OrtProvider.open(path, threads=1)
 
 
