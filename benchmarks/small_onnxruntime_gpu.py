@@ -34,6 +34,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,9 +53,7 @@ NOT_NEEDED = re.compile(
 )
 BINDINGS = re.compile(r"onnxruntime/capi/onnxruntime_pybind11_state\.(.+)\.so$")
 CONTENTS = "parts.json"
-DICTIONARY = 1 << 26
-"""Bytes that a match in the compressed stream may lie back."""
-FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": DICTIONARY}]
+FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 26}]
 BLOCK = 1 << 20
 
 
@@ -242,12 +241,20 @@ def check(wheel: Path, parts: Path) -> dict[str, Any]:
 def check_placement(whole: Path, small: Path) -> str:
     """Where both place the nodes of the shipped graphs; raises if not in the same places."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from standins.cuda_placement import placement
+    from standins.cuda_placement import environment_of, place, placed_graphs
 
-    (version, before), (_, after) = placement(whole), placement(small)
-    if before != after:
-        raise BundleError(f"the small {version} places nodes elsewhere: {after}, not {before}")
-    return f"as {version} from the wheel, for {len(before['on_cpu'])} graphs"
+    with tempfile.TemporaryDirectory() as before, tempfile.TemporaryDirectory() as after:
+        environments = environment_of(whole, Path(before)), environment_of(small, Path(after))
+        graphs = placed_graphs()
+        for graph in graphs:
+            expected, found = (place(environment, graph, {}) for environment in environments)
+            if found != expected:
+                raise BundleError(f"{graph.name}: from the parts, nodes are placed as {found}, not {expected}")
+    return f"as from the wheel, in {len(graphs)} graphs; version, nodes of the last by provider and copies: {summary(*found)}"
+
+
+def summary(version: str, placed: dict[str, str], copies: int) -> tuple[str, dict[str, int], int]:
+    return version, dict(Counter(placed.values())), copies
 
 
 def python_suffix() -> str:
