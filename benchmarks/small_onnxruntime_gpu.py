@@ -18,8 +18,8 @@ and, where it is to run, with the folder PARTS and this repository:
 - ``join`` checks the parts, writes a folder for PYTHONPATH, and prints what CUDA libraries it needs.
 
 The default of ``--leave-out`` are kernels for mixtures of experts (ONNX Runtime's MoE and QMoE), two thirds of sm_90's code: these
-operators, which no graph of this library has, fail there with "no kernel image". Names of kernels are read with `zstandard`, a
-package that ``make`` and ``check`` need, but not ``join``.
+operators, which no graph of this library has, cannot run there. Names of kernels are read with `zstandard`, a package that ``make``
+and ``check`` need, but not ``join``.
 """
 
 from __future__ import annotations
