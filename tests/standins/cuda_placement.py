@@ -160,6 +160,15 @@ def signatures(graph):
     return {node.name: signature(node, types) for node in model.graph.node}
 
 
+def place(environment, graph, sizes):
+    """In a process with this environment, what `print_placement` says of a graph."""
+    command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
+    return json.loads(result.stdout)
+
+
 def placement(package):
     """What one version does: its name, and by graph what it puts on the CPU and how many tensors it would copy.
 
@@ -172,11 +181,7 @@ def placement(package):
         for graph in placed_graphs():
             known, copied[graph.name] = signatures(graph), []
             for sizes in ({}, FIXED):
-                command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
-                result = subprocess.run(command, env=environment, capture_output=True, text=True)
-                if result.returncode:
-                    raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
-                version, placed, copies = json.loads(result.stdout)
+                version, placed, copies = place(environment, graph, sizes)
                 copied[graph.name].append(copies)
                 if not sizes:
                     kernels |= {known[node] for node, provider in placed.items() if provider == PROVIDER}
