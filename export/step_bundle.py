@@ -149,7 +149,8 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
             save_graph(made, folder / graph.file, check=False)
             added.append(graph)
     others = [graph.file for graph in (tree, causal) if graph is not None]
-    check_apart([folder / name for name in (manifest.window_graph.file, *(graph.file for graph in added), *others)])
+    written = [manifest.window_graph.file, *(graph.file for graph in added), *others]
+    check_apart([folder / name for name in written])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
     manifest = replace(manifest, files=files, step_graphs=(*kept, *added), tree_graph=tree, causal_graph=causal)

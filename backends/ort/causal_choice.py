@@ -109,12 +109,12 @@ def _logits_of(
     causal: bool,
 ) -> list[NDArray[np.float32]]:
     """What a writing makes of the windows, each (`ROWS`, W, V). Its weights are given back."""
-    windows = _windows(bundle.manifest.window_graph, bundle.manifest.vocab_size)
+    windows = _compared_windows(bundle.manifest.window_graph, bundle.manifest.vocab_size)
     with over(open_graph(causal), causal) as provider:
         return [np.array(provider.forward(tokens, start), np.float32) for tokens, start in windows]
 
 
-def _windows(graph: WindowGraph, vocab_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _compared_windows(graph: WindowGraph, vocab_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Tokens (`ROWS`, W) and starts: a prompt, a window of ragged rows, and a slot of each, where more was written before."""
     width = max(1, min(_WIDTH, graph.max_window, graph.max_length // 2))
     first = 0

@@ -299,8 +299,14 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     """Refuse files that are not what the manifest says."""
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
-    parts = (manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, manifest.condition_graph)
-    for graph in (*parts, manifest.causal_graph, *manifest.step_graphs):
+    parts = (
+        manifest.window_graph,
+        manifest.pixel_graph,
+        manifest.tree_graph,
+        manifest.condition_graph,
+        manifest.causal_graph,
+    )
+    for graph in (*parts, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)
     if manifest.corrections is not None and manifest.corrections.network is not None:
