@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.recommended import PaddedPrompt, Prompt
-from coupled_sampling.bundles.records import ConditionGraph, PixelGraph, StepGraph, TreeGraph, WindowGraph, expect
+from coupled_sampling.bundles.records import ConditionGraph, PixelGraph, StepGraph, WindowGraph, expect
+from coupled_sampling.bundles.window_writings import CausalGraph, TreeGraph
 
 if TYPE_CHECKING:
     from coupled_sampling.bundles.manifest import Manifest
@@ -40,11 +41,12 @@ def _check_files(manifest: Manifest) -> None:
         digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
         expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
         expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
-    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | ConditionGraph | None] = {
+    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | ConditionGraph | CausalGraph | None] = {
         "window_graph": manifest.window_graph,
         "pixel_graph": manifest.pixel_graph,
         "tree_graph": manifest.tree_graph,
         "condition_graph": manifest.condition_graph,
+        "causal_graph": manifest.causal_graph,
     }
     graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
     for field, graph in graphs.items():
@@ -56,6 +58,15 @@ def _check_files(manifest: Manifest) -> None:
         [one.file for one in manifest.step_graphs],
         "none beside condition_graph: a step cannot be told a condition",
     )
+    expect(
+        manifest.condition_graph is None or manifest.causal_graph is None,
+        "causal_graph",
+        manifest.causal_graph,
+        "none beside condition_graph: what attends to a condition has a mask",
+    )
+    if manifest.causal_graph is not None:
+        heads, shared = manifest.causal_graph.heads, manifest.window_graph.kv_heads
+        expect(heads % shared == 0, "causal_graph.heads", heads, f"a multiple of window_graph.kv_heads, {shared}")
     kinds: set[tuple[object, ...]] = set()
     for i, one in enumerate(manifest.step_graphs):
         kind = (one.method, one.warped, one.guided, one.noise, one.corrected, one.tree)

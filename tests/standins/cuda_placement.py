@@ -160,11 +160,23 @@ def signatures(graph):
     return {node.name: signature(node, types) for node in model.graph.node}
 
 
+def place(environment, graph, sizes):
+    """In a process with this environment, what `print_placement` says of a graph."""
+    command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
+    return json.loads(result.stdout)
+
+
 def placement(package):
     """What one version does: its name, and by graph what it puts on the CPU and how many tensors it would copy.
 
     With free axes: the kernels it has for the graphs, and ``on_cpu``. With all axes fixed no node may be on the CPU, or this fails.
+    Last, which of its kernels for attention it takes (`standins.cuda_attention`).
     """
+    from standins.cuda_attention import attention_kernels
+
     kernels, graphs, copied, version = set(), {}, {}, ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -172,11 +184,7 @@ def placement(package):
         for graph in placed_graphs():
             known, copied[graph.name] = signatures(graph), []
             for sizes in ({}, FIXED):
-                command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
-                result = subprocess.run(command, env=environment, capture_output=True, text=True)
-                if result.returncode:
-                    raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
-                version, placed, copies = json.loads(result.stdout)
+                version, placed, copies = place(environment, graph, sizes)
                 copied[graph.name].append(copies)
                 if not sizes:
                     kernels |= {known[node] for node, provider in placed.items() if provider == PROVIDER}
@@ -184,10 +192,13 @@ def placement(package):
                     graphs[graph.name] = dict(sorted(on_cpu.items()))
                 elif set(placed.values()) != {PROVIDER}:
                     raise SystemExit(f"{graph.name} has nodes on the CPU although all its axes are fixed: {placed}")
-    return version, {"kernels": sorted(kernels), "on_cpu": graphs, "copies, axes free and fixed": copied}
+        attention = attention_kernels(environment, folder)
+    found = {"kernels": sorted(kernels), "on_cpu": graphs, "copies, axes free and fixed": copied}
+    return version, found | {"attention": attention}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--place":
         print_placement(sys.argv[2], json.loads(sys.argv[3]))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     RECORD.write_text(json.dumps(dict(placement(Path(folder)) for folder in sys.argv[1:]), indent=1) + "\n")

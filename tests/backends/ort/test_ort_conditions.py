@@ -14,7 +14,7 @@ from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.contracts import RequestObserver, Selective, Trees
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export import add_step_graphs, reference_logits
-from coupled_sampling.export.step_bundle import write_tree_graph
+from coupled_sampling.export.step_bundle import write_other_writings
 from coupled_sampling.testing import CheckFailed, check_provider
 from standins.conditioned import COSMOS, LENGTH, PREFIX, VECTORS, some_vectors
 from standins.toy_bundles import toy_weights, write_toy_bundle
@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
     for name, description in KINDS.items():
         prompts = {"begin": Prompt(PROMPTS[name], (), "Begin")}
         made[name] = write_toy_bundle(folder / name, description, max_window=LENGTH, prompts=prompts)
-        write_tree_graph(made[name], open_bundle(made[name]).manifest)
+        write_other_writings(made[name], open_bundle(made[name]).manifest)
     return made
 
 
