@@ -12,7 +12,15 @@ from typing import NamedTuple
 from coupled_sampling.bundles.manifest import Manifest, WindowGraph
 from coupled_sampling.errors import BundleError
 
-__all__ = ["CACHE", "WindowTensor", "cache_names", "cache_shape", "tree_window_graph", "window_tensors"]
+__all__ = [
+    "CACHE",
+    "WindowTensor",
+    "cache_names",
+    "cache_shape",
+    "causal_window_graph",
+    "tree_window_graph",
+    "window_tensors",
+]
 
 CACHE = "cache"
 """The type of caches, which is the graph's own or what a back end converts it to."""
@@ -47,9 +55,30 @@ def tree_window_graph(manifest: Manifest) -> WindowGraph:
     return replace(manifest.window_graph, file=tree.file, cache_length=tree.cache_length)
 
 
-def window_tensors(manifest: Manifest, *, trees: bool = False) -> dict[str, WindowTensor]:
-    """All inputs and outputs of a bundle's window graph or tree graph by name; ``docs/bundle-format.md`` is the reference."""
-    graph = tree_window_graph(manifest) if trees else manifest.window_graph
+def causal_window_graph(manifest: Manifest) -> WindowGraph:
+    """What a bundle's graph without masks promises: all that the window graph does, in a file of its own, and no ``kv_length``.
+
+    Raises
+    ------
+    BundleError
+        The bundle has none.
+    """
+    causal = manifest.causal_graph
+    if causal is None:
+        raise BundleError(
+            f"the bundle {manifest.name} has no graph without masks; `coupled-sampling step-graphs` makes a copy that has one, if "
+            "the model can do without"
+        )
+    return replace(manifest.window_graph, file=causal.file, has_kv_length=False)
+
+
+def window_tensors(manifest: Manifest, *, trees: bool = False, causal: bool = False) -> dict[str, WindowTensor]:
+    """All inputs and outputs of a bundle's window graph by name, or of its writing for trees or without masks.
+
+    ``docs/bundle-format.md`` is the reference.
+    """
+    graph = causal_window_graph(manifest) if causal else manifest.window_graph
+    graph = tree_window_graph(manifest) if trees else graph
     cache = (_ROWS, *cache_shape(graph, 0)[1:])
     tensors = {
         "input_ids": WindowTensor(True, "int64", (_ROWS, _SLOTS)),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 
-__all__ = ["CLIPS", "FPS", "check_fps", "encode_clip", "require_kind"]
+__all__ = ["CLIPS", "FPS", "check_fps", "check_size", "encode_clip", "require_kind"]
 
 CLIPS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG", ".mp4": "MP4"}
 """Kinds of clips, by the ending of a file; a file without one is the first of them."""
@@ -32,6 +32,8 @@ FPS = 8.0
 
 _FASTEST = {"GIF": 50.0, "WEBP": 100.0, "PNG": 100.0, "MP4": 100.0}
 """Most frames in a second: programs that show GIFs take a hundredth of a second for a tenth."""
+_WIDEST = {"GIF": 2**16 - 1, "WEBP": 2**14 - 1, "PNG": 2**31 - 1, "JPEG": 65_500, "MP4": 2**14}
+"""Most pixels of a side, of clips and of pictures."""
 _TICK = {"GIF": 10, "WEBP": 1, "PNG": 1}
 """Milliseconds that durations are multiples of."""
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,6 +55,29 @@ def check_fps(fps: float, kind: str) -> float:
     if not (math.isfinite(fps) and 0.1 <= fps <= _FASTEST[kind]):
         raise InvalidArgument(f"fps is {fps:g}, expected 0.1 to {_FASTEST[kind]:g} frames in a second for {kind}")
     return fps
+
+
+def check_size(height: int, width: int, kind: str) -> None:
+    """Refuse a picture, or a clip, that is larger than its kind can be: one of `CLIPS`, or a JPEG.
+
+    Raises
+    ------
+    InvalidArgument
+        It is.
+
+    Examples
+    --------
+    >>> from coupled_sampling.animations import check_size
+    >>> check_size(640, 1024, "WEBP")
+    >>> check_size(20406, 1026, "WEBP")
+    Traceback (most recent call last):
+    coupled_sampling.errors.InvalidArgument: a WEBP of 20406 by 1026 pixels is too large, expected at most 16383 in a side...
+    """
+    if max(height, width) > _WIDEST[kind]:
+        raise InvalidArgument(
+            f"a {kind} of {height} by {width} pixels is too large, expected at most {_WIDEST[kind]} in a side; ask for fewer of "
+            "them in one file, or for PNG"
+        )
 
 
 def require_kind(kind: str) -> None:
@@ -87,7 +112,7 @@ def encode_clip(frames: NDArray[np.uint8], kind: str, fps: float = FPS) -> bytes
     Raises
     ------
     InvalidArgument
-        The kind cannot have so many frames in a second.
+        The kind cannot have so many frames in a second, or such large ones.
     MissingDependency
         What writes it is not installed.
 
@@ -102,6 +127,7 @@ def encode_clip(frames: NDArray[np.uint8], kind: str, fps: float = FPS) -> bytes
     3
     """
     check_fps(fps, kind)
+    check_size(frames.shape[1], frames.shape[2], kind)
     written = io.BytesIO()
     if kind == "MP4":
         _write_mp4(frames, written, fps)

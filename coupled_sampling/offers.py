@@ -88,7 +88,10 @@ class RequestObserver(Protocol):
     """
 
     def begin(self, row: int, request: Request) -> None:
-        """Row ``row`` starts ``request``, whose ``prompt`` is an int64 array (L,). What it raises ends the request."""
+        """Row ``row`` starts ``request``, whose ``prompt`` is an int64 array (L,). What it raises ends the request.
+
+        The row may be forwarded all the same, idle between rows that go on.
+        """
         ...
 
 

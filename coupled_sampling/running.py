@@ -33,6 +33,9 @@ class Runs:
         What was done to the model's graph in memory before it ran; empty if nothing was.
     corrections
         Class of what predicts laws under changed neighbours (`coupled_sampling.corrections`); empty if nothing does.
+    window_graph
+        Which writing of the bundle's window graph runs where a back end chose between them, "causal" or "masked", and why; empty if
+        there was nothing to choose.
 
     Examples
     --------
@@ -47,6 +50,7 @@ class Runs:
     step: str = "host"
     changes: str = ""
     corrections: str = ""
+    window_graph: str = ""
 
     def corrected_by(self, corrector: object | None) -> Self:
         """The same with ``corrector``."""
@@ -59,7 +63,9 @@ class Runs:
     def __str__(self) -> str:
         gpu = "" if self.device is None else f" (GPU {self.device}{', CUDA graphs' * self.cuda_graphs})"
         corrections = f", corrections: {self.corrections}" if self.corrections else ""
-        return f"on {self.execution_provider}{gpu}, step: {self.step}{corrections}{f', {self.changes}' if self.changes else ''}"
+        graph = f", window graph: {self.window_graph}" if self.window_graph else ""
+        changes = f", {self.changes}" if self.changes else ""
+        return f"on {self.execution_provider}{gpu}, step: {self.step}{corrections}{graph}{changes}"
 
 
 @runtime_checkable

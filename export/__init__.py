@@ -5,7 +5,7 @@
   `reference_logits` computes the same in numpy;
 - `pixel_graph` writes what makes a picture of tokens and a codebook; `save_graph` checks a graph and writes it;
 - `step_graph` appends acceptance and redrafting to a window graph, so that a step is one call, and `add_step_graphs` does so
-  for a bundle; `tree_window` rewrites a window graph into one whose windows may be trees;
+  for a bundle; `tree_window` rewrites a window graph into one whose windows may be trees, `causal_window` into one without masks;
 - a PyTorch module of your own: `coupled_sampling.export.torch.module`, with the extra ``[torch]``.
 
 Nothing here runs a model: an export that is to be checked takes the function that opens the bundle, an `Opener`. Importing this
@@ -17,6 +17,7 @@ from coupled_sampling.export.check_text import CheckedText
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
 from coupled_sampling.export.fill_token import find_fill_token
 from coupled_sampling.export.graphs.builder import save_graph
+from coupled_sampling.export.graphs.causal_window import causal_window
 from coupled_sampling.export.graphs.codebook_pixels import pixel_graph
 from coupled_sampling.export.graphs.condition_graph import write_condition_graph
 from coupled_sampling.export.graphs.conditions import CrossAttention, PrefixVectors
@@ -49,6 +50,7 @@ __all__ = [
     "RotaryScaling",
     "Storage",
     "add_step_graphs",
+    "causal_window",
     "export_checkpoint",
     "find_fill_token",
     "open_checkpoint",

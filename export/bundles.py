@@ -36,7 +36,7 @@ from coupled_sampling.export.graphs.decoder import write_decoder_graph
 from coupled_sampling.export.graphs.description import DecoderDescription
 from coupled_sampling.export.graphs.storage import Storage
 from coupled_sampling.export.pictures.contract import PictureDecoder
-from coupled_sampling.export.step_bundle import checked_methods, write_step_graphs, write_tree_graph
+from coupled_sampling.export.step_bundle import checked_methods, write_other_writings, write_step_graphs
 from coupled_sampling.fields import check_fields, check_is, check_path
 
 __all__ = ["ExportSettings", "Exported", "export_checkpoint"]
@@ -229,7 +229,7 @@ def export_checkpoint(
             manifest = _manifest(model, checkpoint, folder, chosen, pictures, text)
             write_manifest(folder, manifest)
             steps = chosen.step_graphs
-            manifest = write_step_graphs(folder, steps) if steps else write_tree_graph(folder, manifest)
+            manifest = write_step_graphs(folder, steps) if steps else write_other_writings(folder, manifest)
             difference, checked = None, None
             if check is not None:
                 bundle = open_bundle(folder.absolute())

@@ -1,11 +1,12 @@
-"""Step graphs and the graph for trees into a bundle, beside the window graph they were made from.
+"""Step graphs, the graph for trees and the one without masks into a bundle, beside the window graph they were made from.
 
 Weights are stored once: if the window graph has them inside, they move to a file of their own, to which the window graph and
 all others refer. A step graph then is some 50 kB. Which variants a bundle gets follows from what its manifest offers:
 a plain and a warped graph for every method, a warped and guided one where there is an unconditional prompt, the same with
 corrected laws where the method recycles drafts, and for ``scd-match`` one for TensorRT, whose noise is an input for each slot.
 The graph for trees is in every bundle whose window graph can be rewritten, which all are that this library's exporter wrote from
-a description.
+a description. The one without masks is there where the model needs none: without sliding windows, conditions and pictures in its
+context.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 from coupled_sampling.arguments import shown
 from coupled_sampling.bundles.correction_writing import store_corrections
 from coupled_sampling.bundles.files import whole_folder
-from coupled_sampling.bundles.manifest import MANIFEST, Manifest, StepGraph, TreeGraph
+from coupled_sampling.bundles.manifest import MANIFEST, CausalGraph, Manifest, StepGraph, TreeGraph
 from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.bundles.replacing import check_replaceable
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import load_graph, require_onnx, save_graph
+from coupled_sampling.export.graphs.causal_window import causal_window, query_heads
 from coupled_sampling.export.graphs.checked_apart import check_apart
 from coupled_sampling.export.graphs.decision import STEP_METHODS, WINDOW_NOISE_METHOD
 from coupled_sampling.export.graphs.decision_tree import TREE_METHOD
@@ -35,17 +37,21 @@ from coupled_sampling.fields import check_path
 from coupled_sampling.methods import find_method
 
 __all__ = [
+    "CAUSAL_GRAPH",
     "TREE_GRAPH",
     "WEIGHTS",
     "add_step_graphs",
     "checked_methods",
     "tree_columns",
+    "write_other_writings",
     "write_step_graphs",
-    "write_tree_graph",
 ]
 
 TREE_GRAPH = "window-tree.onnx"
 """The file of the graph for trees."""
+
+CAUSAL_GRAPH = "window-causal.onnx"
+"""The file of the graph without masks."""
 
 WEIGHTS = "weights.bin"
 """The file that weights move to."""
@@ -58,7 +64,7 @@ _SMALLEST = 1024
 def add_step_graphs(
     source: Bundle | str | Path, out: str | Path, methods: Sequence[str] = STEP_METHODS, *, force: bool = False
 ) -> Bundle:
-    """Write a bundle that is ``source`` with step graphs, and with the graph for trees if it can have one.
+    """Write a bundle that is ``source`` with step graphs, and with the graphs for trees and without masks if it can have them.
 
     Parameters
     ----------
@@ -105,7 +111,9 @@ def add_step_graphs(
 
 
 def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Manifest:
-    """Write step graphs and the graph for trees into the bundle at ``folder``, which nobody uses yet, and its new manifest.
+    """Write step graphs and the window graph's other writings into the bundle at ``folder``, which nobody uses yet.
+
+    Returns its new manifest, which is written as well.
 
     Raises
     ------
@@ -132,6 +140,7 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
         of_trees = tree_window(window, new.cache_length)
         save_graph(of_trees, folder / new.file, check=False)
         tree = new
+    causal = _write_causal(folder, window, manifest, check=False)
     for name in names:
         guided = manifest.unconditional_prompt is not None
         for graph in _variants(name, guided=guided, trees=of_trees is not None):
@@ -139,11 +148,12 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
             made = step_graph(of_trees if graph.tree else window, name, noise=graph.noise, **variant)
             save_graph(made, folder / graph.file, check=False)
             added.append(graph)
-    written = [manifest.window_graph.file, *(graph.file for graph in added), *([] if tree is None else [tree.file])]
+    others = [graph.file for graph in (tree, causal) if graph is not None]
+    written = [manifest.window_graph.file, *(graph.file for graph in added), *others]
     check_apart([folder / name for name in written])
     present = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {name: file_record(folder / name) for name in present}
-    manifest = replace(manifest, files=files, step_graphs=(*kept, *added), tree_graph=tree)
+    manifest = replace(manifest, files=files, step_graphs=(*kept, *added), tree_graph=tree, causal_graph=causal)
     if tables is not None and bundle.manifest.corrections is not None:
         before = bundle.manifest.corrections
         # The same model in other files: where weights moved out of the window graph, tables made for it have another fingerprint.
@@ -154,8 +164,10 @@ def write_step_graphs(folder: Path, methods: Sequence[str] = STEP_METHODS) -> Ma
     return manifest
 
 
-def write_tree_graph(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the graph for trees into a bundle without correction tables that was just exported to ``folder``, and its new manifest.
+def write_other_writings(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the graphs for trees and without masks into a bundle that was just exported to ``folder``, and its new manifest.
+
+    The bundle has no correction tables yet.
 
     Raises
     ------
@@ -166,11 +178,24 @@ def write_tree_graph(folder: Path, manifest: Manifest) -> Manifest:
     window = _with_weights_outside(folder, name)
     tree = TreeGraph(TREE_GRAPH, tree_columns(manifest.window_graph.max_length))
     save_graph(tree_window(window, tree.cache_length), folder / tree.file)
+    causal = _write_causal(folder, window, manifest, check=True)
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    changed = {one: file_record(folder / one) for one in sorted({name, tree.file} | (present - set(manifest.files)))}
-    written = replace(manifest, files={**manifest.files, **changed}, tree_graph=tree)
+    changed = {one: file_record(folder / one) for one in sorted({name} | (present - set(manifest.files)))}
+    written = replace(manifest, files={**manifest.files, **changed}, tree_graph=tree, causal_graph=causal)
     write_manifest(folder, written)
     return written
+
+
+def _write_causal(folder: Path, window: Any, manifest: Manifest, *, check: bool) -> CausalGraph | None:
+    """Write the window graph without masks, and its record; where that cannot be, what the bundle has."""
+    known = manifest.causal_graph
+    try:
+        model, heads = causal_window(window), query_heads(window)
+    except InvalidArgument:  # it needs its masks, or was written in another way
+        return known
+    graph = CausalGraph(CAUSAL_GRAPH if known is None else known.file, heads)
+    save_graph(model, folder / graph.file, check=check)
+    return graph
 
 
 def tree_columns(max_length: int) -> int:

@@ -20,7 +20,8 @@ from coupled_sampling.backends.foreign.provider import ConcatenatedProvider
 from coupled_sampling.bundles.chat import ChatTemplate
 from coupled_sampling.bundles.manifest import TEXT_DEFAULTS, Defaults, GeneratedTokens, Manifest
 from coupled_sampling.bundles.opening import Bundle, embedded_names, open_bundle
-from coupled_sampling.bundles.records import GrowingGraph, TreeGraph
+from coupled_sampling.bundles.records import GrowingGraph
+from coupled_sampling.bundles.window_writings import TreeGraph
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.fields import check_path
 

@@ -11,6 +11,7 @@ alone. Windows, refused drafts and rollbacks write the decoder's own caches and 
 gets other ones, and rows with the same condition share them.
 
 Every row is run by itself. These graphs have no mask for the decoder's own past, so rows of different lengths cannot be padded.
+A row whose request could not begin is not run where others are, and has logits that are NaN: one request never stops another.
 
 What it does not promise: that the graph computes the model, and anything about lengths at which a model changes how it encodes
 positions. Nothing is checked beyond the first few positions.
@@ -106,6 +107,8 @@ class EncoderDecoderProvider(Closing):
         self._first, self._next = sessions
         self.runs = Runs(self._next.get_providers()[0], changes=str(changes))
         self._read: list[Reading | None] = [None] * batch_size
+        self._failed: set[int] = set()
+        """Rows whose last request could not begin."""
         self._caches = GrownCaches(graph.caches, batch_size, graph.cache_type, max_length)
         self._buffers = Buffers()
         self.mask_stride, self.vocab_size = 1, 1
@@ -184,6 +187,7 @@ class EncoderDecoderProvider(Closing):
         if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < self.batch_size:
             raise InvalidArgument(f"row is {row!r}, expected a row from 0 to {self.batch_size - 1}")
         self._read[row] = None  # whatever happens next, the last request's is not used again
+        self._failed.add(int(row))
         problem = problem_of_condition(request.condition, self.graph.states)
         if problem is not None:
             raise InvalidArgument(f"request {problem}")
@@ -194,6 +198,7 @@ class EncoderDecoderProvider(Closing):
                 f"request has a condition with numbers that {self.states_type} cannot hold; encode it in that type"
             )
         self._read[row] = self._shared(states) or self._reading(states)
+        self._failed.discard(int(row))
 
     @property
     def states_type(self) -> np.dtype[Any]:
@@ -264,15 +269,19 @@ class EncoderDecoderProvider(Closing):
 
     def _forward(self, tokens: Integers, start: Integers, rows: range) -> NDArray[np.float32]:
         read = [self._read[row] for row in rows]
-        if None in read:
+        idle = self._failed if any(reading is not None for reading in read) else ()
+        missing = [row for row, reading in zip(rows, read, strict=True) if reading is None and row not in idle]
+        if missing:
             raise InvalidArgument(
-                f"row {rows[read.index(None)]} has begun no request, expected begin(row, request) before its first window: its "
+                f"row {missing[0]} has begun no request, expected begin(row, request) before its first window: its "
                 "condition is the encoder's output"
             )
         self._caches.reserve(int(start.max()) + tokens.shape[1])
         logits = self._buffers.take("logits", (*tokens.shape, self.vocab_size), self.graph.logits_type)
         for i, (row, reading) in enumerate(zip(rows, read, strict=True)):
-            assert reading is not None
+            if reading is None:
+                logits[i] = np.nan
+                continue
             first, width = int(start[i]), tokens.shape[1]
             ends = [j + 1 for j, token in enumerate(tokens[i].tolist()) if token in self.breaks and j + 1 < width]
             for begin, end in pairwise([0, *ends, width]):
@@ -299,6 +308,7 @@ class EncoderDecoderProvider(Closing):
         check_fork(self, source, targets, length)
         for target in targets:
             self._read[target] = self._read[source]
+            self._failed.discard(target)
         self._caches.copy(source, targets, length)
 
     def close(self) -> None:

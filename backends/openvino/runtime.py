@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from coupled_sampling.backends.versions import check_version
 from coupled_sampling.errors import MissingDependency
 
 __all__ = ["DEVICE", "INSTALL", "Runtime", "find_runtime", "settings"]
@@ -43,11 +43,7 @@ def find_runtime() -> Runtime:
             f"this needs the package openvino, which could not be imported ({error}): {INSTALL}"
         ) from error
     version = str(package.__version__)
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise MissingDependency(
-            f"openvino is {version}, expected {oldest} or more, older ones have another attention: {INSTALL} --upgrade"
-        )
+    check_version("openvino", version, OLDEST, "have another attention", f"{INSTALL} --upgrade")
     return Runtime(version, package, operators, conversion)
 
 

@@ -2,6 +2,9 @@
 
 It runs once for a request. What it makes are inputs of the window graph, which lie beside the caches, one row behind the other.
 Nobody else writes there: windows, refused drafts and rollbacks leave them as they are.
+
+A row whose request could not begin stands idle among rows that go on, and is forwarded with them. Its logits are NaN, of which no
+law can be made. So one request never stops another, and none is decoded under what was said of the one before.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.conditions import problem_of_vectors
-from coupled_sampling.backends.ort.binding import TYPES, HostBinding
+from coupled_sampling.backends.ort.binding import TYPES, HostBinding, Kept
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.manifest import ConditionGraph
 from coupled_sampling.bundles.opening import Bundle
@@ -60,7 +63,9 @@ class RowConditions:
         self._binding = binding
         self._told: list[NDArray[np.float32] | None] = [None] * rows
         """The condition of each row."""
-        self._kept = {}
+        self._failed: set[int] = set()
+        """Rows whose last request could not begin."""
+        self._kept: dict[str, Kept] = {}
         self.inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         """Type and shape of every input that the window graph must have for them; None is for rows."""
         for value in self._session.get_outputs():
@@ -71,13 +76,20 @@ class RowConditions:
                     "bundle again"
                 )
             self.inputs[value.name] = value.type, (None, *shape)
-            self._kept[value.name] = binding.keep(np.zeros((rows, *shape), TYPES[value.type]))
+
+    def reserve(self) -> None:
+        """Make room for what rows are told, once it is known that the window graph takes it: a graph may promise any size."""
+        for name, (kind, shape) in self.inputs.items():
+            sizes = [size for size in shape if size is not None]
+            self._kept[name] = self._binding.keep(np.zeros((len(self._told), *sizes), TYPES[kind]))
 
     def problem(self, request: Request) -> str | None:
         """Why ``request`` cannot be decoded, as a sentence without its subject; None if it can."""
         wanted = f"floating (n, {self.graph.size}) with up to {self.graph.length} vectors n"
         advice = "make it with the encoder that the model was trained with"
         problem = problem_of_vectors(request.condition, (1, self.graph.length), self.graph.size, wanted, advice)
+        if problem is None and (np.abs(np.asarray(request.condition)) > np.finfo(np.float32).max).any():
+            problem = "has a condition with numbers that float32 cannot hold"
         return problem or self.graph.problem_of_prompt(np.asarray(request.prompt))
 
     def begin(self, row: int, request: Request) -> None:
@@ -93,38 +105,40 @@ class RowConditions:
         if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < len(self._told):
             raise InvalidArgument(f"row is {row!r}, expected a row from 0 to {len(self._told) - 1}")
         self._told[row] = None  # whatever happens next, the last request's is not used again
+        self._failed.add(int(row))
         problem = self.problem(request)
         if problem is not None:
             raise InvalidArgument(f"request {problem}")
-        with np.errstate(over="ignore"):
-            vectors = np.array(request.condition, np.float32)
-        if not np.isfinite(vectors).all():
-            raise InvalidArgument("request has a condition with numbers that float32 cannot hold")
+        vectors = np.array(request.condition, np.float32)
         if not self._copied(vectors, row):
             self._write(vectors, row)
         self._told[row] = vectors
+        self._failed.discard(int(row))
 
-    def bind(self, rows: range) -> None:
-        """Bind what the consecutive ``rows`` were told.
+    def bind(self, rows: range) -> list[int]:
+        """Bind what the consecutive ``rows`` were told; gives the numbers in it of those whose request could not begin.
 
         Raises
         ------
         InvalidArgument
-            A row has begun no request.
+            A row has begun no request, or none of them has one that could.
         """
+        idle = [] if all(self._told[row] is None for row in rows) else [row for row in rows if row in self._failed]
         for row in rows:
-            if self._told[row] is None:
+            if self._told[row] is None and row not in idle:
                 raise InvalidArgument(
                     f"row {row} has begun no request, expected begin(row, request) before its first window: the model takes a "
                     "condition"
                 )
         for name, kept in self._kept.items():
             self._binding.bind_kept(name, kept, (len(rows), *kept.memory.shape[1:]), rows.start)
+        return [row - rows.start for row in idle]
 
     def fork(self, source: int, targets: Sequence[int]) -> None:
         """Give the rows ``targets`` what row ``source`` was told."""
         for target in targets:
             self._told[target] = self._told[source]
+            self._failed.discard(target)
             for kept in self._kept.values():
                 kept.memory[target] = kept.memory[source]
 

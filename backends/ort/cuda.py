@@ -7,10 +7,11 @@ What its parts are for is in `coupled_sampling.backends.place`; how tensors are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coupled_sampling.backends.cuda.correction_tables import refused_by_kernels
-from coupled_sampling.backends.ort.cuda_session import CUDA, open_cuda_session
+from coupled_sampling.backends.ort.causal_choice import ROWS, choose_window, skips_empty_columns
+from coupled_sampling.backends.ort.cuda_session import CUDA, CudaSession, cuda_version, open_cuda_session
 from coupled_sampling.backends.ort.device_binding import DeviceBinding, GraphBinding
 from coupled_sampling.backends.ort.provider import OrtProvider, check_dtype, graph_path
 from coupled_sampling.backends.ort.step import OrtStep
@@ -41,7 +42,7 @@ class CudaOptions:
         and forth. ``binding.on_cpu`` of what was opened says which do.
     column_buckets
         With CUDA graphs: values of ``kv_length``; a call attends to the smallest that holds its windows, or to the whole cache.
-        More of them read less of a long cache and cost a graph each.
+        More of them read less of a long cache and cost a graph each. They need the graph with masks, which is used then.
     """
 
     cpu_nodes: str = "shapes"
@@ -73,6 +74,9 @@ def open(wanted: Wanted) -> OpenProvider | OpenStep:  # noqa: A001 - it is calle
 def open_provider(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtProvider:
     """A provider on a GPU, whose logits stay there where ``wanted.step`` is "kernels".
 
+    It runs the bundle's graph without masks where there is one that this runtime computes rightly
+    (`coupled_sampling.backends.ort.causal_choice`), and no column buckets are asked for.
+
     With CUDA graphs, a window's second call of a shape is captured and later ones launch that; the provider must then be called
     from one thread.
 
@@ -90,15 +94,24 @@ def open_provider(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtProvide
     graph = tree_window_graph(bundle.manifest) if wanted.trees else bundle.manifest.window_graph
     buckets = _fitted(options.column_buckets, graph, captures)
     check_dtype(bundle, CUDA)
-    opened = open_cuda_session(
-        graph_path(bundle, trees=wanted.trees),
-        place.device or 0,
-        place.threads,
-        cpu_nodes=options.cpu_nodes,
-        cuda_graphs=captures,
-    )
-    binding = (GraphBinding if captures else DeviceBinding)(opened, on_device=wanted.step == "kernels")
-    return OrtProvider(bundle, opened.session, wanted.model_rows, binding, buckets, trees=wanted.trees)
+    on_device = wanted.step == "kernels"
+
+    def open_graph(causal: bool) -> CudaSession:
+        path = graph_path(bundle, trees=wanted.trees, causal=causal)
+        nodes, threads = options.cpu_nodes, place.threads
+        return open_cuda_session(path, place.device or 0, threads, cpu_nodes=nodes, cuda_graphs=captures)
+
+    def over(opened: CudaSession, causal: bool, rows: int = ROWS, on_device: bool = False) -> OrtProvider:
+        binding = (GraphBinding if captures else DeviceBinding)(opened, on_device=on_device)
+        return OrtProvider(bundle, opened.session, rows, binding, buckets, trees=wanted.trees, causal=causal)
+
+    if wanted.trees or options.column_buckets or not skips_empty_columns(bundle.manifest):
+        return over(open_graph(False), False, wanted.model_rows, on_device)
+    runtime = (cuda_version(), CUDA, str(place.device or 0))
+    chosen = choose_window(bundle, runtime, open_graph, over)
+    provider = over(chosen.opened, chosen.causal, wanted.model_rows, on_device)
+    provider.runs = replace(provider.runs, window_graph=chosen.said)
+    return provider
 
 
 def open_step(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtStep:

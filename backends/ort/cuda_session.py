@@ -22,7 +22,7 @@ from typing import Any
 from coupled_sampling.backends.ort.session import check_threads, missing_kernel, require_onnxruntime, session_options
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
-__all__ = ["CPU_NODES", "CUDA", "SHAPE_OPERATORS", "CudaSession", "open_cuda_session"]
+__all__ = ["CPU_NODES", "CUDA", "SHAPE_OPERATORS", "CudaSession", "cuda_version", "open_cuda_session"]
 
 CUDA = "CUDAExecutionProvider"
 _INSTALL = "pip install 'coupled-sampling[gpu]'"
@@ -59,6 +59,17 @@ class CudaSession:
     def on_cpu(self) -> Counter[str]:
         """Operators that ONNX Runtime placed on the CPU, and how many nodes of each."""
         return sum((found for name, found in self.placement.items() if name != CUDA), Counter())
+
+
+def cuda_version() -> str:
+    """The version of ``onnxruntime``.
+
+    Raises
+    ------
+    MissingDependency
+        It is missing or too old.
+    """
+    return str(require_onnxruntime(_INSTALL).__version__)
 
 
 def open_cuda_session(

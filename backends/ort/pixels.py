@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Integers
-from coupled_sampling.errors import BundleError, InvalidArgument
+from coupled_sampling.errors import BundleError, InvalidArgument, ProviderError
 
 __all__ = ["PixelDecoder"]
 
@@ -41,6 +42,13 @@ class PixelDecoder:
         self.bundle = bundle
         self.shape = graph.shape
         self._session = session
+        found = {value.name: (value.type, value.shape[1:]) for value in (*session.get_inputs(), *session.get_outputs())}
+        wanted: dict[str, tuple[str, list[int]]] = {
+            "tokens": ("tensor(int64)", [bundle.manifest.pixel_tokens]),
+            "pixels": ("tensor(uint8)", [*graph.shape]),
+        }
+        if not all(name in found and _agree(found[name], promised) for name, promised in wanted.items()):
+            raise self._broken(f"has the inputs and outputs {found}", str(wanted))
 
     @classmethod
     def open(cls, bundle: Bundle | str | Path, threads: int | None = None) -> PixelDecoder:
@@ -51,7 +59,7 @@ class PixelDecoder:
         Raises
         ------
         BundleError
-            The bundle cannot be opened or has no pixel graph.
+            The bundle cannot be opened or has no pixel graph, or this is not what the manifest promises.
         MissingDependency
             ``onnxruntime`` is missing or too old.
         """
@@ -66,6 +74,8 @@ class PixelDecoder:
         ------
         InvalidArgument
             The shape or type is wrong, or a token has no pixels.
+        BundleError, ProviderError
+            The graph made something else than the manifest promises; ONNX Runtime failed.
         """
         manifest = self.bundle.manifest
         shape, wanted = getattr(tokens, "shape", None), manifest.pixel_tokens
@@ -82,5 +92,29 @@ class PixelDecoder:
                 "only generated tokens have pixels"
             )
         # One at a time: a convolutional decoder needs hundreds of megabytes for each picture in a call.
-        pixels = [self._session.run(["pixels"], {"tokens": row[None]})[0] for row in tokens]
-        return np.concatenate(pixels) if pixels else np.zeros((0, *self.shape), np.uint8)
+        return np.stack([self._made(row) for row in tokens]) if len(tokens) else np.zeros((0, *self.shape), np.uint8)
+
+    def _made(self, tokens: Integers) -> NDArray[np.uint8]:
+        try:
+            (pixels,) = self._session.run(["pixels"], {"tokens": tokens[None]})
+        except Exception as error:
+            # Its exceptions share no base class but Exception.
+            raise ProviderError(
+                f"ONNX Runtime failed on the pixels of {len(tokens)} tokens: {in_one_line(error)}"
+            ) from error
+        if pixels.shape != (1, *self.shape):
+            raise self._broken(f"made {pixels.shape}", str((1, *self.shape)))
+        made: NDArray[np.uint8] = pixels[0]
+        return made
+
+    def _broken(self, found: str, promised: str) -> BundleError:
+        return BundleError(
+            f"{self.bundle.pixel_graph} {found}, the manifest promises {promised}; export the bundle again"
+        )
+
+
+def _agree(found: tuple[str, list[int | str]], promised: tuple[str, list[int]]) -> bool:
+    """Whether a tensor's type is as promised, and its axes, those that the graph leaves open aside."""
+    (kind, shape), (wanted, sizes) = found, promised
+    open_or_equal = (not isinstance(own, int) or own == size for own, size in zip(shape, sizes, strict=False))
+    return kind == wanted and len(shape) == len(sizes) and all(open_or_equal)

@@ -1,4 +1,4 @@
-"""`OrtProvider`: a bundle's window graph, or its tree graph, as a logits provider, run by ONNX Runtime.
+"""`OrtProvider`: a bundle's window graph, or another writing of it, as a logits provider, run by ONNX Runtime.
 
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding` on the CPU,
 `coupled_sampling.backends.ort.device_binding` on a GPU). Caches are bound as past *and* present, so that the graph writes a
@@ -11,7 +11,8 @@ Rows can be chosen (`coupled_sampling.contracts.RowRanges`): a call binds the pa
 many columns as they need.
 
 The tree graph takes one input more, the parent of every slot, and has caches of more columns than the model has positions: slots
-side by side need a column each. A window without branches is a chain of parents to it.
+side by side need a column each. A window without branches is a chain of parents to it. The graph without masks takes one input
+less, ``kv_length``.
 
 A bundle with a condition graph takes vectors with a request (`coupled_sampling.backends.ort.condition`): the provider is then told
 each row's request before its first window (`coupled_sampling.contracts.RequestObserver`), and refuses one without.
@@ -33,8 +34,16 @@ from coupled_sampling.backends.ort.binding import CACHE_TYPES, TYPES, HostBindin
 from coupled_sampling.backends.ort.condition import RowConditions
 from coupled_sampling.backends.ort.row_caches import CacheTensor, RowCaches
 from coupled_sampling.backends.ort.session import open_session
-from coupled_sampling.backends.window_tensors import CACHE, cache_names, cache_shape, tree_window_graph, window_tensors
+from coupled_sampling.backends.window_tensors import (
+    CACHE,
+    cache_names,
+    cache_shape,
+    causal_window_graph,
+    tree_window_graph,
+    window_tensors,
+)
 from coupled_sampling.bounds import check_fork, check_rows, check_tree_window, check_window
+from coupled_sampling.bundles.manifest import WindowGraph
 from coupled_sampling.bundles.opening import Bundle, open_bundle
 from coupled_sampling.contracts import Array, Integers, Runs
 from coupled_sampling.errors import BundleError, ProviderError
@@ -59,7 +68,7 @@ class OrtProvider(Closing):
     bundle
         The bundle whose window graph runs.
     session
-        An ``onnxruntime.InferenceSession`` of it, or of the tree graph.
+        An ``onnxruntime.InferenceSession`` of it, or of the graph for trees or without masks.
     batch_size
         Rows to hold state for.
     binding
@@ -69,6 +78,8 @@ class OrtProvider(Closing):
         windows. () rounds up to multiples of `KV_STEP`.
     trees
         Whether ``session`` is of the tree graph: the provider then offers `coupled_sampling.contracts.Trees`.
+    causal
+        Whether it is of the graph without masks.
 
     Attributes
     ----------
@@ -127,13 +138,17 @@ class OrtProvider(Closing):
         column_buckets: Sequence[int] = (),
         *,
         trees: bool = False,
+        causal: bool = False,
     ) -> None:
-        graph = tree_window_graph(bundle.manifest) if trees else bundle.manifest.window_graph
+        graph = _promised(bundle, trees=trees, causal=causal)
         binding = HostBinding(session) if binding is None else binding
         self._conditions = (
             None if bundle.manifest.condition_graph is None else RowConditions(bundle, session, binding, batch_size)
         )
-        _check_graph(bundle, session, {} if self._conditions is None else self._conditions.inputs, trees=trees)
+        told = {} if self._conditions is None else self._conditions.inputs
+        _check_graph(bundle, session, told, trees=trees, causal=causal)
+        if self._conditions is not None:
+            self._conditions.reserve()
         self.bundle = bundle
         self.vocab_size = bundle.manifest.vocab_size
         self.batch_size = batch_size
@@ -257,8 +272,7 @@ class OrtProvider(Closing):
         binding, logits = self.binding, (count, width, self.vocab_size)
         self._columns[0] = self._columns_for(int(start.max()) + width)
         self._caches.choose(rows)
-        if self._conditions is not None:
-            self._conditions.bind(rows)
+        idle = [] if self._conditions is None else self._conditions.bind(rows)
         try:
             binding.feed("input_ids", tokens)
             binding.feed("start", start)
@@ -273,7 +287,10 @@ class OrtProvider(Closing):
             raise ProviderError(
                 f"ONNX Runtime failed on a window of {count} rows and {width} slots: {in_one_line(error)}"
             ) from error
-        return binding.made("logits", logits)
+        found = binding.made("logits", logits)
+        if idle:
+            found[idle] = np.nan
+        return found
 
     def close(self) -> None:
         """Give back all memory, on the GPU too; the provider cannot be used afterwards. Twice does no harm."""
@@ -331,15 +348,22 @@ class _OrtConditionedTrees(_OrtConditioned, _OrtTrees):
     """Both."""
 
 
-def graph_path(bundle: Bundle, *, trees: bool = False) -> Path:
-    """The graph to open, with ``trees`` the one whose windows may be trees.
+def graph_path(bundle: Bundle, *, trees: bool = False, causal: bool = False) -> Path:
+    """The graph to open, with ``trees`` the one whose windows may be trees, with ``causal`` the one without masks.
 
     Raises
     ------
     BundleError
         The bundle has none.
     """
-    return bundle.folder / tree_window_graph(bundle.manifest).file if trees else bundle.window_graph
+    return bundle.folder / _promised(bundle, trees=trees, causal=causal).file
+
+
+def _promised(bundle: Bundle, *, trees: bool, causal: bool) -> WindowGraph:
+    """What the manifest says of the graph."""
+    if trees:
+        return tree_window_graph(bundle.manifest)
+    return causal_window_graph(bundle.manifest) if causal else bundle.manifest.window_graph
 
 
 def check_dtype(bundle: Bundle, execution_provider: str) -> None:
@@ -353,7 +377,7 @@ def check_dtype(bundle: Bundle, execution_provider: str) -> None:
 
 
 def _check_graph(
-    bundle: Bundle, session: Any, told: Mapping[str, tuple[str, tuple[int | None, ...]]], *, trees: bool
+    bundle: Bundle, session: Any, told: Mapping[str, tuple[str, tuple[int | None, ...]]], *, trees: bool, causal: bool
 ) -> None:
     """Refuse a graph whose inputs and outputs are not what the manifest promises, and ``told``, what the condition graph makes."""
     check_dtype(bundle, session.get_providers()[0])
@@ -361,7 +385,7 @@ def _check_graph(
     types = {"int64": "tensor(int64)", "float32": "tensor(float)", CACHE: caches}
     expected = {
         name: (types[tensor.dtype], tuple(size if isinstance(size, int) else None for size in tensor.axes))
-        for name, tensor in window_tensors(bundle.manifest, trees=trees).items()
+        for name, tensor in window_tensors(bundle.manifest, trees=trees, causal=causal).items()
     }
     expected |= told
     found = {
@@ -371,6 +395,6 @@ def _check_graph(
     for name in sorted(set(expected) | set(found)):
         if expected.get(name) != found.get(name):
             raise BundleError(
-                f"{graph_path(bundle, trees=trees)}: input or output {name!r} is {found.get(name, 'missing')}, the manifest "
-                f"promises {expected.get(name, 'none of that name')}; export the bundle again"
+                f"{graph_path(bundle, trees=trees, causal=causal)}: input or output {name!r} is {found.get(name, 'missing')}, "
+                f"the manifest promises {expected.get(name, 'none of that name')}; export the bundle again"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coupled_sampling.arguments import in_one_line
+from coupled_sampling.backends.versions import check_version
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
 __all__ = [
@@ -50,12 +51,7 @@ def require_onnxruntime(install: str = INSTALL) -> Any:
         raise MissingDependency(
             f"running models needs the package onnxruntime, which is not installed: {install}"
         ) from error
-    version = str(onnxruntime.__version__)
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise MissingDependency(
-            f"onnxruntime is {version}, expected {oldest} or more, older ones write caches wrongly: {install} --upgrade"
-        )
+    check_version("onnxruntime", str(onnxruntime.__version__), OLDEST, "write caches wrongly", f"{install} --upgrade")
     return onnxruntime
 
 

@@ -8,11 +8,11 @@ builder, or a runtime cache of compiled kernels).
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from coupled_sampling.backends.cuda.device import Device
+from coupled_sampling.backends.versions import check_version
 from coupled_sampling.errors import InvalidArgument, MissingDependency
 
 __all__ = ["FLAVOURS", "Flavour", "find_flavour"]
@@ -101,11 +101,8 @@ def find_flavour(name: str | None = None) -> Flavour:
             missing = error
             continue
         version = str(module.__version__)
-        if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < oldest:
-            raise MissingDependency(
-                f"{candidate} is {version}, expected {oldest[0]}.{oldest[1]} or more, older ones are not supported: "
-                f"pip install --upgrade 'coupled-sampling[{candidate}]'"
-            )
+        upgrade = f"pip install --upgrade 'coupled-sampling[{candidate}]'"
+        check_version(candidate, version, oldest, "are not supported", upgrade)
         return Flavour(candidate, version, module)
     wanted = "neither tensorrt nor tensorrt-rtx could" if name is None else f"{name} could not"
     extra = name or "tensorrt-rtx"

@@ -60,7 +60,8 @@ class Fingerprint:
         manifest = bundle.manifest
         built = manifest.window_graph.file if graph is None else graph
         graphs = {manifest.window_graph.file} | {other.file for other in manifest.step_graphs}
-        graphs |= {other.file for other in (manifest.pixel_graph, manifest.tree_graph) if other is not None}
+        beside = (manifest.pixel_graph, manifest.tree_graph, manifest.causal_graph)
+        graphs |= {other.file for other in beside if other is not None}
         others = {name for name in manifest.files if name in graphs or name == manifest.tokenizer} - {built}
         files = {name: record.sha256 for name, record in sorted(manifest.files.items()) if name not in others}
         return cls(files, flavour.name, flavour.version, gpu, options.record())

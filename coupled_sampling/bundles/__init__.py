@@ -16,6 +16,7 @@ from coupled_sampling.bundles.correction_tables import CorrectionTables, neighbo
 from coupled_sampling.bundles.correction_writing import write_corrections
 from coupled_sampling.bundles.layouts import Layout, Span
 from coupled_sampling.bundles.manifest import (
+    CausalGraph,
     ConditionGraph,
     CorrectionsRecord,
     Defaults,
@@ -37,6 +38,7 @@ from coupled_sampling.bundles.text import StopStrings, TextStream, Tokenizer
 
 __all__ = [
     "Bundle",
+    "CausalGraph",
     "ChatTemplate",
     "ConditionGraph",
     "CorrectionTables",

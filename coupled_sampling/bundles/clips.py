@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from coupled_sampling.sampling import Integers
 
 __all__ = ["PromptFrames", "decided_frames"]
 
@@ -47,14 +50,13 @@ class PromptFrames(NamedTuple):
     begin: tuple[int, ...] = ()
     """What every prompt begins with; empty where any tokens that are never generated may come before the frames."""
 
-    def refusal(self, prompt: Sequence[int]) -> str | None:
+    def refusal(self, prompt: Sequence[int] | Integers) -> str | None:
         """What is expected of a ``prompt`` that is not made so; None of one that is."""
         given = np.asarray(prompt, np.int64)
-        frames = (given >= self.first) & (given <= self.last)
-        begun = tuple(given[: len(self.begin)].tolist()) == self.begin
+        frames = self._possible(given)
         whole = frames.sum() == self.tokens and frames[-self.tokens :].all()
         nothing_else = not self.begin or len(given) == len(self.begin) + self.tokens
-        if begun and (not self.tokens or (whole and nothing_else)):
+        if self._begins(given) and (not self.tokens or (whole and nothing_else)):
             return None
         first = f"{', '.join(map(str, self.begin))} first"
         if not self.tokens:
@@ -63,3 +65,30 @@ class PromptFrames(NamedTuple):
         if self.begin:
             return f"{first}, and then {which}, the frames to go on from"
         return f"{which} at its end, the frames to go on from, and none of these before"
+
+    def found(self, prompt: Sequence[int] | Integers) -> str:
+        """What there is in place of it: how many tokens, and the first that cannot be where it is.
+
+        >>> frames = PromptFrames(tokens=2, first=0, last=7, begin=(8,))
+        >>> frames.found([8, 1]), frames.found([8, 1, 9]), frames.found([9, 1, 2])
+        ('2 tokens', '3 tokens, of which token 2 is 9', '3 tokens, of which token 0 is 9')
+        """
+        given = np.asarray(prompt, np.int64)
+        counted, before = f"{len(given)} tokens", len(given) - self.tokens
+        if not self._begins(given):
+            wrong = next(
+                (i for i, (one, begin) in enumerate(zip(given, self.begin, strict=False)) if one != begin), None
+            )
+        elif before < len(self.begin):
+            wrong = None
+        else:
+            tail = self._possible(given)
+            tail[:before] = True if self.begin else ~tail[:before]
+            wrong = None if tail.all() else int(tail.argmin())
+        return counted if wrong is None else f"{counted}, of which token {wrong} is {given[wrong]}"
+
+    def _possible(self, given: Integers) -> NDArray[np.bool_]:
+        return (given >= self.first) & (given <= self.last)
+
+    def _begins(self, given: Integers) -> bool:
+        return tuple(given[: len(self.begin)].tolist()) == self.begin

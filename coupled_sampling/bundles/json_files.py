@@ -18,6 +18,7 @@ from coupled_sampling.errors import BundleError, CoupledSamplingError
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "CONDITION",
     "CONFIGURATION",
     "CORRECTIONS_FILE",
     "CORRECTION_NETWORK",
@@ -60,6 +61,7 @@ _MIB = 2**20
 
 MANIFEST_FILE = SmallFile("a manifest", 4 * _MIB, "copy or export the bundle again", halves=True)
 CHAT_TEMPLATE = SmallFile("a chat template", 4 * _MIB, halves=True)
+CONDITION = SmallFile("a condition's vectors", 256 * _MIB, "write them with numpy.save")
 CONFIGURATION = SmallFile("a configuration", 16 * _MIB)
 CORRECTIONS_FILE = SmallFile("a file of corrections", 1024 * _MIB, "copy it again, or fit it again")
 CORRECTION_NETWORK = SmallFile("a correction network", 1024 * _MIB, "copy it again, or fit it again")

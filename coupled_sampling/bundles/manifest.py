@@ -24,11 +24,11 @@ from coupled_sampling.bundles.records import (
     Grid,
     PixelGraph,
     StepGraph,
-    TreeGraph,
     WindowGraph,
     default_chunk,
     expect,
 )
+from coupled_sampling.bundles.window_writings import CausalGraph, TreeGraph
 from coupled_sampling.contracts import Integers
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.fields import check_fields
@@ -36,6 +36,7 @@ from coupled_sampling.fields import check_fields
 __all__ = [
     "MANIFEST",
     "TEXT_DEFAULTS",
+    "CausalGraph",
     "ConditionGraph",
     "CorrectionsRecord",
     "Defaults",
@@ -121,6 +122,8 @@ class Manifest:
         likeliest to begin with. None if nobody knows. It changes how many passes are needed, and no law.
     condition_graph
         What makes inputs of the window graph of a request's ``condition``; None for a model that looks at its tokens only.
+    causal_graph
+        The window graph without masks; None if there is none.
     licence
         SPDX identifier.
     provenance
@@ -168,6 +171,7 @@ class Manifest:
     prompt_frames: int = 0
     prompt_begin: tuple[int, ...] = ()
     condition_graph: ConditionGraph | None = None
+    causal_graph: CausalGraph | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

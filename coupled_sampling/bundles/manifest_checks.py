@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.recommended import PaddedPrompt, Prompt
-from coupled_sampling.bundles.records import ConditionGraph, PixelGraph, StepGraph, TreeGraph, WindowGraph, expect
+from coupled_sampling.bundles.records import ConditionGraph, PixelGraph, StepGraph, WindowGraph, expect
+from coupled_sampling.bundles.window_writings import CausalGraph, TreeGraph
 
 if TYPE_CHECKING:
     from coupled_sampling.bundles.manifest import Manifest
@@ -40,11 +41,12 @@ def _check_files(manifest: Manifest) -> None:
         digest = len(record.sha256) == 64 and set(record.sha256) <= set("0123456789abcdef")
         expect(digest, f"files[{file!r}].sha256", record.sha256, "64 lower-case hex digits")
         expect(record.bytes >= 0, f"files[{file!r}].bytes", record.bytes, "a size >= 0")
-    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | ConditionGraph | None] = {
+    graphs: dict[str, WindowGraph | PixelGraph | StepGraph | TreeGraph | ConditionGraph | CausalGraph | None] = {
         "window_graph": manifest.window_graph,
         "pixel_graph": manifest.pixel_graph,
         "tree_graph": manifest.tree_graph,
         "condition_graph": manifest.condition_graph,
+        "causal_graph": manifest.causal_graph,
     }
     graphs |= {f"step_graphs[{i}]": graph for i, graph in enumerate(manifest.step_graphs)}
     for field, graph in graphs.items():
@@ -56,6 +58,15 @@ def _check_files(manifest: Manifest) -> None:
         [one.file for one in manifest.step_graphs],
         "none beside condition_graph: a step cannot be told a condition",
     )
+    expect(
+        manifest.condition_graph is None or manifest.causal_graph is None,
+        "causal_graph",
+        manifest.causal_graph,
+        "none beside condition_graph: what attends to a condition has a mask",
+    )
+    if manifest.causal_graph is not None:
+        heads, shared = manifest.causal_graph.heads, manifest.window_graph.kv_heads
+        expect(heads % shared == 0, "causal_graph.heads", heads, f"a multiple of window_graph.kv_heads, {shared}")
     kinds: set[tuple[object, ...]] = set()
     for i, one in enumerate(manifest.step_graphs):
         kind = (one.method, one.warped, one.guided, one.noise, one.corrected, one.tree)
@@ -121,8 +132,15 @@ def _check_tokens(manifest: Manifest) -> None:
         expect(apart, "prompt_begin", token, f"tokens in [0, {vocab_size}) that are not generated")
     # A prompt has a token at least, and the last token generated is never an input.
     expect(manifest.length <= graph.max_length, "length", manifest.length, f"at most max_length, {graph.max_length}")
+    wanted = manifest.frames_of_prompt
+    least = 1 if wanted is None or not begun else len(wanted.begin) + wanted.tokens
+    room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
+    reason = f"length is {manifest.length}, max_length {graph.max_length}"
+    expect(least <= room, "prompt_frames", begun, f"frames that make prompts of at most {room} tokens: {reason}")
     for token in manifest.stop_tokens:
         expect(0 <= token < vocab_size, "stop_tokens", token, f"tokens in [0, {vocab_size})")
+        whole = not manifest.makes_pictures or not _cuts_short(token, manifest)
+        expect(whole, "stop_tokens", token, "none that can be generated before the end of a picture or clip")
     stands = None if manifest.condition_graph is None else manifest.condition_graph.token
     if stands is not None:
         apart = 0 <= stands < vocab_size and not 0 <= stands - generated.first < generated.count
@@ -138,13 +156,21 @@ def _check_tokens(manifest: Manifest) -> None:
         expect(usable, field, tokens, f"one or more tokens in [0, {vocab_size})")
         frames = manifest.frames_of_prompt
         refusal = None if frames is None else frames.refusal(tokens)
-        expect(refusal is None, field, f"{len(tokens)} tokens", refusal or "")
-        room = graph.max_length + 1 - manifest.length  # the last token generated is never an input
-        reason = f"length is {manifest.length}, max_length {graph.max_length}"
+        expect(refusal is None, field, "" if frames is None else frames.found(tokens), refusal or "")
         expect(len(tokens) <= room, field, tokens, f"at most {room} tokens: {reason}")
         condition = manifest.condition_graph
         problem = None if condition is None else condition.problem_of_prompt(tokens)
         expect(problem is None, field, tokens, f"a prompt that fits: it {problem}")
+
+
+def _cuts_short(token: int, manifest: Manifest) -> bool:
+    """Whether ``token`` can come before the last of the generated positions."""
+    if not manifest.layout:
+        return 0 <= token - manifest.generated_tokens.first < manifest.generated_tokens.count
+    last = len(manifest.layout) - 1
+    return any(
+        0 <= token - span.first < span.count and (i < last or span.times > 1) for i, span in enumerate(manifest.layout)
+    )
 
 
 def _check_fill(manifest: Manifest) -> None:

@@ -25,9 +25,9 @@ from coupled_sampling.fields import check_is, check_path
 __all__ = ["FORMAT", "FORMAT_VERSION", "file_record", "is_bundle", "read_manifest", "write_manifest"]
 
 FORMAT = "coupled-sampling-bundle"
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """1 knew no step graphs, 2 none for TensorRT, 3 no chat templates, 4 no corrections and no fill token, 5 no graph for trees, 6 no
-conditions and no frames; all are still read."""
+conditions and no frames, 7 no graph without masks; all are still read."""
 
 
 def is_bundle(folder: Path) -> bool:

@@ -75,6 +75,12 @@ class Bundle:
         return None if graph is None else self.folder / graph.file
 
     @property
+    def causal_graph(self) -> Path | None:
+        """Path of the window graph without masks, None if there is none."""
+        graph = self.manifest.causal_graph
+        return None if graph is None else self.folder / graph.file
+
+    @property
     def condition_graph(self) -> Path | None:
         """Path of the graph that reads conditions, None if the model takes none."""
         graph = self.manifest.condition_graph
@@ -293,7 +299,13 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     """Refuse files that are not what the manifest says."""
     for name, record in manifest.files.items():
         _check_file(folder / name, record)
-    parts = (manifest.window_graph, manifest.pixel_graph, manifest.tree_graph, manifest.condition_graph)
+    parts = (
+        manifest.window_graph,
+        manifest.pixel_graph,
+        manifest.tree_graph,
+        manifest.condition_graph,
+        manifest.causal_graph,
+    )
     for graph in (*parts, *manifest.step_graphs):
         if graph is not None:
             check_graph_files(folder, graph.file, manifest.files)

@@ -24,7 +24,6 @@ __all__ = [
     "GrowingGraph",
     "PixelGraph",
     "StepGraph",
-    "TreeGraph",
     "WindowGraph",
     "default_chunk",
     "expect",
@@ -142,32 +141,6 @@ class GrowingGraph(WindowGraph):
     """
 
     caches: ClassVar[str] = "growing"
-
-
-@dataclass(frozen=True)
-class TreeGraph:
-    """The window graph for windows that are trees: the same model, with the further input ``parents``.
-
-    Parameters
-    ----------
-    file
-        Name of the ONNX file in the bundle.
-    cache_length
-        Static number of columns of its caches, which differ from the window graph's in nothing else. A window of W slots needs W of
-        them from its start on.
-
-    Examples
-    --------
-    >>> from coupled_sampling import open_bundle
-    >>> open_bundle("fashion").manifest.tree_graph
-    TreeGraph(file='window-tree.onnx', cache_length=480)
-    """
-
-    file: str
-    cache_length: int
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from coupled_sampling.arguments import check_count, shown
+from coupled_sampling.arguments import check_count, checked_tokens, shown
 from coupled_sampling.branching import check_room
 from coupled_sampling.bundles.clips import PromptFrames
 from coupled_sampling.bundles.layouts import Layout, Span
@@ -230,11 +230,14 @@ class DecodingSettings:
         InvalidArgument
             A prompt has not the frames that the model goes on from.
         """
-        for prompt in prompts:
-            refusal = None if self.prompt_frames is None else self.prompt_frames.refusal(prompt)
+        frames = self.prompt_frames
+        for prompt in prompts if frames is not None else ():
+            assert frames is not None
+            given = checked_tokens("prompt", prompt)
+            refusal = frames.refusal(given)
             if refusal is not None:
                 raise InvalidArgument(
-                    f"prompt has {len(prompt)} tokens, expected {refusal}; give the tokens of a clip's beginning"
+                    f"prompt has {frames.found(given)}, expected {refusal}; give the tokens of a clip's beginning"
                 )
         if not self.layout:
             return [self.sampling] * len(prompts)
@@ -308,6 +311,11 @@ def decoding_settings(manifest: Manifest, given: Given | None = None) -> Decodin
         raise InvalidArgument(f"prompt_chunk is {chunk}, the model takes at most {widest} slots at once; ask for fewer")
     if settings.length != manifest.length and manifest.makes_pictures:
         raise InvalidArgument(f"length is {settings.length}, but this model makes exactly {manifest.length} tokens")
+    interval = chosen.get("guidance_interval")
+    if interval is not None and manifest.makes_pictures and read_interval(interval)[0] >= manifest.length:
+        raise InvalidArgument(
+            f"guidance_interval is {interval!r}, which guides none of the {manifest.length} tokens from 0 on; begin it earlier"
+        )
     if settings.guided and manifest.unconditional_prompt is None:
         raise InvalidArgument(
             f"guidance is {settings.guidance}, but the bundle {manifest.name} has no unconditional prompt; leave it at 1"

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.arguments import in_one_line
+from coupled_sampling.bundles.array_files import read_array
+from coupled_sampling.bundles.json_files import CONDITION
 from coupled_sampling.bundles.manifest import Manifest
-from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.errors import BundleError, InvalidArgument
 
 __all__ = ["add_condition", "find_condition"]
 
@@ -33,9 +33,7 @@ def find_condition(manifest: Manifest, path: Path | None) -> NDArray[Any] | None
     Raises
     ------
     InvalidArgument
-        The model takes a condition and none is given, or the other way round; or the file holds no array.
-    OSError
-        It cannot be read.
+        The model takes a condition and none is given, or the other way round; or the file cannot be read, or holds no array.
     """
     graph = manifest.condition_graph
     if graph is None:
@@ -49,12 +47,6 @@ def find_condition(manifest: Manifest, path: Path | None) -> NDArray[Any] | None
             "`coupled-sampling generate --condition`, other commands take none so far"
         )
     try:
-        condition = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise InvalidArgument(
-            f"condition is {str(path)!r}, which is no array of numpy's ({in_one_line(error)}); write {wanted} with numpy.save"
-        ) from error
-    if not isinstance(condition, np.ndarray):  # an archive of several
-        condition.close()
-        raise InvalidArgument(f"condition is {str(path)!r}, which holds several arrays; write {wanted} with numpy.save")
-    return condition
+        return read_array(path, CONDITION._replace(name=wanted))
+    except BundleError as error:
+        raise InvalidArgument(f"condition: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.animations import CLIPS, FPS, check_fps, require_kind
+from coupled_sampling.animations import CLIPS, FPS, check_fps, check_size, require_kind
 from coupled_sampling.bundles.files import write_whole
 from coupled_sampling.cli.arguments import METHOD_NAMES, add_model, add_output, add_running, add_sampling
 from coupled_sampling.cli.clips import FrameFiles, check_new_folder, write_clips
@@ -21,7 +21,7 @@ from coupled_sampling.cli.conditions import add_condition
 from coupled_sampling.cli.models import PixelDecoder, open_pixels
 from coupled_sampling.cli.output import say, say_json
 from coupled_sampling.cli.outputs import add_clean, check_output, ending, same_file
-from coupled_sampling.cli.pictures import PICTURES, require_pictures, write_grid
+from coupled_sampling.cli.pictures import PICTURES, require_pictures, sheet_size, write_grid
 from coupled_sampling.cli.progress import counting, token_bars
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.cli.texts import Texts
@@ -158,9 +158,10 @@ def _refuse_what_is_for_clips(arguments: argparse.Namespace, model: str) -> None
 
 def _pictures(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     """Decode, and write the sheet of pictures."""
-    ending("out", arguments.out, PICTURES, f", since {task.bundle.manifest.name} makes pictures")
+    kind = PICTURES[ending("out", arguments.out, PICTURES, f", since {task.bundle.manifest.name} makes pictures")]
     # Whatever the back end, pictures come from ONNX Runtime: said before the work if it is missing.
     pixels = _open_pixels(task, arguments)
+    _check_sheet(task, pixels, kind)
     results = _decode(task, arguments)
     write_grid(pixels(task.picture_tokens(results[-1])), arguments.out)
     return results
@@ -173,6 +174,7 @@ def _clips(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     fps = check_fps(FPS if arguments.fps is None else arguments.fps, kind)
     require_kind(kind)
     pixels = _open_pixels(task, arguments)
+    _check_sheet(task, pixels, kind)
     frames = None
     if stream:
         check_new_folder(stream)
@@ -180,6 +182,15 @@ def _clips(task: Task, arguments: argparse.Namespace) -> list[MethodResult]:
     results = _decode(task, arguments, frames)
     write_clips(pixels(task.picture_tokens(results[-1])), out, kind, fps)
     return results
+
+
+def _check_sheet(task: Task, pixels: PixelDecoder, kind: str) -> None:
+    """Refuse more sequences than one file of that kind can show, before they are made."""
+    height, width, _ = pixels.shape[-3:]
+    try:
+        check_size(*sheet_size(len(task.prompts), height, width), kind)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"count is {len(task.prompts)}, but {error}") from error
 
 
 def _decode(task: Task, arguments: argparse.Namespace, frames: FrameFiles | None = None) -> list[MethodResult]:

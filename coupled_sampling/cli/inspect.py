@@ -94,7 +94,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
     graph, grid, pixels = manifest.window_graph, manifest.grid, manifest.pixel_graph
     columns = "growing" if graph.caches == "growing" else graph.cache_length
-    tree, told = manifest.tree_graph, manifest.condition_graph
+    tree, told, causal = manifest.tree_graph, manifest.condition_graph, manifest.causal_graph
     steps = [str(graph) for graph in manifest.step_graphs]
     unconditional = manifest.unconditional_prompt
     return {
@@ -106,6 +106,7 @@ def _lines(bundle: Bundle) -> dict[str, str]:
         "window": f"up to {graph.max_window} tokens per forward pass",
         "graph": f"{graph.file}, opset {graph.opset}, {graph.dtype}, {graph.layers} layers",
         "tree graph": f"{tree.file}, {tree.cache_length} columns" if tree else "none",
+        "without masks": causal.file if causal else "none",
         "step graphs": ", ".join(steps) or "none",
         "corrections": _corrections(bundle),
         "cache": f"{graph.layers} x 2 x (rows, {graph.kv_heads}, {columns}, {graph.head_size})",

@@ -18,7 +18,16 @@ from coupled_sampling.cli.outputs import ending
 from coupled_sampling.errors import MissingDependency
 from coupled_sampling.trace import Trace
 
-__all__ = ["CHARTS", "PICTURES", "draw_comparison", "require_pictures", "sheet", "write_grid", "write_picture"]
+__all__ = [
+    "CHARTS",
+    "PICTURES",
+    "draw_comparison",
+    "require_pictures",
+    "sheet",
+    "sheet_size",
+    "write_grid",
+    "write_picture",
+]
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """What Pillow calls the kinds of pictures, by the ending of a file; a file without one is the first of them."""
@@ -69,16 +78,26 @@ def sheet(images: NDArray[np.uint8], *, zoom: int | None = None, gap: int = 2) -
     ``zoom`` repeats pixels; by default pictures of less than 128 pixels become three times as large.
     """
     count, height, width, channels = images.shape
-    zoom = zoom or (3 if max(height, width) < 128 else 1)
-    columns = next(
-        (c for c in (10, 8, 6, 5, 4) if count % c == 0 and count > c), min(count, math.ceil(math.sqrt(count)))
-    )
-    rows = math.ceil(count / columns)
+    zoom, rows, columns = _arranged(count, height, width, zoom)
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def sheet_size(count: int, height: int, width: int, gap: int = 2) -> tuple[int, int]:
+    """Height and width of the `sheet` of ``count`` pictures (height, width)."""
+    zoom, rows, columns = _arranged(count, height, width, None)
+    return zoom * (rows * (height + gap) + gap), zoom * (columns * (width + gap) + gap)
+
+
+def _arranged(count: int, height: int, width: int, zoom: int | None) -> tuple[int, int, int]:
+    """How often pixels are repeated, rows and columns."""
+    columns = next(
+        (c for c in (10, 8, 6, 5, 4) if count % c == 0 and count > c), min(count, math.ceil(math.sqrt(count)))
+    )
+    return zoom or (3 if max(height, width) < 128 else 1), math.ceil(count / columns), columns
 
 
 def draw_comparison(

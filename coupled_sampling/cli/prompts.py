@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from coupled_sampling.bundles.array_files import array_of
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.bundles.text import Tokenizer
@@ -138,14 +137,15 @@ def _tokens_in(path: Path) -> Sequence[tuple[int, ...]]:
     OSError
         It cannot be read.
     """
-    if path.stat().st_size > _MOST_BYTES:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)  # a device or a pipe says nothing of its size
+    if len(content) > _MOST_BYTES:
         raise InvalidArgument(
             f"tokens-file {path} has more than {_MOST_BYTES} bytes, expected the tokens of prompts alone"
         )
     if path.suffix != ".npy":
         try:
-            text = path.read_text(encoding="utf-8")
-            lines = [line.replace(",", " ").split() for line in text.splitlines()]
+            lines = [line.replace(",", " ").split() for line in content.decode("utf-8").splitlines()]
             prompts = [tuple(int(part) for part in parts) for parts in lines if parts]
         except ValueError as error:
             raise InvalidArgument(
@@ -155,13 +155,13 @@ def _tokens_in(path: Path) -> Sequence[tuple[int, ...]]:
             raise InvalidArgument(f"tokens-file {path} is empty, expected a prompt a line, such as 1,2,3")
         return prompts
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InvalidArgument(f"tokens-file {path} is no array in NumPy's format: {error}") from error
-    if not (isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size):
+        array = array_of(content)
+    except ValueError as error:
         raise InvalidArgument(
-            f"tokens-file {path} holds {getattr(array, 'dtype', 'several arrays')}, expected some integers"
-        )
+            f"tokens-file {path} is no array of numpy's ({error}), expected integers that numpy.save wrote"
+        ) from error
+    if array.dtype.kind not in "iu" or not array.size:
+        raise InvalidArgument(f"tokens-file {path} holds {array.dtype}, expected some integers")
     rows = array.reshape(len(array) if array.ndim == 2 else 1, -1)
     return [tuple(row) for row in rows.tolist()]
 

@@ -108,6 +108,8 @@ def job_settings(bundle: Bundle, defaults: Mapping[str, Any], job: Job) -> Decod
     kept = dict(defaults)
     if "window" in given and "branches" not in given:
         kept.pop("branches", None)  # they were chosen for another window
+    if given.get("guidance") == 1 and "guidance_interval" not in given:
+        kept.pop("guidance_interval", None)  # it is of the guidance that is turned off
     return bundle.settings(**{**kept, **given})
 
 

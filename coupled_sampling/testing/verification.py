@@ -32,22 +32,16 @@ from coupled_sampling.contracts import (
     CoupledStep,
     Integers,
     LogitsProvider,
-    Outcome,
     Runs,
     Sampling,
-    TreeSteps,
-    Window,
     max_window,
     what_runs,
 )
-from coupled_sampling.corrections import Corrector
 from coupled_sampling.drafting import Drafting
-from coupled_sampling.draws import Noise
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.generation import generate
 from coupled_sampling.host_step import HostStep
 from coupled_sampling.methods import Method, find_method
-from coupled_sampling.requests import Request
 from coupled_sampling.testing.arguments import (
     check_callable,
     check_count,
@@ -59,6 +53,7 @@ from coupled_sampling.testing.arguments import (
     check_sequence,
     check_tokens,
 )
+from coupled_sampling.testing.recording import recording
 from coupled_sampling.testing.samples.equivalence import Equivalence, equivalence_test
 
 __all__ = ["Verification", "verify"]
@@ -135,70 +130,6 @@ class Verification:
     @property
     def _reference(self) -> str:
         return "ar" if self.law is None else f"itself without drafts (step {self.step}, one token per pass)"
-
-
-class _Recorder:
-    """A step that counts, for every sequence, the decisions made on recycled drafts."""
-
-    def __init__(self, inner: CoupledStep) -> None:
-        self.inner = inner
-        self.decided = 0
-
-    @property
-    def method(self) -> Method:
-        return self.inner.method
-
-    @property
-    def vocab_size(self) -> int:
-        return self.inner.vocab_size
-
-    @property
-    def batch_size(self) -> int:
-        return self.inner.batch_size
-
-    @property
-    def max_length(self) -> int:
-        return self.inner.max_length
-
-    @property
-    def max_window(self) -> int:
-        return self.inner.max_window
-
-    @property
-    def runs(self) -> Runs:
-        return self.inner.runs
-
-    def close(self) -> None:
-        self.inner.close()
-
-    @property
-    def noise(self) -> Noise:
-        return self.inner.noise
-
-    def takes(self, request: Request) -> str | None:
-        return self.inner.takes(request)
-
-    def begin(self, row: int, request: Request) -> None:
-        self.inner.begin(row, request)
-
-    @property
-    def refuses_branches(self) -> str | None:
-        if isinstance(self.inner, TreeSteps):
-            return self.inner.refuses_branches
-        return f"a {type(self.inner).__name__} does not do them; use HostStep"
-
-    @property
-    def max_columns(self) -> int:
-        return self.inner.max_columns if isinstance(self.inner, TreeSteps) else self.max_length
-
-    @property
-    def corrections(self) -> Corrector | None:
-        return self.inner.corrections if isinstance(self.inner, TreeSteps) else None
-
-    def step(self, window: Window) -> Outcome:
-        outcome = self.inner.step(window)
-        self.decided += int(np.minimum(outcome.committed, window.recycled)[window.draws].sum())
-        return outcome
 
 
 class Decoding(TypedDict, total=False):
@@ -316,7 +247,7 @@ class _Sampler(NamedTuple):
         check_model("what open_model returned", model)
         step = make(model, method)
         check_model("what make_step returned", step, "step")
-        recorder, progress = _Recorder(step), self.settings.progress
+        recorder, progress = recording(step), self.settings.progress
         # The noise is the step's own, so the decoder must be told of it: it forgets what sequences no longer need.
         noise = getattr(step, "noise", None)
         tokens = generate(
@@ -325,6 +256,7 @@ class _Sampler(NamedTuple):
             length=self.positions,
             seed=seed % 2**64,
             noise=noise,
+            reuse_prefixes=True,  # all continue one beginning, so each row reads it once
             progress=None if progress is None else lambda count: progress(method.name, count),
             window=self._window(method, step) if window is None else window,
             branches=self.settings.branches if window is None and method.refuses_branches is None else 0,

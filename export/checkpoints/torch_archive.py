@@ -158,6 +158,9 @@ class _Archive:
         if len(tensor.shape) > _MOST_AXES:
             raise self._refusal(name, f"it has {len(tensor.shape)} axes, expected at most {_MOST_AXES}")
         elements = math.prod(tensor.shape)
+        # Numpy makes no such array, empty or not.
+        if not elements and math.prod(filter(None, tensor.shape)) * size > sys.maxsize:
+            raise self._refusal(name, f"it is empty, and of shape {tensor.shape}")
         if elements and (tensor.first + _reach(tensor) > storage.elements or elements > storage.elements):
             raise self._refusal(
                 name,
@@ -171,8 +174,10 @@ class _Archive:
 
     def _place(self, entry: zipfile.ZipInfo) -> int:
         """Where an entry's bytes begin in the file."""
-        self._file.seek(entry.header_offset)
-        header = self._file.read(_LOCAL_HEADER)
+        header = b""
+        if 0 <= entry.header_offset < self._size:  # others may be no place in any file
+            self._file.seek(entry.header_offset)
+            header = self._file.read(_LOCAL_HEADER)
         lengths = header[_LENGTHS_AT:]
         place = entry.header_offset + _LOCAL_HEADER + int.from_bytes(lengths[:2], "little")
         place += int.from_bytes(lengths[2:], "little")

@@ -38,7 +38,7 @@ from coupled_sampling.export.checkpoints.places import Place, layer_name, read_p
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.cosmos_tokenizer import cosmos_picture_decoder
-from coupled_sampling.export.families.settings import choose_positions, describe
+from coupled_sampling.export.families.settings import MOST_POSITIONS, choose_positions, describe
 from coupled_sampling.export.graphs.conditions import CrossAttention
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm, QueryKeyNorm
 from coupled_sampling.export.graphs.layer_positions import LayerPositions
@@ -134,6 +134,8 @@ class Cosmos:
         clip = reader.counts("video_latent_shape", CLIP, least=1)
         if len(clip) != len(CLIP):
             raise reader.refusal("video_latent_shape", clip, "three numbers: frames, rows and columns of tokens")
+        if math.prod(clip) > MOST_POSITIONS:  # tables have a row for each, however few positions are asked for
+            raise reader.refusal("video_latent_shape", clip, f"a clip of at most {MOST_POSITIONS} tokens")
         _compare(reader, sizes)
         description = _description(checkpoint, sizes, clip, positions)
         weights = read_places(checkpoint, _places(description, sizes, prefix), _HARMLESS_TENSORS)

@@ -37,7 +37,7 @@ from coupled_sampling.export.checkpoints.places import Place, layer_name, read_p
 from coupled_sampling.export.families.config import ConfigReader
 from coupled_sampling.export.families.contract import Decoding, Exportable
 from coupled_sampling.export.families.llamagen_captions import Captions, caption_weights
-from coupled_sampling.export.families.settings import choose_positions, describe
+from coupled_sampling.export.families.settings import MOST_POSITIONS, choose_positions, describe
 from coupled_sampling.export.families.vqgan import picture_decoder, read_sizes
 from coupled_sampling.export.graphs.description import DecoderDescription, Norm
 from coupled_sampling.export.graphs.rotary import GridRotary, Rotary
@@ -127,9 +127,9 @@ class LlamaGen:
             reader.take(key, found, accepted=(found,))
         block = reader.count("block_size")
         side = math.isqrt(block)
-        if side**2 != block or not block:
+        if side**2 != block or not 0 < block <= MOST_POSITIONS:
             raise CheckpointError(
-                f"{where}: block_size is {block}, expected the tokens of a square picture, such as 576"
+                f"{where}: block_size is {block}, expected the tokens of a square picture, such as 576, at most {MOST_POSITIONS}"
             )
         classes = reader.count("num_classes", 1000)
         if sizes.captions is not None:

@@ -2,8 +2,8 @@
 
 A slot's key and value go into its position's column of the caches (TensorScatter, so the last write wins), and its
 query attends to the columns its context allows (Attention with an explicit boolean mask). What is not finite never
-enters a column. Fewer heads of keys than of queries are Attention's own business. Its input ``nonpad_kv_seqlen`` is
-never used: runtimes in the field get it silently wrong.
+enters a column. Fewer heads of keys than of queries are Attention's own business. Its input ``nonpad_kv_seqlen``, which
+some runtimes get silently wrong, is for `coupled_sampling.export.graphs.causal_window` only.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.export.graphs.builder import OPSET
 
-__all__ = ["Pictures", "WindowParts", "replace_values"]
+__all__ = ["Pictures", "WindowParts", "insert_nodes", "replace_values", "self_attention"]
 
 _CONDITION = "condition."
 _FORMAT = "coupled-sampling window graph"
@@ -62,6 +62,14 @@ class WindowParts:
         return _Reading(model.graph).parts(int(metadata["max_length"]))
 
 
+def self_attention(graph: Any) -> list[Any]:
+    """The nodes that attend to a window's own columns.
+
+    Attention to a request's vectors, which all slots see, is no affair of how they follow one another.
+    """
+    return [node for node in graph.node if node.op_type == "Attention" and not node.input[1].startswith(_CONDITION)]
+
+
 _INPUTS = {"Unsqueeze": 2, "Add": 2, "Sub": 2, "And": 2, "LessOrEqual": 2, "Greater": 2, "ReduceMin": 2, "Where": 3}
 """How many inputs the operators have that are looked into."""
 
@@ -75,9 +83,7 @@ class _Reading:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def parts(self, max_length: int) -> WindowParts:
-        attention = [node for node in self.graph.node if node.op_type == "Attention"]
-        # Attention to a request's vectors, which all slots see, is no affair of how they follow one another.
-        attention = [node for node in attention if not node.input[1].startswith(_CONDITION)]
+        attention = self_attention(self.graph)
         if not attention or any(len(node.input) != 4 for node in attention):
             raise _unknown("its attention has no mask")
         position = self.position()
@@ -154,7 +160,7 @@ class _Reading:
 
 
 def _unknown(reason: str) -> InvalidArgument:
-    return InvalidArgument(f"window_model cannot be rewritten for trees: {reason}; expected {_EXPECTED}")
+    return InvalidArgument(f"window_model cannot be rewritten: {reason}; expected {_EXPECTED}")
 
 
 def replace_values(graph: Any, written: Any, replaced: dict[str, str]) -> None:
@@ -168,18 +174,29 @@ def replace_values(graph: Any, written: Any, replaced: dict[str, str]) -> None:
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = replaced.get(name, name)
+    insert_nodes(graph, written)
+    ours = {name for node in written.node for name in node.output}
+    for node in graph.node:
+        told = {"start", "kv_length"} & set(node.input)
+        cache = node.op_type == "TensorScatter" or (node.op_type == "Slice" and node.input[0].startswith("present."))
+        if told and not cache and not ours & set(node.output):
+            raise _unknown(f"{node.name!r} uses {min(told)!r}")
+
+
+def insert_nodes(graph: Any, written: Any) -> None:
+    """Put the nodes and constants of ``written`` into ``graph``, in order, and leave out what is in no output.
+
+    Raises
+    ------
+    InvalidArgument
+        There is no such order.
+    """
     ordered = _in_order([*written.node, *graph.node])
     wanted, kept = {value.name for value in graph.output}, []
     for node in reversed(ordered):
         if wanted & set(node.output):
             kept.append(type(node).FromString(node.SerializeToString()))
             wanted |= set(node.input)
-    ours = {name for node in written.node for name in node.output}
-    for node in kept:
-        told = {"start", "kv_length"} & set(node.input)
-        cache = node.op_type == "TensorScatter" or (node.op_type == "Slice" and node.input[0].startswith("present."))
-        if told and not cache and not ours & set(node.output):
-            raise _unknown(f"{node.name!r} uses {min(told)!r}")
     held = {tensor.name: tensor for tensor in (*graph.initializer, *written.initializer)}
     constants = [type(one).FromString(one.SerializeToString()) for name, one in held.items() if name in wanted]
     del graph.node[:], graph.initializer[:]

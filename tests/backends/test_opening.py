@@ -183,6 +183,7 @@ def test_steps_and_guidance_forward_what_runs_and_close_what_they_are_made_of():
         "step": "host",
         "changes": "",
         "corrections": "",
+        "window_graph": "",
     }
     with step:
         pass

@@ -7,6 +7,8 @@ import pytest
 from coupled_sampling.bundles import opening as bundles
 from coupled_sampling.bundles.layouts import Span
 from coupled_sampling.bundles.manifest import (
+    CausalGraph,
+    ConditionGraph,
     Defaults,
     FileRecord,
     GeneratedTokens,
@@ -85,7 +87,7 @@ def test_optional_parts_may_be_absent_or_null(folder):
 def test_the_manifest_is_plain_json_with_format_and_version(folder):
     document = json.loads((folder / "manifest.json").read_text())
     assert document["format"] == "coupled-sampling-bundle"
-    assert document["format_version"] == 7
+    assert document["format_version"] == 8
     assert document["window_graph"]["cache_length"] == 16
     assert document["prompts"]["sneaker"] == {"tokens": [5], "aliases": ["shoe", "Trainer"], "title": "Sneaker"}
 
@@ -171,6 +173,42 @@ def test_a_graph_for_trees_has_a_column_for_each_position():
         a_manifest(tree_graph=TreeGraph("window.onnx", 11))
 
 
+def test_a_graph_without_masks_is_optional_and_bundles_before_format_8_have_none(folder):
+    edit(folder, lambda document: [document.update(format_version=7), document.pop("causal_graph")])
+    opened = open_bundle(folder)
+    assert (opened.manifest.causal_graph, opened.causal_graph) == (None, None)
+    (folder / "causal.onnx").write_bytes(b"the same without masks")
+    record = vars(file_record(folder / "causal.onnx"))
+
+    def added(document):
+        document["causal_graph"] = {"file": "causal.onnx", "heads": 2 * WINDOW.kv_heads}
+        document["files"]["causal.onnx"] = record
+
+    edit(folder, added)
+    opened = open_bundle(folder)
+    assert opened.manifest.causal_graph == CausalGraph("causal.onnx", 2 * WINDOW.kv_heads)
+    assert opened.causal_graph == folder / "causal.onnx"
+
+
+@pytest.mark.parametrize(
+    ("graph", "changes", "message"),
+    [
+        (CausalGraph("causal.onnx", 2), {}, "causal_graph.file is 'causal.onnx', expected a file that is listed"),
+        (CausalGraph("window.onnx", 3), {}, "causal_graph.heads is 3, expected a multiple of window_graph.kv_heads, 2"),
+        (
+            CausalGraph("window.onnx", 2),
+            {"condition_graph": ConditionGraph("pixels.onnx", 3, 4), "step_graphs": ()},
+            "causal_graph is .*expected none beside condition_graph",
+        ),
+    ],
+)
+def test_a_graph_without_masks_that_cannot_be_is_refused(graph, changes, message):
+    with pytest.raises(BundleError, match=message):
+        a_manifest(causal_graph=graph, **changes)
+    with pytest.raises(BundleError, match=r"causal_graph\.heads is 0, expected an integer >= 1"):
+        CausalGraph("causal.onnx", 0)
+
+
 def test_step_graphs_of_format_2_are_read_as_they_were(folder):
     """Their records do not say where noise comes from, which is a ring."""
     (folder / "step.onnx").write_bytes(b"a step")
@@ -218,8 +256,8 @@ def test_a_fill_token_that_cannot_come_first_is_refused(token, changes, message)
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder):
-    edit(folder, lambda document: document.update(format_version=8, something_new=1))
-    with pytest.raises(BundleError, match=r"format_version is 8.*up to 7.*upgrade"):
+    edit(folder, lambda document: document.update(format_version=9, something_new=1))
+    with pytest.raises(BundleError, match=r"format_version is 9.*up to 8.*upgrade"):
         open_bundle(folder)
 
 
@@ -312,6 +350,11 @@ def test_whole_numbers_are_accepted_where_numbers_are_wanted(folder):
         ({"layout": (Span(0, 4, 5),)}, "layout is 5, expected spans that cover length, 6"),
         ({"layout": (Span(0, 99, 6),)}, r"layout\[0\] is .* inside generated_tokens"),
         ({"stop_tokens": (99,)}, "stop_tokens is 99"),
+        ({"stop_tokens": (1,), "grid": Grid(2, 3)}, "none that can be generated before the end of a picture"),
+        (
+            {"stop_tokens": (3,), "grid": None, "layout": (Span(0, 3, 4), Span(3, 1, 2))},
+            "none that can be generated before the end",
+        ),
         ({"tokenizer": "t.json"}, "tokenizer is 't.json', expected a file that is listed"),
         ({"prompts": {"bag": Prompt((7,), (), "Bag")}}, r"prompts\['bag'\]\.tokens is \(7,\)"),
         ({"prompts": {"bag": Prompt((), (), "Bag")}}, r"prompts\['bag'\]\.tokens is \(\)"),
@@ -324,6 +367,12 @@ def test_whole_numbers_are_accepted_where_numbers_are_wanted(folder):
 def test_a_manifest_that_contradicts_itself_cannot_be_made(changes, message):
     with pytest.raises(BundleError, match=message):
         a_manifest(**changes)
+
+
+def test_a_picture_may_end_with_a_token_that_would_end_it():
+    a_manifest(stop_tokens=(3,), grid=None, layout=(Span(0, 3, 5), Span(3, 1)))
+    a_manifest(stop_tokens=(5,))  # is never generated
+    a_manifest(stop_tokens=(1,), grid=None, pixel_graph=None)  # a text
 
 
 @pytest.mark.parametrize(

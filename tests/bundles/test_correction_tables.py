@@ -165,7 +165,7 @@ def test_tables_of_another_model_vocabulary_or_layout_are_refused_by_name(bundle
 
 def test_what_says_nothing_about_the_model_leaves_tables_as_they_are(bundle, arrays):
     bundle = with_arrays(bundle, arrays)
-    renamed = replace(bundle, manifest=replace(bundle.manifest, name="other", length=6, stop_tokens=(4,)))
+    renamed = replace(bundle, manifest=replace(bundle.manifest, name="other", length=6, stop_tokens=(6,)))
     assert renamed.corrector("sjd", "fitted") is not None
 
 

@@ -48,7 +48,7 @@ def test_tables_are_written_into_a_bundle_and_take_the_place_of_those_before(bun
     assert unigram(second) == unigram(open_bundle(bundle.folder)) == expected(2)
     assert set(second.manifest.files) == {"window.onnx", second.manifest.corrections.file}
     assert set(names(bundle.folder)) == {"manifest.json", *second.manifest.files}
-    assert json.loads((bundle.folder / "manifest.json").read_text())["format_version"] == 7
+    assert json.loads((bundle.folder / "manifest.json").read_text())["format_version"] == 8
 
 
 def test_the_same_tables_make_the_same_file(bundle):

@@ -57,6 +57,31 @@ def test_a_prompt_has_to_end_with_its_frames():
     clip(prompts={"a": Prompt((260, *FRAME), (), "A")})
 
 
+def test_what_is_wrong_with_a_prompt_is_said():
+    frames, begun = clip().frames_of_prompt, clip(prompt_begin=(260,)).frames_of_prompt
+    for found, prompt in (
+        (frames.found, FRAME[1:]),
+        (begun.found, [260, *FRAME[1:]]),
+        (begun.found, [260, *FRAME, 3]),
+    ):
+        assert found(prompt) == f"{len(prompt)} tokens"
+    assert frames.found([*FRAME[:9], 256, *FRAME[10:]]) == "28 tokens, of which token 9 is 256"
+    assert frames.found([260, 3, *FRAME]) == "30 tokens, of which token 1 is 3"
+    assert begun.found([260, *FRAME[:9], -1, *FRAME[10:]]) == "29 tokens, of which token 10 is -1"
+    assert begun.found([261, *FRAME]) == "29 tokens, of which token 0 is 261"
+    settings = decoding_settings(clip(), {"guidance": 1.0})
+    with pytest.raises(InvalidArgument, match="prompt has 28 tokens, of which token 27 is 256, expected 28 tokens"):
+        settings.request([*FRAME[:27], 256])
+    with pytest.raises(InvalidArgument, match=r"prompt is .*, expected integer tokens"):
+        settings.request([10**30] * 28)
+
+
+def test_frames_that_no_prompt_has_room_for_are_refused():
+    clip(length=112, grid=Grid(2, 14, 4))
+    with pytest.raises(BundleError, match="prompt_frames is 4, expected frames that make prompts of at most 85 tokens"):
+        clip(length=112, grid=Grid(2, 14, 4), prompt_frames=4)
+
+
 def test_what_a_prompt_begins_with_is_all_that_comes_before_its_frames():
     frames = clip(prompt_begin=(260,)).frames_of_prompt
     assert frames.refusal([260, *FRAME]) is None

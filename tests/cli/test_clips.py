@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -136,6 +137,9 @@ def test_what_is_not_decided_is_filled_with_tokens_that_may_stand_there(clips, t
         ("fashion", ["--fps", "10"], "fps is 10.0, but the model fashion makes no clips; leave it out"),
         ("fashion", ["--stream", "new"], "stream is new, but the model fashion makes no clips; leave it out"),
         ("clips", ["--fps", "60"], "fps is 60, expected 0.1 to 50 frames in a second for GIF"),
+        ("clips", ["--out", "x.webp", "--count", "10000"], "count is 10000, but a WEBP of 18006 by 186 pixels is too large"),
+        ("fashion", ["--out", "x.jpg", "--count", "10000"], "count is 10000, but a JPEG of 90006 by 906 pixels is too large"),
+        ("clips", ["--guidance-interval", "12:", "--guidance", "2"], "which guides none of the 12 tokens from 0 on"),
         ("clips", ["--out", "x.mp4"], "pip install 'coupled-sampling[video]'"),
         ("clips", ["--stream", "full"], "cannot write full: it has mine in it; name a new or an empty folder"),
         ("clips", ["--stream", "full/mine"], "cannot write full/mine: it is no folder"),
@@ -153,6 +157,20 @@ def test_what_cannot_be_is_refused_before_the_work(clips, tmp_path, command, mon
     assert (code, said, error.count("\n")) == (2, "", 1)
     assert words in error
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("frames", 4), ("height", 5), ("channels", 3)])
+def test_pixels_that_are_not_what_the_manifest_promises_are_refused_before_the_work(
+    clips, tmp_path, command, monkeypatch, field, value
+):
+    shutil.copytree(clips, tmp_path / "clips")
+    document = json.loads((tmp_path / "clips/manifest.json").read_text())
+    document["pixel_graph"][field] = value
+    (tmp_path / "clips/manifest.json").write_text(json.dumps(document))
+    monkeypatch.setattr(Task, "compare", lambda *_, **__: pytest.fail("it began"))
+    code, _, error = command("generate", tmp_path / "clips", "--out", tmp_path / "x.gif")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "pixels.onnx has the inputs and outputs" in error
 
 
 def test_inspect_says_how_many_frames(clips, command):

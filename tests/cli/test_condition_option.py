@@ -56,6 +56,11 @@ def test_a_condition_that_does_not_fit_is_refused_by_name(folder, vectors, tmp_p
     assert "the model fashion takes none" in said("fashion", "--condition", vectors)
     np.save(tmp_path / "wide.npy", np.zeros((3, 11)))
     assert "request has a condition of shape (3, 11)" in said(folder, "--condition", tmp_path / "wide.npy")
+    (tmp_path / "empty.npy").touch()
+    assert "condition: " in said(folder, "--condition", tmp_path / "empty.npy")
+    assert "none.npy is missing, expected a floating array (n, 10)" in said(
+        folder, "--condition", tmp_path / "none.npy"
+    )
     (tmp_path / "text.npy").write_text("a cat on a mat")
     assert "is no array of numpy's" in said(folder, "--condition", tmp_path / "text.npy")
     np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))

@@ -103,7 +103,11 @@ def test_inspect_says_what_a_prompt_is(bundles, command):
     [
         ("4B", PROMPTS["4B"][1:], "prompt has 11 tokens, expected 12 tokens from 0 to 63999 at its end"),
         ("4B", PROMPTS["5B"], "prompt token 0 is 64000, expected tokens in [0, 64000)"),
-        ("5B", PROMPTS["4B"], "prompt has 12 tokens, expected 64000 first, and then 12 tokens from 0 to 63999"),
+        (
+            "5B",
+            PROMPTS["4B"],
+            f"12 tokens, of which token 0 is {PROMPTS['4B'][0]}, expected 64000 first, and then 12 tokens from 0 to 63999",
+        ),
         ("5B", [64_000, *PROMPTS["5B"]], "prompt has 14 tokens, expected 64000 first"),
     ],
 )

@@ -1,6 +1,7 @@
 """Prompts as files of tokens: numbers, a prompt a line, or arrays."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_an_array_of_two_axes_has_a_prompt_a_row_and_any_other_is_one(tmp_path):
         ("a.txt", b" \n", "is empty"),
         ("a.npy", b"1,2", "is no array"),
         ("a.npy", b"", "is no array"),
+        ("a.npy", b"PK\x03\x04", "is no array.*several"),
         ("a.npy", np.array([1.5]), "holds float64, expected some integers"),
         ("a.npy", np.zeros((0, 3), int), "holds int64, expected some integers"),
         ("a.npy", np.array([{}]), "is no array"),
@@ -54,6 +56,11 @@ def test_other_files_are_refused(tmp_path, name, content, message):
         np.save(path, content, allow_pickle=True)
     with pytest.raises(InvalidArgument, match=message):
         prompts(path)
+
+
+def test_a_file_that_never_ends_is_refused():
+    with pytest.raises(InvalidArgument, match="tokens-file /dev/zero has more than"):
+        prompts(Path("/dev/zero"))
 
 
 def test_only_one_way_to_begin_is_taken(tmp_path):

@@ -86,6 +86,14 @@ def test_rates_that_cannot_be_are_refused(fps, kind):
         check_fps(fps, kind)
 
 
+@pytest.mark.parametrize(("kind", "most"), [("WEBP", 16_383), ("GIF", 65_535)])
+def test_the_largest_side_is_written_and_one_more_is_refused(kind, most):
+    for shape in ((2, most, 1, 1), (2, 1, most, 1)):
+        assert Image.open(io.BytesIO(encode_clip(np.zeros(shape, np.uint8), kind))).size == shape[2:0:-1]
+    with pytest.raises(InvalidArgument, match=rf"a {kind} of {most + 1} by 1 pixels is too large"):
+        encode_clip(np.zeros((2, most + 1, 1, 1), np.uint8), kind)
+
+
 @pytest.mark.parametrize(("kind", "module", "extra"), [("MP4", "av", "video"), ("GIF", "PIL.Image", "pictures")])
 def test_what_is_missing_is_named_with_its_extra(monkeypatch, kind, module, extra):
     monkeypatch.setitem(sys.modules, module, None)

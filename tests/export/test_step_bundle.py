@@ -29,7 +29,7 @@ def plain(tmp_path):
     shutil.copy(embedded.pixel_graph, folder)
     document = json.loads((embedded.folder / "manifest.json").read_text())
     document |= {"format_version": 1, "files": {}}
-    del document["step_graphs"], document["corrections"], document["tree_graph"]
+    del document["step_graphs"], document["corrections"], document["tree_graph"], document["causal_graph"]
     for path in folder.iterdir():
         record = file_record(path)
         document["files"][path.name] = {"sha256": record.sha256, "bytes": record.bytes}
@@ -62,7 +62,9 @@ def test_what_was_made_is_the_embedded_bundle(plain, tmp_path):
             for f in (tmp_path / "made", open_bundle("fashion").folder)
         )
         assert [node.op_type for node in ours.graph.node] == [node.op_type for node in theirs.graph.node]
-    assert made.tree_graph == embedded.tree_graph
+    assert (made.tree_graph, made.causal_graph) == (embedded.tree_graph, embedded.causal_graph)
+    ours, theirs = tmp_path / "made" / made.causal_graph.file, open_bundle("fashion").causal_graph
+    assert ours.read_bytes() == theirs.read_bytes()
     assert (tmp_path / "made" / made.tree_graph.file).read_bytes() == open_bundle("fashion").tree_graph.read_bytes()
 
 

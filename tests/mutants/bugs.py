@@ -7,6 +7,7 @@ seed, the speed, the bookkeeping. A change that no promise forbids is not a bug.
 from __future__ import annotations
 
 from bugs_of_auto_branches import BUGS as AUTO_BRANCHES
+from bugs_of_causal_windows import BUGS as CAUSAL_WINDOWS
 from bugs_of_checkpoints import BUGS as CHECKPOINTS
 from bugs_of_clips_http import BUGS as CLIPS_HTTP
 from bugs_of_context import BUGS as CONTEXT
@@ -58,6 +59,7 @@ __all__ = ["BUGS"]
 BUGS: tuple[Bug, ...] = (
     *SERVING,
     *AUTO_BRANCHES,
+    *CAUSAL_WINDOWS,
     *CHECKPOINTS,
     *CLIPS_HTTP,
     *CONTEXT,

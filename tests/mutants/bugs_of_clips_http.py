@@ -55,4 +55,37 @@ BUGS = (
         "A decoder whose first frame stands alone is said to have decided frames that it has not.",
         ("test_frames_of_clips",),
     ),
+    Bug(
+        "a-pixel-graph-is-believed",
+        "PixelDecoder.__init__",
+        "if not all((name in found and _agree(found[name], promised) for name, promised in wanted.items())):\n"
+        "    raise self._broken(f'has the inputs and outputs {found}', str(wanted))",
+        "",
+        "Frames that the graph does not make are looked for after all the work.",
+        ("test_clips",),
+    ),
+    Bug(
+        "a-stop-token-cuts-a-picture-short",
+        "_cuts_short",
+        "(i < last or span.times > 1)",
+        "i < last",
+        "A token that ends sequences may stand anywhere in the last part of a picture.",
+        ("test_bundle",),
+    ),
+    Bug(
+        "an-interval-outlives-its-guidance",
+        "job_settings",
+        "if given.get('guidance') == 1 and 'guidance_interval' not in given:\n    kept.pop('guidance_interval', None)",
+        "",
+        "Who turns off a server's guidance is told of an interval that it never named.",
+        ("test_lanes",),
+    ),
+    Bug(
+        "any-interval-guides-something",
+        "decoding_settings",
+        "read_interval(interval)[0] >= manifest.length",
+        "read_interval(interval)[0] > manifest.length",
+        "An interval that begins right behind the last token is taken, and nothing is guided.",
+        ("test_clips",),
+    ),
 )

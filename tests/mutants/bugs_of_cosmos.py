@@ -52,7 +52,7 @@ BUGS = (
     Bug(
         "a-video-begins-anyhow",
         "PromptFrames.refusal",
-        "begun and (not self.tokens or (whole and nothing_else))",
+        "self._begins(given) and (not self.tokens or (whole and nothing_else))",
         "not self.tokens or (whole and nothing_else)",
         "Another token takes the place of the one that begins a video.",
         FRAMES,

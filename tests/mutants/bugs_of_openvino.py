@@ -21,8 +21,8 @@ _ANYWHERE = (
     ),
     Bug(
         "any-openvino-taken",
-        "find_runtime",
-        "tuple(int(part) for part in re.findall(r'\\d+', version)[:2]) < OLDEST",
+        "check_version",
+        "tuple(int(part) for part in re.findall(r'\\d+', version)[:2]) < oldest",
         "False",
         "A version whose attention takes other inputs is run.",
         WITHOUT,

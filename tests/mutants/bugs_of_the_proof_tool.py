@@ -123,4 +123,12 @@ BUGS = (
         "A step that has another law than the host passes, as long as it keeps it.",
         VERIFICATION,
     ),
+    Bug(
+        "verification-that-reads-every-beginning",
+        "recording:recording",
+        "_ReadingRecorder(step, step) if isinstance(step, PromptReader) else Recorder(step)",
+        "Recorder(step)",
+        "Every continuation sends the common beginning through the model again, and a model of clips is never verified.",
+        VERIFICATION,
+    ),
 )

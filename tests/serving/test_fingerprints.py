@@ -17,7 +17,7 @@ def test_it_changes_with_a_file_and_with_what_is_recommended_and_not_with_prose(
     others = [
         {"files": {**manifest.files, name: replace(record, sha256="0" * 64)}},
         {"defaults": replace(manifest.defaults, temperature=0.5)},
-        {"stop_tokens": (3,)},
+        {"stop_tokens": (260,)},
     ]
     marks = {fingerprint(changed(bundle, **other)) for other in others}
     assert len(marks | {mark}) == 4

@@ -16,6 +16,7 @@ from coupled_sampling.serving import DeadlineExceeded, EngineFailed, EngineStopp
 from coupled_sampling.serving.engine import Engine, Health
 from coupled_sampling.serving.jobs import GrammarSource, Job
 from coupled_sampling.serving.lanes import Lanes, LaneSettings
+from coupled_sampling.serving.ways import job_settings
 from standins.serving import text_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::coupled_sampling.errors.SharedNoise")  # guided jobs of one seed
@@ -111,6 +112,15 @@ def test_a_guided_job_has_its_own_interval(pictures):
     assert [made for made, _, _ in run(pictures, *(Job(SHOE, 4, settings=settings) for settings in asked))] == wanted
     assert wanted[0][:60] == wanted[1][:60] != wanted[2][:60]
     assert wanted[0] != wanted[1]
+
+
+def test_a_job_without_guidance_has_no_interval_of_the_servers(pictures):
+    server = {"guidance": 4.0, "guidance_interval": "10:60"}
+    plain = job_settings(pictures.bundle, server, Job(SHOE, 4, settings={"guidance": 1.0}))
+    assert (plain.guided, plain.guidance_interval) == (False, None)
+    assert job_settings(pictures.bundle, server, Job(SHOE, 4, settings={"guidance": 2})).guidance_interval == "10:60"
+    with pytest.raises(InvalidArgument, match="but guidance is 1: none"):
+        job_settings(pictures.bundle, server, Job(SHOE, 4, settings={"guidance": 1, "guidance_interval": "3:"}))
 
 
 def test_a_resumed_job_ends_with_the_same_tokens(pictures):

@@ -95,6 +95,7 @@ def write_narrow_graphs(folder, stored=STORED):
     import numpy as np
 
     from coupled_sampling.export import DecoderDescription, Norm, QueryKeyNorm, Rotary, Storage, save_graph, step_graph
+    from coupled_sampling.export.graphs.causal_window import causal_window
     from coupled_sampling.export.graphs.decoder import decoder_graph
 
     sizes = {"vocab_size": 32, "positions": 64, "width": 32, "layers": 1, "heads": 2, "mlp_width": 32}
@@ -108,6 +109,7 @@ def write_narrow_graphs(folder, stored=STORED):
             model = decoder_graph(description, values, Storage(weights, compute))
             made.append(save_graph(model, folder / f"{kind}-{weights}-{compute}.onnx"))
             if kind == "rotary" and weights == compute:
+                made.append(save_graph(causal_window(model), folder / f"causal-{compute}.onnx"))
                 step = step_graph(model, "scd-gumbel", warped=True, guided=True)
                 made.append(save_graph(step, folder / f"step-{compute}.onnx"))
     return made
@@ -200,14 +202,29 @@ def signatures(graph):
     return {node.name: signature(node, types) for node in model.graph.node}
 
 
+def place(environment, graph, sizes):
+    """In a process with this environment, what `print_placement` says of a graph."""
+    command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
+    return json.loads(result.stdout)
+
+
 def placement(package):
-    """What one version does: its name, and what it does with the shipped graphs and with ``narrow`` ones."""
+    """What one version does: its name, and what it does with the shipped graphs and with ``narrow`` ones.
+
+    Last, which of its kernels for attention it takes (`standins.cuda_attention`).
+    """
+    from standins.cuda_attention import attention_kernels
+
     with tempfile.TemporaryDirectory() as libraries, tempfile.TemporaryDirectory() as narrow:
         environment = environment_of(package, Path(libraries))
         version, shipped = placement_of(placed_graphs(), environment)
         _, others = placement_of(write_narrow_graphs(Path(narrow)), environment)
+        attention = attention_kernels(environment, Path(libraries))
     others["kernels"] = sorted(set(others["kernels"]) - set(shipped["kernels"]))
-    return version, {**shipped, "narrow": others}
+    return version, shipped | {"attention": attention, "narrow": others}
 
 
 def placement_of(graphs, environment):
@@ -219,11 +236,7 @@ def placement_of(graphs, environment):
     for graph in graphs:
         known, copied[graph.name] = signatures(graph), []
         for sizes in ({}, FIXED):
-            command = [sys.executable, __file__, "--place", str(graph), json.dumps(sizes)]
-            result = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if result.returncode:
-                raise SystemExit(f"{graph.name}, {sizes}: {result.stderr[-2000:]}")
-            version, placed, copies = json.loads(result.stdout)
+            version, placed, copies = place(environment, graph, sizes)
             copied[graph.name].append(copies)
             if not sizes:
                 kernels |= {known[node] for node, where in placed.items() if where == PROVIDER and node in known}
@@ -240,4 +253,5 @@ def placement_of(graphs, environment):
 if __name__ == "__main__":
     if sys.argv[1] == "--place":
         print_placement(sys.argv[2], json.loads(sys.argv[3]))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     RECORD.write_text(json.dumps(dict(placement(Path(folder)) for folder in sys.argv[1:]), indent=1) + "\n")

@@ -25,7 +25,7 @@ class TreeRun:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         inputs = {value.name: value for value in self.session.get_inputs()}
-        self.takes_trees = "parents" in inputs
+        self.takes_trees, self.has_kv_length = "parents" in inputs, "kv_length" in inputs
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.caches = {
             name: np.zeros((rows, *value.shape[1:]), types[value.type])
@@ -35,7 +35,9 @@ class TreeRun:
 
     def __call__(self, tokens, start, parents=None, spare=0):
         kv_length = np.array([int(np.max(start)) + tokens.shape[1] + spare], np.int64)
-        inputs = {"input_ids": tokens, "start": np.asarray(start, np.int64), "kv_length": kv_length}
+        inputs = {"input_ids": tokens, "start": np.asarray(start, np.int64)}
+        if self.has_kv_length:
+            inputs["kv_length"] = kv_length
         if self.takes_trees:
             inputs["parents"] = chain(*tokens.shape) if parents is None else np.asarray(parents, np.int64)
         logits, *present = self.session.run(None, inputs | self.inputs())

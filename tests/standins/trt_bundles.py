@@ -12,7 +12,7 @@ from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.trt import BuildOptions, TrtProvider, TrtStep
 from coupled_sampling.backends.trt.flavour import Flavour
 from coupled_sampling.bundles.opening import open_bundle
-from coupled_sampling.export.step_bundle import write_step_graphs, write_tree_graph
+from coupled_sampling.export.step_bundle import write_other_writings, write_step_graphs
 from standins.fake_kernels import EmulatedCuda
 from standins.fake_tensorrt import FakeTensorRT
 from standins.toy_bundles import toy_gpt, write_toy_bundle
@@ -30,7 +30,7 @@ def write_bundle(path, *, max_window=LENGTH, change=None, seed=0, steps=(), tree
     if steps:
         write_step_graphs(path, steps)
     elif trees:
-        write_tree_graph(path, open_bundle(path).manifest)
+        write_other_writings(path, open_bundle(path).manifest)
     return path
 
 

@@ -5,6 +5,7 @@ all. What it predicts may cost drafts, never the law.
 """
 
 import itertools
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coupled_sampling import Decoder, DraftModel, HostStep, Request, Sampling
+from coupled_sampling import Decoder, DraftModel, Guidance, GuidedProvider, HostStep, Request, Sampling
 from coupled_sampling.drafting import Copy, Repeat
 from coupled_sampling.testing import (
+    RationalProvider,
     TableProvider,
     assert_lossless_exactly,
     autoregressive_law,
@@ -92,6 +94,38 @@ def test_fitted_corrections_keep_the_law_whatever_they_hold(method, problem):
     model, corrector, prompt, (vocab_size, length, window), drafting, stop = problem
     decode = shipped_decoder(method, window=window, drafting=drafting, stop=stop, step=corrected(corrector))
     assert_lossless_exactly(decode, model, [prompt], vocab_size=vocab_size, length=length, stop=stop)
+
+
+@pytest.mark.parametrize(
+    "method", ["scd-maximal", *(pytest.param(method, marks=pytest.mark.long) for method in METHODS[1:])]
+)
+def test_guidance_of_some_tokens_only_is_exact_with_corrected_laws(method):
+    """Laws of other positions, which corrections look at, are of another scale. An interval a token later is another law."""
+    table, corrector, scale = rational_table(12, 2), random_fractions(12, 2, (1, 2)), 3
+
+    def law(first, end):
+        def guided(context):
+            generated = context[1:]
+            own = scale if first <= len(generated) < end else 1
+            weights = [c**own * u ** (1 - own) for c, u in zip(table(context), table((0, *generated)), strict=True)]
+            return [Fraction(weight) / sum(weights) for weight in weights]
+
+        return autoregressive_law(guided, [1], 3)
+
+    def run(noise):
+        model = GuidedProvider(RationalProvider(table, 2, 2, 9), Guidance.within(1, 2, scale).scale, [0])
+        decoder = Decoder(HostStep(model, method, noise, corrector), window=3, drafting=REPEAT)
+        decoder.add(Request([1], length=3))
+        made = ()
+        while decoder.active or decoder.waiting:
+            for commit in decoder.step():
+                assert commit.error is None
+                made += tuple(commit.tokens.tolist())
+        return made
+
+    found = exact_law(run, arithmetic="rational")
+    assert total_variation(found, law(1, 2)) == 0
+    assert min(total_variation(found, law(*other)) for other in ((0, 2), (1, 3), (2, 3), (0, 3))) > 0.01
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -188,3 +188,23 @@ def test_steps_that_know_no_branches_are_refused_them():
 
     with pytest.raises(InvalidArgument, match="branches is 4, but a Chains does not do them; use HostStep"):
         verify(table, [0], ["scd-match"], samples=2, positions=2, window=8, branches=4, make_step=Chains)
+
+
+def test_a_long_beginning_is_read_once_a_row_not_once_a_continuation():
+    read = []
+
+    class Counting(TableProvider):
+        def forward(self, tokens, start):
+            read.append(tokens.size)
+            return super().forward(tokens, start)
+
+    def model():
+        read.append(0)
+        return Counting(random_table(1, 3), 3, 4, 128)
+
+    beginning, samples, positions = [0, 1] * 50, 40, 3
+    (found,) = verify(model, beginning, ["scd-match"], samples=samples, positions=positions, window=3)
+    samplings = read.count(0)
+    rows_read, windows = samplings * 4 * len(beginning), samplings * samples * positions * 4
+    assert sum(read) < rows_read + windows < samplings * samples * len(beginning) / 3
+    assert found.recycled_share > 0

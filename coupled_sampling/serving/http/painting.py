@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coupled_sampling.animations import FPS, check_fps
+from coupled_sampling.animations import FPS, check_fps, check_size
 from coupled_sampling.bundles.layouts import Layout
 from coupled_sampling.bundles.manifest import Grid
 from coupled_sampling.errors import InvalidArgument
@@ -210,7 +210,7 @@ class ClipPainter(Painter):
     Raises
     ------
     InvalidArgument
-        No file of that format can have so many.
+        No file of that format can have so many, or such large ones.
     """
 
     noun, part_noun, formats = "clip", "frames", CLIPS
@@ -219,6 +219,7 @@ class ClipPainter(Painter):
         super().__init__(model, output_format)
         self._fps = fps or int(FPS)
         check_fps(self._fps, CLIPS[self._format])
+        check_size(self._graph.height, self._graph.width, CLIPS[self._format])
         self._frame_format = self._format if self._format in PICTURES else "png"
         self.told |= {"frames": self.count, "fps": self._fps}
 

@@ -8,7 +8,7 @@ import * as ort from "onnxruntime-web";
 import { BundleError } from "./errors.js";
 
 const FORMAT = "coupled-sampling-bundle";
-const NEWEST = 7;
+const NEWEST = 8;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
 // More threads would need a cross-origin isolated page.
@@ -128,8 +128,9 @@ export class Bundle {
 
   /** Files that are no graph, no text's and no corrections hold weights. */
   #weightFiles() {
-    const { files, window_graph, tree_graph, pixel_graph, step_graphs, corrections, ...rest } = this.manifest;
-    const others = [window_graph, tree_graph, pixel_graph, corrections, ...step_graphs].map((record) => record?.file);
+    const { files, window_graph, tree_graph, causal_graph, pixel_graph, step_graphs, corrections, ...rest } = this.manifest;
+    const parts = [window_graph, tree_graph, causal_graph, pixel_graph, corrections, ...step_graphs];
+    const others = parts.map((record) => record?.file);
     others.push(corrections?.network, rest.tokenizer, rest.chat_template);
     return Object.keys(files).filter((name) => !others.includes(name));
   }

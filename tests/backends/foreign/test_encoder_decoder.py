@@ -3,6 +3,7 @@
 The oracle runs ``decoder_model.onnx`` in one plain call over a whole sequence, without any cache.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -261,12 +262,15 @@ def test_guidance_is_refused_and_done_by_its_wrapper(folders):
     assert found[0] == found[1]
 
 
-def test_a_failure_in_begin_ends_its_own_request_only(folders):
-    model, asked = opened(folders, batch_size=1), requests(3)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_failure_in_begin_ends_its_own_request_only(folders, batch_size):
+    """Of three rows it is the one in the middle, between two that go on."""
+    first, failing, last, short = requests(4)
+    model, asked = opened(folders, batch_size=batch_size), [first, dataclasses.replace(short, length=2), last, failing]
     read = model.read_first
 
     def fails_once(found, mask):
-        if len(found[0]) == len(asked[1].condition):
+        if len(found[0]) == len(failing.condition):
             raise ProviderError("out of memory")
         return read(found, mask)
 
@@ -274,9 +278,11 @@ def test_a_failure_in_begin_ends_its_own_request_only(folders):
     decoder = Decoder(model, method="ar")
     for request in asked:
         decoder.add(request)
-    ends = [commits[-1] for commits in run(decoder).values()]
-    assert [end.reason for end in ends] == ["length", "error", "length"]
-    assert str(ends[1].error) == "request 1: out of memory"
+    made = run(decoder)
+    assert [made[handle][-1].reason for handle in range(4)] == ["length"] * 3 + ["error"]
+    assert str(made[3][-1].error) == "request 3: out of memory"
+    expected = decoded(opened(folders, batch_size=1), asked[:3], method="ar")
+    assert {handle: tokens_of(made[handle]).tolist() for handle in range(3)} == expected
 
 
 def test_a_closed_one_says_so(folders):

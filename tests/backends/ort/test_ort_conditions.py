@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from coupled_sampling import Decoder, GuidedProvider, HostStep, Request, open_bundle
 from coupled_sampling.backends import OrtProvider, Place, check_model, open_model
 from coupled_sampling.bundles import ConditionGraph, Prompt
+from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.contracts import RequestObserver, Selective, Trees
 from coupled_sampling.errors import BundleError, InvalidArgument
 from coupled_sampling.export import add_step_graphs, reference_logits
-from coupled_sampling.export.step_bundle import write_tree_graph
+from coupled_sampling.export.step_bundle import write_other_writings
 from coupled_sampling.testing import CheckFailed, check_provider
 from standins.conditioned import COSMOS, LENGTH, PREFIX, VECTORS, some_vectors
 from standins.toy_bundles import toy_weights, write_toy_bundle
@@ -32,7 +34,7 @@ def folders(tmp_path_factory):
     for name, description in KINDS.items():
         prompts = {"begin": Prompt(PROMPTS[name], (), "Begin")}
         made[name] = write_toy_bundle(folder / name, description, max_window=LENGTH, prompts=prompts)
-        write_tree_graph(made[name], open_bundle(made[name]).manifest)
+        write_other_writings(made[name], open_bundle(made[name]).manifest)
     return made
 
 
@@ -129,6 +131,56 @@ class _Counting:
         return self.session.run(*arguments)
 
 
+class _FailingOnOne:
+    """ONNX Runtime as it is for all conditions but those of one vector."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def run(self, names, feeds):
+        if len(feeds["condition"]) == 1:
+            raise RuntimeError("out of memory")
+        return self.session.run(names, feeds)
+
+
+@pytest.mark.parametrize("kind", ["windows", "trees", "guided"])
+def test_a_request_that_cannot_begin_stops_no_other_one(folders, kind):
+    """Its row stands idle between two that go on, and is forwarded with them."""
+    made, settings, others = {}, {"branches": 2} if kind == "trees" else {}, requests("cosmos", 4)[1:]
+    others = [dataclasses.replace(one, length=length) for one, length in zip(others, (12, 2, 12), strict=True)]
+    inner = opened(folders, rows=6 if kind == "guided" else 3, trees=kind == "trees")
+    inner._conditions._session = _FailingOnOne(inner._conditions._session)
+    model = GuidedProvider(inner, 2.0, [21]) if kind == "guided" else inner
+    decoder = Decoder(model, method="scd-match", window=5, **settings)
+    for request in (*others, requests("cosmos", 1)[0]):
+        decoder.add(request)
+    while decoder.active or decoder.waiting:
+        for commit in decoder.step():
+            made.setdefault(commit.handle, []).append(commit.error or commit.tokens)
+    (error,) = made.pop(3)
+    assert "ONNX Runtime failed on a condition of 1 vectors: out of memory" in str(error)
+    alone = opened(folders, rows=2)
+    expected = decoded(GuidedProvider(alone, 2.0, [21]) if kind == "guided" else alone, others)
+    assert {handle: np.concatenate(tokens).tolist() for handle, tokens in made.items()} == expected
+
+
+def test_a_row_whose_request_could_not_begin_has_no_logits(folders):
+    """Not those under the condition before, which would be silence."""
+    model, tokens = opened(folders, rows=2), np.array([[22, 3], [22, 3]])
+    for row in range(2):
+        model.begin(row, Request([22], 5, condition=CONDITIONS[row]))
+    expected = np.array(model.forward(tokens, np.array([0, 0])))
+    with pytest.raises(InvalidArgument, match="no condition"):
+        model.begin(1, Request([22], 5))
+    found = np.array(model.forward(tokens, np.array([0, 0])))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert np.isnan(found[1]).all()
+    with pytest.raises(InvalidArgument, match="row 1 has begun no request"):
+        model.forward_rows(tokens[1:], np.array([0]), range(1, 2))
+    model.fork(0, [1], 2)
+    np.testing.assert_allclose(model.forward(tokens, np.array([0, 0]))[1], expected[0], atol=1e-5)
+
+
 def test_a_fork_takes_the_condition_along(folders):
     model, tokens = opened(folders, rows=2), np.array([[22, 3, 1]])
     for row, vectors in enumerate(CONDITIONS[:2]):
@@ -183,6 +235,7 @@ def test_the_unconditional_row_has_its_own_tokens_and_the_vectors_mask(folders):
         ("cosmos", {"condition": np.zeros((7, 9))}, r"has a condition of shape \(7, 9\)"),
         ("cosmos", {"condition": np.zeros((1, 7, 10))}, r"has a condition of shape \(1, 7, 10\)"),
         ("cosmos", {"condition": np.full((2, 10), np.nan)}, "has a condition with NaN or infinity"),
+        ("cosmos", {"condition": np.full((2, 10), -1e39)}, "has a condition with numbers that float32 cannot hold"),
         ("vectors", {"prompt": (22,) * 4}, "has a prompt of 4 tokens, expected 5 or more"),
         ("vectors", {"prompt": (*CAPTION, 1, 22)}, "has the token 22 at position 6, expected it before 5"),
     ],
@@ -280,6 +333,29 @@ def test_a_manifest_that_promises_something_else_is_refused(folders, tmp_path, c
     change(document)
     (path / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
+        OrtProvider.open(path, threads=1)
+
+
+def test_a_graph_that_promises_exabytes_is_refused_before_there_is_room_for_them(folders, tmp_path):
+    """What it makes must be what the window graph takes."""
+    from onnx import TensorProto, helper
+
+    path, shape = shutil.copytree(folders["cosmos"], tmp_path / "toy"), [1, 10**9, 10**9]
+    nodes = [
+        helper.make_node("Constant", [], ["zero"], value=helper.make_tensor("", TensorProto.FLOAT, [1], [0])),
+        helper.make_node("Constant", [], ["shape"], value=helper.make_tensor("", TensorProto.INT64, [3], shape)),
+        helper.make_node("Expand", ["zero", "shape"], ["condition.0.key"]),
+    ]
+    taken = helper.make_tensor_value_info("condition", TensorProto.FLOAT, ["S", 10])
+    made = helper.make_tensor_value_info("condition.0.key", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "condition", [taken], [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (path / "condition.onnx").write_bytes(model.SerializeToString())
+    document = json.loads((path / "manifest.json").read_text())
+    record = file_record(path / "condition.onnx")
+    document["files"]["condition.onnx"] = {"sha256": record.sha256, "bytes": record.bytes}
+    (path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"'condition.0.key' is .*, the manifest promises .*1000000000"):
         OrtProvider.open(path, threads=1)
 
 

@@ -16,7 +16,7 @@ import pytest
 from coupled_sampling.backends.trt import BuildOptions, EngineError, EngineStore, find_flavour, load_or_build
 from coupled_sampling.backends.trt.build import build_engine
 from coupled_sampling.backends.trt.messages import message_log
-from coupled_sampling.backends.trt.network import parse_network
+from coupled_sampling.backends.trt.network import Network, parse_network, set_profiles
 from coupled_sampling.backends.trt.precision import convert_graph, load_graph, save_converted
 from coupled_sampling.backends.trt.step import STEP_METHOD, step_tensors
 from coupled_sampling.backends.window_tensors import CACHE
@@ -241,3 +241,50 @@ def test_ctrl_c_stops_a_real_build(flavour):
     with pytest.raises(KeyboardInterrupt):
         build_engine(bundle.window_graph, flavour, options)
     timer.join()
+
+
+def attentions_of(definition):
+    found = []
+    for i in range(definition.num_layers):
+        layer = definition.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            found.append(layer.attention)
+    return found
+
+
+def output_named(definition, name):
+    layers = [definition.get_layer(i) for i in range(definition.num_layers)]
+    outputs = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
+    return next(tensor for tensor in outputs if tensor is not None and tensor.name == name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_graph_without_masks_is_read_as_if_every_window_began_with_the_first_column(flavour, tmp_path, precision):
+    """Whoever sees this fail: the parser may have learned it, and docs/tensorrt.md says that it has not.
+
+    What it should have made of the graph can be set on the network by hand, and is built.
+    """
+    bundle = open_bundle("fashion")
+    graph, log = bundle.manifest.window_graph, message_log(flavour)
+    with pytest.raises(EngineError, match="without its boolean mask"):
+        parse_network(flavour, bundle.causal_graph, BuildOptions(), log)
+    model = load_graph(bundle.causal_graph)
+    convert_graph(model, precision)
+    filled = next(node.input[6] for node in model.graph.node if node.op_type == "Attention")
+    log.clear()
+    builder = trt.Builder(log.logger)
+    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(definition, log.logger)
+    assert parser.parse_from_file(str(save_converted(model, tmp_path)))
+    found = [(one.causal_kind, one.mask, one.key_value_lengths) for one in attentions_of(definition)]
+    assert found == [(trt.CausalMaskKind.UPPER_LEFT, None, None)] * graph.layers
+    lengths = definition.add_cast(output_named(definition, filled), trt.DataType.INT32).get_output(0)
+    for attention in attentions_of(definition):
+        attention.causal_kind, attention.key_value_lengths = trt.CausalMaskKind.LOWER_RIGHT, lengths
+        attention.decomposable = True
+    config = builder.create_builder_config()
+    options = BuildOptions((4,), (16,), precision=precision).fitted(graph)
+    set_profiles(Network(log, builder, definition, graph.layers, 2 * graph.layers), config, options)
+    assert builder.build_serialized_network(definition, config).nbytes > 1_000_000

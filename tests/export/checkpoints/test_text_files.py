@@ -107,6 +107,7 @@ def test_a_bundle_has_the_files_and_every_token_that_ends_a_turn(tmp_path):
     assert bundle.manifest.stop_tokens == (2, 3)
     assert set(bundle.manifest.files) == {
         "window.onnx",
+        "window-causal.onnx",
         "window-tree.onnx",
         "weights.bin",
         "tokenizer.json",

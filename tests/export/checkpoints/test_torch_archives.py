@@ -1,7 +1,9 @@
 """PyTorch's archives without PyTorch: tensors come as they were saved, nothing is run, what is damaged or hostile is refused."""
 
+import io
 import os
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -153,6 +155,7 @@ CONTENTS = {
     "axes and strides": (of(strides=(1, 1)), "a tensor is not described"),
     "axes": (of(shape=(1,) * 40, strides=(1,) * 40), "40 axes"),
     "no sizes": (of(shape=(2.0,)), "a tensor is not described"),
+    "empty and huge": (of(shape=(0, 2**62), strides=(1, 1)), "it is empty, and of shape"),
 }
 
 
@@ -206,6 +209,22 @@ def test_entries_that_are_not_where_the_table_says_are_refused(tmp_path):
     at = whole.index(b"model/data/s") - 30
     with pytest.raises(CheckpointError, match="is not where"):
         opened(tmp_path, whole[:at] + b"XX" + whole[at + 2 :])
+
+
+@pytest.mark.parametrize("offset", [10**6, 2**62, 2**64 - 1])
+def test_entries_behind_the_end_of_any_file_are_refused(tmp_path, offset):
+    whole = archive_of(of(), storages=STORAGE)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        table = archive.start_dir
+    at = whole.rindex(b"model/data/s") - 46  # its header in the table, which here says where it is in 64 bits
+    far = bytearray(whole[at : at + 46])
+    far[42:46], far[30:32] = b"\xff" * 4, struct.pack("<H", 12)
+    longer = bytes(far) + b"model/data/s" + struct.pack("<HHQ", 1, 8, offset)
+    content = bytearray(whole[:at] + longer + whole[at + 46 + 12 :])
+    end = content.rindex(b"PK\x05\x06")
+    content[end + 12 : end + 16] = struct.pack("<I", end - table)
+    with pytest.raises(CheckpointError, match="model/data/s is not where"):
+        opened(tmp_path, bytes(content))
 
 
 def test_a_file_that_changes_after_it_was_opened_is_told(tmp_path):

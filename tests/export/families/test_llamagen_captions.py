@@ -158,6 +158,7 @@ def test_a_bundle_is_checked_and_draws_with_guidance(tmp_path):
         ({"cls_token_num": 120}, {}, "cls_token_num is 120"),
         ({"caption_dim": 2048}, {}, "caption_dim is 2048"),
         ({"mystery": 1}, {}, "mystery = 1"),
+        ({"block_size": 2**22}, {}, "block_size is 4194304, .* 576, at most 1048576"),
         ({}, {"cls_embedding.uncond_embedding": np.zeros(3, np.float32)}, r"has shape \(3,\), expected 2 axes"),
         ({}, {"cls_embedding.cap_proj.fc1.weight": np.zeros((4, 9), np.float32)}, "fc1.weight' has shape"),
         ({}, {"cls_embedding.cap_proj.fc2.bias": np.zeros(4, np.float32)}, "fc2.bias; they may change the numbers"),
