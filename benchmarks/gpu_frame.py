@@ -23,6 +23,7 @@ SKIPPED = 3
 ENVIRONMENT = {
     "NVIDIA_TF32_OVERRIDE": "0",  # no library rounds float32 products to fewer bits, which would be another model
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else JAX takes three quarters of the GPU, whoever uses it beside
+    "OMP_NUM_THREADS": "1",  # the host's products are small: threads would only wait for each other
     "PYTHONUNBUFFERED": "1",
 }
 """What every part's environment has, unless the caller's says otherwise."""

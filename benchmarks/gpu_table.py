@@ -118,7 +118,7 @@ def of_passes(found: dict[str, Any], result: dict[str, Any]) -> Iterator[Row]:
 
 
 def of_pictures(found: dict[str, Any], result: dict[str, Any]) -> Iterator[Row]:
-    what = f"embedded model, jitted loop, {found['method']}: pictures that are the CPU's"
+    what = f"embedded model, jitted loop, {found['method']}: pictures that are NumPy's"
     whole = sum(count == found["length"] for count in found["same_tokens"])
     all_are = f"all {len(found['same_tokens'])}, or float ties"
     met = not found["disagreements"]

@@ -262,8 +262,8 @@ def test_jax_and_torch_are_rehearsed_on_the_cpu(tmp_path):
     ]  # fmt: skip
     assert {row["same_as_itself"] for row in result["loops"]} == {24}
     assert [row["width"] for row in result["passes"]] == [1, 4, 6]
-    assert [row["same_tokens"] for row in result["pictures"]] == [[30]] * 3
+    assert [row["same_tokens"] for row in result["pictures"]] == [[30]] * 2
     assert [row["same_tokens"] for row in result["runtimes"]] == [[30]] * 3
     arrays = {(row["library"], row["method"]): row["disagreements"] for row in result["arrays"]}
-    assert len(arrays) == 6
+    assert len(arrays) == 4
     assert set(arrays.values()) == {0}
