@@ -11,7 +11,7 @@ It needs no network, and this repository need not be installed. What is missing 
 | `noise`, `tokens:METHOD` | `cuda-python` | are the kernels' noise and decisions the library's? (`gpu_tokens.py`) |
 | `kernels:METHOD`, `blocks:METHOD` | `cuda-python` | kernels and whole steps without a model; other numbers of blocks |
 | `jax:1b`, `jax:3b`, `jax:embedded` | JAX with CUDA | decoding as one jitted loop (`gpu_jax.py`) |
-| `arrays:LIBRARY` | torch, CuPy, JAX | `HostStep` on arrays on the GPU (`gpu_arrays.py`) |
+| `arrays:LIBRARY` | torch or CuPy | `HostStep` on arrays on the GPU (`gpu_arrays.py`) |
 | `runtimes:BACKEND` | `onnxruntime-gpu` or TensorRT | the embedded model, opened by that back end |
 | `model`, `decoding:BACKEND` | and `onnx`, `ml_dtypes`, `safetensors` | a random model of 1.1 billion, exported on the spot |
 
@@ -76,7 +76,6 @@ def all_parts(arguments: argparse.Namespace) -> list[Part]:
         *(Part(f"runtimes:{name}", 60, RUNTIMES[name]) for name in RUNTIMES),
         Part("jax:3b", 200, "jax"),
         *(Part(f"tokens:{method}", 60) for method in (second, *others)),
-        Part("arrays:jax", 60, "jax"),
         *(Part(f"blocks:{method}", 45) for method in (first, second)),
     ]
     if arguments.model:

@@ -1,8 +1,8 @@
 """The embedded picture model on the GPU by way of array libraries and runtimes: its tokens are to be those of NumPy.
 
-- ``arrays:torch``, ``arrays:cupy`` and ``arrays:jax``: the model is written in the library, and `HostStep` decides on the library's
-  arrays, where they are. Every decision is compared with `HostStep` on NumPy; what differs must be a float tie, given how far the
-  logits are apart.
+- ``arrays:torch`` and ``arrays:cupy``: the model is written in the library, and `HostStep` decides on the library's arrays, where
+  they are. Every decision is compared with `HostStep` on NumPy; what differs must be a float tie, given how far logits are
+  apart.
 - ``runtimes:cuda`` and so on: the bundle is opened by a back end of the library, with the step that it has, and without
   corrections, on which tokens depend under rejection. How many tokens at the beginning of each picture are NumPy's is counted.
 """
@@ -27,8 +27,6 @@ from coupled_sampling.errors import MissingDependency
 from coupled_sampling.testing import StepComparison
 
 METHODS = ("scd-match", "scd-maximal", "scd-gumbel")
-FEWER = {"jax": ("scd-match",)}
-"""Of a library that compiles every operation for every shape, and a step has many."""
 MOST_APART = 1e-3
 """Of logits: more is another model."""
 WINDOW, LAG = 16, 14
@@ -42,8 +40,6 @@ def module(name: str, rehearse: bool) -> tuple[Any, str]:
         raise MissingDependency(f"{name} cannot be imported: {error}") from error
     if name == "torch":
         device = "cuda" if found.cuda.is_available() else "cpu"
-    elif name == "jax":
-        device = "cuda" if found.default_backend() == "gpu" else "cpu"
     else:
         try:
             device = "cuda" if found.cuda.runtime.getDeviceCount() else "cpu"
@@ -52,14 +48,6 @@ def module(name: str, rehearse: bool) -> tuple[Any, str]:
     if device == "cpu" and not rehearse:
         raise MissingDependency(f"{name} {found.__version__} sees no GPU")
     return found, device
-
-
-def provider_of(name: str, library: Any, device: str) -> LogitsProvider:
-    if name == "jax":
-        from gpu_jax import JaxProvider
-
-        return JaxProvider(*read_weights())
-    return Embedded(library, *read_weights(), on=device if name == "torch" else None)
 
 
 def logits_apart(one: LogitsProvider, other: LogitsProvider) -> float:
@@ -93,12 +81,13 @@ def decoded(step: CoupledStep, length: int, pictures: int) -> tuple[int, float]:
 
 def of_arrays(arguments: argparse.Namespace, name: str) -> Iterator[Figure]:
     library, device = module(name, arguments.rehearse)
-    reference, provider = Embedded(np, *read_weights()), provider_of(name, library, device)
+    reference = Embedded(np, *read_weights())
+    provider = Embedded(library, *read_weights(), on=device if name == "torch" else None)
     apart = logits_apart(reference, provider)
     if not apart <= MOST_APART:
         raise ValueError(f"logits are {apart:.3g} apart from NumPy's, expected at most {MOST_APART}")
     length = arguments.picture_length
-    for method in FEWER.get(name, METHODS):
+    for method in METHODS:
         comparison = StepComparison(reference, HostStep(provider, method), logits_error=2 * apart)
         for picture in range(arguments.pictures):
             decoder = Decoder(comparison, window=WINDOW, drafting=Copy(LAG, 0))

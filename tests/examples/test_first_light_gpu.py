@@ -250,7 +250,7 @@ def test_jax_and_torch_are_rehearsed_on_the_cpu(tmp_path):
     pytest.importorskip("jax", reason="make test-frameworks installs it")
     pytest.importorskip("torch", reason="make test-frameworks installs it")
     path = tmp_path / "gpu.json"
-    only = "jax:1b,jax:embedded,arrays:torch,arrays:jax,runtimes:cpu"
+    only = "jax:1b,jax:embedded,arrays:torch,runtimes:cpu"
     command = [sys.executable, SCRIPT, "--rehearse", "--only", only, "--json", path]
     done = subprocess.run(command, capture_output=True, text=True)
     (result,) = json.loads(path.read_text())
@@ -264,6 +264,4 @@ def test_jax_and_torch_are_rehearsed_on_the_cpu(tmp_path):
     assert [row["width"] for row in result["passes"]] == [1, 4, 6]
     assert [row["same_tokens"] for row in result["pictures"]] == [[30]] * 2
     assert [row["same_tokens"] for row in result["runtimes"]] == [[30]] * 3
-    arrays = {(row["library"], row["method"]): row["disagreements"] for row in result["arrays"]}
-    assert len(arrays) == 4
-    assert set(arrays.values()) == {0}
+    assert [(row["device"], row["disagreements"]) for row in result["arrays"]] == [("cpu", 0)] * 3
