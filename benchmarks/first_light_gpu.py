@@ -70,12 +70,12 @@ def all_parts(arguments: argparse.Namespace) -> list[Part]:
         *(Part(f"kernels:{method}", 60) for method in (first, second)),
         Part("jax:1b", 200, "jax"),
         Part("jax:embedded", 90, "jax"),
-        Part("arrays:torch", 60, "torch"),
-        Part("arrays:cupy", 60, "cupy"),
+        Part("arrays:torch", 75, "torch"),
+        Part("arrays:cupy", 75, "cupy"),
         *(Part(f"kernels:{method}", 45) for method in others),
         *(Part(f"runtimes:{name}", 60, RUNTIMES[name]) for name in RUNTIMES),
         Part("jax:3b", 200, "jax"),
-        *(Part(f"tokens:{method}", 60) for method in (second, *others)),
+        *(Part(f"tokens:{method}", 75) for method in (second, *others)),
         *(Part(f"blocks:{method}", 45) for method in (first, second)),
     ]
     if arguments.model:

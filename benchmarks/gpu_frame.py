@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 """What every part's environment has, unless the caller's says otherwise."""
-VENDORED = ("sklearn/externals", "scipy/_lib")
+VENDORED = ("sklearn/externals", "scipy/_external", "scipy/_lib")
 """Where packages that are often there keep a copy of array-api-compat, which the library needs and a CUDA image may lack."""
 LOG_LINES = 12
 

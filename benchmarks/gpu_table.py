@@ -63,7 +63,8 @@ def of_noise(found: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def of_tokens(found: dict[str, Any], result: dict[str, Any]) -> Iterator[Row]:
-    what = f"kernels, {found['method']}, W {found['width']}, V {found['vocab_size']}: decisions that are not HostStep's"
+    sizes = f"W {found['width']}, V {found['vocab_size']}, {found['steps']} steps"
+    what = f"kernels, {found['method']}, {sizes}: decisions that are not HostStep's"
     yield _agreement(what, found)
 
 

@@ -10,6 +10,7 @@ judged in float64 (`coupled_sampling.testing.StepComparison`).
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ from coupled_sampling.noise import race_weights, uniforms
 from coupled_sampling.testing import StepComparison
 
 SAMPLINGS = (Sampling(), Sampling(0.7, top_k=2000, top_p=0.95))
+MOST_SECONDS = 45
+"""After which no more steps are compared: judging a site takes the host some 10 ms at V = 65,536."""
 PLACES = ((0, 0), (3, 5), (2**20, 1000))
 """Positions and rounds whose noise is compared."""
 
@@ -93,8 +96,8 @@ def of_tokens(arguments: argparse.Namespace, method: str) -> Iterator[Figure]:
     world = NormalWorld(*sizes)
     kernels = KernelStep(NormalWorld(*sizes, launcher), method, launcher)
     comparison = StepComparison(world, kernels)
-    decoder, added = Decoder(comparison, window=width, drafting="repeat"), 0
-    for _ in range(steps):
+    decoder, added, end = Decoder(comparison, window=width, drafting="repeat"), 0, time.monotonic() + MOST_SECONDS
+    while comparison.report().steps < steps and time.monotonic() < end:
         if not decoder.active + decoder.waiting:
             decoder.add(Request([1 + added], length, seed=9, sequence=added, sampling=SAMPLINGS[added % 2]))
             added += 1
