@@ -101,7 +101,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/prompts.py
 
 bench-gpu: $(filter $(VENV)-gpu/%,$(GPU_PYTHON))
-	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json
+	$(GPU_PYTHON) benchmarks/first_light_gpu.py
 
 train: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
