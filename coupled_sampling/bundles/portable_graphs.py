@@ -8,10 +8,14 @@ cross twice in every call. `portable_graph` replaces each operator of `REPLACED`
 |---|---|
 | TensorScatter | ScatterElements at the slots' columns |
 | Attention | MatMul, Where, Softmax, MatMul; heads that share keys are taken together, so that no key is copied |
+| RotaryEmbedding | Slice, Mul, Add, Sub and Concat |
 | Or, Mod | Not and And; Div, Mul and Sub |
 | IsNaN, IsInf | comparisons with numbers |
 | Size | Mul of Shape's parts |
 | GatherElements, Identity, ReduceMax and Squeeze of int64 or boolean | the same of int32 or float32, between two Casts |
+
+WebGPU's provider then takes all of a window graph but arithmetic on shapes, and all of the step graphs of ``ar`` and ``scd-match``
+without top-k and the like, provided that its option ``enableInt64`` is on. It has no float64, which the others use.
 
 Inputs, outputs, metadata and weights stay as they are, so that the rewritten graph takes the place of the original, and weights
 that lie in a second file are read from there. What it computes differs in the order of sums only.
@@ -19,7 +23,7 @@ that lie in a second file are read from there. What it computes differs in the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from coupled_sampling.errors import InvalidArgument, MissingDependency
@@ -29,19 +33,25 @@ __all__ = ["PORTABLE_OPSET", "REPLACED", "portable_graph"]
 PORTABLE_OPSET = 23
 """The operator set of rewritten graphs, the last before TensorScatter. Providers know operators by the sets they were told of."""
 
-REPLACED = ("TensorScatter", "Attention", "Or", "Mod", "IsNaN", "IsInf", "Size")
+REPLACED = ("TensorScatter", "Attention", "RotaryEmbedding", "Or", "Mod", "IsNaN", "IsInf", "Size")
 """Operators that a rewritten graph has none of."""
 
+_NARROWED = ("GatherElements", "Identity", "ReduceMax", "Squeeze")
+_ROTARY = frozenset({"interleaved", "rotary_embedding_dim", "num_heads"})
+
+_END = 2**31 - 1  # beyond every axis, and a number that runtimes without 64 bits can read
 _ATTENTION = frozenset({"scale", "softcap", "is_causal", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode"})
 
 
-def portable_graph(model: Any) -> Any:
+def portable_graph(model: Any, keep: Collection[str] = ()) -> Any:
     """A copy of ``model`` without the operators of `REPLACED`.
 
     Parameters
     ----------
     model
         An ``onnx.ModelProto`` of a window or step graph. What lies in a second file need not be loaded.
+    keep
+        Operators to leave as they are, for a runtime that has them: one kernel is faster than several.
 
     Returns
     -------
@@ -73,7 +83,7 @@ def portable_graph(model: Any) -> Any:
     for entry in rewritten.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = min(entry.version, PORTABLE_OPSET)
-    _Rewriting(onnx, rewritten.graph, inferred.graph).run()
+    _Rewriting(onnx, rewritten.graph, inferred.graph).run(frozenset(keep))
     return rewritten
 
 
@@ -100,21 +110,23 @@ class _Rewriting:
         self._shared: dict[tuple[Any, ...], str] = {}
         self._count = 0
 
-    def run(self) -> None:
+    def run(self, keep: frozenset[str]) -> None:
+        """Replace all that there is a rule for."""
         rules: Mapping[str, Callable[[Any], None]] = {
             "TensorScatter": self._tensor_scatter,
             "Attention": self._attention,
+            "RotaryEmbedding": self._rotary,
             "Or": self._or,
             "Mod": self._mod,
             "IsNaN": self._is_nan,
             "IsInf": self._is_inf,
             "Size": self._size,
-            **dict.fromkeys(("GatherElements", "Identity", "ReduceMax", "Squeeze"), self._narrow),
+            **dict.fromkeys(_NARROWED, self._narrow),
         }
         nodes = list(self._graph.node)
         for node in nodes:
             rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-            if rule is None:
+            if rule is None or node.op_type in keep:
                 self._nodes.append(node)
             else:
                 rule(node)
@@ -243,6 +255,36 @@ class _Rewriting:
         made = next((node for node in reversed(self._nodes) if key in node.output), None)
         return made.input[0] if made is not None and made.op_type == "Slice" else key
 
+    def _rotary(self, node: Any) -> None:
+        """Pairs of a head's numbers turned; the cosines and sines of the slots are looked up once for all layers."""
+        attributes = _attributes(self._onnx, node)
+        heads, *tables = node.input[:3]
+        if set(attributes) - _ROTARY or attributes.get("num_heads"):
+            raise _refused(node, f"the attributes {', '.join(sorted(attributes))}")
+        if len(node.input) > 3:
+            tables = [self._once("Gather", table, node.input[3], axis=0) for table in tables]
+        cos, sin = (self._once("Unsqueeze", table, self._integers(1)) for table in tables)
+        size, last, end = attributes.get("rotary_embedding_dim", 0), self._integers(-1), self._integers(_END)
+        turned = self._op("Slice", heads, self._integers(0), self._integers(size), last) if size else heads
+        if attributes.get("interleaved"):
+            first, second = (
+                self._op("Slice", turned, self._integers(i), end, last, self._integers(2)) for i in range(2)
+            )
+        else:
+            half = self._once("Shape", tables[0], start=-1)
+            first = self._op("Slice", turned, self._integers(0), half, last)
+            second = self._op("Slice", turned, half, end, last)
+        real = self._op("Sub", self._op("Mul", first, cos), self._op("Mul", second, sin))
+        imaginary = self._op("Add", self._op("Mul", first, sin), self._op("Mul", second, cos))
+        if attributes.get("interleaved"):
+            pairs = [self._op("Unsqueeze", part, last) for part in (real, imaginary)]
+            both = self._op("Reshape", self._op("Concat", *pairs, axis=-1), self._integers(0, 0, 0, -1))
+        else:
+            both = self._op("Concat", real, imaginary, axis=-1)
+        if size:
+            both = self._op("Concat", both, self._op("Slice", heads, self._integers(size), end, last), axis=-1)
+        self._nodes[-1].output[0] = node.output[0]
+
     def _or(self, node: Any) -> None:
         left, right = (self._op("Not", name) for name in node.input)
         self._op("Not", self._op("And", left, right), to=node.output[0])
@@ -250,7 +292,8 @@ class _Rewriting:
     def _mod(self, node: Any) -> None:
         if _attributes(self._onnx, node).get("fmod"):
             raise _refused(node, "the attribute fmod")
-        self._remainder(*node.input, to=node.output[0])
+        dividend, divisor = node.input
+        self._remainder(dividend, divisor, to=node.output[0])
 
     def _remainder(self, dividend: str, divisor: str, to: str | None = None) -> str:
         """Of integers that are not negative."""
