@@ -2,8 +2,8 @@
 
 What its parts are for is in `coupled_sampling.backends.place`; which plugins there are in `coupled_sampling.backends.ort.plugins`.
 
-The library decides steps, so that every method and setting is there. On request the step graphs of ``ar`` and ``scd-match`` run in a
-plugin, whole. Others compare numbers in float64, which such devices do not have; rounded to float32 they would change the law.
+The library decides steps, so that every method and setting is there. On request the step graphs of ``ar`` and ``scd-match`` run in
+a plugin, whole. Others compare numbers in float64, which such devices do not have; rounded to float32 they would change the law.
 """
 
 from __future__ import annotations

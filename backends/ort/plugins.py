@@ -39,7 +39,9 @@ class Plugin:
     Parameters
     ----------
     name
-        What `coupled_sampling.backends.Place` calls it, which is also its extra.
+        What `coupled_sampling.backends.Place` calls it.
+    extra
+        The extra that installs it.
     package, module
         Its package, and the module in it that knows where the library is.
     keeps
@@ -55,6 +57,7 @@ class Plugin:
     """
 
     name: str
+    extra: str
     package: str
     module: str
     keeps: Collection[str] = ()
@@ -66,7 +69,7 @@ class Plugin:
     @property
     def install(self) -> str:
         """The command that installs it."""
-        return f"pip install 'coupled-sampling[{self.name}]'"
+        return f"pip install 'coupled-sampling[{self.extra}]'"
 
     def session_options(self, threads: int | None) -> dict[str, str]:
         """Options of a session with ``threads`` threads."""
@@ -83,6 +86,7 @@ PLUGINS = {
     for plugin in (
         Plugin(
             "webgpu",
+            "webgpu",
             "onnxruntime-ep-webgpu",
             "onnxruntime_ep_webgpu",
             keeps=("RotaryEmbedding",),
@@ -93,11 +97,13 @@ PLUGINS = {
         ),
         Plugin(
             "openvino",
+            "openvino-plugin",
             "onnxruntime-ep-openvino",
             "onnxruntime_ep_openvino",
             needs="a CPU, GPU or NPU of Intel's; on other CPUs use backend 'openvino', which is OpenVINO's own package",
         ),
         Plugin(
+            "nv-tensorrt-rtx",
             "nv-tensorrt-rtx",
             "onnxruntime-ep-nv-tensorrt-rtx-cu13",
             "onnxruntime_ep_nv_tensorrt_rtx",

@@ -216,9 +216,10 @@ def _add_place(add: Callable[..., object]) -> None:
         choices=BACKENDS,
         default="cpu",
         help="what runs the model: cpu and cuda are ONNX Runtime, tensorrt and tensorrt-rtx an engine of TensorRT's own, openvino "
-        "is OpenVINO on the CPU, ort is ONNX Runtime with the plugin --provider. Those for GPUs were never run on one (default: %(default)s)",
+        "is OpenVINO on the CPU, ort is ONNX Runtime with the plugin that --provider names. Those "
+        "for GPUs were never run on one (default: %(default)s)",
     )
-    add("--provider", choices=PROVIDERS, help="with --backend ort: which plugin of ONNX Runtime")
+    add("--provider", choices=PROVIDERS, help="the plugin of ONNX Runtime, for --backend ort (default: none)")
     add(
         "--device",
         type=int,
