@@ -139,7 +139,9 @@ tensorrt, tensorrt-rtx, ort
             value = getattr(self, name)
             if value is not None and name not in settings:
                 said = str(value) if isinstance(value, Path) else value
-                others = f", or choose one of {', '.join(_having(name))}" if "GPU" in reason else ""
+                others = (
+                    f", or choose one of {', '.join(_having(name))}" if "GPU" in reason or "plugins" in reason else ""
+                )
                 raise InvalidArgument(
                     f"{name} is {said!r}, but backend {self.backend!r} {reason}; leave it out{others}"
                 )

@@ -1,7 +1,8 @@
 """A machine with a device for a plugin, where there is none: software in place of a GPU, any x86 CPU in place of Intel's.
 
-Plugins choose among the devices that ONNX Runtime found: WebGPU's wants a GPU, OpenVINO's a CPU of Intel's. Both then run elsewhere,
-too: WebGPU's on whatever Vulkan driver there is, such as SwiftShader, which computes on the CPU, and OpenVINO's on other x86 CPUs.
+Plugins choose among the devices that ONNX Runtime found: WebGPU's wants a GPU, OpenVINO's a CPU of Intel's. Both then run
+elsewhere, too: WebGPU's on whatever Vulkan driver there is, such as SwiftShader, which computes on the CPU, and OpenVINO's on
+other x86 CPUs.
 So while a library is loaded, the record that ONNX Runtime keeps of this CPU says what the plugin asks for.
 """
 

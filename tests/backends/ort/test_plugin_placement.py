@@ -1,4 +1,4 @@
-"""Which nodes of the shipped graphs plugins of ONNX Runtime take, against the record; `plugin_placement` says where that comes from."""
+"""Which nodes of the shipped graphs plugins of ONNX Runtime take, against the record that `plugin_placement` writes."""
 
 import json
 import re

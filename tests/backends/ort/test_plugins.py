@@ -59,7 +59,10 @@ def test_a_place_names_its_plugin():
         Place("ort")
     with pytest.raises(InvalidArgument, match="provider is 'cuda', expected one of webgpu"):
         Place("ort", provider="cuda")
-    with pytest.raises(InvalidArgument, match="provider is 'webgpu', but backend 'cpu' has no plugins; leave it out"):
+    with pytest.raises(
+        InvalidArgument,
+        match="provider is 'webgpu', but backend 'cpu' has no plugins; leave it out, or choose one of ort",
+    ):
         Place("cpu", provider="webgpu")
 
 
