@@ -11,8 +11,8 @@ BUGS = (
         "inputs-bound-once",
         "HostMemoryBinding.run",
         "for name, bound in self._of_rows.items():\n    self._binding.bind_input(name, *_HOST, *bound)",
-        "for name, bound in self._of_rows.items():\n    if name not in self._bound:\n        self._binding.bind_input(name, *_HOST, *bound)\n"
-        "        self._bound[name] = bound[1:]",
+        "for name, bound in self._of_rows.items():\n    if self._bound.get(name) != bound[1:]:\n"
+        "        self._binding.bind_input(name, *_HOST, *bound)\n        self._bound[name] = bound[1:]",
         "A plugin computes with the tokens, starts and caches of its first call in all later ones.",
         PLUGINS,
     ),
