@@ -45,7 +45,8 @@ def why_not(name):
     """Why the plugin ``name`` cannot run here; None if it can, and then its library is loaded."""
     plugin = plugins.PLUGINS[name]
     if importlib.util.find_spec(plugin.module) is None:
-        return f"{plugin.package} is not installed (`make test-plugins` installs it)"
+        how = "`make test-plugins` installs it" if name in PRETENDED else plugin.install
+        return f"{plugin.package} is not installed ({how})"
     try:
         plugins.find_device(plugin, 0)
     except Exception as error:

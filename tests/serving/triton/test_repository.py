@@ -205,7 +205,7 @@ def test_gpus_need_a_back_end_that_has_them():
 
 
 def test_plugins_are_refused():
-    with pytest.raises(InvalidArgument, match="backend is 'ort', expected one of cpu, .*: Triton places no plugins"):
+    with pytest.raises(InvalidArgument, match=r"backend is 'ort', expected one of cpu, .*: Triton places no plugins"):
         TritonSettings("ort")
 
 
