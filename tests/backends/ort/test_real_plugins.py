@@ -11,6 +11,7 @@ import pytest
 
 from coupled_sampling import generate
 from coupled_sampling.backends import Place, open_model
+from coupled_sampling.backends.ort.plugin_session import open_plugin_session
 from coupled_sampling.backends.ort.plugins import PLUGINS
 from coupled_sampling.export import add_step_graphs
 from coupled_sampling.testing import check_provider
@@ -92,3 +93,17 @@ def test_the_record_is_what_the_plugin_does(plugin):
     if known.get("version") != version:
         pytest.skip(f"the record is of version {known.get('version')}, installed is {version}: {AGAIN}")
     assert {"version": version, **placement(plugin)[1]} == known, AGAIN
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("IsNaN", np.isnan), ("IsInf", np.isinf)])
+def test_numbers_that_are_none_are_noticed(plugin, tmp_path, kind, expected):
+    onnx = pytest.importorskip("onnx")
+    nodes = [onnx.helper.make_node(kind, ["x"], ["b"], name="one"), onnx.helper.make_node("Cast", ["b"], ["y"], to=1)]
+    ends = [[onnx.helper.make_tensor_value_info(name, 1, [8])] for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "one", *ends)
+    opset = onnx.helper.make_opsetid("", 24)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "one.onnx")
+    opened = open_plugin_session(tmp_path / "one.onnx", PLUGINS[plugin])
+    assert not opened.on_cpu
+    values = np.array([-np.inf, -3.4e38, -1, 0, 2, 3.4e38, np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(opened.session.run(None, {"x": values})[0], expected(values))
