@@ -120,10 +120,9 @@ async function showPlacement() {
   const asked = [["ar", 0], [find("method").value, chosenBranches()]], list = find("placement-list");
   list.replaceChildren();
   for (const [method, branches] of asked) {
-    const { device, cpu } = await bundle.listPlacement(method, branches), item = document.createElement("li");
-    const total = (nodes) => Object.values(nodes).flat().length;
+    const { nodes, cpu } = await bundle.listPlacement(method, branches), item = document.createElement("li");
     const operators = Object.entries(cpu).map(([operator, { length }]) => `${operator} ${length}`).sort();
-    item.textContent = `${method}: ${total(cpu)} of ${total(cpu) + total(device)} nodes: ${operators.join(", ")}`;
+    item.textContent = `${method}: ${Object.values(cpu).flat().length} of ${nodes} nodes: ${operators.join(", ")}`;
     list.append(item);
   }
 }

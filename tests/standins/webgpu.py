@@ -86,7 +86,9 @@ class Tab:
     def __init__(self, browser, address):
         self.page = browser.page()
         self.page.goto(address + "style.css")
-        imports = re.search(r'<script type="importmap">(.*?)</script>', (FOLDER / "index.html").read_text(), re.DOTALL)[1]
+        imports = re.search(r'<script type="importmap">(.*?)</script>', (FOLDER / "index.html").read_text(), re.DOTALL)[
+            1
+        ]
         self.page.evaluate(_SETUP % json.dumps(imports))
 
     def call(self, function, argument, seconds=400):
@@ -105,7 +107,9 @@ class Tab:
 
     def decode(self, method, *, provider="webgpu", branches=0, steps=None, **settings):
         """Tokens, tokens of each step, and bytes: those of JavaScript's memory, and all that crossed to the adapter and back."""
-        return self.call(_DECODE, {"provider": provider, "method": method, "branches": branches, "steps": steps, **settings})
+        return self.call(
+            _DECODE, {"provider": provider, "method": method, "branches": branches, "steps": steps, **settings}
+        )
 
 
 @contextlib.contextmanager
@@ -136,7 +140,9 @@ def check_tokens(bundle, prompt, found, expected, *, seed, sequence=0, temperatu
     logits = model.forward(np.array([[*prompt, *expected[:differs]]], np.int64), np.zeros(1, np.int64))[0, -1]
     scores = np.log(race_weights(seed, sequence, start, len(logits))) - np.float64(logits) / temperature
     gap = abs(scores[found[differs]] - scores[expected[differs]])
-    assert gap < TIE, f"token {differs} is {found[differs]}, expected {expected[differs]}: their scores differ by {gap:.2e}"
+    assert gap < TIE, (
+        f"token {differs} is {found[differs]}, expected {expected[differs]}: their scores differ by {gap:.2e}"
+    )
     return differs
 
 

@@ -11,7 +11,7 @@ const FORMAT = "coupled-sampling-bundle";
 const NEWEST = 7;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
-/** Their graphs compare uniforms and laws in float64, of which ONNX Runtime's build with WebGPU has no kernels, not even for the CPU. */
+/** Their graphs compare uniforms and laws in float64, for which ONNX Runtime's build with WebGPU has no kernels, even on the CPU. */
 const OF_FLOAT64 = ["sjd", "scd-maximal", "scd-gumbel"];
 
 function expect(condition, field, found, expected) {
@@ -22,7 +22,7 @@ function expect(condition, field, found, expected) {
  * Open a bundle.
  * @param {(name: string) => Promise<Uint8Array>} read gives the bytes of a file of the folder
  * @param {{provider?: string}} settings provider: `wasm`, or `webgpu` in a browser that has it
- * @throws {NoWebGPU} where `webgpu` is asked for and there is none
+ * @throws {UnusableWebGPU} where `webgpu` is asked for and there is none
  */
 export async function openBundle(read, { provider = "wasm" } = {}) {
   const runtime = await openRuntime(provider);
@@ -102,8 +102,8 @@ export class Bundle {
   }
 
   /**
-   * Where the nodes of a method's step graph are computed: names by operator, of those on the provider's `device` and of those that
-   * are left to the `cpu`.
+   * Where webgpu computes the nodes of a method's step graph: {nodes, device, cpu}, how many there are, and names by operator of
+   * those on the device and of those that are left to the CPU.
    */
   async listPlacement(method, branches = 0) {
     return this.runtime.listPlacement(...(await this.#load(this.#stepFile(method, branches))));
@@ -111,9 +111,9 @@ export class Bundle {
 
   #stepFile(method, branches) {
     if (!this.methods.includes(method)) {
-      const reason = this.runtime.isGPU && OF_FLOAT64.includes(method) ? "; that one needs float64, which webgpu lacks" : "";
-      const { provider } = this.runtime;
-      throw new RangeError(`method is ${JSON.stringify(method)}, this bundle has ${this.methods.join(", ")} for ${provider}${reason}`);
+      const { provider, isGPU } = this.runtime, has = `this bundle has ${this.methods.join(", ")} for ${provider}`;
+      const reason = isGPU && OF_FLOAT64.includes(method) ? "; that one needs float64, which webgpu lacks" : "";
+      throw new RangeError(`method is ${JSON.stringify(method)}, ${has}${reason}`);
     }
     if (branches && !this.takesBranches(method)) {
       const takers = this.methods.filter((one) => this.takesBranches(one)).join(", ") || "no method";

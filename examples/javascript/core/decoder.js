@@ -26,9 +26,9 @@ const NO_BRANCHES = { parents: [], tokens: [] };
  * @param session from `bundle.openStep(method, branches)`
  * @param {object} settings
  *   method, prompt (tokens), window, branches, drafting, seed, sequence and temperature; what is absent is the bundle's default, or 0
- * @yields {{tokens: number[], drafts: number[], committed: number, nfe: number, finished: boolean, milliseconds: number, bytes, tree}}
- *   all generated tokens so far, the drafts that follow them, how many tokens this pass committed, its time, and how many bytes of
- *   JavaScript's memory it took and gave, {in, out}; `tree` is
+ * @yields {{tokens: number[], drafts: number[], committed: number, nfe: number, finished, milliseconds, bytes, tree}}
+ *   all generated tokens so far, the drafts that follow them, how many tokens this pass committed, its time, and how many bytes
+ *   of JavaScript's memory it took and gave, {in, out}; `tree` is
  *   {path, parents, walked}: how many drafts stood on the path, parents of these and of branches, and the drafts that held
  * @throws {UnusableLogits} after the last tokens that could be decided: names the request and the position
  */

@@ -13,9 +13,9 @@ export class UnusableLogits extends Error {
   }
 }
 
-/** WebGPU was asked for, and this browser or machine has none. */
-export class NoWebGPU extends Error {
-  name = "NoWebGPU";
+/** WebGPU was asked for, and this browser or machine has none, or not what the bundle needs. */
+export class UnusableWebGPU extends Error {
+  name = "UnusableWebGPU";
 
   constructor(reason) {
     super(`${reason}; use a browser and a machine that have it, or the provider wasm, which computes the same on the CPU`);

@@ -4,7 +4,7 @@
  * which nodes these are. A build is loaded when it is first asked for.
  */
 
-import { NoWebGPU } from "./errors.js";
+import { UnusableWebGPU } from "./errors.js";
 
 const BUILDS = {
   wasm: () => import("onnxruntime-web"),
@@ -13,7 +13,7 @@ const BUILDS = {
 
 export const PROVIDERS = Object.keys(BUILDS);
 
-/** Severities of ONNX Runtime's logs. At the first it says where each node goes; below the second it warns that not all are on the device. */
+/** Severities of ONNX Runtime's logs. At the first it says where nodes go, and below the second it warns of those on the CPU. */
 const VERBOSE = 0, ERROR = 3;
 
 /** Without this every call of a graph in wasm warns of every cache that it copies. */
@@ -24,7 +24,7 @@ const opened = new Map();
 /**
  * The runtime of a provider. There is one of each, whoever asks.
  * @param {string} provider `wasm` or `webgpu`
- * @throws {NoWebGPU} where `webgpu` is asked for and there is none: nothing falls back to wasm in silence
+ * @throws {UnusableWebGPU} where `webgpu` is asked for and there is none: nothing falls back to wasm in silence
  */
 export function openRuntime(provider = "wasm") {
   if (!PROVIDERS.includes(provider)) {
@@ -48,9 +48,9 @@ async function open(provider) {
 
 async function findAdapter() {
   const gpu = globalThis.navigator?.gpu;
-  if (!gpu) throw new NoWebGPU("there is no WebGPU here");
+  if (!gpu) throw new UnusableWebGPU("there is no WebGPU here");
   const adapter = await gpu.requestAdapter();
-  if (!adapter) throw new NoWebGPU("WebGPU finds no graphics processor here");
+  if (!adapter) throw new UnusableWebGPU("WebGPU finds no graphics processor here");
   return adapter;
 }
 
@@ -82,15 +82,22 @@ class Runtime {
 
   /**
    * Where a graph's nodes are computed, by ONNX Runtime's own account: it says so in its log while a session is made.
-   * @returns {Promise<{device: Object<string, string[]>, cpu: Object<string, string[]>}>} names of nodes by operator
+   * @returns {Promise<{nodes: number, device: Object<string, string[]>, cpu: Object<string, string[]>}>} how many there are, with
+   *   those that copy from one to the other, and names by operator
    */
   async listPlacement(graph, externalData) {
-    const found = { device: {}, cpu: {} };
+    if (!this.isGPU) throw new RangeError(`provider is ${this.provider}, which computes all on the CPU; expected webgpu`);
+    const found = { nodes: 0, device: {}, cpu: {} };
     let where = null;
     const listener = (line) => {
-      const provider = /placed on \[(\w+)\]/.exec(line)?.[1], node = /VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \((.*)\)$/.exec(line);
-      if (provider) where = provider.startsWith("CPU") ? found.cpu : found.device;
-      else if (node) (where[node[1]] ??= []).push(node[2]);
+      const group = /placed on \[(\w+)\]\. Number of nodes: ([0-9]+)/.exec(line);
+      const node = /VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \((.*)\)$/.exec(line);
+      if (group) {
+        found.nodes += Number(group[2]);
+        where = group[1].startsWith("CPU") ? found.cpu : found.device;
+      } else if (node) {
+        (where[node[1]] ??= []).push(node[2]);
+      }
     };
     const session = await this.#create(graph, { ...this.#options([]), externalData, logSeverityLevel: VERBOSE }, listener);
     await session.release();
@@ -169,20 +176,24 @@ class Session {
     const size = shape.reduce((a, b) => a * b);
     if (!this.#device) return this.floats(new Float32Array(size), ...shape);
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-    const buffer = this.#device.createBuffer({ size: Math.ceil((4 * size) / 16) * 16, usage }); // the runtime copies 16 bytes at a time
+    // The runtime copies 16 bytes at a time.
+    const buffer = this.#device.createBuffer({ size: Math.ceil((4 * size) / 16) * 16, usage });
     return this.#ort.Tensor.fromGpuBuffer(buffer, { dataType: "float32", dims: shape, dispose: () => buffer.destroy() });
   }
 
   /**
    * @param feeds tensors by the names of inputs
-   * @param inPlace outputs that go into tensors of `feeds` on the device: names of inputs by those of outputs. The runtime for the CPU
-   *   makes new ones
+   * @param inPlace outputs that go into tensors of `feeds` on the device: names of inputs by those of outputs. The runtime for the
+   *   CPU makes new ones
    * @returns {Promise<object>} tensors by the names of all outputs
    */
   async run(feeds, inPlace = {}) {
     const fetches = Object.fromEntries(this.#own.outputNames.map((name) => [name, null]));
     if (this.#device) for (const [output, input] of Object.entries(inPlace)) fetches[output] = feeds[input];
-    const found = await this.#own.run(feeds, fetches, ERRORS_ONLY);
+    const found = await this.#own.run(feeds, fetches, ERRORS_ONLY).catch((error) => {
+      if (!/requires f16/.test(error.message)) throw error;
+      throw new UnusableWebGPU("the bundle's weights are in half precision, which this graphics processor has no shaders for");
+    });
     this.bytes.in += count(feeds);
     this.bytes.out += count(found);
     return found;

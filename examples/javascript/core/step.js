@@ -2,8 +2,8 @@
  * One row's step graph (docs/step-graph.md), one for trees or not, with the state it keeps between two calls: caches, ring of race
  * noise, draft laws.
  *
- * In wasm, ONNX Runtime copies inputs and outputs at every call, so state is simply what the call before gave. On a graphics processor
- * state stays there: caches and ring are written in place, and of draft laws the old ones are let go once there are new ones. A call
+ * In wasm, ONNX Runtime copies inputs and outputs at every call, so state is simply what the call before gave. On a graphics
+ * processor state stays there: caches and ring are written in place, and old draft laws are let go once there are new ones. A call
  * that failed can be made again: what it may have written lies in columns that the next one writes.
  */
 
