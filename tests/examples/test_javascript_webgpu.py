@@ -28,10 +28,10 @@ LEFT_TO_THE_CPU = set(re.findall(r"[A-Z]\w+", _SENTENCE))
 """Operators of which the guide says that some of their nodes, on integers, are left to the CPU."""
 
 
-def portable(source, out):
+def portable(source, out, *options):
     """The copy of a bundle that the example's script writes for WebGPU."""
     pytest.importorskip("onnx")
-    command = [sys.executable, "examples/javascript/portable.py", str(source), str(out)]
+    command = [sys.executable, "examples/javascript/portable.py", str(source), str(out), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
@@ -95,11 +95,12 @@ def test_state_stays_on_the_device(fashion):
         found = fashion.decode(method, steps=5, seed=4, **settings)
         assert crossed(found, "up") < 0.1 * WHOLE, found["crossed"]
         assert crossed(found, "down") < 2_000, found["crossed"]
+        assert crossed(found, "copied") < 0.1 * WHOLE, "caches are not written in place"
         assert crossed(found, "in") + crossed(found, "out") < 40_000, found["crossed"]
 
 
 def test_what_is_left_to_the_cpu_is_listed(fashion):
-    listed = fashion.call("async ({ method }) => bundle.listPlacement(method)", {"method": "scd-match"})
+    listed = fashion.call("async ({ method }) => bundles.webgpu.listPlacement(method)", {"method": "scd-match"})
     assert set(listed["cpu"]) <= LEFT_TO_THE_CPU, listed["cpu"]
     heavy = {kind: len(listed["device"][kind]) for kind in ("Gemm", "MatMul", "Softmax", "ScatterElements", "ArgMax")}
     assert heavy == {"Gemm": 25, "MatMul": 12, "Softmax": 7, "ScatterElements": 14, "ArgMax": 2}
@@ -109,7 +110,7 @@ def test_graphs_as_they_were_exported_run_too_but_their_caches_cross(tmp_path):
     """The control of the two above: what they measure can be otherwise."""
     with tab(open_bundle("fashion").folder, tmp_path) as opened:
         found = opened.decode("scd-match", window=16, steps=4, seed=3)
-        listed = opened.call("async ({ method }) => bundle.listPlacement(method)", {"method": "scd-match"})
+        listed = opened.call("async ({ method }) => bundles.webgpu.listPlacement(method)", {"method": "scd-match"})
     wasm = by_node("--method", "scd-match", "--window", 16, "--seed", 3)["tokens"]
     check_tokens("fashion", plain_prompt("fashion"), found["tokens"], wasm, seed=3)
     assert crossed(found, "up") > WHOLE
@@ -117,11 +118,29 @@ def test_graphs_as_they_were_exported_run_too_but_their_caches_cross(tmp_path):
     assert (len(listed["cpu"]["TensorScatter"]), len(listed["cpu"]["Attention"])) == (13, 6)
 
 
+def test_weights_in_half_precision_are_refused_or_widened(tmp_path):
+    """The software adapter has no shaders for them. The clip's model, whose weights are such, runs once they are float32."""
+    settings = {"window": 8, "seed": 3}
+    with tab(portable("moving", tmp_path / "half"), tmp_path / "first") as opened:
+        has_half = opened.page.evaluate("(async () => (await navigator.gpu.requestAdapter()).features.has('shader-f16'))()")
+        found = opened.decode("scd-match", steps=1, **settings)
+    if not has_half:
+        assert found["failure"].startswith("UnusableWebGPU: the bundle's weights are in half precision")
+    prompt = plain_prompt("moving")
+    with tab(portable("moving", tmp_path / "wide", "--float32"), tmp_path / "second") as opened:
+        found = [opened.decode("scd-match", steps=4, provider=provider, **settings) for provider in ("webgpu", "wasm")]
+    rule = open_bundle("moving").settings(drafting="copy:64").drafting
+    python = generate(provider("moving"), [prompt], length=40, method="scd-match", window=8, drafting=rule, seed=3).tokens[0]
+    for other in (found[1]["tokens"], python.tolist()):
+        check_tokens("moving", prompt, found[0]["tokens"], other, seed=3)
+    assert sum(found[0]["committed"]) == len(found[0]["tokens"]) >= 4
+
+
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
 def test_methods_that_need_float64_are_refused_by_name(fashion, method):
     asked = """async ({ method }) => {
-        const answer = await bundle.openStep(method).catch((error) => `${error.name}: ${error.message}`);
-        return [answer, bundle.methods];
+        const answer = await bundles.webgpu.openStep(method).catch((error) => `${error.name}: ${error.message}`);
+        return [answer, bundles.webgpu.methods];
     }"""
     answer, methods = fashion.call(asked, {"method": method})
     assert answer.startswith(f'RangeError: method is "{method}", this bundle has ar, scd-match for webgpu')

@@ -19,10 +19,15 @@ TIE = 1e-4
 _SETUP = """(() => {
     const map = Object.assign(document.createElement("script"), { type: "importmap", textContent: %s });
     document.head.append(map);
-    const counted = (window.counted = { up: 0, down: 0, alive: 0 });
+    const counted = (window.counted = { up: 0, down: 0, copied: 0, alive: 0 });
     if (!globalThis.GPUDevice) return;
     const { createBuffer } = GPUDevice.prototype, { writeBuffer } = GPUQueue.prototype;
     const { mapAsync, destroy } = GPUBuffer.prototype, alive = new WeakSet();
+    const { copyBufferToBuffer } = GPUCommandEncoder.prototype;
+    GPUCommandEncoder.prototype.copyBufferToBuffer = function (...settings) {
+        counted.copied += typeof settings[1] === "number" ? settings[4] ?? 0 : settings[2] ?? settings[0].size;
+        return copyBufferToBuffer.apply(this, settings);
+    };
     GPUDevice.prototype.createBuffer = function (settings) {
         const buffer = createBuffer.call(this, settings);
         if (settings.mappedAtCreation) counted.up += settings.size;
@@ -47,16 +52,16 @@ _SETUP = """(() => {
 _DECODE = """async ({ provider, method, branches, steps, ...settings }) => {
     const { openBundle } = await import("/core/bundle.js"), { decode } = await import("/core/decoder.js");
     const read = async (name) => new Uint8Array(await (await fetch(`/bundle/${name}`)).arrayBuffer());
-    const bundle = (window.bundle ??= await openBundle(read, { provider }));
-    const sessions = (window.sessions ??= {}), key = `${method} ${branches > 0}`;
+    const bundle = ((window.bundles ??= {})[provider] ??= await openBundle(read, { provider }));
+    const sessions = (window.sessions ??= {}), key = `${provider} ${method} ${branches > 0}`;
     const session = (sessions[key] ??= await bundle.openStep(method, branches));
     const prompt = Object.values(bundle.manifest.prompts)[0].tokens;
     const found = { committed: [], crossed: [], tokens: [], failure: null };
     let before = { ...counted };
     try {
         for await (const state of decode(bundle, session, { ...settings, method, branches, prompt })) {
-            const { up, down } = counted, { tokens, committed, bytes } = state;
-            found.crossed.push({ up: up - before.up, down: down - before.down, ...bytes });
+            const { up, down, copied } = counted, { tokens, committed, bytes } = state;
+            found.crossed.push({ up: up - before.up, down: down - before.down, copied: copied - before.copied, ...bytes });
             found.committed.push(committed);
             found.tokens = tokens;
             before = { ...counted };
@@ -106,7 +111,8 @@ class Tab:
         raise AssertionError(f"no answer within {seconds} s")
 
     def decode(self, method, *, provider="webgpu", branches=0, steps=None, **settings):
-        """Tokens, tokens of each step, and bytes: those of JavaScript's memory, and all that crossed to the adapter and back."""
+        """Tokens, tokens of each step, and bytes of each: of JavaScript's memory `in` and `out`, of all that crosses to the adapter
+        and back, `up` and `down`, and of what is `copied` there, which what crosses is, too."""
         return self.call(
             _DECODE, {"provider": provider, "method": method, "branches": branches, "steps": steps, **settings}
         )
