@@ -19,7 +19,7 @@ GPU_PYTHON ?= $(VENV)-gpu/bin/python
 # What a target stands on, such as checks and documentation, is made side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
+.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-plugins test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -70,6 +70,13 @@ test-frameworks: $(VENV)/.dev
 test-openvino: $(VENV)/.dev
 	$(INSTALL) -e ".[openvino]"
 	$(BIN)/python -m pytest $(PARALLEL) -rs tests/backends/openvino
+
+# An environment of its own, as extras of plugins ask for a newer onnxruntime than the rest. Without a GPU WebGPU's plugin needs a
+# Vulkan driver in software: the tests find the one in Debian's chromium.
+test-plugins:
+	$(PYTHON) -m venv $(VENV)-plugins
+	$(VENV)-plugins/bin/python -m pip install -q --no-compile -e ".[export,openvino-plugin,testing,webgpu]"
+	$(VENV)-plugins/bin/python -m pytest -rs tests/backends/ort/test_real_plugins.py tests/backends/ort/test_plugin_placement.py
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund

@@ -69,7 +69,7 @@ def portable_graph(model: Any, keep: Collection[str] = ()) -> Any:
     --------
     >>> import onnx
     >>> from coupled_sampling import open_bundle
-    >>> from coupled_sampling.bundles.portable_graphs import portable_graph
+    >>> from coupled_sampling.export import portable_graph
     >>> window = onnx.load(open_bundle("fashion").window_graph, load_external_data=False)
     >>> sum(node.op_type == "TensorScatter" for node in window.graph.node)
     12

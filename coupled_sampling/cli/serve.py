@@ -227,6 +227,7 @@ def _place(arguments: argparse.Namespace) -> Place:
         threads=arguments.threads,
         cuda_graphs=arguments.cuda_graphs,
         engines=arguments.engines,
+        provider=arguments.provider,
     )
 
 

@@ -128,6 +128,7 @@ def run_settings(
         threads=arguments.threads,
         cuda_graphs=arguments.cuda_graphs,
         engines=arguments.engines,
+        provider=arguments.provider,
         # With "auto" the widest window is not known beforehand.
         max_window=decoding.window if isinstance(decoding.window, int) else None,
     )

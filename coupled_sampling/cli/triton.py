@@ -77,7 +77,11 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="NUMBERS",
         help="GPUs that have the model, separated by commas, one engine each; never run on one (default: none)",
     )
-    add("--backend", choices=BACKENDS, help="what runs the model (default: cuda with --gpus, else cpu)")
+    add(
+        "--backend",
+        choices=[name for name in BACKENDS if name != "ort"],
+        help="what runs the model (default: cuda with --gpus, else cpu)",
+    )
     add("--step", choices=STEPS, help="where drafts are accepted and redrawn (default: auto)")
     add("--threads", type=int, metavar="N", help="threads within an operator (default: the runtime's choice)")
     add("--engines", metavar="FOLDER", help="where the server keeps TensorRT's engines (default: beside the bundle)")
