@@ -122,7 +122,9 @@ def test_weights_in_half_precision_are_refused_or_widened(tmp_path):
     """The software adapter has no shaders for them. The clip's model, whose weights are such, runs once they are float32."""
     settings = {"window": 8, "seed": 3}
     with tab(portable("moving", tmp_path / "half"), tmp_path / "first") as opened:
-        has_half = opened.page.evaluate("(async () => (await navigator.gpu.requestAdapter()).features.has('shader-f16'))()")
+        has_half = opened.page.evaluate(
+            "(async () => (await navigator.gpu.requestAdapter()).features.has('shader-f16'))()"
+        )
         found = opened.decode("scd-match", steps=1, **settings)
     if not has_half:
         assert found["failure"].startswith("UnusableWebGPU: the bundle's weights are in half precision")
@@ -130,7 +132,9 @@ def test_weights_in_half_precision_are_refused_or_widened(tmp_path):
     with tab(portable("moving", tmp_path / "wide", "--float32"), tmp_path / "second") as opened:
         found = [opened.decode("scd-match", steps=4, provider=provider, **settings) for provider in ("webgpu", "wasm")]
     rule = open_bundle("moving").settings(drafting="copy:64").drafting
-    python = generate(provider("moving"), [prompt], length=40, method="scd-match", window=8, drafting=rule, seed=3).tokens[0]
+    python = generate(
+        provider("moving"), [prompt], length=40, method="scd-match", window=8, drafting=rule, seed=3
+    ).tokens[0]
     for other in (found[1]["tokens"], python.tolist()):
         check_tokens("moving", prompt, found[0]["tokens"], other, seed=3)
     assert sum(found[0]["committed"]) == len(found[0]["tokens"]) >= 4
