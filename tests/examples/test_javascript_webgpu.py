@@ -15,6 +15,7 @@ from coupled_sampling import generate, open_bundle
 from standins import ROOT
 from standins.browser import WEBGPU, Browser, needs_chromium
 from standins.clip_bundles import SIDE, write_clip_bundle
+from standins.forbidden_repeats import toy_bundle
 from standins.javascript import by_node, by_python, drafting, needs_runtime, provider, run
 from standins.webgpu import check_tokens, crossed, has_adapter, plain_prompt, served, tab
 
@@ -165,6 +166,18 @@ def test_buffers_are_released(clips, tmp_path):
         alive = [opened.decode("scd-match", window=6, steps=steps)["alive"] for steps in (None, None, 2, None, 2, None)]
     assert alive[1] > 0
     assert len(set(alive[1:])) == 1, alive
+
+
+@pytest.mark.parametrize(("prompt", "fails"), [([8, 1], False), ([8, 1, 1], True)])
+def test_what_is_no_number_is_seen_on_the_device(prompt, fails, tmp_path):
+    """A shader's compiler may take NaN for impossible: drafts end behind it all the same, and a token that needs it is refused."""
+    bundle = toy_bundle(tmp_path, prompt, ("ar", "scd-match"))
+    with tab(portable(bundle, tmp_path / "portable"), tmp_path / "profile") as opened:
+        settings = {"window": 6, "drafting": "copy:3", "seed": 1}
+        found, wasm = (opened.decode("scd-match", provider=name, **settings) for name in ("webgpu", "wasm"))
+    assert check_tokens(bundle, prompt, found["tokens"], wasm["tokens"], seed=1) is None
+    assert (found["committed"], found["failure"]) == (wasm["committed"], wasm["failure"])
+    assert ("logits for position 3 hold NaN" in (found["failure"] or "")) == fails
 
 
 def test_the_page_draws_a_clip_by_webgpu_and_lists_what_it_leaves(clips, tmp_path):
