@@ -80,7 +80,8 @@ test-plugins:
 
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py tests/examples/test_javascript_clips.py
+	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py tests/examples/test_javascript_clips.py \
+		tests/examples/test_javascript_webgpu.py
 
 # A real tritonserver: the one in nvidia-pytriton, whose Python is not used, nor what it depends on. It is from before Triton took
 # NumPy 2, so that its Python backend, which runs in this environment, has NumPy 1.

@@ -13,8 +13,9 @@ import { EMBEDDED } from "./folder.mjs";
 const HERE = fileURLToPath(new URL(".", import.meta.url));
 const RUNTIME = path.join(HERE, "node_modules", "onnxruntime-web", "dist");
 const PAGE = ["index.html", "page.js", "panel.js", "player.js", "tree.js", "style.css"];
-const CORE = ["bundle.js", "decoder.js", "drafting.js", "errors.js", "philox.js", "pixels.js", "step.js", "trees.js"];
+const CORE = ["bundle.js", "decoder.js", "drafting.js", "errors.js", "philox.js", "pixels.js", "runtime.js", "step.js", "trees.js"];
 const WASM = ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"];
+const WEBGPU = ["ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"];
 
 const TYPES = {
   ".css": "text/css; charset=utf-8",
@@ -32,7 +33,7 @@ async function routes(bundle) {
   const add = (prefix, folder, names) => names.forEach((name) => table.set(prefix + name, path.join(folder, name)));
   add("/", HERE, PAGE);
   add("/core/", path.join(HERE, "core"), CORE);
-  add("/ort/", RUNTIME, WASM);
+  add("/ort/", RUNTIME, [...WASM, ...WEBGPU]);
   const files = Object.keys(manifest.files).filter((name) => path.basename(name) === name);
   add("/bundle/", bundle, ["manifest.json", ...files]);
   return table;
