@@ -1,4 +1,4 @@
-"""The embedded model of clips: how many tokens a pass gives, what that is worth in time, and what it depends on.
+"""`moving`, the embedded model of clips: how many tokens a pass gives, what that is worth in time, and what it depends on.
 
     python benchmarks/video.py passes [--count 20] [--seed 7] [--json FILE]   # methods, windows, corrected laws, branches, drafts
     python benchmarks/video.py time [--count 6] [--repeats 3] [--json FILE]   # batch 1, over `ar` in the same run

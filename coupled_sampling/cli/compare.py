@@ -27,7 +27,7 @@ Decode the same prompts by several methods, one after the other, and print what
 each of them took. ar, one token per forward pass, always runs first: the others
 are measured against it."""
 EXAMPLES = """\
-  # a table of five methods on the embedded model
+  # a table of five methods on fashion, the embedded model of pictures
   coupled-sampling compare
   # one method beside ar; it promises the same tokens
   coupled-sampling compare --methods scd-match --count 10

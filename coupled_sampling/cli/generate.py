@@ -39,7 +39,7 @@ What comes out has exactly the law of ordinary sampling, one token at a time: on
 the number of passes differs. A picture model writes a PNG, a video model a GIF,
 and a language model prints its text while it makes it."""
 EXAMPLES = """\
-  # 16 pictures by the embedded model, in grid.png
+  # 16 pictures by fashion, the embedded model of pictures, in grid.png
   coupled-sampling generate
   # four shoes and four bags
   coupled-sampling generate --prompt shoe,bag --count 8

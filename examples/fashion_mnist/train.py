@@ -1,4 +1,4 @@
-"""Train the embedded Fashion-MNIST model, from the data to a checkpoint.
+"""Train `fashion`, the embedded model of pictures, from the data to a checkpoint.
 
     python examples/fashion_mnist/train.py --out build/fashion
 
