@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from clips import DATA, FRAMES, GRAIN, MOTIONS, Items
 from tokeniser import CODES, GRID, Tokeniser
-from train import bits_per_token, optimisers, rate_at, save, sequences
+from train import bits_per_token, mixed_precision, optimisers, rate_at, save, sequences
 from transformer import Model, Shape
 
 HELD_CLIPS = 200
@@ -53,7 +53,7 @@ def train_tokeniser(
         for group in stepper.param_groups:
             group["lr"] = rate * rate_at(step / steps, warmup=0.05)
         frames = items.clips(batch, seeded(seed, step), frames=1, grain=0)[0][:, 0]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             drawn = tokeniser(frames)
         difference = drawn.float() - (frames.float() / 127.5 - 1)
         error = difference.square().mean()
