@@ -127,9 +127,9 @@ train-moving: $(VENV)/.dev
 train-moving-variants: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	for motion in still cuts; do \
-	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 300 --rate 1e-3 --grain-from 0 --long-from 0 \
+	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 120 --rate 1e-3 --grain-from 0 --long-from 0 \
 	  && $(BIN)/python examples/moving/export_moving.py --build build/$$motion --out build/$$motion/bundle || exit 1; done
-	$(BIN)/python benchmarks/video.py depends build/still/bundle build/cuts/bundle
+	$(BIN)/python benchmarks/video.py depends --count 10 build/still/bundle build/cuts/bundle
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,7 +22,7 @@ batched at every step, and tokens are streamed as they are committed.
 The Python of Triton's Python backend needs this library; nothing else has to be
 installed or built. Other models of the repository are left alone."""
 EXAMPLES = """\
-  # the embedded model, on the CPU, for `tritonserver --model-repository=models`
+  # fashion, on the CPU, for `tritonserver --model-repository=models`
   coupled-sampling triton fashion models
   # a bundle of your own on two GPUs, 32 sequences at once on each
   coupled-sampling triton FOLDER models --gpus 0,1 --rows 32

@@ -1,4 +1,4 @@
-/** Serve the page on localhost, and nothing but what it needs: node serve.mjs [--port N] [--bundle FOLDER] */
+/** Serve the page on localhost, and nothing but what it needs: node serve.mjs [--port N] [--bundle NAME] */
 
 import { createReadStream } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
@@ -8,7 +8,7 @@ import { pipeline } from "node:stream/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
-import { EMBEDDED } from "./folder.mjs";
+import { bundleFolder } from "./folder.mjs";
 
 const HERE = fileURLToPath(new URL(".", import.meta.url));
 const RUNTIME = path.join(HERE, "node_modules", "onnxruntime-web", "dist");
@@ -51,9 +51,9 @@ async function answer(table, request, response) {
 }
 
 async function main() {
-  const options = { port: { type: "string", default: "8080" }, bundle: { type: "string", default: EMBEDDED } };
+  const options = { port: { type: "string", default: "8080" }, bundle: { type: "string", default: "fashion" } };
   const { values } = parseArgs({ options });
-  const table = await routes(values.bundle);
+  const table = await routes(bundleFolder(values.bundle));
   await stat(path.join(RUNTIME, WASM[0])).catch(() => {
     throw new Error("onnxruntime-web is not installed: npm ci");
   });

@@ -55,7 +55,7 @@ SHAPES = {
 
 
 def read_bundle(folder: Path) -> tuple[Shape, Params]:
-    """The weights of a bundle's window graph, by the names that the embedded model's graph has for them."""
+    """The weights of a bundle's window graph, by the names that the graph of `fashion` has for them."""
     import onnx  # the graph names what lies where in weights.bin
 
     graph = onnx.load(folder / "window.onnx").graph

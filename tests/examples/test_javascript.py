@@ -125,7 +125,7 @@ def test_another_seed_or_sequence_gives_other_tokens():
 
 
 def rewritten(folder, change):
-    """The embedded bundle in ``folder``, its manifest changed by ``change``."""
+    """`fashion` in ``folder``, its manifest changed by ``change``."""
     source = open_bundle("fashion").folder
     for path in source.iterdir():
         (folder / path.name).symlink_to(path.resolve())
