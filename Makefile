@@ -19,7 +19,7 @@ GPU_PYTHON ?= $(VENV)-gpu/bin/python
 # What a target stands on, such as checks and documentation, is made side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
+.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-plugins test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -71,9 +71,17 @@ test-openvino: $(VENV)/.dev
 	$(INSTALL) -e ".[openvino]"
 	$(BIN)/python -m pytest $(PARALLEL) -rs tests/backends/openvino
 
+# An environment of its own, as extras of plugins ask for a newer onnxruntime than the rest. Without a GPU WebGPU's plugin needs a
+# Vulkan driver in software: the tests find the one in Debian's chromium.
+test-plugins:
+	$(PYTHON) -m venv $(VENV)-plugins
+	$(VENV)-plugins/bin/python -m pip install -q --no-compile -e ".[export,openvino-plugin,testing,webgpu]"
+	$(VENV)-plugins/bin/python -m pytest -rs tests/backends/ort/test_real_plugins.py tests/backends/ort/test_plugin_placement.py
+
 test-javascript: $(VENV)/.dev
 	cd examples/javascript && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py tests/examples/test_javascript_clips.py
+	$(BIN)/python -m pytest -rs tests/examples/test_javascript.py tests/examples/test_javascript_trees.py tests/examples/test_javascript_clips.py \
+		tests/examples/test_javascript_webgpu.py
 
 # A real tritonserver: the one in nvidia-pytriton, whose Python is not used, nor what it depends on. It is from before Triton took
 # NumPy 2, so that its Python backend, which runs in this environment, has NumPy 1.
@@ -101,7 +109,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/prompts.py
 
 bench-gpu: $(filter $(VENV)-gpu/%,$(GPU_PYTHON))
-	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json
+	$(GPU_PYTHON) benchmarks/first_light_gpu.py
 
 train: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
@@ -119,9 +127,9 @@ train-moving: $(VENV)/.dev
 train-moving-variants: $(VENV)/.dev
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	for motion in still cuts; do \
-	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 300 --rate 1e-3 --grain-from 0 --long-from 0 \
+	  $(BIN)/python examples/moving/train_moving.py --motion $$motion --begin-with build/moving --out build/$$motion --steps 120 --rate 1e-3 --grain-from 0 --long-from 0 \
 	  && $(BIN)/python examples/moving/export_moving.py --build build/$$motion --out build/$$motion/bundle || exit 1; done
-	$(BIN)/python benchmarks/video.py depends build/still/bundle build/cuts/bundle
+	$(BIN)/python benchmarks/video.py depends --count 10 build/still/bundle build/cuts/bundle
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@
 | ``cuda`` | ONNX Runtime's CUDA execution provider | ``[gpu]`` |
 | ``tensorrt``, ``tensorrt-rtx`` | an engine of TensorRT's own | ``[tensorrt]``, ``[tensorrt-rtx]`` |
 | ``openvino`` | OpenVINO on the CPU | ``[openvino]`` |
+| ``ort`` | ONNX Runtime with a plugin, by ``provider`` | ``[webgpu]``, ``[openvino-plugin]``, ``[nv-tensorrt-rtx]`` |
 
 Those for GPUs were written and never run on one. What can be known beforehand is refused before anything is opened or an
 engine is built: what no back end can do here, what one cannot do by its ``takes`` (`coupled_sampling.backends.place`).

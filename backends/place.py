@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from coupled_sampling.arguments import check_count
+from coupled_sampling.backends.ort.plugins import find_plugin
 from coupled_sampling.backends.ort.session import check_threads
 from coupled_sampling.bundles.opening import MODELS, Bundle
 from coupled_sampling.contracts import OpenProvider, OpenStep
@@ -61,16 +62,19 @@ _MODULES = {
     "tensorrt": "coupled_sampling.backends.trt.opening",
     "tensorrt-rtx": "coupled_sampling.backends.trt.opening",
     "openvino": "coupled_sampling.backends.openvino.opening",
+    "ort": "coupled_sampling.backends.ort.plugin",
 }
 
 BACKENDS = tuple(_MODULES)
-"""Names of back ends: ONNX Runtime on the CPU and with CUDA, engines of TensorRT and of TensorRT for RTX, and OpenVINO."""
+"""Names of back ends: ONNX Runtime on the CPU and with CUDA, engines of TensorRT and of TensorRT for RTX, OpenVINO,
+and ONNX Runtime with a plugin, which ``provider`` names."""
 
 _WITHOUT = {
     "threads": "runs nothing on the CPU",
     "engines": "builds none",
     "device": "runs on no GPU",
     "cuda_graphs": "runs on no GPU",
+    "provider": "has no plugins",
 }
 """What a back end that does not have a setting is like."""
 
@@ -84,7 +88,7 @@ class Place:
     backend
         One of `BACKENDS`.
     device
-        Number of the GPU, from 0; None is the first. Not with ``cpu``.
+        Number of the GPU, or of a plugin's device, from 0; None is the first. Not with ``cpu``.
     threads
         Threads within an operator, for ONNX Runtime and OpenVINO; None lets them choose.
     cuda_graphs
@@ -92,6 +96,8 @@ class Place:
         ``tensorrt-rtx`` do so, ``cuda`` can.
     engines
         Folder of TensorRT's engines; None is ``<bundle>.engines`` beside the bundle's folder.
+    provider
+        With ``ort``: the plugin, "webgpu", "openvino" or "nv-tensorrt-rtx".
     max_window
         Most slots in a call, which TensorRT's engines are tuned for; None is their own choice. The others take the bundle's.
 
@@ -108,7 +114,7 @@ class Place:
     Traceback (most recent call last):
     ...
     coupled_sampling.errors.InvalidArgument: device is 1, but backend 'cpu' runs on no GPU; leave it out, or choose one of cuda, \
-tensorrt, tensorrt-rtx
+tensorrt, tensorrt-rtx, ort
     """
 
     backend: str = "cpu"
@@ -117,6 +123,7 @@ tensorrt, tensorrt-rtx
     cuda_graphs: bool | None = None
     engines: Path | str | None = None
     max_window: int | None = None
+    provider: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -132,10 +139,14 @@ tensorrt, tensorrt-rtx
             value = getattr(self, name)
             if value is not None and name not in settings:
                 said = str(value) if isinstance(value, Path) else value
-                others = f", or choose one of {', '.join(_having(name))}" if "GPU" in reason else ""
+                others = (
+                    f", or choose one of {', '.join(_having(name))}" if "GPU" in reason or "plugins" in reason else ""
+                )
                 raise InvalidArgument(
                     f"{name} is {said!r}, but backend {self.backend!r} {reason}; leave it out{others}"
                 )
+        if "provider" in settings:
+            find_plugin(self.provider)
         check_threads(self.threads)
         if self.max_window is not None:
             check_count("max_window", self.max_window)

@@ -2,7 +2,7 @@
 
     python benchmarks/bulk.py [--count 32] [--repeats 3]
 
-The embedded model. What is compared takes turns in every repeat; printed are medians of CPU seconds, which other programs on the
+Of `fashion`. What is compared takes turns in every repeat; printed are medians of CPU seconds, which other programs on the
 machine disturb less than the clock, and of the clock. `generate` decodes; a bulk run also draws, and writes record and pictures.
 """
 

@@ -1,4 +1,4 @@
-"""What corrected laws save, in passes: on the embedded model, on a text model, and on a large vocabulary.
+"""What corrected laws save, in passes: on `fashion`, on a text model, and on a large vocabulary.
 
     python benchmarks/corrections.py passes [BUNDLE] [--count 40] [--seed 7] [--json FILE]
     python benchmarks/corrections.py settings      # temperatures, top-k, guidance, greedy, batches of 8

@@ -1,22 +1,22 @@
-"""What ``gpu.py`` measures, part by part; each part runs in a process of its own and gives its figures one by one."""
+"""Kernels, steps and decoding with a model, for ``first_light_gpu.py``: each part gives its figures one by one."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_frame import Figure
+from gpu_machine import opened
 
 from coupled_sampling import Decoder, Request, Sampling, open_bundle
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.backends.cuda.compile import CHUNK, require_nvrtc
-from coupled_sampling.backends.cuda.device import CudaError, Device
+from coupled_sampling.backends.cuda.device import Device
 from coupled_sampling.backends.cuda.kernel_step import KernelStep
 from coupled_sampling.backends.cuda.kernels import SHARING, Launcher, decide
 from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
@@ -24,7 +24,6 @@ from coupled_sampling.backends.cuda.pointers import DevicePointer
 from coupled_sampling.backends.cuda.streams import Event, Stream
 from coupled_sampling.backends.place import Wanted
 from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Window
-from coupled_sampling.errors import MissingDependency
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 DECODED = ("ar", "scd-gumbel", "scd-match")
@@ -34,19 +33,6 @@ BACKENDS = ("cuda", "cuda-graphs", "step-graph", "tensorrt", "tensorrt-rtx")
 """What decodes with the model: back ends of the library, ``cuda`` also with CUDA graphs, and step graphs on CUDA."""
 SPREAD = 2**28
 """Bytes of logits that are read in turn: more than any GPU's cache holds."""
-PACKAGES = (
-    "coupled-sampling",
-    "cuda-python",
-    "cuda-bindings",
-    "nvidia-cuda-nvrtc",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-    "numpy",
-)
-
-Figure = tuple[str, Any]
-"""Where a figure belongs in the result, and what it is."""
 
 
 class TimedLauncher(PinnedLauncher):
@@ -125,22 +111,6 @@ class TimedStep:
         self.seconds.append(time.perf_counter() - began)
         self.full.append(window.tokens.shape[1] == self.width)
         return outcome
-
-
-def bandwidth(stream: Stream, size: int = 2**30, repeats: int = 10) -> float:
-    """Bytes per second that a copy within the device reads and writes."""
-    device, seconds = stream.device, []
-    one, other = device.allocate(size), device.allocate(size)
-    stream.clear(one)
-    for _ in range(repeats + 2):
-        began = stream.record()
-        device.call("cuMemcpyDtoDAsync", other.address, one.address, size, stream.handle)
-        ended = stream.record()
-        stream.synchronize()
-        seconds.append(ended.milliseconds_since(began) / 1e3)
-    one.free()
-    other.free()
-    return 2 * size / statistics.median(seconds[2:])
 
 
 def floor_bytes(method: str, width: int, vocab_size: int) -> int:
@@ -302,43 +272,33 @@ def timed_decoding(step: CoupledStep, window: int, length: int) -> dict[str, Any
     }
 
 
-def versions(device: Device) -> dict[str, Any]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    major, minor = device.compute_capability
-    return {
-        "gpu": device.name, "compute_capability": f"{major}.{minor}", "memory_bytes": device.memory()[1],
-        "driver": int(device.call("cuDriverGetVersion")),
-        "python": platform.python_version(), "packages": found,
-    }  # fmt: skip
-
-
-def of_machine(arguments: argparse.Namespace, device: Device) -> Iterator[Figure]:
-    yield "machine", versions(device)
-    yield "bandwidth", bandwidth(Stream(device), arguments.copied)
-
-
-def of_kernels(arguments: argparse.Namespace, device: Device, method: str) -> Iterator[Figure]:
+def of_kernels(arguments: argparse.Namespace, method: str, blocks: tuple[int, ...] = (0,)) -> Iterator[Figure]:
+    """Times of a method's kernels; ``blocks`` are numbers of blocks for each slot, 0 for as many as the library takes."""
+    device = opened(arguments)
+    require_nvrtc()
     stream, sizes = Stream(device), (arguments.steps, arguments.width, arguments.vocab_size)
     for name, sampling in SAMPLINGS.items():
-        others = [n for n in BLOCKS_PER_SLOT if sampling == Sampling() and (n - 1) * CHUNK < arguments.vocab_size]
-        for blocks in (0, *others):
-            found = decisions(stream, method, sampling, *sizes, blocks, arguments.spread)
-            yield "decisions", {"sampling": name, **found}
+        for count in blocks:
+            if not count or sampling == Sampling():
+                found = decisions(stream, method, sampling, *sizes, count, arguments.spread)
+                yield "decisions", {"sampling": name, **found}
 
 
-def of_model(arguments: argparse.Namespace) -> Iterator[Figure]:
+def of_blocks(arguments: argparse.Namespace, method: str) -> Iterator[Figure]:
+    """The same with other numbers of blocks for each slot."""
+    blocks = tuple(n for n in BLOCKS_PER_SLOT if (n - 1) * CHUNK < arguments.vocab_size)
+    yield from of_kernels(arguments, method, blocks)
+
+
+def of_model(arguments: argparse.Namespace, name: str = "") -> Iterator[Figure]:
     engines = any(backend.startswith("tensorrt") for backend in arguments.backends)
     graphs = DECODED if "step-graph" in arguments.backends else ("scd-match",) if engines else ()
     _, parameters = random_bundle(arguments.folder, arguments.layers, graphs)
     yield "parameters", parameters
 
 
-def of_decoding(arguments: argparse.Namespace, device: Device, backend: str) -> Iterator[Figure]:
+def of_decoding(arguments: argparse.Namespace, backend: str) -> Iterator[Figure]:
+    device = opened(arguments)
     bundle, window = arguments.folder / "bundle", arguments.window
     wanted = [(method, 1 if method == "ar" else window) for method in DECODED]
     if backend == "step-graph":
@@ -348,44 +308,13 @@ def of_decoding(arguments: argparse.Namespace, device: Device, backend: str) -> 
         return
     began = time.perf_counter()
     provider, stream = open_provider(backend, bundle, window, device)
-    opened = time.perf_counter() - began
+    took = time.perf_counter() - began
     launcher = PinnedLauncher(stream)
     for method, width in wanted:
         found = decoding(provider, launcher, method, width, arguments.length)
-        yield "decoding", {"backend": backend, "opened_seconds": opened, **found}
+        yield "decoding", {"backend": backend, "opened_seconds": took, **found}
     if backend.startswith("tensorrt"):
         launcher.close()
         provider.close()  # its weights, before those of the engine of whole steps
-        yield (
-            "decoding",
-            {"backend": backend, **decoding_by_step_engine(backend, bundle, window, arguments.length, device.index)},
-        )
-
-
-def run_part(
-    part: str,
-    arguments: argparse.Namespace,
-    give: Callable[[Figure], None],
-    open_device: Callable[[int], Device] = Device,
-) -> None:
-    """Measure ``part`` and ``give`` each figure as soon as it is there.
-
-    Raises
-    ------
-    MissingDependency
-        This machine cannot run it: there is no GPU, driver or package, or not one that is supported.
-    """
-    kind, _, name = part.partition(":")
-    if kind == "model":
-        for figure in of_model(arguments):
-            give(figure)
-        return
-    try:
-        device = open_device(arguments.device)
-    except CudaError as error:
-        raise MissingDependency(str(error)) from error
-    if kind != "machine":
-        require_nvrtc()
-    measured = {"machine": of_machine, "kernels": of_kernels, "decoding": of_decoding}[kind]
-    for figure in measured(arguments, device, *([name] if name else [])):
-        give(figure)
+        found = decoding_by_step_engine(backend, bundle, window, arguments.length, device.index)
+        yield "decoding", {"backend": backend, **found}

@@ -1,4 +1,4 @@
-"""Every method on the embedded model: 40 pictures, temperature 1, no top-k, batch 1, windows 16, 32 and 64.
+"""Every method on `fashion`: 40 pictures, temperature 1, no top-k, batch 1, windows 16, 32 and 64.
 
     python benchmarks/methods.py [--json] [--repeats 3]
     python benchmarks/methods.py --step graph --windows 8,10,12,16,20,24,32,auto

@@ -34,7 +34,7 @@ SMOLLM2 = DecoderDescription(
 
 
 def model_of(name: str, folder: Path) -> Bundle:
-    """The embedded model, or SmolLM2's shape with weights of that type."""
+    """`fashion`, or SmolLM2's shape with weights of that type."""
     if name == "embedded":
         return open_bundle("fashion")
     # OpenVINO has no MatMulNBits.

@@ -2,7 +2,7 @@
 
     python benchmarks/prompts.py [--repeats 5] [--threads 2]
 
-A random decoder (width 512, 6 layers, 16,384 tokens, 2,304 positions) and the embedded model, each by HostStep and by its step
+A random decoder (width 512, 6 layers, 16,384 tokens, 2,304 positions) and `fashion`, each by HostStep and by its step
 graph. What is compared takes turns in every repeat, and what is printed are medians over repeats, of times and of ratios.
 
 1. The time to the first token of a 1,000-token prompt over one plain pass over it in the widest chunks. Target: at most 1.2.
@@ -205,7 +205,7 @@ def report(kind: str, make: Callable[[int], OpenStep], provider: OrtProvider, re
 
 
 def report_embedded(step: OpenStep, kind: str, repeats: int) -> None:
-    """Points 3 and 6 for the embedded model."""
+    """Points 3 and 6 for `fashion`."""
     (last, only), ratio = medians(4 * repeats, lambda: step_in_row(step, 7, 20), lambda: step_in_row(step, 0, 20))
     print(f"{kind:<7}embedded: a step in row 7 {last:>6.2f} ms   in row 0 {only:>6.2f} ms   ratio {ratio:.2f}")
     (one, own), ratio = medians(4 * repeats, lambda: step_of_all(step, True, 4), lambda: step_of_all(step, False, 4))

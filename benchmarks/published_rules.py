@@ -159,7 +159,7 @@ def table(model: Any, count: int, seed: int, slots: Sequence[int], only: str, ou
     """Every rule whose name begins with ``only``, at every number of slots."""
     pictures = Pictures(model, count, seed)
     print(
-        f"{count} pictures of the embedded model, seed {seed}, temperature 1; tokens per pass (passes a picture)",
+        f"{count} pictures of fashion, seed {seed}, temperature 1; tokens per pass (passes a picture)",
         file=out,
     )
     print(f"{'rule':<30}{'fresh drafts':<13}" + "".join(f"{f'{own} slots':>22}" for own in slots), file=out, flush=True)
@@ -249,7 +249,7 @@ def main() -> None:
         return
     with open_model("fashion", trees=True) as model:
         if not isinstance(model, Trees):
-            raise SystemExit("the embedded bundle has no graph for trees")
+            raise SystemExit("the bundle fashion has no graph for trees")
         table(
             model,
             arguments.count,

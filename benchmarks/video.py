@@ -1,8 +1,8 @@
-"""The embedded model of clips: how many tokens a pass gives, what that is worth in time, and what it depends on.
+"""`moving`, the embedded model of clips: how many tokens a pass gives, what that is worth in time, and what it depends on.
 
     python benchmarks/video.py passes [--count 20] [--seed 7] [--json FILE]   # methods, windows, corrected laws, branches, drafts
     python benchmarks/video.py time [--count 6] [--repeats 3] [--json FILE]   # batch 1, over `ar` in the same run
-    python benchmarks/video.py depends BUNDLE ... [--json FILE]               # the same figures of models of other clips
+    python benchmarks/video.py depends BUNDLE ... [--count 20] [--json FILE]  # the same figures of models of other clips
 
 Passes are free of noise: they depend on the model, the seed and nothing else. Every row of ``scd-match`` says whether its tokens
 are those of ``ar``. Only `time` times anything; it states the load. `depends` takes bundles that ``make train-moving-variants``
@@ -159,15 +159,19 @@ def main() -> None:
     for name, work in (("passes", passes), ("time", timing), ("depends", depends)):
         kind = kinds.add_parser(name, help=work.__doc__)
         kind.set_defaults(work=work)
-        kind.add_argument("--bundle", default="moving")
-        kind.add_argument("--count", type=int, default=6 if name == "time" else 20)
-        kind.add_argument("--windows", default="64,128")
-        kind.add_argument("--seed", type=int, default=7)
-        kind.add_argument("--repeats", type=int, default=3)
-        kind.add_argument("--threads", type=int)
+        kind.add_argument("--count", type=int, default=6 if name == "time" else 20, help="clips (default: %(default)s)")
         kind.add_argument("--json", type=Path, help="file to write the rows to")
         if name == "depends":
-            kind.add_argument("bundles", nargs="*")
+            kind.add_argument("bundles", nargs="*", help="folders, measured beside moving")
+        else:
+            kind.add_argument("--bundle", default="moving", help="name or folder (default: %(default)s)")
+        if name == "time":
+            kind.add_argument("--repeats", type=int, default=3)
+            kind.add_argument("--threads", type=int)
+        else:
+            kind.add_argument("--seed", type=int, default=7)
+        if name == "passes":
+            kind.add_argument("--windows", default="64,128")
     arguments = parser.parse_args()
     rows = arguments.work(arguments)
     if arguments.json:

@@ -10,7 +10,7 @@ little, so that 3 counts of the average over *all* positions are mixed into each
 
 `RunningAverages` learns while it decodes, of committed positions alone; `KeptAverages` is the table it leaves.
 
-How much it gains depends on how much was seen: with ``scd-match`` on the embedded model 1.01 times as many tokens per pass where
+How much it gains depends on how much was seen: with ``scd-match`` on `fashion` 1.01 times as many tokens per pass where
 each picture learns by itself, 1.10 with what 10 others left and 1.16 with what 160 left.
 """
 

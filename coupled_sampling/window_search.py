@@ -10,7 +10,7 @@ compared by the *same* steps, those of the wider one: what was walked in it says
 (`coupled_sampling.walks`).
 
 What that leaves out: the drafts of the narrower window would have had fewer rounds to settle, which flatters it; and where it
-lacks a branch, its next step begins where much is known, which flatters the wider one. By counts on the embedded model with fitted
+lacks a branch, its next step begins where much is known, which flatters the wider one. By counts on `fashion` with fitted
 corrections (40 pictures by each rung, against what the next wider one says of it), from rung to rung: the narrower one is flattered
 by up to 6 % below 32 slots (by up to 17 % two rungs apart, as the search begins), and above 32 slots the wider one by 2 to 5 %.
 Where steps cost little the search may so rest a rung too high, where they cost much one or two too low, between windows that

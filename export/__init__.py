@@ -12,6 +12,7 @@ Nothing here runs a model: an export that is to be checked takes the function th
 package loads nothing heavy: ``onnx`` is loaded when a graph is written, and its absence is a `MissingDependency` then.
 """
 
+from coupled_sampling.bundles.portable_graphs import portable_graph
 from coupled_sampling.export.bundles import Exported, ExportSettings, export_checkpoint
 from coupled_sampling.export.check_text import CheckedText
 from coupled_sampling.export.checkpoints import Checkpoint, open_checkpoint
@@ -55,6 +56,7 @@ __all__ = [
     "find_fill_token",
     "open_checkpoint",
     "pixel_graph",
+    "portable_graph",
     "reference_logits",
     "save_graph",
     "step_graph",

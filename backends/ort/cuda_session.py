@@ -22,7 +22,15 @@ from typing import Any
 from coupled_sampling.backends.ort.session import check_threads, missing_kernel, require_onnxruntime, session_options
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, ProviderError
 
-__all__ = ["CPU_NODES", "CUDA", "SHAPE_OPERATORS", "CudaSession", "cuda_version", "open_cuda_session"]
+__all__ = [
+    "CPU_NODES",
+    "CUDA",
+    "SHAPE_OPERATORS",
+    "CudaSession",
+    "cuda_version",
+    "open_cuda_session",
+    "placement_of",
+]
 
 CUDA = "CUDAExecutionProvider"
 _INSTALL = "pip install 'coupled-sampling[gpu]'"
@@ -129,7 +137,7 @@ def open_cuda_session(
             f"ONNX Runtime runs {graph} on {used}, expected {CUDA}: it could not use GPU {device}. Its warning says why, mostly a "
             "missing driver (`nvidia-smi` must work) or missing CUDA or cuDNN libraries (pip install 'onnxruntime-gpu[cuda,cudnn]')"
         )
-    opened = CudaSession(onnxruntime, session, device, _placement(session))
+    opened = CudaSession(onnxruntime, session, device, placement_of(session))
     _refuse_nodes_on_the_cpu(opened.on_cpu, graph, cpu_nodes, str(onnxruntime.__version__))
     return opened
 
@@ -174,7 +182,7 @@ def _explained(error: Exception, onnxruntime: Any, graph: Path, device: int, cpu
     return BundleError(f"{version} cannot load {graph}: {said}; export the bundle again")
 
 
-def _placement(session: Any) -> dict[str, Counter[str]]:
+def placement_of(session: Any) -> dict[str, Counter[str]]:
     """Operators by execution provider and how many nodes of each, as ONNX Runtime reports its placement."""
     found: dict[str, Counter[str]] = {}
     for part in session.get_provider_graph_assignment_info():

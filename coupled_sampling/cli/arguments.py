@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coupled_sampling.bundles.opening import embedded_names
 from coupled_sampling.bundles.settings import CORRECTIONS
-from coupled_sampling.cli.models import BACKENDS, STEPS
+from coupled_sampling.cli.models import BACKENDS, PROVIDERS, STEPS
 from coupled_sampling.methods import METHODS
 
 __all__ = [
@@ -216,9 +216,16 @@ def _add_place(add: Callable[..., object]) -> None:
         choices=BACKENDS,
         default="cpu",
         help="what runs the model: cpu and cuda are ONNX Runtime, tensorrt and tensorrt-rtx an engine of TensorRT's own, openvino "
-        "is OpenVINO on the CPU. Those for GPUs were never run on one (default: %(default)s)",
+        "is OpenVINO on the CPU, ort is ONNX Runtime with the plugin that --provider names. Those "
+        "for GPUs were never run on one (default: %(default)s)",
     )
-    add("--device", type=int, metavar="N", help="which GPU, as `nvidia-smi -L` counts (default: 0, the first)")
+    add("--provider", choices=PROVIDERS, help="the plugin of ONNX Runtime, for --backend ort (default: none)")
+    add(
+        "--device",
+        type=int,
+        metavar="N",
+        help="which GPU, as `nvidia-smi -L` counts, or which of a plugin's devices (default: 0, the first)",
+    )
     add(
         "--cuda-graphs",
         action=argparse.BooleanOptionalAction,

@@ -31,7 +31,7 @@ run that was stopped or killed goes on where it was when the same command is giv
 again. A sequence's noise is keyed by its id and the seed, so that the order of the
 lines, the number of machines and interruptions change no token."""
 EXAMPLES = """\
-  # every line such as {"id": "a", "prompt": "shoe"}, with the embedded model
+  # every line such as {"id": "a", "prompt": "shoe"}, with fashion
   coupled-sampling bulk prompts.jsonl out
   # four sequences of each prompt, by a language model
   coupled-sampling bulk prompts.jsonl out FOLDER --samples 4

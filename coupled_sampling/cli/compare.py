@@ -16,6 +16,7 @@ from coupled_sampling.cli.output import printable, say, say_json
 from coupled_sampling.cli.outputs import add_clean, check_output, ending
 from coupled_sampling.cli.pictures import CHARTS, draw_comparison, require_pictures
 from coupled_sampling.cli.progress import counting, token_bars
+from coupled_sampling.cli.settings import UsualCount
 from coupled_sampling.cli.task import Task, prepare
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -26,7 +27,7 @@ Decode the same prompts by several methods, one after the other, and print what
 each of them took. ar, one token per forward pass, always runs first: the others
 are measured against it."""
 EXAMPLES = """\
-  # a table of five methods on the embedded model
+  # a table of five methods on fashion, the embedded model of pictures
   coupled-sampling compare
   # one method beside ar; it promises the same tokens
   coupled-sampling compare --methods scd-match --count 10
@@ -34,6 +35,9 @@ EXAMPLES = """\
   coupled-sampling compare --methods scd-match --window 64 --branches 24
   # with a chart
   coupled-sampling compare --window 32 --plot compare.png"""
+
+TO_MEASURE = UsualCount(pictures=40, clips=4, texts=4)
+"""Enough for standard errors of some percent; a clip is long, and ar makes it one token at a time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHODS",
         help=f"some of {METHOD_NAMES}, separated by commas (default: %(default)s)",
     )
-    add("--count", type=int, default=40, metavar="N", help="sequences to make by each (default: %(default)s)")
+    add("--count", type=int, metavar="N", help=f"sequences to make by each (default: {TO_MEASURE})")
     add(
         "--plot",
         type=Path,
@@ -66,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         ending("plot", arguments.plot, CHARTS)
         check_output(arguments, arguments.plot)
         require_pictures("matplotlib")
-    task = prepare(arguments, count=arguments.count, methods=arguments.methods)
+    count = TO_MEASURE if arguments.count is None else arguments.count
+    task = prepare(arguments, count=count, methods=arguments.methods)
     # Said before the work if something is missing.
     pixels = open_pixels(task.bundle, task.settings.place) if arguments.plot and _has_pictures(task) else None
     with token_bars(len(task.prompts) * task.settings.decoding.length) as report:

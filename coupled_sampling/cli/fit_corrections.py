@@ -32,7 +32,7 @@ No law changes, and the model is not trained.
 Samples are kept in a working folder until the tables are written. A fit that was
 stopped goes on from there when the same command is given again."""
 EXAMPLES = """\
-  # the embedded model; a copy of it is made, fashion-fitted
+  # an embedded model; a copy of it is made, fashion-fitted
   coupled-sampling fit-corrections fashion
   # a bundle of your own, at the temperature it is used at
   coupled-sampling fit-corrections FOLDER --temperature 0.8

@@ -23,6 +23,7 @@ from coupled_sampling.cli.output import say, say_json
 from coupled_sampling.cli.outputs import add_clean, check_output, ending, same_file
 from coupled_sampling.cli.pictures import PICTURES, require_pictures, sheet_size, write_grid
 from coupled_sampling.cli.progress import counting, token_bars
+from coupled_sampling.cli.settings import TO_LOOK_AT
 from coupled_sampling.cli.task import Task, prepare
 from coupled_sampling.cli.texts import Texts
 from coupled_sampling.decoding import Commit
@@ -38,7 +39,7 @@ What comes out has exactly the law of ordinary sampling, one token at a time: on
 the number of passes differs. A picture model writes a PNG, a video model a GIF,
 and a language model prints its text while it makes it."""
 EXAMPLES = """\
-  # 16 pictures by the embedded model, in grid.png
+  # 16 pictures by fashion, the embedded model of pictures, in grid.png
   coupled-sampling generate
   # four shoes and four bags
   coupled-sampling generate --prompt shoe,bag --count 8
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``generate``."""
     add_model(parser)
     add = parser.add_argument
-    add("--count", type=int, metavar="N", help="sequences to make (default: 16 pictures, 4 clips or 1 text)")
+    add("--count", type=int, metavar="N", help=f"sequences to make (default: {TO_LOOK_AT})")
     add("--method", metavar="METHOD", help=f"how to decode: {METHOD_NAMES} (default: the bundle's)")
     add(
         "--out",
@@ -110,7 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trace:
         check_output(arguments, arguments.trace)
     methods = () if arguments.method is None else (arguments.method,)
-    task = prepare(arguments, count=arguments.count, methods=methods, stop=arguments.stop or ())
+    count = TO_LOOK_AT if arguments.count is None else arguments.count
+    task = prepare(arguments, count=count, methods=methods, stop=arguments.stop or ())
     manifest = task.bundle.manifest
     if not manifest.makes_clips:
         _refuse_what_is_for_clips(arguments, manifest.name)

@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Say what a model is: its vocabulary, its prompts, its default settings, and where
 its weights come from. Every file of the bundle is checked on the way."""
 EXAMPLES = """\
-  # the embedded model
+  # fashion, the embedded model of pictures
   coupled-sampling inspect
   # a bundle that `coupled-sampling export` made
   coupled-sampling inspect FOLDER

@@ -9,12 +9,14 @@ from coupled_sampling.backends import BACKENDS, Place, check_model, open_model
 from coupled_sampling.backends.foreign.bundle import open_bundle_or_onnx
 from coupled_sampling.backends.network_choice import host_corrector
 from coupled_sampling.backends.ort.pixels import PixelDecoder
+from coupled_sampling.backends.ort.plugins import PLUGINS
 from coupled_sampling.backends.trt.progress import progress_bar
 from coupled_sampling.bundles.opening import Bundle
 from coupled_sampling.contracts import OpenProvider, Runs
 
 __all__ = [
     "BACKENDS",
+    "PROVIDERS",
     "STEPS",
     "PixelDecoder",
     "Place",
@@ -27,6 +29,9 @@ __all__ = [
     "open_pixels",
     "progress_bar",
 ]
+
+PROVIDERS = tuple(PLUGINS)
+"""Plugins of ONNX Runtime."""
 
 STEPS = ("auto", "host", "graph", "kernels")
 """Where steps are decided: the back end's choice, by the library, in a graph with the model, by CUDA kernels."""

@@ -30,7 +30,7 @@ Serve models over HTTP, as OpenAI's API has it, so that its clients work unchang
 Requests that come together are decoded together, and each gets the tokens it would
 get alone. SIGTERM or Ctrl-C lets those under way finish."""
 EXAMPLES = """\
-  # the embedded model at http://127.0.0.1:8000
+  # fashion at http://127.0.0.1:8000
   coupled-sampling serve fashion
   # two models, one of them by a name of its own, on another port
   coupled-sampling serve fashion clothes=fashion --port 8080
@@ -227,6 +227,7 @@ def _place(arguments: argparse.Namespace) -> Place:
         threads=arguments.threads,
         cuda_graphs=arguments.cuda_graphs,
         engines=arguments.engines,
+        provider=arguments.provider,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from coupled_sampling.bundles.manifest import Manifest
 from coupled_sampling.bundles.settings import DecodingSettings, decoding_settings
@@ -16,11 +17,28 @@ from coupled_sampling.cli.models import STEPS, Place
 from coupled_sampling.errors import InvalidArgument
 from coupled_sampling.methods import find_method
 
-__all__ = ["RunSettings", "run_settings"]
+__all__ = ["TO_LOOK_AT", "RunSettings", "UsualCount", "run_settings"]
 
-PICTURES, CLIPS, TEXTS = 16, 4, 1
-"""Sequences that are made where no number was asked for."""
 
+class UsualCount(NamedTuple):
+    """Sequences that a command makes where no number was asked for, by what the model makes."""
+
+    pictures: int
+    clips: int
+    texts: int
+
+    def of(self, manifest: Manifest) -> int:
+        """The number for a bundle; what makes neither pictures nor clips makes texts, or bare tokens."""
+        if manifest.makes_clips:
+            return self.clips
+        return self.pictures if manifest.makes_pictures else self.texts
+
+    def __str__(self) -> str:
+        return f"{self.pictures} pictures, {self.clips} clips or {self.texts} text{'s' * (self.texts != 1)}"
+
+
+TO_LOOK_AT = UsualCount(pictures=16, clips=4, texts=1)
+"""As many pictures as fill a sheet, a few clips, or one text."""
 
 _MOST_SEQUENCES = 1_000_000
 """All of them are held until the last is made."""
@@ -81,7 +99,7 @@ class RunSettings:
 
 
 def run_settings(
-    arguments: argparse.Namespace, manifest: Manifest, *, count: int | None, methods: Sequence[str] = ()
+    arguments: argparse.Namespace, manifest: Manifest, *, count: int | UsualCount, methods: Sequence[str] = ()
 ) -> RunSettings:
     """The settings of a command that decodes: its ``arguments`` over the defaults of a bundle.
 
@@ -92,7 +110,7 @@ def run_settings(
     manifest
         The bundle's manifest.
     count
-        Sequences to make; None is as many pictures as fill a sheet, a few clips, or one text.
+        Sequences to make, or what is usual where nobody gave a number.
     methods
         Names of the methods that were asked for; by default the bundle's own.
 
@@ -128,6 +146,7 @@ def run_settings(
         threads=arguments.threads,
         cuda_graphs=arguments.cuda_graphs,
         engines=arguments.engines,
+        provider=arguments.provider,
         # With "auto" the widest window is not known beforehand.
         max_window=decoding.window if isinstance(decoding.window, int) else None,
     )
@@ -136,16 +155,10 @@ def run_settings(
         place,
         methods=tuple(methods) or (decoding.method,),
         step=arguments.step,
-        count=_usual_count(manifest) if count is None else count,
+        count=count.of(manifest) if isinstance(count, UsualCount) else count,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
-
-
-def _usual_count(manifest: Manifest) -> int:
-    if manifest.makes_clips:
-        return CLIPS
-    return PICTURES if manifest.makes_pictures else TEXTS
 
 
 def _check_widths(decoding: DecodingSettings, methods: Sequence[str], manifest: Manifest) -> None:

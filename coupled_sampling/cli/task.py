@@ -18,7 +18,7 @@ from coupled_sampling.cli.comparison import MethodResult, compare
 from coupled_sampling.cli.conditions import find_condition
 from coupled_sampling.cli.models import check_model, host_corrector, open_asked, open_model, progress_bar
 from coupled_sampling.cli.prompts import Asked, Prompts, find_prompts
-from coupled_sampling.cli.settings import RunSettings, run_settings
+from coupled_sampling.cli.settings import RunSettings, UsualCount, run_settings
 from coupled_sampling.contracts import Closeable, CoupledStep, LogitsProvider, OpenProvider, OpenStep, Runs
 from coupled_sampling.decoding import Commit
 from coupled_sampling.errors import InvalidArgument
@@ -185,7 +185,7 @@ class Task:
 
 
 def prepare(
-    arguments: argparse.Namespace, *, count: int | None, methods: Sequence[str] = (), stop: Sequence[str] = ()
+    arguments: argparse.Namespace, *, count: int | UsualCount, methods: Sequence[str] = (), stop: Sequence[str] = ()
 ) -> Task:
     """Open the bundle that ``arguments`` name, and check everything that can be known before its model is opened.
 

@@ -22,7 +22,7 @@ batched at every step, and tokens are streamed as they are committed.
 The Python of Triton's Python backend needs this library; nothing else has to be
 installed or built. Other models of the repository are left alone."""
 EXAMPLES = """\
-  # the embedded model, on the CPU, for `tritonserver --model-repository=models`
+  # fashion, on the CPU, for `tritonserver --model-repository=models`
   coupled-sampling triton fashion models
   # a bundle of your own on two GPUs, 32 sequences at once on each
   coupled-sampling triton FOLDER models --gpus 0,1 --rows 32
@@ -77,7 +77,11 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="NUMBERS",
         help="GPUs that have the model, separated by commas, one engine each; never run on one (default: none)",
     )
-    add("--backend", choices=BACKENDS, help="what runs the model (default: cuda with --gpus, else cpu)")
+    add(
+        "--backend",
+        choices=[name for name in BACKENDS if name != "ort"],
+        help="what runs the model (default: cuda with --gpus, else cpu)",
+    )
     add("--step", choices=STEPS, help="where drafts are accepted and redrawn (default: auto)")
     add("--threads", type=int, metavar="N", help="threads within an operator (default: the runtime's choice)")
     add("--engines", metavar="FOLDER", help="where the server keeps TensorRT's engines (default: beside the bundle)")

@@ -42,6 +42,7 @@ class ServingArgs(_Strict):
     backend: str = Field("cpu", description="A back end, see `coupled_sampling.backends`.")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="Threads within an operator.")
     engines: str | None = Field(None, description="Folder of TensorRT's engines.")
+    provider: str | None = Field(None, description="The plugin, for the back end ort.")
     max_window: Annotated[int, Field(ge=1)] | None = Field(None, description="Most slots in a call, for TensorRT.")
     rows: int = Field(8, ge=1, description="Sequences decoded together in a lane.")
     step: str = Field("auto", description="Where steps are decided.")
@@ -58,7 +59,13 @@ class ServingArgs(_Strict):
         InvalidArgument
             There is no such back end, or it does not have what is set.
         """
-        place = Place(self.backend, threads=self.threads, engines=self.engines, max_window=self.max_window)
+        place = Place(
+            self.backend,
+            threads=self.threads,
+            engines=self.engines,
+            max_window=self.max_window,
+            provider=self.provider,
+        )
         return LaneSettings(place, self.rows, _IN_REPLICA, self.step, self.lanes, self.defaults)
 
     @property

@@ -1,13 +1,19 @@
 /** A bundle's folder on disk. */
 
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { BundleError } from "./core/errors.js";
 
-/** The model that the library ships. */
-export const EMBEDDED = fileURLToPath(new URL("../../coupled_sampling/bundles/models/fashion/", import.meta.url));
+const MODELS = fileURLToPath(new URL("../../coupled_sampling/bundles/models/", import.meta.url));
+
+/** The folder of a bundle: of a model that the library ships, by its name, which wins over a folder; else `bundle` itself. */
+export function bundleFolder(bundle) {
+  const shipped = path.join(MODELS, bundle);
+  return path.basename(bundle) === bundle && existsSync(path.join(shipped, "manifest.json")) ? shipped : bundle;
+}
 
 /** A function from the name of a file in `folder` to its bytes. */
 export function folderReader(folder) {

@@ -7,12 +7,12 @@ import { openBundle } from "./core/bundle.js";
 import { decode } from "./core/decoder.js";
 import { BundleError, UnusableLogits } from "./core/errors.js";
 import { drawFrames } from "./core/pixels.js";
-import { EMBEDDED, folderReader } from "./folder.mjs";
+import { bundleFolder, folderReader } from "./folder.mjs";
 import { png } from "./png.mjs";
 
 const USAGE = `usage: node generate.mjs [options]
 
-  --bundle FOLDER     default: the model that the library ships
+  --bundle NAME       fashion, the default, or moving, which makes clips; or a bundle's folder
   --prompt NAME       name or alias of a prompt; default: the first
   --method NAME       ar, sjd, scd-maximal, scd-gumbel or scd-match
   --window N          slots of a forward pass
@@ -49,7 +49,7 @@ function bigInteger(name, value) {
 async function main() {
   const { values } = parseArgs({ options: OPTIONS });
   if (values.help) return console.log(USAGE);
-  const bundle = await openBundle(folderReader(values.bundle ?? EMBEDDED)), { manifest } = bundle;
+  const bundle = await openBundle(folderReader(bundleFolder(values.bundle ?? "fashion"))), { manifest } = bundle;
   const method = values.method ?? manifest.defaults.method, promptName = values.prompt ?? Object.keys(manifest.prompts)[0];
   const zoom = number("zoom", values.zoom) ?? 8;
   if (!Number.isInteger(zoom) || zoom < 1) throw new RangeError(`zoom is ${zoom}, expected an integer >= 1`);

@@ -9,6 +9,7 @@ const find = (id) => document.getElementById(id);
 const controls = ["prompt", "method", "window", "seed", "draw", "another"].map(find); // branches by method
 const WINDOW_OF_TREES = 64; // where there can be branches, and nobody chose otherwise
 const parameters = new URLSearchParams(location.search);
+const provider = parameters.get("provider") ?? "wasm";
 
 let bundle, panels, run = 0;
 const sessions = new Map(), chosen = new Map(parameters);
@@ -60,16 +61,20 @@ async function draw() {
     decode(bundle, opened[i], { ...settings, method: name, branches: branches[i], seed: BigInt(seed) }),
   );
   const last = [];
-  while (!last.every((state) => state.finished) || !last.length) {
-    for (const [i, stream] of streams.entries()) {
-      if (last[i]?.finished) continue;
-      last[i] = (await stream.next()).value;
+  try {
+    while (!last.every((state) => state.finished) || !last.length) {
+      for (const [i, stream] of streams.entries()) {
+        if (last[i]?.finished) continue;
+        last[i] = (await stream.next()).value;
+        if (!current()) return;
+        await panels[i].show(last[i]);
+        find(i ? "coupled-tokens" : "ar-tokens").textContent = last[i].tokens.join(" ");
+      }
+      await nextFrame();
       if (!current()) return;
-      await panels[i].show(last[i]);
-      find(i ? "coupled-tokens" : "ar-tokens").textContent = last[i].tokens.join(" ");
     }
-    await nextFrame();
-    if (!current()) return;
+  } finally {
+    for (const stream of streams) stream.return(); // its state is let go
   }
   const [ar, coupled] = last.map((state) => state.nfe);
   find("status").textContent =
@@ -102,6 +107,26 @@ function suit() {
   showWindow();
 }
 
+/** Another provider is another runtime: the page begins anew with it, with what the visitor chose. */
+function change() {
+  const wanted = new URLSearchParams([...chosen]);
+  wanted.set("provider", find("provider").value);
+  if (bundle) for (const id of ["prompt", "method", "seed"]) wanted.set(id, find(id).value);
+  location.search = wanted;
+}
+
+/** List, by operator, how many nodes of both step graphs the device leaves to the CPU. */
+async function showPlacement() {
+  const asked = [["ar", 0], [find("method").value, chosenBranches()]], list = find("placement-list");
+  list.replaceChildren();
+  for (const [method, branches] of asked) {
+    const { nodes, cpu } = await bundle.listPlacement(method, branches), item = document.createElement("li");
+    const operators = Object.entries(cpu).map(([operator, { length }]) => `${operator} ${length}`).sort();
+    item.textContent = `${method}: ${Object.values(cpu).flat().length} of ${nodes} nodes: ${operators.join(", ")}`;
+    list.append(item);
+  }
+}
+
 function sayPaused() {
   find("pause").textContent = isPaused() ? "Play" : "Pause";
 }
@@ -121,7 +146,10 @@ function fillControls() {
 }
 
 async function main() {
-  bundle = await openBundle(read);
+  find("provider").value = provider;
+  find("provider").disabled = false;
+  find("provider").addEventListener("change", change);
+  bundle = await openBundle(read, { provider });
   const { manifest } = bundle;
   if (!manifest.pixel_graph || !manifest.grid) throw new Error("this bundle makes no pictures; use generate.mjs for its tokens");
   if (!bundle.methods.includes("ar") || bundle.methods.length < 2) throw new Error("this bundle lacks step graphs to compare");
@@ -131,6 +159,8 @@ async function main() {
   fillControls();
   find("prompt-label").textContent = manifest.pixel_graph.frames ? "Clip of" : "Picture of";
   find("pause").hidden = !manifest.pixel_graph.frames;
+  find("placement").hidden = !bundle.runtime.isGPU;
+  find("placement").addEventListener("toggle", () => find("placement").open && showPlacement().catch(fail));
   sayPaused();
   find("pause").addEventListener("click", () => {
     pause(!isPaused());

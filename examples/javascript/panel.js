@@ -38,12 +38,12 @@ export class Panel {
 
   /** Begin a picture or a clip. */
   clear(method, prompt, window, branches) {
-    Object.assign(this, { method, prompt, window, branches, steps: [], milliseconds: 0, best: null });
+    Object.assign(this, { method, prompt, window, branches, steps: [], milliseconds: 0, bytes: 0, best: null });
     this.find(".drafts").hidden = !branches;
     this.#drawTree({ path: 0, parents: [], walked: [] }, "Drafts of a step");
     this.find(".title").textContent = method;
     this.find("progress").setAttribute("aria-label", `${method}: part of the picture that is final`);
-    for (const name of ["rate", "time"]) this.find(`.${name}`).textContent = "–";
+    for (const name of ["rate", "time", "bytes"]) this.find(`.${name}`).textContent = "–";
     for (const name of ["steps", "count"]) this.find(`.${name}`).textContent = "0";
     this.find("progress").value = 0;
     this.clip.width = this.clip.width; // which empties it
@@ -53,13 +53,15 @@ export class Panel {
   }
 
   /** Show what a forward pass left behind. */
-  async show({ tokens, drafts, committed, nfe, milliseconds, tree, finished }) {
+  async show({ tokens, drafts, committed, nfe, milliseconds, bytes, tree, finished }) {
     this.steps.push(committed);
     this.milliseconds += milliseconds;
+    this.bytes += bytes.in + bytes.out;
     this.find(".steps").textContent = nfe;
     this.find(".count").textContent = tokens.length;
     this.find(".rate").textContent = (tokens.length / nfe).toFixed(2);
     this.find(".time").textContent = `${(this.milliseconds / nfe).toFixed(1)} ms`;
+    this.find(".bytes").textContent = `${(this.bytes / nfe / 1000).toFixed(1)} kB`;
     this.find("progress").value = tokens.length / this.manifest.length;
     this.#drawBars();
     this.#describe(tokens.length);

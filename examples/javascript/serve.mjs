@@ -1,4 +1,4 @@
-/** Serve the page on localhost, and nothing but what it needs: node serve.mjs [--port N] [--bundle FOLDER] */
+/** Serve the page on localhost, and nothing but what it needs: node serve.mjs [--port N] [--bundle NAME] */
 
 import { createReadStream } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
@@ -8,13 +8,14 @@ import { pipeline } from "node:stream/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
-import { EMBEDDED } from "./folder.mjs";
+import { bundleFolder } from "./folder.mjs";
 
 const HERE = fileURLToPath(new URL(".", import.meta.url));
 const RUNTIME = path.join(HERE, "node_modules", "onnxruntime-web", "dist");
 const PAGE = ["index.html", "page.js", "panel.js", "player.js", "tree.js", "style.css"];
-const CORE = ["bundle.js", "decoder.js", "drafting.js", "errors.js", "philox.js", "pixels.js", "step.js", "trees.js"];
+const CORE = ["bundle.js", "decoder.js", "drafting.js", "errors.js", "philox.js", "pixels.js", "runtime.js", "step.js", "trees.js"];
 const WASM = ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"];
+const WEBGPU = ["ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"];
 
 const TYPES = {
   ".css": "text/css; charset=utf-8",
@@ -32,7 +33,7 @@ async function routes(bundle) {
   const add = (prefix, folder, names) => names.forEach((name) => table.set(prefix + name, path.join(folder, name)));
   add("/", HERE, PAGE);
   add("/core/", path.join(HERE, "core"), CORE);
-  add("/ort/", RUNTIME, WASM);
+  add("/ort/", RUNTIME, [...WASM, ...WEBGPU]);
   const files = Object.keys(manifest.files).filter((name) => path.basename(name) === name);
   add("/bundle/", bundle, ["manifest.json", ...files]);
   return table;
@@ -50,9 +51,9 @@ async function answer(table, request, response) {
 }
 
 async function main() {
-  const options = { port: { type: "string", default: "8080" }, bundle: { type: "string", default: EMBEDDED } };
+  const options = { port: { type: "string", default: "8080" }, bundle: { type: "string", default: "fashion" } };
   const { values } = parseArgs({ options });
-  const table = await routes(values.bundle);
+  const table = await routes(bundleFolder(values.bundle));
   await stat(path.join(RUNTIME, WASM[0])).catch(() => {
     throw new Error("onnxruntime-web is not installed: npm ci");
   });

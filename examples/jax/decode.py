@@ -48,11 +48,32 @@ class State(NamedTuple):
     """int32 (R, B) how many tokens each pass committed."""
 
 
+class Foreseen(NamedTuple):
+    """What will be decoded, known beforehand: a measuring device, which sets how many tokens a pass commits.
+
+    The first drafts of a window are replaced by tokens that are known to be right, and the one after them by one that is not. The
+    passes, decisions and redrafts are those of any decoding. With ``scd-match`` no token depends on the drafts, so the tokens are
+    the same, too; with rejection a pass would commit about as many, and other tokens.
+    """
+
+    tokens: jax.Array
+    """int32 (B, L + W) by position, the prompt's first: the ``line`` of an earlier state."""
+    count: jax.Array
+    """int32 () how many tokens a pass is to commit."""
+
+    def drafts(self, inputs: jax.Array, positions: jax.Array, first: jax.Array, vocab_size: int) -> jax.Array:
+        """``inputs`` (B, W) at ``positions`` (B, W), those from ``first`` (B, 1) on, the first not decided yet, replaced."""
+        right = jnp.take_along_axis(self.tokens, positions, axis=1)
+        drafts = jnp.where(positions < first + self.count - 1, right, (right + 1) % vocab_size)
+        return jnp.where((positions >= first) & (positions < first + self.count), drafts, inputs)
+
+
 @partial(jax.jit, static_argnames=("shape", "method", "length", "window", "lag", "fill", "sampling"))
 def decode(
     params: Params,
     prompt: jax.Array,
     randomness: Randomness,
+    foreseen: Foreseen | None = None,
     *,
     shape: Shape,
     method: Method,
@@ -71,6 +92,8 @@ def decode(
         first = state.committed[:, None]
         positions = first + slots  # (B, W) that this pass decides
         inputs = with_guesses(state.line, first + state.drafted[:, None], positions - 1, lag, fill)
+        if foreseen is not None:
+            inputs = foreseen.drafts(inputs, positions - 1, first, shape.vocab_size)
         logits, cache = forward(params, shape, state.cache, inputs, state.committed - 1)
         target = target_law(logits, sampling)
         valid = positions < total

@@ -39,20 +39,33 @@ class Shape:
         block = 4 * self.width**2 + 2 * self.width * self.mlp_width
         return self.layers * block + (2 * self.vocab_size + self.positions) * self.width
 
+    @property
+    def bytes_read(self) -> int:
+        """Of weights in a pass, which looks a few rows up in the embedding and reads all else."""
+        read = self.parameters - (self.vocab_size + self.positions) * self.width
+        return read * jnp.dtype(self.dtype).itemsize
+
 
 SHAPES = {
+    "3b": Shape(32768, width=3072, layers=25, heads=24, mlp_width=12288, positions=2048, dtype="bfloat16"),
     "1b": Shape(32768, width=2048, layers=16, heads=16, mlp_width=8192, positions=2048, dtype="bfloat16"),
     "tiny": Shape(512, width=64, layers=2, heads=4, mlp_width=256, positions=128, dtype="bfloat16"),
 }
-"""For `random_params`: about a billion parameters, and next to none."""
+"""For `random_params`: about three billion parameters, one billion, and next to none."""
 
 
 def read_bundle(folder: Path) -> tuple[Shape, Params]:
-    """The weights of a bundle's window graph, by the names that the embedded model's graph has for them."""
+    """The weights of a bundle's window graph, by the names that the graph of `fashion` has for them."""
     import onnx  # the graph names what lies where in weights.bin
 
     graph = onnx.load(folder / "window.onnx").graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    (cache,) = [value for value in graph.input if value.name == "past_key_values.0.key"]
+    return params_of(arrays, cache.type.tensor_type.shape.dim[1].dim_value)
+
+
+def params_of(arrays: dict[str, np.ndarray], heads: int) -> tuple[Shape, Params]:
+    """Shape and weights, of arrays by the names that they have in the graph."""
     params: Params = {"blocks": []}
     for name, array in arrays.items():
         if array.dtype != np.float32:
@@ -64,10 +77,8 @@ def read_bundle(folder: Path) -> tuple[Shape, Params]:
             blocks.extend({} for _ in range(index + 1 - len(blocks)))
             holder, path = blocks[index], path[2:]
         holder.setdefault(path[0], {})[last] = jnp.asarray(array)
-    (cache,) = [value for value in graph.input if value.name == "past_key_values.0.key"]
     vocab_size, width = params["embedding"]["weight"].shape
     mlp_width = params["blocks"][0]["mlp_in"]["weight"].shape[1]
-    heads = cache.type.tensor_type.shape.dim[1].dim_value
     positions = params["position"]["weight"].shape[0]
     return Shape(vocab_size, width, len(params["blocks"]), heads, mlp_width, positions), params
 

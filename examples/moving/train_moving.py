@@ -1,4 +1,4 @@
-"""Train the embedded model of clips, from the data to a checkpoint: first the tokeniser of frames, then the Transformer.
+"""Train `moving`, the model of clips, from the data to a checkpoint: first the tokeniser of frames, then the Transformer.
 
     python examples/moving/train_moving.py --out build/moving
 
@@ -10,7 +10,7 @@ What the model's speed depends on is shown by two others, of clips in which noth
 They go on from this model, in some minutes each:
 
     python examples/moving/train_moving.py --motion still --begin-with build/moving --out build/still \
-        --steps 300 --rate 1e-3 --grain-from 0 --long-from 0
+        --steps 120 --rate 1e-3 --grain-from 0 --long-from 0
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from clips import DATA, FRAMES, GRAIN, MOTIONS, Items
 from tokeniser import CODES, GRID, Tokeniser
-from train import bits_per_token, optimisers, rate_at, save, sequences
+from train import bits_per_token, mixed_precision, optimisers, rate_at, save, sequences
 from transformer import Model, Shape
 
 HELD_CLIPS = 200
@@ -53,7 +53,7 @@ def train_tokeniser(
         for group in stepper.param_groups:
             group["lr"] = rate * rate_at(step / steps, warmup=0.05)
         frames = items.clips(batch, seeded(seed, step), frames=1, grain=0)[0][:, 0]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             drawn = tokeniser(frames)
         difference = drawn.float() - (frames.float() / 127.5 - 1)
         error = difference.square().mean()
@@ -119,6 +119,12 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--compile", action="store_true", help="torch.compile: somewhat faster, needs a C++ compiler")
     arguments = parser.parse_args()
+    for name in ("tokeniser.pt", "checkpoint.pt"):
+        if arguments.begin_with and not (arguments.begin_with / name).exists():
+            raise SystemExit(
+                f"{arguments.begin_with / name} does not exist: train the model to go on from first (make train-moving), "
+                "or name its folder with --begin-with"
+            )
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.begin_with and not (arguments.out / "tokeniser.pt").exists():
         shutil.copyfile(arguments.begin_with / "tokeniser.pt", arguments.out / "tokeniser.pt")

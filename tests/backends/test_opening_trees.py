@@ -75,7 +75,7 @@ def test_a_bundle_without_a_tree_graph_is_told_what_makes_one(bundle):
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "openvino"])
 @pytest.mark.parametrize("method", [None, "scd-match"])
 def test_back_ends_without_trees_are_refused_by_name(bundle, backend, method):
-    words = f"backend '{backend}' runs no windows with branches; choose one of cpu, cuda, or leave branches out"
+    words = f"backend '{backend}' runs no windows with branches; choose one of cpu, cuda, ort, or leave branches out"
     with pytest.raises(InvalidArgument, match=words):
         open_model(bundle, Place(backend), method=method, trees=True)
 

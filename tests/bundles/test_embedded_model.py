@@ -1,4 +1,4 @@
-"""The embedded model: the joint law of its first tokens, decoded in parallel, is that of ordinary sampling."""
+"""The embedded model of pictures: the joint law of its first tokens, decoded in parallel, is that of ordinary sampling."""
 
 import numpy as np
 import pytest

@@ -357,3 +357,16 @@ def test_engines_are_kept_where_asked(machine, bundle, tmp_path, capsys, backend
     compared(capsys, bundle, "--backend", backend, "--step", step, "--engines", tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir())
     assert not (tmp_path / "toy.engines").exists()
+
+
+def test_plugins_are_asked_for_by_name(bundle, capsys, monkeypatch):
+    for module in ("onnxruntime_ep_webgpu", "onnxruntime_ep_openvino"):
+        monkeypatch.setitem(sys.modules, module, None)  # installed or not
+    for options, said in (
+        ((), "provider is None, expected one of webgpu, openvino, nv-tensorrt-rtx"),
+        (("--provider", "webgpu"), "pip install 'coupled-sampling[webgpu]'"),
+        (("--provider", "openvino"), "pip install 'coupled-sampling[openvino-plugin]'"),
+    ):
+        asked = ["generate", str(bundle), "--backend", "ort", *options, "--count", "1", "--json"]
+        assert main(asked) == 2
+        assert said in capsys.readouterr().err

@@ -9,7 +9,8 @@ from coupled_sampling import open_bundle
 from coupled_sampling.bundles.settings import DecodingSettings, decoding_settings
 from coupled_sampling.cli.entry import make_parser
 from coupled_sampling.cli.models import Place
-from coupled_sampling.cli.settings import RunSettings, run_settings
+from coupled_sampling.cli.settings import TO_LOOK_AT, RunSettings, run_settings
+from coupled_sampling.cli.task import Task
 from coupled_sampling.errors import InvalidArgument
 
 
@@ -76,5 +77,18 @@ def test_the_widest_window_is_not_known_beforehand_where_it_is_searched(manifest
 def test_without_a_number_there_are_many_pictures_or_one_text(manifest):
     arguments = make_parser().parse_args(["generate"])
     text = dataclasses.replace(manifest, pixel_graph=None, grid=None, layout=())
-    assert [run_settings(arguments, one, count=None).count for one in (manifest, text)] == [16, 1]
+    assert [run_settings(arguments, one, count=TO_LOOK_AT).count for one in (manifest, text)] == [16, 1]
     assert run_settings(arguments, text, count=5).count == 5
+
+
+def test_fewer_clips_than_pictures_are_compared(command, monkeypatch):
+    counts = []
+
+    def compare(task, *_, **__):
+        counts.append(len(task.prompts))
+        raise InvalidArgument("nothing is decoded here")
+
+    monkeypatch.setattr(Task, "compare", compare)
+    for model in ("fashion", "moving"):
+        assert command("compare", model)[0] == 2
+    assert counts == [40, 4]

@@ -1,4 +1,4 @@
-"""``verify``: the shipped step passes on the embedded model, a broken one is reported and exits with 1."""
+"""``verify``: the shipped step passes on `fashion`, a broken one is reported and exits with 1."""
 
 import json
 

@@ -19,6 +19,7 @@ import pytest
 from coupled_sampling import Sampling, generate, open_bundle
 from coupled_sampling.drafting import DraftContext, find_drafting
 from coupled_sampling.noise import CounterNoise, race_weights, uniforms
+from standins.forbidden_repeats import toy_bundle
 from standins.javascript import (
     CHROMIUM,
     FOLDER,
@@ -33,7 +34,6 @@ from standins.javascript import (
     provider,
     run,
 )
-from standins.toy_bundles import toy_gpt, write_toy_bundle
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 LAST = 2**64 - 1
@@ -125,7 +125,7 @@ def test_another_seed_or_sequence_gives_other_tokens():
 
 
 def rewritten(folder, change):
-    """The embedded bundle in ``folder``, its manifest changed by ``change``."""
+    """`fashion` in ``folder``, its manifest changed by ``change``."""
     source = open_bundle("fashion").folder
     for path in source.iterdir():
         (folder / path.name).symlink_to(path.resolve())
@@ -157,41 +157,6 @@ def test_long_prompts_stop_tokens_and_other_settings(method, tmp_path):
     assert traces[0].committed_per_step[0] == 0, "the prompt is read in one pass"
     assert 0 not in traces[0].committed_per_step[1:]
     assert found["tokens"][-1] == stop
-
-
-def forbidding_repeats(model):
-    """No token follows itself, and where a draft does, the model can compute nothing."""
-    import onnx
-
-    def number(name, value):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
-        return name
-
-    def op(kind, *inputs, name, **attributes):
-        model.graph.node.append(onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    last = next(node for node in model.graph.node if "logits" in node.output)
-    last.output[list(last.output).index("logits")] = "logits.before"
-    tokens = op("Unsqueeze", "input_ids", number("axis.2", [2]), name="tokens.wide")
-    own = op("Equal", tokens, number("every.token", np.arange(11)), name="own.token")
-    allowed = op("Where", own, number("forbidden", np.float32(-np.inf)), "logits.before", name="logits.allowed")
-    before = op("Pad", "input_ids", number("one.before", [0, 1, 0, -1]), number("no.token", -1), name="tokens.before")
-    repeats = op("Unsqueeze", op("Equal", before, "input_ids", name="is.repeat"), "axis.2", name="repeats")
-    op("Where", repeats, number("nothing", np.float32(np.nan)), allowed, name="logits")
-
-
-def toy_bundle(folder, prompt):
-    pytest.importorskip("onnx")
-    from coupled_sampling.export.step_bundle import write_step_graphs
-
-    write_toy_bundle(folder / "toy", toy_gpt(40), max_window=40, change=forbidding_repeats)
-    write_step_graphs(folder / "toy", METHODS)
-    path = folder / "toy" / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"length": 30}
-    manifest["prompts"] = {"own": {"tokens": prompt, "aliases": [], "title": "Own"}}
-    path.write_text(json.dumps(manifest))
-    return folder / "toy"
 
 
 @needs_runtime

@@ -1,14 +1,15 @@
 """Clips in the JavaScript example: tokens and frames of Python, in Node's file and on the page; needs what its pictures need."""
 
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coupled_sampling import generate
+from coupled_sampling import generate, open_bundle
 from standins.browser import Browser, needs_chromium
 from standins.clip_bundles import FRAMES, LENGTH, SIDE, write_clip_bundle
-from standins.javascript import FOLDER, NODE, by_node, drafting, needs_runtime, provider, run
+from standins.javascript import FOLDER, NODE, by_node, drafting, needs_node, needs_runtime, provider, run
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,16 @@ def test_node_writes_the_clip_of_python_as_an_animated_png(folder, tmp_path):
         for i, frame in enumerate(frames_of(folder, found["tokens"])):
             clip.seek(i)
             np.testing.assert_array_equal(np.asarray(clip.convert("L")), frame.repeat(2, axis=0).repeat(2, axis=1))
+
+
+@needs_node
+def test_shipped_models_have_names_and_others_folders():
+    """A folder's path is not mistaken for a name, not even where its last part is one."""
+    script = "import { bundleFolder as f } from './folder.mjs'; console.log(process.argv.slice(1).map(f).join('\\n'))"
+    others = ["/else/moving", "moving/", "moved"]
+    found = run("--input-type=module", "--eval", script, "moving", *others).decode().splitlines()
+    assert Path(found[0]) == open_bundle("moving").folder
+    assert found[1:] == others
 
 
 @needs_runtime

@@ -62,8 +62,8 @@ def test_no_more_of_the_bundle_is_read_than_a_step_needs():
     """Tables and networks of corrections, and graphs of other steps, are some megabytes that a page would fetch for nothing."""
     script = """
         import { openBundle } from "./core/bundle.js";
-        import { EMBEDDED, folderReader } from "./folder.mjs";
-        const read = folderReader(EMBEDDED), names = [];
+        import { bundleFolder, folderReader } from "./folder.mjs";
+        const read = folderReader(bundleFolder("fashion")), names = [];
         const bundle = await openBundle((name) => (names.push(name), read(name)));
         await bundle.openStep("scd-match", 24);
         console.log(JSON.stringify(names.sort()));

@@ -15,7 +15,7 @@ V = 267
 
 
 def manifest_of(prompts, layout=()):
-    """The embedded bundle's, with other prompts: names to tokens."""
+    """That of `fashion`, with other prompts: names to tokens."""
     named = {name: Prompt(tuple(tokens), (), name) for name, tokens in prompts.items()}
     found = open_bundle("fashion").manifest
     return replace(found, prompts=named, layout=layout, fill_token=None, grid=None, length=100)

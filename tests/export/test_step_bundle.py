@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 
 @pytest.fixture
 def plain(tmp_path):
-    """The embedded model as exporters wrote it before step graphs: weights inside the window graph, format 1."""
+    """`fashion` as exporters wrote it before step graphs: weights inside the window graph, format 1."""
     embedded, folder = open_bundle("fashion"), tmp_path / "plain"
     folder.mkdir()
     onnx.save(onnx.load(embedded.window_graph), folder / "window.onnx")

@@ -1,6 +1,6 @@
 """Twenty minutes of everything at once; then nothing may have leaked.
 
-``python tests/load/soak.py`` serves the embedded model to clients that read, read slowly, go away, ask for nonsense, and open a
+``python tests/load/soak.py`` serves `fashion` to clients that read, read slowly, go away, ask for nonsense, and open a
 stream that they never read. Memory is flat if the means of the last two quarters are within 2 % of each other; descriptors and
 threads have to be back at what they were before, and no row may be taken.
 """

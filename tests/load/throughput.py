@@ -1,6 +1,6 @@
 """Requests per second and latencies by number of clients, beside the same requests without a server, and beside ``ar``.
 
-``python tests/load/throughput.py`` serves the embedded model with 8 rows and one thread to 1, 8, 32 and 128 clients. "Without a
+``python tests/load/throughput.py`` serves `fashion` with 8 rows and one thread to 1, 8, 32 and 128 clients. "Without a
 server" is a `Decoder` of as many rows in a loop, fed with the same requests; a ratio of the two is what the server costs.
 """
 

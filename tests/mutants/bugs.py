@@ -30,6 +30,7 @@ from bugs_of_learning import BUGS as LEARNING
 from bugs_of_networks import BUGS as NETWORKS
 from bugs_of_noise import BUGS as NOISE
 from bugs_of_openvino import BUGS as OPENVINO
+from bugs_of_plugins import BUGS as PLUGINS
 from bugs_of_processors import BUGS as PROCESSORS
 from bugs_of_published_settings import BUGS as PUBLISHED_SETTINGS
 from bugs_of_quantised_weights import BUGS as QUANTISED_WEIGHTS
@@ -81,6 +82,7 @@ BUGS: tuple[Bug, ...] = (
     *NETWORKS,
     *NOISE,
     *OPENVINO,
+    *PLUGINS,
     *PROCESSORS,
     *PUBLISHED_SETTINGS,
     *QUANTISED_WEIGHTS,

@@ -66,6 +66,11 @@ def test_what_cannot_work_is_refused_in_words(wrong, words):
         DeploymentArgs.of(wrong)
 
 
+def test_a_plugin_is_named_beside_its_back_end():
+    args = DeploymentArgs.of({"models": ["fashion"], "backend": "ort", "provider": "webgpu"})
+    assert args.models[0].lane_settings.place.provider == "webgpu"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_extra_is_named():
     with pytest.raises(MissingDependency, match=r"pip install 'coupled-sampling\[ray\]'"):

@@ -1,4 +1,4 @@
-"""Lanes over the embedded model and a small language model: which engine a job goes to, and what changes none of its tokens."""
+"""Lanes over `fashion` and a small language model: which engine a job goes to, and what changes none of its tokens."""
 
 import asyncio
 import re
@@ -228,7 +228,7 @@ def test_a_lane_that_is_stuck_in_a_step_is_not_opened_once_more(monkeypatch):
 
 
 class _Opened:
-    """Opens the embedded model, and for a second lane only when it may."""
+    """Opens `fashion`, and for a second lane only when it may."""
 
     def __init__(self):
         self.may, self.count = threading.Event(), 0

@@ -31,6 +31,9 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 
+WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+"""More flags, for an adapter in software where there is no graphics processor."""
+
 _START = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
@@ -106,8 +109,9 @@ class Page:
 class Browser:
     """Chromium, as a context manager."""
 
-    def __init__(self, profile):
-        self._profile, self._numbers, self._buffer, self.errors = profile, itertools.count(1), b"", {}
+    def __init__(self, profile, flags=()):
+        self._profile, self._flags = profile, flags
+        self._numbers, self._buffer, self.errors = itertools.count(1), b"", {}
 
     def __enter__(self):
         (theirs, self._out), (self._in, other) = os.pipe(), os.pipe()
@@ -120,6 +124,7 @@ class Browser:
             *map(str, given),
             CHROMIUM,
             *_FLAGS,
+            *self._flags,
             f"--user-data-dir={self._profile}",
         ]
         quiet = subprocess.DEVNULL

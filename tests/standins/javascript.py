@@ -63,7 +63,7 @@ def provider(bundle):
 
 
 def drafting(rule):
-    """``rule`` with the embedded bundle's fill token, as scripts in both languages take it from the manifest."""
+    """``rule`` with the fill token of `fashion`, as scripts in both languages take it from the manifest."""
     return open_bundle("fashion").settings(drafting=rule).drafting
 
 

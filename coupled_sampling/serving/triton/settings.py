@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coupled_sampling.arguments import check_count, check_number
-from coupled_sampling.backends import Place
+from coupled_sampling.backends import BACKENDS, Place
 from coupled_sampling.backends.place import back_end
 from coupled_sampling.errors import InvalidArgument
 
@@ -106,6 +106,9 @@ class TritonSettings:
     def __post_init__(self) -> None:
         backend = self.backend or ("cuda" if self.gpus else "cpu")
         object.__setattr__(self, "backend", backend)
+        if "provider" in back_end(backend).SETTINGS:
+            others = ", ".join(name for name in BACKENDS if name != backend)
+            raise InvalidArgument(f"backend is {backend!r}, expected one of {others}: Triton places no plugins")
         on_gpus = "device" in back_end(backend).SETTINGS
         if self.gpus and not on_gpus:
             raise InvalidArgument(f"gpus is {self.gpus}, but backend {backend!r} runs on no GPU; leave one of them out")

@@ -3,16 +3,16 @@
  * Node and the browser share all of this. No file reaches ONNX Runtime before its size and SHA-256 were compared with the manifest.
  */
 
-import * as ort from "onnxruntime-web";
-
 import { BundleError } from "./errors.js";
+import { openRuntime } from "./runtime.js";
+import { stateOf } from "./step.js";
 
 const FORMAT = "coupled-sampling-bundle";
 const NEWEST = 8;
 const METHODS = ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"];
 
-// More threads would need a cross-origin isolated page.
-ort.env.wasm.numThreads = 1;
+/** Their graphs compare uniforms and laws in float64, for which ONNX Runtime's build with WebGPU has no kernels, even on the CPU. */
+const OF_FLOAT64 = ["sjd", "scd-maximal", "scd-gumbel"];
 
 function expect(condition, field, found, expected) {
   if (!condition) throw new BundleError(`manifest.json: ${field} is ${JSON.stringify(found)}, expected ${expected}`);
@@ -21,8 +21,11 @@ function expect(condition, field, found, expected) {
 /**
  * Open a bundle.
  * @param {(name: string) => Promise<Uint8Array>} read gives the bytes of a file of the folder
+ * @param {{provider?: string}} settings provider: `wasm`, or `webgpu` in a browser that has it
+ * @throws {UnusableWebGPU} where `webgpu` is asked for and there is none
  */
-export async function openBundle(read) {
+export async function openBundle(read, { provider = "wasm" } = {}) {
+  const runtime = await openRuntime(provider);
   const bytes = await read("manifest.json");
   let manifest;
   try {
@@ -31,7 +34,7 @@ export async function openBundle(read) {
     throw new BundleError(`manifest.json is not UTF-8 JSON: ${error.message}`);
   }
   check(manifest);
-  return new Bundle(manifest, read);
+  return new Bundle(manifest, read, runtime);
 }
 
 /** Refuse what these scripts cannot decode faithfully; files are checked when they are read. */
@@ -54,10 +57,10 @@ function check(manifest) {
 export class Bundle {
   #read;
   #weights;
-  #opened = Promise.resolve();
 
-  constructor(manifest, read) {
+  constructor(manifest, read, runtime) {
     this.manifest = manifest;
+    this.runtime = runtime;
     this.#read = read;
   }
 
@@ -69,9 +72,10 @@ export class Bundle {
     );
   }
 
-  /** Methods that have a plain step graph. */
+  /** Methods that have a plain step graph, which this runtime has kernels for. */
   get methods() {
-    return METHODS.filter((method) => this.#plain(method, false));
+    const lacks = this.runtime.isGPU ? OF_FLOAT64 : [];
+    return METHODS.filter((method) => this.#plain(method, false) && !lacks.includes(method));
   }
 
   /** Whether windows of a method may have branches: it has a step graph for trees, too. */
@@ -94,22 +98,37 @@ export class Bundle {
 
   /** A session for a method's step graph: the one for trees where there are to be branches. */
   async openStep(method, branches = 0) {
+    return this.runtime.createSession(...(await this.#load(this.#stepFile(method, branches))), stateOf(this.manifest));
+  }
+
+  /**
+   * Where webgpu computes the nodes of a method's step graph: {nodes, device, cpu}, how many there are, and names by operator of
+   * those on the device and of those that are left to the CPU.
+   */
+  async listPlacement(method, branches = 0) {
+    return this.runtime.listPlacement(...(await this.#load(this.#stepFile(method, branches))));
+  }
+
+  #stepFile(method, branches) {
     if (!this.methods.includes(method)) {
-      throw new RangeError(`method is ${JSON.stringify(method)}, this bundle has ${this.methods.join(", ")}`);
+      const { provider, isGPU } = this.runtime, has = `this bundle has ${this.methods.join(", ")} for ${provider}`;
+      const reason = isGPU && OF_FLOAT64.includes(method) ? "; that one needs float64, which webgpu lacks" : "";
+      throw new RangeError(`method is ${JSON.stringify(method)}, ${has}${reason}`);
     }
     if (branches && !this.takesBranches(method)) {
       const takers = this.methods.filter((one) => this.takesBranches(one)).join(", ") || "no method";
       throw new RangeError(`branches is ${branches}, expected 0 with ${method}: this bundle has step graphs for trees for ${takers}`);
     }
-    return this.#open(this.#plain(method, branches > 0).file);
+    return this.#plain(method, branches > 0).file;
   }
 
   /** A session for the pixel graph, or null. */
   async openPixels() {
-    return this.manifest.pixel_graph ? this.#open(this.manifest.pixel_graph.file) : null;
+    return this.manifest.pixel_graph ? this.runtime.createSession(...(await this.#load(this.manifest.pixel_graph.file))) : null;
   }
 
-  async #open(file) {
+  /** A graph's bytes and the weights. */
+  async #load(file) {
     // Read once: graphs refer to the same files of weights.
     this.#weights ??= Promise.all(
       this.#weightFiles().map(async (path) => ({ path, data: await this.#checked(path) })),
@@ -117,13 +136,7 @@ export class Bundle {
       this.#weights = undefined;
       throw error;
     });
-    const [bytes, externalData] = await Promise.all([this.#checked(file), this.#weights]);
-    // One after another: weights are handed over through one table of the runtime's.
-    const session = this.#opened.then(() =>
-      ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], externalData }),
-    );
-    this.#opened = session.catch(() => {});
-    return session;
+    return Promise.all([this.#checked(file), this.#weights]);
   }
 
   /** Files that are no graph, no text's and no corrections hold weights. */

@@ -26,8 +26,9 @@ const NO_BRANCHES = { parents: [], tokens: [] };
  * @param session from `bundle.openStep(method, branches)`
  * @param {object} settings
  *   method, prompt (tokens), window, branches, drafting, seed, sequence and temperature; what is absent is the bundle's default, or 0
- * @yields {{tokens: number[], drafts: number[], committed: number, nfe: number, finished: boolean, milliseconds: number, tree}}
- *   all generated tokens so far, the drafts that follow them, how many tokens this pass committed, and its time; `tree` is
+ * @yields {{tokens: number[], drafts: number[], committed: number, nfe: number, finished, milliseconds, bytes, tree}}
+ *   all generated tokens so far, the drafts that follow them, how many tokens this pass committed, its time, and how many bytes
+ *   of JavaScript's memory it took and gave, {in, out}; `tree` is
  *   {path, parents, walked}: how many drafts stood on the path, parents of these and of branches, and the drafts that held
  * @throws {UnusableLogits} after the last tokens that could be decided: names the request and the position
  */
@@ -58,51 +59,56 @@ export async function* decode(bundle, session, settings) {
   // Committed tokens, then recycled drafts.
   let tokens = [...prompt], committed = prompt.length, cached = 0, nfe = 0, round = 0, finished = false, failure = null;
   let candidates = []; // of the positions from `committed` on
-  while (!finished) {
-    const began = performance.now();
-    const guesses = drafts && !rule.waits(tokens, prompt.length);
-    // Slots are left for branches, but what is known goes first, and a draft: where none is redrawn, no branch is chosen.
-    const most = Math.max(widest - kept, Math.min(widest, committed - cached + 1));
-    const end = readsTo(cached) ?? Math.min(cached + most, guesses ? total - 1 : Math.min(tokens.length, total - 1));
-    const known = Math.min(end, committed), drafted = Math.min(end, tokens.length);
-    const draws = known === committed;
-    const slots = [...tokens.slice(cached, drafted), ...rule.propose(tokens, prompt.length, end - drafted)];
-    const path = slots.slice(known - cached), room = Math.min(window - slots.length, columns - end);
-    const open = total - 1 - committed;
-    const beside = branches && draws && open > 0 && room > 0 ? findBranches(path, candidates, room, open) : NO_BRANCHES;
-    const sizes = { known: known - cached, recycled: drafted - known, fresh: end - drafted };
-    const outcome = await step.run({ tokens: slots, branches: beside, start: cached, ...sizes, draws, round, temperature });
-    nfe += 1;
-    let fixed = [];
-    if (draws) {
-      round += 1;
-      const stopped = outcome.tokens.slice(0, outcome.committed).findIndex((token) => stop.has(token));
-      fixed = outcome.tokens.slice(0, stopped < 0 ? outcome.committed : stopped + 1);
-      const recycled = drafts && stopped < 0 ? outcome.tokens.slice(outcome.committed) : [];
-      tokens = [...tokens.slice(0, committed), ...fixed, ...recycled];
-      candidates = outcome.candidates;
-      // The last token was no input yet. Nor is there any state for those that were drafts of branches: they go in again.
-      const differs = fixed.slice(0, -1).findIndex((token, i) => token !== path[i]);
-      cached = committed + (differs < 0 ? fixed.length - 1 : differs);
-      committed += fixed.length;
-      finished = stopped >= 0 || committed === total;
-      failure = stopped < 0 ? outcome.failure : null; // what follows a stop token is discarded
-    } else {
-      cached = known;
+  try {
+    while (!finished) {
+      const began = performance.now(), before = { ...session.bytes };
+      const guesses = drafts && !rule.waits(tokens, prompt.length);
+      // Slots are left for branches, but what is known goes first, and a draft: where none is redrawn, no branch is chosen.
+      const most = Math.max(widest - kept, Math.min(widest, committed - cached + 1));
+      const end = readsTo(cached) ?? Math.min(cached + most, guesses ? total - 1 : Math.min(tokens.length, total - 1));
+      const known = Math.min(end, committed), drafted = Math.min(end, tokens.length);
+      const draws = known === committed;
+      const slots = [...tokens.slice(cached, drafted), ...rule.propose(tokens, prompt.length, end - drafted)];
+      const path = slots.slice(known - cached), room = Math.min(window - slots.length, columns - end);
+      const open = total - 1 - committed;
+      const beside = branches && draws && open > 0 && room > 0 ? findBranches(path, candidates, room, open) : NO_BRANCHES;
+      const sizes = { known: known - cached, recycled: drafted - known, fresh: end - drafted };
+      const outcome = await step.run({ tokens: slots, branches: beside, start: cached, ...sizes, draws, round, temperature });
+      nfe += 1;
+      let fixed = [];
+      if (draws) {
+        round += 1;
+        const stopped = outcome.tokens.slice(0, outcome.committed).findIndex((token) => stop.has(token));
+        fixed = outcome.tokens.slice(0, stopped < 0 ? outcome.committed : stopped + 1);
+        const recycled = drafts && stopped < 0 ? outcome.tokens.slice(outcome.committed) : [];
+        tokens = [...tokens.slice(0, committed), ...fixed, ...recycled];
+        candidates = outcome.candidates;
+        // The last token was no input yet. Nor is there any state for those that were drafts of branches: they go in again.
+        const differs = fixed.slice(0, -1).findIndex((token, i) => token !== path[i]);
+        cached = committed + (differs < 0 ? fixed.length - 1 : differs);
+        committed += fixed.length;
+        finished = stopped >= 0 || committed === total;
+        failure = stopped < 0 ? outcome.failure : null; // what follows a stop token is discarded
+      } else {
+        cached = known;
+      }
+      const parents = [...path.map((_, i) => i - 1), ...beside.parents];
+      yield {
+        tokens: tokens.slice(prompt.length, committed),
+        drafts: tokens.slice(committed),
+        committed: fixed.length,
+        nfe,
+        finished,
+        milliseconds: performance.now() - began,
+        bytes: { in: session.bytes.in - before.in, out: session.bytes.out - before.out },
+        tree: { path: path.length, parents, walked: walk({ parents, tokens: [...path, ...beside.tokens] }, fixed) },
+      };
+      if (failure) {
+        failure.message = `request with seed ${seed}, sequence ${sequence}: ${failure.message}`;
+        throw failure;
+      }
     }
-    const parents = [...path.map((_, i) => i - 1), ...beside.parents];
-    yield {
-      tokens: tokens.slice(prompt.length, committed),
-      drafts: tokens.slice(committed),
-      committed: fixed.length,
-      nfe,
-      finished,
-      milliseconds: performance.now() - began,
-      tree: { path: path.length, parents, walked: walk({ parents, tokens: [...path, ...beside.tokens] }, fixed) },
-    };
-    if (failure) {
-      failure.message = `request with seed ${seed}, sequence ${sequence}: ${failure.message}`;
-      throw failure;
-    }
+  } finally {
+    step.dispose(); // also where nobody asks for the rest
   }
 }

@@ -12,3 +12,12 @@ export class UnusableLogits extends Error {
     super(`logits for position ${position} hold ${found}; expected finite numbers, with -inf only for forbidden tokens`);
   }
 }
+
+/** WebGPU was asked for, and this browser or machine has none, or not what the bundle needs. */
+export class UnusableWebGPU extends Error {
+  name = "UnusableWebGPU";
+
+  constructor(reason) {
+    super(`${reason}; use a browser and a machine that have it, or the provider wasm, which computes the same on the CPU`);
+  }
+}

@@ -2,11 +2,10 @@
  * One row's step graph (docs/step-graph.md), one for trees or not, with the state it keeps between two calls: caches, ring of race
  * noise, draft laws.
  *
- * ONNX Runtime's wasm copies inputs and outputs at every call, so state is simply what the call before gave. It changes
- * only after a call that succeeded: one that failed can be made again.
+ * In wasm, ONNX Runtime copies inputs and outputs at every call, so state is simply what the call before gave. On a graphics
+ * processor state stays there: caches and ring are written in place, and old draft laws are let go once there are new ones. A call
+ * that failed can be made again: what it may have written lies in columns that the next one writes.
  */
-
-import * as ort from "onnxruntime-web";
 
 import { UnusableLogits } from "./errors.js";
 import { raceWeights, uniforms } from "./philox.js";
@@ -15,15 +14,16 @@ import { CANDIDATES, ledBy } from "./trees.js";
 /** Caches are read in multiples of this, so that shapes are few; the library uses the same. */
 const KV_STEP = 32;
 
-/** Without this every call warns of every cache that it copies. */
-const ERRORS_ONLY = { logSeverityLevel: 3 };
-
 const NEEDED = ["input_ids", "start", "known", "recycled", "fresh", "draws", "temperature"];
 const OF_TREES = ["parents", "branches", "best_count"];
 
-const floats = (values, ...shape) => new ort.Tensor("float32", values, shape);
-const zeros = (...shape) => floats(new Float32Array(shape.reduce((a, b) => a * b)), ...shape);
-const integers = (values, ...shape) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
+const partsOf = ({ window_graph: { layers } }) =>
+  Array.from({ length: layers }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat();
+
+/** Outputs of a step graph that are nothing but the next call's inputs. */
+export function stateOf(manifest) {
+  return [...partsOf(manifest).map((part) => `present.${part}`), "laws", "present_noise"];
+}
 
 export class Step {
   /**
@@ -40,10 +40,9 @@ export class Step {
     this.vocabulary = manifest.vocab_size;
     this.names = new Set(session.inputNames);
     this.takesBranches = this.names.has("parents");
-    const { layers, kv_heads, head_size } = manifest.window_graph;
     this.columns = (this.takesBranches ? manifest.tree_graph : manifest.window_graph).cache_length;
-    const parts = Array.from({ length: layers }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat();
-    const wanted = [...NEEDED, ...(this.takesBranches ? OF_TREES : []), ...parts.map((part) => `past_key_values.${part}`)];
+    this.parts = partsOf(manifest);
+    const wanted = [...NEEDED, ...(this.takesBranches ? OF_TREES : []), ...this.parts.map((part) => `past_key_values.${part}`)];
     const known = new Set([...wanted, "kv_length", "uniforms", "draft_laws", "draft_laws_start"]);
     for (const name of ["noise", "noise_start", "past_noise"]) known.add(name);
     const missing = wanted.filter((name) => !this.names.has(name));
@@ -51,11 +50,21 @@ export class Step {
     if (missing.length || unknown.length) {
       throw new Error(`the graph is no plain step graph: it lacks inputs [${missing}] and has unknown inputs [${unknown}]`);
     }
-    this.caches = Object.fromEntries(parts.map((part) => [part, zeros(1, kv_heads, this.columns, head_size)]));
-    this.laws = zeros(1, 1, this.vocabulary);
     this.lawsStart = 0;
-    this.ring = zeros(1, 2 * window + 2, this.vocabulary);
     this.entered = first;
+    this.inPlace = Object.fromEntries(this.parts.map((part) => [`present.${part}`, `past_key_values.${part}`]));
+    if (this.names.has("past_noise")) this.inPlace.present_noise = "past_noise";
+    const { kv_heads, head_size } = manifest.window_graph, shapes = { draft_laws: [1, 1, this.vocabulary] };
+    for (const input of Object.values(this.inPlace)) shapes[input] = [1, kv_heads, this.columns, head_size];
+    shapes.past_noise = [1, 2 * window + 2, this.vocabulary];
+    const own = Object.entries(shapes).filter(([name]) => this.names.has(name));
+    /** Tensors by the names of inputs. */
+    this.state = Object.fromEntries(own.map(([name, shape]) => [name, session.zeros(...shape)]));
+  }
+
+  /** Let go of the state. */
+  dispose() {
+    for (const tensor of Object.values(this.state)) tensor.dispose();
   }
 
   /**
@@ -67,55 +76,57 @@ export class Step {
    *   next final token would have come from there, `failure` says so. Candidates are of the redrafts, from a graph for trees
    */
   async run(window) {
-    const { start, known, recycled, fresh, draws, temperature, branches } = window;
+    const { start, known, recycled, fresh, draws, temperature, branches } = window, { session } = this;
     const tokens = [...window.tokens, ...branches.tokens], width = tokens.length, end = known + recycled + fresh;
     const parents = [...window.tokens.map((_, i) => i - 1), ...branches.parents.map((draft) => draft + known)];
     const deepest = Math.max(...depths(parents));
     const feeds = {
-      input_ids: integers(tokens, 1, width),
-      start: integers([start], 1),
-      known: integers([known], 1),
-      recycled: integers([recycled], 1),
-      fresh: integers([fresh], 1),
-      draws: new ort.Tensor("bool", [draws], [1]),
-      temperature: floats([temperature], 1),
+      input_ids: session.integers(tokens, 1, width),
+      start: session.integers([start], 1),
+      known: session.integers([known], 1),
+      recycled: session.integers([recycled], 1),
+      fresh: session.integers([fresh], 1),
+      draws: session.tensor("bool", [draws], [1]),
+      temperature: session.floats([temperature], 1),
     };
     if (this.takesBranches) {
-      feeds.parents = integers(parents, 1, width);
-      feeds.branches = integers([branches.tokens.length], 1);
-      feeds.best_count = integers([Math.min(CANDIDATES, this.vocabulary)], 1);
+      feeds.parents = session.integers(parents, 1, width);
+      feeds.branches = session.integers([branches.tokens.length], 1);
+      feeds.best_count = session.integers([Math.min(CANDIDATES, this.vocabulary)], 1);
     }
     if (this.names.has("kv_length")) {
       const columns = Math.min(Math.ceil((start + width) / KV_STEP) * KV_STEP, this.columns);
-      feeds.kv_length = integers([columns], 1);
+      feeds.kv_length = session.integers([columns], 1);
     }
-    for (const [part, cache] of Object.entries(this.caches)) feeds[`past_key_values.${part}`] = cache;
+    Object.assign(feeds, this.state);
     if (this.names.has("draft_laws")) {
-      feeds.draft_laws = this.laws;
-      feeds.draft_laws_start = integers([this.lawsStart], 1);
+      feeds.draft_laws_start = session.integers([this.lawsStart], 1);
       feeds.uniforms = this.#uniforms(window.round, start + 1, width);
     }
     const entered = start + deepest + 2; // one past the last position that any slot decides
     if (this.names.has("past_noise")) {
-      feeds.past_noise = this.ring;
-      feeds.noise_start = integers([this.entered], 1);
+      feeds.noise_start = session.integers([this.entered], 1);
       feeds.noise = this.#noise(this.entered, entered);
     } else if (this.names.has("noise")) {
       feeds.noise = this.#noise(start + known, start + known + 1);
     }
-    const found = await this.session.run(feeds, ERRORS_ONLY);
-    for (const part of Object.keys(this.caches)) this.caches[part] = found[`present.${part}`];
-    this.laws = found.laws ?? this.laws;
+    const found = await session.run(feeds, this.inPlace);
+    for (const [output, input] of Object.entries(this.inPlace)) this.#keep(input, found[output]);
+    if (this.names.has("draft_laws")) this.#keep("draft_laws", found.laws);
     this.lawsStart = start;
-    this.ring = found.present_noise ?? this.ring;
     if (draws) this.entered = Math.max(this.entered, entered);
     return outcome(found, known, end, draws, start + known);
+  }
+
+  #keep(name, tensor) {
+    if (tensor !== this.state[name]) this.state[name].dispose();
+    this.state[name] = tensor;
   }
 
   /** The first three uniforms of each of `count` positions. */
   #uniforms(round, first, count) {
     const drawn = uniforms(this.seed, this.sequence, round, first, count);
-    return new ort.Tensor("float64", drawn.filter((_, i) => i % 4 < 3), [1, count, 3]);
+    return this.session.tensor("float64", drawn.filter((_, i) => i % 4 < 3), [1, count, 3]);
   }
 
   /** Race weights, rounded to float32, of positions `first` to `end - 1`; of `first` at least, since no tensor may be empty. */
@@ -124,7 +135,7 @@ export class Step {
     for (let i = 0; i < count; i++) {
       weights.set(raceWeights(this.seed, this.sequence, first + i, this.vocabulary), i * this.vocabulary);
     }
-    return floats(weights, 1, count, this.vocabulary);
+    return this.session.floats(weights, 1, count, this.vocabulary);
   }
 }
 

@@ -81,10 +81,16 @@ def test_the_other_tests_for_gpus_pass_on_it(run):
     expect_passed(run(*PYTEST, "-k", "not onnx_runtime", HERE / "test_gpu.py"), 14)
 
 
-@pytest.mark.parametrize(("part", "figures"), [("machine", 2), ("kernels:scd-gumbel", 3)])
+@pytest.mark.parametrize(
+    ("part", "figures"),
+    [
+        ("machine", 3),
+        ("kernels:scd-gumbel", 2),
+        *(pytest.param(*more, marks=pytest.mark.long) for more in (("noise", 3), ("tokens:scd-match", 1))),
+    ],
+)
 def test_the_benchmark_runs_on_it(run, part, figures):
-    sizes = ("--steps", 3, "--width", 4, "--vocab-size", 300, "--copied", 10**6, "--spread", 20000)
-    result = run(ROOT / "benchmarks" / "gpu.py", "--part", part, *sizes)
+    result = run(ROOT / "benchmarks" / "first_light_gpu.py", "--rehearse", "--part", part)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == figures
 

@@ -1,4 +1,4 @@
-"""Corrected step graphs of the embedded model: opened with a table, with the tokens and traces of HostStep, or refused by name."""
+"""Corrected step graphs of `fashion`: opened with a table, with the tokens and traces of HostStep, or refused by name."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""OrtStep on the embedded model: the tokens and traces of HostStep over whole generations."""
+"""OrtStep on `fashion`: the tokens and traces of HostStep over whole generations."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""Step graphs for trees of the embedded model: opened by `open_model`, with HostStep's tokens and traces, or refused by name."""
+"""Step graphs for trees of `fashion`: opened by `open_model`, with HostStep's tokens and traces, or refused by name."""
 
 import dataclasses
 import shutil

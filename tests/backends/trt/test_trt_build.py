@@ -382,7 +382,7 @@ def test_a_graph_exported_in_another_type_is_refused(bundle):
 def test_step_graphs_with_float64_are_refused(method, wide):
     path = open_bundle("fashion").step_graph(method)
     if path is None:
-        pytest.skip("the embedded model has no step graph for this method")
+        pytest.skip("fashion has no step graph for this method")
     model = load_graph(path)
     assert (uses_float64(model) is not None) == wide
     if wide:

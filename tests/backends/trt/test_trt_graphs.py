@@ -214,7 +214,7 @@ def test_a_step_graph_with_a_noise_ring_is_not_accepted(flavour, method):
     """TensorRT's caches have 4 axes, the ring has 3."""
     path = open_bundle("fashion").step_graph(method)
     if path is None:
-        pytest.skip("the embedded model has no step graph for this method")
+        pytest.skip("fashion has no step graph for this method")
     with pytest.raises(EngineError, match=r"required to be 4D.*OrtStep"):
         parse_network(flavour, path, BuildOptions(), message_log(flavour))
 
@@ -224,7 +224,7 @@ def test_tensorrt_would_narrow_the_float64_of_a_step_graph(flavour, method):
     """Why such graphs are refused before TensorRT sees them: their float64 uniforms become float32."""
     path = open_bundle("fashion").step_graph(method)
     if path is None:
-        pytest.skip("the embedded model has no step graph for this method")
+        pytest.skip("fashion has no step graph for this method")
     log = message_log(flavour)
     log.clear()
     definition = trt.Builder(log.logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

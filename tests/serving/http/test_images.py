@@ -107,7 +107,7 @@ def test_other_formats(client, pixels, output_format, most):
 
 @pytest.mark.parametrize(("count", "rows"), [(1, [7]), (3, [4, 7, 11]), (14, range(1, 15))])
 def test_partial_pictures_show_the_committed_rows_and_grey(client, pixels, count, rows):
-    """The rows of the embedded model are final from the first partial picture on."""
+    """The rows of `fashion` are final from the first partial picture on."""
     partial, last = [], None
     for event in client.images.generate(
         model="fashion", prompt="shoe", stream=True, partial_images=count, extra_body={"seed": SEED}

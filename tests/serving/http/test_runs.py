@@ -1,4 +1,4 @@
-"""Runs of several jobs, and replies that end when their client goes, on the embedded model."""
+"""Runs of several jobs, and replies that end when their client goes, on `fashion`."""
 
 import asyncio
 import json

@@ -204,6 +204,11 @@ def test_gpus_need_a_back_end_that_has_them():
     assert TritonSettings("tensorrt").gpus == (0,)
 
 
+def test_plugins_are_refused():
+    with pytest.raises(InvalidArgument, match=r"backend is 'ort', expected one of cpu, .*: Triton places no plugins"):
+        TritonSettings("ort")
+
+
 def test_settings_that_the_model_cannot_have_are_refused_before_anything_is_written(fashion, tmp_path):
     with pytest.raises(InvalidArgument, match="method is 'fast'"):
         write_model(fashion, tmp_path / "models", TritonSettings(defaults={"method": "fast"}))

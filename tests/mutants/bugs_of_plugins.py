@@ -1,0 +1,68 @@
+"""Bugs of plugins of ONNX Runtime, and of the graphs that are rewritten for them."""
+
+from planting import Bug
+
+__all__ = ["BUGS"]
+
+PLUGINS, GRAPHS = ("test_plugins",), ("test_portable_graphs",)
+
+BUGS = (
+    Bug(
+        "inputs-bound-once",
+        "HostMemoryBinding.run",
+        "for name, bound in self._of_rows.items():\n    self._binding.bind_input(name, *_HOST, *bound)",
+        "for name, bound in self._of_rows.items():\n    if self._bound.get(name) != bound[1:]:\n"
+        "        self._binding.bind_input(name, *_HOST, *bound)\n        self._bound[name] = bound[1:]",
+        "A plugin computes with the tokens, starts and caches of its first call in all later ones.",
+        PLUGINS,
+    ),
+    Bug(
+        "nodes-of-plugins-on-the-cpu-let-pass",
+        "plugin_session:_refuse_nodes_on_the_cpu",
+        "{operator: count for operator, count in on_cpu.items() if operator not in SHAPE_OPERATORS}",
+        "{}",
+        "A plugin without a kernel leaves nodes to the CPU in silence.",
+        PLUGINS,
+    ),
+    Bug(
+        "devices-without-hardware-taken",
+        "plugins:_devices",
+        "[device for device in found if _VIRTUAL not in device.device.metadata]",
+        "found",
+        "A device that only compiles is opened as if it could run.",
+        PLUGINS,
+    ),
+    Bug(
+        "device-memory-with-several-rows",
+        "plugin:open",
+        "plugin.memory and rows == 1",
+        "plugin.memory",
+        "Rows of a cache are looked for behind a handle, which is no address.",
+        PLUGINS,
+    ),
+    Bug(
+        "rings-not-closed",
+        "_Rewriting._tensor_scatter",
+        "if mode == 'circular':\n    length = self._once('Gather', self._once('Shape', past), self._integer(rank - 2), axis=0)\n"
+        "    column = self._remainder(column, length)",
+        "",
+        "What is written beyond the end of a ring does not go to its beginning.",
+        GRAPHS,
+    ),
+    Bug(
+        "softcap-left-out-of-rewritten-attention",
+        "_Rewriting._attention",
+        "attributes.get('softcap', 0.0)",
+        "0.0",
+        "A model with a softcap runs without it.",
+        GRAPHS,
+    ),
+    Bug(
+        "infinity-is-not-a-number",
+        "_Rewriting._is_nan",
+        "self._op('And', self._op('Not', below), self._op('Not', above), to=node.output[0])",
+        "self._op('Not', self._op('And', below, above), to=node.output[0])",
+        "Logits that are numbers are refused as NaN.",
+        GRAPHS,
+    ),
+)
