@@ -74,7 +74,7 @@ forward pass, with exactly the law of one token at a time."""
 _EPILOG = """\
 `coupled-sampling COMMAND --help` says more about a command. To begin with:
 
-  # pictures by fashion, the embedded model of pictures, and how much sooner than one token at a time
+  # pictures by fashion, and how much sooner than one token at a time
   coupled-sampling generate --beside-ar
 
 To complete commands and options with the Tab key:

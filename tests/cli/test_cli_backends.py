@@ -184,7 +184,8 @@ def test_pictures_are_made_and_the_line_says_on_what(machine, tmp_path, capsys):
         lines.append(text.splitlines()[0])
     assert (tmp_path / "cpu.png").read_bytes() == (tmp_path / "cuda.png").read_bytes()
     assert lines[0].endswith(" s, on CPUExecutionProvider, step: host, corrections: LowRank")
-    assert lines[1].endswith(" s, on CUDAExecutionProvider (GPU 0), step: host, corrections: LowRank")
+    expected = "on CUDAExecutionProvider (GPU 0), step: host, corrections: LowRank, window graph: causal"
+    assert lines[1].endswith(f" s, {expected}")
 
 
 def test_the_table_says_what_ran(machine, bundle, capsys):
