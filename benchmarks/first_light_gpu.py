@@ -13,7 +13,7 @@ It needs no network, and this repository need not be installed. What is missing 
 | `jax:1b`, `jax:3b`, `jax:embedded` | JAX with CUDA | decoding as one jitted loop (`gpu_jax.py`) |
 | `arrays:LIBRARY` | torch or CuPy | `HostStep` on arrays on the GPU (`gpu_arrays.py`) |
 | `runtimes:BACKEND` | `onnxruntime-gpu` or TensorRT | the embedded model, opened by that back end |
-| `model`, `decoding:BACKEND` | and `onnx`, `ml_dtypes`, `safetensors` | a random model of 1.1 billion, exported on the spot |
+| `model`, `decoding:BACKEND` | and `onnx`, `ml_dtypes`, `safetensors` | a random model of 1.1 billion, float16, made on the spot |
 
 Kernels at B = 1, W = 64 (AR: 1), V = 65,536, float32 are timed by the device's own clock, beside the memory floor: the time in
 which the logits are read once, and where the method keeps laws these are written once, at the copy's bandwidth. ``kernels_ms`` is
@@ -134,6 +134,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--length", type=int, default=256, help="tokens to decode with the exported model")
     made.add_argument("--window", type=int, default=32, help="window of its decoding")
     made.add_argument("--layers", type=int, default=16, help="of the exported model: 16 are 1.1 billion parameters")
+    made.add_argument(
+        "--compute", default="float16", choices=("float16", "bfloat16", "float32"), help="in which it computes"
+    )
     made.add_argument(
         "--backends", type=names, default=list(BACKENDS), help=f"what decodes with it, of {','.join(BACKENDS)}"
     )

@@ -23,7 +23,7 @@ from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
 from coupled_sampling.backends.cuda.pointers import DevicePointer
 from coupled_sampling.backends.cuda.streams import Event, Stream
 from coupled_sampling.backends.place import Wanted
-from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, Outcome, Runs, Window
+from coupled_sampling.contracts import CoupledStep, Integers, LogitsProvider, OpenProvider, Outcome, Runs, Window
 
 METHODS = ("ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match")
 DECODED = ("ar", "scd-gumbel", "scd-match")
@@ -190,7 +190,7 @@ def decisions(
     }  # fmt: skip
 
 
-def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...]) -> tuple[Path, int]:
+def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...], compute: str) -> tuple[Path, int]:
     """The bundle of a random checkpoint, with step graphs for some methods, and how many parameters it has."""
     from coupled_sampling.export import ExportSettings, Storage, export_checkpoint
     from export import POSITIONS, write_checkpoint
@@ -198,7 +198,7 @@ def random_bundle(folder: Path, layers: int, step_graphs: tuple[str, ...]) -> tu
     source = folder / "checkpoint"
     source.mkdir()
     parameters, _ = write_checkpoint(source, layers)
-    settings = ExportSettings(storage=Storage("float32"), max_length=POSITIONS, step_graphs=step_graphs)
+    settings = ExportSettings(storage=Storage(compute, compute), max_length=POSITIONS, step_graphs=step_graphs)
     export_checkpoint(str(source), str(folder / "bundle"), settings)
     return folder / "bundle", parameters
 
@@ -210,24 +210,26 @@ def place_of(backend: str, device: int) -> Place:
     return Place("cuda", device, cuda_graphs=True if backend == "cuda-graphs" else None)
 
 
-def open_provider(backend: str, bundle: Path, window: int, device: Device) -> tuple[LogitsProvider, Stream]:
+def open_provider(backend: str, bundle: Path, window: int, device: Device) -> tuple[OpenProvider, Stream]:
     """A provider that leaves logits on the GPU, and the stream to decide them on."""
     place = place_of(backend, device.index)
     if backend.startswith("tensorrt"):
         from coupled_sampling.backends.trt import TrtProvider
 
-        provider = TrtProvider.open(bundle, place, engine_options(window), on_device=True)
+        provider = TrtProvider.open(bundle, place, engine_options(bundle, window), on_device=True)
         return provider, provider.stream
     from coupled_sampling.backends.ort import cuda
 
     return cuda.open_provider(Wanted(open_bundle(bundle), place, 1, step="kernels")), Stream(device)
 
 
-def engine_options(window: int) -> Any:
+def engine_options(bundle: Path | str, window: int) -> Any:
     """Engines in half precision for one row and windows up to ``window``."""
     from coupled_sampling.backends.trt import BuildOptions
 
-    return BuildOptions(row_buckets=(1,), window_buckets=(1, window), precision="float16")
+    dtype = open_bundle(bundle).manifest.window_graph.dtype
+    precision = "float16" if dtype == "float32" else dtype
+    return BuildOptions(row_buckets=(1,), window_buckets=(1, window), precision=precision)
 
 
 def decoding(provider: LogitsProvider, launcher: Launcher, method: str, window: int, length: int) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def decoding_by_step_engine(backend: str, bundle: Path | str, window: int, lengt
     """Tokens per second of one sequence whose steps, of ``scd-match``, are each one run of an engine of TensorRT."""
     from coupled_sampling.backends.trt import TrtStep
 
-    with TrtStep.open(bundle, place_of(backend, device), engine_options(window)) as step:
+    with TrtStep.open(bundle, place_of(backend, device), engine_options(bundle, window)) as step:
         return {"decided_by": "step engine", **timed_decoding(step, window, length)}
 
 
@@ -293,7 +295,7 @@ def of_blocks(arguments: argparse.Namespace, method: str) -> Iterator[Figure]:
 def of_model(arguments: argparse.Namespace, name: str = "") -> Iterator[Figure]:
     engines = any(backend.startswith("tensorrt") for backend in arguments.backends)
     graphs = DECODED if "step-graph" in arguments.backends else ("scd-match",) if engines else ()
-    _, parameters = random_bundle(arguments.folder, arguments.layers, graphs)
+    _, parameters = random_bundle(arguments.folder, arguments.layers, graphs, arguments.compute)
     yield "parameters", parameters
 
 
@@ -312,7 +314,7 @@ def of_decoding(arguments: argparse.Namespace, backend: str) -> Iterator[Figure]
     launcher = PinnedLauncher(stream)
     for method, width in wanted:
         found = decoding(provider, launcher, method, width, arguments.length)
-        yield "decoding", {"backend": backend, "opened_seconds": took, **found}
+        yield "decoding", {"backend": backend, "runs": str(provider.runs), "opened_seconds": took, **found}
     if backend.startswith("tensorrt"):
         launcher.close()
         provider.close()  # its weights, before those of the engine of whole steps

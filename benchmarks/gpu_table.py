@@ -144,7 +144,8 @@ def of_runtimes(found: dict[str, Any], result: dict[str, Any]) -> Iterator[Row]:
 def of_decoding(found: dict[str, Any], result: dict[str, Any]) -> Iterator[Row]:
     ar = {row["backend"]: row["tokens_per_second"] for row in result["decoding"] if row["method"] == "ar"}
     over = found["tokens_per_second"] / ar.get(found["backend"], float("nan"))
-    what = f"{result['parameters'] / 1e9:.2f} billion by {found['backend']}, {found['method']}, decided by {found['decided_by']}"
+    what = f"{result['parameters'] / 1e9:.2f} billion, {result['compute']}, by {found['backend']}"
+    what += f", {found['method']}, decided by {found['decided_by']}"
     tokens = f"{found['tokens_per_step']:.2f} tokens per step"
     yield Row(f"{what}, W {found['window']}, {tokens}", f"{found['tokens_per_second']:.1f} tokens/s, {over:.2f} of ar")
 

@@ -29,6 +29,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import re
 import sys
 import sysconfig
@@ -41,8 +42,8 @@ from typing import Any
 
 import fatbins
 
-from coupled_sampling.bundles.files import whole_folder
-from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument
+from coupled_sampling.bundles.files import check_place, whole_folder
+from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument, OutputError
 
 MIXTURES_OF_EXPERTS = "GroupProblemShape|MoeFCGemm"
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
@@ -123,6 +124,14 @@ def make(
 ) -> dict[str, Any]:
     """Write the folder ``parts``, which must not be there; what it holds, as in its ``parts.json``."""
     number = architecture_number(architecture)
+    check_free(parts)
+    for name, value in (("--part-bytes", part_bytes), ("--total-bytes", total_bytes)):
+        if value < 1:
+            raise InvalidArgument(f"{name} is {value}, expected a number of bytes from 1 on")
+    try:
+        re.compile(left_out)
+    except re.error as error:
+        raise InvalidArgument(f"--leave-out is {left_out!r}, no regular expression: {error}") from None
     with opened(wheel) as archive, whole_folder(parts) as folder:
         writer, files, contents = PartWriter(folder, part_bytes), [], {}
         with lzma.LZMAFile(writer, "w", filters=FILTERS) as stream:
@@ -144,6 +153,12 @@ def make(
                 f"kernels with --leave-out, or raise the limit"
             )
     return contents
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that is there, before the work: what is in it is somebody's."""
+    if os.path.lexists(check_place(folder)):
+        raise OutputError(f"{folder} exists; name another folder, or remove it first")
 
 
 def architecture_number(name: str) -> int:
@@ -193,6 +208,7 @@ def join(parts: Path, out: Path, python: str | None = None) -> dict[str, Any]:
 
     ``python`` is the suffix of compiled modules that the wheel must be for, as ``sysconfig`` has it; None takes any.
     """
+    check_free(out)
     contents = contents_of(parts)
     if python not in (None, contents["python"]):
         raise BundleError(

@@ -274,7 +274,10 @@ def refused_type(bundle: Bundle) -> str | None:
     dtype = bundle.manifest.window_graph.dtype
     if dtype == "float32":
         return None
-    return f"window_graph.dtype is {dtype!r}, expected 'float32' on OpenVINO; export the bundle again, or use TensorRT"
+    return (
+        f"window_graph.dtype is {dtype!r}, expected 'float32' on OpenVINO; export the bundle with --compute float32, or use "
+        "backend 'cuda' or TensorRT"
+    )
 
 
 def _request(runtime: Runtime, bundle: Bundle, threads: int | None) -> Any:

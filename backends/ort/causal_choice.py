@@ -6,8 +6,8 @@ small windows, on the runtime, device and files at hand: several slots and one, 
 something. Their logits must agree. If they do not, or if it cannot be run, the graph with masks is used, and
 `coupled_sampling.contracts.Runs` says why.
 
-The outcome is kept for as long as the process lives, by version, execution provider, device and the SHA-256 of the files. The check
-opens the model twice, one after the other, so that the memory is that of one.
+The outcome is kept for as long as the process lives, by version, execution provider, device, how it is opened there, and the
+SHA-256 of the files. The check opens the model twice, one after the other, so that the memory is that of one.
 
 On the CPU nothing is chosen and nothing compared. Its kernel looks at the whole cache, so that the graph with masks is up to four
 times as fast where caches are long, and as fast where they are short (``benchmarks/causal_window.py``).
@@ -77,7 +77,7 @@ def choose_window(
     bundle
         A bundle for which `skips_empty_columns`.
     runtime
-        What the outcome depends on besides the bundle: version, execution provider, device.
+        What the outcome depends on besides the bundle: version, execution provider, device, how it is opened there.
     open_graph
         Opens a session of the graph without masks (True) or with them (False).
     over
@@ -130,6 +130,8 @@ def _difference(expected: list[NDArray[Any]], found: list[NDArray[Any]], dtype: 
     apart = 0.0
     for one, other in zip(expected, found, strict=True):
         generated = np.isfinite(one)
+        if not generated.any():
+            return "the masked one's logits are not finite, so that they show nothing"
         with np.errstate(invalid="ignore"):  # of -inf and -inf
             squares = np.where(generated, one - other, 0.0) ** 2
         deviation = max(float(one[generated].std()), 1e-12)

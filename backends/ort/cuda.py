@@ -107,7 +107,8 @@ def open_provider(wanted: Wanted, options: CudaOptions = _DEFAULT) -> OrtProvide
 
     if wanted.trees or options.column_buckets or not skips_empty_columns(bundle.manifest):
         return over(open_graph(False), False, wanted.model_rows, on_device)
-    runtime = (cuda_version(), CUDA, str(place.device or 0))
+    # A graph that cannot be captured, or whose nodes are refused, may run all the same in another way.
+    runtime = (cuda_version(), CUDA, str(place.device or 0), options.cpu_nodes, str(captures))
     chosen = choose_window(bundle, runtime, open_graph, over)
     provider = over(chosen.opened, chosen.causal, wanted.model_rows, on_device)
     provider.runs = replace(provider.runs, window_graph=chosen.said)

@@ -56,7 +56,7 @@ class HostMemoryBinding(HostBinding):
 
     def _bind(self, name: str, place: tuple[str, int], dtype: Any, shape: tuple[int, ...], address: int) -> None:
         if name in self._inputs:
-            self._of_rows[name] = dtype, shape, address
+            self._of_rows[name] = self._told.get(name, dtype), shape, address
         else:
             super()._bind(name, place, dtype, shape, address)
 

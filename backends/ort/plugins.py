@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 
 from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.ort.session import require_onnxruntime
+from coupled_sampling.backends.versions import check_version
 from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
 
 __all__ = ["PLUGINS", "Plugin", "find_device", "find_plugin", "hardware"]
@@ -143,12 +143,8 @@ def find_device(plugin: Plugin, number: int) -> tuple[Any, Any]:
         The library cannot be loaded, or finds no device.
     """
     onnxruntime = require_onnxruntime(plugin.install)
-    version = str(onnxruntime.__version__)
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
-        raise MissingDependency(
-            f"onnxruntime is {version}, expected {oldest} or more for plugins: {plugin.install} --upgrade"
-        )
+    upgrade = f"{plugin.install} --upgrade"
+    check_version("onnxruntime", str(onnxruntime.__version__), _OLDEST, "were not tried with plugins", upgrade)
     try:
         module = importlib.import_module(plugin.module)
     except ImportError as error:
@@ -178,7 +174,7 @@ def _devices(onnxruntime: Any, plugin: Plugin, module: Any) -> Sequence[Any]:
     # One name of several: others stand for a choice among devices.
     provider = module.get_ep_name()
     with _LOCK:  # two threads that open models must not both load it
-        found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
+        found = _usable(onnxruntime, provider)
         if not found:
             try:
                 onnxruntime.register_execution_provider_library(
@@ -191,8 +187,14 @@ def _devices(onnxruntime: Any, plugin: Plugin, module: Any) -> Sequence[Any]:
                         f"onnxruntime {onnxruntime.__version__} cannot load the library of {plugin.package}: "
                         f"{in_one_line(error)}. It needs {plugin.needs}"
                     ) from error
-            found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
-    return [device for device in found if _VIRTUAL not in device.device.metadata]
+            found = _usable(onnxruntime, provider)
+    return found
+
+
+def _usable(onnxruntime: Any, provider: str) -> list[Any]:
+    """The devices of an execution provider, without virtual ones, for which graphs can only be compiled."""
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
+    return [device for device in devices if _VIRTUAL not in device.device.metadata]
 
 
 def _described(device: Any) -> str:

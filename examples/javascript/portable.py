@@ -22,7 +22,7 @@ from coupled_sampling.bundles.manifest import MANIFEST
 from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.bundles.portable_graphs import portable_graph
 from coupled_sampling.bundles.replacing import check_replaceable
-from coupled_sampling.errors import CoupledSamplingError
+from coupled_sampling.errors import BundleError, CoupledSamplingError
 from coupled_sampling.export.graphs.builder import require_onnx
 
 WIDENED = "weights-float32.bin"
@@ -38,7 +38,7 @@ class Widened:
         """Let ``model`` have its weights of half precision from there. Casts that widened them become casts to what they are."""
         types = self._onnx.TensorProto
         for tensor in model.graph.initializer:
-            if tensor.data_type == types.FLOAT16:
+            if tensor.data_type in (types.FLOAT16, types.BFLOAT16):
                 offset, length = self._place(tensor)
                 tensor.ClearField("raw_data")
                 tensor.data_type = types.FLOAT
@@ -64,11 +64,16 @@ def write_portable(source: str | Path, out: Path, *, float32: bool = False, forc
     onnx = require_onnx()
 
     bundle = open_bundle(source)
+    name, dtype = bundle.manifest.name, bundle.manifest.window_graph.dtype
+    if dtype != "float32":
+        raise BundleError(f"{name} computes in {dtype}, which the page does not; export it with --compute float32")
     plain = [
         graph.file
         for graph in bundle.manifest.step_graphs
         if not (graph.warped or graph.guided or graph.corrected) and graph.noise == "ring"
     ]
+    if not plain:
+        raise BundleError(f"{name} has no plain step graphs; make a copy that has some: coupled-sampling step-graphs")
     with whole_folder(out, check_replaceable(out, force=force)) as folder:
         for name in bundle.manifest.files:
             shutil.copyfile(bundle.folder / name, folder / name)

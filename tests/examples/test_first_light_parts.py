@@ -201,12 +201,13 @@ def test_the_model_is_opened_by_every_back_end_of_onnx_runtime(parts, device, mo
     pytest.importorskip("onnxruntime")
     from coupled_sampling.backends.cuda.pinned_launcher import PinnedLauncher
     from coupled_sampling.backends.ort import cuda_session
+    from coupled_sampling.export import Storage
     from standins.fake_onnxruntime import FakeRuntime
 
     trt_bundles = pytest.importorskip("standins.trt_bundles")
     fake = FakeRuntime(cuda=device.bindings)
     monkeypatch.setattr(cuda_session, "require_onnxruntime", lambda install: fake)
-    bundle = trt_bundles.write_bundle(tmp_path / "toy")
+    bundle = trt_bundles.write_bundle(tmp_path / "toy", storage=Storage("float16", "float16"))
     provider, stream = parts.open_provider(backend, bundle, 8, device)
     found = parts.decoding(provider, PinnedLauncher(stream), "scd-gumbel", 4, 12)
     assert found["tokens_per_step"] >= 1

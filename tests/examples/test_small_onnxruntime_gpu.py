@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coupled_sampling.errors import BundleError, CoupledSamplingError, InvalidArgument
+from coupled_sampling.errors import BundleError, InvalidArgument, OutputError
 from standins import ROOT
 
 PTX, CUBIN = 1, 2
@@ -264,13 +264,26 @@ def test_wrong_parts_give_one_error_and_leave_nothing(script, parts, tmp_path, h
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_was_there_is_not_replaced(script, wheel, parts, tmp_path):
+def test_what_was_there_is_not_replaced_and_that_is_said_before_the_work(script, wheel, parts, tmp_path, monkeypatch):
     (tmp_path / "joined").mkdir()
-    with pytest.raises(CoupledSamplingError):
+    before = {path: path.read_bytes() for path in parts.iterdir()}
+    monkeypatch.setattr(script.lzma, "LZMAFile", None)
+    with pytest.raises(OutputError, match="joined exists; name another folder"):
         script.join(parts, tmp_path / "joined", PYTHON)
-    with pytest.raises(CoupledSamplingError):
+    with pytest.raises(OutputError, match="parts exists; name another folder"):
         script.make(wheel, parts, "sm_90", "", PART, 10_000)
     assert list((tmp_path / "joined").iterdir()) == []
+    assert {path: path.read_bytes() for path in parts.iterdir()} == before
+
+
+def test_a_run_that_is_interrupted_leaves_nothing(script, wheel, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.PartWriter, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.make(wheel, tmp_path / "parts", "sm_90", "", PART, 10_000)
+    assert list(tmp_path.iterdir()) == [wheel]
 
 
 def test_wheels_that_cannot_be_made_small(script, wheel, tmp_path):
@@ -278,6 +291,10 @@ def test_wheels_that_cannot_be_made_small(script, wheel, tmp_path):
         script.make(wheel, tmp_path / "parts", "sm_90", "", PART, 500)
     with pytest.raises(InvalidArgument, match=r"--architecture is '9\.0'"):
         script.make(wheel, tmp_path / "parts", "9.0", "", PART, 10_000)
+    with pytest.raises(InvalidArgument, match="--part-bytes is 0, expected a number of bytes from 1 on"):
+        script.make(wheel, tmp_path / "parts", "sm_90", "", 0, 10_000)
+    with pytest.raises(InvalidArgument, match=r"--leave-out is '\(', no regular expression"):
+        script.make(wheel, tmp_path / "parts", "sm_90", "(", PART, 10_000)
     (tmp_path / "no.whl").write_text("no archive")
     with pytest.raises(BundleError, match="cannot read the wheel"):
         script.make(tmp_path / "no.whl", tmp_path / "parts", "sm_90", "", PART, 10_000)

@@ -17,6 +17,14 @@ BUGS = (
         PLUGINS,
     ),
     Bug(
+        "bfloat16-beside-plugins-as-integers",
+        "HostMemoryBinding._bind",
+        "self._told.get(name, dtype)",
+        "dtype",
+        "Caches of bfloat16 are bound as the integers that hold them, which no plugin takes.",
+        ("test_ort_half",),
+    ),
+    Bug(
         "nodes-of-plugins-on-the-cpu-let-pass",
         "plugin_session:_refuse_nodes_on_the_cpu",
         "{operator: count for operator, count in on_cpu.items() if operator not in SHAPE_OPERATORS}",
@@ -26,9 +34,9 @@ BUGS = (
     ),
     Bug(
         "devices-without-hardware-taken",
-        "plugins:_devices",
-        "[device for device in found if _VIRTUAL not in device.device.metadata]",
-        "found",
+        "plugins:_usable",
+        "[device for device in devices if _VIRTUAL not in device.device.metadata]",
+        "devices",
         "A device that only compiles is opened as if it could run.",
         PLUGINS,
     ),

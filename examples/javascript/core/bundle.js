@@ -44,7 +44,7 @@ function check(manifest) {
   expect(Number.isInteger(version) && version >= 1, "format_version", version, "an integer from 1 on");
   expect(version <= NEWEST, "format_version", version, `at most ${NEWEST}; use newer scripts`);
   const window = manifest.window_graph;
-  expect(window?.dtype === "float32", "window_graph.dtype", window?.dtype, `"float32", which the CPU computes in`);
+  expect(window?.dtype === "float32", "window_graph.dtype", window?.dtype, `"float32", the only one that these scripts compute in`);
   expect(!manifest.layout?.length, "layout", manifest.layout, "none: a step graph has no logits processors");
   expect(!manifest.prompt_frames, "prompt_frames", manifest.prompt_frames, "none: these scripts show what is generated alone");
   expect(!manifest.condition_graph, "condition_graph", manifest.condition_graph, "none: a step graph is told no vectors");

@@ -101,6 +101,7 @@ class Runtime {
     };
     const session = await this.#create(graph, { ...this.#options([]), externalData, logSeverityLevel: VERBOSE }, listener);
     await session.release();
+    if (!found.nodes) throw new Error("ONNX Runtime's log does not say where nodes are computed; nothing is known of it");
     return found;
   }
 

@@ -86,9 +86,11 @@ def test_what_was_compared_is_not_compared_again(bundle, runtime):
     for sessions in (3, 4):
         cuda_provider(bundle).close()
         assert len(runtime.sessions) == sessions
+    cuda_provider(bundle, cuda_graphs=True).close()  # what is captured is
+    assert len(runtime.sessions) == 7
     runtime.__version__ = "1.32.0"  # another version is
     cuda_provider(bundle).close()
-    assert len(runtime.sessions) == 7
+    assert len(runtime.sessions) == 10
 
 
 def test_nothing_of_the_comparison_stays_on_the_gpu(bundle, runtime):
@@ -240,3 +242,5 @@ def test_logits_are_compared_as_far_as_their_type_goes(dtype):
     assert causal_choice._difference(expected, near, dtype) == ""
     for wrong in (expected[1] + random.normal(0, 1, (2, 1, 50)), expected[1] * np.nan):
         assert causal_choice._difference(expected, [expected[0], wrong], dtype) != ""
+    nothing = [logits * np.nan for logits in expected]
+    assert "not finite, so that they show nothing" in causal_choice._difference(nothing, nothing, dtype)

@@ -13,6 +13,7 @@ from coupled_sampling import generate
 from coupled_sampling.backends import OrtProvider, OrtStep, Place, open_model
 from coupled_sampling.backends.ort import cuda_session
 from coupled_sampling.backends.ort.binding import HostBinding
+from coupled_sampling.backends.ort.plugin_binding import HostMemoryBinding
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.manifest_file import write_manifest
 from coupled_sampling.bundles.opening import open_bundle
@@ -150,8 +151,9 @@ def test_memory_is_bound_as_what_it_holds(bundles, cuda, monkeypatch, cuda_graph
         some_windows(open_model(bundles["bfloat16"], Place("cuda", cuda_graphs=cuda_graphs), 2))
 
 
-def test_the_package_itself_takes_bfloat16_by_its_number(tmp_path):
-    """The real bindings of the CPU: TensorScatter's past and present are one memory."""
+@pytest.mark.parametrize("make_binding", [HostBinding, HostMemoryBinding])
+def test_the_package_itself_takes_bfloat16_by_its_number(tmp_path, make_binding):
+    """The real bindings of the CPU, and those beside a plugin: TensorScatter's past and present are one memory."""
     onnx = pytest.importorskip("onnx")
     kind, shape = onnx.TensorProto.BFLOAT16, ["B", 1, 6, 2]
     make = onnx.helper.make_tensor_value_info
@@ -162,7 +164,7 @@ def test_the_package_itself_takes_bfloat16_by_its_number(tmp_path):
     ]
     graph = onnx.helper.make_graph(nodes, "scatter", inputs, [make("present.0.key", kind, shape)])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)]), tmp_path / "s.onnx")
-    binding = HostBinding(open_session(tmp_path / "s.onnx", 1))
+    binding = make_binding(open_session(tmp_path / "s.onnx", 1))
     cache = binding.keep(np.zeros((1, 1, 6, 2), np.uint16))
     for name in ("past_key_values.0.key", "present.0.key"):
         binding.bind_kept(name, cache, (1, 1, 6, 2))

@@ -110,6 +110,12 @@ def test_devices_are_numbered_and_virtual_ones_are_none(bundle, machine):
     words = r"device is 2, but provider 'webgpu' has these devices: 0: GPU \(Maker, 0x0002\); 1: NPU \(vendor 0x0007, 0x0005\)"
     with pytest.raises(InvalidArgument, match=words):
         open_model(bundle, Place("ort", provider="webgpu", device=2))
+    runtime = machine(devices)
+    runtime.registered.append(("webgpu.virtual", "/there/plugin.so"))  # by somebody else, for devices that compile only
+    runtime.devices = devices[:1]
+    with pytest.raises(ProviderError, match="finds no device"):
+        open_model(bundle, WEBGPU)
+    assert [name for name, _ in runtime.registered] == ["webgpu.virtual", "coupled-sampling.webgpu"]
     machine(devices[:1])
     with pytest.raises(
         ProviderError, match=r"finds no device it can use; ONNX Runtime sees CPU \(Maker, 0x0000\).*needs a GPU"
