@@ -17,6 +17,14 @@ import numpy as np
 PROVIDER = "CUDAExecutionProvider"
 SIZES = {"heads of 8": (8, 4, 4), "grouped heads of 8": (8, 4, 2), "heads of 4": (4, 4, 4), "heads of 264": (264, 4, 4)}
 """Size, heads of queries, heads of keys."""
+DTYPES = ("float32", "float16", "bfloat16")
+TYPES = {
+    "tensor(float)": (np.float32, 1),
+    "tensor(float16)": (np.float16, 10),
+    "tensor(bfloat16)": (np.uint16, 16),
+    "tensor(int64)": (np.int64, 7),
+}
+"""numpy's types, with one of as many bits for bfloat16, and ONNX's numbers of types."""
 KERNELS = {
     "Flash Attention": "Flash",
     "Memory Efficient Attention": "memory-efficient",
@@ -40,7 +48,7 @@ def write_graphs(folder):
         description = toy_gpt(
             32, learned_positions=False, rotary=Rotary(), norm=Norm(), heads=heads, kv_heads=kv_heads, head_size=size
         )
-        for dtype in ("float32", "float16"):
+        for dtype in DTYPES:
             masked = decoder_graph(description, random_weights(description), Storage(weights=dtype, compute=dtype))
             for writing, model in (("masked", masked), ("causal", causal_window(masked))):
                 path = folder / f"{len(made)}.onnx"
@@ -53,20 +61,20 @@ def print_kernels(graphs):
     """In a process of its own: run each of ``graphs`` on ragged rows of several slots and of one, between marks in the log."""
     import onnxruntime
 
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
     onnxruntime.set_default_logger_severity(0)
     for name, path in graphs.items():
         session = onnxruntime.InferenceSession(path, providers=[PROVIDER], enable_fallback=0)
         for width, start in ((5, [0, 3]), (1, [4, 6])):
             sizes = {"B": 2, "W": width}
-            inputs = {
-                value.name: np.zeros([sizes.get(size, size) for size in value.shape], types[value.type])
-                for value in session.get_inputs()
-            } | {"start": np.array(start)}
-            if "kv_length" in inputs:
-                inputs["kv_length"] = np.array([12])
+            given = {"start": np.array(start), "kv_length": np.array([12])}
+            inputs = {}
+            for value in session.get_inputs():
+                dtype, number = TYPES[value.type]
+                zeros = np.zeros([sizes.get(size, size) for size in value.shape], dtype)
+                inputs[value.name] = make(given.get(value.name, zeros), number)
             print(f"running {name}", file=sys.stderr, flush=True)
-            session.run(None, inputs)
+            session.run_with_ort_values(None, inputs)
     sys.stderr.flush()
     os._exit(0)
 

@@ -25,9 +25,10 @@ from coupled_sampling.bundles.opening import open_bundle
 from coupled_sampling.export.graphs.decision import STEP_METHODS
 from coupled_sampling.export.graphs.storage import Storage
 from standins import ROOT
-from standins.cuda_attention import SIZES
+from standins.cuda_attention import DTYPES, SIZES
 from standins.cuda_placement import (
     GRAPHS,
+    HALVES,
     RECORD,
     environment_of,
     placed_graphs,
@@ -167,18 +168,20 @@ def test_the_guide_says_what_was_found():
 
 
 ROWS_OF_KERNELS = {
-    ("float16", "of 8, 16, ..., 256"): ["float16, heads of 8", "float16, grouped heads of 8"],
-    ("float16", "of 264, 272, ..."): ["float16, heads of 264"],
+    ("float16, bfloat16", "of 8, 16, ..., 256"): [
+        f"{dtype}, {heads}" for dtype in HALVES for heads in ("heads of 8", "grouped heads of 8")
+    ],
+    ("float16, bfloat16", "of 264, 272, ..."): [f"{dtype}, heads of 264" for dtype in HALVES],
     ("float32", "of 8, 16, ..., as many of keys as of queries"): ["float32, heads of 8", "float32, heads of 264"],
     ("float32", "of 8, 16, ..., fewer of keys"): ["float32, grouped heads of 8"],
-    ("either", "of other sizes"): ["float16, heads of 4", "float32, heads of 4"],
+    ("any", "of other sizes"): [f"{dtype}, heads of 4" for dtype in DTYPES],
 }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_guide_to_gpus_says_which_kernels_of_attention_are_taken(version):
     section = (ROOT / "docs" / "on-a-gpu.md").read_text().partition("## Without masks")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\w+) \| (of .+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+(?:, \w+)*) \| (of .+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
     assert {row[:2] for row in rows} == ROWS_OF_KERNELS.keys()
     assert version in section
     said = {
@@ -195,7 +198,7 @@ def test_the_graph_without_masks_is_tried_where_a_kernel_skips_empty_columns(ver
     """And nowhere else: the rule of the back end against what the packages take."""
     manifest = open_bundle("fashion").manifest
     for name, (size, heads, kv_heads) in SIZES.items():
-        for dtype in ("float32", "float16"):
+        for dtype in DTYPES:
             window = dataclasses.replace(manifest.window_graph, dtype=dtype, head_size=size, kv_heads=kv_heads)
             causal = dataclasses.replace(manifest.causal_graph, heads=heads)
             found = dataclasses.replace(manifest, window_graph=window, causal_graph=causal)
