@@ -10,6 +10,8 @@ plugin when they are bound, even to a plugin that runs on the CPU: what was boun
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,8 @@ class HostMemoryBinding(HostBinding):
         """Run the graph on what its inputs hold now."""
         for name, bound in self._of_rows.items():
             self._binding.bind_input(name, *_HOST, *bound)
-        super().run()
+        with _explained():
+            super().run()
 
     def _bind(self, name: str, place: tuple[str, int], dtype: Any, shape: tuple[int, ...], address: int) -> None:
         if name in self._inputs:
@@ -101,3 +104,21 @@ class PluginBinding(HostBinding):
         part, _ = self._part(name, values.shape)
         part[...] = values
         self.bind_input(name, part)
+
+    def run(self) -> None:
+        with _explained():
+            super().run()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What a device lacks that shows in the first run only, said with what to do."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's share no base class but Exception
+        if "requires f16" not in str(error):
+            raise
+        raise ProviderError(
+            "the bundle has numbers in float16, for which this device has no shaders (shader-f16); export it with "
+            "--dtype float32, or use backend 'cpu'"
+        ) from error

@@ -17,7 +17,7 @@ from coupled_sampling.arguments import in_one_line
 from coupled_sampling.backends.foreign.rewriting import load_graph, serialise
 from coupled_sampling.backends.ort.cuda_session import SHAPE_OPERATORS, placement_of
 from coupled_sampling.backends.ort.plugins import Plugin, find_device
-from coupled_sampling.backends.ort.session import check_threads, session_options
+from coupled_sampling.backends.ort.session import check_threads, missing_kernel, session_options
 from coupled_sampling.bundles.portable_graphs import portable_graph
 from coupled_sampling.errors import BundleError, ProviderError
 
@@ -93,6 +93,12 @@ def open_plugin_session(graph: Path, plugin: Plugin, device: int = 0, threads: i
         raise
     except Exception as error:
         # Its exceptions share no base class but Exception.
+        missing = missing_kernel(str(error))
+        if missing is not None:
+            raise ProviderError(
+                f"neither provider {plugin.name!r} nor the CPU has a kernel for a node of {graph}: {missing}, with the types that "
+                "it has there; export with --compute float32 or float16"
+            ) from error
         raise ProviderError(
             f"provider {plugin.name!r} cannot open {graph}: {in_one_line(error)}. It needs {plugin.needs}"
         ) from error

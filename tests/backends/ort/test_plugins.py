@@ -10,6 +10,7 @@ from coupled_sampling import generate, open_bundle
 from coupled_sampling.backends import Place, check_model, open_model
 from coupled_sampling.backends.ort import plugins
 from coupled_sampling.errors import InvalidArgument, MissingDependency, ProviderError
+from standins import fake_plugins
 from standins.fake_plugins import PROVIDER, FakePlugins, hardware, plugin_module
 from standins.toy_bundles import toy_gpt, write_toy_bundle
 
@@ -148,6 +149,27 @@ def test_what_fails_is_told(bundle, machine):
     machine(fails="no adapter")
     with pytest.raises(ProviderError, match=r"provider 'webgpu' cannot open .*window.onnx: no adapter.*Vulkan"):
         open_model(bundle, WEBGPU)
+
+
+def test_what_a_device_lacks_for_half_precision_is_said_with_what_to_do(bundle, machine, monkeypatch):
+    """What ONNX Runtime says of bfloat16 where nobody has a kernel, and WebGPU's plugin of float16 in its first run."""
+    machine(fails="memcpy.cc:253 was false. Provider type for Add node with name 'Add.11' is not set.")
+    with pytest.raises(
+        ProviderError, match=r"neither provider 'webgpu' nor the CPU has a kernel.*Add \('Add.11'\).*--compute"
+    ):
+        open_model(bundle, WEBGPU)
+
+    def run(session, binding):
+        raise RuntimeError("Program Gather requires f16 but the device does not support it.")
+
+    monkeypatch.setattr(fake_plugins.Session, "run_with_iobinding", run)
+    machine()
+    for rows in (1, 2):
+        with (
+            open_model(bundle, WEBGPU, rows) as model,
+            pytest.raises(ProviderError, match=r"no shaders.*--dtype float32"),
+        ):
+            model.forward(np.array([[1]] * rows), np.zeros(rows, np.int64))
 
 
 def test_nodes_on_the_cpu_are_refused_but_for_arithmetic_on_shapes(bundle, machine):

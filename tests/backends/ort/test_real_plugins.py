@@ -5,6 +5,7 @@ WebGPU's runs on a GPU, or on a Vulkan driver in software; OpenVINO's on a CPU, 
 
 import importlib.metadata
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from coupled_sampling import generate
 from coupled_sampling.backends import Place, open_model
 from coupled_sampling.backends.ort.plugin_session import open_plugin_session
 from coupled_sampling.backends.ort.plugins import PLUGINS
-from coupled_sampling.export import add_step_graphs
+from coupled_sampling.errors import ProviderError
+from coupled_sampling.export import Storage, add_step_graphs
 from coupled_sampling.testing import check_provider
 from standins.plugin_devices import why_not
 from standins.plugin_placement import RECORD, placement
 from standins.toy_bundles import toy_gpt, write_toy_bundle
+from standins.trt_bundles import write_bundle
 
 AGAIN = "write the record again: python tests/standins/plugin_placement.py"
 
@@ -85,6 +88,33 @@ def test_a_whole_picture_of_openvino_is_that_of_the_cpu(plugin):
         with open_model("fashion", where, method="scd-match", step="host") as model:
             found.append(generate(model, [[258]], length=196, seed=2).tokens[0])
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_runs_on_openvino(plugin, tmp_path, kind):
+    if plugin != "openvino":
+        pytest.skip("see the test below")
+    folder = write_bundle(tmp_path / kind, steps=["scd-match"], storage=Storage(kind, kind))
+    settings = {"length": 20, "window": 5, "drafting": "repeat", "seed": 1}
+    window, start = np.array([[8, 1, 2, 3]]), np.array([0])
+    with open_model(folder, place(plugin)) as model, open_model(write_bundle(tmp_path / "wide")) as reference:
+        found, exact = (one.forward(window, start)[..., :8] for one in (model, reference))
+        assert 1e-5 < np.abs(found - exact).max() < {"float16": 4e-3, "bfloat16": 0.05}[kind]
+        expected = generate(model, [[8]], method="ar", length=20, seed=1).tokens[0]
+    for step, rows in (("host", 1), ("host", 2), ("graph", 1)):
+        with open_model(folder, place(plugin), rows, method="scd-match", step=step) as model:
+            np.testing.assert_array_equal(generate(model, [[8]], **settings).tokens[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("float16", r"no shaders \(shader-f16\)"), ("bfloat16", "has a kernel for a node")]
+)
+def test_half_precision_is_refused_by_a_gpu_in_software(plugin, tmp_path, kind, said):
+    if plugin != "webgpu" or "VK_ICD_FILENAMES" not in os.environ:
+        pytest.skip("a real GPU may have it")
+    folder = write_bundle(tmp_path / kind, storage=Storage(kind, kind))
+    with pytest.raises(ProviderError, match=said):
+        open_model(folder, place(plugin)).forward(np.array([[8]]), np.array([0]))
 
 
 def test_the_record_is_what_the_plugin_does(plugin):
