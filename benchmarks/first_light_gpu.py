@@ -78,11 +78,11 @@ def all_parts(arguments: argparse.Namespace) -> list[Part]:
         *(Part(f"tokens:{method}", 75) for method in (second, *others)),
         *(Part(f"blocks:{method}", 45) for method in (first, second)),
     ]
+    if arguments.rehearse:  # before the model, which is made where a runtime ran
+        parts.append(Part("runtimes:cpu", 60, "onnxruntime"))
     if arguments.model:
         parts.append(Part("model", 240, "onnx", "runtimes", "no part of runtimes: gave a figure"))
         parts += [Part(f"decoding:{name}", 240, "", "parameters", "there is no model") for name in arguments.backends]
-    if arguments.rehearse:
-        parts.append(Part("runtimes:cpu", 60, "onnxruntime"))
     if not arguments.only:
         return parts
     return [part for part in parts if {part.name, part.name.partition(":")[0]} & {"machine", *arguments.only}]

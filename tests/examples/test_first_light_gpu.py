@@ -142,6 +142,8 @@ def test_what_is_wanted_most_comes_first(door):
     assert names[:6] == ["machine", "noise", "tokens:scd-match", "kernels:scd-match", "kernels:scd-maximal", "jax:1b"]
     assert names[-1] == "decoding:tensorrt-rtx"
     assert {name.partition(":")[0] for name in names} == set(door.MEASURES)
+    rehearsed = [part.name for part in door.all_parts(door.parsed(["--rehearse"]))]
+    assert rehearsed.index("runtimes:cpu") < rehearsed.index("model")  # without which it would be skipped
     chosen = door.parsed(["--only", "noise,jax:3b", "--no-model"])
     assert [part.name for part in door.all_parts(chosen)] == ["machine", "noise", "jax:3b"]
 

@@ -22,6 +22,7 @@ from coupled_sampling.bundles.manifest_file import file_record, write_manifest
 from coupled_sampling.bundles.opening import embedded_names, open_bundle
 from coupled_sampling.contracts import Runs
 from coupled_sampling.errors import BundleError
+from coupled_sampling.export import Storage
 from coupled_sampling.export.step_bundle import write_other_writings
 from standins.causal_windows import upper_left
 from standins.fake_onnxruntime import CUDA, FakeRuntime, Session
@@ -37,9 +38,9 @@ POSITIONS = 40
 SIZES = {"heads of 4": {}, "grouped heads": {"head_size": 8, "kv_heads": 1}}
 
 
-def write(path, change=None, **changes):
+def write(path, change=None, storage=None, **changes):
     """A toy with its other writings; ``change`` may spoil the one without masks."""
-    write_toy_bundle(path, toy_gpt(POSITIONS, **changes), max_window=POSITIONS)
+    write_toy_bundle(path, toy_gpt(POSITIONS, **changes), max_window=POSITIONS, storage=storage)
     manifest = write_other_writings(path, open_bundle(path).manifest)
     if change is not None:
         graph = path / manifest.causal_graph.file
@@ -80,6 +81,19 @@ def test_the_graph_without_masks_runs_where_its_logits_are_right(bundle, runtime
         assert "kv_length" not in inputs_of(runtime.sessions[-1])
         assert tokens_of(provider) == tokens_of(OrtProvider.open(bundle, 2, threads=1))
     assert ["kv_length" in inputs_of(session) for session in runtime.sessions] == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", [pytest.param("float16", marks=pytest.mark.long), "bfloat16"])
+def test_in_half_precision_it_runs_with_grouped_heads_too(tmp_path, runtime, kind):
+    """Captured as well; the graph without masks, the one with masks and that for trees give the same tokens."""
+    made = write(tmp_path / "half", storage=Storage(kind, kind), head_size=8, kv_heads=1)
+    found = []
+    for settings in ({}, {"cuda_graphs": True}, {"cuda_graphs": True, "column_buckets": (32,)}, {"trees": True}):
+        with cuda_provider(made, 2, **settings) as provider:
+            masked = "trees" in settings or "column_buckets" in settings
+            assert provider.runs.window_graph == ("" if masked else "causal")
+            found.append(tokens_of(provider))
+    assert found == found[:1] * 4
 
 
 def test_what_was_compared_is_not_compared_again(bundle, runtime):
