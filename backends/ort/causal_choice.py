@@ -91,12 +91,14 @@ def choose_window(
     # Weights are in files of their own, so that all digests are in it.
     key = (*runtime, *(record.sha256 for _, record in sorted(bundle.manifest.files.items())))
     if key not in _FOUND:
-        expected = _logits_of(bundle, open_graph, over, causal=False)
+        tried = "masked"  # that many rows of it may want more memory than the rows that are asked for
         try:
+            expected = _logits_of(bundle, open_graph, over, causal=False)
+            tried = "causal"
             found = _logits_of(bundle, open_graph, over, causal=True)
             _FOUND[key] = _difference(expected, found, bundle.manifest.window_graph.dtype)
         except (BundleError, ProviderError) as error:
-            _FOUND[key] = f"the causal one cannot be run: {in_one_line(error)}"
+            _FOUND[key] = f"the {tried} one cannot be run to compare them: {in_one_line(error)}"
     refusal = _FOUND[key]
     return ChosenWindow(open_graph(not refusal), not refusal, f"masked, {refusal}" if refusal else "causal")
 

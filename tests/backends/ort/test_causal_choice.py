@@ -142,7 +142,7 @@ def not_finite(model):
 WRONG = {
     "every window from the first column": (upper_left, "logits are off by"),
     "logits that are not finite": (not_finite, "logits are off by inf"),
-    "another interface": (not_a_graph_of_it, "cannot be run: .*'input_ids'"),
+    "another interface": (not_a_graph_of_it, "cannot be run to compare them: .*'input_ids'"),
 }
 
 
@@ -157,6 +157,23 @@ def test_whatever_is_wrong_with_it_the_graph_with_masks_runs(tmp_path, runtime, 
     assert runtime.memory == {}
     cuda_provider(wrong).close()
     assert len(runtime.sessions) == 4, "known by now"
+
+
+def test_a_comparison_that_finds_no_memory_stops_nobody(bundle, runtime, monkeypatch):
+    """It runs two rows, where one may be asked for, whose caches are half as large."""
+    right = Session.compute
+
+    def scarce(session, binding):
+        if len(binding.inputs["start"]) > 1:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        return right(session, binding)
+
+    monkeypatch.setattr(Session, "compute", scarce)
+    with cuda_provider(bundle) as provider:
+        assert provider.runs.window_graph.startswith(
+            "masked, the masked one cannot be run to compare them: ONNX Runtime failed"
+        )
+        assert provider.forward(np.array([[1]]), np.array([0])).shape == (1, 1, provider.vocab_size)
 
 
 WRONGLY = {
