@@ -10,7 +10,7 @@ from coupled_sampling.backends import OrtStep
 from coupled_sampling.backends.ort.session import open_session
 from coupled_sampling.bundles.portable_graphs import PORTABLE_OPSET, REPLACED, portable_graph
 from coupled_sampling.errors import InvalidArgument
-from coupled_sampling.export import Rotary, write_decoder_graph
+from coupled_sampling.export import Rotary, Storage, write_decoder_graph
 from coupled_sampling.export.graphs.builder import load_graph
 from standins.toy_bundles import toy_gpt, toy_weights
 
@@ -32,11 +32,11 @@ def operators(model):
     return Counter(node.op_type for node in model.graph.node)
 
 
-def windows(session, feeds):
+def windows(session, feeds, dtype=np.float32):
     """Logits of calls one after the other, each of which gets the caches of the one before."""
     names = [value.name for value in session.get_outputs()]
     past = {
-        value.name: np.zeros([2, *value.shape[1:]], np.float32)
+        value.name: np.zeros([2, *value.shape[1:]], dtype)
         for value in session.get_inputs()
         if value.name.startswith("past")
     }
@@ -63,6 +63,28 @@ def test_logits_are_those_of_the_original(tmp_path, name):
     sessions = open_session(model.SerializeToString()), open_session(rewritten.SerializeToString())
     for expected, found in zip(*(windows(session, feeds) for session in sessions), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shared keys, soft cap", "rotated in part, interleaved"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_graphs_in_half_precision_stay_so(tmp_path, kind, name):
+    """Constants are of the types of what they meet; float16 is run, for bfloat16 the CPU has no kernels."""
+    description = DESCRIPTIONS[name]
+    write_decoder_graph(description, toy_weights(description), tmp_path / "window.onnx", Storage(kind, kind))
+    model = load_graph(tmp_path / "window.onnx")
+    rewritten = portable_graph(model)
+    assert not set(REPLACED) & set(operators(rewritten))
+    onnx.shape_inference.infer_shapes(rewritten, check_type=True, strict_mode=True, data_prop=True)
+    if kind == "bfloat16":
+        return
+    random = np.random.default_rng(0)
+    feeds = [
+        {"input_ids": random.integers(0, 8, (2, width)), "start": np.array(start), "kv_length": np.array([14])}
+        for start, width in (([0, 0], 5), ([3, 1], 4))
+    ]
+    sessions = open_session(model.SerializeToString()), open_session(rewritten.SerializeToString())
+    for expected, found in zip(*(windows(session, feeds, np.float16) for session in sessions), strict=True):
+        np.testing.assert_allclose(found, expected, atol=4e-3)
 
 
 @pytest.mark.parametrize("name", ["window.onnx", "window-tree.onnx", "step-scd-match.onnx"])

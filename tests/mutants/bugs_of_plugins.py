@@ -49,6 +49,14 @@ BUGS = (
         PLUGINS,
     ),
     Bug(
+        "constants-of-rewritten-graphs-always-float32",
+        "_Rewriting._number",
+        "self._types[like].elem_type if like in self._types else self._onnx.TensorProto.FLOAT",
+        "self._onnx.TensorProto.FLOAT",
+        "A rewritten graph in half precision multiplies it by float32, which no runtime opens.",
+        GRAPHS,
+    ),
+    Bug(
         "rings-not-closed",
         "_Rewriting._tensor_scatter",
         "if mode == 'circular':\n    length = self._once('Gather', self._once('Shape', past), self._integer(rank - 2), axis=0)\n"
