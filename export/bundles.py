@@ -286,6 +286,10 @@ def _check_sizes(description: DecoderDescription, settings: ExportSettings) -> N
             f"step_graphs is {settings.step_graphs}, but this model takes a condition, which step graphs cannot be told; leave out "
             "step_graphs"
         )
+    if description.condition is not None and settings.storage.compute == "bfloat16":
+        raise InvalidArgument(
+            "compute is 'bfloat16', but this model takes a condition, and is decoded on the CPU; expected 'float32' or 'float16'"
+        )
     if max(settings.windows) > description.positions:
         raise InvalidArgument(
             f"windows has {max(settings.windows)}, more than the {description.positions} positions of a sequence; "

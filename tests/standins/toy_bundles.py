@@ -60,7 +60,7 @@ def write_toy_bundle(
         onnx.save(model, path / "window.onnx")
     files, pixels, condition = ["window.onnx"], None, None
     if description.condition is not None:
-        write_condition_graph(description, toy_weights(description, seed), path / "condition.onnx")
+        write_condition_graph(description, toy_weights(description, seed), path / "condition.onnx", storage)
         files.append("condition.onnx")
         condition = description.condition.record("condition.onnx")
     if codebook is not None:

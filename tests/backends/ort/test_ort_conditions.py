@@ -13,7 +13,7 @@ from coupled_sampling.bundles import ConditionGraph, Prompt
 from coupled_sampling.bundles.manifest_file import file_record
 from coupled_sampling.contracts import RequestObserver, Selective, Trees
 from coupled_sampling.errors import BundleError, InvalidArgument
-from coupled_sampling.export import add_step_graphs, reference_logits
+from coupled_sampling.export import Storage, add_step_graphs, reference_logits
 from coupled_sampling.export.step_bundle import write_other_writings
 from coupled_sampling.testing import CheckFailed, check_provider
 from standins.conditioned import COSMOS, LENGTH, PREFIX, VECTORS, some_vectors
@@ -84,6 +84,18 @@ def test_it_keeps_the_contract_and_is_the_reference(folders, kind, trees):
         length=LENGTH,
     )
     assert {"begin", "takes", "fork", "row-ranges"} <= {result.name for result in report.results}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("vectors", marks=pytest.mark.long), "cosmos"])
+def test_in_float16_what_rows_are_told_is_of_the_type_of_their_caches(tmp_path, kind):
+    prompts = {"begin": Prompt(PROMPTS[kind], (), "Begin")}
+    half = Storage("float16", "float16")
+    folder = write_toy_bundle(tmp_path / kind, KINDS[kind], max_window=LENGTH, prompts=prompts, storage=half)
+    asked = requests(kind)
+    expected = decoded(OrtProvider.open(folder, 2, threads=1), asked)
+    model = OrtProvider.open(folder, 2, threads=1)
+    assert decoded(model, asked, "scd-match", window=6) == expected
+    assert np.float16 in {kept.dtype for kept in model._conditions._kept.values()}
 
 
 def test_a_reference_with_other_vectors_is_told_apart(folders):

@@ -14,6 +14,7 @@ from coupled_sampling.export import (
     LayerPositions,
     Norm,
     QueryKeyNorm,
+    Storage,
     export_checkpoint,
 )
 from coupled_sampling.export.families import find_family
@@ -165,6 +166,8 @@ def test_a_clip_goes_on_from_what_begins_a_video(model, tmp_path):
 def test_fewer_positions_than_a_clip_still_begin_a_video(tmp_path):
     pytest.importorskip("onnx")
     (tmp_path / "model.pt").write_bytes(archive_of(cosmos_tensors(SMALL_TEXT)))
+    with pytest.raises(InvalidArgument, match="compute is 'bfloat16', but this model takes a condition"):
+        export_checkpoint(tmp_path, tmp_path / "bundle", ExportSettings(storage=Storage("bfloat16", "bfloat16")))
     export_checkpoint(tmp_path, tmp_path / "bundle", ExportSettings(max_length=16, windows=(1,)))
     bundle = open_bundle(tmp_path / "bundle")
     assert (bundle.manifest.grid, bundle.manifest.prompt_begin) == (None, (BEGIN,))
