@@ -73,10 +73,13 @@ _WITHOUT = {
     "threads": "runs nothing on the CPU",
     "engines": "builds none",
     "device": "runs on no GPU",
-    "cuda_graphs": "runs on no GPU",
+    "cuda_graphs": "has no CUDA graphs",
     "provider": "has no plugins",
 }
 """What a back end that does not have a setting is like."""
+
+_BY_BACKEND = ("device", "cuda_graphs", "provider")
+"""Settings that are asked for because of the back ends that have them, which are therefore named."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,7 @@ tensorrt, tensorrt-rtx, ort
             value = getattr(self, name)
             if value is not None and name not in settings:
                 said = str(value) if isinstance(value, Path) else value
-                others = (
-                    f", or choose one of {', '.join(_having(name))}" if "GPU" in reason or "plugins" in reason else ""
-                )
+                others = f", or choose one of {', '.join(_having(name))}" if name in _BY_BACKEND else ""
                 raise InvalidArgument(
                     f"{name} is {said!r}, but backend {self.backend!r} {reason}; leave it out{others}"
                 )

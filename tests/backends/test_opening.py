@@ -212,7 +212,10 @@ def test_a_provider_that_does_not_say_what_runs_it_gives_its_class():
         ({"backend": "cuda", "device": True}, "device is True, expected an integer"),
         ({"device": 0}, "device is 0, but backend 'cpu' runs on no GPU; .* choose one of cuda, tensorrt, tensorrt-rtx"),
         ({"backend": "cuda", "cuda_graphs": "yes"}, "cuda_graphs is 'yes', expected True or False"),
-        ({"cuda_graphs": False}, "cuda_graphs is False, but backend 'cpu' runs on no GPU"),
+        (
+            {"cuda_graphs": False},
+            "cuda_graphs is False, but backend 'cpu' has no CUDA graphs; .* choose one of cuda, tensorrt",
+        ),
     ],
 )
 def test_a_place_that_cannot_be_is_refused_when_it_is_made(settings, match):
