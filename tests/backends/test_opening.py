@@ -213,6 +213,10 @@ def test_a_provider_that_does_not_say_what_runs_it_gives_its_class():
         ({"device": 0}, "device is 0, but backend 'cpu' runs on no GPU; .* choose one of cuda, tensorrt, tensorrt-rtx"),
         ({"backend": "cuda", "cuda_graphs": "yes"}, "cuda_graphs is 'yes', expected True or False"),
         (
+            {"backend": "ort", "provider": "webgpu", "cuda_graphs": True},
+            "backend 'ort' has no CUDA graphs; leave it out",
+        ),
+        (
             {"cuda_graphs": False},
             "cuda_graphs is False, but backend 'cpu' has no CUDA graphs; .* choose one of cuda, tensorrt",
         ),

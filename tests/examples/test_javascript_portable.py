@@ -56,6 +56,7 @@ def test_only_a_bundle_is_replaced_and_only_by_force(portable, toy, tmp_path, ca
     assert (tmp_path / "copy" / "notes.txt").read_text() == "a user's"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["float16", "bfloat16"])
 def test_weights_of_half_precision_are_widened_and_no_number_changes(portable, tmp_path, weights):
     source = write_bundle(tmp_path / "source", steps=["ar"], storage=Storage(weights))
