@@ -326,6 +326,7 @@ def settled(draw):
     return world, draw(samplings(world.table.vocab_size))
 
 
+@pytest.mark.cases(7)
 @pytest.mark.parametrize("kind", [TableProvider, Elsewhere, Half])
 @pytest.mark.parametrize("method", METHODS)
 @settings(derandomize=True, deadline=None, max_examples=6)

@@ -1,4 +1,4 @@
-"""A hundred damaged files for every reader; ``make fuzz`` tries ten thousand. See `trial` for what is right."""
+"""Fifty damaged files for every reader; ``make fuzz`` tries ten thousand. See `trial` for what is right."""
 
 import subprocess
 import sys

@@ -106,6 +106,7 @@ stream, buffer, pinned = Stream(device), device.allocate(64), device.pinned((64,
 """
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("code", "ending"),
     [

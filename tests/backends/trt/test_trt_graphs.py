@@ -56,6 +56,7 @@ def write_decoder(folder, storage, **changes):
     return folder / "window.onnx"
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", embedded_names())
 def test_every_shipped_window_graph_is_built_with_all_its_masks_and_caches(flavour, name, precision):
@@ -160,6 +161,7 @@ def test_an_operator_tensorrt_does_not_know_is_named(flavour, tmp_path):
         build_engine(bundle.window_graph, flavour, BuildOptions().fitted(bundle.manifest.window_graph))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", embedded_names())
 def test_a_step_of_every_shipped_model_is_built_with_all_its_masks_and_caches(flavour, tmp_path, name, precision):
