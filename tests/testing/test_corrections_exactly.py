@@ -61,6 +61,7 @@ CASES = [("scd-maximal", world) for world in IN_FRACTIONS]
 CASES += [(method, world) for method in ("sjd", "scd-gumbel", "scd-match") for world in EVERY_OTHER]
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize(("method", "world"), CASES)
 def test_in_fractions_nothing_is_left_of_the_distance(method, world):
     corrector, vocab_size, length, window, drafting = IN_FRACTIONS[world]
