@@ -136,6 +136,7 @@ def test_any_window_gives_the_tokens_of_host_step(method, window):
     assert compare(lambda: NormalWorld(267, 3), method, window=window, length=60).differences == []
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
 def test_the_order_of_threads_and_the_size_of_blocks_do_not_matter(method):
     for options, order in ((PLAIN, 1), (PLAIN, 2), (AS_SHIPPED, 0)):
@@ -320,6 +321,7 @@ def threaded_decision(launcher):
     return decided(launcher, logits, sampling=sampling, method="scd-gumbel")
 
 
+@pytest.mark.long
 def test_real_threads_do_not_race():
     """ThreadSanitizer sees a given race in half of the runs or more (see below), so the step runs several times."""
     with EmulationLauncher(PLAIN) as launcher:

@@ -192,6 +192,7 @@ def test_a_step_of_an_exported_decoder_is_built(flavour, tmp_path):
     assert len(engine) > 100_000
 
 
+@pytest.mark.long
 def test_a_step_with_every_bucket_is_built_and_stored_beside_the_window_engine(flavour, tmp_path):
     """Engines of window and step side by side, by the real TensorRT."""
     bundle = open_bundle(write_bundle(tmp_path / "toy", steps=[STEP_METHOD]))
