@@ -262,7 +262,7 @@ def test_a_shorter_run_takes_as_many_cases_as_a_mark_says_and_the_same_ones_alwa
 
     class Case:
         def __init__(self, name, **marks):
-            self.path, self.originalname, self.marks = Path("test_a.py"), name, marks
+            self.path, self.name, self.originalname, self.marks = Path("test_a.py"), name, name, marks
 
         def get_closest_marker(self, name):
             return SimpleNamespace(args=(self.marks[name],)) if name in self.marks else None
