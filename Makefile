@@ -19,7 +19,8 @@ GPU_PYTHON ?= $(VENV)-gpu/bin/python
 # What a target stands on, such as checks and documentation, is made side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-plugins test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
+.PHONY: demo serve-demo test test-long mutants fuzz load check docs test-gpu test-torch test-frameworks test-openvino test-plugins \
+	test-javascript test-ray test-triton bench bench-gpu train train-moving train-moving-variants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/coupled-sampling generate --count 40 --method scd-gumbel --beside-ar --out demo.png
@@ -132,7 +133,7 @@ train-moving-variants: $(VENV)/.dev
 	$(BIN)/python benchmarks/video.py depends --count 10 build/still/bundle build/cuts/bundle
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray $(VENV)-triton build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu $(VENV)-genai $(VENV)-ray $(VENV)-triton $(VENV)-plugins build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,20 +1,25 @@
 """What a run of the tests shares: the folder of what it compiles, what a pass takes, and the long profile.
 
 In the long profile every property test of ours tries many more examples, new ones in every run, and tests marked ``long`` run:
-further cases of what shorter ones show.
+further cases of what shorter ones show. Of a test marked ``cases(n)`` a shorter run takes n sets of parameters, drawn by the test's
+name, so that they are the same in every run; where ALL_CASES is set, as planted bugs have it, it takes all.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import sys
 import tempfile
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
+
+ALL_CASES = "COUPLED_SAMPLING_ALL_CASES"
+"""Environment variable: no case is left out."""
 
 BUILDS = "COUPLED_SAMPLING_TEST_BUILDS"
 """As `standins.builds.VARIABLE`, which cannot be imported here: a project without the stand-ins may copy this file."""
@@ -26,9 +31,9 @@ MORE = 12
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--coupled-sampling-profile", default=None) != "nightly":
         skipped = pytest.mark.skip(reason="a long test: make test-long runs it")
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(skipped)
+        left = () if ALL_CASES in os.environ else left_out(items)
+        for item in [*left, *(item for item in items if item.get_closest_marker("long"))]:
+            item.add_marker(skipped)
         return
     from hypothesis import settings
 
@@ -41,6 +46,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             function._hypothesis_internal_use_settings = settings(
                 own, max_examples=MORE * own.max_examples, derandomize=False, print_blob=True
             )
+
+
+def left_out(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+    """What a shorter run leaves out of tests marked ``cases(n)``."""
+    tests: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("cases") and not item.get_closest_marker("long"):
+            tests.setdefault((item.path.name, getattr(item, "originalname", item.name)), []).append(item)
+    for (path, name), cases in tests.items():
+        count = min(len(cases), cases[0].get_closest_marker("cases").args[0])  # type: ignore[union-attr]
+        kept = set(random.Random(f"{path}::{name}").sample(range(len(cases)), count))
+        yield from (case for k, case in enumerate(cases) if k not in kept)
 
 
 def pytest_configure(config: pytest.Config) -> None:

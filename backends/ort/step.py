@@ -9,7 +9,7 @@ Idle rows are not run: a step is a call for each run of rows in use, which binds
 calls of their own, which decide nothing. The graph makes laws for all slots of a chunk all the same, so a call has few rows.
 
 Where it runs is its binding's affair (`coupled_sampling.backends.ort.binding`). **On a GPU, where this was never run**, caches,
-draft laws and the noise ring lie in device memory. What crosses in a call: at most 53 bytes for each of the B * W slots, 106 for
+draft laws and the noise ring lie in device memory. What crosses in a call: at most 61 bytes for each of the B * W slots, 98 for
 each row and 16 besides (tokens, starts, counts, settings, uniforms; back come tokens, counts and largest logits), and the race
 noise of newly entered positions, 4 V bytes each, to the GPU. All rows send as many positions as the one with the most of them, at
 least one; what is not new is padding. Besides, zeros cross when a window is wider than all before it, and laws after an

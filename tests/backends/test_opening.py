@@ -129,6 +129,7 @@ def test_auto_is_the_step_graph_on_the_cpu_where_there_is_one_and_kernels_on_a_g
 # What is closed gives everything back.
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("step", ["provider", "host", "kernels", "graph"])
 @pytest.mark.parametrize("backend", GPU)
 def test_nothing_is_kept_on_the_gpu_by_what_was_closed(machine, stepping, backend, step):

@@ -45,6 +45,7 @@ def test_its_grid_has_frames_and_drafts_come_from_the_one_before(bundle):
     assert [manifest.frames_of(n) for n in (0, FRAME - 1, FRAME, 16 * FRAME)] == [0, 0, 1, 16]
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("window", "least"), [(128, 9), pytest.param(7, 3, marks=pytest.mark.long)])
 def test_match_gives_the_very_clip_of_ar_in_far_fewer_passes(bundle, ar, window, least):
     made = decoded(bundle, [bundle.manifest.find_prompt("bag")], "scd-match", window)

@@ -84,6 +84,7 @@ def goodness_of_fit(tokens, law, least=5):
     return stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "method", ["scd-maximal", *(pytest.param(name, marks=pytest.mark.long) for name in ("ar", "sjd", "scd-gumbel"))]
 )

@@ -114,6 +114,7 @@ def generated(model, request, *, noise=None, **decoder):
     return [tuple(tokens[handle]) for handle in sorted(tokens)], [reasons[handle] for handle in sorted(reasons)]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match", "speculative"])
 def test_the_law_is_that_of_sampling_until_the_stop_string(method, tmp_path):
     """By enumeration: whole sequences cut where decoding them at once has the stop string, against the decoder's own."""

@@ -71,6 +71,7 @@ def test_every_back_end_decodes_as_the_cpu_does_and_says_what_ran(machine, bundl
     assert (machine.cuda.calls.count("cuLaunchKernel") == 0) == (step == "host")
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("backend", "step"), [("cuda", "kernels"), ("tensorrt", "kernels"), ("cuda", "host"), ("cuda", "graph")]
 )
@@ -257,6 +258,7 @@ def nothing(machine, monkeypatch):
     pass
 
 
+@pytest.mark.cases(24)
 @pytest.mark.parametrize(
     ("spoil", "arguments", "words"),
     [

@@ -61,6 +61,7 @@ def alike(found, expected):
     return apart.max() <= 1 and (apart > 0).mean() < 0.01
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("model", ["4B", "5B"])
 def test_a_clip_begins_with_the_frames_of_its_prompt(bundles, home, tmp_path, command, model):
     frames, trace = tmp_path / "frames", tmp_path / "trace.json"

@@ -112,6 +112,7 @@ def test_under_match_the_tokens_are_those_of_ar(method):
         assert drafted.traces[0].nfe < 40
 
 
+@pytest.mark.cases(8)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("vocab_size", "length", "window", "lag", "prompts", "stop"),

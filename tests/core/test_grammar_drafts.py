@@ -96,6 +96,7 @@ def test_rules_that_cannot_guess_for_the_rest():
         )
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize(
     ("drafting", "window", "stop"),
     [
@@ -123,6 +124,7 @@ def test_the_law_is_the_model_restricted_to_the_grammar(words, method, drafting,
     assert any(output[-2:] == (STOP, STOP) for (output,) in law) == (not stop)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", JACOBI)
 def test_sequences_that_share_a_row_and_a_grammar(words, method):
     """The second sequence takes over the first one's row, with a longer prompt that is itself no text of the grammar."""

@@ -185,6 +185,7 @@ def fractions(table, guidance, prompt):
     return law
 
 
+@pytest.mark.cases(20)
 @pytest.mark.parametrize("method", METHODS_BY_NAME)
 @pytest.mark.parametrize("case", range(len(INTEGERS)))
 @pytest.mark.parametrize("kind", [RationalProvider, RangedFractions])

@@ -88,6 +88,7 @@ def test_match_gives_the_tokens_of_ar(method, seed, requests, window, batch_size
     assert run(fast, requests, order) == run(decoder("ar", seed), requests)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("method", METHODS)
 @settings(derandomize=True, deadline=None, max_examples=18)
 @given(**worlds)

@@ -10,6 +10,7 @@ from standins.ranged import Apart
 from standins.requested import TABLE, V, model, run, tokens_of
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reused", [False, True])
 def test_tokens_do_not_depend_on_how_a_prompt_was_read(method, reused):

@@ -82,6 +82,7 @@ def test_a_stop_hides_what_failed_behind_it():
     assert tokens_of(commits[1]).tolist() == [1, 2, 3]
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", ["nan", "processor", "stop rule", "shape"])
 def test_one_request_never_stops_another(method, fault):

@@ -32,6 +32,7 @@ class Wide:
         return Branches(np.full(context.most, -1), np.arange(context.most) % 5)
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("columns", [40, 41, 47, 90])
 @pytest.mark.parametrize("branches", [3, 12, Wide(5), Wide(20)])
 def test_branches_fit_into_what_is_left_of_the_columns(columns, branches):

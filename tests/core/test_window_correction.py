@@ -326,6 +326,7 @@ def settled(draw):
     return world, draw(samplings(world.table.vocab_size))
 
 
+@pytest.mark.cases(7)
 @pytest.mark.parametrize("kind", [TableProvider, Elsewhere, Half])
 @pytest.mark.parametrize("method", METHODS)
 @settings(derandomize=True, deadline=None, max_examples=6)
@@ -347,6 +348,7 @@ def test_under_match_no_token_depends_on_a_corrector(kind, method, problem, seed
     assert decoded(world, method, corrector, kind, **same)[0] == decoded(world, "ar", None, **same)[0]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", RECYCLING)
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(world=small, seed=st.integers(0, 99))

@@ -119,6 +119,7 @@ def test_law_is_autoregressive_when_widths_depend_on_counts(method, seed):
     assert total_variation(law, autoregressive_law(table, [1], 5)) < 1e-12
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
 def test_a_rule_that_looks_at_drafts_is_caught(method):
     """Otherwise the test above would prove nothing."""
@@ -151,6 +152,7 @@ def test_law_is_autoregressive_when_times_depend_on_drafts(method, seed, slow_pa
     assert total_variation(law, autoregressive_law(table, [1], 5)) < 1e-12
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
 def test_times_known_at_once_are_caught(method, slow_passes):
     found = (
@@ -223,6 +225,7 @@ def test_joint_law_is_autoregressive_when_times_tell_all_that_is_open_in_any_row
     assert distance_of_rows(method, seed, monkeypatch) < 1e-12
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel"])
 def test_telling_times_known_at_once_are_caught(method, monkeypatch):
     """Otherwise the test above would prove nothing."""
@@ -303,6 +306,7 @@ def simulated(slot, search, steps=3000, seed=0, rows=1):
     return made / spent / rates[best], best
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("slot", [1.0, 0.3, 0.1, 0.03, 0.003])
 def test_search_comes_near_the_best_fixed_width_despite_hiccups(slot):
     shares = [simulated(slot, WindowSearch(128), seed=seed)[0] for seed in range(5)]

@@ -96,6 +96,7 @@ class Suite:
         environment["PYTHONPATH"] = os.pathsep.join([str(copy), str(copy / "tests" / "mutants")])
         # A bug may leave a file's size and second unchanged, which is all that compiled code is checked by.
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        environment["COUPLED_SAMPLING_ALL_CASES"] = "1"  # every case of the tests, as in a long run
         # What the tests compile is the same for most bugs; a bug in what is compiled makes a build of its own.
         environment[BUILDS] = str(copy.parent / BUILDS)
         (copy.parent / BUILDS).mkdir(exist_ok=True)

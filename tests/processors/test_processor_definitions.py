@@ -47,6 +47,7 @@ def expected(case, logits, tokens, end, positions):
     )
 
 
+@pytest.mark.cases(8)
 @EACH
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(made=slots())

@@ -71,6 +71,7 @@ def law_of(method, processors, table, vocab_size, length, *, window=3, drafting=
     return exact_law(run)
 
 
+@pytest.mark.cases(40)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_its_law_is_that_of_its_definition(case, method):
@@ -82,6 +83,7 @@ def test_its_law_is_that_of_its_definition(case, method):
 FORBIDDING = [case for case in CASES if case.only_forbids]
 
 
+@pytest.mark.cases(25)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", FORBIDDING, ids=[case.name for case in FORBIDDING])
 def test_in_fractions_what_only_forbids_is_exact_to_the_last_digit(case, method):

@@ -36,6 +36,7 @@ def table(kind=TableProvider, rows=3, seed=4, length=LENGTH, vocab_size=V):
     return kind(random_table(seed, vocab_size, zeros=0.2), vocab_size, rows, length)
 
 
+@pytest.mark.cases(16)
 @pytest.mark.parametrize(("kind", "name"), BROKEN.items(), ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("seed", range(2))
 def test_a_broken_provider_is_named(kind, name, seed):
@@ -58,6 +59,7 @@ def test_one_row_that_keeps_its_first_tokens_for_ever_is_seen_beside_a_fresh_pro
     assert "rollback" in provider_report(table(Stale, rows=1), fresh=lambda: table(Stale, rows=1)).failures
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("seed", range(30))
 def test_a_correct_provider_never_fails(seed):
     random = np.random.default_rng(seed)
@@ -86,6 +88,7 @@ def test_a_model_without_memory_passes_and_is_noted():
     assert check_provider(TableProvider(lambda context: np.ones(1), 1, 2, LENGTH)).passed
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("unconditional", [[1], [1, 2, 0]])
 @pytest.mark.parametrize("prompts", [None, [[0], [2]], [[1, 2, 3, 0], [2]]])
 def test_guidance_passes(unconditional, prompts):

@@ -36,6 +36,7 @@ def made(kind, rows=4, seed=0, zeros=0.2):
     return kind(random_table(seed, V, zeros=zeros), V, rows, LENGTH)
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize(("kind", "name"), BROKEN_OFFERS.items(), ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("seed", range(2))
 def test_a_wrong_offer_is_named(kind, name, seed):
@@ -44,6 +45,7 @@ def test_a_wrong_offer_is_named(kind, name, seed):
     assert set(report.failures) <= {name, "input-untouched"} or kind.__name__ == "LosesChunks"
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize(("kind", "name"), BROKEN_TREES.items(), ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("seed", range(2))
 def test_a_wrong_tree_is_named(kind, name, seed):
@@ -73,6 +75,7 @@ def test_as_many_columns_as_there_are_is_right(columns):
     assert check_provider(made(Crowded), skip=ELSEWHERE).passed
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(("kind", "offers"), OFFERS.items(), ids=lambda value: getattr(value, "__name__", "_"))
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_only_what_is_offered_is_checked(kind, offers, rows):
@@ -94,6 +97,7 @@ def test_a_correct_list_of_rows_passes_so_that_only_the_fault_of_a_shared_one_is
     assert check_provider(made(Copying), skip=TREES).passed
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("kind", OFFERS)
 @pytest.mark.parametrize("unconditional", [[1], [1, 2, 0], lambda prompt: [*prompt, 1]], ids=["one", "long", "made"])
 def test_guidance_offers_what_its_provider_offers(kind, unconditional):

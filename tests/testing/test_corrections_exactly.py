@@ -61,6 +61,7 @@ CASES = [("scd-maximal", world) for world in IN_FRACTIONS]
 CASES += [(method, world) for method in ("sjd", "scd-gumbel", "scd-match") for world in EVERY_OTHER]
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize(("method", "world"), CASES)
 def test_in_fractions_nothing_is_left_of_the_distance(method, world):
     corrector, vocab_size, length, window, drafting = IN_FRACTIONS[world]
@@ -128,6 +129,7 @@ def test_guidance_of_some_tokens_only_is_exact_with_corrected_laws(method):
     assert min(total_variation(found, law(*other)) for other in ((0, 2), (1, 3), (2, 3), (0, 3))) > 0.01
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_of_a_batch_keep_their_joint_law(method):
     """Ragged prompts that end anywhere, and a third request that takes over a row that was left."""
@@ -168,6 +170,7 @@ def distance(run, model, prompt, length):
     return total_variation(exact_law(run), autoregressive_law(model, prompt, length))
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("cut", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_sequence_goes_on_with_its_law(method, cut):
@@ -229,6 +232,7 @@ def test_a_grammar_of_its_own_contexts_is_exact(method):
 WARPS = [Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.8), Sampling(0.5, min_p=0.2)]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("sampling", WARPS, ids=str)
 def test_laws_are_corrected_before_they_are_warped(sampling):
     """In fractions: the corrector sees the model's own logits, and the law that is recorded is warped."""

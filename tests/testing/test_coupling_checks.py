@@ -14,6 +14,7 @@ SHIPPED = {"independent": couplings.independent, "maximal": couplings.maximal, "
 Q, P = np.array([0.5, 0.25, 0.25, 0.0]), np.array([0.1, 0.3, 0.2, 0.4])
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", SHIPPED)
 @pytest.mark.parametrize("seed", range(2))
 def test_shipped_couplings_pass(kind, seed):

@@ -34,6 +34,7 @@ def draws(law, count, generator):
     return np.stack(np.unravel_index(index, law.shape), axis=1)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("two", [False, True], ids=["law", "two-sample"])
 @pytest.mark.parametrize("method", ["chi-square", "g"])
 @pytest.mark.parametrize("kind", ["flat", "small cells", "joint"])
@@ -57,6 +58,7 @@ def test_the_permutation_test_raises_few_false_alarms():
     assert rate_is(hits, trials, 0.05)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("two", [False, True], ids=["law", "two-sample"])
 @pytest.mark.parametrize("family", ["hotter", "moved mass", "broken dependence of position 0"])
 def test_a_bias_of_the_size_it_promises_to_catch_is_caught_nine_times_out_of_ten(family, two):

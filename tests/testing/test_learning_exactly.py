@@ -38,6 +38,7 @@ def distance(method, seed, *, vocab_size=2, lengths=(4,), window=3, stop=(), ste
     return total_variation(exact_law(run, max_paths=20_000), oracle)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["scd-maximal", "sjd", "scd-gumbel", "scd-match"])
 def test_what_is_learned_on_the_way_changes_no_law(method, seed):

@@ -47,6 +47,7 @@ def worst(step_type, method, *, seeds=SEEDS, **world):
 # A. The law that is recorded for a draft that was kept.
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
 def test_recording_the_old_law_of_kept_drafts_is_caught(method):
     assert worst(OldLawForKeptDrafts, method) > CAUGHT
@@ -200,6 +201,7 @@ class NoiseOfTheRow(NoiseOfTheSlot):
         return self._noise.shared(law, sites._replace(sequence=np.zeros_like(sites.sequence)), where=where)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", ["ar", "scd-gumbel", "scd-match", "speculative-match"])
 def test_shared_noise_that_belongs_to_a_slot_is_caught(method):
     assert worst(HostStep, method, wrap=NoiseOfTheSlot) > CAUGHT
@@ -229,6 +231,7 @@ class CommitsTheBatchMinimum(HostStep):
         return StepDecision(np.where(earlier, corrected, decided.tokens), at, decided.laws)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "speculative"])
 def test_committing_the_batch_minimum_is_caught(method):
     world = {"prompts": ((0,), (1,)), "length": 3, "window": 2, "seeds": range(2)}

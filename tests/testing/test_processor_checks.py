@@ -261,6 +261,7 @@ def test_a_right_processor_passes(seed):
     assert max(report.differences.values()) < 1e-6
 
 
+@pytest.mark.cases(15)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 @pytest.mark.parametrize("vocab_size", [6, 500])
 def test_ours_pass(case, vocab_size):

@@ -96,6 +96,7 @@ def warped(law, sampling):
 SETTINGS = [Sampling(0.5), Sampling(top_k=2), Sampling(top_p=0.6), Sampling(min_p=0.4), Sampling(0.25, 2, 0.75, 0.125)]
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("method", ["ar", "scd-maximal", "scd-gumbel", "scd-match"])
 def test_warped_laws_are_exact_too(method, settings):

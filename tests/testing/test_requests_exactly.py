@@ -161,6 +161,7 @@ def test_runs_of_tokens_end_a_sequence_anywhere(method, stop):
     assert distance(run, one_by_one(table, (1,), 4, ends)) < LOSSLESS
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stop_rule_ends_a_sequence_where_it_says(method):
     table = random_table(4, 2)
@@ -194,6 +195,7 @@ def test_samples_of_one_prompt_are_independent(method, rows):
     assert distance(run, alone, alone) < LOSSLESS
 
 
+@pytest.mark.cases(14)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])
 @pytest.mark.parametrize("model", [TableProvider, Apart])
@@ -225,6 +227,7 @@ def test_a_prefix_that_is_still_there_changes_nothing(method):
     assert distance(run, *(one_by_one(table, prompt, 2) for prompt in prompts)) < LOSSLESS
 
 
+@pytest.mark.cases(14)
 @pytest.mark.parametrize("cut", [1, 2, 3])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", [8, 9])

@@ -1,9 +1,12 @@
 """Strategies keep what they promise and shrink to what can be read; the plugin changes nothing unless it is asked to."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,3 +253,23 @@ def test_our_long_profile_takes_its_multiple_once_however_many_cases_share_a_tes
     )
     code, output = run(tmp_path, "test_many.py", "--coupled-sampling-profile", "nightly")
     assert code == 0, output
+
+
+def test_a_shorter_run_takes_as_many_cases_as_a_mark_says_and_the_same_ones_always():
+    spec = importlib.util.spec_from_file_location("our_conftest", ROOT / "tests" / "conftest.py")
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+
+    class Case:
+        def __init__(self, name, **marks):
+            self.path, self.name, self.originalname, self.marks = Path("test_a.py"), name, name, marks
+
+        def get_closest_marker(self, name):
+            return SimpleNamespace(args=(self.marks[name],)) if name in self.marks else None
+
+    many, few = [Case("many", cases=3) for _ in range(10)], [Case("few", cases=3) for _ in range(2)]
+    others = [Case("plain"), Case("slow", cases=0, long=None)]
+    left = list(conftest.left_out([*many, *few, *others]))
+    assert len(left) == 7
+    assert set(left) < set(many)
+    assert list(conftest.left_out([*many, *few, *others])) == left

@@ -55,6 +55,7 @@ def model(next_law, rows=1, vocab_size=VOCAB):
     return TableProvider(next_law, vocab_size, rows, 80)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("warped", [False, True])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_the_embedded_model(method, warped, record_property):
@@ -109,6 +110,7 @@ def faulty(method, fault):
     return HostStep(inner, method, {"uniforms": OtherUniforms, "races": OtherRaces}[fault]())
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("method", "fault"),
     [(m, f) for m in REJECTION for f in ("old law", "uniforms") if (m, f) != ("sjd", "old law")]
@@ -216,6 +218,7 @@ def test_the_report():
         StepComparison(model(random_table(1, VOCAB)), Far(model(random_table(1, VOCAB)), "ar")).report().check()
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("fault", table_graphs.FAULTS)
 @pytest.mark.parametrize("method", [*REJECTION, "scd-match"])
 def test_sites_of_which_no_law_can_be_made_end_a_comparison(method, fault):

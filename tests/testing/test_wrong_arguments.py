@@ -220,6 +220,7 @@ def test_everything_public_has_a_right_call_here():
         find(name)(**arguments)
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize("name", [name for name, arguments in CALLS.items() if arguments])
 def test_one_wrong_argument_is_refused_by_the_library_or_is_none(name):
     """Each parameter gets every value in turn, the others being right."""

@@ -94,6 +94,7 @@ class CommitsWhatWasPredicted(HostStep):
         return StepDecision(decided.tokens, np.where(behind, decided.last + 1, decided.last), decided.laws)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("kind", [RecordsTheUncorrectedLaw, RenamesTheLaw, CommitsWhatWasPredicted])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_law_that_is_not_the_drafts_own_is_caught_on_every_model(kind, method):

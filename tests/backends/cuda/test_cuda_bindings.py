@@ -81,6 +81,7 @@ def test_the_other_tests_for_gpus_pass_on_it(run):
     expect_passed(run(*PYTEST, "-k", "not onnx_runtime", HERE / "test_gpu.py"), 14)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("part", "figures"),
     [
@@ -106,6 +107,7 @@ stream, buffer, pinned = Stream(device), device.allocate(64), device.pinned((64,
 """
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("code", "ending"),
     [

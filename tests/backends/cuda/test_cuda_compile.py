@@ -34,6 +34,7 @@ def _cubins_are_kept(monkeypatch):
     keep(monkeypatch)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("architecture", "threads"),
     [

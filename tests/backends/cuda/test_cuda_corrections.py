@@ -67,6 +67,7 @@ def plain():
         yield one
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", RECYCLING)
 def test_tokens_and_counts_are_those_of_host_step(launcher, method):
     """Windows of many widths, five prompts in two or three rows, and warps of every kind among them."""
@@ -304,6 +305,7 @@ def differences(order):
     return found
 
 
+@pytest.mark.cases(3)
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_sweep_is_noticed(name):

@@ -35,6 +35,7 @@ def test_unusable_logits_are_told_by_row_and_position(method, value, found):
         provider.close()
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(method, fault):

@@ -46,6 +46,7 @@ def test_generation_through_the_loop_is_that_of_host_step():
         assert one.committed_per_step == other.committed_per_step
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("method", ["sjd", "scd-match"])
 @pytest.mark.parametrize("scale", [0, 1, 2.5, -0.5])
 @pytest.mark.parametrize("unconditional", [[1], [0, 1, 1, 0]])
@@ -292,6 +293,7 @@ class Failing(DeviceProvider):
         return super().forward(tokens, start)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("unconditional", [None, *UNCONDITIONAL.values()], ids=["unguided", *UNCONDITIONAL])
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 def test_state_follows_whatever_the_loop_does(method, unconditional):

@@ -120,6 +120,7 @@ def test_noise_of_another_slot_is_seen():
     assert (found != expected).any()
 
 
+@pytest.mark.cases(7)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("vocab_size", [2, 5, 300])
 def test_tokens_and_counts_are_those_of_host_step(method, vocab_size):
@@ -128,18 +129,21 @@ def test_tokens_and_counts_are_those_of_host_step(method, vocab_size):
     assert both.differences == []
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("method", ["sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 @pytest.mark.parametrize("window", [2, 5, 33])
 def test_any_window_gives_the_tokens_of_host_step(method, window):
     assert compare(lambda: NormalWorld(267, 3), method, window=window, length=60).differences == []
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["scd-maximal", "scd-gumbel"])
 def test_the_order_of_threads_and_the_size_of_blocks_do_not_matter(method):
     for options, order in ((PLAIN, 1), (PLAIN, 2), (AS_SHIPPED, 0)):
         assert compare(lambda: NormalWorld(3000, 2), method, options, order=order, length=20).differences == []
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 @pytest.mark.parametrize("processors", [1, 132])
 def test_blocks_that_share_a_slot_give_the_tokens_of_host_step(method, processors):
@@ -167,6 +171,7 @@ def test_a_race_is_exact_even_where_all_contenders_nearly_tie(launcher):
     np.testing.assert_array_equal(tokens, winners)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -184,6 +189,7 @@ def test_an_inexact_race_is_noticed(old, new):
     assert (tokens != winners).any()
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", ["ar", "sjd", "scd-maximal", "scd-gumbel", "scd-match"])
 def test_large_vocabularies(method):
     """A window of 64 and 70,000 tokens: sums of different order may put a uniform on the other side of a boundary."""
@@ -265,6 +271,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_broken_kernel_is_noticed(method):
     """Negative control: one plausible bug for each method."""
@@ -273,6 +280,7 @@ def test_a_broken_kernel_is_noticed(method):
     assert both.differences
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("old", "new", "report", "vocab_size"),
     [
@@ -313,6 +321,7 @@ def threaded_decision(launcher):
     return decided(launcher, logits, sampling=sampling, method="scd-gumbel")
 
 
+@pytest.mark.long
 def test_real_threads_do_not_race():
     """ThreadSanitizer sees a given race in half of the runs or more (see below), so the step runs several times."""
     with EmulationLauncher(PLAIN) as launcher:
@@ -323,6 +332,7 @@ def test_real_threads_do_not_race():
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("old", "new"),
     [

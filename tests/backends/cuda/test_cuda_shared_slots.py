@@ -62,6 +62,7 @@ FIRST_PART = "if (thread || place.part) return;\n        place"
 SECOND_PART = "if (thread || place.part != 1) return;\n        place"
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("method", "old", "new"),
     [

@@ -293,6 +293,7 @@ def differences(order):
     return found
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_of_trees_are_noticed(name):
     """Negative control."""

@@ -94,6 +94,7 @@ def test_how_rows_are_batched_is_found_by_trying(graphs, kind):
     assert (logits.shape, logits.dtype) == ((3, 4, VOCABULARY), np.float32)
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_it_conforms(graphs, kind, batch_size):

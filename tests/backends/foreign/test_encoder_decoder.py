@@ -74,6 +74,7 @@ def decoded(model, asked, **settings):
     return {handle: tokens_of(commits).tolist() for handle, commits in run(decoder).items()}
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_it_conforms_with_conditions(folders, kind, batch_size):

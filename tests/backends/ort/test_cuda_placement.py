@@ -250,12 +250,19 @@ os._exit(0)
 GRAPHS_OF_CUDA = """
 import os, sys
 import numpy as np
-from coupled_sampling.backends.ort import session
+from coupled_sampling.backends.ort import cuda_session, session
 from standins.on_cuda import cuda_provider
 import onnxruntime
 
 session._is_installed = lambda name: name == "onnxruntime-gpu"
-onnxruntime.set_default_logger_severity(1)
+quiet = cuda_session.session_options
+
+def telling(*arguments):
+    options = quiet(*arguments)
+    options.log_severity_level = 1
+    return options
+
+cuda_session.session_options = telling
 for on_device in (False, True):
     provider = cuda_provider("fashion", 3, on_device=on_device, cuda_graphs=True, column_buckets=(64,))
     for rows, width, start in 4 * ((3, 5, 0),) + 3 * ((2, 1, 5),) + 3 * ((3, 5, 60),):
@@ -395,7 +402,10 @@ def test_what_crosses_in_a_step(environment, method, guided):
     rows, width, model_rows = 3, 1 if method == "ar" else 8, 6 if guided else 3
     rejecting, racing = method in ("sjd", "scd-maximal", "scd-gumbel"), method in ("scd-gumbel", "scd-match")
     to_device = 8 * model_rows * (width + 1) + (3 * 8 + 1 + guided + 4) * rows
-    to_device += (24 * width + 8) * rows * rejecting + 8 * rows * racing + 16 * rows * guided
+    to_device += (24 * width + 8) * rows * rejecting + 8 * rows * racing
+    # A scale for each slot, the lag, and top-k, top-p and min-p: guided graphs of the bundle are warped, too.
+    to_device += (8 * width + 8 + 20) * rows * guided
+    to_device -= 16 * rows * (method == "ar")  # its graph looks at no count of drafts
     to_device += 4 * 267 * rows * (racing or method == "ar")  # the noise of one position that entered in each row
     to_host = rows * (8 * width + 8 + 4 * width + width * guided)
     for allocations, up, down, within in found[4:]:

@@ -108,6 +108,7 @@ def decoded(seed, faults, sequences=3):
     return step
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("seed", range(8))
 def test_every_position_under_way_has_its_own_noise(seed):
     decoded(seed, faults=0.3)

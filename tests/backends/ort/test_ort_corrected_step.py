@@ -39,6 +39,7 @@ def host_step(method, scale=1.0):
     return HostStep(GuidedProvider(inner, scale, BUNDLE.manifest.unconditional_prompt), method, corrections=TABLE)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(("warped", "guidance"), [(False, 1.0), (True, 1.0), (False, 1.5)])
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_and_traces_are_those_of_host_step(method, warped, guidance):

@@ -58,6 +58,7 @@ def tokens(step, **settings):
     return [row.tolist() for row in generate(step, PROMPTS, **settings).tokens]
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_tokens_are_those_of_the_cpu(bundle, runtime, method, variant):
@@ -81,6 +82,7 @@ def most(width, rows, steps):
     return steps * (53 * rows * width + 106 * rows + 16)
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_nothing_is_allocated_and_nothing_large_crosses_once_warm(bundle, runtime, method, variant):

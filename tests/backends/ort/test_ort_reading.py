@@ -92,6 +92,7 @@ def in_windows(bundle):
     return tokens
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("kind", ["host", "graph"])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_tokens_do_not_depend_on_how_prompts_were_read(bundle, in_windows, method, kind):
@@ -241,6 +242,7 @@ class Failing:
         return self._session.run_with_iobinding(*arguments)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.filterwarnings("ignore:two requests under way")
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("method", STEP_METHODS)

@@ -27,6 +27,7 @@ def bundle():
     return open_bundle("fashion")
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("warped", [False, True])
 @pytest.mark.parametrize("method", STEP_METHODS)
@@ -51,6 +52,7 @@ def assert_same(ours, host):
         assert found.committed_per_step == expected.committed_per_step
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("method", "scale"), [*((name, 2.0) for name in STEP_METHODS), ("ar", 0.0), ("scd-match", -0.5)]
 )
@@ -82,6 +84,7 @@ def decoded(step, arrivals, window):
     raise AssertionError("it does not end")
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("warped", [False, True])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_sequences_that_join_others_under_way(bundle, method, warped):

@@ -43,6 +43,7 @@ def _short_steps_of_the_cache(monkeypatch):
     monkeypatch.setattr(step_tensors, "KV_STEP", 4)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(("warped", "schedules"), [(False, 1), (True, 4)])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_state_follows_whatever_the_loop_does(method, warped, schedules):
@@ -54,6 +55,7 @@ def test_state_follows_whatever_the_loop_does(method, warped, schedules):
         assert_same(run_schedule(Losing(Table(logits, ROWS), step), session, seed, STEPS, warped))
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("unconditional", UNCONDITIONAL.values(), ids=UNCONDITIONAL)
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_guided_state_follows_whatever_the_loop_does(method, unconditional):
@@ -67,6 +69,7 @@ def test_guided_state_follows_whatever_the_loop_does(method, unconditional):
         assert_same(run_schedule(Losing(guided, step, logits_error=1e-5), session, seed, STEPS))
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_state_follows_requests_with_guidance_of_their_own(method):
     """Scales and unconditional prompts differ from row to row, and some leave less room than a window is wide."""

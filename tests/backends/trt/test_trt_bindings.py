@@ -95,6 +95,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.cases(1)
 def test_the_version_is_known(name):
     assert name.endswith(f" {report(name)['described']['version']}")
 

@@ -56,6 +56,7 @@ def write_decoder(folder, storage, **changes):
     return folder / "window.onnx"
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", embedded_names())
 def test_every_shipped_window_graph_is_built_with_all_its_masks_and_caches(flavour, name, precision):
@@ -160,6 +161,7 @@ def test_an_operator_tensorrt_does_not_know_is_named(flavour, tmp_path):
         build_engine(bundle.window_graph, flavour, BuildOptions().fitted(bundle.manifest.window_graph))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", embedded_names())
 def test_a_step_of_every_shipped_model_is_built_with_all_its_masks_and_caches(flavour, tmp_path, name, precision):
@@ -190,6 +192,7 @@ def test_a_step_of_an_exported_decoder_is_built(flavour, tmp_path):
     assert len(engine) > 100_000
 
 
+@pytest.mark.long
 def test_a_step_with_every_bucket_is_built_and_stored_beside_the_window_engine(flavour, tmp_path):
     """Engines of window and step side by side, by the real TensorRT."""
     bundle = open_bundle(write_bundle(tmp_path / "toy", steps=[STEP_METHOD]))

@@ -40,6 +40,7 @@ def requests_of(count, samplings, length=30):
     ]
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     ("size", "lags", "warped"), [(VOCAB, (1, 3), False), (WIDE, (2, 1, 5), False), (WIDE, (1, 50), True)]
 )

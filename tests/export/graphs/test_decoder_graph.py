@@ -187,6 +187,7 @@ def with_a_dead_token(model, value):
     return model.SerializeToString()
 
 
+@pytest.mark.cases(40)
 @pytest.mark.parametrize(
     ("compute", "value"),
     [

@@ -61,6 +61,7 @@ WARPED = [
 ]
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("warped", [False, True])
 @pytest.mark.parametrize("method", STEP_METHODS)
 def test_tokens_and_counts_are_those_of_host_step(method, warped, record_property):
@@ -192,6 +193,7 @@ def test_unusable_logits_are_told_by_row_and_position(method, fault, found):
     assert not step.step(one_row([5, 3], known=2)).failures  # a known slot's logits are nobody's business
 
 
+@pytest.mark.cases(8)
 @pytest.mark.parametrize(
     ("warped", "fault"),
     [

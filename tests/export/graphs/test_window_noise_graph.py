@@ -109,6 +109,7 @@ def differences(report):
     return report.ties + report.disagreements
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("vocab_size", [VOCAB, WIDE])
 @pytest.mark.parametrize("change", [unchanged, last_of_equals])
 @pytest.mark.parametrize(("kind", "rows", "window"), [(unchanged, 1, 1), (whole_numbers, 2, 6), (unchanged, 3, 9)])
@@ -117,6 +118,7 @@ def test_tokens_and_counts_are_exactly_those_of_host_step(vocab_size, change, ki
     assert differences(compare(kind(table(0, vocab_size)), change, rows=rows, window=window)) == 0
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("change", [unchanged, last_of_equals])
 def test_drafts_end_where_no_law_can_be_made_and_texts_only_fail_there(change, fault):
