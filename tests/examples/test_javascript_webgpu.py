@@ -240,8 +240,8 @@ def test_a_browser_without_webgpu_is_told_so(clips, tmp_path):
 def test_node_has_no_webgpu_and_says_so(asked, told):
     script = f"""
         import {{ openBundle }} from "./core/bundle.js";
-        import {{ EMBEDDED, folderReader }} from "./folder.mjs";
-        const error = await openBundle(folderReader(EMBEDDED), {{ provider: {json.dumps(asked)} }}).catch((error) => error);
+        import {{ bundleFolder, folderReader }} from "./folder.mjs";
+        const error = await openBundle(folderReader(bundleFolder("fashion")), {{ provider: {json.dumps(asked)} }}).catch((error) => error);
         process.stdout.write(`${{error.name}}: ${{error.message}}`);
     """
     assert run("--input-type=module", "--eval", script).decode().startswith(told)
