@@ -241,7 +241,8 @@ def test_node_has_no_webgpu_and_says_so(asked, told):
     script = f"""
         import {{ openBundle }} from "./core/bundle.js";
         import {{ bundleFolder, folderReader }} from "./folder.mjs";
-        const error = await openBundle(folderReader(bundleFolder("fashion")), {{ provider: {json.dumps(asked)} }}).catch((error) => error);
+        const read = folderReader(bundleFolder("fashion"));
+        const error = await openBundle(read, {{ provider: {json.dumps(asked)} }}).catch((error) => error);
         process.stdout.write(`${{error.name}}: ${{error.message}}`);
     """
     assert run("--input-type=module", "--eval", script).decode().startswith(told)
