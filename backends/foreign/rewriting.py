@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coupled_sampling.arguments import in_one_line
-from coupled_sampling.errors import BundleError, MissingDependency
+from coupled_sampling.bundles.onnx_package import require_onnx
+from coupled_sampling.errors import BundleError
 
-__all__ = ["FUSED", "SOURCE", "Changes", "load_graph", "raise_accuracy", "require_onnx", "roundings", "serialise"]
+__all__ = ["FUSED", "SOURCE", "Changes", "load_graph", "raise_accuracy", "roundings", "serialise"]
 
 SOURCE = "DynamicQuantizeLinear"
 FUSED = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"})
@@ -50,23 +51,6 @@ class Changes(NamedTuple):
             return ""
         counted = ", ".join(f"{kind} ({count or 'some'} of them)" for kind, count in sorted(self.rounding.items()))
         return f"the cause is {counted}: a scale is taken from all of a window, so that drafts change the tokens before them"
-
-
-def require_onnx(what: str) -> Any:
-    """The module ``onnx``; ``what`` needs it, for the message.
-
-    Raises
-    ------
-    MissingDependency
-        It is not installed.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependency(
-            f"{what} needs the package onnx, which is not installed: pip install 'coupled-sampling[export]'"
-        ) from error
-    return onnx
 
 
 def load_graph(path: Path, what: str) -> Any:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from coupled_sampling.backends.foreign.rewriting import SOURCE, branches_of, require_onnx
+from coupled_sampling.backends.foreign.rewriting import SOURCE, branches_of
+from coupled_sampling.bundles.onnx_package import require_onnx
 from coupled_sampling.errors import BundleError
 
 __all__ = ["widen"]

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency
+from coupled_sampling.bundles.onnx_package import require_onnx
+from coupled_sampling.errors import BundleError, InvalidArgument
 
 __all__ = ["PRECISIONS", "convert_graph", "load_graph", "save_converted", "uses_float64"]
 
@@ -168,12 +169,4 @@ def save_converted(model: Any, folder: Path) -> Path:
 
 
 def _require_onnx() -> Any:
-    try:
-        import onnx
-        import onnx.numpy_helper
-    except ImportError as error:
-        raise MissingDependency(
-            "building TensorRT engines reads graphs with the package onnx, which is not installed: "
-            "pip install 'coupled-sampling[tensorrt]'"
-        ) from error
-    return onnx
+    return require_onnx("building TensorRT engines", "tensorrt")

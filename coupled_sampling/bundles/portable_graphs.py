@@ -23,10 +23,13 @@ that lie in a second file are read from there. What it computes differs in the o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from coupled_sampling.errors import InvalidArgument, MissingDependency
+from coupled_sampling.bundles.onnx_package import require_onnx
+from coupled_sampling.errors import InvalidArgument
+from coupled_sampling.fields import check_is
 
 __all__ = ["PORTABLE_OPSET", "REPLACED", "portable_graph"]
 
@@ -38,6 +41,10 @@ REPLACED = ("TensorScatter", "Attention", "RotaryEmbedding", "Or", "Mod", "IsNaN
 
 _NARROWED = ("GatherElements", "Identity", "ReduceMax", "Squeeze")
 _ROTARY = frozenset({"interleaved", "rotary_embedding_dim", "num_heads"})
+
+_LARGEST_FLOAT16 = 65504.0
+_LARGEST_BFLOAT16 = (2 - 2.0**-7) * 2.0**127
+_LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
 
 _END = 2**31 - 1  # beyond every axis, and a number that runtimes without 64 bits can read
 _ATTENTION = frozenset({"scale", "softcap", "is_causal", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode"})
@@ -76,7 +83,8 @@ def portable_graph(model: Any, keep: Collection[str] = ()) -> Any:
     >>> sum(node.op_type == "TensorScatter" for node in portable_graph(window).graph.node)
     0
     """
-    onnx = _require_onnx()
+    onnx = require_onnx("rewriting graphs")
+    check_is("model", model, onnx.ModelProto)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
@@ -85,16 +93,6 @@ def portable_graph(model: Any, keep: Collection[str] = ()) -> Any:
             entry.version = min(entry.version, PORTABLE_OPSET)
     _Rewriting(onnx, rewritten.graph, inferred.graph).run(frozenset(keep))
     return rewritten
-
-
-def _require_onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependency(
-            "rewriting graphs needs the package onnx, which is not installed: pip install 'coupled-sampling[export]'"
-        ) from error
-    return onnx
 
 
 class _Rewriting:
@@ -136,13 +134,11 @@ class _Rewriting:
 
     # What new nodes are written with.
 
-    def _op(self, kind: str, *inputs: str, to: str | None = None, **attributes: Any) -> str:
-        """A new node's output, which is called ``to``."""
+    def _op(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """A new node's output, which is called ``output`` if it has to be."""
         self._count += 1
         name = f"portable.{kind}.{self._count}"
-        output = f"{name}.0" if to is None else to
-        if "to_type" in attributes:
-            attributes["to"] = attributes.pop("to_type")  # Cast's own attribute, which is no name here
+        output = output or f"{name}.0"
         self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), [output], name=name, **attributes))
         return output
 
@@ -174,12 +170,9 @@ class _Rewriting:
 
     def _largest(self, like: str) -> float:
         """The largest finite number of the type of ``like``."""
-        kinds = {self._onnx.TensorProto.FLOAT16: 65504.0, self._onnx.TensorProto.DOUBLE: 1.7976931348623157e308}
-        kind = self._types[like].elem_type if like in self._types else self._onnx.TensorProto.FLOAT
-        # Of float32, which bfloat16's largest number is a little below.
-        return kinds.get(
-            kind, 3.3895313892515355e38 if kind == self._onnx.TensorProto.BFLOAT16 else 3.4028234663852886e38
-        )
+        types = self._onnx.TensorProto
+        largest = {types.FLOAT16: _LARGEST_FLOAT16, types.BFLOAT16: _LARGEST_BFLOAT16, types.DOUBLE: sys.float_info.max}
+        return largest.get(self._types[like].elem_type if like in self._types else types.FLOAT, _LARGEST_FLOAT32)
 
     def _sizes(self, value: str) -> list[int | None]:
         """The length of each axis, None where it is not known."""
@@ -213,7 +206,7 @@ class _Rewriting:
         else:
             shape = self._once("Shape", update)
         indices = self._once("Expand", column, shape)
-        self._op("ScatterElements", past, indices, update, to=node.output[0], axis=rank - 2)
+        self._op("ScatterElements", past, indices, update, output=node.output[0], axis=rank - 2)
 
     def _attention(self, node: Any) -> None:
         """Scores are made as keys times queries and then turned, since queries are fewer than keys."""
@@ -245,10 +238,10 @@ class _Rewriting:
         never = self._number(-self._largest(query) / 2, query)
         law = self._op("Softmax", self._op("Where", mask, scores, never), axis=-1)
         if not shares_keys:
-            self._op("MatMul", law, value, to=node.output[0])
+            self._op("MatMul", law, value, output=node.output[0])
             return
         law = self._op("Reshape", law, together)
-        self._op("Reshape", self._op("MatMul", law, value), shape, to=node.output[0])
+        self._op("Reshape", self._op("MatMul", law, value), shape, output=node.output[0])
 
     def _whole_cache(self, key: str) -> str:
         """What ``key`` is the first columns of; itself if it is no part. No size is inferred for a part."""
@@ -287,24 +280,24 @@ class _Rewriting:
 
     def _or(self, node: Any) -> None:
         left, right = (self._op("Not", name) for name in node.input)
-        self._op("Not", self._op("And", left, right), to=node.output[0])
+        self._op("Not", self._op("And", left, right), output=node.output[0])
 
     def _mod(self, node: Any) -> None:
         if _attributes(self._onnx, node).get("fmod"):
             raise _refused(node, "the attribute fmod")
         dividend, divisor = node.input
-        self._remainder(dividend, divisor, to=node.output[0])
+        self._remainder(dividend, divisor, output=node.output[0])
 
-    def _remainder(self, dividend: str, divisor: str, to: str | None = None) -> str:
+    def _remainder(self, dividend: str, divisor: str, output: str = "") -> str:
         """Of integers that are not negative."""
         whole = self._op("Mul", self._op("Div", dividend, divisor), divisor)
-        return self._op("Sub", dividend, whole, to=to)
+        return self._op("Sub", dividend, whole, output=output)
 
     def _is_nan(self, node: Any) -> None:
         """Neither up to 0 nor from 0 on. That it differs from itself could be taken for impossible by a shader's compiler."""
         zero = self._number(0.0, node.input[0])
         below, above = (self._op(kind, node.input[0], zero) for kind in ("LessOrEqual", "GreaterOrEqual"))
-        self._op("And", self._op("Not", below), self._op("Not", above), to=node.output[0])
+        self._op("And", self._op("Not", below), self._op("Not", above), output=node.output[0])
 
     def _is_inf(self, node: Any) -> None:
         attributes, name = _attributes(self._onnx, node), node.input[0]
@@ -316,7 +309,7 @@ class _Rewriting:
             found.append(self._op("Less", name, self._number(-largest, name)))
         if len(found) == 2:
             left, right = (self._op("Not", one) for one in found)
-            self._op("Not", self._op("And", left, right), to=node.output[0])
+            self._op("Not", self._op("And", left, right), output=node.output[0])
         elif found:
             self._nodes[-1].output[0] = node.output[0]
         else:
@@ -337,10 +330,10 @@ class _Rewriting:
         if kind is None or kind.elem_type not in (types.INT64, types.BOOL):
             self._nodes.append(node)
             return
-        narrow = self._op("Cast", node.input[0], to_type=types.INT32 if kind.elem_type == types.INT64 else types.FLOAT)
+        narrow = self._op("Cast", node.input[0], to=types.INT32 if kind.elem_type == types.INT64 else types.FLOAT)
         attributes = _attributes(self._onnx, node)
         made = self._op(node.op_type, narrow, *node.input[1:], **attributes)
-        self._op("Cast", made, to=node.output[0], to_type=kind.elem_type)
+        self._op("Cast", made, output=node.output[0], to=kind.elem_type)
 
 
 def _attributes(onnx: Any, node: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ token per pass, and their law with the host's. The report says which steps were
 tested and what the test could have seen. The exit code is 1 if a difference was
 seen, or if none could have been."""
 EXAMPLES = """\
-  # four methods on fashion, the embedded model of pictures
+  # four methods on fashion
   coupled-sampling verify
   # one of them, by a sharper test
   coupled-sampling verify --methods scd-maximal --samples 5000

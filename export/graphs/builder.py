@@ -1,4 +1,4 @@
-"""Building and saving ONNX graphs: the one place where ``onnx`` is imported.
+"""Building and saving ONNX graphs.
 
 A `GraphBuilder` collects nodes and constants and names them; `save_graph` refuses a graph that ONNX's own checker or
 shape inference refuses, and writes the others atomically. `write_graph` does so for graphs of many weights, which it keeps in
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coupled_sampling import __version__
 from coupled_sampling.arguments import in_one_line
+from coupled_sampling.bundles import onnx_package
 from coupled_sampling.errors import BundleError, InvalidArgument, MissingDependency, OutputError
 from coupled_sampling.export.graphs.storage import TensorFile, stored_type
 from coupled_sampling.fields import check_is, check_path
@@ -41,12 +42,7 @@ def require_onnx() -> Any:
     MissingDependency
         It is not installed, or does not know opset 24.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependency(
-            "writing graphs needs the package onnx, which is not installed: pip install 'coupled-sampling[export]'"
-        ) from error
+    onnx = onnx_package.require_onnx("writing graphs")
     if onnx.defs.onnx_opset_version() < OPSET:
         raise MissingDependency(
             f"onnx {onnx.__version__} knows operator sets up to {onnx.defs.onnx_opset_version()}, expected {OPSET} or "

@@ -76,8 +76,8 @@ BUGS = (
     Bug(
         "infinity-is-not-a-number",
         "_Rewriting._is_nan",
-        "self._op('And', self._op('Not', below), self._op('Not', above), to=node.output[0])",
-        "self._op('Not', self._op('And', below, above), to=node.output[0])",
+        "self._op('And', self._op('Not', below), self._op('Not', above), output=node.output[0])",
+        "self._op('Not', self._op('And', below, above), output=node.output[0])",
         "Logits that are numbers are refused as NaN.",
         GRAPHS,
     ),
